@@ -1,0 +1,21 @@
+"""What the user decides about a fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Lt
+
+ParameterCount = Literal["non_embedding", "no_token_embedding", "all"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """Set how laws are fitted; the same table and the same config give the same bytes."""
+
+    bootstrap: Annotated[int, Ge(100)] = 1000  # resamples behind every interval
+    seed: Annotated[int, Ge(0)] = 0  # of the resamples
+    confidence: Annotated[float, Gt(0), Lt(1)] = 0.95  # level of every interval
+    parameter_count: ParameterCount = "non_embedding"  # which parameters N(mean_recurrence) counts
+    max_epochs: Annotated[float, Gt(0)] = 1.0  # runs that repeat their data more often are left out

@@ -1,0 +1,115 @@
+"""Depth curves of a study: the saturating exponential run by run, and how its rate depends on mean recurrence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.special import stdtrit
+
+from analysis.config import FitConfig
+from analysis.saturating import SaturatingFit, fit_saturating
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthCurve:
+    """One run's depth curve and its fit."""
+
+    run_id: str
+    kind: str
+    scale: str
+    accounting: str
+    mean_recurrence: float
+    target_flops: float | None
+    fit: SaturatingFit
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateAtRecurrence:
+    """The rate z of the runs at one mean recurrence; the spread is over runs."""
+
+    mean_recurrence: float
+    curves: int
+    fitted: int
+    rate: float | None
+    rate_times_recurrence: float | None
+    rate_times_recurrence_sd: float | None  # None with fewer than two fitted runs
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthStudy:
+    """All depth curves of looped runs, their summary, and the slope of log z on log mu (-1: z mu is constant)."""
+
+    curves: tuple[DepthCurve, ...]
+    by_recurrence: tuple[RateAtRecurrence, ...]
+    slope: float | None = None
+    slope_low: float | None = None
+    slope_high: float | None = None
+    refusal: str | None = None
+
+    @property
+    def fitted(self) -> tuple[DepthCurve, ...]:
+        """Return the curves whose rate was accepted."""
+        return tuple(curve for curve in self.curves if curve.fit.refusal is None)
+
+
+def depth_study(runs: pd.DataFrame, depths: pd.DataFrame, config: FitConfig) -> DepthStudy:
+    """Fit the depth curve of every looped run in `runs`; depth rows of other runs are ignored."""
+    rows = {str(run_id): frame for run_id, frame in depths.groupby("run_id", sort=True)}
+    curves = []
+    for run in runs[runs["kind"] == "looped"].itertuples():
+        frame = rows.get(str(run.run_id))
+        if frame is None:
+            continue
+        fit = fit_saturating(
+            frame["depth"].to_numpy(float), frame["val_loss_nats"].to_numpy(float), config.confidence
+        )
+        budget = float(run.target_flops)
+        curves.append(
+            DepthCurve(
+                run_id=str(run.run_id),
+                kind=str(run.kind),
+                scale=str(run.scale),
+                accounting=str(run.accounting),
+                mean_recurrence=float(run.mean_recurrence),
+                target_flops=budget if np.isfinite(budget) else None,
+                fit=fit,
+            )
+        )
+    summary = tuple(
+        _summarise(depth, [c for c in curves if c.mean_recurrence == depth])
+        for depth in sorted({c.mean_recurrence for c in curves})
+    )
+    return _slope(tuple(curves), summary, config.confidence)
+
+
+def _summarise(depth: float, curves: list[DepthCurve]) -> RateAtRecurrence:
+    rates = np.array([c.fit.rate for c in curves if c.fit.rate is not None])
+    return RateAtRecurrence(
+        mean_recurrence=depth,
+        curves=len(curves),
+        fitted=len(rates),
+        rate=float(rates.mean()) if len(rates) else None,
+        rate_times_recurrence=float(rates.mean() * depth) if len(rates) else None,
+        rate_times_recurrence_sd=float(rates.std(ddof=1) * depth) if len(rates) > 1 else None,
+    )
+
+
+def _slope(
+    curves: tuple[DepthCurve, ...], summary: tuple[RateAtRecurrence, ...], confidence: float
+) -> DepthStudy:
+    pairs = [(c.mean_recurrence, c.fit.rate) for c in curves if c.fit.rate is not None]
+    recurrences = len({depth for depth, _ in pairs})
+    if recurrences < 3:
+        reason = f"{recurrences} recurrence{'s' * (recurrences != 1)} with an identified rate, at least 3 are needed"
+        return DepthStudy(curves=curves, by_recurrence=summary, refusal=reason)
+    x, y = np.log(np.array(pairs)).T
+    x = x - x.mean()
+    slope = float(x @ y / (x @ x))
+    residual = y - y.mean() - slope * x
+    freedom = len(x) - 2
+    half = float(stdtrit(freedom, (1 + confidence) / 2) * np.sqrt(residual @ residual / freedom / (x @ x)))
+    return DepthStudy(
+        curves=curves, by_recurrence=summary, slope=slope, slope_low=slope - half, slope_high=slope + half
+    )

@@ -1,0 +1,168 @@
+"""The isoFLOP curves of one group of runs, and the rule by which an optimum on them is believed or refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from analysis.config import FitConfig
+from analysis.geometry import Geometry, on_curve
+from analysis.resample import interval
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+Quantity = Literal["mean_recurrence", "tokens"]
+
+MIN_RECURRENCES = 4  # a parabola has three parameters: with three points its minimum has no error
+EDGE_SHARE = (
+    0.02  # an optimum this close to an end of the swept range, as a share of its log width, is at the edge
+)
+MAX_WITHOUT_MINIMUM = 0.1  # share of resamples that may lack a minimum before the optimum is refused
+HIDDEN: dict[str, Any] = {"json": False}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimum:
+    """The minimum of one isoFLOP curve with its interval, or the reason why there is none to report."""
+
+    budget_flops: float
+    value: float | None = None
+    low: float | None = None  # None: the interval is open on that side
+    high: float | None = None
+    loss_nats: float | None = None
+    loss_low_nats: float | None = None
+    loss_high_nats: float | None = None
+    swept: tuple[float, float]
+    refusal: str | None = None
+    log_draws: Array = field(repr=False, compare=False, metadata=HIDDEN)
+    loss_draws: Array = field(repr=False, compare=False, metadata=HIDDEN)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curves:
+    """Looped cells on the continuous FLOP curve, one row per run, as arrays.
+
+    `budget` indexes `budgets_flops`; `rows` are the positions in the group's table (and in its noise draws).
+    """
+
+    budgets_flops: Array
+    budget: np.ndarray[Any, np.dtype[np.int64]]
+    rows: np.ndarray[Any, np.dtype[np.int64]]
+    mean_recurrence: Array
+    tokens: Array
+    params: Array
+    loss_nats: Array
+
+    def axis(self, quantity: Quantity) -> Array:
+        """Return the swept variable."""
+        return self.mean_recurrence if quantity == "mean_recurrence" else self.tokens
+
+    def swept(self, quantity: Quantity, budget: int) -> tuple[float, float]:
+        """Return the least and largest value of the swept variable at one budget."""
+        values = self.axis(quantity)[self.budget == budget]
+        return float(values.min()), float(values.max())
+
+    def recurrences(self, budget: int) -> int:
+        """Count the distinct recurrences trained at one budget."""
+        return len(np.unique(self.mean_recurrence[self.budget == budget]))
+
+
+def curves(group: pd.DataFrame, shape: Geometry) -> Curves:
+    """Collect the isoFLOP curves of a group (indexed 0..n-1) from its looped runs with a budget."""
+    looped = (group["kind"] == "looped").to_numpy() & group["target_flops"].notna().to_numpy()
+    rows = np.flatnonzero(looped)
+    rows = rows[on_curve(group.iloc[rows], shape.backprop_share)]
+    used = group.iloc[rows]
+    budgets, index = np.unique(used["target_flops"].to_numpy(float), return_inverse=True)
+    depth = used["mean_recurrence"].to_numpy(float)
+    return Curves(
+        budgets_flops=budgets,
+        budget=index,
+        rows=rows,
+        mean_recurrence=depth,
+        tokens=used["tokens"].to_numpy(float),
+        params=shape.params(depth),
+        loss_nats=used["val_loss_nats"].to_numpy(float),
+    )
+
+
+def refusal_before(cells: Curves, budget: int) -> str | None:
+    """Refuse a curve that has too few recurrences to have a minimum with an error."""
+    count = cells.recurrences(budget)
+    if count < MIN_RECURRENCES:
+        return f"{count} recurrence{'s' * (count > 1)}, at least {MIN_RECURRENCES} are needed"
+    return None
+
+
+def judge(
+    cells: Curves,
+    quantity: Quantity,
+    budget: int,
+    point: tuple[float, float],
+    log_draws: Array,
+    loss_draws: Array,
+    config: FitConfig,
+) -> Optimum:
+    """Accept or refuse the minimum of one curve.
+
+    `point` holds the log of the optimum and the loss there. NaN means that the curve has no minimum, an
+    infinity that it falls or rises without end; the draws say the same of the resamples [resamples].
+    """
+    low_end, high_end = cells.swept(quantity, budget)
+    at_budget = float(cells.budgets_flops[budget])
+    refusal = _refusal(quantity, point[0], log_draws, (low_end, high_end))
+    low, high = interval(log_draws, config.confidence)
+    loss_low, loss_high = interval(np.where(np.isfinite(log_draws), loss_draws, np.nan), config.confidence)
+    shown = {
+        "value": float(np.exp(point[0])),
+        "low": None if low is None else float(np.exp(low)),
+        "high": None if high is None else float(np.exp(high)),
+        "loss_nats": float(point[1]),
+        "loss_low_nats": loss_low,
+        "loss_high_nats": loss_high,
+    }
+    return Optimum(
+        budget_flops=at_budget,
+        swept=(low_end, high_end),
+        refusal=refusal,
+        log_draws=log_draws,
+        loss_draws=loss_draws,
+        **({} if refusal else shown),
+    )
+
+
+def refused(cells: Curves, quantity: Quantity, budget: int, reason: str) -> Optimum:
+    """Return an optimum that was refused before any fit."""
+    nothing = np.empty(0)
+    return Optimum(
+        budget_flops=float(cells.budgets_flops[budget]),
+        swept=cells.swept(quantity, budget),
+        refusal=reason,
+        log_draws=nothing,
+        loss_draws=nothing,
+    )
+
+
+def _refusal(
+    quantity: Quantity, log_value: float, log_draws: Array, swept: tuple[float, float]
+) -> str | None:
+    if np.isnan(log_value):
+        return "no minimum: the curve has no positive curvature"
+    low, high = np.log(swept)
+    margin = EDGE_SHARE * (high - low)
+    ends = {"mean_recurrence": "µ = {:g}", "tokens": "{:.3g} tokens"}[quantity]
+    shown = f" (at {ends.format(float(f'{np.exp(log_value):.3g}'))})" if abs(log_value) < 100 else ""
+    if log_value < low - margin:
+        return f"the minimum lies below the swept range, which starts at {ends.format(swept[0])}{shown}"
+    if log_value > high + margin:
+        return f"the minimum lies above the swept range, which ends at {ends.format(swept[1])}{shown}"
+    if min(log_value - low, high - log_value) < margin:
+        return f"the minimum lies at the edge of the swept range{shown}"
+    without = float(np.mean(~np.isfinite(log_draws)))
+    if without > MAX_WITHOUT_MINIMUM:
+        return (
+            f"the noise leaves it open whether there is a minimum ({without:.0%} of the resamples have none)"
+        )
+    return None

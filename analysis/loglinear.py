@@ -1,0 +1,141 @@
+"""Fit laws that are sums of terms whose logs are linear in the parameters, all resamples in one array.
+
+L = sum over terms of exp(theta . phi_term(x)) covers the Chinchilla surface, the saturating exponential, the
+unified law and their rivals. Both derivatives are exact, so a damped Newton iteration converges to the optimum to
+rounding, and the gradient and curvature there certify it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """Sum over points of weight x Huber(residual); delta = inf is half the squared error."""
+
+    features: Array  # [terms, points, parameters]
+    delta: float = 1e-3
+    log_loss: bool = True  # residual of the log loss; otherwise of the loss itself
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """Parameters [resamples, parameters], objective, scaled gradient and least curvature [resamples]."""
+
+    parameters: Array = field(repr=False)
+    objective: Array
+    gradient: Array
+    curvature: Array
+    at_bound: np.ndarray[Any, np.dtype[np.bool_]]  # [resamples, parameters]
+
+
+def predict(features: Array, parameters: Array) -> Array:
+    """Return the law's loss [resamples, points] for features [terms, points, parameters]."""
+    terms, points, count = features.shape
+    logs = (parameters @ features.reshape(-1, count).T).reshape(len(parameters), terms, points)
+    return np.asarray(np.exp(logs).sum(1))
+
+
+def minimise(
+    objective: Objective,
+    losses: Array,
+    start: Array,
+    bounds: tuple[Array, Array],
+    *,
+    weights: Array | None = None,
+    iterations: int = 300,
+) -> Fit:
+    """Minimise for every row of `losses` [resamples, points] from `start` [resamples, parameters].
+
+    `weights` [resamples, points] are the counts of a pairs or block bootstrap.
+    """
+    low, high = bounds
+    theta = np.clip(np.broadcast_to(start, (len(losses), start.shape[-1])), low, high).copy()
+    weights = np.ones((1, losses.shape[1])) if weights is None else weights
+    weights = np.broadcast_to(weights, losses.shape)
+    active = np.arange(len(theta))
+    damping = np.full(len(theta), 1e-3)
+    value, gradient, hessian = _evaluate(objective, losses, weights, theta)
+    for _ in range(iterations):
+        step = _step(theta[active], gradient[active], hessian[active], damping[active], low, high)
+        trial = theta[active] + step
+        new_value, new_gradient, new_hessian = _evaluate(objective, losses[active], weights[active], trial)
+        better = new_value < value[active]
+        done = _done(step, value[active], new_value, better, damping[active])
+        moved = active[better]
+        theta[moved], value[moved] = trial[better], new_value[better]
+        gradient[moved], hessian[moved] = new_gradient[better], new_hessian[better]
+        damping[active] = np.where(better, damping[active] / 8, damping[active] * 6).clip(1e-14, 1e14)
+        active = active[~done]
+        if not len(active):
+            break
+    return _certify(theta, value, gradient, hessian, low, high)
+
+
+def _evaluate(objective: Objective, losses: Array, weights: Array, theta: Array) -> tuple[Array, Array, Array]:
+    """Return value [resamples], gradient [resamples, parameters] and Hessian [resamples, parameters, parameters]."""
+    terms, points, count = objective.features.shape
+    flat = objective.features.reshape(-1, count)
+    logs = (theta @ flat.T).reshape(len(theta), terms, points)
+    top = logs.max(1, keepdims=True)
+    share = np.exp(logs - top)
+    total = share.sum(1, keepdims=True)
+    share /= total
+    log_prediction = (top + np.log(total))[:, 0]
+    mean = np.matmul(share.transpose(2, 0, 1), objective.features.transpose(1, 0, 2)).transpose(1, 0, 2)
+    if objective.log_loss:
+        residual = log_prediction - np.log(losses)
+        first, outer = np.ones_like(residual), np.zeros_like(residual)
+    else:
+        prediction = np.exp(log_prediction)
+        residual, first, outer = prediction - losses, prediction, prediction
+    size = np.abs(residual)
+    inside = size <= objective.delta
+    psi = np.where(inside, residual, objective.delta * np.sign(residual)) * weights
+    with np.errstate(invalid="ignore"):  # delta = inf is never outside
+        cost = np.where(inside, residual**2 / 2, objective.delta * (size - objective.delta / 2))
+    # d2 pred = first * (sum_j s_j phi phi' - g g') + outer * g g', with g the gradient of the log prediction
+    value = (weights * cost).sum(1)
+    gradient = np.matmul((psi * first)[:, None, :], mean)[:, 0]
+    outer_products = (flat[:, :, None] * flat[:, None, :]).reshape(len(flat), -1)
+    spread = ((psi * first)[:, None, :] * share).reshape(len(theta), -1) @ outer_products
+    factor = np.where(inside, weights, 0.0) * first**2 - psi * first + psi * outer
+    hessian = spread.reshape(-1, count, count) + np.matmul(mean.transpose(0, 2, 1), mean * factor[..., None])
+    return value, gradient, hessian
+
+
+def _step(theta: Array, gradient: Array, hessian: Array, damping: Array, low: Array, high: Array) -> Array:
+    """Return a damped Newton step; negative curvature is followed downhill and bounds are kept."""
+    held = ((theta <= low) & (gradient > 0)) | ((theta >= high) & (gradient < 0))
+    free = np.where(held, 0.0, 1.0)
+    scale = np.sqrt(np.maximum(np.abs(np.diagonal(hessian, axis1=1, axis2=2)), 1e-30))
+    scaled = hessian / (scale[:, :, None] * scale[:, None, :]) * free[:, :, None] * free[:, None, :]
+    values, vectors = np.linalg.eigh(scaled)
+    rotated = np.einsum("bij,bi->bj", vectors, gradient * free / scale)
+    rotated /= np.maximum(np.abs(values), 1e-14) + damping[:, None]
+    step = -np.einsum("bij,bj->bi", vectors, rotated) / scale * free
+    longest = np.abs(step).max(1, keepdims=True)
+    step = step * np.minimum(1.0, 4.0 / np.maximum(longest, 1e-300))
+    return np.asarray(np.clip(theta + step, low, high) - theta)
+
+
+def _done(step: Array, value: Array, new_value: Array, better: Any, damping: Array) -> Any:
+    small = np.abs(step).max(1) < 1e-13
+    flat = better & (value - new_value <= 1e-16 * value) & (damping < 1.0)
+    return small | flat | (~better & (damping > 1e10))
+
+
+def _certify(theta: Array, value: Array, gradient: Array, hessian: Array, low: Array, high: Array) -> Fit:
+    at_bound = (theta <= low) | (theta >= high)
+    free = np.where(at_bound, 0.0, 1.0)
+    scale = np.sqrt(np.maximum(np.abs(np.diagonal(hessian, axis1=1, axis2=2)), 1e-30))
+    scaled = hessian / (scale[:, :, None] * scale[:, None, :]) * free[:, :, None] * free[:, None, :]
+    values = np.linalg.eigvalsh(scaled + np.eye(theta.shape[1]) * (1 - free)[:, None, :])
+    size = np.abs(gradient * free / scale).max(1) / np.sqrt(np.maximum(value, 1e-300))
+    return Fit(parameters=theta, objective=value, gradient=size, curvature=values[:, 0], at_bound=at_bound)

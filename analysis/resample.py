@@ -1,0 +1,60 @@
+"""Noise for parametric bootstraps, shared by all estimators so that their differences can be judged.
+
+A bootstrap over a handful of seeds is far too narrow (two seeds: 51 % coverage of a 95 % interval), and so is one
+over plain residuals. Each resample therefore draws its own noise level from the chi-squared law of the variance
+estimate, then normal errors of that level: the intervals widen as Student's do when degrees of freedom are few.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from scipy.special import chdtri
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseLevel:
+    """A standard deviation in nats, the degrees of freedom behind it and where it comes from."""
+
+    sd_nats: float
+    degrees_of_freedom: int
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draws:
+    """Standard normal errors [resamples, runs] and one uniform per resample for the noise level."""
+
+    normal: Array = field(repr=False)
+    uniform: Array = field(repr=False)
+
+    def noise(self, level: NoiseLevel, columns: Any = slice(None)) -> Array:
+        """Return errors in nats [resamples, runs] at the noise level that each resample draws."""
+        return self.scale(level)[:, None] * self.normal[:, columns]
+
+    def scale(self, level: NoiseLevel) -> Array:
+        """Return each resample's standard deviation in nats [resamples]."""
+        freedom = level.degrees_of_freedom
+        return np.asarray(level.sd_nats * np.sqrt(freedom / chdtri(freedom, self.uniform)))
+
+
+def draws(resamples: int, runs: int, seed: int, label: str) -> Draws:
+    """Draw the noise of one group; `label` keeps the groups' streams apart and independent of their order."""
+    generator = np.random.default_rng([seed, zlib.crc32(label.encode())])
+    return Draws(normal=generator.standard_normal((resamples, runs)), uniform=generator.random(resamples))
+
+
+def interval(samples: Array, confidence: float) -> tuple[float | None, float | None]:
+    """Return the percentile interval of `samples`, NaN left out; None for an end that is not finite."""
+    known = np.sort(samples[~np.isnan(samples)])
+    if not len(known):
+        return None, None
+    tail = (1 - confidence) / 2
+    # Interpolating between infinities would give NaN, so the ends are order statistics.
+    low, high = np.quantile(known, [tail, 1 - tail], method="closest_observation")
+    return (float(low) if np.isfinite(low) else None), (float(high) if np.isfinite(high) else None)

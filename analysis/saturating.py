@@ -1,0 +1,124 @@
+"""The test-time law of one depth curve: L(T) = L_inf + Z exp(-z T) (PAPER (e)).
+
+z is identified only where two limits fit clearly worse: z -> infinity, in which one point lies off a plateau, and
+z -> 0, in which the curve is a straight line and never reaches its floor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import fdtri
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+MIN_DEPTHS = 5
+# The exponential is said not to hold where the rms residual passes both shares: of the curve's range and of its loss.
+MISFIT_OF_RANGE, MISFIT_OF_LOSS = 0.01, 0.001
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaturatingFit:
+    """Floor L_inf and amplitude Z in nats and rate z per loop, or a refusal; the floor may stand without z."""
+
+    floor_nats: float | None = None
+    amplitude_nats: float | None = None
+    rate: float | None = None
+    rate_low: float | None = None
+    rate_high: float | None = None  # None: the data set no upper end
+    rms_nats: float | None = None
+    depths: tuple[int, ...] = ()
+    refusal: str | None = None
+
+    def predict(self, depth: Array) -> Array:
+        """Return L(T) in nats."""
+        if self.rate is None or self.floor_nats is None or self.amplitude_nats is None:
+            raise ValueError(f"no saturating exponential: {self.refusal}")
+        return np.asarray(self.floor_nats + self.amplitude_nats * np.exp(-self.rate * np.asarray(depth, float)))
+
+
+def fit_saturating(depths: Array, losses: Array, confidence: float = 0.95) -> SaturatingFit:
+    """Fit one curve by least squares on the relative residual (the residual of the log loss to second order)."""
+    order = np.argsort(depths)
+    depths, losses = np.asarray(depths, float)[order], np.asarray(losses, float)[order]
+    shown = tuple(int(v) for v in depths)
+    if len(depths) < MIN_DEPTHS:
+        return SaturatingFit(depths=shown, refusal=f"{len(depths)} depths, at least {MIN_DEPTHS} are needed")
+    grid = np.geomspace(0.02 / np.ptp(depths), 30.0 / np.diff(depths).min(), 300)
+    errors = _project(depths, losses, grid)[1]
+    best = int(np.argmin(errors))
+    bounds = np.log(grid[[max(best - 1, 0), min(best + 1, len(grid) - 1)]])
+    found = minimize_scalar(
+        lambda s: float(_project(depths, losses, np.exp([s]))[1][0]),
+        bounds=tuple(bounds),
+        method="bounded",
+        options={"xatol": 1e-10},
+    )
+    rate = float(np.exp(found.x))
+    amplitudes, error = _project(depths, losses, np.array([rate]))
+    floor, amplitude = (float(v) for v in amplitudes[0])
+    residual = floor + amplitude * np.exp(-rate * depths) - losses
+    rms = float(np.sqrt(np.mean(residual**2)))
+    freedom = len(depths) - 3
+    limit = float(error[0]) * (1 + fdtri(1, freedom, confidence) / freedom) + 1e-24
+    refusal = _refusal(depths, losses, amplitude, rms, limit)
+    if refusal:
+        plateau = floor if "one point" in refusal else None
+        return SaturatingFit(depths=shown, floor_nats=plateau, rms_nats=rms, refusal=refusal)
+    return SaturatingFit(
+        depths=shown,
+        floor_nats=floor,
+        amplitude_nats=amplitude,
+        rate=rate,
+        rate_low=_crossing(depths, losses, rate, grid[0], limit),
+        rate_high=_crossing(depths, losses, rate, grid[-1], limit),
+        rms_nats=rms,
+    )
+
+
+def _project(depths: Array, losses: Array, rates: Array) -> tuple[Array, Array]:
+    """Return the best (L_inf, Z) [rates, 2] and the squared relative error [rates]."""
+    weight = 1 / losses**2
+    decay = np.exp(-rates[:, None] * (depths - depths[0]))
+    mean_decay = decay @ weight / weight.sum()
+    mean_loss = losses @ weight / weight.sum()
+    centred = decay - mean_decay[:, None]
+    amplitude = (centred * weight) @ (losses - mean_loss) / np.maximum((centred**2) @ weight, 1e-300)
+    floor = mean_loss - amplitude * mean_decay
+    residual = floor[:, None] + amplitude[:, None] * decay - losses
+    with np.errstate(over="ignore"):  # Z of a curve that starts late and decays fast
+        return np.stack([floor, amplitude * np.exp(rates * depths[0])], -1), (residual**2) @ weight
+
+
+def _refusal(depths: Array, losses: Array, amplitude: float, rms: float, limit: float) -> str | None:
+    if amplitude <= 0:
+        return "the loss does not fall with depth"
+    weight = 1 / losses
+    spike = np.stack([np.ones_like(depths), np.arange(len(depths)) == 0], -1) * weight[:, None]
+    line = np.stack([np.ones_like(depths), depths], -1) * weight[:, None]
+    spike_error, line_error = (float(np.linalg.lstsq(x, losses * weight, rcond=None)[1].sum()) for x in (spike, line))
+    if rms > MISFIT_OF_RANGE * np.ptp(losses) and rms > MISFIT_OF_LOSS * losses.min():
+        share = rms / np.ptp(losses)
+        return f"the saturating exponential does not hold (rms residual {rms:.4f}, {share:.1%} of the curve's range)"
+    if spike_error <= limit:
+        return "z is not identified: one point alone lies off the plateau"
+    if line_error <= limit:
+        return "z is not identified: the curve is as well a straight line"
+    return None
+
+
+def _crossing(depths: Array, losses: Array, rate: float, end: float, limit: float) -> float | None:
+    """Return where the profile of z crosses `limit` between the optimum and `end`, None where it does not."""
+    inner, outer = np.log(rate), np.log(end)
+    if _project(depths, losses, np.array([end]))[1][0] <= limit:
+        return None
+    for _ in range(60):
+        middle = (inner + outer) / 2
+        if _project(depths, losses, np.exp([middle]))[1][0] <= limit:
+            inner = middle
+        else:
+            outer = middle
+    return float(np.exp((inner + outer) / 2))

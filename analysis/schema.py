@@ -1,0 +1,117 @@
+"""The columns of the two tables that every study ends in, and the check that guards them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import pandas as pd
+
+SCHEMA_VERSION = 1
+
+Kind = Literal["string", "float64", "int64"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column: its name (with the unit in it), storage type and meaning."""
+
+    name: str
+    kind: Kind
+    meaning: str
+
+
+def _columns(text: str) -> tuple[Column, ...]:
+    rows = [line.split(maxsplit=2) for line in text.strip().splitlines()]
+    kinds: dict[str, Kind] = {"str": "string", "float": "float64", "int": "int64"}
+    return tuple(Column(name=name, kind=kinds[kind], meaning=meaning) for name, kind, meaning in rows)
+
+
+RUNS = _columns("""
+schema_version                     int    version of this list of columns
+run_id                             str    <readable>-<8 hex>, the hash of the science fields
+sweep                              str    name of the sweep that the run belongs to
+scale                              str    name of the model size
+kind                               str    looped, fixed (looped model at depth exactly 1) or transformer
+width                              int    model width d
+prelude_layers                     int    layers before the loop
+core_layers                        int    layers inside the loop (0 for a transformer)
+coda_layers                        int    layers after the loop
+vocabulary_size                    int    rows of the embedding table
+injection                          str    how the prelude enters the loop: diagonal, linear or add
+n_params_total                     int    all parameters
+n_params_embedding                 int    token embedding (tied with the unembedding)
+n_params_value_embedding           int    value-embedding tables
+n_params_core                      int    parameters inside the loop
+n_params_other                     int    all parameters that are none of the above
+mean_recurrence                    float  mean number of loops
+backprop_depth                     float  loops that carry gradient at most
+depth_sampling                     str    law of the sampled depth, "fixed" for none
+dataset                            str    name of the data set
+data_digest                        str    digest of documents, split and tokenizer
+unique_tokens                      int    distinct training tokens available
+epochs                             float  tokens / unique_tokens
+optimizer                          str    name of the optimiser
+adamw_learning_rate                float  peak learning rate of the AdamW group
+muon_learning_rate                 float  peak learning rate of the Muon group (NaN without Muon)
+cooldown_fraction                  float  share of the steps in which the learning rate falls
+trunk_id                           str    shared trunk that the run branched from, empty for none
+accounting                         str    FLOP accounting that solved the steps: paper or released
+flops_per_token_fixed              float  a of f = a + b mean_recurrence + c backprop_depth
+flops_per_token_per_loop           float  b, FLOPs per token and loop
+flops_per_token_per_backprop_loop  float  c, FLOPs per token and loop with gradient
+target_flops                       float  the budget asked for
+nominal_flops                      float  tokens x f at mean_recurrence and backprop_depth
+expected_flops                     float  tokens x f at the moments of the depth sampler
+executed_flops                     float  FLOPs counted while training
+tokens                             int    training tokens, padding left out
+tokens_padded                      int    padding positions that were computed
+steps                              int    optimiser steps
+batch_tokens                       int    tokens in one optimiser step
+sequence_length                    int    tokens in one sequence
+seed                               int    seed of weights, data order and depths
+val_loss_nats                      float  validation loss at depth mean_recurrence, nats per token
+val_loss_se_nats                   float  its standard error over validation blocks
+val_bits_per_byte                  float  the same loss in bits per byte of text
+val_unigram_nats                   float  entropy of the validation tokens under their own frequencies
+core                               float  Core score, NaN until evaluated
+core_extended                      float  Core-Extended score, NaN until evaluated
+wall_s                             float  seconds of training and evaluation over all attempts
+tokens_per_s                       float  training throughput
+device                             str    device name
+attempts                           int    times that the run was started
+status                             str    planned, submitted, running, done or failed:<class>
+code_version                       str    version of loopscale and of the checkout
+""")
+
+DEPTHS = _columns("""
+run_id            str    run that was evaluated
+depth             int    test-time depth T
+val_loss_nats     float  validation loss at that depth, nats per token
+val_loss_se_nats  float  its standard error over validation blocks
+""")
+
+
+class TableError(ValueError):
+    """A table that cannot be read as a runs or depth table."""
+
+
+def conform(frame: pd.DataFrame, columns: tuple[Column, ...]) -> pd.DataFrame:
+    """Return `frame` with exactly `columns`, in order and cast to their types.
+
+    Raises TableError for a missing or unknown column, for a value that does not fit its type and, in a
+    runs table, for a schema version newer than this one.
+    """
+    if "schema_version" in frame and len(frame) and frame["schema_version"].max() > SCHEMA_VERSION:
+        raise TableError(
+            f"schema_version {frame['schema_version'].max()} is newer than {SCHEMA_VERSION}: update loopscale"
+        )
+    names = [column.name for column in columns]
+    missing = [name for name in names if name not in frame]
+    unknown = [name for name in frame if name not in names]
+    if missing or unknown:
+        raise TableError(f"columns missing: {missing or 'none'}; columns unknown: {unknown or 'none'}")
+    try:
+        return frame[names].astype({column.name: column.kind for column in columns})
+    except (TypeError, ValueError) as error:
+        raise TableError(f"a value does not fit its column: {error}") from error

@@ -1,0 +1,141 @@
+"""Results in words: the summary that `fit` prints and the three lines that a demo ends with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from analysis.isoflop import Optimum, Quantity
+from analysis.powerlaw import PowerLaw
+
+if TYPE_CHECKING:
+    from analysis.study import GroupFit, StudyFit
+
+QUANTITY: dict[Quantity, str] = {"mean_recurrence": "mean recurrence", "tokens": "tokens"}
+SYMBOL: dict[Quantity, str] = {"mean_recurrence": "µ*", "tokens": "D*"}
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Return a number with `digits` significant digits, an open end as 'open'."""
+    return "open" if value is None else f"{value:.{digits}g}"
+
+
+def span(low: float | None, high: float | None, digits: int = 3) -> str:
+    """Return an interval in brackets."""
+    return f"[{number(low, digits)}, {number(high, digits)}]"
+
+
+def law(fitted: PowerLaw) -> str:
+    """Return a power law in one phrase, or its refusal."""
+    if fitted.exponent is None:
+        return f"refused: {fitted.refusal}"
+    return (
+        f"{SYMBOL[fitted.quantity]} = {number(fitted.coefficient)} (C / {number(fitted.reference_flops)})"
+        f"^{fitted.exponent:.3f}, exponent {fitted.exponent:.3f} "
+        f"[{_fixed(fitted.exponent_low)}, {_fixed(fitted.exponent_high)}] over {len(fitted.budgets_flops)} budgets"
+    )
+
+
+def optimum(found: Optimum, quantity: Quantity) -> str:
+    """Return one optimum with its interval, or its refusal."""
+    if found.refusal:
+        return f"refused: {found.refusal}"
+    return (
+        f"{SYMBOL[quantity]} = {number(found.value)} {span(found.low, found.high)}, loss {found.loss_nats:.4f} "
+        f"[{_loss(found.loss_low_nats)}, {_loss(found.loss_high_nats)}] nats"
+    )
+
+
+def summary(study: StudyFit) -> str:
+    """Return the whole result as plain text."""
+    lines = [
+        f"{study.runs_used} runs used, {len(study.left_out)} left out (tables {study.runs_digest}, {study.depths_digest})",
+        study.noise.sentence(),
+        *(f"  left out: {item.run_id}, {item.reason}" for item in study.left_out),
+        *(f"  skipped: {item}" for item in study.skipped),
+    ]
+    for group in study.groups:
+        lines += ["", *_group(group, study.config.confidence)]
+    lines += ["", *_depth(study), "", "Checks"]
+    verdict = {True: "yes", False: "NO", None: "cannot tell"}
+    lines += [f"  {verdict[check.holds]}: {check.name} ({check.numbers})" for check in study.checks]
+    return "\n".join(lines)
+
+
+def _group(group: GroupFit, confidence: float) -> list[str]:
+    lines = [f"{group.label}: {group.runs} runs at {len(group.budgets_flops)} budgets"]
+    for estimator in group.estimators:
+        noise = estimator.noise
+        source = f" ({confidence:.0%} intervals from {noise.source})" if noise else ""
+        lines.append(f"  {estimator.name}{source}")
+        if estimator.refusal:
+            lines.append(f"    refused: {estimator.refusal}")
+            continue
+        for fitted in estimator.laws.values():
+            lines.append(f"    {QUANTITY[fitted.quantity]}: {law(fitted)}")
+        for quantity, optima in estimator.optima.items():
+            lines += [f"      {found.budget_flops:.3g} FLOPs: {optimum(found, quantity)}" for found in optima]
+        lines += [f"    {note}" for note in estimator.notes]
+    return lines + [f"  flag: {flag}" for flag in group.flags]
+
+
+def _depth(study: StudyFit) -> list[str]:
+    depth = study.depth
+    if not depth.curves:
+        return ["Test-time depth: no depth curve in the tables"]
+    lines = [f"Test-time depth, L(T) = L_inf + Z exp(-z T): {depth_line(study)}"]
+    for row in depth.by_recurrence:
+        if row.rate is None:
+            lines.append(f"  µ = {row.mean_recurrence:g}: none of {row.curves} curves identifies z")
+            continue
+        spread = f" ± {row.rate_times_recurrence_sd:.2f}" if row.rate_times_recurrence_sd is not None else ""
+        lines.append(
+            f"  µ = {row.mean_recurrence:g}: z = {row.rate:.3f}, z µ = {row.rate_times_recurrence:.2f}{spread} "
+            f"({row.fitted} of {row.curves} curves)"
+        )
+    return lines + [f"  refused: {c.run_id}, {c.fit.refusal}" for c in depth.curves if c.fit.refusal]
+
+
+def depth_line(study: StudyFit) -> str:
+    """Say in one phrase what the depth curves show."""
+    depth = study.depth
+    fitted = f"{len(depth.fitted)} of {len(depth.curves)} curves fitted"
+    if depth.slope is None or depth.slope_low is None or depth.slope_high is None:
+        return f"{fitted}; no law of z over µ: {depth.refusal}"
+    constant = "constant" if depth.slope_low <= -1 <= depth.slope_high else "not constant"
+    return (
+        f"{fitted}; z falls as µ^{depth.slope:.2f} [{depth.slope_low:.2f}, {depth.slope_high:.2f}], so z µ is {constant}"
+    )
+
+
+def headlines(study: StudyFit) -> list[str]:
+    """Return the laws, or the refusals with their reasons, in at most three lines."""
+    lines = []
+    for quantity in QUANTITY:
+        parts = [f"{group.label}: {_headline(group, quantity)}" for group in study.groups]
+        if parts:
+            lines.append(f"Optimal {QUANTITY[quantity]}, {'; '.join(parts)}")
+    if not lines:
+        lines.append(f"No isoFLOP law: {'; '.join(study.skipped)}")
+    return [*lines, f"Test-time depth: {depth_line(study)}; {study.noise.sentence()}"]
+
+
+def _headline(group: GroupFit, quantity: Quantity) -> str:
+    """State the default estimator's law, or its refusal with that of the budgets behind it."""
+    estimator = group.estimator()
+    fitted = estimator.laws[quantity]
+    if fitted.exponent is not None:
+        return law(fitted)
+    reasons: dict[str, list[str]] = {}
+    for found in estimator.optima[quantity]:
+        if found.refusal:
+            reasons.setdefault(found.refusal.split(" (")[0], []).append(f"{found.budget_flops:.3g}")
+    why = "; ".join(f"at {', '.join(budgets)} FLOPs {reason}" for reason, budgets in reasons.items())
+    return f"no law, {fitted.refusal}" + (f" ({why})" if why and not estimator.refusal else "")
+
+
+def _fixed(value: float | None) -> str:
+    return "open" if value is None else f"{value:.3f}"
+
+
+def _loss(value: float | None) -> str:
+    return "open" if value is None else f"{value:.4f}"

@@ -1,0 +1,69 @@
+"""What a data set is made of: the `data` group of the configuration."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Lt, MinLen
+
+BYTE_TOKENS = 256
+
+
+class DataError(ValueError):
+    """Data that cannot be used, in one line: what was wrong, the value seen, what would be right."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Describe the documents of a data set and the tokenizer trained on them.
+
+    Raises ValueError where the fields of a source are missing or contradict each other.
+    """
+
+    name: Annotated[str, MinLen(1)]
+    source: Literal["installed_python", "text", "huggingface"]
+
+    # installed_python: import names of installed packages; "stdlib" is the standard library.
+    packages: list[str] = field(default_factory=list)
+    validation_packages: list[str] = field(default_factory=list)
+
+    # text: a file or a folder of .txt, .jsonl, .jsonl.gz and .parquet files.
+    path: str | None = None
+
+    # huggingface: a data set of the hub, streamed until one of the limits is met.
+    repository: str | None = None
+    subset: str | None = None
+    repository_split: str = "train"
+    max_tokens: Annotated[int, Gt(0)] | None = None
+    max_documents: Annotated[int, Gt(0)] | None = None
+
+    # text and huggingface: the column that holds a document, and the share of documents held out.
+    text_field: Annotated[str, MinLen(1)] = "text"
+    validation_fraction: Annotated[float, Ge(0), Lt(1)] = 0.02
+
+    vocabulary_size: Annotated[int, Gt(BYTE_TOKENS + 3)] = 4096
+    tokenizer_sample_bytes: Annotated[int, Gt(0)] = 10_000_000
+    tokenizer_document_characters: Annotated[int, Gt(0)] = 10_000
+
+    # Training tokens to plan with while the data is not prepared yet.
+    unique_tokens: Annotated[int, Gt(0)] | None = None
+
+    def __post_init__(self) -> None:
+        match self.source:
+            case "installed_python":
+                self._check_packages()
+            case "text" if not self.path:
+                raise ValueError("data.path is not set: name a file or a folder of .txt, .jsonl or .parquet")
+            case "huggingface" if not self.repository:
+                raise ValueError("data.repository is not set: name a data set of the Hugging Face hub")
+            case "huggingface" if self.max_tokens is None and self.max_documents is None:
+                raise ValueError("a streamed data set has no end: set data.max_tokens or data.max_documents")
+
+    def _check_packages(self) -> None:
+        for key in ("packages", "validation_packages"):
+            if not getattr(self, key):
+                raise ValueError(f"data.{key} is empty: list import names of installed packages")
+        both = sorted(set(self.packages) & set(self.validation_packages))
+        if both:
+            raise ValueError(
+                f"data.packages and data.validation_packages share {', '.join(both)}: keep one of each"
+            )

@@ -1,0 +1,178 @@
+"""Prepared data sets: made once, kept under their digest, found again by what they were made from."""
+
+import dataclasses
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import platform
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.data_config import DataConfig, DataError
+from harness.documents import fingerprint
+from harness.shards import FORMAT_VERSION, Progress, write_dataset, write_text
+from harness.tokenizer import token_bytes
+
+__all__ = ["DataConfig", "DataError", "Dataset", "find_prepared", "open_dataset", "prepare"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Dataset:
+    """Hold a prepared data set; the token streams are memory-mapped and read-only.
+
+    `token_bytes` int32 [vocabulary_size]: bytes of text behind each id, 0 for special tokens. `unigram_nats`: entropy
+    of the validation tokens under their own frequencies, what a model without context could reach.
+    """
+
+    name: str
+    digest: str
+    vocabulary_size: int
+    bos: int
+    train: np.memmap
+    validation: np.memmap
+    token_bytes: np.ndarray
+    unigram_nats: float
+    folder: Path
+
+    @property
+    def unique_tokens(self) -> int:
+        """Return the number of training tokens."""
+        return len(self.train)
+
+
+def prepare(config: DataConfig, cache: Path, progress: Progress | None = None) -> Dataset:
+    """Return the data set of `config`, reading and tokenizing its documents if `cache` does not hold it yet.
+
+    Safe when several processes prepare at once: one works, the others wait. `progress` is told the stage and the
+    fraction of it that is done. Raises DataError for documents that cannot be used, and leaves nothing half written.
+    """
+    key = _key(config)
+    if (found := _find(config, cache, key)) is not None:
+        return found
+    keys = cache / "keys"
+    keys.mkdir(parents=True, exist_ok=True)
+    with _lock(keys / f"{key}.lock"):
+        if (found := _find(config, cache, key)) is not None:
+            return found
+        # Named by host, as on some network file systems a lock holds on one host only.
+        scratch = cache / f".preparing-{key}-{platform.node()}"
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        try:
+            digest = write_dataset(config, scratch, progress or (lambda stage, fraction: None))
+            _publish(scratch, cache / digest)
+            write_text(scratch / "key", digest)
+            (scratch / "key").replace(keys / key)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return _named(open_dataset(cache / digest), config)
+
+
+def find_prepared(config: DataConfig, cache: Path) -> Dataset | None:
+    """Return the data set of `config` if it is prepared; write nothing.
+
+    Raises DataError when its packages or files are missing, or the prepared files are damaged.
+    """
+    return _find(config, cache, _key(config))
+
+
+def open_dataset(folder: Path, *, checksums: bool = False) -> Dataset:
+    """Open a prepared data set, checking the sizes of its files, and with `checksums` their content.
+
+    Raises DataError when a file is missing or damaged.
+    """
+    try:
+        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        tokenizer = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{folder} is not a prepared data set: it has no {Path(error.filename).name}"
+        ) from None
+    except ValueError as error:
+        raise _damaged(folder, f"index.json is not JSON ({error})") from None
+    if index["format_version"] != FORMAT_VERSION:
+        raise DataError(
+            f"{folder} has format {index['format_version']}, this version reads {FORMAT_VERSION}: prepare it again"
+        )
+    dtype = np.dtype(index["dtype"]).newbyteorder("<")
+    streams = {
+        split: _open_shard(folder, split, dtype, index, checksums) for split in ("train", "validation")
+    }
+    lengths = token_bytes(tokenizer)
+    if len(lengths) != index["vocabulary_size"]:
+        raise _damaged(folder, f"tokenizer.json has {len(lengths)} tokens, not {index['vocabulary_size']}")
+    return Dataset(
+        **{key: index[key] for key in ("name", "digest", "vocabulary_size", "bos", "unigram_nats")},
+        **streams,
+        token_bytes=lengths,
+        folder=folder,
+    )
+
+
+def _open_shard(
+    folder: Path, split: str, dtype: np.dtype, index: dict[str, Any], checksums: bool
+) -> np.memmap:
+    path = folder / f"{split}.bin"
+    described = index["splits"][split]
+    size = path.stat().st_size if path.exists() else 0
+    expected = described["tokens"] * dtype.itemsize
+    if size != expected:
+        raise _damaged(folder, f"{path.name} has {size} bytes, not {expected}")
+    if checksums:
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != described["sha256"]:
+                raise _damaged(folder, f"the checksum of {path.name} is wrong")
+    return np.memmap(path, dtype, "r")
+
+
+def _damaged(folder: Path, reason: str) -> DataError:
+    return DataError(f"the data set in {folder} is damaged, {reason}: delete the folder to prepare it again")
+
+
+def _key(config: DataConfig) -> str:
+    """Return a hash of what the data set would be made from, without reading documents."""
+    fields = dataclasses.asdict(config)
+    for field in ("name", "unique_tokens", "path"):  # path: its files are in the fingerprint
+        del fields[field]
+    parts = [FORMAT_VERSION, importlib.metadata.version("tokenizers"), fields, fingerprint(config)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _find(config: DataConfig, cache: Path, key: str) -> Dataset | None:
+    try:
+        folder = cache / (cache / "keys" / key).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    return _named(open_dataset(folder), config) if folder.is_dir() else None
+
+
+def _named(dataset: Dataset, config: DataConfig) -> Dataset:
+    # Content decides the folder: two configs may share it under different names.
+    return dataclasses.replace(dataset, name=config.name)
+
+
+def _publish(scratch: Path, target: Path) -> None:
+    """Move the files of `scratch` to `target` in one step, unless the same data set came there before."""
+    whole = scratch / "whole"
+    whole.mkdir()
+    for file in [path for path in scratch.iterdir() if path != whole]:
+        file.rename(whole / file.name)
+    try:
+        whole.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

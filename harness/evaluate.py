@@ -1,0 +1,90 @@
+"""Validation of one model: loss and bits per byte at every test-time depth, from one pass through the loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from model.transformer import LoopedTransformer, build_model
+
+from harness.checkpoint import load_newest
+from harness.config import EvaluationConfig
+from harness.dataset import Dataset
+from harness.loader import validation_blocks
+from harness.runfolder import RunFolder
+from model.checked import ConfigError
+from model.config import ModelConfig
+from model.depth import counter_seed
+
+IGNORED = -100  # label of a target that is not scored
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Losses over the fixed validation blocks; index T - 1 of each list is test-time depth T."""
+
+    loss_nats: list[float]
+    loss_se_nats: list[float]
+    bits_per_byte: list[float]
+    tokens: int
+
+    def at(self, depth: int) -> int:
+        """Return the index of `depth`, the deepest one for a model without a loop."""
+        return min(depth, len(self.loss_nats)) - 1
+
+
+def evaluate_folder(path: Path, cache: Path, *, blocks: int, max_depth: int) -> Evaluation:
+    """Score the newest whole checkpoint of the run folder `path`; changes nothing.
+
+    Raises ConfigError for a folder without a checkpoint, CheckpointError when none is whole, DataError when
+    its data is not under `cache`.
+    """
+    folder = RunFolder(path)
+    run = folder.check()
+    checkpoint = load_newest(folder.checkpoints, weights_only=True)
+    if checkpoint is None:
+        raise ConfigError(f"{path} has no checkpoint to evaluate: train it first")
+    model = build_model(run.model, seed=run.seed)
+    model.load_state_dict(checkpoint.model)
+    settings = dataclasses.replace(run.evaluation, blocks=blocks, max_depth=max_depth)
+    return evaluate(model, run.model, folder.dataset(cache), settings)
+
+
+def evaluate(
+    model: LoopedTransformer, config: ModelConfig, dataset: Dataset, evaluation: EvaluationConfig
+) -> Evaluation:
+    """Score `model` at T = 1..max_depth on the same blocks for every run of a study.
+
+    Special tokens are read but not scored. The initial state is seeded by the block's position, so two
+    evaluations of the same weights agree. The standard error is over blocks.
+    """
+    blocks = validation_blocks(dataset, sequence_length=config.sequence_length, blocks=evaluation.blocks)
+    labels = np.where(dataset.token_bytes[blocks[:, 1:]] > 0, blocks[:, 1:], IGNORED)
+    scored = (labels != IGNORED).sum(axis=1)
+    text_bytes = int(dataset.token_bytes[blocks[:, 1:]].sum())
+    deepest = max(evaluation.max_depth, math.ceil(config.mean_recurrence)) if config.kind == "looped" else 1
+    device = next(model.parameters()).device
+    parts = []
+    for start in range(0, len(blocks), evaluation.batch_blocks):
+        rows = slice(start, min(start + evaluation.batch_blocks, len(blocks)))
+        parts.append(
+            model.depth_losses(
+                torch.from_numpy(blocks[rows, :-1]).to(device),
+                torch.from_numpy(labels[rows]).to(device),
+                deepest,
+                [counter_seed("evaluation", index) for index in range(rows.start, rows.stop)],
+            )
+        )
+    sums = torch.cat(parts, dim=1).double().cpu().numpy()  # [depth, block], nats
+    per_block = sums / scored
+    total = sums.sum(axis=1)
+    return Evaluation(
+        loss_nats=(total / scored.sum()).tolist(),
+        loss_se_nats=(per_block.std(axis=1, ddof=1) / math.sqrt(len(blocks))).tolist(),
+        bits_per_byte=(total / text_bytes / math.log(2)).tolist(),
+        tokens=int(scored.sum()),
+    )

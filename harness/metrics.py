@@ -1,0 +1,79 @@
+"""The run's metrics: JSON lines flushed as they come, and wandb beside them for those who ask."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from harness.config import LoggerConfig
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a metrics file; a last line torn by a kill is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def last_metrics(path: Path) -> dict[str, Any]:
+    """Return the last whole line of a metrics file without reading all of it, {} where there is none."""
+    if not path.exists():
+        return {}
+    with path.open("rb") as handle:
+        handle.seek(max(0, path.stat().st_size - 4096))
+        lines = handle.read().split(b"\n")
+    whole = [line for line in lines[:-1] if line]
+    return dict(json.loads(whole[-1])) if whole else {}
+
+
+class MetricsLog:
+    """Append metrics of one run; on resume, what lies past the checkpoint is cut off first."""
+
+    def __init__(
+        self, path: Path, *, resume_step: int, logger: LoggerConfig, run_id: str, sweep: str
+    ) -> None:
+        kept = [line for line in read_metrics(path) if line["step"] <= resume_step]
+        self._file = path.open("w", encoding="utf-8")
+        self._wandb = _start_wandb(logger, path.parent, run_id, sweep) if logger.name == "wandb" else None
+        for line in kept:
+            self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def write(self, metrics: dict[str, float]) -> None:
+        """Append one line; `step` must be among the metrics."""
+        self._file.write(json.dumps(metrics) + "\n")
+        self._file.flush()
+        if self._wandb is not None:
+            self._wandb.log(metrics, step=int(metrics["step"]))
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        if self._wandb is not None:
+            self._wandb.finish(exit_code=int(kind is not None))
+
+
+def _start_wandb(logger: LoggerConfig, folder: Path, run_id: str, sweep: str) -> Any:
+    # wandb's own error reporting looks up a host even offline.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    import wandb
+
+    return wandb.init(
+        project=logger.project,
+        entity=logger.entity,
+        id=run_id,
+        name=run_id,
+        group=sweep,
+        dir=folder,
+        mode=logger.mode,
+        resume="allow" if logger.mode == "online" else None,
+        settings=wandb.Settings(silent=True, disable_git=True),
+    )

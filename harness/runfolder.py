@@ -1,0 +1,182 @@
+"""One run's folder: configuration, identity, status, lease. The files are the truth; imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from harness.config import RunConfig
+from harness.data_config import DataError
+from harness.dataset import Dataset, open_dataset
+from harness.identity import canonical_json, difference, identity, run_id
+from harness.record import planned_record
+from model.checked import ConfigError, build
+
+State = Literal["planned", "submitted", "running", "done", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """Where a run stands. `failure_class` and `message` say why a failed one failed."""
+
+    state: State
+    failure_class: str = ""
+    message: str = ""
+    attempts: int = 0
+    step: int = 0
+    steps: int = 0
+    updated_s: float = 0.0  # seconds since the epoch
+
+    def __str__(self) -> str:
+        return f"failed:{self.failure_class}" if self.state == "failed" else self.state
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder `<root>/<sweep>/<run_id>`; every path inside is relative to it."""
+
+    path: Path
+
+    @property
+    def run_id(self) -> str:
+        return self.path.name
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def sweep(self) -> str:
+        return self.path.parent.name
+
+    @property
+    def depth_curve(self) -> Path:
+        return self.path / "depth_curve.json"
+
+    def status(self) -> Status:
+        """Return the status; a folder without one counts as planned."""
+        try:
+            return Status(**json.loads((self.path / "status.json").read_text()))
+        except FileNotFoundError:
+            return Status(state="planned")
+
+    def set_status(self, status: Status) -> None:
+        write_json(
+            self.path / "status.json", dataclasses.asdict(dataclasses.replace(status, updated_s=time.time()))
+        )
+
+    def record(self) -> dict[str, Any]:
+        """Return the run's row of the runs table; its results are None until the run is done."""
+        return dict(json.loads((self.path / "record.json").read_text()))
+
+    def set_record(self, row: dict[str, Any]) -> None:
+        write_json(self.path / "record.json", row)
+
+    def config(self) -> RunConfig:
+        """Return the run's configuration. Raises ConfigError when the folder holds none."""
+        path = self.path / "config.yaml"
+        if not path.exists():
+            raise ConfigError(f"{self.path} is not a run folder: it has no config.yaml")
+        return build(RunConfig, yaml.safe_load(path.read_text()))
+
+    def data_digest(self) -> str:
+        return str(self._identity()["data_digest"])
+
+    def dataset(self, cache: Path) -> Dataset:
+        """Open the data set that the run was planned with; raises DataError when `cache` does not hold it."""
+        digest = self.data_digest()
+        if not (cache / digest).is_dir():
+            raise DataError(f"data {digest} is not under {cache}: loopscale data with the sweep's settings makes it")
+        return open_dataset(cache / digest)
+
+    def _identity(self) -> dict[str, Any]:
+        try:
+            return dict(json.loads((self.path / "identity.json").read_text()))
+        except FileNotFoundError:
+            raise ConfigError(f"{self.path} is not a run folder: it has no identity.json") from None
+
+    def check(self) -> RunConfig:
+        """Return the configuration after checking that folder name, identity and configuration agree.
+
+        Raises ConfigError naming the fields that differ when the folder is another configuration's.
+        """
+        run, stored = self.config(), self._identity()
+        expected = identity(run, self.data_digest())
+        if canonical_json(expected) != canonical_json(stored):
+            raise ConfigError(
+                f"{self.path} is the folder of another configuration ({difference(expected, stored)}): "
+                "restore its config.yaml or use another folder"
+            )
+        name = run_id(run, self.data_digest())
+        if name[-8:] != self.run_id[-8:]:
+            raise ConfigError(
+                f"{self.path} is the folder of another run: its configuration belongs to {name}"
+            )
+        return run
+
+    @contextmanager
+    def lease(self) -> Iterator[bool]:
+        """Hold the run for one process; yields False when another one has it. A killed holder lets go."""
+        with (self.path / "lease").open("w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
+    def is_held(self) -> bool:
+        """Say whether a process trains this run now."""
+        if not (self.path / "lease").exists():
+            return False
+        with self.lease() as free:
+            return not free
+
+
+def create(parent: Path, run: RunConfig, *, data_digest: str, unique_tokens: int) -> RunFolder:
+    """Create (or return) the folder of a solved `run` under `parent`; an existing one is checked, not changed."""
+    name = run_id(run, data_digest)
+    folder = RunFolder(parent / name)
+    if (folder.path / "status.json").exists():
+        folder.check()
+        return folder
+    folder.path.mkdir(parents=True, exist_ok=True)
+    write_text(folder.path / "config.yaml", yaml.safe_dump(dataclasses.asdict(run), sort_keys=False))
+    write_json(folder.path / "identity.json", identity(run, data_digest))
+    folder.set_record(
+        planned_record(
+            run, run_id=name, sweep=parent.name, data_digest=data_digest, unique_tokens=unique_tokens
+        )
+    )
+    # Last, because its presence says that the folder is complete.
+    folder.set_status(Status(state="planned", steps=run.steps or 0))
+    return folder
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically: a reader sees the old file or the new one."""
+    write_text(path, json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file atomically (temporary file, fsync, rename)."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    temporary.replace(path)

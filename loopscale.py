@@ -1,0 +1,369 @@
+"""loopscale: scaling-law studies of looped language models, from the command line and from Python.
+
+Every command is also a function of the same name here. `cfg` is a list of overrides, as on the command
+line, or what `compose` made of them. Nothing heavy is imported before a command needs it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from analysis import Comparison, StudyFit
+    from harness.evaluate import Evaluation
+    from sweeps.config import StudyConfig
+
+Overrides = Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """One command: what `--help` says and the function that runs and prints it."""
+
+    summary: str
+    example: str
+    settings: str  # file under conf/ whose keys it takes
+    run: Callable[[list[str]], None]
+
+
+def compose(cfg: Overrides | StudyConfig = ()) -> StudyConfig:
+    """Return the study that overrides describe, e.g. compose(["sweep=demo", "seed=1"])."""
+    from sweeps.compose import compose_study
+    from sweeps.config import StudyConfig
+
+    return cfg if isinstance(cfg, StudyConfig) else compose_study(cfg)
+
+
+def data(cfg: Overrides | StudyConfig = ()) -> None:
+    """Prepare the data sets that the configuration names; done once, cached by digest."""
+    from sweeps.launch import prepare_data
+    from sweeps.live import data_progress
+
+    with data_progress() as progress:
+        prepare_data(compose(cfg), progress)
+
+
+def train(cfg: Overrides | StudyConfig = ()) -> dict[str, Any]:
+    """Train one run in `<root>/single/<run_id>` (or resume it) and return its record."""
+    from sweeps.single import train_one
+
+    return train_one(compose(cfg))
+
+
+def evaluate(cfg: Overrides) -> Evaluation:
+    """Score the newest checkpoint of a run folder at every test-time depth; changes nothing."""
+    from harness.evaluate import evaluate_folder
+    from sweeps.compose import compose_table
+
+    settings = compose_table("eval", cfg)
+    return evaluate_folder(
+        Path(settings["run"]), Path(settings["cache"]), blocks=settings["blocks"], max_depth=settings["max_depth"]
+    )
+
+
+def plan(cfg: Overrides | StudyConfig = ()) -> pd.DataFrame:
+    """Return the plan of a sweep, one row per cell; writes nothing."""
+    import sweeps.plan
+
+    return sweeps.plan.plan(compose(cfg))
+
+
+def launch(cfg: Overrides | StudyConfig = ()) -> pd.DataFrame:
+    """Enter the sweep into its ledger, start what is missing and return its status at once."""
+    from sweeps.launch import launch
+    from sweeps.status import status
+
+    return status(launch(compose(cfg)))
+
+
+def status(cfg: Overrides) -> pd.DataFrame:
+    """Return how a launched sweep stands, one row per run."""
+    import sweeps.status
+
+    return sweeps.status.status(_folder("status", cfg))
+
+
+def collect(cfg: Overrides) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Write and return the runs table and the depth table of a sweep."""
+    import sweeps.collect
+
+    return sweeps.collect.collect(_folder("collect", cfg))
+
+
+def fit(cfg: Overrides) -> StudyFit:
+    """Fit the laws of a collected sweep, with intervals or refusals; writes laws.json beside the tables."""
+    from sweeps.analyse import fit_sweep
+
+    return fit_sweep(_settings("fit", cfg))
+
+
+def compare(cfg: Overrides) -> Comparison:
+    """Compare looped with fixed depth at equal FLOPs."""
+    from sweeps.analyse import compare_sweep
+
+    return compare_sweep(_settings("compare", cfg))
+
+
+def report(cfg: Overrides) -> Path:
+    """Write figures and one self-contained HTML page; returns its path."""
+    from sweeps.analyse import report_sweep
+
+    return report_sweep(_settings("report", cfg))
+
+
+def demo(cfg: Overrides = ()) -> Path:
+    """Run a whole small study on this machine, from text to report; interrupted and run again, it continues."""
+    from sweeps.demo import run_demo
+
+    quick = any(text.replace(" ", "") in ("quick=true", "quick=True") for text in cfg)
+    return run_demo(compose([f"sweep={'demo_quick' if quick else 'demo'}", *cfg]))
+
+
+def _settings(command: str, cfg: Overrides) -> dict[str, Any]:
+    from sweeps.compose import compose_table
+
+    return compose_table(command, cfg)
+
+
+def _folder(command: str, cfg: Overrides) -> Path:
+    settings = _settings(command, cfg)
+    return Path(settings["root"]) / settings["sweep"]
+
+
+def _show_data(overrides: list[str]) -> None:
+    from sweeps.launch import describe_data
+
+    study = compose(overrides)
+    data(study)
+    print(describe_data(study))
+
+
+def _show_train(overrides: list[str]) -> None:
+    record = train(overrides)
+    print(json.dumps(record, indent=1))
+
+
+def _show_eval(overrides: list[str]) -> None:
+    result = evaluate(overrides)
+    if _wants_json(overrides):
+        print(json.dumps(vars(result), indent=1))
+        return
+    print(f"{'T':>3}  loss (nats)     ±  bits/byte")
+    for depth, row in enumerate(zip(result.loss_nats, result.loss_se_nats, result.bits_per_byte, strict=True), 1):
+        print(f"{depth:>3}  {row[0]:11.4f}  {row[1]:.4f}  {row[2]:8.4f}")
+
+
+def _show_plan(overrides: list[str]) -> None:
+    import sweeps.plan
+    from sweeps.show import PLAN_COLUMNS, as_json, as_text
+
+    frame = plan(overrides)
+    total = sweeps.plan.totals(frame)
+    if _wants_json(overrides):
+        print(as_json(frame, totals=total, **frame.attrs))
+    else:
+        print(as_text(frame, PLAN_COLUMNS))
+        print(sweeps.plan.summary(frame))
+
+
+def _show_launch(overrides: list[str]) -> None:
+    from sweeps.launch import confirm, launch
+    from sweeps.show import as_json
+    from sweeps.status import status, summary
+
+    study = compose(overrides)
+    if study.confirm and not confirm(study):
+        return
+    frame = status(launch(study))
+    print(as_json(frame) if study.format == "json" else summary(frame, study.sweep.name or ""))
+
+
+def _show_status(overrides: list[str]) -> None:
+    from sweeps.show import STATUS_COLUMNS, as_json, as_text
+    from sweeps.status import counts, summary
+
+    settings = _settings("status", overrides)
+    if settings["watch"]:
+        from sweeps.live import watch
+
+        watch(Path(settings["root"]) / settings["sweep"])
+        return
+    frame = status(overrides)
+    if settings["format"] == "json":
+        print(as_json(frame, counts=counts(frame)))
+    else:
+        print(as_text(frame, STATUS_COLUMNS))
+        print(summary(frame, settings["sweep"]))
+
+
+def _show_collect(overrides: list[str]) -> None:
+    from sweeps.status import gaps
+
+    runs, depths = collect(overrides)
+    print(f"{_folder('collect', overrides)}: runs.parquet ({len(runs)} rows), depths.parquet ({len(depths)} rows)")
+    print(gaps(runs))
+
+
+def _show_fit(overrides: list[str]) -> None:
+    result = fit(overrides)
+    print(result.to_json() if _wants_json(overrides) else result.summary())
+
+
+def _show_compare(overrides: list[str]) -> None:
+    result = compare(overrides)
+    print(result.to_json() if _wants_json(overrides) else result.summary())
+
+
+def _show_report(overrides: list[str]) -> None:
+    print(report(overrides))
+
+
+def _show_demo(overrides: list[str]) -> None:
+    demo(overrides)
+
+
+def _wants_json(overrides: list[str]) -> bool:
+    return "format=json" in overrides
+
+
+COMMANDS = {
+    "data": Command(
+        summary="read text, train the tokenizer, write token shards",
+        example="loopscale data data=text data.path=my_corpus/",
+        settings="config",
+        run=_show_data,
+    ),
+    "train": Command(
+        summary="train one run, or resume it",
+        example="loopscale train model=looped_60k model.mean_recurrence=4 budget_flops=1e11",
+        settings="config",
+        run=_show_train,
+    ),
+    "eval": Command(
+        summary="validation loss and test-time depth curve of a run",
+        example="loopscale eval run=runs/demo/RUN_ID max_depth=32",
+        settings="table/eval",
+        run=_show_eval,
+    ),
+    "plan": Command(
+        summary="solve a grid and price it; no side effect",
+        example="loopscale plan sweep=isoflop_140m accounting=released",
+        settings="config",
+        run=_show_plan,
+    ),
+    "launch": Command(
+        summary="plan, confirm, start what is missing, return at once",
+        example="loopscale launch sweep=demo confirm=false",
+        settings="config",
+        run=_show_launch,
+    ),
+    "status": Command(
+        summary="how a launched sweep stands",
+        example="loopscale status sweep=demo watch=true",
+        settings="table/status",
+        run=_show_status,
+    ),
+    "collect": Command(
+        summary="one table of runs and one of (run, depth), Parquet and CSV",
+        example="loopscale collect sweep=demo",
+        settings="table/collect",
+        run=_show_collect,
+    ),
+    "fit": Command(
+        summary="scaling laws with confidence intervals, or the reasons for none",
+        example="loopscale fit sweep=demo format=json",
+        settings="table/fit",
+        run=_show_fit,
+    ),
+    "report": Command(
+        summary="figures (PDF, PNG, CSV) and one self-contained HTML page",
+        example="loopscale report sweep=demo",
+        settings="table/report",
+        run=_show_report,
+    ),
+    "compare": Command(
+        summary="looped against fixed depth at equal FLOPs",
+        example="loopscale compare sweep=demo",
+        settings="table/compare",
+        run=_show_compare,
+    ),
+    "demo": Command(
+        summary="everything above in one go on this machine's CPU",
+        example="loopscale demo quick=true",
+        settings="config",
+        run=_show_demo,
+    ),
+}
+
+
+def usage() -> str:
+    """Return the text of `loopscale --help`."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: loopscale COMMAND [key=value | group=name | +key=value ...]",
+            "",
+            "Scaling-law studies of looped language models.",
+            "",
+            *lines,
+            "",
+            "loopscale COMMAND --help shows the command's settings and an example.",
+        ]
+    )
+
+
+def command_help(name: str) -> str:
+    """Return the text of `loopscale COMMAND --help`: example, groups with their choices, settings."""
+    command = COMMANDS[name]
+    conf = Path(__file__).resolve().parent / "conf"
+    lines = [f"loopscale {name}: {command.summary}", "", f"example: {command.example}", ""]
+    if command.settings == "config":
+        groups = sorted(path for path in conf.iterdir() if path.is_dir() and path.name != "table")
+        lines.append("groups (group=name):")
+        for group in groups:
+            lines.append(f"  {group.name:<10} {', '.join(sorted(path.stem for path in group.glob('*.yaml')))}")
+        lines.append("")
+    text = (conf / f"{command.settings}.yaml").read_text()
+    body = text[text.index("\nroot:") :] if command.settings == "config" else text
+    return "\n".join([*lines, f"settings (key=value), from conf/{command.settings}.yaml:", body.strip()])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command; a user's mistake ends in one line on stderr and exit code 2.
+
+    LOOPSCALE_TRACEBACK=1 shows the traceback behind that line.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        print(usage())
+        return
+    name, *overrides = arguments
+    try:
+        if name not in COMMANDS:
+            from model.checked import ConfigError, closest
+
+            raise ConfigError(f"unknown command {name}{closest(name, COMMANDS)}")
+        if "--help" in overrides or "-h" in overrides:
+            print(command_help(name))
+            return
+        COMMANDS[name].run(overrides)
+    except KeyboardInterrupt:
+        sys.exit("interrupted; run the same command again to continue")
+    except (ValueError, OSError) as error:
+        if os.environ.get("LOOPSCALE_TRACEBACK"):
+            raise
+        print(f"loopscale: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

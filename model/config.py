@@ -1,0 +1,124 @@
+"""The shape of a model and of its loop: every field that changes what is computed, none that does not."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt
+
+GATE_CHANNELS = 32  # a value-embedding gate reads at most this many leading channels of the normed stream
+
+Positive = Annotated[int, Gt(0)]
+Count = Annotated[int, Ge(0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Describe one looped or plain transformer; the defaults are those of the paper.
+
+    A plain transformer keeps all its layers in `prelude_layers` and ignores the fields of the loop.
+
+    Raises:
+        ValueError: fields that contradict each other, in one line.
+    """
+
+    kind: Literal["looped", "transformer"] = "looped"
+    width: Positive
+    heads: Positive
+    kv_heads: Positive | None = None  # key/value heads; None: as many as `heads`
+    mlp: Literal["relu2", "swiglu"] = "relu2"
+    mlp_width: Positive | None = None  # None: 4 * width
+
+    prelude_layers: Count
+    core_layers: Count
+    coda_layers: Count
+    vocabulary_size: Positive
+    sequence_length: Positive  # tokens
+
+    injection: Literal["diagonal", "linear", "add"] = "diagonal"
+    exact_zero_order_hold: bool = False  # input gain (1 - exp(-dt a)) / a in place of Euler's dt
+    prelude_norm: bool = True  # norm between prelude and loop
+    readout: bool = True  # the matrix C between loop and coda
+    state_init: Literal["like-init", "zero"] = "like-init"
+
+    mean_recurrence: Annotated[float | int, Ge(1)] = 8  # µ, mean number of loops
+    backprop_depth: Positive | None = None  # loops that carry gradient at most; None: ceil(µ / 2)
+    depth_sampling: Literal["poisson", "poisson_lognormal", "stratified", "fixed"] = "poisson"
+    depth_per: Literal["sequence", "batch"] = "sequence"
+
+    value_embeddings: bool = True
+    value_embedding_wiring: Literal["matched", "published"] = "matched"  # see `model.wiring`
+    rope_theta: Annotated[float, Gt(0)] = 50_000.0
+    norm_eps: Annotated[float, Gt(0)] = 1e-5
+
+    def __post_init__(self) -> None:
+        if float(self.mean_recurrence).is_integer():  # 8 and 8.0 are one model, so they must be one identity
+            object.__setattr__(self, "mean_recurrence", int(self.mean_recurrence))
+        if self.width % self.heads or self.head_dim % 2:
+            raise ValueError(
+                f"width must be an even multiple of heads (rotary pairs), got width={self.width} "
+                f"heads={self.heads}; try width={2 * self.heads * max(1, round(self.width / 2 / self.heads))}"
+            )
+        if self.heads % self.resolved_kv_heads:
+            raise ValueError(f"kv_heads must divide heads={self.heads}, got kv_heads={self.kv_heads}")
+        if self.kind == "looped" and self.core_layers == 0:
+            raise ValueError(
+                "a looped model needs core_layers >= 1, got 0; a model without a loop is kind=transformer"
+            )
+        if self.kind == "transformer" and (self.core_layers or self.coda_layers):
+            raise ValueError(
+                f"a transformer has all its layers in prelude_layers, got core_layers={self.core_layers} "
+                f"coda_layers={self.coda_layers}; set both to 0"
+            )
+        if self.depth_sampling == "fixed" and not isinstance(self.mean_recurrence, int):
+            raise ValueError(
+                f"depth_sampling=fixed needs a whole mean_recurrence, got {self.mean_recurrence}; "
+                f"try {round(self.mean_recurrence)}"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Give the channels of one attention head."""
+        return self.width // self.heads
+
+    @property
+    def resolved_kv_heads(self) -> int:
+        """Give the number of key/value heads."""
+        return self.kv_heads or self.heads
+
+    @property
+    def kv_width(self) -> int:
+        """Give the channels of all keys (and of all values, and of a value-embedding row)."""
+        return self.resolved_kv_heads * self.head_dim
+
+    @property
+    def resolved_mlp_width(self) -> int:
+        """Give the hidden channels of the MLP."""
+        return self.mlp_width or 4 * self.width
+
+    @property
+    def resolved_backprop_depth(self) -> int:
+        """Give µ_bwd, the number of loops at the end that carry gradient (Section 3.2: ceil(µ / 2))."""
+        return self.backprop_depth or max(1, math.ceil(self.mean_recurrence / 2))
+
+    @property
+    def gate_channels(self) -> int:
+        """Give the leading channels that a value-embedding gate reads."""
+        return min(GATE_CHANNELS, self.width)
+
+    @property
+    def layers(self) -> int:
+        """Give the layers that hold weights: prelude, core and coda, each counted once."""
+        return self.prelude_layers + self.core_layers + self.coda_layers
+
+    @property
+    def table_kind(self) -> Literal["looped", "fixed", "transformer"]:
+        """Name the model in tables: "fixed" is a looped model whose depth is exactly 1, always.
+
+        The published control at µ = 1 samples a clamped Poisson (mean depth 1.37) and is therefore "looped".
+        """
+        if self.kind == "looped" and self.depth_sampling == "fixed" and self.mean_recurrence == 1:
+            return "fixed"
+        return self.kind

@@ -1,0 +1,82 @@
+"""Cross-entropy through the tied head, in chunks of tokens, so that full logits never exist."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+IGNORE = -100
+_CHUNK_ELEMENTS = {"cpu": 2**21, "other": 2**26}  # logits held at once, in float32
+
+
+def _chunks(tokens: int, vocabulary: int, device: torch.device) -> Iterator[slice]:
+    elements = _CHUNK_ELEMENTS["cpu" if device.type == "cpu" else "other"]
+    size = max(1, elements // vocabulary)
+    return (slice(start, start + size) for start in range(0, tokens, size))
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+@torch.no_grad()
+def token_nats(x: Tensor, head: Tensor, labels: Tensor) -> Tensor:
+    """Give -log p of each label, float32 [N], zero where ignored; x is [N, d], head [V, d], labels [N]."""
+    nats = torch.zeros(labels.shape, device=x.device)
+    for part in _chunks(len(x), len(head), x.device):
+        logits = F.linear(x[part], head).float()
+        nats[part] = F.cross_entropy(logits, labels[part], ignore_index=IGNORE, reduction="none")
+    return nats
+
+
+class _SummedNats(torch.autograd.Function):
+    """Sum -log p over labels; the gradients are made chunk by chunk in the forward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, head: Tensor, labels: Tensor) -> Tensor:
+        dtype = _compute_dtype(x)
+        matrix = head.to(dtype)
+        total = torch.zeros((), device=x.device)
+        grad_x, grad_head = torch.empty_like(x), torch.zeros_like(head)
+        with torch.autocast(x.device.type, enabled=False):
+            for part in _chunks(len(x), len(head), x.device):
+                rows = x[part].to(dtype)
+                nats, grad = _nats_and_gradient(F.linear(rows, matrix).float(), labels[part])
+                total += nats
+                grad = grad.to(dtype)
+                grad_x[part] = grad @ matrix
+                grad_head += grad.T @ rows
+        ctx.save_for_backward(grad_x, grad_head)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        grad_x, grad_head = ctx.saved_tensors
+        return grad_x * grads[0], grad_head * grads[0], None
+
+
+def _nats_and_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum the nats of a chunk and turn its logits [n, V], in place, into their gradient."""
+    valid = (labels != IGNORE).unsqueeze(1)
+    target = labels.clamp(min=0).unsqueeze(1)
+    log_normaliser = torch.logsumexp(logits, dim=1, keepdim=True)
+    nats = ((log_normaliser - logits.gather(1, target)) * valid).sum()
+    grad = logits.sub_(log_normaliser).exp_()
+    grad.scatter_add_(1, target, grad.new_full(target.shape, -1.0))
+    return nats, grad.mul_(valid)
+
+
+def summed_nats(x: Tensor, head: Tensor, labels: Tensor) -> Tensor:
+    """Sum -log p over all labels but the ignored ones, a float32 scalar that carries gradient.
+
+    x is [N, d], head [V, d], labels [N].
+    """
+    if not torch.is_grad_enabled():
+        return token_nats(x, head, labels).sum()
+    total: Tensor = _SummedNats.apply(x, head, labels)
+    return total

@@ -1,0 +1,114 @@
+"""How many loops each sequence gets: laws of the depth, their moments, and counter-based draws."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from model.config import ModelConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+
+LOG_NORMAL_SIGMA = 0.5  # spread of log rate in the recurrent-depth models' sampler
+_QUADRATURE_NODES = 96
+_TAIL = 1e-18  # probability left out of a depth law's table
+
+
+def counter_seed(*parts: int | str) -> int:
+    """Mix the parts into a 63-bit seed that is the same in every process and on every machine."""
+    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _poisson(rate: float, count: int) -> float:
+    return math.exp(count * math.log(rate) - rate - math.lgamma(count + 1))
+
+
+@lru_cache(maxsize=256)
+def _law(name: str, mean: float) -> tuple[float, ...]:
+    """Tabulate P(T = 1), P(T = 2), ... far enough that what is left out does not matter."""
+    if name == "fixed":
+        return (0.0,) * (int(mean) - 1) + (1.0,)
+    rates, shift = [(mean, 1.0)], 0
+    if name == "poisson_lognormal":
+        rates, shift = _log_normal_rates(mean), 1
+    longest = max(rate + 12 * math.sqrt(rate) + 30 for rate, weight in rates if weight > _TAIL)
+    counts = [sum(weight * _poisson(rate, n) for rate, weight in rates) for n in range(math.ceil(longest))]
+    # A clamped Poisson puts its zeros at one; the log-normal one adds one to every draw.
+    table = counts if shift else [counts[0] + counts[1], *counts[2:]]
+    total = math.fsum(table)
+    return tuple(probability / total for probability in table)
+
+
+def _log_normal_rates(mean: float) -> list[tuple[float, float]]:
+    """Give Gauss-Hermite nodes (rate, weight) of a log-normal rate with this mean."""
+    import numpy as np
+
+    nodes, weights = np.polynomial.hermite_e.hermegauss(_QUADRATURE_NODES)
+    centre = math.log(mean) - LOG_NORMAL_SIGMA**2 / 2
+    rates = np.exp(centre + LOG_NORMAL_SIGMA * nodes)
+    return list(zip(rates.tolist(), (weights / weights.sum()).tolist(), strict=True))
+
+
+def depth_probabilities(config: ModelConfig) -> tuple[float, ...]:
+    """Give P(T = 1), P(T = 2), ... of one sequence's depth.
+
+    poisson: max(1, Poisson(µ)), as published. stratified: the same law for every sequence. fixed: µ always.
+    poisson_lognormal: 1 + Poisson(exp(N(log µ - σ²/2, σ²))), σ = 1/2, as in the recurrent-depth models
+    (arXiv 2502.05171); its mean is µ + 1. A plain transformer counts as depth 1.
+    """
+    if config.kind == "transformer":
+        return _law("fixed", 1.0)
+    name = "poisson" if config.depth_sampling == "stratified" else config.depth_sampling
+    return _law(name, float(config.mean_recurrence))
+
+
+def expected_depths(config: ModelConfig) -> tuple[float, float]:
+    """Give E[T] and E[min(T, µ_bwd)], exact sums over the sampler's law."""
+    limit = config.resolved_backprop_depth
+    law = depth_probabilities(config)
+    loops = math.fsum(p * depth for depth, p in enumerate(law, start=1))
+    backprop = math.fsum(p * min(depth, limit) for depth, p in enumerate(law, start=1))
+    return loops, backprop
+
+
+def draw_depths(config: ModelConfig, *, seed: int, step: int, batch: int) -> np.ndarray:
+    """Draw the depths of a step's global batch, int64 [batch]; element i depends on (seed, step, i) alone.
+
+    Ranks and micro-batches take slices of it, so neither changes a draw.
+    """
+    import numpy as np
+
+    generator = np.random.Generator(np.random.Philox(counter_seed("depth", seed, step)))
+    if config.depth_per == "batch":
+        uniform = np.full(batch, generator.random())
+    elif config.depth_sampling == "stratified":
+        uniform = _stratified_uniform(generator, batch)
+    else:
+        uniform = generator.random(batch)
+    cumulative = np.cumsum(depth_probabilities(config))
+    cumulative[-1] = 1.0
+    return np.searchsorted(cumulative, uniform, side="right").astype(np.int64) + 1
+
+
+def _stratified_uniform(generator: np.random.Generator, batch: int) -> np.ndarray:
+    """Give van der Corput points under a random digital shift, float64 [batch].
+
+    Each point alone is uniform. Any aligned run of 2^m neighbours holds one point per 2^-m of the unit
+    interval, so the sum of depths hardly varies between steps, nor between ranks or micro-batches that are
+    such runs.
+    """
+    import numpy as np
+
+    bits = 32
+    index = np.arange(batch, dtype=np.uint64)
+    reversed_index = np.zeros_like(index)
+    for bit in range(bits):
+        reversed_index |= ((index >> np.uint64(bit)) & np.uint64(1)) << np.uint64(bits - 1 - bit)
+    shift = generator.integers(0, 2**bits, dtype=np.uint64)
+    low = generator.random(batch)  # below the resolution of the digits: keeps the marginal continuous
+    return ((reversed_index ^ shift) + low) / 2.0**bits

@@ -1,0 +1,98 @@
+"""How the prelude's output enters the loop: diagonal (stable by construction), linear, or added."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.config import ModelConfig
+
+INITIAL_STEP = 0.8047189562170503  # dt = -ln sqrt(1/5): a decay of 0.447 at A = 1, as published
+
+
+class DiagonalInjection(nn.Module):
+    """Decay the state by exp(-dt a) and add dt (e Bᵀ), both dt and a positive (Section 3.1).
+
+    The decay stays strictly between 0 and 1 in floating point too, whatever the parameters' values are.
+    """
+
+    def __init__(self, width: int, exact_zero_order_hold: bool) -> None:
+        super().__init__()
+        self.exact_zero_order_hold = exact_zero_order_hold
+        self.A_log = nn.Parameter(torch.empty(width))
+        self.dt_bias = nn.Parameter(torch.empty(width))
+        self.B = nn.Parameter(torch.empty(width, width))
+
+    def prepare(self, prelude: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute what all loops share: the input [B, L, d], already scaled, and the decay [d]."""
+        step, rate = F.softplus(self.dt_bias), self._rate()
+        gain = -torch.expm1(-step * rate) / rate if self.exact_zero_order_hold else step
+        return gain * F.linear(prelude, self.B), self._decay(step, rate)
+
+    def mix(self, state: Tensor, drive: Tensor, carry: Tensor) -> Tensor:
+        """Advance the linear part of the state by one loop."""
+        return torch.addcmul(drive, state, carry)
+
+    @torch.no_grad()
+    def spectral_radius(self) -> float:
+        """Give the largest factor by which the linear part carries a state over."""
+        return float(self._decay(F.softplus(self.dt_bias), self._rate()).max())
+
+    def _rate(self) -> Tensor:
+        return self.A_log.clamp(-80.0, 80.0).exp()  # neither 0 nor infinite in float32
+
+    @staticmethod
+    def _decay(step: Tensor, rate: Tensor) -> Tensor:
+        # A step that underflows would leave a decay of exactly 1, which carries states over for ever.
+        return torch.exp(-(step * rate).clamp(min=torch.finfo(step.dtype).eps))
+
+
+class LinearInjection(nn.Module):
+    """Project the concatenation of state and prelude, as the recurrent-depth models do (arXiv 2502.05171)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width, 2 * width))
+
+    def prepare(self, prelude: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute what all loops share: the prelude's half of the product, the state's half of the matrix."""
+        carry, write = self.weight.chunk(2, dim=1)
+        return F.linear(prelude, write), carry
+
+    def mix(self, state: Tensor, drive: Tensor, carry: Tensor) -> Tensor:
+        """Advance the linear part of the state by one loop."""
+        return drive + F.linear(state, carry)
+
+    @torch.no_grad()
+    def spectral_radius(self) -> float:
+        """Give the largest modulus among the eigenvalues of the state's half of the matrix."""
+        return float(torch.linalg.eigvals(self.weight.float().chunk(2, dim=1)[0]).abs().max())
+
+
+class AddInjection(nn.Module):
+    """Add the prelude to the state, which leaves the spectral radius at exactly 1."""
+
+    def prepare(self, prelude: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute what all loops share: the prelude itself, and a factor of one."""
+        return prelude, prelude.new_ones(())
+
+    def mix(self, state: Tensor, drive: Tensor, carry: Tensor) -> Tensor:
+        """Advance the linear part of the state by one loop."""
+        return state + drive
+
+    def spectral_radius(self) -> float:
+        """Give the factor by which the linear part carries a state over."""
+        return 1.0
+
+
+Injection = DiagonalInjection | LinearInjection | AddInjection
+
+
+def build_injection(config: ModelConfig) -> Injection:
+    """Build the injection that the config names, its parameters not yet initialised."""
+    if config.injection == "diagonal":
+        return DiagonalInjection(config.width, config.exact_zero_order_hold)
+    if config.injection == "linear":
+        return LinearInjection(config.width)
+    return AddInjection()

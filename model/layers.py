@@ -1,0 +1,108 @@
+"""The transformer block: pre-norm causal attention with gated value embeddings, and the MLP."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.config import ModelConfig
+
+
+def rotary_table(length: int, head_dim: int, theta: float) -> Tensor:
+    """Tabulate cos and sin of the rotary angles, float32 [2, length, 1, head_dim / 2]."""
+    frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    angles = torch.arange(length, dtype=torch.float32)[:, None] * frequencies
+    return torch.stack([angles.cos(), angles.sin()])[:, :, None]
+
+
+def rotate(x: Tensor, rope: Tensor) -> Tensor:
+    """Rotate the interleaved pairs (2i, 2i+1) of x [B, L, H, D] by the angles of their positions."""
+    cos, sin = rope
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
+
+
+class RMSNorm(nn.Module):
+    """Scale each token to unit root mean square, then by a learned weight per channel."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension."""
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class Linear(nn.Module):
+    """Multiply by a weight [out, in], without bias; its values are set by `model.initialise`."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map the last dimension."""
+        return F.linear(x, self.weight)
+
+
+class Attention(nn.Module):
+    """Attend causally, queries and keys normed after their rotation, values shifted by gated table rows."""
+
+    def __init__(self, config: ModelConfig, gated: bool) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.grouped = config.resolved_kv_heads != config.heads
+        self.gate_channels = config.gate_channels
+        self.c_q = Linear(config.width, config.width)
+        self.c_k = Linear(config.width, config.kv_width)
+        self.c_v = Linear(config.width, config.kv_width)
+        self.c_proj = Linear(config.width, config.width)
+        self.ve_gate = Linear(config.gate_channels, config.resolved_kv_heads) if gated else None
+
+    def forward(self, x: Tensor, rope: Tensor, value_rows: Tensor | None) -> Tensor:
+        """Map normed tokens x [B, L, d]; value_rows [B, L, kv d] are the table's rows of the same tokens."""
+        q, k, v = (c(x).unflatten(-1, (-1, self.head_dim)) for c in (self.c_q, self.c_k, self.c_v))
+        if value_rows is not None and self.ve_gate is not None:
+            gate = 2 * torch.sigmoid(self.ve_gate(x[..., : self.gate_channels]))  # [B, L, kv heads]
+            v = torch.addcmul(v, gate.unsqueeze(-1), value_rows.unflatten(-1, (-1, self.head_dim)))
+        q, k = (F.rms_norm(rotate(y, rope), (self.head_dim,)).to(v.dtype).transpose(1, 2) for y in (q, k))
+        out = F.scaled_dot_product_attention(q, k, v.transpose(1, 2), is_causal=True, enable_gqa=self.grouped)
+        return self.c_proj(out.transpose(1, 2).flatten(-2))
+
+
+class MLP(nn.Module):
+    """Map each token through `0.5 relu(x)²` (relu2) or `silu(gate) * x` (swiglu)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gated = config.mlp == "swiglu"
+        hidden = config.resolved_mlp_width
+        self.fc = Linear(config.width, 2 * hidden if self.gated else hidden)
+        self.proj = Linear(hidden, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map the last dimension."""
+        hidden = self.fc(x)
+        if self.gated:
+            gate, value = hidden.chunk(2, dim=-1)
+            return self.proj(F.silu(gate) * value)
+        return self.proj(0.5 * F.relu(hidden).square())
+
+
+class Block(nn.Module):
+    """Add attention, then the MLP, each on the normed stream."""
+
+    def __init__(self, config: ModelConfig, gated: bool) -> None:
+        super().__init__()
+        self.norm_1 = RMSNorm(config.width, config.norm_eps)
+        self.attn = Attention(config, gated)
+        self.norm_2 = RMSNorm(config.width, config.norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, rope: Tensor, value_rows: Tensor | None) -> Tensor:
+        """Map the stream x [B, L, d]."""
+        x = x + self.attn(self.norm_1(x), rope, value_rows)
+        return x + self.mlp(self.norm_2(x))

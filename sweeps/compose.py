@@ -1,0 +1,121 @@
+"""Compose Hydra configurations into checked dataclasses; every complaint of Hydra's becomes one line."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.budget import LENGTHS
+from harness.config import RunConfig
+from model.checked import ConfigError, build, closest
+from sweeps.config import ClusterConfig, StudyConfig, SweepConfig
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+_STUDY_KEYS = ("root", "cache", "format", "confirm", "quick", "retry_failed")
+
+
+def compose_study(overrides: Sequence[str]) -> StudyConfig:
+    """Return the study that `overrides` describe, with one checked run template per scale.
+
+    Raises ConfigError, in one line, for anything unknown, mistyped or contradictory.
+    """
+    mapping, chosen = _compose(CONF, "config", overrides)
+    sweep = build(SweepConfig, mapping.pop("sweep"), "sweep.")
+    cluster = build(ClusterConfig, mapping.pop("cluster"), "cluster.")
+    settings = {key: mapping.pop(key) for key in _STUDY_KEYS}
+    runs = {}
+    for scale in sweep.scales or [chosen]:
+        fields = mapping
+        if scale != chosen or scale in sweep.per_scale:
+            rest = [text for text in overrides if not text.startswith("model=")]
+            extra = [f"{key}={value}" for key, value in sweep.per_scale.get(scale, {}).items()]
+            fields, _ = _compose(CONF, "config", [*rest, f"model={scale}", *extra])
+            fields = {
+                key: value for key, value in fields.items() if key not in ("sweep", "cluster", *_STUDY_KEYS)
+            }
+        runs[scale] = _run(fields, scale)
+    study = build(StudyConfig, settings | {"runs": {}})
+    return StudyConfig(**{**vars(study), "runs": runs, "sweep": sweep, "cluster": cluster})
+
+
+def _run(fields: dict[str, Any], scale: str) -> RunConfig:
+    known = [item.name for item in dataclasses.fields(RunConfig)]
+    for key in fields:
+        if key not in known:
+            raise ConfigError(f"unknown key {key}{closest(key, [*known, *_STUDY_KEYS, 'sweep', 'cluster'])}")
+    return build(RunConfig, {**fields, "scale": scale})
+
+
+def compose_table(command: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the settings of a command that reads finished runs (conf/table); raises ConfigError in one line."""
+    mapping, _ = _compose(CONF / "table", command, overrides)
+    known, _ = _compose(CONF / "table", command, [])
+    for key, value in mapping.items():
+        if key not in known:
+            raise ConfigError(f"unknown key {key}{closest(key, known)}")
+        if value == "???":
+            raise ConfigError(f"{key} is not set: {key}=...")
+    return mapping
+
+
+def single_run(study: StudyConfig) -> RunConfig:
+    """Return the one run of a composed `train` command; raises ConfigError when its length is not set."""
+    run = next(iter(study.runs.values()))
+    if all(getattr(run, name) is None for name in LENGTHS):
+        raise ConfigError(f"how long? set one of {', '.join(LENGTHS)}, e.g. budget_flops=1e11")
+    return run
+
+
+def _compose(folder: Path, name: str, overrides: Sequence[str]) -> tuple[dict[str, Any], str]:
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    _check_groups(folder, overrides)
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(folder)):
+            config = compose(name, _forced(folder, overrides), return_hydra_config=True)
+            chosen = str(config.hydra.runtime.choices.get("model", ""))
+            OmegaConf.set_struct(config, False)
+            config.pop("hydra")
+            mapping = OmegaConf.to_container(config, resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_one_line(str(error))) from error
+    assert isinstance(mapping, dict)
+    return {str(key): value for key, value in mapping.items()}, chosen
+
+
+def _forced(folder: Path, overrides: Sequence[str]) -> list[str]:
+    # Configuration files show only what differs from a default, so Hydra does not know every key: let all
+    # keys pass here, and have the dataclasses refuse what they do not know.
+    return [
+        text if text.startswith("~") or _is_group(folder, text.partition("=")[0]) else "++" + text.lstrip("+")
+        for text in overrides
+    ]
+
+
+def _is_group(folder: Path, key: str) -> bool:
+    return (folder / key.lstrip("+")).is_dir()
+
+
+def _check_groups(folder: Path, overrides: Sequence[str]) -> None:
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"{text!r} is not an override: write key=value, e.g. seed=1")
+        group = folder / key.lstrip("+")
+        if _is_group(folder, key) and not value.startswith("{") and not (group / f"{value}.yaml").exists():
+            options = [path.stem for path in group.glob("*.yaml")]
+            raise ConfigError(f"{key}={value} is unknown{closest(value, options) or _listed(options)}")
+
+
+def _listed(options: list[str]) -> str:
+    return f" (choose from {', '.join(sorted(options))})"
+
+
+def _one_line(message: str) -> str:
+    lines = [line.strip() for line in message.splitlines() if line.strip() and set(line.strip()) != {"^"}]
+    return "; ".join(lines[:2])

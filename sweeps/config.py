@@ -1,0 +1,75 @@
+"""What configures a study: its grid, the machine that runs it, and the folders; imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, MinLen
+
+from harness.config import RunConfig
+
+PositiveFloat = Annotated[float, Gt(0)]
+Seed = Annotated[int, Ge(0)]
+# The comparison at depth 1: exactly one loop, always; or the published clamped Poisson of mean 1.37.
+Control = Literal["fixed", "poisson", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedCells:
+    """Cells beside the product, such as replicate seeds of one cell; an empty field stands for the sweep's own."""
+
+    scales: list[str] = field(default_factory=list)
+    mean_recurrences: list[Annotated[int, Ge(1)]] = field(default_factory=list)
+    lengths: list[PositiveFloat] = field(default_factory=list)
+    seeds: list[Seed] = field(default_factory=list)
+    control: Control = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """A grid: scales x recurrences x lengths x seeds x axes, plus a control at depth 1.
+
+    Exactly one of `budgets_flops`, `tokens` and `tokens_per_param` gives the lengths. `axes` maps any key of
+    a run (dotted, e.g. optimizer.muon_learning_rate) to its values. `per_scale` holds overrides per scale.
+    """
+
+    name: str | None = None
+    scales: list[str] = field(default_factory=list)  # empty: the model chosen
+    mean_recurrences: list[Annotated[int, Ge(1)]] = field(default_factory=list)
+    control: Control = "fixed"
+    budgets_flops: list[PositiveFloat] = field(default_factory=list)
+    tokens: list[PositiveFloat] = field(default_factory=list)
+    tokens_per_param: list[PositiveFloat] = field(default_factory=list)
+    seeds: Annotated[list[Seed], MinLen(1)] = field(default_factory=lambda: [0])
+    cells: dict[str, ListedCells] = field(default_factory=dict)
+    axes: dict[str, list[Any]] = field(default_factory=dict)
+    per_scale: dict[str, dict[str, Any]] = field(default_factory=dict)
+    min_steps: Annotated[int, Gt(0)] = 20
+    max_epochs: PositiveFloat = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """Where runs execute. `peak_flops` prices a plan until throughput has been measured."""
+
+    kind: Literal["local"] = "local"
+    parallel_runs: Annotated[int, Gt(0)] | None = None
+    threads_per_run: Annotated[int, Gt(0)] = 1
+    max_attempts: Annotated[int, Gt(0)] = 3
+    device_flops_per_s: PositiveFloat | None = None  # sustained, per device; prices the plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """A composed command: one run template per scale, the sweep over them and the machine."""
+
+    runs: dict[str, RunConfig]  # by scale
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    root: str = "runs"
+    cache: str = "runs/.data"
+    format: Literal["text", "json"] = "text"
+    confirm: bool = True
+    quick: bool = False
+    retry_failed: bool = False

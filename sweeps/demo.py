@@ -1,0 +1,50 @@
+"""The demo: a whole small study on this machine, from text to a report."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+from model.checked import ConfigError
+from sweeps.analyse import fit_sweep, report_sweep
+from sweeps.collect import collect
+from sweeps.compose import compose_table
+from sweeps.config import StudyConfig
+from sweeps.launch import start_workers, write_ledger
+from sweeps.live import data_progress, watch
+from sweeps.status import gaps, status
+
+
+def run_demo(study: StudyConfig) -> Path:
+    """Run `study` through every room and return the path of its report; finished runs are not repeated.
+
+    The workers end with this process, each leaving a checkpoint. Raises ConfigError when runs failed.
+    """
+    with data_progress() as progress:
+        ledger = write_ledger(study, progress)
+    folder = Path(study.root) / ledger.name
+    print(f"{len(ledger.run_ids)} runs in {folder}; stop with Ctrl-C, run again to continue", flush=True)
+    workers = start_workers(study, owner=os.getpid())
+    try:
+        watch(folder, alive=lambda: any(worker.poll() is None for worker in workers))
+    finally:
+        _end(workers)
+    frame = status(folder)
+    if not (frame["status"] == "done").all():
+        raise ConfigError(f"{gaps(frame)}; loopscale status sweep={ledger.name} says why")
+    collect(folder)
+    settings = compose_table("report", [f"sweep={ledger.name}", f"root={study.root}"])
+    page = report_sweep(settings)
+    print(f"report: {page}")
+    for line in fit_sweep(settings).headlines():
+        print(line)
+    return page
+
+
+def _end(workers: list[subprocess.Popen[bytes]]) -> None:
+    for worker in workers:
+        if worker.poll() is None:
+            worker.terminate()
+    for worker in workers:
+        worker.wait()

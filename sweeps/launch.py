@@ -1,0 +1,108 @@
+"""Launch: data prepared, ledger written, workers started; run again, it adds only what is missing."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from harness.dataset import prepare
+from model.checked import ConfigError
+from sweeps.config import StudyConfig
+from sweeps.ledger import Ledger, enter
+from sweeps.plan import plan, plan_cells, summary
+
+Progress = Callable[[str, float], None]
+
+
+def prepare_data(study: StudyConfig, progress: Progress | None = None) -> None:
+    """Prepare every data set that the study's scales name, under `study.cache`."""
+    for run in study.runs.values():
+        prepare(run.data, Path(study.cache), progress)
+
+
+def write_ledger(study: StudyConfig, progress: Progress | None = None) -> Ledger:
+    """Prepare the data and enter all OK cells into the sweep's ledger; what stands there already stays."""
+    if not study.sweep.name:
+        plan_cells(study)  # complains
+    prepare_data(study, progress)
+    planned = plan_cells(study)
+    if not any(cell.verdict == "OK" for cell in planned):
+        raise ConfigError(f"no cell of sweep {study.sweep.name} can run; the first: {planned[0].reason}")
+    return enter(study, planned)
+
+
+def launch(study: StudyConfig) -> Path:
+    """Enter the study into its ledger, start the workers and return the sweep's folder at once.
+
+    With `retry_failed`, failed runs are opened again; otherwise they stay as they are.
+    """
+    from sweeps.live import data_progress
+
+    with data_progress() as progress:
+        ledger = write_ledger(study, progress)
+    folder = Path(study.root) / ledger.name
+    if study.retry_failed:
+        for run in ledger.runs(folder):
+            if run.status().state == "failed":
+                run.set_status(
+                    dataclasses.replace(run.status(), state="submitted", failure_class="", attempts=0)
+                )
+    start_workers(study)
+    return folder
+
+
+def confirm(study: StudyConfig) -> bool:
+    """Show what the plan costs on stderr and ask; `confirm=false` skips this."""
+    print(summary(plan(study)), file=sys.stderr)
+    if not sys.stdin.isatty():
+        raise ConfigError("launch asks before it starts and there is no terminal to ask: add confirm=false")
+    print("start? [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def describe_data(study: StudyConfig) -> str:
+    """Return one line per prepared data set: name, digest, tokens and folder."""
+    lines = []
+    for config in {run.data.name: run.data for run in study.runs.values()}.values():
+        dataset = prepare(config, Path(study.cache))
+        lines.append(
+            f"{dataset.name} {dataset.digest}: {len(dataset.train):,} training and "
+            f"{len(dataset.validation):,} validation tokens, vocabulary {dataset.vocabulary_size}, "
+            f"in {dataset.folder}"
+        )
+    return "\n".join(lines)
+
+
+def start_workers(study: StudyConfig, *, owner: int | None = None) -> list[subprocess.Popen[bytes]]:
+    """Start the local pool on the sweep's folder and return its processes.
+
+    The workers outlive this process unless it is given as `owner`. A slot that is taken is left alone.
+    """
+    assert study.sweep.name is not None
+    folder = Path(study.root).resolve() / study.sweep.name
+    environment = os.environ | {"OMP_NUM_THREADS": str(study.cluster.threads_per_run)}
+    arguments = [str(owner)] if owner is not None else []
+    workers = []
+    for slot in range(study.cluster.parallel_runs or default_parallel_runs(study.cluster.threads_per_run)):
+        with (folder / f"worker_{slot}.log").open("ab") as log:
+            workers.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "sweeps.worker", str(folder), str(slot), *arguments],
+                    cwd=Path(__file__).resolve().parents[1],
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+            )
+    return workers
+
+
+def default_parallel_runs(threads_per_run: int) -> int:
+    """Return how many runs fit side by side on this machine's CPU cores."""
+    return max(1, len(os.sched_getaffinity(0)) // threads_per_run)

@@ -1,0 +1,87 @@
+"""The ledger of a sweep: which runs it holds and where their data lies; grows, never forgets."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from harness.runfolder import RunFolder, create, write_json
+from model.checked import ConfigError
+from sweeps.config import StudyConfig
+from sweeps.grid import Cell
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ledger:
+    """What `<root>/<sweep>/sweep.json` holds; paths are relative to the sweep's folder."""
+
+    name: str
+    run_ids: list[str]
+    cache: str
+    max_attempts: int
+
+    def runs(self, folder: Path) -> list[RunFolder]:
+        return [RunFolder(folder / run_id) for run_id in self.run_ids]
+
+
+def read_ledger(folder: Path) -> Ledger:
+    """Return the ledger of the sweep in `folder`; raises ConfigError where nothing was launched."""
+    path = folder / "sweep.json"
+    if not path.exists():
+        others = sorted(p.parent.name for p in folder.parent.glob("*/sweep.json"))
+        hint = f"launched there: {', '.join(others)}" if others else "nothing was launched there yet"
+        raise ConfigError(
+            f"no sweep {folder.name!r} under {folder.parent} ({hint}): loopscale launch sweep=NAME"
+        )
+    return Ledger(**json.loads(path.read_text()))
+
+
+def enter(study: StudyConfig, cells: list[Cell]) -> Ledger:
+    """Create the folders of all OK `cells` and add them to the sweep's ledger; what is there stays.
+
+    Two launches at once are serialised by a lock. Raises ConfigError when an existing folder holds
+    another configuration.
+    """
+    assert study.sweep.name is not None
+    folder = Path(study.root) / study.sweep.name
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / ".ledger.lock"):
+        names = read_ledger(folder).run_ids if (folder / "sweep.json").exists() else []
+        for cell in sorted(cells, key=_cost, reverse=True):
+            if cell.verdict == "DROP":
+                continue
+            assert cell.data.digest is not None and cell.data.unique_tokens is not None, (
+                "prepare the data first"
+            )
+            run = create(
+                folder, cell.run, data_digest=cell.data.digest, unique_tokens=cell.data.unique_tokens
+            )
+            if run.run_id not in names:
+                names.append(run.run_id)
+        ledger = Ledger(
+            name=study.sweep.name,
+            run_ids=names,
+            cache=os.path.relpath(study.cache, folder),
+            max_attempts=study.cluster.max_attempts,
+        )
+        write_json(folder / "sweep.json", asdict(ledger))
+    return ledger
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on `path` (created if absent); released by the kernel if the holder dies."""
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _cost(cell: Cell) -> float:
+    # The longest first: side by side they then end together.
+    run = cell.run
+    return (run.steps or 0) * run.batch_tokens * run.model.mean_recurrence

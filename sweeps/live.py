@@ -1,0 +1,117 @@
+"""What a person sees while something runs: progress bars with an ETA, and the sweep's live table."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+from sweeps.status import ENDED, LOST, status
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+REFRESH_S = 1.0
+PLAIN_EVERY_S = 15.0  # where there is no terminal, one line this often
+
+
+def _console() -> Console:
+    # Progress goes to stderr: stdout is for results.
+    return Console(file=sys.stderr)
+
+
+def _bar(console: Console, field: str = "") -> Progress:
+    columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%")]
+    extra = [TextColumn(field)] if field else []
+    return Progress(
+        *columns, TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(), *extra, console=console
+    )
+
+
+@contextmanager
+def data_progress() -> Iterator[Callable[[str, float], None]]:
+    """Show the stages of preparing data; yields the callback (stage, fraction done)."""
+    with _bar(_console()) as bar:
+        tasks: dict[str, Any] = {}
+
+        def update(stage: str, fraction: float) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=1.0)
+            bar.update(tasks[stage], completed=fraction)
+
+        yield update
+
+
+@contextmanager
+def step_progress(title: str, steps: int) -> Iterator[Callable[[dict[str, float]], None]]:
+    """Show the steps of one run; yields the callback that takes each line of its metrics."""
+    with _bar(_console(), "loss {task.fields[loss]:.4f}") as bar:
+        task = bar.add_task(title, total=steps, loss=float("nan"))
+        yield lambda line: bar.update(task, completed=line["step"], loss=line["train_loss_nats"])
+
+
+def watch(folder: Path, alive: Callable[[], bool] = lambda: True) -> None:
+    """Show the sweep in `folder` until all runs have ended or `alive` says no; on no terminal, line by line."""
+    console = _console()
+    meter = _Meter()
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        shown_at = 0.0
+        while True:
+            frame = status(folder)
+            ended = frame["status"].map(_has_ended).all() or not alive()
+            if console.is_terminal:
+                live.update(_live_view(frame, meter), refresh=True)
+            elif ended or time.monotonic() - shown_at > PLAIN_EVERY_S:
+                print(meter.line(frame), file=sys.stderr, flush=True)
+                shown_at = time.monotonic()
+            if ended:
+                return
+            time.sleep(REFRESH_S)
+
+
+class _Meter:
+    """Turns the share of FLOPs done into an ETA, counting from its first look."""
+
+    def __init__(self) -> None:
+        self._first: tuple[float, float] | None = None
+
+    def line(self, frame: pd.DataFrame) -> str:
+        done = float((frame["nominal_flops"] * frame["step"] / frame["steps"]).sum())
+        total, now = float(frame["nominal_flops"].sum()), time.monotonic()
+        self._first = self._first or (now, done)
+        began, before = self._first
+        eta = "--"
+        if done > before:
+            eta = _clock((total - done) * (now - began) / (done - before))
+        finished = int((frame["status"] == "done").sum())
+        running = frame[frame["status"] == "running"]
+        losses = ", ".join(f"{loss:.3f}" for loss in running["train_loss_nats"].dropna())
+        text = f"{finished}/{len(frame)} runs done, {done / total:.0%} of the FLOPs, ETA {eta}"
+        return f"{text}, training losses now: {losses}" if losses else text
+
+
+def _live_view(frame: pd.DataFrame, meter: _Meter) -> Group:
+    lines = [Text(meter.line(frame), style="bold")]
+    for row in frame[frame["status"].isin(["running", LOST])].to_dict("records"):
+        loss = f"loss {row['train_loss_nats']:.3f}" if row["train_loss_nats"] else ""
+        share = row["step"] / row["steps"]
+        lines.append(Text(f"  {row['run_id']:<44} {'#' * round(30 * share):<30} {share:4.0%} {loss}"))
+    return Group(*lines)
+
+
+def _has_ended(shown: str) -> bool:
+    return shown in ENDED or shown.startswith("failed")
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

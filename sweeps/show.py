@@ -1,0 +1,111 @@
+"""Tables as text: rich for small ones, plain for large ones, JSON for machines."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
+
+RICH_ROWS = 300  # rich takes seconds for thousands of rows
+PLAN_COLUMNS = {
+    "verdict": "",
+    "scale": "",
+    "kind": "",
+    "mean_recurrence": "µ",
+    "seed": "",
+    "target_flops": "target FLOPs",
+    "nominal_flops": "nominal FLOPs",
+    "steps": "",
+    "tokens": "",
+    "epochs": "",
+    "memory_bytes": "memory",
+    "hours": "",
+    "status": "",
+    "reason": "",
+}
+STATUS_COLUMNS = {
+    "run_id": "run",
+    "target_flops": "target FLOPs",
+    "status": "",
+    "attempts": "",
+    "step": "",
+    "steps": "",
+    "train_loss_nats": "train loss",
+    "val_loss_nats": "val loss",
+    "tokens_per_s": "tokens/s",
+    "message": "",
+}
+
+
+def as_text(frame: pd.DataFrame, columns: dict[str, str]) -> str:
+    """Return the named columns of `frame` as an aligned table; empty columns are left out."""
+    kept = {
+        name: title or name for name, title in columns.items() if name in frame and not _empty(frame[name])
+    }
+    rows = [
+        [cell_text(name, value) for name, value in row.items()]
+        for row in frame[list(kept)].to_dict("records")
+    ]
+    if len(rows) <= RICH_ROWS:
+        return _rich_text(_rich_table(list(kept.values()), rows))
+    widths = [max(map(len, column)) for column in zip(list(kept.values()), *rows, strict=True)]
+    lines = [list(kept.values()), *rows]
+    return "\n".join("  ".join(t.rjust(w) for t, w in zip(line, widths, strict=True)) for line in lines)
+
+
+def as_json(frame: pd.DataFrame, **more: Any) -> str:
+    """Return `frame` as JSON records under "rows", beside `more`; missing values are null."""
+    rows = [{name: plain(value) for name, value in row.items()} for row in frame.to_dict("records")]
+    return json.dumps({"rows": rows} | {name: plain(value) for name, value in more.items()}, indent=1)
+
+
+def plain(value: Any) -> Any:
+    """Return `value` as JSON knows it: numpy scalars unwrapped, what is not a number as None."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def cell_text(name: str, value: Any) -> str:
+    """Return one value as a table shows it: FLOPs and tokens to four digits, losses to four decimals."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if name in ("target_flops", "nominal_flops", "tokens"):
+        return f"{value:.4g}"
+    if name == "memory_bytes":
+        return f"{value / 2**30:.2f} GiB"
+    if name in ("train_loss_nats", "val_loss_nats"):
+        return f"{value:.4f}"
+    if isinstance(value, float):
+        return f"{value:.0f}" if value == round(value) and abs(value) < 1e6 else f"{value:.3g}"
+    return str(value)
+
+
+def _empty(column: pd.Series) -> bool:
+    return bool((column.isna() | (column.astype(str) == "")).all())
+
+
+def _rich_table(titles: list[str], rows: list[list[str]]) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for position, title in enumerate(titles):
+        number = any(row[position][:1].isdigit() for row in rows)
+        table.add_column(title, justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _rich_text(table: Table) -> str:
+    from rich.console import Console
+
+    console = Console(width=220, highlight=False)
+    with console.capture() as capture:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())

@@ -1,0 +1,41 @@
+"""One run by hand: `loopscale train`, with a progress bar; the folder is the one that a sweep would use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from harness.budget import solve
+from harness.dataset import prepare
+from harness.runfolder import RunFolder, create
+from model.checked import ConfigError
+from sweeps.compose import single_run
+from sweeps.config import StudyConfig
+from sweeps.live import data_progress, step_progress
+
+SINGLE = "single"  # the folder of runs that belong to no sweep
+
+
+def train_one(study: StudyConfig) -> dict[str, Any]:
+    """Train (or resume) the study's one run and return its record.
+
+    Raises ConfigError when the run does not end well; its folder keeps everything.
+    """
+    run = solve(single_run(study))
+    with data_progress() as progress:
+        dataset = prepare(run.data, Path(study.cache), progress)
+    folder = create(
+        Path(study.root) / (study.sweep.name or SINGLE),
+        run,
+        data_digest=dataset.digest,
+        unique_tokens=dataset.unique_tokens,
+    )
+    from harness.job import BUSY, run_job
+
+    with step_progress(folder.run_id, run.steps or 0) as watch:
+        ended = run_job(folder.path, Path(study.cache), watch=watch)
+    if ended == BUSY:
+        raise ConfigError(f"{folder.path} is being trained by another process: loopscale status shows it")
+    if ended != "done":
+        raise ConfigError(f"{folder.path} ended as {ended}: {folder.status().message}")
+    return RunFolder(folder.path).record()

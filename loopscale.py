@@ -237,7 +237,7 @@ def _wants_json(overrides: list[str]) -> bool:
 COMMANDS = {
     "data": Command(
         summary="read text, train the tokenizer, write token shards",
-        example="loopscale data data=text data.path=my_corpus/",
+        example="loopscale data data=text path=my_corpus/",
         settings="config",
         run=_show_data,
     ),

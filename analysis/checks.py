@@ -41,7 +41,9 @@ def _below_unigram(runs: pd.DataFrame) -> Check:
 
 def _budgets_matter(runs: pd.DataFrame, floor: NoiseFloor) -> tuple[Check, ...]:
     found = []
-    for (scale, accounting), frame in runs[runs["target_flops"].notna()].groupby(["scale", "accounting"], sort=True):
+    for (scale, accounting), frame in runs[runs["target_flops"].notna()].groupby(
+        ["scale", "accounting"], sort=True
+    ):
         gains = {}
         for (kind, depth), cells in frame.groupby(["kind", "mean_recurrence"], sort=True):
             means = cells.groupby("target_flops")["val_loss_nats"].mean()
@@ -60,4 +62,6 @@ def _gain_check(group: str, gains: dict[str, float], floor: NoiseFloor) -> Check
         return Check(name=name, holds=None, numbers=f"gains in nats: {listed}; training noise unknown")
     bar = FLOOR_MULTIPLE * floor.sd_nats
     holds = all(gain > bar for gain in gains.values())
-    return Check(name=name, holds=holds, numbers=f"gains in nats: {listed}; {FLOOR_MULTIPLE:g}x the floor is {bar:.4f}")
+    return Check(
+        name=name, holds=holds, numbers=f"gains in nats: {listed}; {FLOOR_MULTIPLE:g}x the floor is {bar:.4f}"
+    )

@@ -79,7 +79,10 @@ class Comparison:
 
     def summary(self) -> str:
         """Return the comparison as plain text."""
-        lines = ["Looped minus fixed depth at equal FLOPs and parameters (below zero, looping wins)", self.noise.sentence()]
+        lines = [
+            "Looped minus fixed depth at equal FLOPs and parameters (below zero, looping wins)",
+            self.noise.sentence(),
+        ]
         for row in self.rows:
             lines.append(
                 f"  {row.group}, {row.budget_flops:.3g} FLOPs: {_difference(row.difference)} at µ = "
@@ -153,7 +156,13 @@ def _row(
         for depth, cell in means.iterrows()
     )
     best = min(cells, key=lambda cell: cell.loss_nats)
-    choice, why, depth, loss, difference = "lowest cell (selection)", "", best.mean_recurrence, best.loss_nats, best.difference
+    choice, why, depth, loss, difference = (
+        "lowest cell (selection)",
+        "",
+        best.mean_recurrence,
+        best.loss_nats,
+        best.difference,
+    )
     estimator = group.estimator() if group else None
     found = None
     if group and estimator:
@@ -208,7 +217,9 @@ def _cell_difference(
     if floor.sd_nats is None:
         return _finish(gap, None, None, ratio)
     half = float(
-        stdtrit(floor.degrees_of_freedom, (1 + config.confidence) / 2) * floor.sd_nats * np.sqrt(variance_factor)
+        stdtrit(floor.degrees_of_freedom, (1 + config.confidence) / 2)
+        * floor.sd_nats
+        * np.sqrt(variance_factor)
     )
     return _finish(gap, gap - half, gap + half, ratio)
 

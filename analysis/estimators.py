@@ -94,7 +94,9 @@ def fit_parabolas(inputs: Inputs) -> EstimatorFit:
             squares, freedom = squares + float(residual @ residual), freedom + len(x) - 3
         level = inputs.level(squares, freedom)
         noise = noise or level
-        optima[quantity] = tuple(_parabola_optimum(inputs, quantity, k, fitted, level) for k in range(len(cells.budgets_flops)))
+        optima[quantity] = tuple(
+            _parabola_optimum(inputs, quantity, k, fitted, level) for k in range(len(cells.budgets_flops))
+        )
 
     def curve(quantity: Quantity, budget: int, values: Array) -> Array:
         x, coefficients = fitted[quantity, budget]
@@ -176,7 +178,11 @@ def fit_parametric(inputs: Inputs) -> EstimatorFit:
     rows = np.flatnonzero(looped)
     used = inputs.group.iloc[rows]
     if len(rows) < 5 + SURFACE_SPARE or used["mean_recurrence"].nunique() < 3 or used["tokens"].nunique() < 3:
-        return _none("surface", cells, f"{len(rows)} looped runs for 5 parameters, at least {5 + SURFACE_SPARE} are needed")
+        return _none(
+            "surface",
+            cells,
+            f"{len(rows)} looped runs for 5 parameters, at least {5 + SURFACE_SPARE} are needed",
+        )
     u = np.log(inputs.shape.params(used["mean_recurrence"].to_numpy(float)))
     v, losses = np.log(used["tokens"].to_numpy(float)), used["val_loss_nats"].to_numpy(float)
     point = fit_surface(u, v, losses)
@@ -185,14 +191,20 @@ def fit_parametric(inputs: Inputs) -> EstimatorFit:
     resampled = refit(point, base + inputs.draws.noise(level, rows))
     everywhere = list(range(len(cells.budgets_flops)))
     path = RecurrencePath(
-        shape=inputs.shape, budgets_flops=cells.budgets_flops, middle=float(np.log(cells.mean_recurrence).mean())
+        shape=inputs.shape,
+        budgets_flops=cells.budgets_flops,
+        middle=float(np.log(cells.mean_recurrence).mean()),
     )
 
     def curve(quantity: Quantity, budget: int, values: Array) -> Array:
         return point.loss(*_along(inputs.shape, quantity, float(cells.budgets_flops[budget]), values))
 
     optima = _optima(inputs, path, everywhere, _surface_minima(path, point), _surface_minima(path, resampled))
-    bound = [name for name, held in zip(("E", "A", "B", "alpha", "beta"), point.fit.at_bound[0], strict=True) if held]
+    bound = [
+        name
+        for name, held in zip(("E", "A", "B", "alpha", "beta"), point.fit.at_bound[0], strict=True)
+        if held
+    ]
     notes = (f"{point.starts_agreeing} of {point.starts} starts reach the optimum",)
     if bound:
         notes += (f"{', '.join(bound)} at a bound: not identified by these runs",)
@@ -211,7 +223,8 @@ def _none(name: EstimatorName, cells: Curves, reason: str | None = None) -> Esti
     """Return an estimator that was not fitted, with the reason at every budget."""
     optima = {
         quantity: tuple(
-            refused(cells, quantity, k, reason or refusal_before(cells, k) or "") for k in range(len(cells.budgets_flops))
+            refused(cells, quantity, k, reason or refusal_before(cells, k) or "")
+            for k in range(len(cells.budgets_flops))
         )
         for quantity in QUANTITIES
     }
@@ -273,9 +286,13 @@ def _optima(
         column = usable.index(k)
         flops = float(cells.budgets_flops[k])
         for quantity in QUANTITIES:
-            place, draws = (_as(quantity, inputs.shape, flops, s[:, column]) for s in (point[0], resampled[0]))
+            place, draws = (
+                _as(quantity, inputs.shape, flops, s[:, column]) for s in (point[0], resampled[0])
+            )
             value = (float(place[0]), float(point[1][0, column]))
-            found[quantity].append(judge(cells, quantity, k, value, draws, resampled[1][:, column], inputs.config))
+            found[quantity].append(
+                judge(cells, quantity, k, value, draws, resampled[1][:, column], inputs.config)
+            )
     return {quantity: tuple(optima) for quantity, optima in found.items()}
 
 

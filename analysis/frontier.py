@@ -92,7 +92,11 @@ def optimum(path: Path, exponents: Array, amplitudes: Array, means: tuple[float,
     def slope(s: Array) -> Array:
         log_du, log_dv = path.log_slopes(s)
         return (
-            log_ratio - b * (path.log_tokens(s) - means[1]) + log_dv + a * (path.log_params(s) - means[0]) - log_du
+            log_ratio
+            - b * (path.log_tokens(s) - means[1])
+            + log_dv
+            + a * (path.log_params(s) - means[0])
+            - log_du
         )
 
     width = np.shape(path.log_tokens(np.zeros((1, 1))))[-1]
@@ -104,5 +108,7 @@ def optimum(path: Path, exponents: Array, amplitudes: Array, means: tuple[float,
         above = slope(centre) > 0
         low, high = np.where(above, low, centre), np.where(above, centre, high)
     found = (low + high) / 2
-    found = np.where(falls | ((p > 0) & (r <= 0)), np.inf, np.where(rises | ((p <= 0) & (r > 0)), -np.inf, found))
+    found = np.where(
+        falls | ((p > 0) & (r <= 0)), np.inf, np.where(rises | ((p <= 0) & (r > 0)), -np.inf, found)
+    )
     return np.where((p <= 0) & (r <= 0), np.nan, found)

@@ -39,6 +39,11 @@ class Optimum:
     log_draws: Array = field(repr=False, compare=False, metadata=HIDDEN)
     loss_draws: Array = field(repr=False, compare=False, metadata=HIDDEN)
 
+    @property
+    def fitted(self) -> bool:
+        """Say whether a curve was fitted at this budget, its minimum accepted or not."""
+        return len(self.log_draws) > 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Curves:

@@ -78,7 +78,9 @@ def minimise(
     return _certify(theta, value, gradient, hessian, low, high)
 
 
-def _evaluate(objective: Objective, losses: Array, weights: Array, theta: Array) -> tuple[Array, Array, Array]:
+def _evaluate(
+    objective: Objective, losses: Array, weights: Array, theta: Array
+) -> tuple[Array, Array, Array]:
     """Return value [resamples], gradient [resamples, parameters] and Hessian [resamples, parameters, parameters]."""
     terms, points, count = objective.features.shape
     flat = objective.features.reshape(-1, count)

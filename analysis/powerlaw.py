@@ -56,7 +56,9 @@ def power_law(quantity: Quantity, optima: Sequence[Optimum], config: FitConfig) 
     accepted = [optimum for optimum in optima if optimum.refusal is None]
     budgets = np.array([optimum.budget_flops for optimum in accepted])
     if len(accepted) < MIN_BUDGETS:
-        return PowerLaw(quantity=quantity, budgets_flops=tuple(budgets.tolist()), refusal=_too_few(len(accepted)))
+        return PowerLaw(
+            quantity=quantity, budgets_flops=tuple(budgets.tolist()), refusal=_too_few(len(accepted))
+        )
     reference = float(np.exp(np.mean(np.log(budgets))))
     x = np.log(budgets / reference)
     level, slope = _line(x, np.log([[optimum.value or np.nan for optimum in accepted]]))

@@ -37,7 +37,9 @@ class SaturatingFit:
         """Return L(T) in nats."""
         if self.rate is None or self.floor_nats is None or self.amplitude_nats is None:
             raise ValueError(f"no saturating exponential: {self.refusal}")
-        return np.asarray(self.floor_nats + self.amplitude_nats * np.exp(-self.rate * np.asarray(depth, float)))
+        return np.asarray(
+            self.floor_nats + self.amplitude_nats * np.exp(-self.rate * np.asarray(depth, float))
+        )
 
 
 def fit_saturating(depths: Array, losses: Array, confidence: float = 0.95) -> SaturatingFit:
@@ -99,7 +101,9 @@ def _refusal(depths: Array, losses: Array, amplitude: float, rms: float, limit: 
     weight = 1 / losses
     spike = np.stack([np.ones_like(depths), np.arange(len(depths)) == 0], -1) * weight[:, None]
     line = np.stack([np.ones_like(depths), depths], -1) * weight[:, None]
-    spike_error, line_error = (float(np.linalg.lstsq(x, losses * weight, rcond=None)[1].sum()) for x in (spike, line))
+    spike_error, line_error = (
+        float(np.linalg.lstsq(x, losses * weight, rcond=None)[1].sum()) for x in (spike, line)
+    )
     if rms > MISFIT_OF_RANGE * np.ptp(losses) and rms > MISFIT_OF_LOSS * losses.min():
         share = rms / np.ptp(losses)
         return f"the saturating exponential does not hold (rms residual {rms:.4f}, {share:.1%} of the curve's range)"

@@ -18,7 +18,7 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
-BOX = (0.02, 4.0)  # exponents outside it are not identified by curves of less than two decades
+BOX = (0.1, 2.0)  # published exponents lie within .15 and 1; curves of one decade tell no more than that
 START_GRID = 14
 
 
@@ -141,7 +141,7 @@ def _orthogonal(column: Array, basis: tuple[Array, ...]) -> tuple[Array, ...]:
 
 def _grid_start(problem: _Problem) -> Array:
     """Return the best exponents of a logarithmic grid for every resample [resamples, 2]."""
-    axis = np.geomspace(BOX[0] * 2, BOX[1] / 2, START_GRID)
+    axis = np.geomspace(*BOX, START_GRID)
     best = np.full(len(problem.losses), np.inf)
     theta = np.zeros((len(problem.losses), 2))
     for a in axis:

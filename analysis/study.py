@@ -13,7 +13,15 @@ from analysis import plain, words
 from analysis.checks import Check, checks
 from analysis.config import FitConfig
 from analysis.depth import DepthStudy, depth_study
-from analysis.estimators import DEFAULT, QUANTITIES, EstimatorFit, Inputs, fit_parabolas, fit_parametric, fit_shared
+from analysis.estimators import (
+    DEFAULT,
+    QUANTITIES,
+    EstimatorFit,
+    Inputs,
+    fit_parabolas,
+    fit_parametric,
+    fit_shared,
+)
 from analysis.geometry import Geometry, geometry
 from analysis.isoflop import HIDDEN, Curves, curves
 from analysis.noise import NoiseFloor, noise_floor
@@ -112,7 +120,9 @@ def fit(runs: pd.DataFrame, depths: pd.DataFrame, config: FitConfig | None = Non
     )
 
 
-def fit_groups(runs: pd.DataFrame, floor: NoiseFloor, config: FitConfig) -> tuple[tuple[GroupFit, ...], tuple[str, ...]]:
+def fit_groups(
+    runs: pd.DataFrame, floor: NoiseFloor, config: FitConfig
+) -> tuple[tuple[GroupFit, ...], tuple[str, ...]]:
     """Fit the isoFLOP laws of every group of selected runs; return also why groups were skipped."""
     fitted, skipped = [], []
     for label, frame in groups(runs):

@@ -102,9 +102,7 @@ def depth_line(study: StudyFit) -> str:
     if depth.slope is None or depth.slope_low is None or depth.slope_high is None:
         return f"{fitted}; no law of z over µ: {depth.refusal}"
     constant = "constant" if depth.slope_low <= -1 <= depth.slope_high else "not constant"
-    return (
-        f"{fitted}; z falls as µ^{depth.slope:.2f} [{depth.slope_low:.2f}, {depth.slope_high:.2f}], so z µ is {constant}"
-    )
+    return f"{fitted}; z falls as µ^{depth.slope:.2f} [{depth.slope_low:.2f}, {depth.slope_high:.2f}], so z µ is {constant}"
 
 
 def headlines(study: StudyFit) -> list[str]:

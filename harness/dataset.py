@@ -27,8 +27,9 @@ __all__ = ["DataConfig", "DataError", "Dataset", "find_prepared", "open_dataset"
 class Dataset:
     """Hold a prepared data set; the token streams are memory-mapped and read-only.
 
-    `token_bytes` int32 [vocabulary_size]: bytes of text behind each id, 0 for special tokens. `unigram_nats`: entropy
-    of the validation tokens under their own frequencies, what a model without context could reach.
+    `token_bytes` int32 [vocabulary_size] has the bytes of text behind each id, 0 for special tokens.
+    `unigram_nats` is the entropy of the validation tokens under their own frequencies: a model that ignores
+    the context does no better.
     """
 
     name: str
@@ -48,10 +49,11 @@ class Dataset:
 
 
 def prepare(config: DataConfig, cache: Path, progress: Progress | None = None) -> Dataset:
-    """Return the data set of `config`, reading and tokenizing its documents if `cache` does not hold it yet.
+    """Return the data set of `config`, made from its documents if `cache` does not hold it yet.
 
-    Safe when several processes prepare at once: one works, the others wait. `progress` is told the stage and the
-    fraction of it that is done. Raises DataError for documents that cannot be used, and leaves nothing half written.
+    Safe when several processes prepare at once: one works, the others wait. `progress` is told the stage and
+    the fraction of it that is done. Raises DataError for documents that cannot be used; nothing is left half
+    written. Large data is tokenized in spawned processes: call it from under `if __name__ == "__main__"`.
     """
     key = _key(config)
     if (found := _find(config, cache, key)) is not None:
@@ -90,7 +92,7 @@ def open_dataset(folder: Path, *, checksums: bool = False) -> Dataset:
     """
     try:
         index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-        tokenizer = (folder / "tokenizer.json").read_text(encoding="utf-8")
+        tokenizer = (folder / "tokenizer.json").read_bytes()
     except FileNotFoundError as error:
         raise DataError(
             f"{folder} is not a prepared data set: it has no {Path(error.filename).name}"
@@ -99,19 +101,21 @@ def open_dataset(folder: Path, *, checksums: bool = False) -> Dataset:
         raise _damaged(folder, f"index.json is not JSON ({error})") from None
     if index["format_version"] != FORMAT_VERSION:
         raise DataError(
-            f"{folder} has format {index['format_version']}, this version reads {FORMAT_VERSION}: prepare it again"
+            f"{folder} has format {index['format_version']}, not {FORMAT_VERSION}: "
+            "delete the folder to prepare it again"
         )
     dtype = np.dtype(index["dtype"]).newbyteorder("<")
-    streams = {
-        split: _open_shard(folder, split, dtype, index, checksums) for split in ("train", "validation")
-    }
-    lengths = token_bytes(tokenizer)
-    if len(lengths) != index["vocabulary_size"]:
-        raise _damaged(folder, f"tokenizer.json has {len(lengths)} tokens, not {index['vocabulary_size']}")
+    if hashlib.sha256(tokenizer).hexdigest() != index["tokenizer_sha256"]:
+        raise _damaged(folder, "the checksum of tokenizer.json is wrong")
     return Dataset(
-        **{key: index[key] for key in ("name", "digest", "vocabulary_size", "bos", "unigram_nats")},
-        **streams,
-        token_bytes=lengths,
+        name=index["name"],
+        digest=index["digest"],
+        vocabulary_size=index["vocabulary_size"],
+        bos=index["bos"],
+        train=_open_shard(folder, "train", dtype, index, checksums),
+        validation=_open_shard(folder, "validation", dtype, index, checksums),
+        token_bytes=token_bytes(tokenizer.decode()),
+        unigram_nats=index["unigram_nats"],
         folder=folder,
     )
 

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import itertools
 import json
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,9 +17,9 @@ from harness.installed import package_fingerprint, python_files
 Split = Literal["train", "validation"]
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
-# A longer .txt is cut at a line end into several documents, so that one large file still gives a validation set.
+# A longer .txt is cut at line ends into several documents, so that one large file can give a validation set.
 TXT_CHARACTERS = 16_384
-SPLIT_NAMES: dict[Any, Split] = {"train": "train", "val": "validation", "validation": "validation"}
+SPLIT_NAMES: dict[str, Split] = {"train": "train", "val": "validation", "validation": "validation"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +33,7 @@ class Document:
 
 
 def read_documents(config: DataConfig, left_out: Counter[str]) -> Iterator[Document]:
-    """Yield the documents of `config` in an order that is the same everywhere, counting those left out and why.
+    """Yield the documents of `config` in the same order everywhere, counting those left out and why.
 
     Raises DataError for a missing package, path, field or library, and for text that cannot be read.
     """
@@ -130,8 +131,9 @@ def _row_documents(
         text = row.get(config.text_field)
         if not isinstance(text, str):
             fields = ", ".join(map(str, row)) or "none"
+            field = config.text_field
             raise DataError(
-                f"{place} has no text in field {config.text_field!r} (its fields: {fields}): set data.text_field"
+                f"{place} has no text in field {field!r} (its fields: {fields}): set data.text_field"
             )
         if not text.strip():
             left_out["empty"] += 1
@@ -139,12 +141,13 @@ def _row_documents(
         # A lone surrogate is legal in JSON but not in UTF-8.
         if not text.isascii():
             text = text.encode("utf-8", "replace").decode("utf-8")
-        if row.get("split") is None:
+        stated = row.get("split") if config.source == "text" else None
+        if stated is None:
             split = _split_by_content(text, config.validation_fraction)
-        elif row["split"] in SPLIT_NAMES:
-            split = SPLIT_NAMES[row["split"]]
+        elif isinstance(stated, str) and stated in SPLIT_NAMES:
+            split = SPLIT_NAMES[stated]
         else:
-            raise DataError(f"{place} has split {row['split']!r}: write train or val, or drop the field")
+            raise DataError(f"{place} has split {stated!r}: write train or val, or drop the field")
         yield Document(split=split, source=source, name=str(number), text=text)
 
 
@@ -196,7 +199,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 if not isinstance(row, dict):
                     raise DataError(f"{place} is {type(row).__name__}: write one JSON object per line")
                 yield place, row
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path} is not a whole gzip file ({error}): compress it again") from None
 
 

@@ -1,4 +1,4 @@
-"""From documents to token ids: each word encoded once, then looked up; on all cores when there is much to do."""
+"""From documents to token ids: each word is encoded once, then looked up; many documents go to all cores."""
 
 import itertools
 import multiprocessing
@@ -6,17 +6,13 @@ import os
 import re
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from harness.documents import Document
 from harness.tokenizer import BOS
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 # The tokenizer's pattern on ASCII text, where Python's own `re` can say it.
 ASCII_WORD = re.compile(
@@ -45,14 +41,14 @@ class _Words(dict[str, bytes]):
 class Encoder:
     """Encode texts to token ids, the bytes of a little-endian array of `dtype`, each text after <|bos|>.
 
-    Words repeat, so looking them up gives the tokenizer's ids several times faster than the tokenizer does. Special
-    tokens written out in a text are ordinary text here.
+    Words repeat, so looking them up gives the tokenizer's ids several times faster than the tokenizer does.
+    Special tokens written out in a text are ordinary text here.
     """
 
     def __init__(self, tokenizer_json: str, dtype: np.dtype) -> None:
         from tokenizers import Tokenizer
 
-        self._tokenizer: Tokenizer = Tokenizer.from_str(tokenizer_json)
+        self._tokenizer = Tokenizer.from_str(tokenizer_json)
         self._tokenizer.encode_special_tokens = True
         self._dtype = dtype
         self._bos = np.array([BOS], dtype).tobytes()
@@ -76,8 +72,8 @@ class Encoder:
 
 def encode_documents(
     documents: Iterable[Document], tokenizer_json: str, dtype: np.dtype, workers: int
-) -> Iterator[tuple[Document, bytes]]:
-    """Yield each document with its ids, in order, encoded by `workers` processes; one works in this process."""
+) -> Generator[tuple[Document, bytes], None, None]:
+    """Yield each document with its ids, in order; several workers are processes of their own."""
     if workers == 1:
         encode = Encoder(tokenizer_json, dtype)
         for document in documents:

@@ -31,8 +31,8 @@ STDLIB_FOLDERS_LEFT_OUT = frozenset(
         "lib-dynload",
     ]
 )
-# Written when a package or Python was built: they record a version, a host, a compiler, paths. Data made from the
-# same lock file must be the same on every machine. sitecustomize is the distribution's own.
+# Written when a package or Python was built, they record a version, a host, a compiler, paths. Data made from
+# the same lock file must be the same on every machine. sitecustomize is the distribution's own.
 BUILD_DEPENDENT = re.compile(
     r"(_|__|_generated_)?version(__|_meson)?|__config__|_?build_config|_sysconfigdata.*|sitecustomize"
 )
@@ -64,7 +64,7 @@ def python_files(package: str, left_out: Counter[str] | None = None) -> Iterator
 
 
 def package_fingerprint(package: str) -> Any:
-    """Return the version of a package or, where none is recorded under its name, its files with sizes and times."""
+    """Return what tells that a package changed: its version or, without one, sizes and times of its files."""
     if package == STDLIB:
         return platform.python_version()
     folder, module = _locate(package)

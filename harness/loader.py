@@ -12,15 +12,16 @@ _ORDER = 0x6F72646572  # sets the stream of data orders apart from other uses of
 def train_batch(
     dataset: Dataset, *, seed: int, step: int, batch_sequences: int, sequence_length: int
 ) -> np.ndarray:
-    """Return the training batch of `step`, int64 [batch_sequences, sequence_length + 1]: inputs and, one on, targets.
+    """Return the batch of `step`, int64 [batch_sequences, sequence_length + 1]: inputs and, one on, targets.
 
-    Documents, each after <|bos|>, run on through the blocks. An epoch visits every block once, in an order drawn
-    from (seed, epoch); the order is a function of (seed, step) alone, whatever the hardware.
+    Documents, each after <|bos|>, run on through the blocks. An epoch visits every block once, in an order
+    drawn from (seed, epoch). Raises DataError when the data holds no block of this length.
     """
     blocks = count_blocks(dataset.train, sequence_length)
     if not blocks:
         raise DataError(
-            f"{dataset.name} has {len(dataset.train)} training tokens: a block of {sequence_length} needs more"
+            f"{dataset.name} has {len(dataset.train)} training tokens, too few for one block of "
+            f"{sequence_length}: give more text or shorten the sequence"
         )
     places = np.arange(step * batch_sequences, (step + 1) * batch_sequences)
     chosen = [_order(seed, int(place // blocks), blocks)[place % blocks] for place in places]
@@ -54,6 +55,6 @@ def _blocks(tokens: np.ndarray, starts: np.ndarray, sequence_length: int) -> np.
 
 @lru_cache(maxsize=4)
 def _order(seed: int, epoch: int, blocks: int) -> np.ndarray:
-    # The raw bits of a counter-based generator do not change between versions of numpy, its permutation() may.
+    # Raw bits of Philox are the same in every version of numpy, which permutation() does not promise.
     bits = np.random.Philox(np.random.SeedSequence([_ORDER, seed, epoch])).random_raw(blocks)
     return np.argsort(bits, kind="stable")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Polar Express (arXiv 2505.16932): odd quintics a x + b x³ + c x⁵, one per step, for singular values that were
-# scaled down by 1.02 so that rounding cannot push them out of the interval of convergence.
+# Polar Express (arXiv 2505.16932): odd quintics a x + b x³ + c x⁵, one per step, for singular values that
+# were scaled down by 1.02 so that rounding cannot push them out of the interval of convergence.
 _QUINTICS = (
     (8.156554524902461, -22.48329292557795, 15.878769915207462),
     (4.042929935166739, -2.808917465908714, 0.5000178451051316),

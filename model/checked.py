@@ -20,9 +20,9 @@ class ConfigError(ValueError):
 def closest(word: str, options: Iterable[str]) -> str:
     """Return ' (did you mean x?)' for the nearest of `options`, else the options themselves when they are few."""
     names = sorted(options)
-    near = difflib.get_close_matches(word, names, n=2, cutoff=0.6)
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     if near:
-        return f" (did you mean {' or '.join(near)}?)"
+        return f" (did you mean {near[0]}?)"
     return f" (choose from {', '.join(names)})" if len(names) <= 12 else ""
 
 
@@ -36,7 +36,8 @@ def build(cls: type[T], mapping: Mapping[str, Any], path: str = "") -> T:
     known = {item.name: item for item in fields(cls)}  # type: ignore[arg-type]
     for key in mapping:
         if key not in known:
-            raise ConfigError(f"unknown key {path}{key}{closest(str(key), known)}")
+            options = [f"{path}{name}" for name in known]
+            raise ConfigError(f"unknown key {path}{key}{closest(f'{path}{key}', options)}")
     hints = _hints(cls)
     values: dict[str, Any] = {}
     for name, item in known.items():

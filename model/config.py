@@ -100,7 +100,7 @@ class ModelConfig:
 
     @property
     def resolved_backprop_depth(self) -> int:
-        """Give µ_bwd, the number of loops at the end that carry gradient (Section 3.2: ceil(µ / 2))."""
+        """Give µ_bwd, the number of loops at the end that carry gradient: ceil(µ / 2) unless set."""
         return self.backprop_depth or max(1, math.ceil(self.mean_recurrence / 2))
 
     @property

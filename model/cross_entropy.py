@@ -45,12 +45,12 @@ class _SummedNats(torch.autograd.Function):
         grad_x, grad_head = torch.empty_like(x), torch.zeros_like(head)
         with torch.autocast(x.device.type, enabled=False):
             for part in _chunks(len(x), len(head), x.device):
-                rows = x[part].to(dtype)
+                rows, valid = x[part].to(dtype), (labels[part] != IGNORE).unsqueeze(1)
                 nats, grad = _nats_and_gradient(F.linear(rows, matrix).float(), labels[part])
-                total += nats
+                total += (nats * valid).sum()
                 grad = grad.to(dtype)
-                grad_x[part] = grad @ matrix
-                grad_head += grad.T @ rows
+                grad_x[part] = (grad @ matrix) * valid
+                grad_head += grad.T @ (rows * valid)
         ctx.save_for_backward(grad_x, grad_head)
         return total
 
@@ -61,14 +61,13 @@ class _SummedNats(torch.autograd.Function):
 
 
 def _nats_and_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum the nats of a chunk and turn its logits [n, V], in place, into their gradient."""
-    valid = (labels != IGNORE).unsqueeze(1)
+    """Give the nats [n, 1] of a chunk's labels (any number where ignored) and their gradients [n, V]."""
     target = labels.clamp(min=0).unsqueeze(1)
-    log_normaliser = torch.logsumexp(logits, dim=1, keepdim=True)
-    nats = ((log_normaliser - logits.gather(1, target)) * valid).sum()
-    grad = logits.sub_(log_normaliser).exp_()
-    grad.scatter_add_(1, target, grad.new_full(target.shape, -1.0))
-    return nats, grad.mul_(valid)
+    probabilities = torch.softmax(logits, dim=1)
+    # log Z from the largest logit, whose probability never underflows
+    log_normaliser = logits.amax(1, keepdim=True) - probabilities.amax(1, keepdim=True).log()
+    nats = log_normaliser - logits.gather(1, target)
+    return nats, probabilities.scatter_add_(1, target, probabilities.new_full(target.shape, -1.0))
 
 
 def summed_nats(x: Tensor, head: Tensor, labels: Tensor) -> Tensor:

@@ -83,11 +83,12 @@ def draw_depths(config: ModelConfig, *, seed: int, step: int, batch: int) -> np.
     """
     import numpy as np
 
-    generator = np.random.Generator(np.random.Philox(counter_seed("depth", seed, step)))
+    key = counter_seed("depth", seed, step)
+    generator = np.random.Generator(np.random.Philox(key))
     if config.depth_per == "batch":
         uniform = np.full(batch, generator.random())
     elif config.depth_sampling == "stratified":
-        uniform = _stratified_uniform(generator, batch)
+        uniform = _stratified_uniform(key, batch)
     else:
         uniform = generator.random(batch)
     cumulative = np.cumsum(depth_probabilities(config))
@@ -95,20 +96,27 @@ def draw_depths(config: ModelConfig, *, seed: int, step: int, batch: int) -> np.
     return np.searchsorted(cumulative, uniform, side="right").astype(np.int64) + 1
 
 
-def _stratified_uniform(generator: np.random.Generator, batch: int) -> np.ndarray:
-    """Give van der Corput points under a random digital shift, float64 [batch].
+def _stratified_uniform(key: int, batch: int) -> np.ndarray:
+    """Give Owen-scrambled van der Corput points, float64 [batch].
 
     Each point alone is uniform. Any aligned run of 2^m neighbours holds one point per 2^-m of the unit
     interval, so the sum of depths hardly varies between steps, nor between ranks or micro-batches that are
-    such runs.
+    such runs. Binary digit l of point i is bit l of i, flipped by a hash of the bits before it.
     """
     import numpy as np
 
-    bits = 32
     index = np.arange(batch, dtype=np.uint64)
-    reversed_index = np.zeros_like(index)
-    for bit in range(bits):
-        reversed_index |= ((index >> np.uint64(bit)) & np.uint64(1)) << np.uint64(bits - 1 - bit)
-    shift = generator.integers(0, 2**bits, dtype=np.uint64)
-    low = generator.random(batch)  # below the resolution of the digits: keeps the marginal continuous
-    return ((reversed_index ^ shift) + low) / 2.0**bits
+    level = np.arange(53, dtype=np.uint64)[:, None]
+    prefix = index & ((np.uint64(1) << level) - np.uint64(1))
+    flip = _mix(_mix(prefix ^ np.uint64(key)) + level)
+    digit = ((index >> level) ^ flip) & np.uint64(1)
+    return (digit * 0.5 ** (level.astype(np.float64) + 1)).sum(axis=0)
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """Scramble 64-bit integers (the finaliser of SplitMix64)."""
+    import numpy as np
+
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

@@ -54,7 +54,7 @@ def _injection_parameters(config: ModelConfig) -> int:
 
 
 def parameter_counts(config: ModelConfig) -> ParameterCounts:
-    """Count the parameters exactly, by part (Table 6 and Appendix of the paper for the published sizes)."""
+    """Count the parameters exactly, by part; the published sizes give the printed counts."""
     width, block = config.width, _block_parameters(config)
     gate = config.gate_channels * config.resolved_kv_heads
     gates = gated_layers(config)

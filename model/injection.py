@@ -12,7 +12,7 @@ INITIAL_STEP = 0.8047189562170503  # dt = -ln sqrt(1/5): a decay of 0.447 at A =
 
 
 class DiagonalInjection(nn.Module):
-    """Decay the state by exp(-dt a) and add dt (e Bᵀ), both dt and a positive (Section 3.1).
+    """Decay the state by exp(-dt a) and add dt (e Bᵀ), both dt and a positive.
 
     The decay stays strictly between 0 and 1 in floating point too, whatever the parameters' values are.
     """

@@ -7,20 +7,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.config import ModelConfig
+from model.functional import half_squared_relu, rms_norm, rotated_norm
 
 
 def rotary_table(length: int, head_dim: int, theta: float) -> Tensor:
-    """Tabulate cos and sin of the rotary angles, float32 [2, length, 1, head_dim / 2]."""
+    """Tabulate cos and sin of the rotary angles, float32 [length, 1, head_dim / 2, 2]."""
     frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     angles = torch.arange(length, dtype=torch.float32)[:, None] * frequencies
-    return torch.stack([angles.cos(), angles.sin()])[:, :, None]
-
-
-def rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """Rotate the interleaved pairs (2i, 2i+1) of x [B, L, H, D] by the angles of their positions."""
-    cos, sin = rope
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
+    return torch.stack([angles.cos(), angles.sin()], dim=-1)[:, None]
 
 
 class RMSNorm(nn.Module):
@@ -33,7 +27,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dimension."""
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class Linear(nn.Module):
@@ -54,7 +48,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, gated: bool) -> None:
         super().__init__()
         self.head_dim = config.head_dim
-        self.grouped = config.resolved_kv_heads != config.heads
+        self.heads, self.kv_heads = config.heads, config.resolved_kv_heads
         self.gate_channels = config.gate_channels
         self.c_q = Linear(config.width, config.width)
         self.c_k = Linear(config.width, config.kv_width)
@@ -64,12 +58,15 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rope: Tensor, value_rows: Tensor | None) -> Tensor:
         """Map normed tokens x [B, L, d]; value_rows [B, L, kv d] are the table's rows of the same tokens."""
-        q, k, v = (c(x).unflatten(-1, (-1, self.head_dim)) for c in (self.c_q, self.c_k, self.c_v))
+        weights = [c.weight for c in (self.c_q, self.c_k, self.c_v)]
+        heads = F.linear(x, torch.cat(weights)).unflatten(-1, (-1, self.head_dim))  # [B, L, H + 2 KV, D]
+        qk, v = heads.split([self.heads + self.kv_heads, self.kv_heads], dim=-2)
         if value_rows is not None and self.ve_gate is not None:
-            gate = 2 * torch.sigmoid(self.ve_gate(x[..., : self.gate_channels]))  # [B, L, kv heads]
+            gate = 2 * torch.sigmoid(self.ve_gate(x[..., : self.gate_channels]))  # [B, L, KV]
             v = torch.addcmul(v, gate.unsqueeze(-1), value_rows.unflatten(-1, (-1, self.head_dim)))
-        q, k = (F.rms_norm(rotate(y, rope), (self.head_dim,)).to(v.dtype).transpose(1, 2) for y in (q, k))
-        out = F.scaled_dot_product_attention(q, k, v.transpose(1, 2), is_causal=True, enable_gqa=self.grouped)
+        q, k = rotated_norm(qk, rope).split([self.heads, self.kv_heads], dim=-2)
+        q, k, v = (y.transpose(1, 2) for y in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.heads != self.kv_heads)
         return self.c_proj(out.transpose(1, 2).flatten(-2))
 
 
@@ -89,7 +86,7 @@ class MLP(nn.Module):
         if self.gated:
             gate, value = hidden.chunk(2, dim=-1)
             return self.proj(F.silu(gate) * value)
-        return self.proj(0.5 * F.relu(hidden).square())
+        return self.proj(half_squared_relu(hidden))
 
 
 class Block(nn.Module):

@@ -21,7 +21,7 @@ Rows = dict[int, Tensor]  # layer -> its value-embedding rows of the batch's tok
 
 
 class LoopedTransformer(nn.Module):
-    """Run the model of Section 3; a plain transformer is a prelude alone.
+    """Run the looped model of arXiv 2604.12946; a plain transformer is a prelude alone.
 
     A sequence's result depends on its tokens, its depth and its state seed, never on its neighbours in the
     batch. Sequences stand from deepest to shallowest and join the loop so that all of them leave it together
@@ -125,7 +125,7 @@ class LoopedTransformer(nn.Module):
         return F.embedding(tokens, self.embedding), rows
 
     def _blocks(self, blocks: nn.ModuleList, first_layer: int, x: Tensor, rows: Rows) -> Tensor:
-        rope = self.rope[:, : x.shape[1]]
+        rope = self.rope[: x.shape[1]]
         for layer, block in enumerate(blocks, start=first_layer):
             x = block(x, rope, rows.get(layer))
         return x
@@ -156,7 +156,8 @@ class LoopedTransformer(nn.Module):
 
     def _after_loop(self, state: Tensor, rows: Rows) -> Tensor:
         first_layer = self.config.prelude_layers + self.config.core_layers
-        return self._blocks(self.coda, first_layer, self.readout(state), rows)
+        stream = self.readout(state).to(state.dtype)  # autocast would leave the residual stream in bfloat16
+        return self._blocks(self.coda, first_layer, stream, rows)
 
     def _first_states(self, seeds: Sequence[int], x: Tensor) -> Tensor:
         return first_states(self.config.state_init, seeds, x)

@@ -22,30 +22,28 @@ def compose_study(overrides: Sequence[str]) -> StudyConfig:
     Raises ConfigError, in one line, for anything unknown, mistyped or contradictory.
     """
     mapping, chosen = _compose(CONF, "config", overrides)
-    sweep = build(SweepConfig, mapping.pop("sweep"), "sweep.")
-    cluster = build(ClusterConfig, mapping.pop("cluster"), "cluster.")
-    settings = {key: mapping.pop(key) for key in _STUDY_KEYS}
+    sweep = build(SweepConfig, mapping["sweep"], "sweep.")
+    cluster = build(ClusterConfig, mapping["cluster"], "cluster.")
     runs = {}
     for scale in sweep.scales or [chosen]:
         fields = mapping
         if scale != chosen or scale in sweep.per_scale:
             rest = [text for text in overrides if not text.startswith("model=")]
-            extra = [f"{key}={value}" for key, value in sweep.per_scale.get(scale, {}).items()]
-            fields, _ = _compose(CONF, "config", [*rest, f"model={scale}", *extra])
-            fields = {
-                key: value for key, value in fields.items() if key not in ("sweep", "cluster", *_STUDY_KEYS)
-            }
+            own = [f"{key}={value}" for key, value in sweep.per_scale.get(scale, {}).items()]
+            fields, _ = _compose(CONF, "config", [*rest, f"model={scale}", *own])
         runs[scale] = _run(fields, scale)
-    study = build(StudyConfig, settings | {"runs": {}})
-    return StudyConfig(**{**vars(study), "runs": runs, "sweep": sweep, "cluster": cluster})
+    settings = build(StudyConfig, {key: mapping[key] for key in _STUDY_KEYS} | {"runs": {}})
+    return dataclasses.replace(settings, runs=runs, sweep=sweep, cluster=cluster)
 
 
-def _run(fields: dict[str, Any], scale: str) -> RunConfig:
+def _run(mapping: dict[str, Any], scale: str) -> RunConfig:
     known = [item.name for item in dataclasses.fields(RunConfig)]
+    others = (*_STUDY_KEYS, "sweep", "cluster", "path")  # path is a short name for data.path
+    fields = {key: value for key, value in mapping.items() if key not in others}
     for key in fields:
         if key not in known:
-            raise ConfigError(f"unknown key {key}{closest(key, [*known, *_STUDY_KEYS, 'sweep', 'cluster'])}")
-    return build(RunConfig, {**fields, "scale": scale})
+            raise ConfigError(f"unknown key {key}{closest(key, [*known, *others])}")
+    return build(RunConfig, fields | {"scale": scale})
 
 
 def compose_table(command: str, overrides: Sequence[str]) -> dict[str, Any]:

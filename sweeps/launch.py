@@ -16,6 +16,7 @@ from sweeps.ledger import Ledger, enter
 from sweeps.plan import plan, plan_cells, summary
 
 Progress = Callable[[str, float], None]
+_DETACHED: list[subprocess.Popen[bytes]] = []  # workers meant to outlive this process, which never waits for them
 
 
 def prepare_data(study: StudyConfig, progress: Progress | None = None) -> None:
@@ -51,7 +52,7 @@ def launch(study: StudyConfig) -> Path:
                 run.set_status(
                     dataclasses.replace(run.status(), state="submitted", failure_class="", attempts=0)
                 )
-    start_workers(study)
+    _DETACHED.extend(start_workers(study))
     return folder
 
 

@@ -39,15 +39,20 @@ def _bar(console: Console, field: str = "") -> Progress:
 @contextmanager
 def data_progress() -> Iterator[Callable[[str, float], None]]:
     """Show the stages of preparing data; yields the callback (stage, fraction done)."""
-    with _bar(_console()) as bar:
-        tasks: dict[str, Any] = {}
+    bar = _bar(_console())
+    tasks: dict[str, Any] = {}
 
-        def update(stage: str, fraction: float) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=1.0)
-            bar.update(tasks[stage], completed=fraction)
+    def update(stage: str, fraction: float) -> None:
+        bar.start()  # not before there is something to show: prepared data shows nothing
+        if stage not in tasks:
+            tasks[stage] = bar.add_task(stage, total=1.0)
+        bar.update(tasks[stage], completed=fraction)
 
+    try:
         yield update
+    finally:
+        if tasks:
+            bar.stop()
 
 
 @contextmanager

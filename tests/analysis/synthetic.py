@@ -24,9 +24,9 @@ class Truth:
     n_other: int = 28_325_376
     n_embedding: int = 25_165_824
     n_value_embedding: int = 75_497_472
-    flops_fixed: float = 444.3e6
-    flops_per_loop: float = 28.3e6 + 12.6e6 * 0 + 9.437e6 * 0 + 0
-    flops_per_backprop_loop: float = 56.6e6 + 0
+    flops_fixed: float = 403.4e6
+    flops_per_loop: float = 40.9e6
+    flops_per_backprop_loop: float = 81.8e6
 
     def params(self, mu):
         return self.n_other + self.n_core * np.asarray(mu, float)

@@ -16,20 +16,23 @@ FOLDER = Path(__file__).resolve().parents[2].parent / "shared" / "fixtures"
 _TINY = {"width": 64, "heads": 4, "vocabulary_size": 512, "sequence_length": 64}
 
 
-def load(name: str) -> dict[str, torch.Tensor]:
-    path = FOLDER / f"{name}.npz"
+def _path(name: str) -> Path:
+    path = FOLDER / name
     if not path.exists():
         message = f"the published implementation's numbers are not at {path}"
         if os.environ.get("CI") == "true":
             pytest.fail(message)
         pytest.skip(message)
-    with np.load(path) as arrays:
+    return path
+
+
+def load(name: str) -> dict[str, torch.Tensor]:
+    with np.load(_path(f"{name}.npz")) as arrays:
         return {key: torch.from_numpy(np.array(arrays[key])) for key in arrays.files}
 
 
-def described(name: str) -> dict:
-    load(f"{name}_weights")
-    return json.loads((FOLDER / "fixtures.json").read_text())[name]
+def described(name: str):
+    return json.loads(_path("fixtures.json").read_text())[name]
 
 
 def config(name: str) -> ModelConfig:

@@ -1,0 +1,176 @@
+"""isoFLOP curves: loss against recurrence and against tokens, with fits and optima."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from analysis import style
+from analysis.estimators import EstimatorFit
+from analysis.isoflop import Quantity
+from analysis.noise import NoiseFloor
+from analysis.study import GroupFit
+
+LINES = {"shared shape": "-", "parabola": (0, (4, 2)), "surface": (0, (1, 1.2))}
+LABELS = {"mean_recurrence": "mean recurrence µ (loops)", "tokens": "training tokens D"}
+
+
+def isoflop_figure(group: GroupFit, noise: NoiseFloor) -> style.Drawn:
+    """Draw both isoFLOP panels of one group; the fixed control stands apart at the left of the first."""
+    with style.styled():
+        made, panels = style.figure(2, height=2.9, sharey=True)
+        for ax, quantity, letter in zip(panels, LABELS, "ab", strict=True):
+            plot_isoflop(group, quantity, ax, noise)
+            ax.set_title(letter)
+        panels[1].set_ylabel("")
+        made.legend(handles=_handles(group), loc="outside lower center", ncols=5)
+        colours = style.budget_colours(group.budgets_flops)
+        ends = [(_right_end(group, budget), style.scientific(budget), colours[budget]) for budget in colours]
+        style.end_labels(panels[0], ends, heading="FLOPs")
+    caption = (
+        f"{group.label}. isoFLOP curves: validation loss against mean recurrence (a) and training tokens (b); one colour "
+        "and marker per budget. Solid: shared-shape fit; dashed: parabola in the variable of the panel. Stars: accepted "
+        "optima of the shared shape, with their intervals within the swept range. Open symbols: fixed-depth control, "
+        "which enters no fit."
+    )
+    return style.Drawn(name="isoflop", caption=caption, figure=made, tables=_tables(group))
+
+
+def plot_isoflop(
+    group: GroupFit, quantity: Quantity, ax: Axes | None = None, noise: NoiseFloor | None = None
+) -> Axes:
+    """Draw one group's isoFLOP curves over `quantity` on `ax` and return it."""
+    if ax is None:
+        _, (ax,) = style.figure(1, width=style.COLUMN_INCHES)
+    colours, markers = style.budget_colours(group.budgets_flops), style.budget_markers(group.budgets_flops)
+    bar = noise.sd_nats if noise and noise.sd_nats else None
+    ax.set_xscale("log")
+    for k, budget in enumerate(group.budgets_flops):
+        look = {"color": colours[budget], "marker": markers[budget], "linestyle": "none"}
+        for kind, filled in (("looped", True), ("fixed", False)):
+            rows = group.table[(group.table["kind"] == kind) & (group.table["target_flops"] == budget)]
+            face = {} if filled else {"markerfacecolor": "white"}
+            ax.errorbar(
+                rows[quantity],
+                rows["val_loss_nats"],
+                yerr=bar,
+                elinewidth=0.6,
+                **look,
+                **face,
+                markersize=3.4,
+                zorder=3,
+            )
+        for name in ("shared shape", "parabola"):
+            _curve(ax, group, group.estimator(name), quantity, k, colours[budget])
+    _axes(ax, group, quantity)
+    return ax
+
+
+def _curve(
+    ax: Axes, group: GroupFit, estimator: EstimatorFit, quantity: Quantity, k: int, colour: Any
+) -> None:
+    found = estimator.optima[quantity][k]
+    if estimator.curve is None or not found.fitted:
+        return
+    low, high = found.swept
+    x = np.geomspace(low, high, 120)
+    thin = estimator.name != "shared shape"
+    ax.plot(
+        x,
+        estimator.curve(quantity, k, x),
+        color=colour,
+        linestyle=LINES[estimator.name],
+        linewidth=0.7 if thin else 1.1,
+    )
+    if found.value is not None and found.loss_nats is not None and not thin:
+        ends = [[found.value - max(found.low or low, low)], [min(found.high or high, high) - found.value]]
+        ax.errorbar(
+            [found.value], [found.loss_nats], xerr=np.maximum(ends, 0), color=style.INK, marker="*", markersize=7,
+            markerfacecolor=colour, markeredgecolor=style.INK, markeredgewidth=0.5, elinewidth=0.8, capsize=1.5, zorder=4,
+        )  # fmt: skip
+
+
+def _axes(ax: Axes, group: GroupFit, quantity: Quantity) -> None:
+    ax.set_xlabel(LABELS[quantity])
+    ax.set_ylabel("validation loss (nats per token)")
+    if quantity == "tokens":
+        values = group.table[quantity].astype(float)
+        style.decade_axis(ax.xaxis, values.min(), values.max())
+        return
+    depths = sorted(set(group.table["mean_recurrence"].astype(float)))
+    fixed = (group.table["kind"] == "fixed").any()
+    style.recurrence_axis(ax.xaxis, depths, fixed=bool(fixed))
+    if fixed and len(depths) > 1:
+        ax.axvline(np.sqrt(depths[0] * depths[1]), color=style.FAINT, linewidth=0.5, linestyle=":")
+
+
+def _right_end(group: GroupFit, budget: float) -> float:
+    """Return the loss at the largest recurrence, where the first panel's curve ends."""
+    rows = group.table[(group.table["target_flops"] == budget) & (group.table["kind"] == "looped")]
+    return float(rows.loc[rows["mean_recurrence"].idxmax(), "val_loss_nats"])
+
+
+def _handles(group: GroupFit) -> list[Line2D]:
+    base: dict[str, Any] = {"color": style.INK}
+    handles = [
+        Line2D([], [], **base, marker="o", linestyle="none", markersize=3.4, label="looped run"),
+        Line2D([], [], **base, linestyle=LINES["shared shape"], label="shared-shape fit"),
+        Line2D([], [], **base, linestyle=LINES["parabola"], linewidth=0.7, label="parabola"),
+        Line2D([], [], **base, marker="*", linestyle="none", markersize=7, label="accepted optimum"),
+    ]
+    if (group.table["kind"] == "fixed").any():
+        handles.append(
+            Line2D(
+                [],
+                [],
+                **base,
+                marker="o",
+                markerfacecolor="white",
+                linestyle="none",
+                markersize=3.4,
+                label="fixed depth",
+            )
+        )
+    return handles
+
+
+def _tables(group: GroupFit) -> dict[str, pd.DataFrame]:
+    columns = [
+        "run_id",
+        "kind",
+        "target_flops",
+        "mean_recurrence",
+        "tokens",
+        "seed",
+        "val_loss_nats",
+        "val_loss_se_nats",
+    ]
+    rows = []
+    for estimator in group.estimators:
+        for quantity, optima in estimator.optima.items():
+            for o in optima:
+                rows.append(
+                    {"estimator": estimator.name, "quantity": quantity, "budget_flops": o.budget_flops, "optimum": o.value,
+                     "low": o.low, "high": o.high, "loss_nats": o.loss_nats, "swept_low": o.swept[0],
+                     "swept_high": o.swept[1], "refusal": o.refusal}
+                )  # fmt: skip
+    return {"points": group.table[columns], "optima": pd.DataFrame(rows), "curves": _curve_table(group)}
+
+
+def _curve_table(group: GroupFit) -> pd.DataFrame:
+    rows = []
+    for estimator in group.estimators:
+        if estimator.curve is None:
+            continue
+        for quantity, optima in estimator.optima.items():
+            for k, found in enumerate(optima):
+                if not found.fitted:
+                    continue
+                x = np.geomspace(*found.swept, 40)
+                for value, loss in zip(x, estimator.curve(quantity, k, x), strict=True):
+                    rows.append((estimator.name, quantity, found.budget_flops, value, loss))
+    return pd.DataFrame(rows, columns=["estimator", "quantity", "budget_flops", "value", "loss_nats"])

@@ -1,0 +1,139 @@
+"""Compute-optimal recurrence and tokens over the budget, with bands, or in words why there is no law."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from analysis import style
+from analysis.estimators import EstimatorFit
+from analysis.isoflop import Optimum, Quantity
+from analysis.study import GroupFit
+
+LOOKS: dict[str, dict[str, Any]] = {
+    "shared shape": {"color": "#0072B2", "marker": "o", "linestyle": "-"},
+    "parabola": {"color": "#D55E00", "marker": "s", "linestyle": (0, (4, 2))},
+    "surface": {"color": "#009E73", "marker": "^", "linestyle": (0, (1, 1.2))},
+}
+LABELS = {"mean_recurrence": "optimal mean recurrence µ* (loops)", "tokens": "optimal tokens D*"}
+OFFSETS = {"shared shape": 1.0, "parabola": 0.94, "surface": 1.06}  # keeps error bars of one budget apart
+
+
+def powerlaw_figure(group: GroupFit, confidence: float) -> style.Drawn:
+    """Draw the optima of all estimators and the power laws through them; refused optima point out of the range."""
+    with style.styled():
+        made, panels = style.figure(2, height=3.0)
+        for ax, quantity, title in zip(panels, LABELS, "ab", strict=True):
+            _panel(ax, group, quantity, confidence)
+            ax.annotate(title, (-0.02, 1.02), xycoords="axes fraction", ha="right", va="bottom", fontsize=7.5)
+    caption = (
+        f"{group.label}. Compute-optimal mean recurrence (a) and tokens (b) over the budget, by estimator, with "
+        f"{confidence:.0%} intervals; bands are of the shared-shape law. The grey area is the swept range; an arrow marks "
+        "a budget whose minimum lies outside it."
+    )
+    return style.Drawn(name="power_laws", caption=caption, figure=made, tables=_tables(group, confidence))
+
+
+def _panel(ax: Axes, group: GroupFit, quantity: Quantity, confidence: float) -> None:
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    budgets = np.array(group.budgets_flops)
+    swept = [group.cells.swept(quantity, k) for k in range(len(budgets))]
+    low, high = np.array(swept).T
+    wide = np.concatenate([[budgets[0] / 1.4], budgets, [budgets[-1] * 1.4]])
+    ax.fill_between(
+        wide, np.interp(np.log(wide), np.log(budgets), low), np.interp(np.log(wide), np.log(budgets), high),
+        color="#eeeeee", linewidth=0, zorder=0, label="swept range",
+    )  # fmt: skip
+    for estimator in group.estimators:
+        _optima(ax, estimator, quantity)
+        _line(ax, estimator, quantity, budgets, confidence)
+    bottom, top = low.min(), high.max()
+    margin = (top / bottom) ** 0.18
+    ax.set_ylim(bottom / margin, top * margin)
+    ax.set_xlim(wide[0], wide[-1])
+    ax.set_xlabel("training budget C (FLOPs)")
+    ax.set_ylabel(LABELS[quantity])
+    style.log_axis(ax.xaxis, budgets.tolist())
+    if quantity == "tokens":
+        style.decade_axis(ax.yaxis, bottom / margin, top * margin)
+    else:
+        style.recurrence_axis(ax.yaxis, group.recurrences)
+    ax.legend(
+        loc="lower left",
+        bbox_to_anchor=(0.0, 1.0),
+        borderaxespad=0.2,
+        handlelength=1.2,
+        labelspacing=0.3,
+        fontsize=6,
+    )
+
+
+def _optima(ax: Axes, estimator: EstimatorFit, quantity: Quantity) -> None:
+    look = LOOKS[estimator.name]
+    shift = OFFSETS[estimator.name]
+    accepted = [o for o in estimator.optima[quantity] if o.value is not None]
+    values = np.array([o.value for o in accepted], float)
+    ends = np.array([[o.low or o.swept[0] / 10, o.high or o.swept[1] * 10] for o in accepted], float).reshape(
+        -1, 2
+    )
+    ax.errorbar(
+        [o.budget_flops * shift for o in accepted], values, yerr=np.abs(ends.T - values), color=look["color"],
+        marker=look["marker"], linestyle="none", markersize=3.6, elinewidth=0.7, capsize=1.5,
+        label=_label(estimator, quantity), zorder=3,
+    )  # fmt: skip
+    for o in estimator.optima[quantity]:
+        side = _outside(o)
+        if side:
+            x, edge = o.budget_flops * shift, o.swept[1] if side == "above" else o.swept[0]
+            ax.annotate(
+                "", (x, edge * 1.22 if side == "above" else edge / 1.22), (x, edge), annotation_clip=False,
+                arrowprops={"arrowstyle": "->", "color": look["color"], "linewidth": 0.9, "shrinkA": 0, "shrinkB": 0},
+            )  # fmt: skip
+
+
+def _label(estimator: EstimatorFit, quantity: Quantity) -> str:
+    """Return the legend's words: the exponent with its interval, or why there is none."""
+    law = estimator.laws[quantity]
+    if law.exponent is None:
+        text = f"{estimator.name}: no law, {law.refusal}"
+        return "\n".join(textwrap.wrap(text, 50))
+    low, high = ("open" if end is None else f"{end:.2f}" for end in (law.exponent_low, law.exponent_high))
+    return f"{estimator.name}: exponent {law.exponent:.2f} [{low}, {high}]"
+
+
+def _outside(found: Optimum) -> str | None:
+    reason = found.refusal or ""
+    return "above" if "above the swept" in reason else "below" if "below the swept" in reason else None
+
+
+def _line(ax: Axes, estimator: EstimatorFit, quantity: Quantity, budgets: Any, confidence: float) -> None:
+    law, look = estimator.laws[quantity], LOOKS[estimator.name]
+    if law.exponent is None:
+        return
+    x = np.geomspace(budgets[0] / 1.3, budgets[-1] * 1.3, 60)
+    ax.plot(x, law.predict(x), color=look["color"], linestyle=look["linestyle"], linewidth=1.0)
+    if estimator.name == "shared shape":
+        ax.fill_between(x, *law.band(x, confidence), color=look["color"], alpha=0.15, linewidth=0)
+
+
+def _tables(group: GroupFit, confidence: float) -> dict[str, pd.DataFrame]:
+    laws, bands = [], []
+    for estimator in group.estimators:
+        for law in estimator.laws.values():
+            laws.append(
+                {"estimator": estimator.name, "quantity": law.quantity, "exponent": law.exponent,
+                 "exponent_low": law.exponent_low, "exponent_high": law.exponent_high, "coefficient": law.coefficient,
+                 "reference_flops": law.reference_flops, "budgets": len(law.budgets_flops), "refusal": law.refusal}
+            )  # fmt: skip
+            if law.exponent is not None:
+                x = np.geomspace(group.budgets_flops[0], group.budgets_flops[-1], 25)
+                low, high = law.band(x, confidence)
+                for row in zip(x, law.predict(x), low, high, strict=True):
+                    bands.append((estimator.name, law.quantity, *row))
+    columns = ["estimator", "quantity", "flops", "value", "low", "high"]
+    return {"laws": pd.DataFrame(laws), "bands": pd.DataFrame(bands, columns=columns)}

@@ -1,0 +1,32 @@
+"""All figures of a study."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from analysis.compare import Comparison
+from analysis.figure_compare import compare_figure
+from analysis.figure_depth import depth_figure
+from analysis.figure_isoflop import isoflop_figure, plot_isoflop
+from analysis.figure_powerlaw import powerlaw_figure
+from analysis.figure_seeds import seeds_figure
+from analysis.figure_zoom import zoom_figure
+from analysis.study import StudyFit
+from analysis.style import Drawn
+
+__all__ = ["draw_all", "plot_isoflop"]
+
+
+def draw_all(study: StudyFit, comparison: Comparison) -> list[Drawn]:
+    """Draw every figure that the tables carry, in the order of the report."""
+    drawn: list[Drawn] = []
+    for place, group in enumerate(study.groups):
+        suffix = f"_{place + 1}" if len(study.groups) > 1 else ""
+        of_group = (
+            isoflop_figure(group, study.noise),
+            zoom_figure(group, study.noise),
+            powerlaw_figure(group, study.config.confidence),
+        )
+        drawn += [replace(one, name=one.name + suffix) for one in of_group]
+    optional = (compare_figure(comparison), depth_figure(study), seeds_figure(study.noise))
+    return drawn + [one for one in optional if one is not None]

@@ -1,0 +1,217 @@
+"""How every figure looks: sizes for print, colours, and how numbers and labels are written.
+
+Figures are made without pyplot, so importing this room stays cheap and nothing global is changed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+
+COLUMN_INCHES = 3.25
+PAGE_INCHES = 6.75
+PNG_DPI = 200
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
+INK, FAINT, WARN = "#222222", "#9a9a9a", "#b2182b"
+RC: dict[str, Any] = {
+    "font.size": 7.0,
+    "axes.titlesize": 7.5,
+    "axes.labelsize": 7.0,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+    "legend.fontsize": 6.5,
+    "axes.linewidth": 0.6,
+    "axes.edgecolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.minor.width": 0.4,
+    "ytick.minor.width": 0.4,
+    "lines.linewidth": 1.0,
+    "lines.markersize": 3.8,
+    "legend.frameon": False,
+    "legend.handlelength": 1.8,
+    "figure.facecolor": "white",
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+    "savefig.dpi": PNG_DPI,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """A finished figure with its caption and the data of its panels."""
+
+    name: str
+    caption: str
+    figure: Figure = field(repr=False)
+    tables: dict[str, pd.DataFrame] = field(repr=False)
+
+
+def figure(
+    columns: int = 1, *, width: float = PAGE_INCHES, height: float = 2.5, **kwargs: Any
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure and its panels, left to right."""
+    made = Figure(figsize=(width, height), layout="constrained")
+    panels = made.subplots(1, columns, squeeze=False, **kwargs)[0]
+    return made, list(panels)
+
+
+def styled() -> Any:
+    """Return the context in which figures are drawn and saved."""
+    return matplotlib.rc_context(RC)
+
+
+def save(drawn: Drawn, folder: Path) -> bytes:
+    """Write NAME.pdf, NAME.png and one CSV per panel into `folder`; return the PNG."""
+    with styled():
+        settle(drawn.figure)
+        # Without a date the same figure has the same bytes.
+        drawn.figure.savefig(folder / f"{drawn.name}.pdf", metadata={"CreationDate": None})
+        drawn.figure.savefig(folder / f"{drawn.name}.png", dpi=PNG_DPI)
+    for panel, table in drawn.tables.items():
+        table.to_csv(folder / f"{drawn.name}_{panel}.csv", index=False)
+    return (folder / f"{drawn.name}.png").read_bytes()
+
+
+def settle(made: Figure) -> None:
+    """Lay the figure out once and keep that layout, since every save would compute it again."""
+    if made.get_layout_engine() is not None:
+        made.draw_without_rendering()
+        made.set_layout_engine("none")
+
+
+def recurrence_colours(recurrences: Sequence[float]) -> dict[float, Any]:
+    """Return an ordered, colour-blind-safe colour for each mean recurrence."""
+    return _ordered(recurrences, "viridis", 0.0, 0.86)
+
+
+def budget_colours(budgets: Sequence[float]) -> dict[float, Any]:
+    """Return an ordered colour for each budget, on another scale than recurrence."""
+    return _ordered(budgets, "plasma", 0.0, 0.80)
+
+
+def budget_markers(budgets: Sequence[float]) -> dict[float, str]:
+    """Return an ordered marker for each budget."""
+    return {budget: MARKERS[i % len(MARKERS)] for i, budget in enumerate(sorted(set(budgets)))}
+
+
+def _ordered(values: Sequence[float], name: str, low: float, high: float) -> dict[float, Any]:
+    ordered = sorted(set(values))
+    places = np.linspace(low, high, len(ordered)) if len(ordered) > 1 else np.array([(low + high) / 2])
+    return {value: colormaps[name](place) for value, place in zip(ordered, places, strict=True)}
+
+
+def scientific(value: float, digits: int = 2) -> str:
+    """Return a number as mathtext, such as 1.6 x 10^18."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
+    power = rf"10^{{{int(exponent)}}}"
+    return f"${power}$" if mantissa == "1" else rf"${mantissa}\times{power}$"
+
+
+def log_axis(axis: Any, values: Sequence[float]) -> None:
+    """Put readable ticks on a log axis over less than a few decades: the values themselves, thinned."""
+    ticks = sorted(set(values))
+    while len(ticks) > 6:
+        ticks = ticks[::2]
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: scientific(value)))
+    axis.set_minor_locator(NullLocator())
+
+
+def recurrence_axis(
+    axis: Any, depths: Sequence[float], *, closest: float = 1.15, fixed: bool = False
+) -> None:
+    """Put ticks on a log axis of mean recurrence, thinned where two lie closer than a factor `closest`.
+
+    With `fixed` the tick at 1 reads "fixed".
+    """
+    ordered = sorted(set(depths))
+    ticks = ordered[:1]
+    for depth in ordered[1:-1]:
+        if depth >= closest * ticks[-1] and ordered[-1] >= closest * depth:
+            ticks.append(depth)
+    ticks += ordered[-1:] if len(ordered) > 1 else []
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_major_formatter(FuncFormatter(lambda v, _: "fixed" if fixed and abs(v - 1) < 1e-6 else f"{v:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+def decade_axis(axis: Any, low: float, high: float) -> None:
+    """Put three to six round ticks (1, 2, 5 x 10^n) on a log axis between `low` and `high`."""
+    for subs in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), tuple(np.arange(1.0, 10.0))):
+        ticks = [t for t in LogLocator(subs=subs).tick_values(low, high) if low <= t <= high]
+        if len(ticks) >= 3:
+            break
+    while len(ticks) > 5:
+        ticks = ticks[::2]
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: scientific(value)))
+    axis.set_minor_locator(NullLocator())
+
+
+def end_labels(ax: Axes, labels: Sequence[tuple[float, str, Any]], heading: str = "") -> None:
+    """Write (y, text, colour) beside the right end of a panel, moved apart where they would touch.
+
+    `heading` stands above them, in ink.
+    """
+    rows = [*sorted(labels, key=lambda label: label[0])]
+    if heading:
+        rows.append((max(y for y, _, _ in rows), heading, INK))
+    texts = [
+        ax.annotate(
+            text, (1.02, y), xycoords=("axes fraction", "data"), color=colour, va="center", fontsize=6.5
+        )
+        for y, text, colour in rows
+    ]
+    settle_labels(ax, texts)
+
+
+def settle_labels(ax: Axes, texts: Sequence[Any]) -> None:
+    """Move annotations, given in ascending order of y, apart until no two touch."""
+    if len(texts) < 2:
+        return
+    ax.figure.draw_without_rendering()
+    left = ax.get_xlim()[0]
+    wanted = [float(ax.transData.transform((left, text.xy[1]))[1]) for text in texts]
+    gap = 1.2 * max(text.get_window_extent().height for text in texts)
+    for text, pixel in zip(texts, apart(wanted, gap), strict=True):
+        y = float(ax.transData.inverted().transform((0.0, pixel))[1])
+        text.xy = (text.xy[0], y)
+        text.set_position(text.xy)
+
+
+def apart(wanted: Sequence[float], gap: float) -> list[float]:
+    """Return the positions nearest to `wanted`, in its order, that are at least `gap` apart.
+
+    Least squares under an ordering of positions less multiples of the gap: pool adjacent violators.
+    """
+    shifted = [float(v) for v in np.asarray(wanted, float) - gap * np.arange(len(wanted))]
+    blocks: list[list[float]] = []
+    for value in shifted:
+        blocks.append([value, 1.0])
+        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
+            (mean_a, size_a), (mean_b, size_b) = blocks[-2], blocks[-1]
+            blocks[-2:] = [[(mean_a * size_a + mean_b * size_b) / (size_a + size_b), size_a + size_b]]
+    flat = [mean for mean, size in blocks for _ in range(int(size))]
+    return [mean + gap * place for place, mean in enumerate(flat)]

@@ -1,0 +1,65 @@
+"""A small corpus and the overrides of a run that trains in a second."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+WORDS = [
+    f"{a}{b}{c}" for a in ("lo", "ra", "ti", "mu", "se") for b in ("n", "r", "st") for c in ("a", "o", "ing")
+]
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Path:
+    """A folder of 60 small text files in which every word depends on the one before."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for number in range(60):
+        draw = random.Random(number)
+        at, words = draw.randrange(len(WORDS)), []
+        for _ in range(400):
+            at = (at * 7 + draw.randrange(3)) % len(WORDS)
+            words.append(WORDS[at])
+        (folder / f"{number:02}.txt").write_text(" ".join(words))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def tiny(corpus, cache, tmp_path) -> list[str]:
+    """Overrides: a looped model of width 32 on the small corpus, everything below tmp_path."""
+    return [
+        f"root={tmp_path / 'runs'}",
+        f"cache={cache}",
+        "data=text",
+        f"path={corpus}",
+        "data.vocabulary_size=300",
+        "data.validation_fraction=0.2",
+        "model=looped_20k",
+        "model.mean_recurrence=2",
+        "model.sequence_length=32",
+        "training.batch_sequences=4",
+        "training.threads=1",
+        "training.log_every=1",
+        "evaluation.blocks=8",
+        "evaluation.max_depth=4",
+    ]
+
+
+@pytest.fixture
+def tiny_sweep(tiny) -> list[str]:
+    """Overrides: a sweep of two recurrences and the control at two lengths of those runs."""
+    return [
+        *tiny,
+        "sweep.name=tiny",
+        "sweep.mean_recurrences=[2,4]",
+        "sweep.tokens=[1280,2560]",
+        "sweep.min_steps=5",
+        "confirm=false",
+    ]

@@ -1,0 +1,227 @@
+"""One run: it learns, it resumes bit for bit, it refuses what is not its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import loopscale
+from analysis.schema import RUNS
+from harness.budget import solve
+from harness.checkpoint import found, load
+from harness.dataset import prepare
+from harness.job import BUSY, run_job
+from harness.metrics import last_metrics, read_metrics
+from harness.runfolder import create, write_text
+from harness.train import Stopped, train
+
+
+@pytest.fixture
+def make(tiny, tmp_path, cache):
+    """Create the folder of a run with further overrides."""
+
+    def create_run(*more, parent="runs"):
+        study = loopscale.compose([*tiny, *(more or ("tokens=2560",))])
+        run = solve(next(iter(study.runs.values())))
+        dataset = prepare(run.data, cache)
+        folder = create(
+            tmp_path / parent, run, data_digest=dataset.digest, unique_tokens=dataset.unique_tokens
+        )
+        return folder, dataset
+
+    return create_run
+
+
+def weights(folder):
+    return load(found(folder.checkpoints)[-1]).model
+
+
+def test_a_run_learns_and_leaves_a_whole_record(make, cache):
+    folder, dataset = make("tokens=12800")
+    assert run_job(folder.path, cache) == "done"
+    record = folder.record()
+    assert set(record) == {column.name for column in RUNS}
+    assert record["val_loss_nats"] < dataset.unigram_nats
+    assert record["status"] == "done" and record["attempts"] == 1 and record["steps"] == 100
+    assert record["val_bits_per_byte"] > 0 and record["val_loss_se_nats"] > 0
+    curve = json.loads(folder.depth_curve.read_text())
+    assert [row["depth"] for row in curve] == [1, 2, 3, 4]
+    assert curve[1]["val_loss_nats"] == record["val_loss_nats"]
+    lines = read_metrics(folder.metrics)
+    assert [line["step"] for line in lines] == list(range(1, 101))
+    assert lines[-1]["train_loss_nats"] < lines[0]["train_loss_nats"]
+
+
+def test_executed_flops_follow_the_drawn_depths(make, cache):
+    folder, _ = make("tokens=12800", "model.mean_recurrence=4")
+    run_job(folder.path, cache)
+    record = folder.record()
+    assert record["executed_flops"] == pytest.approx(record["expected_flops"], rel=0.05)
+    fixed, _ = make("tokens=2560", "model.mean_recurrence=1", "model.depth_sampling=fixed")
+    run_job(fixed.path, cache)
+    record = fixed.record()
+    assert record["kind"] == "fixed"
+    assert record["executed_flops"] == pytest.approx(record["nominal_flops"], rel=1e-12)
+
+
+def test_a_stopped_run_ends_with_the_same_bits(make, cache):
+    whole, dataset = make()
+    train(whole, dataset, attempts=1)
+    broken, _ = make(parent="broken")
+    for stop_after in (3, 9, 10, 19):
+        asked = 0
+
+        def stop(limit=stop_after):
+            nonlocal asked
+            asked += 1
+            return (last_metrics(broken.metrics).get("step", 0)) >= limit
+
+        with pytest.raises(Stopped, match=f"stopped at step {stop_after} of 20"):
+            train(broken, dataset, attempts=1, stop=stop)
+    train(broken, dataset, attempts=5)
+    assert all(torch.equal(tensor, weights(broken)[name]) for name, tensor in weights(whole).items())
+    volatile = {"wall_s", "tokens_per_s", "attempts", "sweep"}
+    ours, theirs = whole.record(), broken.record()
+    assert {k: v for k, v in ours.items() if k not in volatile} == {
+        k: v for k, v in theirs.items() if k not in volatile
+    }
+    losses = [[line["train_loss_nats"] for line in read_metrics(run.metrics)] for run in (whole, broken)]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_process_resumes_to_the_same_bits(make, cache, number):
+    whole, dataset = make("tokens=12800")
+    train(whole, dataset, attempts=1)
+    killed, _ = make("tokens=12800", "training.checkpoint_every_s=0.01", parent=f"killed{number}")
+    command = "import sys; from pathlib import Path; from harness.job import run_job; run_job(*map(Path, sys.argv[1:]))"
+    child = subprocess.Popen([sys.executable, "-c", command, str(killed.path), str(cache)])
+    while len(read_metrics(killed.metrics)) < 20:
+        assert child.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.01)
+    child.send_signal(number)
+    child.wait()
+    assert killed.status().state == ("submitted" if number == signal.SIGTERM else "running")
+    assert found(killed.checkpoints), "nothing was saved before the kill"
+    assert run_job(killed.path, cache) == "done"
+    assert all(torch.equal(tensor, weights(killed)[name]) for name, tensor in weights(whole).items())
+    assert [line["step"] for line in read_metrics(killed.metrics)] == list(range(1, 101))
+    assert killed.record()["executed_flops"] == whole.record()["executed_flops"]
+
+
+def test_the_micro_batch_changes_nothing_but_rounding(make, cache):
+    whole, _ = make("tokens=1280", parent="whole")
+    parts, _ = make("tokens=1280", "training.micro_batch=1", parent="parts")
+    for folder in (whole, parts):
+        run_job(folder.path, cache)
+    assert whole.run_id == parts.run_id
+    assert parts.record()["val_loss_nats"] == pytest.approx(whole.record()["val_loss_nats"], rel=1e-4)
+
+
+def test_a_done_run_is_not_repeated_and_a_held_one_is_left_alone(make, cache):
+    folder, _ = make("tokens=640")
+    with folder.lease() as free:
+        assert free and folder.is_held()
+        assert run_job(folder.path, cache) == BUSY
+    assert run_job(folder.path, cache) == "done"
+    stamp = folder.record()
+    assert run_job(folder.path, cache) == "done"
+    assert folder.record() == stamp and folder.status().attempts == 1
+
+
+def test_a_folder_of_another_config_is_refused_and_kept(make, cache):
+    folder, _ = make("tokens=640")
+    config = folder.path / "config.yaml"
+    write_text(config, config.read_text().replace("width: 32", "width: 64"))
+    assert run_job(folder.path, cache) == "failed:bad_config"
+    assert "folder of another configuration (model.width: 64 / 32)" in folder.status().message
+    write_text(config, config.read_text().replace("width: 64", "width: 32"))
+    moved = folder.path.rename(folder.path.with_name(folder.path.name[:-8] + "00000000"))
+    assert run_job(moved, cache) == "failed:bad_config"
+
+
+def test_a_corrupt_checkpoint_fails_in_one_line_and_loses_nothing(make, cache):
+    folder, dataset = make("tokens=640")
+    with pytest.raises(Stopped):
+        train(folder, dataset, attempts=1, stop=lambda: bool(read_metrics(folder.metrics)))
+    (path,) = found(folder.checkpoints)
+    torn = path / "optimizer.safetensors"
+    torn.write_bytes(torn.read_bytes()[:100])
+    before = sorted(p.name for p in path.iterdir())
+    assert run_job(folder.path, cache) == "failed:bad_config"
+    assert "is corrupt" in folder.status().message and "\n" not in folder.status().message
+    assert sorted(p.name for p in path.iterdir()) == before
+
+
+def test_other_data_is_refused(make, cache, tmp_path):
+    folder, _ = make("tokens=640")
+    assert run_job(folder.path, tmp_path / "empty") == "failed:bad_config"
+    assert "loopscale data" in folder.status().message
+
+
+def test_a_diverged_run_is_a_result_with_its_class(make, cache):
+    folder, dataset = make(
+        "tokens=2560", "optimizer.muon_learning_rate=1e30", "optimizer.adamw_learning_rate=1e30"
+    )
+    assert run_job(folder.path, cache) == "failed:diverged"
+    assert "gradient norm" in folder.status().message
+
+
+def test_an_unexpected_error_is_recorded_with_its_traceback(make, cache, monkeypatch):
+    folder, _ = make("tokens=640")
+
+    def broken(*_arguments, **_keywords):
+        raise ZeroDivisionError("a mistake in the code")
+
+    monkeypatch.setattr("harness.train.evaluate", broken)
+    with pytest.raises(ZeroDivisionError):
+        run_job(folder.path, cache)
+    assert str(folder.status()) == "failed:code_error"
+    assert "a mistake in the code" in (folder.path / "logs" / "error_1.txt").read_text()
+
+
+def test_offline_wandb_gets_every_step(make, cache, monkeypatch):
+    calls = []
+
+    class FakeRun:
+        def log(self, metrics, step):
+            calls.append((step, metrics["train_loss_nats"]))
+
+        def finish(self, exit_code):
+            calls.append(("finish", exit_code))
+
+    class FakeWandb:
+        Settings = staticmethod(dict)
+
+        @staticmethod
+        def init(**settings):
+            calls.append(settings)
+            return FakeRun()
+
+    monkeypatch.setitem(sys.modules, "wandb", FakeWandb)
+    folder, _ = make("tokens=640", "logger=wandb")
+    run_job(folder.path, cache)
+    settings, *steps, end = calls
+    assert settings["id"] == folder.run_id and settings["mode"] == "offline" and settings["group"] == "runs"
+    assert [step for step, _ in steps] == [1, 2, 3, 4, 5]
+    assert end == ("finish", 0)
+
+
+def test_evaluation_is_deterministic_and_reads_the_newest_checkpoint(make, cache):
+    folder, _ = make("tokens=1280")
+    run_job(folder.path, cache)
+    settings = [f"run={folder.path}", f"cache={cache}", "blocks=8", "max_depth=4"]
+    again = loopscale.evaluate(settings)
+    curve = json.loads(folder.depth_curve.read_text())
+    assert again.loss_nats == [row["val_loss_nats"] for row in curve]
+    assert math.isclose(again.bits_per_byte[1], folder.record()["val_bits_per_byte"])

@@ -1,0 +1,164 @@
+"""A sweep on this machine: launched, killed, resumed, collected."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import loopscale
+from analysis.schema import DEPTHS, RUNS
+from harness.metrics import read_metrics
+from model.checked import ConfigError
+from sweeps.launch import start_workers, write_ledger
+from sweeps.ledger import read_ledger
+from sweeps.status import LOST
+from sweeps.worker import work
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def wait_for(condition, seconds=60.0):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "waited too long"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Overrides of the commands that read the sweep `tiny`."""
+    return ["sweep=tiny", f"root={tmp_path / 'runs'}"]
+
+
+def test_launch_returns_at_once_and_the_sweep_ends_in_two_tables(tiny_sweep, table, tmp_path):
+    began = time.monotonic()
+    frame = loopscale.launch([*tiny_sweep, "cluster.parallel_runs=2"])
+    assert time.monotonic() - began < 20 and len(frame) == 6
+    wait_for(lambda: (loopscale.status(table)["status"] == "done").all())
+    runs, depths = loopscale.collect(table)
+    assert list(runs) == [column.name for column in RUNS] and len(runs) == 6
+    assert list(depths) == [column.name for column in DEPTHS] and len(depths) == 24
+    assert (runs["attempts"] == 1).all() and runs["val_loss_nats"].notna().all()
+    assert pd.read_csv(tmp_path / "runs" / "tiny" / "runs.csv")["run_id"].tolist() == runs["run_id"].tolist()
+    plan = loopscale.plan(tiny_sweep)
+    assert (plan["status"] == "done").all() and plan["hours"].notna().all()
+
+
+def test_launching_again_adds_only_what_is_missing(tiny_sweep, tmp_path):
+    write_ledger(loopscale.compose(tiny_sweep))
+    folder = tmp_path / "runs" / "tiny"
+    work(folder, stop=lambda: False)
+    stamps = {run.run_id: run.record() for run in read_ledger(folder).runs(folder)}
+    ledger = write_ledger(loopscale.compose([*tiny_sweep, "sweep.tokens=[1280,2560,3840]"]))
+    assert len(ledger.run_ids) == 9 and set(stamps) <= set(ledger.run_ids)
+    work(folder, stop=lambda: False)
+    for run in ledger.runs(folder):
+        assert run.status().state == "done" and run.status().attempts == 1
+        assert stamps.get(run.run_id, run.record()) == run.record()
+
+
+def test_a_killed_sweep_loses_nothing(tiny_sweep, table, tmp_path):
+    overrides = [*tiny_sweep, "sweep.tokens=[1280,25600]", "training.checkpoint_every_s=0.05"]
+    study = loopscale.compose(overrides)
+    ledger = write_ledger(study)
+    folder = tmp_path / "runs" / "tiny"
+    longest = ledger.runs(folder)[0]
+    (worker,) = start_workers(loopscale.compose([*overrides, "cluster.parallel_runs=1"]))
+    wait_for(lambda: len(read_metrics(longest.metrics)) > 30)
+    os.killpg(worker.pid, signal.SIGKILL)
+    worker.wait()
+    wait_for(lambda: not longest.is_held())
+    frame = loopscale.status(table).set_index("run_id")
+    assert frame.loc[longest.run_id, "status"] == LOST
+    work(folder, stop=lambda: False)
+    frame = loopscale.status(table)
+    assert (frame["status"] == "done").all()
+    assert longest.status().attempts == 2 and (frame["attempts"].sum() == len(frame) + 1)
+    assert [line["step"] for line in read_metrics(longest.metrics)] == list(range(1, 201))
+
+
+def test_workers_end_with_their_owner_and_leave_a_checkpoint(tiny_sweep, tmp_path):
+    study = loopscale.compose([*tiny_sweep, "sweep.tokens=[256000]", "sweep.max_epochs=20", "cluster.parallel_runs=1"])
+    ledger = write_ledger(study)
+    folder = tmp_path / "runs" / "tiny"
+    owner = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    (worker,) = start_workers(study, owner=owner.pid)
+    first = ledger.runs(folder)[0]
+    wait_for(lambda: len(read_metrics(first.metrics)) > 5)
+    owner.kill()
+    owner.wait()
+    worker.wait(timeout=60)
+    assert first.status().state == "submitted" and list(first.checkpoints.glob("step_*"))
+    assert not first.is_held()
+
+
+def test_a_slot_is_held_once(tiny_sweep, tmp_path):
+    study = loopscale.compose([*tiny_sweep, "sweep.tokens=[12800]", "cluster.parallel_runs=1"])
+    ledger = write_ledger(study)
+    folder = tmp_path / "runs" / "tiny"
+    (first,) = start_workers(study)
+    wait_for(lambda: any(run.status().state != "planned" for run in ledger.runs(folder)))
+    (second,) = start_workers(study)
+    assert second.wait(timeout=60) == 0
+    assert first.wait(timeout=120) == 0
+    assert [run.status().attempts for run in ledger.runs(folder)] == [1, 1, 1]
+
+
+def test_a_failed_run_is_named_kept_and_opened_again_on_request(tiny_sweep, table, tmp_path):
+    ledger = write_ledger(loopscale.compose(tiny_sweep))
+    folder = tmp_path / "runs" / "tiny"
+    broken = ledger.runs(folder)[0]
+    config = broken.path / "config.yaml"
+    good = config.read_text()
+    config.write_text(good.replace("seed: 0", "seed: 9"))
+    work(folder, stop=lambda: False)
+    frame = loopscale.status(table).set_index("run_id")
+    assert frame.loc[broken.run_id, "status"] == "failed:bad_config"
+    assert "seed: 9 / 0" in frame.loc[broken.run_id, "message"]
+    assert (frame["status"] == "done").sum() == 5
+    runs, _ = loopscale.collect(table)
+    assert runs.set_index("run_id").loc[broken.run_id, "status"] == "failed:bad_config"
+    work(folder, stop=lambda: False)
+    assert broken.status().attempts == 1, "a failed run is not tried again by itself"
+    config.write_text(good)
+    loopscale.launch([*tiny_sweep, "retry_failed=true", "cluster.parallel_runs=1"])
+    wait_for(lambda: (loopscale.status(table)["status"] == "done").all())
+
+
+def test_a_run_whose_process_dies_is_tried_again_a_few_times(tiny_sweep, tmp_path, monkeypatch):
+    write_ledger(loopscale.compose([*tiny_sweep, "sweep.tokens=[1280]", "cluster.max_attempts=2"]))
+    folder = tmp_path / "runs" / "tiny"
+
+    def dies(path, cache, stop):
+        from harness.runfolder import RunFolder, Status
+
+        run = RunFolder(path)
+        run.set_status(Status(state="running", attempts=run.status().attempts + 1, steps=10))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr("sweeps.worker.run_job", dies)
+    work(folder, stop=lambda: False)
+    for run in read_ledger(folder).runs(folder):
+        assert str(run.status()) == "failed:lost" and run.status().attempts == 2
+        assert "killed by signal 9" in run.status().message
+
+
+def test_status_prints_machine_readable_json_and_nothing_else(tiny_sweep, table, capsys):
+    write_ledger(loopscale.compose(tiny_sweep))
+    capsys.readouterr()
+    loopscale.main(["status", *table, "format=json"])
+    parsed = json.loads(capsys.readouterr().out)
+    assert parsed["counts"] == {"planned": 6} and len(parsed["rows"]) == 6
+
+
+def test_nothing_launched_is_said_with_what_is_there(table):
+    with pytest.raises(ConfigError, match=r"no sweep 'tiny' under .* \\(nothing was launched there yet"):
+        loopscale.status(table)

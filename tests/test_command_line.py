@@ -1,0 +1,98 @@
+"""The command line: one grammar, help everywhere, one line for a mistake."""
+
+from __future__ import annotations
+
+import pytest
+
+import loopscale
+
+
+def run(capsys, *arguments):
+    """Run a command; return its exit code, stdout and stderr."""
+    code = 0
+    try:
+        loopscale.main(list(arguments))
+    except SystemExit as error:
+        code = error.code
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+COMMANDS = [
+    "data",
+    "train",
+    "eval",
+    "plan",
+    "launch",
+    "status",
+    "collect",
+    "fit",
+    "report",
+    "compare",
+    "demo",
+]
+
+
+def test_help_lists_every_command_in_one_line_each(capsys):
+    _, out, _ = run(capsys, "--help")
+    listed = [line.split()[0] for line in out.splitlines() if line.startswith("  ")]
+    assert listed == COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(capsys, command):
+    code, out, _ = run(capsys, command, "--help")
+    assert code == 0 and f"example: loopscale {command} " in out and "settings (key=value)" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["plann"], "unknown command plann (did you mean plan?)"),
+        (["plan", "sweep=dmo"], "sweep=dmo is unknown (did you mean demo?)"),
+        (["plan", "sweep=demo", "model=looped_14m"], "model=looped_14m is unknown (did you mean looped_140m"),
+        (["plan", "sweep=demo", "sed=1"], "unknown key sed (did you mean seed?)"),
+        (["plan", "sweep=demo", "+sed=1"], "unknown key sed (did you mean seed?)"),
+        (["plan", "sweep=demo", "model.widht=64"], "unknown key model.widht (did you mean model.width?)"),
+        (["plan", "sweep=demo", "model.width=abc"], "model.width=abc: input should be a valid integer"),
+        (["plan", "sweep=demo", "model.width=63"], "model: width must be an even multiple of heads"),
+        (["plan", "sweep=demo", "quick=no"], "quick=no: input should be a valid boolean"),
+        (["plan", "sweep=demo", "accounting=mine"], "accounting=mine: input should be 'paper' or 'released'"),
+        (
+            ["plan", "sweep=demo", "sweep.budgets_flops=[-1e9]"],
+            "sweep.budgets_flops.0=-1000000000.0: input should be greater than 0",
+        ),
+        (["plan", "sweep=demo", "seed"], "'seed' is not an override: write key=value"),
+        (["train", "budget_flops=-1"], "budget_flops=-1: input should be greater than 0"),
+        (["train", "budget_flops=1e3"], "budget_flops=1000 is too small for one step"),
+        (["train"], "how long? set one of budget_flops, tokens, tokens_per_param, steps"),
+        (["data", "data=text", "path=/nowhere/at/all"], "/nowhere/at/all"),
+        (["status"], "sweep is not set: sweep=..."),
+        (["fit", "sweep=demo", "bootstra=3"], "unknown key bootstra (did you mean bootstrap?)"),
+        (["eval", "run=/nowhere"], "/nowhere is not a run folder"),
+    ],
+)
+def test_a_mistake_is_one_line_and_a_failure(capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, *arguments)
+    assert code == 2 and out == ""
+    assert err.count("\n") == 1 and err.startswith("loopscale: ") and message in err
+
+
+def test_an_empty_text_folder_is_one_line(capsys, tmp_path):
+    (tmp_path / "empty").mkdir()
+    code, _, err = run(
+        capsys, "data", "data=text", f"path={tmp_path / 'empty'}", f"cache={tmp_path / 'cache'}"
+    )
+    assert code == 2 and "no documents in" in err and "Traceback" not in err
+
+
+def test_train_prints_its_record(capsys, tiny):
+    code, out, _ = run(capsys, "train", *tiny, "tokens=640")
+    assert code == 0 and '"status": "done"' in out
+
+
+def test_launch_asks_before_it_starts(capsys, tiny_sweep, monkeypatch):
+    monkeypatch.setattr("sys.stdin", type("Closed", (), {"isatty": staticmethod(lambda: False)})())
+    code, _, err = run(capsys, "launch", *tiny_sweep, "confirm=true")
+    assert code == 2 and "add confirm=false" in err

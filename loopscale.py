@@ -65,7 +65,10 @@ def evaluate(cfg: Overrides) -> Evaluation:
 
     settings = compose_table("eval", cfg)
     return evaluate_folder(
-        Path(settings["run"]), Path(settings["cache"]), blocks=settings["blocks"], max_depth=settings["max_depth"]
+        Path(settings["run"]),
+        Path(settings["cache"]),
+        blocks=settings["blocks"],
+        max_depth=settings["max_depth"],
     )
 
 
@@ -120,7 +123,7 @@ def report(cfg: Overrides) -> Path:
 
 
 def demo(cfg: Overrides = ()) -> Path:
-    """Run a whole small study on this machine, from text to report; interrupted and run again, it continues."""
+    """Run a whole small study on this machine, from text to report; run again, it continues."""
     from sweeps.demo import run_demo
 
     quick = any(text.replace(" ", "") in ("quick=true", "quick=True") for text in cfg)
@@ -157,7 +160,8 @@ def _show_eval(overrides: list[str]) -> None:
         print(json.dumps(vars(result), indent=1))
         return
     print(f"{'T':>3}  loss (nats)     ±  bits/byte")
-    for depth, row in enumerate(zip(result.loss_nats, result.loss_se_nats, result.bits_per_byte, strict=True), 1):
+    rows = zip(result.loss_nats, result.loss_se_nats, result.bits_per_byte, strict=True)
+    for depth, row in enumerate(rows, start=1):
         print(f"{depth:>3}  {row[0]:11.4f}  {row[1]:.4f}  {row[2]:8.4f}")
 
 
@@ -168,7 +172,7 @@ def _show_plan(overrides: list[str]) -> None:
     frame = plan(overrides)
     total = sweeps.plan.totals(frame)
     if _wants_json(overrides):
-        print(as_json(frame, totals=total, **frame.attrs))
+        print(as_json(frame, totals=total, notes=frame.attrs["notes"], price=frame.attrs["price"]))
     else:
         print(as_text(frame, PLAN_COLUMNS))
         print(sweeps.plan.summary(frame))
@@ -208,7 +212,8 @@ def _show_collect(overrides: list[str]) -> None:
     from sweeps.status import gaps
 
     runs, depths = collect(overrides)
-    print(f"{_folder('collect', overrides)}: runs.parquet ({len(runs)} rows), depths.parquet ({len(depths)} rows)")
+    folder = _folder("collect", overrides)
+    print(f"{folder}: runs.parquet ({len(runs)} rows), depths.parquet ({len(depths)} rows)")
     print(gaps(runs))
 
 
@@ -330,7 +335,8 @@ def command_help(name: str) -> str:
         groups = sorted(path for path in conf.iterdir() if path.is_dir() and path.name != "table")
         lines.append("groups (group=name):")
         for group in groups:
-            lines.append(f"  {group.name:<10} {', '.join(sorted(path.stem for path in group.glob('*.yaml')))}")
+            choices = ", ".join(sorted(path.stem for path in group.glob("*.yaml")))
+            lines.append(f"  {group.name:<10} {choices}")
         lines.append("")
     text = (conf / f"{command.settings}.yaml").read_text()
     body = text[text.index("\nroot:") :] if command.settings == "config" else text

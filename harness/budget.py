@@ -1,4 +1,4 @@
-"""How long one run trains: steps from a FLOP budget, a token count or tokens per parameter; imports no torch."""
+"""How long one run trains: steps from FLOPs, tokens or tokens per parameter; imports no torch."""
 
 from __future__ import annotations
 
@@ -51,5 +51,5 @@ def nominal_flops_per_token(run: RunConfig) -> float:
 
 
 def solve(run: RunConfig) -> RunConfig:
-    """Return `run` with its length in steps; a FLOP budget stays beside them as an attribute of the record."""
+    """Return `run` with its length in steps; a FLOP budget stays beside them for the record."""
     return dataclasses.replace(run, steps=solved_steps(run), tokens=None, tokens_per_param=None)

@@ -1,4 +1,4 @@
-"""Validation of one model: loss and bits per byte at every test-time depth, from one pass through the loop."""
+"""Validation of one model: loss and bits per byte at every test-time depth, in one pass through the loop."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from model.transformer import LoopedTransformer, build_model
 
 from harness.checkpoint import load_newest
 from harness.config import EvaluationConfig
@@ -19,6 +18,7 @@ from harness.runfolder import RunFolder
 from model.checked import ConfigError
 from model.config import ModelConfig
 from model.depth import counter_seed
+from model.transformer import LoopedTransformer, build_model
 
 IGNORED = -100  # label of a target that is not scored
 

@@ -1,4 +1,4 @@
-"""What makes two runs the same run: the science fields, their canonical JSON and its hash; imports no torch."""
+"""What makes two runs the same: the science fields, their canonical JSON, its hash; imports no torch."""
 
 from __future__ import annotations
 

@@ -25,8 +25,8 @@ def run_job(
     """Train the run in folder `path` unless it is done or another process has it; return how it stands.
 
     Returns the status as the runs table shows it, or "busy". The data set is looked up under `cache` by the
-    digest that the run was planned with. SIGTERM, SIGUSR2 and `stop`, asked once a step, save a checkpoint and
-    end the attempt. An error that is not the user's is recorded as `code_error`, its traceback under logs/,
+    digest that the run was planned with. SIGTERM, SIGUSR2 and `stop`, asked once a step, save a checkpoint
+    and end the attempt. An error that is not the user's is recorded as `code_error`, its traceback under logs/,
     and raised again. `watch` is given each line of the metrics.
     """
     folder = RunFolder(path)
@@ -52,7 +52,9 @@ def run_job(
         return str(status)
 
 
-def _attempt(folder: RunFolder, status: Status, cache: Path, stop: Callable[[], bool], watch: Watch) -> Status:
+def _attempt(
+    folder: RunFolder, status: Status, cache: Path, stop: Callable[[], bool], watch: Watch
+) -> Status:
     try:
         dataset = folder.dataset(cache)
         train(folder, dataset, attempts=status.attempts, stop=_or_signal(stop), watch=watch)

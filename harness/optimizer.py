@@ -4,41 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
+from harness.config import OptimizerConfig
 from harness.orthogonal import polar_factor
-
-Rate = Annotated[float, Ge(0)]
-Fraction = Annotated[float, Ge(0), Lt(1)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """Set every constant of the optimiser; the defaults are those of the published 140M and 370M runs."""
-
-    name: Literal["muon_adamw", "adamw"] = "muon_adamw"
-
-    adamw_learning_rate: Rate = 8e-3  # peak
-    adamw_beta1: Fraction = 0.8
-    adamw_beta2: Fraction = 0.95
-    adamw_eps: Rate = 1e-10
-    adamw_weight_decay: Rate = 0.0  # peak; of matrices and tables, vectors never decay
-
-    muon_learning_rate: Rate = 8e-3  # peak
-    muon_weight_decay: Rate = 0.2  # peak
-    cautious_weight_decay: bool = True  # decay only the weights that the update shrinks too
-    muon_momentum: Fraction = 0.95
-    muon_momentum_start: Fraction = 0.85
-    muon_momentum_warmup_steps: Annotated[int, Ge(0)] = 300
-    muon_variance_beta2: Fraction = 0.95
-    newton_schulz_steps: Annotated[int, Gt(0), Lt(6)] = 5
-    newton_schulz_dtype: Literal["float32", "bfloat16"] = "float32"  # published: bfloat16, slow on most CPUs
-    muon_value_gates: bool = True  # value-embedding gates under Muon, as in the code; the text says AdamW
 
 
 class ScheduledOptimizer(torch.optim.Optimizer):

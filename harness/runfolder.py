@@ -100,7 +100,7 @@ class RunFolder:
         """Open the data set that the run was planned with; raises DataError when `cache` does not hold it."""
         digest = self.data_digest()
         if not (cache / digest).is_dir():
-            raise DataError(f"data {digest} is not under {cache}: loopscale data with the sweep's settings makes it")
+            raise DataError(f"data {digest} is not under {cache}: make it with loopscale data, same settings")
         return open_dataset(cache / digest)
 
     def _identity(self) -> dict[str, Any]:
@@ -148,7 +148,7 @@ class RunFolder:
 
 
 def create(parent: Path, run: RunConfig, *, data_digest: str, unique_tokens: int) -> RunFolder:
-    """Create (or return) the folder of a solved `run` under `parent`; an existing one is checked, not changed."""
+    """Create (or return) the folder of a solved `run` under `parent`; one that exists is only checked."""
     name = run_id(run, data_digest)
     folder = RunFolder(parent / name)
     if (folder.path / "status.json").exists():

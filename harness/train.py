@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from model.transformer import LoopedTransformer, build_model
 
 from harness.checkpoint import Checkpoint, load_newest, save
 from harness.config import RunConfig
@@ -24,7 +23,7 @@ from harness.schedule import learning_rate_factor, weight_decay_factor
 from model.checked import ConfigError
 from model.depth import counter_seed, draw_depths
 from model.flops import executed_flops
-
+from model.transformer import LoopedTransformer, build_model
 
 Watch = Callable[[dict[str, float]], None]
 
@@ -67,9 +66,9 @@ def train(
 ) -> None:
     """Train the run of `folder` on `dataset` and write its record and depth curve.
 
-    `stop` is asked once a step, `watch` is given each line of the metrics. Raises Stopped after it said yes, Diverged when the loss is not finite,
-    CheckpointError when no checkpoint of an earlier attempt is whole, ConfigError for a folder or data set
-    that belong to another configuration.
+    `stop` is asked once a step, `watch` is given each line of the metrics. Raises Stopped after `stop` said yes,
+    Diverged when the loss is not finite, CheckpointError when no checkpoint of an earlier attempt is whole,
+    ConfigError for a folder or data set that belong to another configuration.
     """
     started = time.monotonic()
     run = folder.check()
@@ -113,7 +112,7 @@ def train(
 
 
 def check_fit(run: RunConfig, dataset: Dataset, data_digest: str) -> None:
-    """Raise ConfigError when `dataset` is not the one that the run was planned with or does not fit its model."""
+    """Raise ConfigError when `dataset` is not the one that the run was planned with, or does not fit."""
     if dataset.digest != data_digest:
         raise ConfigError(
             f"the run was planned with data {data_digest}, the data set found is {dataset.digest}: "

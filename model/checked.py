@@ -38,7 +38,7 @@ def build(cls: type[T], mapping: Mapping[str, Any], path: str = "") -> T:
         if key not in known:
             options = [f"{path}{name}" for name in known]
             raise ConfigError(f"unknown key {path}{key}{closest(f'{path}{key}', options)}")
-    hints = _hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]
     values: dict[str, Any] = {}
     for name, item in known.items():
         if name in mapping:

@@ -10,12 +10,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 IGNORE = -100
-_CHUNK_ELEMENTS = {"cpu": 2**21, "other": 2**26}  # logits held at once, in float32
+# Logits held at once, in float32: what stays in a CPU's cache, or what keeps a GPU busy.
+_CHUNK_ELEMENTS = {"cpu": 2**18, "other": 2**26}
+_LEAST_TOKENS = 64  # below it the matrix products starve
 
 
 def _chunks(tokens: int, vocabulary: int, device: torch.device) -> Iterator[slice]:
     elements = _CHUNK_ELEMENTS["cpu" if device.type == "cpu" else "other"]
-    size = max(1, elements // vocabulary)
+    size = max(_LEAST_TOKENS, elements // vocabulary)
     return (slice(start, start + size) for start in range(0, tokens, size))
 
 

@@ -47,7 +47,7 @@ def _run(mapping: dict[str, Any], scale: str) -> RunConfig:
 
 
 def compose_table(command: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """Return the settings of a command that reads finished runs (conf/table); raises ConfigError in one line."""
+    """Return the settings of a command on finished runs (conf/table); raises ConfigError, in one line."""
     mapping, _ = _compose(CONF / "table", command, overrides)
     known, _ = _compose(CONF / "table", command, [])
     for key, value in mapping.items():

@@ -17,7 +17,7 @@ Control = Literal["fixed", "poisson", "none"]
 
 @dataclass(frozen=True, kw_only=True)
 class ListedCells:
-    """Cells beside the product, such as replicate seeds of one cell; an empty field stands for the sweep's own."""
+    """Cells beside the product, such as replicate seeds; an empty field stands for the sweep's own."""
 
     scales: list[str] = field(default_factory=list)
     mean_recurrences: list[Annotated[int, Ge(1)]] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""From a sweep's configuration to its cells: every cell solved, named and judged; pure but for the data lookup."""
+"""From a sweep's configuration to its cells: every cell solved, named and judged."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Lookup = Callable[[DataConfig], DataFacts]
 def cells(study: StudyConfig, lookup: Lookup) -> list[Cell]:
     """Return all cells of the study, the product first, then the listed ones; a repeated cell appears once.
 
-    Raises ConfigError for a sweep without a name, scales, recurrences or lengths, or with lengths of two kinds.
+    Raises ConfigError for a sweep without a name, recurrences or lengths, or with lengths of two kinds.
     """
     _check(study.sweep)
     facts: dict[int, DataFacts] = {}
@@ -130,7 +130,7 @@ def _runs(study: StudyConfig) -> Iterator[RunConfig]:
                 chosen = dict.fromkeys(("budget_flops", "tokens", "tokens_per_param", "steps")) | {
                     _LENGTHS[kind]: length
                 }
-                yield dataclasses.replace(template, model=model, seed=seed, **chosen)  # type: ignore[arg-type]
+                yield dataclasses.replace(template, model=model, seed=seed, **chosen)
 
     scales = list(study.runs)
     yield from product(scales, sweep.mean_recurrences, sweep.control, lengths, sweep.seeds)

@@ -16,7 +16,7 @@ from sweeps.ledger import Ledger, enter
 from sweeps.plan import plan, plan_cells, summary
 
 Progress = Callable[[str, float], None]
-_DETACHED: list[subprocess.Popen[bytes]] = []  # workers meant to outlive this process, which never waits for them
+_DETACHED: list[subprocess.Popen[bytes]] = []  # workers that outlive this process, which never waits for them
 
 
 def prepare_data(study: StudyConfig, progress: Progress | None = None) -> None:

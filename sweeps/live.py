@@ -64,7 +64,7 @@ def step_progress(title: str, steps: int) -> Iterator[Callable[[dict[str, float]
 
 
 def watch(folder: Path, alive: Callable[[], bool] = lambda: True) -> None:
-    """Show the sweep in `folder` until all runs have ended or `alive` says no; on no terminal, line by line."""
+    """Show the sweep in `folder` until all runs have ended or `alive` says no; line by line off a terminal."""
     console = _console()
     meter = _Meter()
     with Live(console=console, auto_refresh=False, transient=True) as live:

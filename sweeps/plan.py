@@ -70,7 +70,8 @@ def summary(frame: pd.DataFrame) -> str:
     lines = [
         f"{total['cells']} cells: {total['cells_ok']} OK, {total['cells_dropped']} dropped, "
         f"{total['cells_done']} done; accounting={', '.join(sorted(set(frame['accounting'])))}",
-        f"total {total['nominal_flops']:.4g} nominal FLOPs, {total['tokens']:.4g} tokens, {hours} device-hours; "
+        f"total {total['nominal_flops']:.4g} nominal FLOPs, {total['tokens']:.4g} tokens, "
+        f"{hours} device-hours; "
         f"remaining {total['remaining_flops']:.4g} FLOPs, {rest} device-hours ({frame.attrs['price']})",
     ]
     if kept["data_digest"].isna().any():
@@ -94,7 +95,7 @@ def _row(cell: Cell, folder: Path) -> dict[str, object]:
     row |= columns | {
         "data_digest": cell.data.digest,
         "unique_tokens": unique,
-        "epochs": columns["tokens"] / unique if unique else None,
+        "epochs": (cell.run.steps or 0) * cell.run.batch_tokens / unique if unique else None,
         "status": None,
         "measured_flops_per_s": None,
     }

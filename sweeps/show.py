@@ -47,7 +47,7 @@ def as_text(frame: pd.DataFrame, columns: dict[str, str]) -> str:
         name: title or name for name, title in columns.items() if name in frame and not _empty(frame[name])
     }
     rows = [
-        [cell_text(name, value) for name, value in row.items()]
+        [cell_text(str(name), value) for name, value in row.items()]
         for row in frame[list(kept)].to_dict("records")
     ]
     if len(rows) <= RICH_ROWS:

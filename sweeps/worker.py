@@ -1,8 +1,8 @@
 """A worker of the local pool: takes the sweep's open runs one after the other, each in a process of its own.
 
 Run as `python -m sweeps.worker FOLDER SLOT [OWNER_PID]`. A slot is held by one worker at a time, so starting
-the pool twice starts nothing twice; a run is held by its lease, so no run is trained twice. With an owner, the
-worker stops (with a checkpoint) when that process is gone.
+the pool twice starts nothing twice; a run is held by its lease, so no run is trained twice. With an owner,
+the worker stops (with a checkpoint) when that process is gone.
 """
 
 from __future__ import annotations

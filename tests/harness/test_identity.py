@@ -56,7 +56,8 @@ def test_the_same_steps_from_a_budget_are_the_same_run(tiny):
 
 
 def test_whole_floats_and_ints_hash_alike(tiny):
-    assert run_id(run(tiny, "model.mean_recurrence=4"), "d") == run_id(run(tiny, "model.mean_recurrence=4.0"), "d")
+    whole, real = (run(tiny, f"model.mean_recurrence={depth}") for depth in ("4", "4.0"))
+    assert run_id(whole, "d") == run_id(real, "d")
 
 
 def test_fields_at_their_default_are_left_out_and_a_difference_is_named(tiny):

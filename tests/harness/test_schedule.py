@@ -29,7 +29,8 @@ def test_published_weight_decay_is_linear_over_the_run():
 
 def test_warmup_rises_to_the_peak():
     schedule = ScheduleConfig(warmup_steps=4)
-    assert [learning_rate_factor(schedule, step, 100) for step in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1])
+    factors = [learning_rate_factor(schedule, step, 100) for step in range(5)]
+    assert factors == pytest.approx([0.2, 0.4, 0.6, 0.8, 1])
 
 
 @pytest.mark.parametrize(("shape", "middle"), [("cosine", 0.5), ("linear", 0.5)])

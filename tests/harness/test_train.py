@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -104,8 +101,8 @@ def test_a_killed_process_resumes_to_the_same_bits(make, cache, number):
     whole, dataset = make("tokens=12800")
     train(whole, dataset, attempts=1)
     killed, _ = make("tokens=12800", "training.checkpoint_every_s=0.01", parent=f"killed{number}")
-    command = "import sys; from pathlib import Path; from harness.job import run_job; run_job(*map(Path, sys.argv[1:]))"
-    child = subprocess.Popen([sys.executable, "-c", command, str(killed.path), str(cache)])
+    command = f"from pathlib import Path; import harness.job; harness.job.run_job({killed.path!r}, {cache!r})"
+    child = subprocess.Popen([sys.executable, "-c", command.replace("PosixPath", "Path")])
     while len(read_metrics(killed.metrics)) < 20:
         assert child.poll() is None, "the run ended before it could be killed"
         time.sleep(0.01)
@@ -170,9 +167,7 @@ def test_other_data_is_refused(make, cache, tmp_path):
 
 
 def test_a_diverged_run_is_a_result_with_its_class(make, cache):
-    folder, dataset = make(
-        "tokens=2560", "optimizer.muon_learning_rate=1e30", "optimizer.adamw_learning_rate=1e30"
-    )
+    folder, _ = make("tokens=2560", "optimizer.muon_learning_rate=1e30", "optimizer.adamw_learning_rate=1e30")
     assert run_job(folder.path, cache) == "failed:diverged"
     assert "gradient norm" in folder.status().message
 

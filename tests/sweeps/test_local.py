@@ -86,7 +86,9 @@ def test_a_killed_sweep_loses_nothing(tiny_sweep, table, tmp_path):
 
 
 def test_workers_end_with_their_owner_and_leave_a_checkpoint(tiny_sweep, tmp_path):
-    study = loopscale.compose([*tiny_sweep, "sweep.tokens=[256000]", "sweep.max_epochs=20", "cluster.parallel_runs=1"])
+    study = loopscale.compose(
+        [*tiny_sweep, "sweep.tokens=[256000]", "sweep.max_epochs=20", "cluster.parallel_runs=1"]
+    )
     ledger = write_ledger(study)
     folder = tmp_path / "runs" / "tiny"
     owner = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])

@@ -186,11 +186,13 @@ def _show_launch(overrides: list[str]) -> None:
     study = compose(overrides)
     if study.confirm and not confirm(study):
         return
-    frame = status(launch(study))
-    print(as_json(frame) if study.format == "json" else summary(frame, study.sweep.name or ""))
+    folder = launch(study)
+    frame = status(folder)
+    print(as_json(frame) if study.format == "json" else summary(frame, folder.name, worked_on=True))
 
 
 def _show_status(overrides: list[str]) -> None:
+    from sweeps.ledger import is_worked_on
     from sweeps.show import STATUS_COLUMNS, as_json, as_text
     from sweeps.status import counts, summary
 
@@ -205,7 +207,7 @@ def _show_status(overrides: list[str]) -> None:
         print(as_json(frame, counts=counts(frame)))
     else:
         print(as_text(frame, STATUS_COLUMNS))
-        print(summary(frame, settings["sweep"]))
+        print(summary(frame, settings["sweep"], worked_on=is_worked_on(_folder("status", overrides))))
 
 
 def _show_collect(overrides: list[str]) -> None:

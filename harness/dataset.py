@@ -1,14 +1,11 @@
 """Prepared data sets: made once, kept under their digest, found again by what they were made from."""
 
 import dataclasses
-import fcntl
 import hashlib
 import importlib.metadata
 import json
 import platform
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ import numpy as np
 
 from harness.data_config import DataConfig, DataError
 from harness.documents import fingerprint
+from harness.locks import exclusive
 from harness.shards import FORMAT_VERSION, Progress, write_dataset, write_text
 from harness.tokenizer import token_bytes
 
@@ -60,7 +58,7 @@ def prepare(config: DataConfig, cache: Path, progress: Progress | None = None) -
         return found
     keys = cache / "keys"
     keys.mkdir(parents=True, exist_ok=True)
-    with _lock(keys / f"{key}.lock"):
+    with exclusive(keys / f"{key}.lock", wait=True):
         if (found := _find(config, cache, key)) is not None:
             return found
         # Named by host, as on some network file systems a lock holds on one host only.
@@ -173,10 +171,3 @@ def _publish(scratch: Path, target: Path) -> None:
     except OSError:
         if not target.is_dir():
             raise
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

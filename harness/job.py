@@ -26,8 +26,8 @@ def run_job(
 
     Returns the status as the runs table shows it, or "busy". The data set is looked up under `cache` by the
     digest that the run was planned with. SIGTERM, SIGUSR2 and `stop`, asked once a step, save a checkpoint
-    and end the attempt. An error that is not the user's is recorded as `code_error`, its traceback under logs/,
-    and raised again. `watch` is given each line of the metrics.
+    and end the attempt. An error that is not the user's is recorded as `code_error`, with its traceback under
+    logs/, and raised again. `watch` is given each line of the metrics.
     """
     folder = RunFolder(path)
     with folder.lease() as free:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +17,7 @@ from harness.config import RunConfig
 from harness.data_config import DataError
 from harness.dataset import Dataset, open_dataset
 from harness.identity import canonical_json, difference, identity, run_id
+from harness.locks import exclusive, is_held
 from harness.record import planned_record
 from model.checked import ConfigError, build
 
@@ -128,23 +127,13 @@ class RunFolder:
             )
         return run
 
-    @contextmanager
-    def lease(self) -> Iterator[bool]:
-        """Hold the run for one process; yields False when another one has it. A killed holder lets go."""
-        with (self.path / "lease").open("w") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            yield True
+    def lease(self) -> AbstractContextManager[bool]:
+        """Hold the run for one process; gives False when another one has it. A killed holder lets go."""
+        return exclusive(self.path / "lease", wait=False)
 
     def is_held(self) -> bool:
         """Say whether a process trains this run now."""
-        if not (self.path / "lease").exists():
-            return False
-        with self.lease() as free:
-            return not free
+        return is_held(self.path / "lease")
 
 
 def create(parent: Path, run: RunConfig, *, data_digest: str, unique_tokens: int) -> RunFolder:

@@ -66,9 +66,9 @@ def train(
 ) -> None:
     """Train the run of `folder` on `dataset` and write its record and depth curve.
 
-    `stop` is asked once a step, `watch` is given each line of the metrics. Raises Stopped after `stop` said yes,
-    Diverged when the loss is not finite, CheckpointError when no checkpoint of an earlier attempt is whole,
-    ConfigError for a folder or data set that belong to another configuration.
+    `stop` is asked once a step, `watch` is given each line of the metrics. Raises Stopped after `stop` said
+    yes, Diverged when the loss is not finite, CheckpointError when no checkpoint of an earlier attempt is
+    whole, ConfigError for a folder or data set that belong to another configuration.
     """
     started = time.monotonic()
     run = folder.check()

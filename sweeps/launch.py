@@ -88,11 +88,11 @@ def start_workers(study: StudyConfig, *, owner: int | None = None) -> list[subpr
     environment = os.environ | {"OMP_NUM_THREADS": str(study.cluster.threads_per_run)}
     arguments = [str(owner)] if owner is not None else []
     workers = []
-    for slot in range(study.cluster.parallel_runs or default_parallel_runs(study.cluster.threads_per_run)):
-        with (folder / f"worker_{slot}.log").open("ab") as log:
+    for number in range(study.cluster.parallel_runs or default_parallel_runs(study.cluster.threads_per_run)):
+        with (folder / f"worker_{number}.log").open("ab") as log:
             workers.append(
                 subprocess.Popen(
-                    [sys.executable, "-m", "sweeps.worker", str(folder), str(slot), *arguments],
+                    [sys.executable, "-m", "sweeps.worker", str(folder), str(number), *arguments],
                     cwd=Path(__file__).resolve().parents[1],
                     env=environment,
                     stdin=subprocess.DEVNULL,

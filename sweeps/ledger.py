@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from harness.locks import exclusive, is_held
 from harness.runfolder import RunFolder, create, write_json
 from model.checked import ConfigError
 from sweeps.config import StudyConfig
@@ -50,7 +48,7 @@ def enter(study: StudyConfig, cells: list[Cell]) -> Ledger:
     assert study.sweep.name is not None
     folder = Path(study.root) / study.sweep.name
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / ".ledger.lock"):
+    with exclusive(folder / ".ledger.lock", wait=True):
         names = read_ledger(folder).run_ids if (folder / "sweep.json").exists() else []
         for cell in sorted(cells, key=_cost, reverse=True):
             if cell.verdict == "DROP":
@@ -73,12 +71,14 @@ def enter(study: StudyConfig, cells: list[Cell]) -> Ledger:
     return ledger
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on `path` (created if absent); released by the kernel if the holder dies."""
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+def slot(folder: Path, number: int) -> Path:
+    """Return the lock file that the local pool's worker of this number holds while it works."""
+    return folder / f".worker_{number}.lock"
+
+
+def is_worked_on(folder: Path) -> bool:
+    """Say whether a worker of the local pool is at the sweep in `folder` now."""
+    return any(is_held(path) for path in folder.glob(".worker_*.lock"))
 
 
 def _cost(cell: Cell) -> float:

@@ -45,6 +45,8 @@ def data_progress() -> Iterator[Callable[[str, float], None]]:
     def update(stage: str, fraction: float) -> None:
         bar.start()  # not before there is something to show: prepared data shows nothing
         if stage not in tasks:
+            for earlier in tasks.values():
+                bar.update(earlier, completed=1.0)
             tasks[stage] = bar.add_task(stage, total=1.0)
         bar.update(tasks[stage], completed=fraction)
 
@@ -64,7 +66,7 @@ def step_progress(title: str, steps: int) -> Iterator[Callable[[dict[str, float]
 
 
 def watch(folder: Path, alive: Callable[[], bool] = lambda: True) -> None:
-    """Show the sweep in `folder` until all runs have ended or `alive` says no; line by line off a terminal."""
+    """Show the sweep in `folder` until all runs have ended or `alive` says no; line by line elsewhere."""
     console = _console()
     meter = _Meter()
     with Live(console=console, auto_refresh=False, transient=True) as live:

@@ -12,7 +12,7 @@ from harness.dataset import find_prepared
 from harness.record import planned_columns
 from harness.runfolder import RunFolder
 
-# MEMORY
+from model.memory import memory_estimate_bytes
 from sweeps.config import StudyConfig
 from sweeps.grid import Cell, DataFacts, cells, truncated_curves
 
@@ -96,6 +96,7 @@ def _row(cell: Cell, folder: Path) -> dict[str, object]:
         "data_digest": cell.data.digest,
         "unique_tokens": unique,
         "epochs": (cell.run.steps or 0) * cell.run.batch_tokens / unique if unique else None,
+        "memory_bytes": _memory_bytes(cell),
         "status": None,
         "measured_flops_per_s": None,
     }
@@ -106,6 +107,12 @@ def _row(cell: Cell, folder: Path) -> dict[str, object]:
             record = run.record()
             row["measured_flops_per_s"] = record["tokens_per_s"] * record["nominal_flops"] / record["tokens"]
     return row
+
+
+def _memory_bytes(cell: Cell) -> int:
+    training = cell.run.training
+    micro_batch = training.micro_batch or training.batch_sequences
+    return memory_estimate_bytes(cell.run.model, micro_batch, precision=training.precision).total
 
 
 def _unsolved_columns(cell: Cell) -> dict[str, object]:

@@ -33,11 +33,14 @@ def counts(frame: pd.DataFrame) -> dict[str, int]:
     return {str(name): int(count) for name, count in frame["status"].value_counts().items()}
 
 
-def summary(frame: pd.DataFrame, sweep: str) -> str:
+def summary(frame: pd.DataFrame, sweep: str, *, worked_on: bool) -> str:
     """Return one line of counts and what to do next."""
     text = ", ".join(f"{count} {name}" for name, count in counts(frame).items())
-    waiting = frame["status"].isin(["planned", "submitted", LOST]).any()
-    advice = f"; loopscale launch sweep={sweep} continues what is missing" if waiting else ""
+    advice = ""
+    if worked_on:
+        advice = f"; loopscale status sweep={sweep} watch=true follows them"
+    elif frame["status"].isin(["planned", "submitted", LOST]).any():
+        advice = f"; loopscale launch sweep={sweep} continues what is missing"
     return f"{len(frame)} runs: {text}{advice}"
 
 

@@ -8,7 +8,6 @@ the worker stops (with a checkpoint) when that process is gone.
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import multiprocessing
 import os
 import signal
@@ -18,8 +17,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from harness.job import run_job
+from harness.locks import exclusive
 from harness.runfolder import RunFolder, Status
-from sweeps.ledger import read_ledger
+from sweeps.ledger import read_ledger, slot
 
 POLL_S = 0.2
 
@@ -83,7 +83,7 @@ def _alive(pid: int) -> bool:
 
 def main(arguments: list[str]) -> None:
     """Hold the slot named on the command line and work until nothing is open."""
-    folder, slot = Path(arguments[0]), arguments[1]
+    folder, number = Path(arguments[0]), int(arguments[1])
     owner = int(arguments[2]) if len(arguments) > 2 else None
     ended = False
 
@@ -93,12 +93,9 @@ def main(arguments: list[str]) -> None:
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with (folder / f".worker_{slot}.lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return
-        work(folder, lambda: ended or (owner is not None and not _alive(owner)))
+    with exclusive(slot(folder, number), wait=False) as free:
+        if free:
+            work(folder, lambda: ended or (owner is not None and not _alive(owner)))
 
 
 if __name__ == "__main__":

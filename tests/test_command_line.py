@@ -96,3 +96,23 @@ def test_launch_asks_before_it_starts(capsys, tiny_sweep, monkeypatch):
     monkeypatch.setattr("sys.stdin", type("Closed", (), {"isatty": staticmethod(lambda: False)})())
     code, _, err = run(capsys, "launch", *tiny_sweep, "confirm=true")
     assert code == 2 and "add confirm=false" in err
+
+
+def test_a_damaged_run_folder_is_one_line_and_stays_as_it_is(capsys, tiny, cache, tmp_path):
+    run(capsys, "train", *tiny, "tokens=640")
+    (folder,) = (tmp_path / "runs" / "single").iterdir()
+    (weights,) = folder.glob("checkpoints/*/model.safetensors")
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-10])
+    code, out, err = run(capsys, "eval", f"run={folder}", f"cache={cache}")
+    assert code == 2 and out == "" and err.count("\n") == 1 and "is corrupt" in err
+    weights.write_bytes(whole)
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(config.replace("seed: 0", "seed: 5"))
+    for command in (["eval", f"run={folder}", f"cache={cache}"], ["train", *tiny, "tokens=640"]):
+        code, out, err = run(capsys, *command)
+        assert code == 2 and out == "" and err.count("\n") == 1
+        assert "is the folder of another configuration (seed: 5 / 0)" in err
+    (folder / "config.yaml").write_text(config)
+    code, out, _ = run(capsys, "eval", f"run={folder}", f"cache={cache}", "format=json")
+    assert code == 0 and out.startswith("{")

@@ -1,0 +1,167 @@
+"""Time a training step against the masked form and against the machine's own matrix products.
+
+    python benchmarks/train_step.py                        # width 128, 16 x 256 tokens, 2 threads, compiled
+    python benchmarks/train_step.py --batch 32 --eager
+    python benchmarks/train_step.py --beside 2 --threads 1  # as a sweep runs them: processes side by side
+    python benchmarks/train_step.py --memory
+
+Every repeat times both forms on the same draw of depths, in alternating order; medians are printed.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from harness.config import OptimizerConfig
+from harness.optimizer import build_optimizer
+from model.compilation import compile_blocks
+from model.config import ModelConfig
+from model.depth import draw_depths, expected_depths
+from model.flops import flops_per_token
+from model.transformer import LoopedTransformer, build_model
+from tests.model.masked import masked_loss
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--heads", type=int, default=4)
+    parser.add_argument("--layers", type=int, default=2, help="of prelude, core and coda each")
+    parser.add_argument("--vocabulary", type=int, default=1024)
+    parser.add_argument("--sequence", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--recurrence", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--eager", action="store_true")
+    parser.add_argument("--unmasked", action="store_true", help="leave the masked form out")
+    parser.add_argument("--beside", type=int, default=0, help="run this many such processes at once")
+    parser.add_argument("--memory", action="store_true")
+    return parser.parse_args()
+
+
+def configured(args, backprop_depth=None):
+    return ModelConfig(
+        width=args.width,
+        heads=args.heads,
+        prelude_layers=args.layers,
+        core_layers=args.layers,
+        coda_layers=args.layers,
+        vocabulary_size=args.vocabulary,
+        sequence_length=args.sequence,
+        mean_recurrence=args.recurrence,
+        backprop_depth=backprop_depth,
+    )
+
+
+def seconds(action):
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def matmul_rate():
+    a, b = torch.randn(2, 2048, 2048)
+    torch.mm(a, b)
+    return 2 * 2048**3 / median(seconds(lambda: torch.mm(a, b)) for _ in range(5))
+
+
+def time_steps(args):
+    torch.set_num_threads(args.threads)
+    config = configured(args)
+    tokens = torch.randint(args.vocabulary, (args.batch, args.sequence))
+
+    def stepper(loss):
+        model = build_model(config, seed=0)
+        optimizer = build_optimizer(model, OptimizerConfig())
+        if not args.eager:
+            compile_blocks(model)
+
+        def step(depths):
+            optimizer.zero_grad()
+            loss(model, tokens, tokens, depths, range(args.batch)).backward()
+            optimizer.step()
+
+        return step
+
+    steps = {"ours": stepper(LoopedTransformer.loss)}
+    if not args.unmasked:
+        steps["masked"] = stepper(masked_loss)
+    draws = [draw_depths(config, seed=0, step=i, batch=args.batch).tolist() for i in range(args.repeats)]
+    for step in steps.values():
+        step(draws[0])
+    times = {name: [] for name in steps}
+    rates = []
+    for repeat, depths in enumerate(draws):
+        for name in sorted(steps, reverse=bool(repeat % 2)):
+            times[name].append(seconds(lambda name=name, depths=depths: steps[name](depths)))
+        rates.append(matmul_rate())
+    report(args, config, times, median(rates))
+
+
+def report(args, config, times, rate):
+    tokens = args.batch * args.sequence
+    # What must be spent: matrix products, and attention over half the square that causality leaves.
+    causal = replace(config, sequence_length=args.sequence // 2)
+    needed = flops_per_token(causal, "paper").at(*expected_depths(config))
+    for name, measured in times.items():
+        speed = tokens / median(measured)
+        print(f"{name:7} {speed:9.0f} tokens/s  {needed * speed / rate:6.1%} of the matmul rate")
+    if "masked" in times:
+        ratio = median(m / o for o, m in zip(times["ours"], times["masked"], strict=True))
+        print(f"masked / ours, paired: {ratio:.2f}")
+    print(f"{needed / 1e6:.1f} MFLOP/token, 2048^3 matmul {rate / 1e9:.0f} GFLOP/s, {args.threads} threads")
+
+
+def run_beside(args):
+    own = [a for a in sys.argv[1:] if not a.startswith("--beside")]
+    own = [a for i, a in enumerate(own) if sys.argv[1:][max(0, sys.argv[1:].index(a) - 1)] != "--beside"]
+    command = [sys.executable, __file__, *own, "--unmasked"]
+    for process in [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(args.beside)]:
+        print(process.communicate()[0], end="")
+
+
+def peak_mib(args, without, backprop_depth):
+    """Measure the peak resident memory of one forward and backward pass above the built model's."""
+    config = configured(args, backprop_depth)
+    model = build_model(config, seed=0)
+    tokens = torch.zeros(args.batch, args.sequence, dtype=torch.int64)
+    model.loss(tokens[:1, :8], tokens[:1, :8], [1], [0]).backward()
+    before = status_mib("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    depths = [without + backprop_depth] * args.batch
+    model.loss(tokens, tokens, depths, range(args.batch)).backward()
+    return status_mib("VmHWM") - before
+
+
+def status_mib(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
+
+
+def measure_memory(args):
+    import multiprocessing
+
+    context = multiprocessing.get_context("spawn")
+    for without, with_gradient in [(0, 1), (0, 4), (8, 4), (16, 4), (0, 8)]:
+        with context.Pool(1) as pool:
+            peak = pool.apply(peak_mib, (args, without, with_gradient))
+        print(f"{without:2} loops without, {with_gradient} with gradient: {peak:5.0f} MiB over the model")
+
+
+if __name__ == "__main__":
+    parsed = arguments()
+    if parsed.memory:
+        measure_memory(parsed)
+    elif parsed.beside:
+        run_beside(parsed)
+    else:
+        time_steps(parsed)

@@ -1,0 +1,39 @@
+"""Regional compilation: every block shape is compiled once per gradient mode, whatever the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.layers import Block
+from model.transformer import LoopedTransformer
+
+BlockForward = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+def compile_blocks(model: LoopedTransformer, backend: str | Callable[..., Any] = "inductor") -> None:
+    """Compile the blocks of a model in place; a block that cannot be compiled whole is an error.
+
+    The number of active sequences changes from loop to loop, so the batch is a symbol without a value: even a
+    batch of one makes no graph of its own. Blocks of one shape share their graphs.
+    """
+    for part in (model.prelude, model.core, model.coda):
+        for block in part:
+            block.forward = _compiled(block, backend)
+
+
+def _compiled(block: Block, backend: str | Callable[..., Any]) -> BlockForward:
+    compiled: BlockForward = torch.compile(block.forward, fullgraph=True, backend=backend)
+
+    def forward(x: Tensor, rope: Tensor, value_rows: Tensor | None) -> Tensor:
+        inputs = [x] if value_rows is None else [x, value_rows]
+        if not torch.is_grad_enabled():  # whether an input would carry gradient elsewhere must not matter here
+            inputs = [tensor.detach() for tensor in inputs]
+        for tensor in inputs:
+            torch._dynamo.decorators.mark_unbacked(tensor, 0)
+        return compiled(inputs[0], rope, inputs[1] if value_rows is not None else None)
+
+    return forward

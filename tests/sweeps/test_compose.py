@@ -1,0 +1,66 @@
+"""Every shipped configuration composes and passes the checks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import loopscale
+from model.checked import ConfigError
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+
+
+def shipped(group):
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        f"{group}={name}"
+        for group in ("model", "optimizer", "schedule", "logger", "cluster")
+        for name in shipped(group)
+    ],
+)
+def test_every_choice_of_a_group_composes(override):
+    assert len(loopscale.compose([override]).runs) == 1
+
+
+@pytest.mark.parametrize("name", [name for name in shipped("sweep") if name != "none"])
+def test_every_sweep_composes_and_has_its_own_name(name):
+    assert loopscale.compose([f"sweep={name}"]).sweep.name == name
+
+
+@pytest.mark.parametrize("name", shipped("data"))
+def test_every_data_set_composes(name):
+    (run,) = loopscale.compose([f"data={name}", "path=somewhere"]).runs.values()
+    assert run.data.source == name.replace("fineweb_edu", "huggingface")
+
+
+def test_a_scale_keeps_the_overrides_of_the_command_line(tiny):
+    study = loopscale.compose([*tiny, "sweep.scales=[looped_20k,looped_150k]", "model.injection=add"])
+    assert [run.model.injection for run in study.runs.values()] == ["add", "add"]
+    assert [run.scale for run in study.runs.values()] == ["looped_20k", "looped_150k"]
+
+
+def test_a_choice_can_be_overridden_from_the_command_line_after_the_sweep():
+    (run,) = loopscale.compose(["sweep=demo", "model=looped_1m", "schedule=cosine"]).runs.values()
+    assert run.scale == "looped_1m" and run.schedule.shape == "cosine"
+
+
+def test_numbers_in_scientific_notation_stay_numbers():
+    (run,) = loopscale.compose(["budget_flops=2.5e11", "tokens=null"]).runs.values()
+    assert run.budget_flops == 2.5e11
+
+
+def test_a_study_is_immutable():
+    study = loopscale.compose(["sweep=demo"])
+    with pytest.raises(AttributeError):
+        study.root = "elsewhere"  # type: ignore[misc]
+
+
+def test_a_group_where_a_value_belongs_is_refused():
+    with pytest.raises(ConfigError, match="training=5: must be a group of keys"):
+        loopscale.compose(["training=5"])

@@ -31,7 +31,7 @@ def _below_unigram(runs: pd.DataFrame) -> Check:
     if known.empty:
         return Check(name=name, holds=None, numbers="the unigram entropy is not in the table")
     margin = (known["val_unigram_nats"] - known["val_loss_nats"]).astype(float)
-    worst = known.loc[margin.idxmin()]
+    worst = known.iloc[int(margin.argmin())]
     numbers = (
         f"{int((margin > 0).sum())} of {len(known)} runs; the closest is {worst['run_id']} with "
         f"{worst['val_loss_nats']:.4f} of {worst['val_unigram_nats']:.4f} nats"
@@ -56,7 +56,8 @@ def _budgets_matter(runs: pd.DataFrame, floor: NoiseFloor) -> tuple[Check, ...]:
 
 
 def _gain_check(group: str, gains: dict[str, float], floor: NoiseFloor) -> Check:
-    name = f"{group}: the largest budget beats the smallest at each recurrence by over {FLOOR_MULTIPLE:g}x the noise floor"
+    bar_text = f"{FLOOR_MULTIPLE:g}x the noise floor"
+    name = f"{group}: at each recurrence the largest budget beats the smallest by more than {bar_text}"
     listed = ", ".join(f"{label} {gain:.3f}" for label, gain in gains.items())
     if floor.sd_nats is None:
         return Check(name=name, holds=None, numbers=f"gains in nats: {listed}; training noise unknown")

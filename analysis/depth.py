@@ -1,4 +1,4 @@
-"""Depth curves of a study: the saturating exponential run by run, and how its rate depends on mean recurrence."""
+"""Depth curves of a study: the saturating exponential run by run, and its rate over mean recurrence."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ class RateAtRecurrence:
 
 @dataclass(frozen=True, kw_only=True)
 class DepthStudy:
-    """All depth curves of looped runs, their summary, and the slope of log z on log mu (-1: z mu is constant)."""
+    """All depth curves of looped runs, their summary, and the slope of log z on log mu.
+
+    A slope of -1 means that z mu is constant.
+    """
 
     curves: tuple[DepthCurve, ...]
     by_recurrence: tuple[RateAtRecurrence, ...]
@@ -58,21 +61,21 @@ def depth_study(runs: pd.DataFrame, depths: pd.DataFrame, config: FitConfig) -> 
     """Fit the depth curve of every looped run in `runs`; depth rows of other runs are ignored."""
     rows = {str(run_id): frame for run_id, frame in depths.groupby("run_id", sort=True)}
     curves = []
-    for run in runs[runs["kind"] == "looped"].itertuples():
-        frame = rows.get(str(run.run_id))
+    for run in runs[runs["kind"] == "looped"].to_dict("records"):
+        frame = rows.get(str(run["run_id"]))
         if frame is None:
             continue
         fit = fit_saturating(
             frame["depth"].to_numpy(float), frame["val_loss_nats"].to_numpy(float), config.confidence
         )
-        budget = float(run.target_flops)
+        budget = float(run["target_flops"])
         curves.append(
             DepthCurve(
-                run_id=str(run.run_id),
-                kind=str(run.kind),
-                scale=str(run.scale),
-                accounting=str(run.accounting),
-                mean_recurrence=float(run.mean_recurrence),
+                run_id=str(run["run_id"]),
+                kind=str(run["kind"]),
+                scale=str(run["scale"]),
+                accounting=str(run["accounting"]),
+                mean_recurrence=float(run["mean_recurrence"]),
                 target_flops=budget if np.isfinite(budget) else None,
                 fit=fit,
             )
@@ -99,17 +102,29 @@ def _summarise(depth: float, curves: list[DepthCurve]) -> RateAtRecurrence:
 def _slope(
     curves: tuple[DepthCurve, ...], summary: tuple[RateAtRecurrence, ...], confidence: float
 ) -> DepthStudy:
-    pairs = [(c.mean_recurrence, c.fit.rate) for c in curves if c.fit.rate is not None]
-    recurrences = len({depth for depth, _ in pairs})
+    """Regress log z on log mu, each curve weighted by the width of its own interval.
+
+    Where rates scatter more than those widths say, the interval of the slope grows with the scatter (Birge
+    ratio).
+    """
+    known = [c for c in curves if c.fit.rate is not None and c.fit.rate_low and c.fit.rate_high]
+    recurrences = len({c.mean_recurrence for c in known})
     if recurrences < 3:
-        reason = f"{recurrences} recurrence{'s' * (recurrences != 1)} with an identified rate, at least 3 are needed"
+        noun = "recurrence" if recurrences == 1 else "recurrences"
+        reason = f"{recurrences} {noun} with an identified rate, at least 3 are needed"
         return DepthStudy(curves=curves, by_recurrence=summary, refusal=reason)
-    x, y = np.log(np.array(pairs)).T
-    x = x - x.mean()
-    slope = float(x @ y / (x @ x))
-    residual = y - y.mean() - slope * x
-    freedom = len(x) - 2
-    half = float(stdtrit(freedom, (1 + confidence) / 2) * np.sqrt(residual @ residual / freedom / (x @ x)))
+    x = np.log([c.mean_recurrence for c in known])
+    y = np.log([c.fit.rate or np.nan for c in known])
+    width = np.log([(c.fit.rate_high or np.nan) / (c.fit.rate_low or np.nan) for c in known])
+    freedoms = np.array([len(c.fit.depths) - 3 for c in known])
+    error = np.maximum(width / 2 / stdtrit(freedoms, (1 + confidence) / 2), 1e-6)
+    weight = 1 / error**2
+    x, y = x - np.average(x, weights=weight), y - np.average(y, weights=weight)
+    information = float((weight * x) @ x)
+    slope = float((weight * x) @ y / information)
+    freedom = len(known) - 2
+    excess = max(1.0, float(np.sqrt(weight @ (y - slope * x) ** 2 / freedom)))
+    half = float(stdtrit(freedom, (1 + confidence) / 2)) * excess / float(np.sqrt(information))
     return DepthStudy(
         curves=curves, by_recurrence=summary, slope=slope, slope_low=slope - half, slope_high=slope + half
     )

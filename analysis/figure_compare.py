@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -9,10 +11,13 @@ from matplotlib.lines import Line2D
 
 from analysis import style
 from analysis.compare import BudgetRow, Comparison
+from analysis.difference import Difference
 
 
 def compare_figure(comparison: Comparison) -> style.Drawn | None:
-    """Draw looped minus fixed for the best recurrence (with intervals) and for each one; None without a control."""
+    """Draw looped minus fixed for the best recurrence (with intervals) and for each one; None without a
+    control.
+    """
     names = sorted({row.group for row in comparison.rows})
     if not names:
         return None
@@ -30,9 +35,10 @@ def compare_figure(comparison: Comparison) -> style.Drawn | None:
         made.legend(handles=_handles(colours), loc="outside lower center", ncols=3 if len(names) == 1 else 8)
     known = comparison.noise.sd_nats is not None
     caption = (
-        "Validation loss of looped models minus that of the fixed-depth control at equal FLOPs and parameters; below "
-        "zero, looping wins. Black: the best recurrence, at the minimum of the fitted curve where that is accepted "
-        "(filled), else the lowest trained cell (open), which is a selection. Colours: each recurrence. "
+        "Validation loss of looped models minus that of the fixed-depth control at equal FLOPs and "
+        "parameters; below zero, looping wins. Black: the best recurrence, at the minimum of the fitted "
+        "curve where that is accepted (filled), else the lowest trained cell (open), which is a "
+        "selection. Colours: each recurrence. "
         + (
             f"Bars: {comparison.config.confidence:.0%} intervals from replicate seeds."
             if known
@@ -44,7 +50,7 @@ def compare_figure(comparison: Comparison) -> style.Drawn | None:
     )
 
 
-def _panel(ax: Axes, rows: list[BudgetRow], colours: dict) -> None:  # type: ignore[type-arg]
+def _panel(ax: Axes, rows: list[BudgetRow], colours: dict[float, Any]) -> None:
     ax.set_xscale("log")
     ax.axhline(0, color=style.INK, linewidth=0.6)
     budgets = np.array([row.budget_flops for row in rows])
@@ -68,16 +74,22 @@ def _panel(ax: Axes, rows: list[BudgetRow], colours: dict) -> None:  # type: ign
     for row in rows:
         face = style.INK if row.choice == "fitted curve" else "white"
         ax.plot(
-            [row.budget_flops], [row.difference.nats], marker="D", markersize=4, color=style.INK, markerfacecolor=face,
-            linestyle="none", zorder=4,
-        )  # fmt: skip
+            [row.budget_flops],
+            [row.difference.nats],
+            marker="D",
+            markersize=4,
+            color=style.INK,
+            markerfacecolor=face,
+            linestyle="none",
+            zorder=4,
+        )
     ax.set_xlabel("training budget C (FLOPs)")
     style.log_axis(ax.xaxis, budgets.tolist())
     ax.margins(x=0.08, y=0.1)
 
 
-def _handles(colours: dict) -> list[Line2D]:  # type: ignore[type-arg]
-    look = {"color": style.INK, "marker": "D", "markersize": 4, "linestyle": "none"}
+def _handles(colours: dict[float, Any]) -> list[Line2D]:
+    look: dict[str, Any] = {"color": style.INK, "marker": "D", "markersize": 4, "linestyle": "none"}
     return [
         *(
             Line2D([], [], marker="o", markersize=2.6, color=c, label=f"µ = {depth:g}")
@@ -108,12 +120,22 @@ def _table(comparison: Comparison) -> pd.DataFrame:
     rows = []
     for row in comparison.rows:
         common = {"group": row.group, "budget_flops": row.budget_flops, "fixed_nats": row.fixed_nats}
-        entries = [(row.choice, row.mean_recurrence, row.looped_nats, row.difference)]
+        entries: list[tuple[str, float, float, Difference]] = [
+            (row.choice, row.mean_recurrence, row.looped_nats, row.difference)
+        ]
         entries += [("cell", c.mean_recurrence, c.loss_nats, c.difference) for c in row.recurrences]
         for choice, depth, loss, d in entries:
             rows.append(
-                {**common, "entry": choice, "mean_recurrence": depth, "looped_nats": loss, "difference_nats": d.nats,
-                 "low_nats": d.low_nats, "high_nats": d.high_nats, "difference_bits_per_byte": d.bits_per_byte,
-                 "verdict": d.verdict}
-            )  # fmt: skip
+                {
+                    **common,
+                    "entry": choice,
+                    "mean_recurrence": depth,
+                    "looped_nats": loss,
+                    "difference_nats": d.nats,
+                    "low_nats": d.low_nats,
+                    "high_nats": d.high_nats,
+                    "difference_bits_per_byte": d.bits_per_byte,
+                    "verdict": d.verdict,
+                }
+            )
     return pd.DataFrame(rows)

@@ -1,8 +1,11 @@
-"""Depth curves: loss over test-time depth with the saturating exponential, and its rate over mean recurrence."""
+"""Depth curves: loss over test-time depth with the saturating exponential, and its rate over mean
+recurrence.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -37,9 +40,10 @@ def depth_figure(study: StudyFit) -> style.Drawn | None:
         ]
         made.legend(handles=handles, loc="outside lower center", ncols=min(8, len(handles)))
     caption = (
-        "Test-time depth. (a) Validation loss over the number of loops T at the largest budget, with the fitted "
-        "L(T) = L_inf + Z exp(-z T). (b) Distance to the fitted floor over T/µ for every fitted curve: one line if z µ is "
-        "constant. (c) Rate z over mean recurrence, one point per run with its interval; the line is z µ constant."
+        "Test-time depth. (a) Validation loss over the number of loops T at the largest budget, with the "
+        "fitted L(T) = L_inf + Z exp(-z T). (b) Distance to the fitted floor over T/µ for every fitted "
+        "curve: one line if z µ is constant. (c) Rate z over mean recurrence, one point per run with its "
+        "interval; the line is z µ constant."
     )
     return style.Drawn(name="depth_curves", caption=caption, figure=made, tables=_tables(study))
 
@@ -51,7 +55,9 @@ def _largest_budget(curves: Sequence[DepthCurve]) -> list[DepthCurve]:
     return list({c.mean_recurrence: c for c in reversed(at)}.values())[::-1]
 
 
-def _raw(ax: Axes, curves: Sequence[DepthCurve], points: dict, colours: dict) -> None:  # type: ignore[type-arg]
+def _raw(
+    ax: Axes, curves: Sequence[DepthCurve], points: dict[str, pd.DataFrame], colours: dict[float, Any]
+) -> None:
     for curve in curves:
         frame, colour = points[curve.run_id], colours[curve.mean_recurrence]
         ax.plot(
@@ -64,7 +70,9 @@ def _raw(ax: Axes, curves: Sequence[DepthCurve], points: dict, colours: dict) ->
     ax.set_ylabel("validation loss (nats per token)")
 
 
-def _collapsed(ax: Axes, curves: Sequence[DepthCurve], points: dict, colours: dict) -> None:  # type: ignore[type-arg]
+def _collapsed(
+    ax: Axes, curves: Sequence[DepthCurve], points: dict[str, pd.DataFrame], colours: dict[float, Any]
+) -> None:
     ax.set_yscale("log")
     for curve in curves:
         frame = points[curve.run_id]
@@ -86,7 +94,7 @@ def _collapsed(ax: Axes, curves: Sequence[DepthCurve], points: dict, colours: di
         _nothing(ax, "no curve identifies z")
 
 
-def _rates(ax: Axes, study: StudyFit, colours: dict) -> None:  # type: ignore[type-arg]
+def _rates(ax: Axes, study: StudyFit, colours: dict[float, Any]) -> None:
     fitted = study.depth.fitted
     ax.set_xlabel("mean recurrence µ (loops)")
     ax.set_ylabel("rate z (per loop)")
@@ -99,9 +107,14 @@ def _rates(ax: Axes, study: StudyFit, colours: dict) -> None:  # type: ignore[ty
         rate, low, high = curve.fit.rate or 0.0, curve.fit.rate_low, curve.fit.rate_high
         ends = [[rate - (low or rate)], [(high or rate) - rate]]
         ax.errorbar(
-            [curve.mean_recurrence], [rate], yerr=ends, marker="o", markersize=2.8, elinewidth=0.6,
+            [curve.mean_recurrence],
+            [rate],
+            yerr=ends,
+            marker="o",
+            markersize=2.8,
+            elinewidth=0.6,
             color=colours[curve.mean_recurrence],
-        )  # fmt: skip
+        )
     depths = sorted(colours)
     product = float(np.exp(np.mean([np.log((c.fit.rate or 1.0) * c.mean_recurrence) for c in fitted])))
     x = np.geomspace(depths[0], depths[-1], 50)
@@ -124,9 +137,18 @@ def _tables(study: StudyFit) -> dict[str, pd.DataFrame]:
     for c in study.depth.curves:
         fit = c.fit
         rows.append(
-            {"run_id": c.run_id, "mean_recurrence": c.mean_recurrence, "target_flops": c.target_flops,
-             "floor_nats": fit.floor_nats, "amplitude_nats": fit.amplitude_nats, "rate": fit.rate,
-             "rate_low": fit.rate_low, "rate_high": fit.rate_high, "rms_nats": fit.rms_nats, "refusal": fit.refusal}
-        )  # fmt: skip
+            {
+                "run_id": c.run_id,
+                "mean_recurrence": c.mean_recurrence,
+                "target_flops": c.target_flops,
+                "floor_nats": fit.floor_nats,
+                "amplitude_nats": fit.amplitude_nats,
+                "rate": fit.rate,
+                "rate_low": fit.rate_low,
+                "rate_high": fit.rate_high,
+                "rms_nats": fit.rms_nats,
+                "refusal": fit.refusal,
+            }
+        )
     wanted = {c.run_id for c in study.depth.curves}
     return {"points": study.depths[study.depths["run_id"].isin(wanted)], "fits": pd.DataFrame(rows)}

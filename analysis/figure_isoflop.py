@@ -10,13 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from analysis import style
-from analysis.estimators import EstimatorFit
-from analysis.isoflop import Quantity
+from analysis.estimator import EstimatorFit
+from analysis.isoflop import LABELS, Quantity
 from analysis.noise import NoiseFloor
 from analysis.study import GroupFit
 
-LINES = {"shared shape": "-", "parabola": (0, (4, 2)), "surface": (0, (1, 1.2))}
-LABELS = {"mean_recurrence": "mean recurrence µ (loops)", "tokens": "training tokens D"}
+LINES: dict[str, Any] = {"shared shape": "-", "parabola": (0, (4, 2)), "surface": (0, (1, 1.2))}
 
 
 def isoflop_figure(group: GroupFit, noise: NoiseFloor) -> style.Drawn:
@@ -32,10 +31,10 @@ def isoflop_figure(group: GroupFit, noise: NoiseFloor) -> style.Drawn:
         ends = [(_right_end(group, budget), style.scientific(budget), colours[budget]) for budget in colours]
         style.end_labels(panels[0], ends, heading="FLOPs")
     caption = (
-        f"{group.label}. isoFLOP curves: validation loss against mean recurrence (a) and training tokens (b); one colour "
-        "and marker per budget. Solid: shared-shape fit; dashed: parabola in the variable of the panel. Stars: accepted "
-        "optima of the shared shape, with their intervals within the swept range. Open symbols: fixed-depth control, "
-        "which enters no fit."
+        f"{group.label}. isoFLOP curves: validation loss against mean recurrence (a) and training tokens "
+        "(b); one colour and marker per budget. Solid: shared-shape fit; dashed: parabola in the "
+        "variable of the panel. Stars: accepted optima of the shared shape, with their intervals within "
+        "the swept range. Open symbols: fixed-depth control, which enters no fit."
     )
     return style.Drawn(name="isoflop", caption=caption, figure=made, tables=_tables(group))
 
@@ -50,10 +49,10 @@ def plot_isoflop(
     bar = noise.sd_nats if noise and noise.sd_nats else None
     ax.set_xscale("log")
     for k, budget in enumerate(group.budgets_flops):
-        look = {"color": colours[budget], "marker": markers[budget], "linestyle": "none"}
+        look: dict[str, Any] = {"color": colours[budget], "marker": markers[budget], "linestyle": "none"}
         for kind, filled in (("looped", True), ("fixed", False)):
             rows = group.table[(group.table["kind"] == kind) & (group.table["target_flops"] == budget)]
-            face = {} if filled else {"markerfacecolor": "white"}
+            face: dict[str, Any] = {} if filled else {"markerfacecolor": "white"}
             ax.errorbar(
                 rows[quantity],
                 rows["val_loss_nats"],
@@ -89,9 +88,19 @@ def _curve(
     if found.value is not None and found.loss_nats is not None and not thin:
         ends = [[found.value - max(found.low or low, low)], [min(found.high or high, high) - found.value]]
         ax.errorbar(
-            [found.value], [found.loss_nats], xerr=np.maximum(ends, 0), color=style.INK, marker="*", markersize=7,
-            markerfacecolor=colour, markeredgecolor=style.INK, markeredgewidth=0.5, elinewidth=0.8, capsize=1.5, zorder=4,
-        )  # fmt: skip
+            [found.value],
+            [found.loss_nats],
+            xerr=np.maximum(ends, 0),
+            color=style.INK,
+            marker="*",
+            markersize=7,
+            markerfacecolor=colour,
+            markeredgecolor=style.INK,
+            markeredgewidth=0.5,
+            elinewidth=0.8,
+            capsize=1.5,
+            zorder=4,
+        )
 
 
 def _axes(ax: Axes, group: GroupFit, quantity: Quantity) -> None:
@@ -111,7 +120,7 @@ def _axes(ax: Axes, group: GroupFit, quantity: Quantity) -> None:
 def _right_end(group: GroupFit, budget: float) -> float:
     """Return the loss at the largest recurrence, where the first panel's curve ends."""
     rows = group.table[(group.table["target_flops"] == budget) & (group.table["kind"] == "looped")]
-    return float(rows.loc[rows["mean_recurrence"].idxmax(), "val_loss_nats"])
+    return float(rows["val_loss_nats"].iloc[int(rows["mean_recurrence"].argmax())])
 
 
 def _handles(group: GroupFit) -> list[Line2D]:
@@ -154,10 +163,19 @@ def _tables(group: GroupFit) -> dict[str, pd.DataFrame]:
         for quantity, optima in estimator.optima.items():
             for o in optima:
                 rows.append(
-                    {"estimator": estimator.name, "quantity": quantity, "budget_flops": o.budget_flops, "optimum": o.value,
-                     "low": o.low, "high": o.high, "loss_nats": o.loss_nats, "swept_low": o.swept[0],
-                     "swept_high": o.swept[1], "refusal": o.refusal}
-                )  # fmt: skip
+                    {
+                        "estimator": estimator.name,
+                        "quantity": quantity,
+                        "budget_flops": o.budget_flops,
+                        "optimum": o.value,
+                        "low": o.low,
+                        "high": o.high,
+                        "loss_nats": o.loss_nats,
+                        "swept_low": o.swept[0],
+                        "swept_high": o.swept[1],
+                        "refusal": o.refusal,
+                    }
+                )
     return {"points": group.table[columns], "optima": pd.DataFrame(rows), "curves": _curve_table(group)}
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis import style
-from analysis.estimators import EstimatorFit
+from analysis.estimator import EstimatorFit
 from analysis.isoflop import Optimum, Quantity
 from analysis.study import GroupFit
 
@@ -19,21 +19,26 @@ LOOKS: dict[str, dict[str, Any]] = {
     "parabola": {"color": "#D55E00", "marker": "s", "linestyle": (0, (4, 2))},
     "surface": {"color": "#009E73", "marker": "^", "linestyle": (0, (1, 1.2))},
 }
-LABELS = {"mean_recurrence": "optimal mean recurrence µ* (loops)", "tokens": "optimal tokens D*"}
+LABELS: dict[Quantity, str] = {
+    "mean_recurrence": "optimal mean recurrence µ* (loops)",
+    "tokens": "optimal tokens D*",
+}
 OFFSETS = {"shared shape": 1.0, "parabola": 0.94, "surface": 1.06}  # keeps error bars of one budget apart
 
 
 def powerlaw_figure(group: GroupFit, confidence: float) -> style.Drawn:
-    """Draw the optima of all estimators and the power laws through them; refused optima point out of the range."""
+    """Draw the optima of all estimators and the power laws through them; refused optima point out of the
+    range.
+    """
     with style.styled():
         made, panels = style.figure(2, height=3.0)
         for ax, quantity, title in zip(panels, LABELS, "ab", strict=True):
             _panel(ax, group, quantity, confidence)
             ax.annotate(title, (-0.02, 1.02), xycoords="axes fraction", ha="right", va="bottom", fontsize=7.5)
     caption = (
-        f"{group.label}. Compute-optimal mean recurrence (a) and tokens (b) over the budget, by estimator, with "
-        f"{confidence:.0%} intervals; bands are of the shared-shape law. The grey area is the swept range; an arrow marks "
-        "a budget whose minimum lies outside it."
+        f"{group.label}. Compute-optimal mean recurrence (a) and tokens (b) over the budget, by "
+        f"estimator, with {confidence:.0%} intervals; the band is that of the shared-shape law. The grey "
+        "area is the swept range; an arrow marks a budget whose minimum lies outside it."
     )
     return style.Drawn(name="power_laws", caption=caption, figure=made, tables=_tables(group, confidence))
 
@@ -46,9 +51,14 @@ def _panel(ax: Axes, group: GroupFit, quantity: Quantity, confidence: float) -> 
     low, high = np.array(swept).T
     wide = np.concatenate([[budgets[0] / 1.4], budgets, [budgets[-1] * 1.4]])
     ax.fill_between(
-        wide, np.interp(np.log(wide), np.log(budgets), low), np.interp(np.log(wide), np.log(budgets), high),
-        color="#eeeeee", linewidth=0, zorder=0, label="swept range",
-    )  # fmt: skip
+        wide,
+        np.interp(np.log(wide), np.log(budgets), low),
+        np.interp(np.log(wide), np.log(budgets), high),
+        color="#eeeeee",
+        linewidth=0,
+        zorder=0,
+        label="swept range",
+    )
     for estimator in group.estimators:
         _optima(ax, estimator, quantity)
         _line(ax, estimator, quantity, budgets, confidence)
@@ -82,18 +92,35 @@ def _optima(ax: Axes, estimator: EstimatorFit, quantity: Quantity) -> None:
         -1, 2
     )
     ax.errorbar(
-        [o.budget_flops * shift for o in accepted], values, yerr=np.abs(ends.T - values), color=look["color"],
-        marker=look["marker"], linestyle="none", markersize=3.6, elinewidth=0.7, capsize=1.5,
-        label=_label(estimator, quantity), zorder=3,
-    )  # fmt: skip
+        [o.budget_flops * shift for o in accepted],
+        values,
+        yerr=np.abs(ends.T - values),
+        color=look["color"],
+        marker=look["marker"],
+        linestyle="none",
+        markersize=3.6,
+        elinewidth=0.7,
+        capsize=1.5,
+        label=_label(estimator, quantity),
+        zorder=3,
+    )
     for o in estimator.optima[quantity]:
         side = _outside(o)
         if side:
             x, edge = o.budget_flops * shift, o.swept[1] if side == "above" else o.swept[0]
             ax.annotate(
-                "", (x, edge * 1.22 if side == "above" else edge / 1.22), (x, edge), annotation_clip=False,
-                arrowprops={"arrowstyle": "->", "color": look["color"], "linewidth": 0.9, "shrinkA": 0, "shrinkB": 0},
-            )  # fmt: skip
+                "",
+                (x, edge * 1.22 if side == "above" else edge / 1.22),
+                (x, edge),
+                annotation_clip=False,
+                arrowprops={
+                    "arrowstyle": "->",
+                    "color": look["color"],
+                    "linewidth": 0.9,
+                    "shrinkA": 0,
+                    "shrinkB": 0,
+                },
+            )
 
 
 def _label(estimator: EstimatorFit, quantity: Quantity) -> str:
@@ -126,10 +153,18 @@ def _tables(group: GroupFit, confidence: float) -> dict[str, pd.DataFrame]:
     for estimator in group.estimators:
         for law in estimator.laws.values():
             laws.append(
-                {"estimator": estimator.name, "quantity": law.quantity, "exponent": law.exponent,
-                 "exponent_low": law.exponent_low, "exponent_high": law.exponent_high, "coefficient": law.coefficient,
-                 "reference_flops": law.reference_flops, "budgets": len(law.budgets_flops), "refusal": law.refusal}
-            )  # fmt: skip
+                {
+                    "estimator": estimator.name,
+                    "quantity": law.quantity,
+                    "exponent": law.exponent,
+                    "exponent_low": law.exponent_low,
+                    "exponent_high": law.exponent_high,
+                    "coefficient": law.coefficient,
+                    "reference_flops": law.reference_flops,
+                    "budgets": len(law.budgets_flops),
+                    "refusal": law.refusal,
+                }
+            )
             if law.exponent is not None:
                 x = np.geomspace(group.budgets_flops[0], group.budgets_flops[-1], 25)
                 low, high = law.band(x, confidence)

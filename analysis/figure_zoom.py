@@ -1,4 +1,6 @@
-"""Each isoFLOP curve on its own scale, with all estimators: what the minimum rests on, and why one was refused."""
+"""Each isoFLOP curve on its own scale, with all estimators: what the minimum rests on, and why one was
+refused.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from analysis import style
-from analysis.figure_isoflop import LABELS, LINES
+from analysis.figure_isoflop import LINES
 from analysis.figure_powerlaw import LOOKS
+from analysis.isoflop import LABELS
 from analysis.noise import NoiseFloor
 from analysis.study import GroupFit
 
@@ -41,7 +44,8 @@ def zoom_figure(group: GroupFit, noise: NoiseFloor) -> style.Drawn:
     caption = (
         f"{group.label}. Each isoFLOP curve on its own scale, relative to its lowest trained cell"
         + (", with the training noise as bars" if noise.sd_nats else "; training noise unknown")
-        + ". Triangles mark accepted minima in the estimator's colour; above a panel stands why the shared shape's was refused."
+        + ". Triangles mark accepted minima in the estimator's colour; above a panel stands why that of the "
+        "shared shape was refused."
     )
     return style.Drawn(
         name="isoflop_by_budget", caption=caption, figure=made, tables={"points": _table(group)}
@@ -54,9 +58,16 @@ def _panel(ax: Axes, group: GroupFit, k: int, noise: NoiseFloor) -> None:
     lowest = loss.min()
     ax.set_xscale("log")
     ax.errorbar(
-        depth, loss - lowest, yerr=noise.sd_nats, linestyle="none", marker="o", markersize=3, color=style.INK,
-        elinewidth=0.6, zorder=3,
-    )  # fmt: skip
+        depth,
+        loss - lowest,
+        yerr=noise.sd_nats,
+        linestyle="none",
+        marker="o",
+        markersize=3,
+        color=style.INK,
+        elinewidth=0.6,
+        zorder=3,
+    )
     x = np.geomspace(depth.min(), depth.max(), 100)
     for estimator in group.estimators:
         found, look = estimator.optima["mean_recurrence"][k], LOOKS[estimator.name]
@@ -66,9 +77,17 @@ def _panel(ax: Axes, group: GroupFit, k: int, noise: NoiseFloor) -> None:
         ax.plot(x, curve, color=look["color"], linestyle=LINES[estimator.name], linewidth=0.9)
         if found.value is not None:
             ax.plot(
-                [found.value], [0.0], transform=ax.get_xaxis_transform(), marker="^", markersize=5, clip_on=False,
-                color=look["color"], markeredgecolor="white", markeredgewidth=0.4, zorder=5,
-            )  # fmt: skip
+                [found.value],
+                [0.0],
+                transform=ax.get_xaxis_transform(),
+                marker="^",
+                markersize=5,
+                clip_on=False,
+                color=look["color"],
+                markeredgecolor="white",
+                markeredgewidth=0.4,
+                zorder=5,
+            )
     title = f"{style.scientific(group.budgets_flops[k])} FLOPs"
     refusal = group.estimator().optima["mean_recurrence"][k].refusal
     if refusal:

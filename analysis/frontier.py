@@ -20,7 +20,9 @@ REACH = 6.0  # e-foldings beyond the middle of the path that are searched on eit
 class Path(Protocol):
     """An isoFLOP curve in the log of the swept variable s, with budgets along the last axis of `s`."""
 
-    middle: float
+    @property
+    def middle(self) -> float:
+        """Return the s around which to search."""
 
     def log_params(self, s: Array) -> Array:
         """Return log N."""

@@ -1,7 +1,8 @@
 """Parameters, FLOPs and tokens along an isoFLOP curve, at any real mean recurrence.
 
-Effective parameters and FLOPs per token are affine in the mean recurrence once the backpropagated share of the
-loops is fixed, so a group of runs is described by four constants (source: DESIGN's FLOP contract; PAPER (c.2)).
+Effective parameters and FLOPs per token are affine in the mean recurrence once the backpropagated share of
+the loops is fixed, so a group of runs is described by four constants (source: DESIGN's FLOP contract;
+PAPER (c.2)).
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """N(mu) = static + looped * mu and f(mu) = fixed + slope * mu, with mu * backprop_share loops of gradient."""
+    """N(mu) = static + looped * mu and f(mu) = fixed + slope * mu, with mu * backprop_share loops of
+    gradient.
+    """
 
     static_params: float
     looped_params: float
@@ -70,7 +73,9 @@ def backprop_share(looped: pd.DataFrame) -> float:
 
 
 def on_curve(looped: pd.DataFrame, share: float) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Mark the cells whose FLOPs lie on the continuous curve; odd mu with ceil(mu / 2) do not, nor does mu = 1."""
+    """Mark the cells whose FLOPs lie on the continuous curve; odd mu with ceil(mu / 2) do not, nor does mu
+    = 1.
+    """
     depth, backprop = looped["mean_recurrence"].to_numpy(float), looped["backprop_depth"].to_numpy(float)
     return np.asarray(np.isclose(backprop, share * depth) & (depth > 1))
 

@@ -16,7 +16,9 @@ import scipy
 
 from analysis import style, words
 from analysis.compare import Comparison
-from analysis.study import StudyFit
+from analysis.isoflop import Quantity
+from analysis.numbers import number
+from analysis.study import GroupFit, StudyFit
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -27,8 +29,8 @@ RUN_COLUMNS = (
     ("kind", "kind", "{}"),
     ("mean_recurrence", "µ", "{:g}"),
     ("seed", "seed", "{:d}"),
-    ("target_flops", "budget (FLOPs)", "{:.3g}"),
-    ("executed_flops", "executed (FLOPs)", "{:.3g}"),
+    ("target_flops", "budget (FLOPs)", "number"),
+    ("executed_flops", "executed (FLOPs)", "number"),
     ("tokens", "tokens (M)", "{:,.1f}"),
     ("steps", "steps", "{:,d}"),
     ("val_loss_nats", "loss (nats)", "{:.4f}"),
@@ -47,65 +49,80 @@ def render(
 ) -> str:
     """Return the page as text; `drawn` pairs each figure with its PNG, which is embedded."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
+    )
     return environment.get_template("report.html").render(
         title=title,
         study=study,
         comparison=comparison,
         headlines=study.headlines(),
         figures=[
-            {"name": one.name, "caption": one.caption, "image": base64.b64encode(png).decode()}
+            {
+                "name": one.name,
+                "caption": one.caption,
+                "image": base64.b64encode(png).decode(),
+                "width": f"{100 * one.figure.get_figwidth() / style.PAGE_INCHES:.0f}%",
+            }
             for one, png in drawn
         ],
-        law_rows=_law_rows(study),
-        optimum_rows=_optimum_rows(study),
-        difference_rows=_difference_rows(comparison),
+        groups=_groups(study),
+        differences=_differences(comparison),
         rate_rows=study.depth.by_recurrence,
         refusals=_refusals(study),
         run_headings=[heading for _, heading, _ in RUN_COLUMNS],
         run_rows=_run_rows(runs),
         versions=_versions(),
-        words=words,
     )
 
 
-def _law_rows(study: StudyFit) -> list[list[str]]:
-    rows = []
+def _groups(study: StudyFit) -> list[dict[str, Any]]:
+    """Return per group its laws, quantity by estimator, and its optima, budget by estimator."""
+    found = []
     for group in study.groups:
-        for quantity, name in words.QUANTITY.items():
-            for estimator in group.estimators:
-                law = estimator.laws[quantity]
-                rows.append([group.label, name, estimator.name, words.law(law)])
+        names = [estimator.name for estimator in group.estimators]
+        laws = [
+            [name, *(words.law(estimator.laws[quantity]) for estimator in group.estimators)]
+            for quantity, name in words.QUANTITY.items()
+        ]
+        optima = {name: _optimum_rows(group, quantity) for quantity, name in words.QUANTITY.items()}
+        found.append(
+            {"label": group.label, "names": names, "laws": laws, "optima": optima, "flags": group.flags}
+        )
+    return found
+
+
+def _optimum_rows(group: GroupFit, quantity: Quantity) -> list[list[str]]:
+    rows = []
+    for k, budget in enumerate(group.budgets_flops):
+        cells = [words.optimum_cell(estimator.optima[quantity][k]) for estimator in group.estimators]
+        loss = group.estimator().optima[quantity][k].loss_nats
+        rows.append([number(budget), *cells, "–" if loss is None else f"{loss:.4f}"])
     return rows
 
 
-def _optimum_rows(study: StudyFit) -> list[list[str]]:
-    rows = []
-    for group in study.groups:
-        for quantity, name in words.QUANTITY.items():
-            for k, budget in enumerate(group.budgets_flops):
-                cells = [words.optimum(e.optima[quantity][k], quantity) for e in group.estimators]
-                rows.append([group.label, name, f"{budget:.3g}", *cells])
-    return rows
-
-
-def _difference_rows(comparison: Comparison) -> list[list[str]]:
-    rows = []
+def _differences(comparison: Comparison) -> dict[str, list[list[str]]]:
+    found: dict[str, list[list[str]]] = {}
     for row in comparison.rows:
         d = row.difference
-        interval = (
-            "unknown"
-            if d.low_nats is None or d.high_nats is None
-            else f"[{d.low_nats:+.4f}, {d.high_nats:+.4f}]"
+        known = d.low_nats is not None and d.high_nats is not None
+        found.setdefault(row.group, []).append(
+            [
+                number(row.budget_flops),
+                f"{row.mean_recurrence:.3g}",
+                row.choice,
+                f"{row.looped_nats:.4f}",
+                f"{row.fixed_nats:.4f}",
+                f"{d.nats:+.4f}",
+                f"[{d.low_nats:+.4f}, {d.high_nats:+.4f}]" if known else "unknown",
+                "–" if d.bits_per_byte is None else f"{d.bits_per_byte:+.4f}",
+                d.verdict,
+            ]
         )
-        bits = "" if d.bits_per_byte is None else f"{d.bits_per_byte:+.4f}"
-        rows.append(
-            [row.group, f"{row.budget_flops:.3g}", f"{row.mean_recurrence:.3g}", row.choice, f"{row.looped_nats:.4f}",
-             f"{row.fixed_nats:.4f}", f"{d.nats:+.4f}", interval, bits, d.verdict]
-        )  # fmt: skip
-    return rows
+    return found
 
 
 def _refusals(study: StudyFit) -> list[tuple[str, str]]:
@@ -122,8 +139,8 @@ def _refusals(study: StudyFit) -> list[tuple[str, str]]:
                     continue
                 for o in estimator.optima[quantity]:
                     if o.refusal:
-                        where = f"{group.label}, {estimator.name}, {words.QUANTITY[quantity]} at {o.budget_flops:.3g} FLOPs"
-                        found.append((where, o.refusal))
+                        where = f"{words.QUANTITY[quantity]} at {number(o.budget_flops)} FLOPs"
+                        found.append((f"{group.label}, {estimator.name}, {where}", o.refusal))
     if study.depth.refusal:
         found.append(("rate z over µ", study.depth.refusal))
     found += [(f"depth curve of {c.run_id}", c.fit.refusal) for c in study.depth.curves if c.fit.refusal]
@@ -142,7 +159,7 @@ def _run_rows(runs: pd.DataFrame) -> list[list[str]]:
             if name == "tokens":
                 value = value / 1e6
             missing = isinstance(value, float | np.floating) and not np.isfinite(value)
-            cells.append("–" if missing else form.format(value))
+            cells.append("–" if missing else number(value) if form == "number" else form.format(value))
         rows.append(cells)
     return rows
 

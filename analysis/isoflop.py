@@ -1,4 +1,4 @@
-"""The isoFLOP curves of one group of runs, and the rule by which an optimum on them is believed or refused."""
+"""The isoFLOP curves of one group of runs, and the rule by which an optimum is believed or refused."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pandas as pd
 
 from analysis.config import FitConfig
 from analysis.geometry import Geometry, on_curve
+from analysis.numbers import number
 from analysis.resample import interval
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -19,8 +20,9 @@ MIN_RECURRENCES = 4  # a parabola has three parameters: with three points its mi
 EDGE_SHARE = (
     0.02  # an optimum this close to an end of the swept range, as a share of its log width, is at the edge
 )
-MAX_WITHOUT_MINIMUM = 0.1  # share of resamples that may lack a minimum before the optimum is refused
+MAX_WITHOUT_MINIMUM = 0.5  # past this share of resamples without a minimum, an optimum is refused
 HIDDEN: dict[str, Any] = {"json": False}
+LABELS: dict[Quantity, str] = {"mean_recurrence": "mean recurrence µ (loops)", "tokens": "training tokens D"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,8 @@ class Optimum:
 class Curves:
     """Looped cells on the continuous FLOP curve, one row per run, as arrays.
 
-    `budget` indexes `budgets_flops`; `rows` are the positions in the group's table (and in its noise draws).
+    `budget` indexes `budgets_flops`; `rows` are the positions in the group's table (and in its noise
+    draws).
     """
 
     budgets_flops: Array
@@ -150,24 +153,30 @@ def refused(cells: Curves, quantity: Quantity, budget: int, reason: str) -> Opti
     )
 
 
+def inside(log_values: Array, swept: tuple[float, float]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Mark optima (logs) that lie inside a swept range and off its edges."""
+    low, high = np.log(swept)
+    margin = EDGE_SHARE * (high - low)
+    with np.errstate(invalid="ignore"):
+        return np.asarray((log_values > low + margin) & (log_values < high - margin))
+
+
 def _refusal(
     quantity: Quantity, log_value: float, log_draws: Array, swept: tuple[float, float]
 ) -> str | None:
     if np.isnan(log_value):
         return "no minimum: the curve has no positive curvature"
+    unit = "µ = {}" if quantity == "mean_recurrence" else "{} tokens"
+    first, last = (unit.format(number(end)) for end in swept)
+    shown = f" (at {unit.format(number(np.exp(log_value)))})" if abs(log_value) < 100 else ""
     low, high = np.log(swept)
-    margin = EDGE_SHARE * (high - low)
-    ends = {"mean_recurrence": "µ = {:g}", "tokens": "{:.3g} tokens"}[quantity]
-    shown = f" (at {ends.format(float(f'{np.exp(log_value):.3g}'))})" if abs(log_value) < 100 else ""
-    if log_value < low - margin:
-        return f"the minimum lies below the swept range, which starts at {ends.format(swept[0])}{shown}"
-    if log_value > high + margin:
-        return f"the minimum lies above the swept range, which ends at {ends.format(swept[1])}{shown}"
-    if min(log_value - low, high - log_value) < margin:
-        return f"the minimum lies at the edge of the swept range{shown}"
+    if not inside(np.array([log_value]), swept)[0]:
+        if low <= log_value <= high:
+            return f"the minimum lies at the edge of the swept range{shown}"
+        if log_value < low:
+            return f"the minimum lies below the swept range, which starts at {first}{shown}"
+        return f"the minimum lies above the swept range, which ends at {last}{shown}"
     without = float(np.mean(~np.isfinite(log_draws)))
     if without > MAX_WITHOUT_MINIMUM:
-        return (
-            f"the noise leaves it open whether there is a minimum ({without:.0%} of the resamples have none)"
-        )
+        return f"the noise leaves open whether there is a minimum ({without:.0%} of the resamples have none)"
     return None

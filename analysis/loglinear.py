@@ -1,8 +1,8 @@
 """Fit laws that are sums of terms whose logs are linear in the parameters, all resamples in one array.
 
-L = sum over terms of exp(theta . phi_term(x)) covers the Chinchilla surface, the saturating exponential, the
-unified law and their rivals. Both derivatives are exact, so a damped Newton iteration converges to the optimum to
-rounding, and the gradient and curvature there certify it.
+L = sum over terms of exp(theta . phi_term(x)) covers the Chinchilla surface, the saturating exponential,
+the unified law and their rivals. Both derivatives are exact, so a damped Newton iteration converges to the
+optimum to rounding, and the gradient and curvature there certify it.
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ def minimise(
 def _evaluate(
     objective: Objective, losses: Array, weights: Array, theta: Array
 ) -> tuple[Array, Array, Array]:
-    """Return value [resamples], gradient [resamples, parameters] and Hessian [resamples, parameters, parameters]."""
+    """Return value [resamples], gradient [resamples, parameters] and Hessian [resamples, parameters,
+    parameters].
+    """
     terms, points, count = objective.features.shape
     flat = objective.features.reshape(-1, count)
     logs = (theta @ flat.T).reshape(len(theta), terms, points)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from analysis.numbers import number
 from analysis.tables import CELL
 
 
@@ -49,7 +50,7 @@ def noise_floor(runs: pd.DataFrame) -> NoiseFloor:
             depth = f"µ={first['mean_recurrence']:g}" if first["kind"] == "looped" else str(first["kind"])
             cells.append(
                 ReplicateCell(
-                    label=f"{first['scale']} {depth} at {first['target_flops']:.3g} FLOPs",
+                    label=f"{first['scale']} {depth} at {number(first['target_flops'])} FLOPs",
                     mean_nats=float(losses.mean()),
                     deviations_nats=tuple(float(v) for v in losses - losses.mean()),
                     run_ids=tuple(str(v) for v in frame["run_id"]),

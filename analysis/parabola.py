@@ -1,7 +1,8 @@
-"""The isoFLOP parabola: a quadratic of the loss in the log of the swept variable (Hoffmann et al. 2022, approach 2).
+"""The isoFLOP parabola: a quadratic of the loss in the log of the swept variable (Hoffmann et al. 2022,
+approach 2).
 
-It reproduces published numbers. Its minimum is biased where the curve is not centred on the optimum
-(arXiv 2603.22339), so it is reported beside the other estimators and never alone.
+It reproduces published numbers. Its minimum is biased where the curve is not centred on the optimum (arXiv
+2603.22339), so it is reported beside the other estimators and never alone.
 """
 
 from __future__ import annotations
@@ -10,11 +11,16 @@ from typing import Any
 
 import numpy as np
 
+from analysis.estimator import QUANTITIES, EstimatorFit, Inputs, laws, nothing
+from analysis.isoflop import Optimum, Quantity, judge, refusal_before, refused
+from analysis.resample import NoiseLevel
+
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def fit_parabola(x: Array, losses: Array) -> tuple[Array, Array]:
-    """Fit one quadratic to every row of `losses` [..., points] over `x` [points], the log of the swept variable.
+    """Fit one quadratic to every row of `losses` [..., points] over `x` [points], the log of the swept
+    variable.
 
     Returns coefficients [..., 3] of (x - mean x)^2, (x - mean x) and 1, and the residuals [..., points].
     """
@@ -35,3 +41,45 @@ def minimum(x: Array, coefficients: Array) -> tuple[Array, Array]:
 def predict(x: Array, coefficients: Array, at: Array) -> Array:
     """Return one parabola's loss at `at`, given the `x` that it was fitted to."""
     return np.asarray(np.polyval(coefficients, at - x.mean()))
+
+
+def fit_parabolas(inputs: Inputs) -> EstimatorFit:
+    """Fit a quadratic per budget in log recurrence and, apart from it, in log tokens."""
+    cells, usable = inputs.cells, inputs.usable
+    if not usable:
+        return nothing("parabola", inputs)
+    optima: dict[Quantity, tuple[Optimum, ...]] = {}
+    fitted: dict[tuple[Quantity, int], tuple[Array, Array]] = {}
+    level: NoiseLevel | None = None
+    for quantity in QUANTITIES:
+        squares, freedom = 0.0, 0
+        for k in usable:
+            x = np.log(cells.axis(quantity)[cells.budget == k])
+            coefficients, residual = fit_parabola(x, cells.loss_nats[cells.budget == k])
+            fitted[quantity, k] = x, coefficients
+            squares, freedom = squares + float(residual @ residual), freedom + len(x) - 3
+        level = inputs.level(squares, freedom)
+        optima[quantity] = tuple(
+            _optimum(inputs, quantity, k, fitted[quantity, k], level)
+            if k in usable
+            else refused(cells, quantity, k, refusal_before(cells, k) or "")
+            for k in range(inputs.budgets)
+        )
+
+    def curve(quantity: Quantity, budget: int, values: Array) -> Array:
+        return predict(*fitted[quantity, budget], np.log(values))
+
+    return EstimatorFit(
+        name="parabola", noise=level, optima=optima, laws=laws(optima, inputs.config), curve=curve
+    )
+
+
+def _optimum(
+    inputs: Inputs, quantity: Quantity, budget: int, fitted: tuple[Array, Array], level: NoiseLevel
+) -> Optimum:
+    x, coefficients = fitted
+    noise = inputs.draws.noise(level, inputs.cells.rows[inputs.cells.budget == budget])
+    place, value = minimum(x, coefficients)
+    draws, losses = minimum(x, fit_parabola(x, predict(x, coefficients, x) + noise)[0])
+    point = (float(place), float(value))
+    return judge(inputs.cells, quantity, budget, point, draws, losses, inputs.config)

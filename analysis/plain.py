@@ -32,5 +32,5 @@ def plain(value: Any) -> Any:
 
 
 def to_json(value: Any) -> str:
-    """Return indented JSON that ends in a newline."""
-    return json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    """Return indented JSON."""
+    return json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False)

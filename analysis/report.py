@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pandas as pd
@@ -32,10 +31,7 @@ def report(
     figures = folder / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     drawn = [(one, style.save(one, figures)) for one in draw_all(study, comparison)]
-    (folder / "fit.json").write_text(study.to_json(), encoding="utf-8")
-    (folder / "compare.json").write_text(comparison.to_json(), encoding="utf-8")
     page = folder / "index.html"
     partial = folder / ".index.html.partial"
     partial.write_text(html.render(runs, study, comparison, drawn, title), encoding="utf-8")
-    os.replace(partial, page)
-    return page
+    return partial.replace(page)

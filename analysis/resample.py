@@ -1,8 +1,9 @@
 """Noise for parametric bootstraps, shared by all estimators so that their differences can be judged.
 
-A bootstrap over a handful of seeds is far too narrow (two seeds: 51 % coverage of a 95 % interval), and so is one
-over plain residuals. Each resample therefore draws its own noise level from the chi-squared law of the variance
-estimate, then normal errors of that level: the intervals widen as Student's do when degrees of freedom are few.
+A bootstrap over a handful of seeds is far too narrow (two seeds: 51 % coverage of a 95 % interval), and so
+is one over plain residuals. Each resample therefore draws its own noise level from the chi-squared law of
+the variance estimate, then normal errors of that level: the intervals widen as Student's do when degrees
+of freedom are few.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The test-time law of one depth curve: L(T) = L_inf + Z exp(-z T) (PAPER (e)).
 
-z is identified only where two limits fit clearly worse: z -> infinity, in which one point lies off a plateau, and
-z -> 0, in which the curve is a straight line and never reaches its floor.
+z is identified only where two limits fit clearly worse: z -> infinity, in which one point lies off a
+plateau, and z -> 0, in which the curve is a straight line and never reaches its floor.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from scipy.special import fdtri
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 MIN_DEPTHS = 5
-# The exponential is said not to hold where the rms residual passes both shares: of the curve's range and of its loss.
+# The exponential is said not to hold where the rms residual passes both shares, of range and of loss.
 MISFIT_OF_RANGE, MISFIT_OF_LOSS = 0.01, 0.001
 
 
 @dataclass(frozen=True, kw_only=True)
 class SaturatingFit:
-    """Floor L_inf and amplitude Z in nats and rate z per loop, or a refusal; the floor may stand without z."""
+    """Floor L_inf and amplitude Z in nats and rate z per loop, or a refusal; the floor may stand without
+    z.
+    """
 
     floor_nats: float | None = None
     amplitude_nats: float | None = None
@@ -43,7 +45,9 @@ class SaturatingFit:
 
 
 def fit_saturating(depths: Array, losses: Array, confidence: float = 0.95) -> SaturatingFit:
-    """Fit one curve by least squares on the relative residual (the residual of the log loss to second order)."""
+    """Fit one curve by least squares on the relative residual (the residual of the log loss to second
+    order).
+    """
     order = np.argsort(depths)
     depths, losses = np.asarray(depths, float)[order], np.asarray(losses, float)[order]
     shown = tuple(int(v) for v in depths)
@@ -65,7 +69,7 @@ def fit_saturating(depths: Array, losses: Array, confidence: float = 0.95) -> Sa
     residual = floor + amplitude * np.exp(-rate * depths) - losses
     rms = float(np.sqrt(np.mean(residual**2)))
     freedom = len(depths) - 3
-    limit = float(error[0]) * (1 + fdtri(1, freedom, confidence) / freedom) + 1e-24
+    limit = float(error[0] * (1 + fdtri(1, freedom, confidence) / freedom)) + 1e-24
     refusal = _refusal(depths, losses, amplitude, rms, limit)
     if refusal:
         plateau = floor if "one point" in refusal else None
@@ -106,7 +110,8 @@ def _refusal(depths: Array, losses: Array, amplitude: float, rms: float, limit: 
     )
     if rms > MISFIT_OF_RANGE * np.ptp(losses) and rms > MISFIT_OF_LOSS * losses.min():
         share = rms / np.ptp(losses)
-        return f"the saturating exponential does not hold (rms residual {rms:.4f}, {share:.1%} of the curve's range)"
+        size = f"rms residual {rms:.4f}, {share:.1%} of the curve's range"
+        return f"the saturating exponential does not hold ({size})"
     if spike_error <= limit:
         return "z is not identified: one point alone lies off the plateau"
     if line_error <= limit:

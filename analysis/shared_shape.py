@@ -1,208 +1,66 @@
-"""The shared-shape estimator: isoFLOP curves that differ in amplitudes and share two exponents.
+"""The shared-shape estimator: isoFLOP curves E_C + P_C N(mu)^-a + R_C D^-b with one (a, b) for all
+budgets.
 
-L_C = E_C + P_C N^-a + R_C D^-b with one (a, b) for all budgets. It has no parabola bias and assumes no law across
-budgets. The amplitudes are linear, so they are projected out (variable projection, Golub and Pereyra 1973) and a
-problem in two variables is left, solved for all resamples in one array.
-
-In place of N^-a and D^-b stand (1 - N^-a)/a and (1 - D^-b)/b of centred logs, which span the same curves and stay
-apart from the constant as an exponent goes to zero: L = E - p (1 - e^(-a u))/a - r (1 - e^(-b v))/b, with u = log N
-and v = log D less their means. A minimum needs p > 0 and r > 0.
+Amplitudes are free at every budget, so no law across budgets is assumed, and the form is that of the loss
+itself, so there is no parabola bias. N and D are those of each run; the minimum is sought on the
+continuous isoFLOP curve.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from analysis.estimator import EstimatorFit, Inputs, Minima, laws, nothing, optima_along
+from analysis.frontier import RecurrencePath, optimum
+from analysis.isoflop import Quantity
+from analysis.projection import SharedShape, fit_shared_shape
+
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
-BOX = (0.1, 2.0)  # published exponents lie within .15 and 1; curves of one decade tell no more than that
-START_GRID = 14
 
+def fit_shared(inputs: Inputs) -> EstimatorFit:
+    """Fit all isoFLOP curves of a group with one shape."""
+    cells, usable = inputs.cells, inputs.usable
+    at = np.isin(cells.budget, usable)
+    freedom = int(at.sum()) - 3 * len(usable) - 2
+    if not usable:
+        return nothing("shared shape", inputs)
+    if freedom < 1:
+        return nothing("shared shape", inputs, f"{at.sum()} runs for {3 * len(usable) + 2} parameters")
+    index = np.searchsorted(usable, cells.budget[at])
+    u, v = np.log(cells.params[at]), np.log(cells.tokens[at])
+    point = fit_shared_shape(u, v, cells.loss_nats[at][None], index)
+    level = inputs.level(float(point.squared_error[0]), freedom)
+    base = np.zeros(len(index))
+    for k in range(len(usable)):
+        base[index == k] = point.loss(k, u[index == k], v[index == k])
+    noisy = base + inputs.draws.noise(level, cells.rows[at])
+    resampled = fit_shared_shape(u, v, noisy, index, start=point.exponents[0])
 
-@dataclass(frozen=True, kw_only=True)
-class SharedShape:
-    """Exponents [resamples, 2], amplitudes [resamples, budgets, 3] = (E, p, r), squared error [resamples]."""
+    def curve(quantity: Quantity, budget: int, values: Array) -> Array:
+        return point.loss(usable.index(budget), *inputs.along(quantity, budget, values))
 
-    exponents: Array = field(repr=False)
-    amplitudes: Array = field(repr=False)
-    squared_error: Array = field(repr=False)
-    log_params_mean: float
-    log_tokens_mean: float
-
-    def loss(self, budget: int, log_params: Array, log_tokens: Array, resample: int = 0) -> Array:
-        """Return the fitted loss of one budget along a path of parameters and tokens."""
-        a, b = self.exponents[resample]
-        level, p, r = self.amplitudes[resample, budget]
-        return np.asarray(
-            level
-            - p * _saturation(a, log_params - self.log_params_mean)
-            - r * _saturation(b, log_tokens - self.log_tokens_mean)
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Problem:
-    """Padded arrays [budgets, points]; `weight` is 0 on padding."""
-
-    u: Array
-    v: Array
-    weight: Array
-    losses: Array  # [resamples, budgets, points]
-
-
-def fit_shared_shape(
-    log_params: Array,
-    log_tokens: Array,
-    losses: Array,
-    budget: np.ndarray[Any, np.dtype[np.int64]],
-    *,
-    start: Array | None = None,
-) -> SharedShape:
-    """Fit all rows of `losses` [resamples, points], given the budget index (0..K-1) of each point.
-
-    Without `start` (exponents [2]) the best of a grid is refined.
-    """
-    means = float(log_params.mean()), float(log_tokens.mean())
-    problem = _pad(log_params - means[0], log_tokens - means[1], losses, budget)
-    if start is None:
-        theta = _grid_start(problem)
-    else:
-        theta = np.broadcast_to(start, (len(losses), 2)).copy()
-    theta = _descend(problem, theta)
-    amplitudes, residual, _ = _project(problem, theta)
-    return SharedShape(
-        exponents=theta,
-        amplitudes=amplitudes,
-        squared_error=np.square(residual).sum((1, 2)),
-        log_params_mean=means[0],
-        log_tokens_mean=means[1],
+    path = inputs.path(usable)
+    optima = optima_along(inputs, usable, minima(path, point), minima(path, resampled))
+    a, b = (float(value) for value in point.exponents[0])
+    return EstimatorFit(
+        name="shared shape",
+        noise=level,
+        parameters={"a": a, "b": b},
+        optima=optima,
+        laws=laws(optima, inputs.config),
+        curve=curve,
     )
 
 
-def _pad(u: Array, v: Array, losses: Array, budget: Any) -> _Problem:
-    counts = np.bincount(budget)
-    shape = (len(counts), int(counts.max()))
-    slot = np.zeros(len(budget), int)
-    for index in range(len(counts)):
-        slot[budget == index] = np.arange(counts[index])
-    padded = {name: np.zeros(shape) for name in ("u", "v", "weight")}
-    for name, values in (("u", u), ("v", v), ("weight", np.ones(len(u)))):
-        padded[name][budget, slot] = values
-    padded_losses = np.zeros((len(losses), *shape))
-    padded_losses[:, budget, slot] = losses
-    return _Problem(losses=padded_losses, **padded)
-
-
-def _saturation(exponent: Any, x: Any) -> Array:
-    """Return (1 - exp(-a x)) / a."""
-    return np.asarray(-np.expm1(-exponent * x) / exponent)
-
-
-def _saturation_slope(exponent: Any, x: Any) -> Array:
-    """Return the derivative of (1 - exp(-a x)) / a in a."""
-    return np.asarray((x * np.exp(-exponent * x) - _saturation(exponent, x)) / exponent)
-
-
-def _project(problem: _Problem, theta: Array) -> tuple[Array, Array, tuple[Array, Array, Array]]:
-    """Solve for the amplitudes at given exponents.
-
-    Returns (E, p, r) [resamples, budgets, 3], residuals [resamples, budgets, points] and an orthonormal basis
-    of the columns. Gram-Schmidt keeps the accuracy that normal equations of nearly collinear columns lose.
-    """
-    weight = problem.weight
-    a, b = theta[:, 0, None, None], theta[:, 1, None, None]
-    q0 = np.broadcast_to(weight / np.sqrt(weight.sum(-1, keepdims=True)), problem.losses.shape)
-    c1, c2 = -weight * _saturation(a, problem.u), -weight * _saturation(b, problem.v)
-    q1, r01, r11 = _orthogonal(c1, (q0,))
-    q2, r02, r12, r22 = _orthogonal(c2, (q0, q1))
-    y = problem.losses * weight
-    z0, z1, z2 = (np.sum(q * y, -1) for q in (q0, q1, q2))
-    residual = y - z0[..., None] * q0 - z1[..., None] * q1 - z2[..., None] * q2
-    r = z2 / r22
-    p = (z1 - r12 * r) / r11
-    level = (z0 - r01 * p - r02 * r) / np.sqrt(weight.sum(-1))
-    return np.stack([level, p, r], -1), residual, (q0, q1, q2)
-
-
-def _orthogonal(column: Array, basis: tuple[Array, ...]) -> tuple[Array, ...]:
-    """Orthogonalise twice ("twice is enough"); return the unit column, its projections and its length."""
-    parts = [np.zeros(column.shape[:-1]) for _ in basis]
-    for _ in range(2):
-        for index, q in enumerate(basis):
-            part = np.sum(q * column, -1)
-            parts[index] = parts[index] + part
-            column = column - part[..., None] * q
-    length = np.sqrt(np.sum(column**2, -1))
-    return (column / np.maximum(length, 1e-300)[..., None], *parts, np.maximum(length, 1e-300))
-
-
-def _grid_start(problem: _Problem) -> Array:
-    """Return the best exponents of a logarithmic grid for every resample [resamples, 2]."""
-    axis = np.geomspace(*BOX, START_GRID)
-    best = np.full(len(problem.losses), np.inf)
-    theta = np.zeros((len(problem.losses), 2))
-    for a in axis:
-        for b in axis:
-            trial = np.broadcast_to(np.array([a, b]), theta.shape)
-            error = np.square(_project(problem, trial)[1]).sum((1, 2))
-            better = error < best
-            best[better], theta[better] = error[better], (a, b)
-    return theta
-
-
-def _descend(problem: _Problem, theta: Array, iterations: int = 200) -> Array:
-    """Levenberg-Marquardt on the projected residual with Kaufman's Jacobian, each resample with its own damping."""
-    active = np.arange(len(theta))
-    damping = np.full(len(theta), 1e-3)
-    error = np.square(_project(problem, theta)[1]).sum((1, 2))
-    for _ in range(iterations):
-        part = _Problem(u=problem.u, v=problem.v, weight=problem.weight, losses=problem.losses[active])
-        gradient, normal = _normal_equations(part, theta[active])
-        step = _boxed_step(theta[active], gradient, normal, damping[active])
-        trial = theta[active] + step
-        trial_error = np.square(_project(part, trial)[1]).sum((1, 2))
-        better = trial_error < error[active]
-        theta[active[better]] = trial[better]
-        gain = error[active] - trial_error
-        small = np.abs(step).max(-1) < 1e-12
-        stuck = (~better & (damping[active] > 1e8)) | (better & (gain <= 1e-15 * error[active])) | small
-        error[active[better]] = trial_error[better]
-        damping[active] = np.where(better, damping[active] / 5, damping[active] * 4).clip(1e-12, 1e12)
-        active = active[~stuck]
-        if not len(active):
-            break
-    return theta
-
-
-def _normal_equations(problem: _Problem, theta: Array) -> tuple[Array, Array]:
-    amplitudes, residual, basis = _project(problem, theta)
-    columns = []
-    for index, x in enumerate((problem.u, problem.v)):
-        slope = problem.weight * _saturation_slope(theta[:, index, None, None], x)
-        column = amplitudes[..., index + 1, None] * slope
-        for q in basis:
-            column = column - np.sum(q * column, -1)[..., None] * q
-        columns.append(column)  # = d residual / d exponent, since the model carries a minus sign
-    jacobian = np.stack([column.reshape(len(theta), -1) for column in columns], -1)
-    flat = residual.reshape(len(theta), 1, -1)
-    return (flat @ jacobian)[:, 0], np.swapaxes(jacobian, 1, 2) @ jacobian
-
-
-def _boxed_step(theta: Array, gradient: Array, normal: Array, damping: Array) -> Array:
-    """Return a damped Gauss-Newton step [resamples, 2] that keeps the exponents inside the box."""
-    low, high = BOX
-    held = ((theta <= low) & (gradient > 0)) | ((theta >= high) & (gradient < 0))
-    free = ~held
-    diagonal = normal[:, [0, 1], [0, 1]]
-    scale = diagonal * (1 + damping[:, None]) + 1e-300
-    cross = normal[:, 0, 1] * (free[:, 0] & free[:, 1])
-    determinant = scale[:, 0] * scale[:, 1] - cross**2
-    g = gradient * free
-    step = -np.stack([scale[:, 1] * g[:, 0] - cross * g[:, 1], scale[:, 0] * g[:, 1] - cross * g[:, 0]], -1)
-    step = step / np.maximum(determinant, 1e-300)[:, None]
-    # Exponents are positive scales: no step may change one by more than a factor of two.
-    step = np.clip(step, -theta / 2, theta) * free
-    return np.asarray(np.clip(theta + step, low, high) - theta)
+def minima(path: RecurrencePath, fit: SharedShape) -> Minima:
+    """Return log recurrence of the optimum and the loss there, both [resamples, budgets]."""
+    means = (fit.log_params_mean, fit.log_tokens_mean)
+    s = optimum(path, fit.exponents, fit.amplitudes, means)
+    at = np.where(np.isfinite(s), s, path.middle)
+    u, v = path.log_params(at) - means[0], path.log_tokens(at) - means[1]
+    a, b = fit.exponents[:, 0, None], fit.exponents[:, 1, None]
+    level, p, r = np.moveaxis(fit.amplitudes, -1, 0)
+    return s, level + p * np.expm1(-a * u) / a + r * np.expm1(-b * v) / b

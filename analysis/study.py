@@ -13,20 +13,16 @@ from analysis import plain, words
 from analysis.checks import Check, checks
 from analysis.config import FitConfig
 from analysis.depth import DepthStudy, depth_study
-from analysis.estimators import (
-    DEFAULT,
-    QUANTITIES,
-    EstimatorFit,
-    Inputs,
-    fit_parabolas,
-    fit_parametric,
-    fit_shared,
-)
+from analysis.estimator import DEFAULT, QUANTITIES, EstimatorFit, Inputs
 from analysis.geometry import Geometry, geometry
 from analysis.isoflop import HIDDEN, Curves, curves
 from analysis.noise import NoiseFloor, noise_floor
+from analysis.numbers import number
+from analysis.parabola import fit_parabolas
+from analysis.parametric import fit_parametric
 from analysis.resample import draws
 from analysis.schema import DEPTHS, conform
+from analysis.shared_shape import fit_shared
 from analysis.tables import LeftOut, digest, groups, select
 
 RESULT_VERSION = 1
@@ -174,7 +170,7 @@ def _disagreements(estimators: tuple[EstimatorFit, ...], config: FitConfig) -> t
             if abs(gap) > bound:
                 found.append(
                     f"{one.name} and {other.name} disagree on the exponent of {words.QUANTITY[quantity]}: "
-                    f"{first.exponent:.3f} and {second.exponent:.3f}, their joint bootstrap allows {bound:.3f}"
+                    f"{first.exponent:.3f} and {second.exponent:.3f}, joint scatter {bound:.3f}"
                 )
     return tuple(found)
 
@@ -187,7 +183,7 @@ def _truncated(cells: Curves) -> tuple[str, ...]:
         first, last = cells.swept("mean_recurrence", k)
         if first > low or last < high:
             found.append(
-                f"the curve at {flops:.3g} FLOPs spans µ = {first:g} to {last:g} of {low:g} to {high:g}: "
+                f"the curve at {number(flops)} FLOPs spans µ = {first:g} to {last:g} of {low:g} to {high:g}: "
                 "a curve cut on one side biases its parabola"
             )
     return tuple(found)

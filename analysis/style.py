@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib
 import numpy as np
@@ -76,7 +76,7 @@ def figure(
 
 def styled() -> Any:
     """Return the context in which figures are drawn and saved."""
-    return matplotlib.rc_context(RC)
+    return matplotlib.rc_context(cast(Any, RC))
 
 
 def save(drawn: Drawn, folder: Path) -> bytes:
@@ -191,7 +191,7 @@ def settle_labels(ax: Axes, texts: Sequence[Any]) -> None:
     """Move annotations, given in ascending order of y, apart until no two touch."""
     if len(texts) < 2:
         return
-    ax.figure.draw_without_rendering()
+    cast(Figure, ax.figure).draw_without_rendering()
     left = ax.get_xlim()[0]
     wanted = [float(ax.transData.transform((left, text.xy[1]))[1]) for text in texts]
     gap = 1.2 * max(text.get_window_extent().height for text in texts)

@@ -1,7 +1,8 @@
 """The parametric surface L = E + A N^-alpha + B D^-beta (Hoffmann et al. 2022, approach 3; PAPER (d)).
 
-Fitted to the log loss with a Huber cost (delta 1e-3 by default): variable projection over a grid of exponents
-gives the starts, a damped Newton iteration takes all of them to an optimum, and their agreement is reported.
+Fitted to the log loss with a Huber cost (delta 1e-3 by default): variable projection over a grid of
+exponents gives the starts, a damped Newton iteration takes all of them to an optimum, and their agreement
+is reported.
 """
 
 from __future__ import annotations

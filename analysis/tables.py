@@ -77,7 +77,8 @@ def read_tables(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 def select(runs: pd.DataFrame, max_epochs: float) -> Selection:
     """Sort `runs` by id and keep those that are done, have a finite loss and do not repeat their data.
 
-    Raises TableError for an empty table, a run listed twice, no usable run, or usable runs of two data digests.
+    Raises TableError for an empty table, a run listed twice, no usable run, or usable runs of two data
+    digests.
     """
     runs = conform(runs, RUNS).sort_values("run_id", kind="stable").reset_index(drop=True)
     if runs.empty:

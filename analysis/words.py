@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from analysis.isoflop import Optimum, Quantity
+from analysis.numbers import fixed, number, span
 from analysis.powerlaw import PowerLaw
 
 if TYPE_CHECKING:
@@ -14,24 +15,15 @@ QUANTITY: dict[Quantity, str] = {"mean_recurrence": "mean recurrence", "tokens":
 SYMBOL: dict[Quantity, str] = {"mean_recurrence": "µ*", "tokens": "D*"}
 
 
-def number(value: float | None, digits: int = 3) -> str:
-    """Return a number with `digits` significant digits, an open end as 'open'."""
-    return "open" if value is None else f"{value:.{digits}g}"
-
-
-def span(low: float | None, high: float | None, digits: int = 3) -> str:
-    """Return an interval in brackets."""
-    return f"[{number(low, digits)}, {number(high, digits)}]"
-
-
 def law(fitted: PowerLaw) -> str:
     """Return a power law in one phrase, or its refusal."""
     if fitted.exponent is None:
         return f"refused: {fitted.refusal}"
+    low, high = fixed(fitted.exponent_low, 3), fixed(fitted.exponent_high, 3)
     return (
-        f"{SYMBOL[fitted.quantity]} = {number(fitted.coefficient)} (C / {number(fitted.reference_flops)})"
-        f"^{fitted.exponent:.3f}, exponent {fitted.exponent:.3f} "
-        f"[{_fixed(fitted.exponent_low)}, {_fixed(fitted.exponent_high)}] over {len(fitted.budgets_flops)} budgets"
+        f"{SYMBOL[fitted.quantity]} = {number(fitted.coefficient)} "
+        f"(C / {number(fitted.reference_flops)} FLOPs)"
+        f"^{fitted.exponent:.3f} [{low}, {high}], {len(fitted.budgets_flops)} budgets"
     )
 
 
@@ -40,15 +32,23 @@ def optimum(found: Optimum, quantity: Quantity) -> str:
     if found.refusal:
         return f"refused: {found.refusal}"
     return (
-        f"{SYMBOL[quantity]} = {number(found.value)} {span(found.low, found.high)}, loss {found.loss_nats:.4f} "
-        f"[{_loss(found.loss_low_nats)}, {_loss(found.loss_high_nats)}] nats"
+        f"{SYMBOL[quantity]} = {number(found.value)} {span(found.low, found.high)}, "
+        f"loss {found.loss_nats:.4f} [{fixed(found.loss_low_nats, 4)}, {fixed(found.loss_high_nats, 4)}] nats"
     )
+
+
+def optimum_cell(found: Optimum) -> str:
+    """Return one optimum for a table: value and interval, or the refusal in few words."""
+    if found.refusal:
+        return f"refused: {found.refusal.split(' (')[0].split(', which')[0]}"
+    return f"{number(found.value)} {span(found.low, found.high)}"
 
 
 def summary(study: StudyFit) -> str:
     """Return the whole result as plain text."""
     lines = [
-        f"{study.runs_used} runs used, {len(study.left_out)} left out (tables {study.runs_digest}, {study.depths_digest})",
+        f"{study.runs_used} runs used, {len(study.left_out)} left out "
+        f"(tables {study.runs_digest}, {study.depths_digest})",
         study.noise.sentence(),
         *(f"  left out: {item.run_id}, {item.reason}" for item in study.left_out),
         *(f"  skipped: {item}" for item in study.skipped),
@@ -73,7 +73,9 @@ def _group(group: GroupFit, confidence: float) -> list[str]:
         for fitted in estimator.laws.values():
             lines.append(f"    {QUANTITY[fitted.quantity]}: {law(fitted)}")
         for quantity, optima in estimator.optima.items():
-            lines += [f"      {found.budget_flops:.3g} FLOPs: {optimum(found, quantity)}" for found in optima]
+            lines += [
+                f"      {number(found.budget_flops)} FLOPs: {optimum(found, quantity)}" for found in optima
+            ]
         lines += [f"    {note}" for note in estimator.notes]
     return lines + [f"  flag: {flag}" for flag in group.flags]
 
@@ -89,8 +91,8 @@ def _depth(study: StudyFit) -> list[str]:
             continue
         spread = f" ± {row.rate_times_recurrence_sd:.2f}" if row.rate_times_recurrence_sd is not None else ""
         lines.append(
-            f"  µ = {row.mean_recurrence:g}: z = {row.rate:.3f}, z µ = {row.rate_times_recurrence:.2f}{spread} "
-            f"({row.fitted} of {row.curves} curves)"
+            f"  µ = {row.mean_recurrence:g}: z = {row.rate:.3f}, "
+            f"z µ = {row.rate_times_recurrence:.2f}{spread} ({row.fitted} of {row.curves} curves)"
         )
     return lines + [f"  refused: {c.run_id}, {c.fit.refusal}" for c in depth.curves if c.fit.refusal]
 
@@ -101,8 +103,11 @@ def depth_line(study: StudyFit) -> str:
     fitted = f"{len(depth.fitted)} of {len(depth.curves)} curves fitted"
     if depth.slope is None or depth.slope_low is None or depth.slope_high is None:
         return f"{fitted}; no law of z over µ: {depth.refusal}"
-    constant = "constant" if depth.slope_low <= -1 <= depth.slope_high else "not constant"
-    return f"{fitted}; z falls as µ^{depth.slope:.2f} [{depth.slope_low:.2f}, {depth.slope_high:.2f}], so z µ is {constant}"
+    constant = depth.slope_low <= -1 <= depth.slope_high
+    verdict = "consistent with a constant z µ" if constant else "so z µ is not constant"
+    return (
+        f"{fitted}; z falls as µ^{depth.slope:.3f} [{depth.slope_low:.3f}, {depth.slope_high:.3f}], {verdict}"
+    )
 
 
 def headlines(study: StudyFit) -> list[str]:
@@ -126,14 +131,6 @@ def _headline(group: GroupFit, quantity: Quantity) -> str:
     reasons: dict[str, list[str]] = {}
     for found in estimator.optima[quantity]:
         if found.refusal:
-            reasons.setdefault(found.refusal.split(" (")[0], []).append(f"{found.budget_flops:.3g}")
+            reasons.setdefault(found.refusal.split(" (")[0], []).append(number(found.budget_flops))
     why = "; ".join(f"at {', '.join(budgets)} FLOPs {reason}" for reason, budgets in reasons.items())
     return f"no law, {fitted.refusal}" + (f" ({why})" if why and not estimator.refusal else "")
-
-
-def _fixed(value: float | None) -> str:
-    return "open" if value is None else f"{value:.3f}"
-
-
-def _loss(value: float | None) -> str:
-    return "open" if value is None else f"{value:.4f}"

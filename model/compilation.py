@@ -30,7 +30,9 @@ def _compiled(block: Block, backend: str | Callable[..., Any]) -> BlockForward:
 
     def forward(x: Tensor, rope: Tensor, value_rows: Tensor | None) -> Tensor:
         inputs = [x] if value_rows is None else [x, value_rows]
-        if not torch.is_grad_enabled():  # whether an input would carry gradient elsewhere must not matter here
+        if (
+            not torch.is_grad_enabled()
+        ):  # whether an input would carry gradient elsewhere must not matter here
             inputs = [tensor.detach() for tensor in inputs]
         for tensor in inputs:
             torch._dynamo.decorators.mark_unbacked(tensor, 0)

@@ -49,6 +49,7 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim = config.head_dim
         self.heads, self.kv_heads = config.heads, config.resolved_kv_heads
+        self.grouped = self.heads != self.kv_heads
         self.gate_channels = config.gate_channels
         self.c_q = Linear(config.width, config.width)
         self.c_k = Linear(config.width, config.kv_width)
@@ -58,16 +59,24 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rope: Tensor, value_rows: Tensor | None) -> Tensor:
         """Map normed tokens x [B, L, d]; value_rows [B, L, kv d] are the table's rows of the same tokens."""
-        weights = [c.weight for c in (self.c_q, self.c_k, self.c_v)]
-        heads = F.linear(x, torch.cat(weights)).unflatten(-1, (-1, self.head_dim))  # [B, L, H + 2 KV, D]
-        qk, v = heads.split([self.heads + self.kv_heads, self.kv_heads], dim=-2)
+        q, k, v = self.project(x, rope, value_rows)
+        return self.merge(F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.grouped))
+
+    def project(self, x: Tensor, rope: Tensor, value_rows: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Make queries [B, H, L, D], keys and values [B, KV, L, D]."""
+        weights = torch.cat([self.c_q.weight, self.c_k.weight, self.c_v.weight])
+        projected = F.linear(x, weights).unflatten(-1, (-1, self.head_dim))  # [B, L, H + 2 KV, D]
+        qk, v = projected.split([self.heads + self.kv_heads, self.kv_heads], dim=-2)
         if value_rows is not None and self.ve_gate is not None:
             gate = 2 * torch.sigmoid(self.ve_gate(x[..., : self.gate_channels]))  # [B, L, KV]
-            v = torch.addcmul(v, gate.unsqueeze(-1), value_rows.unflatten(-1, (-1, self.head_dim)))
+            rows = value_rows.to(v.dtype).unflatten(-1, (-1, self.head_dim))
+            v = torch.addcmul(v, gate.unsqueeze(-1), rows)
         q, k = rotated_norm(qk, rope).split([self.heads, self.kv_heads], dim=-2)
-        q, k, v = (y.transpose(1, 2) for y in (q, k, v))
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.heads != self.kv_heads)
-        return self.c_proj(out.transpose(1, 2).flatten(-2))
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+    def merge(self, attended: Tensor) -> Tensor:
+        """Map the heads' results [B, H, L, D] back to the stream."""
+        return self.c_proj(attended.transpose(1, 2).flatten(-2))
 
 
 class MLP(nn.Module):

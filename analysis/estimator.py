@@ -1,0 +1,144 @@
+"""What every estimator of the optima is given and returns.
+
+All estimators of a group see the same noise draws, so that a disagreement can be told from their joint
+scatter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+
+from analysis.config import FitConfig
+from analysis.frontier import RecurrencePath
+from analysis.geometry import Geometry
+from analysis.isoflop import HIDDEN, Curves, Optimum, Quantity, judge, refusal_before, refused
+from analysis.noise import NoiseFloor
+from analysis.powerlaw import PowerLaw, power_law
+from analysis.resample import Draws, NoiseLevel
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+EstimatorName = Literal["shared shape", "parabola", "surface"]
+# It has no parabola bias and assumes no law across budgets.
+DEFAULT: EstimatorName = "shared shape"
+QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
+
+# (quantity, index of the budget, values of the swept variable) -> loss in nats
+Curve = Callable[[Quantity, int, Array], Array]
+# log mean recurrence of the optimum and the loss there, both [resamples, budgets]
+Minima = tuple[Array, Array]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EstimatorFit:
+    """What one estimator says of a group: optima per budget, power laws, and the curve it fitted."""
+
+    name: EstimatorName
+    refusal: str | None = None
+    noise: NoiseLevel | None = None
+    parameters: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    optima: dict[Quantity, tuple[Optimum, ...]] = field(default_factory=dict)
+    laws: dict[Quantity, PowerLaw] = field(default_factory=dict)
+    curve: Curve | None = field(default=None, repr=False, compare=False, metadata=HIDDEN)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """One group as the estimators see it."""
+
+    group: pd.DataFrame
+    cells: Curves
+    shape: Geometry
+    draws: Draws
+    floor: NoiseFloor
+    config: FitConfig
+
+    @property
+    def budgets(self) -> int:
+        """Count the budgets."""
+        return len(self.cells.budgets_flops)
+
+    @property
+    def usable(self) -> list[int]:
+        """List the budgets whose curve has enough recurrences."""
+        return [k for k in range(self.budgets) if refusal_before(self.cells, k) is None]
+
+    def level(self, squares: float, freedom: int) -> NoiseLevel:
+        """Return the noise of the replicate seeds, else that of a fit's residuals."""
+        if self.floor.sd_nats is not None:
+            return NoiseLevel(
+                sd_nats=self.floor.sd_nats,
+                degrees_of_freedom=self.floor.degrees_of_freedom,
+                source="replicate seeds",
+            )
+        return NoiseLevel(
+            sd_nats=float(np.sqrt(squares / freedom)),
+            degrees_of_freedom=freedom,
+            source="residuals of this fit, training noise unknown",
+        )
+
+    def path(self, budgets: list[int]) -> RecurrencePath:
+        """Return the isoFLOP curves of some budgets as functions of log mean recurrence."""
+        return RecurrencePath(
+            shape=self.shape,
+            budgets_flops=self.cells.budgets_flops[budgets],
+            middle=float(np.log(self.cells.mean_recurrence).mean()),
+        )
+
+    def along(self, quantity: Quantity, budget: int, values: Array) -> tuple[Array, Array]:
+        """Return log N and log D at values of the swept variable on one isoFLOP curve."""
+        flops, depth = float(self.cells.budgets_flops[budget]), np.asarray(values, float)
+        if quantity == "tokens":
+            depth = (flops / depth - self.shape.flops_fixed) / self.shape.flops_slope
+        return np.log(self.shape.params(depth)), np.log(self.shape.tokens(depth, flops))
+
+
+def laws(optima: dict[Quantity, tuple[Optimum, ...]], config: FitConfig) -> dict[Quantity, PowerLaw]:
+    """Fit the power law of each quantity."""
+    return {quantity: power_law(quantity, optima[quantity], config) for quantity in QUANTITIES}
+
+
+def nothing(name: EstimatorName, inputs: Inputs, reason: str | None = None) -> EstimatorFit:
+    """Return an estimator that was not fitted, with the reason at every budget."""
+    why = reason or "no budget has enough recurrences"
+    each = [refusal_before(inputs.cells, k) or why for k in range(inputs.budgets)]
+    return EstimatorFit(
+        name=name,
+        refusal=why,
+        optima={
+            q: tuple(refused(inputs.cells, q, k, each[k]) for k in range(inputs.budgets)) for q in QUANTITIES
+        },
+        laws={quantity: PowerLaw(quantity=quantity, refusal=why) for quantity in QUANTITIES},
+    )
+
+
+def optima_along(
+    inputs: Inputs, budgets: list[int], point: Minima, resampled: Minima
+) -> dict[Quantity, tuple[Optimum, ...]]:
+    """Judge minima in recurrence, and the tokens that the same minima buy, for estimators of one curve."""
+    found: dict[Quantity, tuple[Optimum, ...]] = {}
+    for quantity in QUANTITIES:
+        judged = []
+        for k in range(inputs.budgets):
+            if k not in budgets:
+                judged.append(refused(inputs.cells, quantity, k, refusal_before(inputs.cells, k) or ""))
+                continue
+            column, flops = budgets.index(k), float(inputs.cells.budgets_flops[k])
+            place, draws = (_as(quantity, inputs.shape, flops, m[0][:, column]) for m in (point, resampled))
+            at = (float(place[0]), float(point[1][0, column]))
+            judged.append(judge(inputs.cells, quantity, k, at, draws, resampled[1][:, column], inputs.config))
+        found[quantity] = tuple(judged)
+    return found
+
+
+def _as(quantity: Quantity, shape: Geometry, flops: float, log_depth: Array) -> Array:
+    """Turn log recurrences into logs of the swept variable; tokens fall as recurrence rises."""
+    if quantity == "mean_recurrence":
+        return log_depth
+    finite = np.where(np.isfinite(log_depth), log_depth, 0.0)
+    return np.where(np.isfinite(log_depth), np.log(shape.tokens(np.exp(finite), flops)), -log_depth)

@@ -1,0 +1,22 @@
+"""Numbers as they are written in sentences and tables."""
+
+from __future__ import annotations
+
+import re
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Return a number with `digits` significant digits (4e18, not 4e+18), an open end as 'open'."""
+    if value is None:
+        return "open"
+    return re.sub(r"e([+-])0*(\d)", lambda m: f"e{m[1].strip('+')}{m[2]}", f"{value:.{digits}g}")
+
+
+def span(low: float | None, high: float | None, digits: int = 3) -> str:
+    """Return an interval in brackets."""
+    return f"[{number(low, digits)}, {number(high, digits)}]"
+
+
+def fixed(value: float | None, places: int) -> str:
+    """Return a number with `places` decimals, an open end as 'open'."""
+    return "open" if value is None else f"{value:.{places}f}"

@@ -1,0 +1,64 @@
+"""The parametric estimator: the fitted surface's optima under the FLOP function of the runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from analysis.estimator import EstimatorFit, Inputs, Minima, laws, nothing, optima_along
+from analysis.frontier import RecurrencePath, optimum
+from analysis.isoflop import Quantity
+from analysis.surface import PARAMETERS, Surface, fit_surface, refit
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+SPARE_RUNS = 3  # runs beyond its five parameters that the surface needs
+
+
+def fit_parametric(inputs: Inputs) -> EstimatorFit:
+    """Fit the surface to every looped run, odd recurrences included, and read its optima at the budgets."""
+    rows = np.flatnonzero((inputs.group["kind"] == "looped").to_numpy())
+    used, needed = inputs.group.iloc[rows], len(PARAMETERS) + SPARE_RUNS
+    if len(rows) < needed or used["mean_recurrence"].nunique() < 3 or used["tokens"].nunique() < 3:
+        reason = f"{len(rows)} looped runs for {len(PARAMETERS)} parameters, at least {needed} are needed"
+        return nothing("surface", inputs, reason)
+    u = np.log(inputs.shape.params(used["mean_recurrence"].to_numpy(float)))
+    v, losses = np.log(used["tokens"].to_numpy(float)), used["val_loss_nats"].to_numpy(float)
+    point = fit_surface(u, v, losses)
+    base = point.loss(u, v)
+    level = inputs.level(float(np.square(losses - base).sum()), len(rows) - len(PARAMETERS))
+    resampled = refit(point, base + inputs.draws.noise(level, rows))
+
+    def curve(quantity: Quantity, budget: int, values: Array) -> Array:
+        return point.loss(*inputs.along(quantity, budget, values))
+
+    everywhere = list(range(inputs.budgets))
+    path = inputs.path(everywhere)
+    optima = optima_along(inputs, everywhere, minima(path, point), minima(path, resampled))
+    return EstimatorFit(
+        name="surface",
+        noise=level,
+        parameters={**point.coefficients(), "huber_objective": float(point.fit.objective[0])},
+        notes=_notes(point),
+        optima=optima,
+        laws=laws(optima, inputs.config),
+        curve=curve,
+    )
+
+
+def minima(path: RecurrencePath, surface: Surface) -> Minima:
+    """Return log recurrence of the optimum and the loss there, both [resamples, budgets]."""
+    means = (surface.log_params_mean, surface.log_tokens_mean)
+    s = optimum(path, surface.exponents(), surface.amplitudes(), means)
+    at = np.where(np.isfinite(s), s, path.middle)
+    u, v = path.log_params(at) - means[0], path.log_tokens(at) - means[1]
+    e, a, b, alpha, beta = (surface.fit.parameters[:, i, None] for i in range(len(PARAMETERS)))
+    return s, np.exp(e) + np.exp(a - alpha * u) + np.exp(b - beta * v)
+
+
+def _notes(point: Surface) -> tuple[str, ...]:
+    starts = f"{point.starts_agreeing} of {point.starts} starts reach the optimum"
+    bound = [name for name, held in zip(PARAMETERS, point.fit.at_bound[0], strict=True) if held]
+    if not bound:
+        return (starts,)
+    return starts, f"{', '.join(bound)} at a bound: not identified by these runs"

@@ -1,0 +1,114 @@
+import re
+
+import pandas as pd
+import pytest
+
+from analysis import FitConfig, compare, fit, report
+from analysis.figures import draw_all
+from analysis.style import apart, settle, styled
+from tests.analysis import extents
+from tests.analysis.synthetic import INSIDE, PAPER_GRID, Truth, study
+
+QUICK = FitConfig(bootstrap=200)
+
+
+def two_scales():
+    parts = [
+        study(budgets=INSIDE, noise_nats=0.002),
+        study(budgets=INSIDE[:3], noise_nats=0.002, scale="370M"),
+    ]
+    return tuple(pd.concat(frames) for frames in zip(*parts, strict=True))
+
+
+CASES = {
+    "accepted": lambda: study(noise_nats=0.002, replicates=((0, 1), (3, 2))),
+    "six budgets, the last refused": lambda: study(budgets=PAPER_GRID, noise_nats=0.005),
+    "most refused": lambda: study(Truth(a_amplitude=522733.307), budgets=PAPER_GRID, noise_nats=0.005),
+    "three recurrences": lambda: study(budgets=INSIDE[:4], recurrences=(2, 6, 12), noise_nats=0.002),
+    "one budget": lambda: study(budgets=INSIDE[:1], replicates=((0, 1),), noise_nats=0.01),
+    "small budgets, close together": lambda: study(
+        Truth(b_amplitude=25420.102 / 1500, a_amplitude=4.0e4),
+        budgets=(1.1e12, 1.7e12, 2.6e12, 4.1e12),
+        recurrences=(2, 4, 6, 8, 10),
+        replicates=((0, 0), (3, 4)),
+        noise_nats=0.01,
+    ),
+    "no control, no depth curves": lambda: (study(fixed=False, noise_nats=0.01)[0], study()[1].iloc[:0]),
+    "two scales": two_scales,
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_text_overlaps_or_is_clipped(case):
+    runs, depths = CASES[case]()
+    study_fit, comparison = fit(runs, depths, QUICK), compare(runs, QUICK)
+    found = []
+    for drawn in draw_all(study_fit, comparison):
+        with styled():
+            settle(drawn.figure)
+            found += [f"{drawn.name}: {problem}" for problem in extents.problems(drawn.figure)]
+    assert found == []
+
+
+def test_the_check_sees_an_overlap_and_a_clipped_text():
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2, 2))
+    figure.text(0.5, 0.5, "one")
+    figure.text(0.52, 0.5, "two")
+    figure.text(0.95, 0.1, "clipped label")
+    assert sorted(extents.problems(figure)) == ["clipped: 'clipped label'", "overlap: 'one' and 'two'"]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    runs, depths = CASES["accepted"]()
+    page = report(runs, depths, fit(runs, depths, QUICK), compare(runs, QUICK), folder, title="A & B")
+    return folder, page
+
+
+def test_report_stands_alone(written):
+    folder, page = written
+    text = page.read_text()
+    assert page == folder / "index.html"
+    assert "<title>A &amp; B</title>" in text
+    assert not re.search(r'(src|href)="(?!data:)', text)
+    assert text.count("data:image/png;base64,") == 6
+    assert "Laws in words" in text
+    assert list(folder.glob("*.partial")) == []
+
+
+def test_every_figure_has_its_pdf_png_and_data(written):
+    figures = written[0] / "figures"
+    names = ["isoflop", "isoflop_by_budget", "power_laws", "looped_vs_fixed", "depth_curves", "seeds"]
+    for name in names:
+        assert (figures / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        tables = list(figures.glob(f"{name}_*.csv"))
+        assert tables
+        assert all(len(pd.read_csv(table)) for table in tables)
+        pdf = (figures / f"{name}.pdf").read_bytes()
+        assert b"/FontFile2" in pdf  # TrueType outlines are embedded (fonttype 42)
+        assert b"/Type3" not in pdf
+    assert sorted(path.stem for path in figures.glob("*.pdf")) == sorted(names)
+
+
+def test_the_same_study_draws_the_same_bytes(written, tmp_path):
+    runs, depths = CASES["accepted"]()
+    report(runs, depths, fit(runs, depths, QUICK), compare(runs, QUICK), tmp_path, title="A & B")
+    for name in ("power_laws.pdf", "isoflop.png", "isoflop_optima.csv"):
+        assert (tmp_path / "figures" / name).read_bytes() == (written[0] / "figures" / name).read_bytes()
+
+
+def test_labels_keep_their_order_and_distance():
+    assert apart([0.0, 10.0, 30.0], 5.0) == [0.0, 10.0, 30.0]
+    assert apart([0.0, 1.0, 30.0], 5.0) == [-2.0, 3.0, 30.0]
+    assert apart([3.0, 3.0, 3.0], 2.0) == pytest.approx([1.0, 3.0, 5.0])
+
+
+def test_plot_draws_on_a_given_axis():
+    from matplotlib.figure import Figure
+
+    ax = Figure().subplots()
+    assert fit(*study(), QUICK).plot(ax=ax) is ax
+    assert ax.get_xlabel() == "mean recurrence µ (loops)"

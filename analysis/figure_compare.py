@@ -32,7 +32,8 @@ def compare_figure(comparison: Comparison) -> style.Drawn | None:
                 ax.set_title(name)
         panels[0].set_ylabel("looped minus fixed (nats per token)")
         _mark_sides(panels[-1])
-        made.legend(handles=_handles(colours), loc="outside lower center", ncols=3 if len(names) == 1 else 8)
+        handles = _handles(colours, {row.choice for row in comparison.rows})
+        made.legend(handles=handles, loc="outside lower center", ncols=3 if len(names) == 1 else 8)
     known = comparison.noise.sd_nats is not None
     caption = (
         "Validation loss of looped models minus that of the fixed-depth control at equal FLOPs and "
@@ -84,20 +85,23 @@ def _panel(ax: Axes, rows: list[BudgetRow], colours: dict[float, Any]) -> None:
             zorder=4,
         )
     ax.set_xlabel("training budget C (FLOPs)")
-    style.log_axis(ax.xaxis, budgets.tolist())
     ax.margins(x=0.08, y=0.1)
+    style.log_axis(ax.xaxis, budgets.tolist())
 
 
-def _handles(colours: dict[float, Any]) -> list[Line2D]:
-    look: dict[str, Any] = {"color": style.INK, "marker": "D", "markersize": 4, "linestyle": "none"}
-    return [
-        *(
-            Line2D([], [], marker="o", markersize=2.6, color=c, label=f"µ = {depth:g}")
-            for depth, c in colours.items()
-        ),
-        Line2D([], [], **look, label="best µ, fitted curve"),
-        Line2D([], [], **look, markerfacecolor="white", label="best µ, lowest cell"),
+def _handles(colours: dict[float, Any], choices: set[str]) -> list[Line2D]:
+    handles = [
+        Line2D([], [], marker="o", markersize=2.6, color=colour, label=f"µ = {depth:g}")
+        for depth, colour in colours.items()
     ]
+    for choice, label, face in (
+        ("fitted curve", "best µ, fitted curve", style.INK),
+        ("lowest cell (selection)", "best µ, lowest cell", "white"),
+    ):
+        if choice in choices:
+            look: dict[str, Any] = {"color": style.INK, "marker": "D", "markersize": 4, "linestyle": "none"}
+            handles.append(Line2D([], [], **look, markerfacecolor=face, label=label))
+    return handles
 
 
 def _mark_sides(ax: Axes) -> None:

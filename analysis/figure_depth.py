@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from analysis import style
 from analysis.depth import DepthCurve
@@ -120,12 +119,8 @@ def _rates(ax: Axes, study: StudyFit, colours: dict[float, Any]) -> None:
     x = np.geomspace(depths[0], depths[-1], 50)
     ax.plot(x, product / x, color=style.INK, linewidth=0.8, linestyle="--", label=f"z µ = {product:.2f}")
     ax.legend(loc="upper right")
-    style.recurrence_axis(ax.xaxis, depths, closest=1.3)
-    low, high = ax.get_ylim()
-    ticks = [t for t in (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20) if low <= t <= high]
-    ax.yaxis.set_major_locator(FixedLocator(ticks))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-    ax.yaxis.set_minor_locator(NullLocator())
+    style.recurrence_axis(ax.xaxis, depths, room=0.1)
+    style.plain_log_axis(ax.yaxis)
 
 
 def _nothing(ax: Axes, text: str) -> None:

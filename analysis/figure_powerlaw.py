@@ -47,25 +47,18 @@ def _panel(ax: Axes, group: GroupFit, quantity: Quantity, confidence: float) -> 
     ax.set_xscale("log")
     ax.set_yscale("log")
     budgets = np.array(group.budgets_flops)
-    swept = [group.cells.swept(quantity, k) for k in range(len(budgets))]
-    low, high = np.array(swept).T
     wide = np.concatenate([[budgets[0] / 1.4], budgets, [budgets[-1] * 1.4]])
-    ax.fill_between(
-        wide,
-        np.interp(np.log(wide), np.log(budgets), low),
-        np.interp(np.log(wide), np.log(budgets), high),
-        color="#eeeeee",
-        linewidth=0,
-        zorder=0,
-        label="swept range",
-    )
+    ends = np.array([group.cells.swept(quantity, k) for k in range(len(budgets))]).T
+    low, high = (np.interp(np.log(wide), np.log(budgets), end) for end in ends)
+    bottom, top = ends.min(), ends.max()
+    margin = (top / bottom) ** 0.18
+    ax.set_xlim(wide[0], wide[-1])
+    ax.set_ylim(bottom / margin, top * margin)
+    ax.fill_between(wide, low, high, color="#eeeeee", linewidth=0, zorder=0, label="swept range")
     for estimator in group.estimators:
         _optima(ax, estimator, quantity)
+        _arrows(ax, estimator, quantity, reach=margin**0.45)
         _line(ax, estimator, quantity, budgets, confidence)
-    bottom, top = low.min(), high.max()
-    margin = (top / bottom) ** 0.18
-    ax.set_ylim(bottom / margin, top * margin)
-    ax.set_xlim(wide[0], wide[-1])
     ax.set_xlabel("training budget C (FLOPs)")
     ax.set_ylabel(LABELS[quantity])
     style.log_axis(ax.xaxis, budgets.tolist())
@@ -73,28 +66,20 @@ def _panel(ax: Axes, group: GroupFit, quantity: Quantity, confidence: float) -> 
         style.decade_axis(ax.yaxis, bottom / margin, top * margin)
     else:
         style.recurrence_axis(ax.yaxis, group.recurrences)
-    ax.legend(
-        loc="lower left",
-        bbox_to_anchor=(0.0, 1.0),
-        borderaxespad=0.2,
-        handlelength=1.2,
-        labelspacing=0.3,
-        fontsize=6,
-    )
+    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "borderaxespad": 0.2}
+    ax.legend(**place, handlelength=1.2, labelspacing=0.3, fontsize=6)
 
 
 def _optima(ax: Axes, estimator: EstimatorFit, quantity: Quantity) -> None:
     look = LOOKS[estimator.name]
-    shift = OFFSETS[estimator.name]
     accepted = [o for o in estimator.optima[quantity] if o.value is not None]
     values = np.array([o.value for o in accepted], float)
-    ends = np.array([[o.low or o.swept[0] / 10, o.high or o.swept[1] * 10] for o in accepted], float).reshape(
-        -1, 2
-    )
+    # An open end leaves the panel.
+    ends = [(o.low or o.swept[0] / 10, o.high or o.swept[1] * 10) for o in accepted]
     ax.errorbar(
-        [o.budget_flops * shift for o in accepted],
+        [o.budget_flops * OFFSETS[estimator.name] for o in accepted],
         values,
-        yerr=np.abs(ends.T - values),
+        yerr=np.abs(np.array(ends, float).reshape(-1, 2).T - values),
         color=look["color"],
         marker=look["marker"],
         linestyle="none",
@@ -104,23 +89,24 @@ def _optima(ax: Axes, estimator: EstimatorFit, quantity: Quantity) -> None:
         label=_label(estimator, quantity),
         zorder=3,
     )
+
+
+def _arrows(ax: Axes, estimator: EstimatorFit, quantity: Quantity, reach: float) -> None:
+    """Point out of the swept range where the minimum of a budget lies outside it."""
+    arrow = {
+        "arrowstyle": "->",
+        "color": LOOKS[estimator.name]["color"],
+        "linewidth": 0.9,
+        "shrinkA": 0,
+        "shrinkB": 0,
+    }
     for o in estimator.optima[quantity]:
         side = _outside(o)
-        if side:
-            x, edge = o.budget_flops * shift, o.swept[1] if side == "above" else o.swept[0]
-            ax.annotate(
-                "",
-                (x, edge * 1.22 if side == "above" else edge / 1.22),
-                (x, edge),
-                annotation_clip=False,
-                arrowprops={
-                    "arrowstyle": "->",
-                    "color": look["color"],
-                    "linewidth": 0.9,
-                    "shrinkA": 0,
-                    "shrinkB": 0,
-                },
-            )
+        if side is None:
+            continue
+        edge = o.swept[1] if side == "above" else o.swept[0]
+        x, tip = o.budget_flops * OFFSETS[estimator.name], edge * reach if side == "above" else edge / reach
+        ax.annotate("", (x, tip), (x, edge), annotation_clip=False, arrowprops=arrow)
 
 
 def _label(estimator: EstimatorFit, quantity: Quantity) -> str:

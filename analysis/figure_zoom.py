@@ -32,10 +32,10 @@ def zoom_figure(group: GroupFit, noise: NoiseFloor) -> style.Drawn:
         made = Figure(figsize=(style.PAGE_INCHES, 0.45 + 1.75 * rows), layout="constrained")
         panels = made.subplots(rows, columns, squeeze=False).ravel()
         for k, ax in enumerate(panels):
-            if k < len(budgets):
-                _panel(ax, group, k, noise)
-            else:
-                ax.set_visible(False)
+            if k >= len(budgets):
+                ax.remove()
+                continue
+            _panel(ax, group, k, noise, width=112 // columns)
             if k + columns >= len(budgets):
                 ax.set_xlabel(LABELS["mean_recurrence"])
         for ax in panels[::columns]:
@@ -52,7 +52,7 @@ def zoom_figure(group: GroupFit, noise: NoiseFloor) -> style.Drawn:
     )
 
 
-def _panel(ax: Axes, group: GroupFit, k: int, noise: NoiseFloor) -> None:
+def _panel(ax: Axes, group: GroupFit, k: int, noise: NoiseFloor, width: int) -> None:
     at = group.cells.budget == k
     depth, loss = group.cells.mean_recurrence[at], group.cells.loss_nats[at]
     lowest = loss.min()
@@ -91,9 +91,9 @@ def _panel(ax: Axes, group: GroupFit, k: int, noise: NoiseFloor) -> None:
     title = f"{style.scientific(group.budgets_flops[k])} FLOPs"
     refusal = group.estimator().optima["mean_recurrence"][k].refusal
     if refusal:
-        title += "\n" + "\n".join(textwrap.wrap(refusal.split(" (")[0], 36))
+        title += "\n" + "\n".join(textwrap.wrap(refusal.split(" (")[0], width))
     ax.set_title(title, fontsize=6)
-    style.recurrence_axis(ax.xaxis, depth.tolist(), closest=1.3)
+    style.recurrence_axis(ax.xaxis, depth.tolist(), room=0.12)
     ax.yaxis.set_major_locator(MaxNLocator(5))
     ax.margins(y=0.12)
 

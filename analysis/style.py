@@ -6,7 +6,7 @@ Figures are made without pyplot, so importing this room stays cheap and nothing 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +17,7 @@ import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
 COLUMN_INCHES = 3.25
 PAGE_INCHES = 6.75
@@ -129,45 +129,51 @@ def scientific(value: float, digits: int = 2) -> str:
     return f"${power}$" if mantissa == "1" else rf"${mantissa}\times{power}$"
 
 
-def log_axis(axis: Any, values: Sequence[float]) -> None:
-    """Put readable ticks on a log axis over less than a few decades: the values themselves, thinned."""
-    ticks = sorted(set(values))
-    while len(ticks) > 6:
-        ticks = ticks[::2]
-    axis.set_major_locator(FixedLocator(ticks))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: scientific(value)))
-    axis.set_minor_locator(NullLocator())
+def log_axis(axis: Any, values: Sequence[float], *, room: float = 0.19) -> None:
+    """Label values of a log axis as powers of ten, thinned to one per `room` of the axis; mark them all."""
+    _ticks(axis, values, room, lambda value, _: scientific(value))
 
 
-def recurrence_axis(
-    axis: Any, depths: Sequence[float], *, closest: float = 1.15, fixed: bool = False
-) -> None:
-    """Put ticks on a log axis of mean recurrence, thinned where two lie closer than a factor `closest`.
-
-    With `fixed` the tick at 1 reads "fixed".
-    """
-    ordered = sorted(set(depths))
-    ticks = ordered[:1]
-    for depth in ordered[1:-1]:
-        if depth >= closest * ticks[-1] and ordered[-1] >= closest * depth:
-            ticks.append(depth)
-    ticks += ordered[-1:] if len(ordered) > 1 else []
-    axis.set_major_locator(FixedLocator(ticks))
-    axis.set_major_formatter(FuncFormatter(lambda v, _: "fixed" if fixed and abs(v - 1) < 1e-6 else f"{v:g}"))
-    axis.set_minor_locator(NullLocator())
-
-
-def decade_axis(axis: Any, low: float, high: float) -> None:
-    """Put three to six round ticks (1, 2, 5 x 10^n) on a log axis between `low` and `high`."""
+def decade_axis(axis: Any, low: float, high: float, *, room: float = 0.19) -> None:
+    """Label round numbers (1, 2, 5 x 10^n, finer if need be) of a log axis between `low` and `high`."""
     for subs in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), tuple(np.arange(1.0, 10.0))):
         ticks = [t for t in LogLocator(subs=subs).tick_values(low, high) if low <= t <= high]
         if len(ticks) >= 3:
             break
-    while len(ticks) > 5:
-        ticks = ticks[::2]
-    axis.set_major_locator(FixedLocator(ticks))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: scientific(value)))
-    axis.set_minor_locator(NullLocator())
+    _ticks(axis, ticks, room, lambda value, _: scientific(value))
+
+
+def recurrence_axis(axis: Any, depths: Sequence[float], *, room: float = 0.06, fixed: bool = False) -> None:
+    """Label mean recurrences on a log axis; with `fixed` the one at 1 reads "fixed"."""
+    _ticks(axis, depths, room, lambda v, _: "fixed" if fixed and abs(v - 1) < 1e-6 else f"{v:g}")
+
+
+def plain_log_axis(axis: Any) -> None:
+    """Label 1, 2 and 5 times powers of ten as plain numbers on a log axis."""
+    low, high = sorted(axis.get_view_interval())
+    ticks = [t for t in LogLocator(subs=(1.0, 2.0, 5.0)).tick_values(low, high) if low <= t <= high]
+    _ticks(axis, ticks or [low, high], 0.1, lambda value, _: f"{value:.2g}")
+
+
+def _ticks(axis: Any, values: Sequence[float], room: float, write: Callable[[float, int], str]) -> None:
+    low, high = sorted(axis.get_view_interval())
+    axis.set_major_locator(FixedLocator(thinned(values, room * math.log(high / low))))
+    axis.set_minor_locator(FixedLocator(sorted(set(values))))
+    axis.set_major_formatter(FuncFormatter(write))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def thinned(values: Sequence[float], distance: float) -> list[float]:
+    """Return values whose logs lie at least `distance` apart, the first and the last among them."""
+    ordered = sorted(set(values))
+    kept = ordered[:1]
+    for value in ordered[1:]:
+        if math.log(value / kept[-1]) >= distance:
+            kept.append(value)
+    last = ordered[-1]
+    if kept[-1] != last and len(kept) > 1:
+        kept[-1] = last
+    return kept
 
 
 def end_labels(ax: Axes, labels: Sequence[tuple[float, str, Any]], heading: str = "") -> None:

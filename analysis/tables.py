@@ -140,6 +140,7 @@ def groups(runs: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 
 def digest(frame: pd.DataFrame) -> str:
-    """Return 12 hex digits of the table's content, whatever the order of its rows."""
-    ordered = frame.sort_values(list(frame.columns[:3]), kind="stable") if len(frame) else frame
+    """Return 12 hex digits of the table's content, whatever the order of its rows and columns."""
+    columns = sorted(frame.columns)
+    ordered = frame[columns].sort_values(columns, kind="stable")
     return hashlib.sha256(ordered.to_csv(index=False).encode()).hexdigest()[:12]

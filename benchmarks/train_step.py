@@ -9,6 +9,7 @@ Every repeat times both forms on the same draw of depths, in alternating order; 
 """
 
 import argparse
+import multiprocessing
 import subprocess
 import sys
 import time
@@ -124,10 +125,11 @@ def report(args, config, times, rate):
 
 
 def run_beside(args):
-    own = [a for a in sys.argv[1:] if not a.startswith("--beside")]
-    own = [a for i, a in enumerate(own) if sys.argv[1:][max(0, sys.argv[1:].index(a) - 1)] != "--beside"]
-    command = [sys.executable, __file__, *own, "--unmasked"]
-    for process in [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(args.beside)]:
+    own = list(sys.argv[1:])
+    at = own.index("--beside")
+    command = [sys.executable, __file__, *own[:at], *own[at + 2 :], "--unmasked"]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(args.beside)]
+    for process in processes:
         print(process.communicate()[0], end="")
 
 
@@ -150,8 +152,6 @@ def status_mib(field):
 
 
 def measure_memory(args):
-    import multiprocessing
-
     context = multiprocessing.get_context("spawn")
     for without, with_gradient in [(0, 1), (0, 4), (8, 4), (16, 4), (0, 8)]:
         with context.Pool(1) as pool:

@@ -134,6 +134,8 @@ class LoopedTransformer(nn.Module):
         """Run sequences of descending depths through the core; each joins when its own depth remains."""
         drive, carry = self.injection.prepare(self.prelude_norm(x))
         first = self._first_states(seeds, x)
+        in_core = range(self.config.prelude_layers, self.config.prelude_layers + self.config.core_layers)
+        rows = {layer: rows[layer] for layer in in_core if layer in rows}
         state, joined, differentiable = first[:0], 0, torch.is_grad_enabled()
         for remaining in range(depths[0], 0, -1):
             active = sum(depth >= remaining for depth in depths)

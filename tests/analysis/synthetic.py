@@ -19,8 +19,8 @@ EMPTY = {"string": "", "float64": np.nan, "int64": 0}
 class Truth:
     """L(mu, D) = E + A N(mu)^-a + B D^-b with N non-embedding, and f = fixed + loop mu + backprop mu_bwd.
 
-    The defaults are the paper's 140M size under its own accounting (PAPER (a.3), (c.2), (d)) with A times 0.30,
-    which brings the optima of its budgets to 2.4, 3.6, 5.3, 7.4, 10.3 and 18.9.
+    The defaults are the paper's 140M size under its own accounting with A times 0.30, which brings the optima
+    of its budgets to 2.4, 3.6, 5.3, 7.4, 10.3 and 18.9.
     """
 
     e: float = 2.662

@@ -1,4 +1,4 @@
-"""The closed-form study of arXiv 2603.22339: how far off the parabola is, and that the default estimator is not."""
+"""The closed-form study of arXiv 2603.22339: the parabola is off, and the default estimator is not."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_parabola_has_the_published_bias_and_the_default_estimator_none(truth, d
 
 
 def test_surface_recovers_the_truth_without_noise():
-    index, u, v, losses = design(CHINCHILLA, 4, True)
+    _, u, v, losses = design(CHINCHILLA, 4, True)
     found = fit_surface(u, v, losses).coefficients()
     expected = dict(zip(("A", "B", "alpha", "beta"), CHINCHILLA, strict=True)) | {"E": 1.69}
     assert found == pytest.approx(expected, rel=1e-5)

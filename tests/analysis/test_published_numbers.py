@@ -15,7 +15,7 @@ from tests.analysis import published
 
 
 def isoflop_slopes(compute, tokens, losses):
-    """Power laws of D* by parabola and by shared shape: ((coefficient, exponent), (coefficient, exponent))."""
+    """Power laws of D* by parabola and by shared shape, each (coefficient, exponent)."""
     budgets, index = np.unique(compute, return_inverse=True)
     x = np.log(tokens)
     by_parabola = [
@@ -51,8 +51,8 @@ def chinchilla(outliers=False):
 
 def test_chinchilla_surface_reaches_the_certified_optimum():
     surface = fit_surface(*chinchilla())
-    # Optimum of the objective of Besiroglu et al. 2024, certified by gradient and curvature elsewhere; what the
-    # authors print (482.0, 2085, 1.8169, .3478, .3658) lies above it.
+    # Optimum of the objective of Besiroglu et al. 2024; what its authors print (482.0, 2085, 1.8169, .3478,
+    # .3658) lies above it.
     assert surface.fit.objective[0] == pytest.approx(1.018274017801e-3, abs=1e-15)
     found = surface.coefficients()
     expected = {"A": 477.826, "B": 2143.42, "E": 1.81722, "alpha": 0.34731, "beta": 0.36717}

@@ -30,9 +30,10 @@ def overrides(corpus, cache, tmp_path):
         "model.sequence_length=32",
         "training.batch_sequences=4",
         "sweep.name=small",
-        "sweep.budgets_flops=[5e8,1e9,2e9]",
-        "sweep.cells.noise_low.lengths=[5e8]",
-        "sweep.cells.noise_high.lengths=[1e9]",
+        "sweep.budgets_flops=[4e8,8e8]",
+        "sweep.mean_recurrences=[2,4,6,8]",
+        "sweep.cells.noise_low.lengths=[4e8]",
+        "sweep.cells.noise_high.lengths=[8e8]",
         "sweep.min_steps=2",
         "training.log_every=1",
         "sweep.max_epochs=2",
@@ -57,7 +58,7 @@ def test_a_killed_demo_continues_and_reports(overrides, tmp_path, capsys):
     page = loopscale.demo(overrides)
     out = capsys.readouterr().out.splitlines()
     runs = read_ledger(folder).runs(folder)
-    assert len(runs) == 18 + 4 and all(run.status().state == "done" for run in runs)
+    assert len(runs) == 10 + 4 and all(run.status().state == "done" for run in runs)
     assert all(
         run.status().attempts == 1 and run.record() == done[run.run_id] for run in runs if run.run_id in done
     )

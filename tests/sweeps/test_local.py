@@ -162,5 +162,5 @@ def test_status_prints_machine_readable_json_and_nothing_else(tiny_sweep, table,
 
 
 def test_nothing_launched_is_said_with_what_is_there(table):
-    with pytest.raises(ConfigError, match=r"no sweep 'tiny' under .* \\(nothing was launched there yet"):
+    with pytest.raises(ConfigError, match=r"no sweep 'tiny' under .* \(nothing was launched there yet"):
         loopscale.status(table)

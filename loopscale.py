@@ -119,7 +119,7 @@ def report(cfg: Overrides) -> Path:
     """Write figures and one self-contained HTML page; returns its path."""
     from sweeps.analyse import report_sweep
 
-    return report_sweep(_settings("report", cfg))
+    return report_sweep(_settings("report", cfg))[0]
 
 
 def demo(cfg: Overrides = ()) -> Path:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.optimize import brentq
 from scipy.special import stdtrit
 
 from analysis.config import FitConfig
 from analysis.saturating import SaturatingFit, fit_saturating
+from analysis.schema import TableError
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +63,17 @@ class DepthStudy:
 
 
 def depth_study(runs: pd.DataFrame, depths: pd.DataFrame, config: FitConfig) -> DepthStudy:
-    """Fit the depth curve of every looped run in `runs`; depth rows of other runs are ignored."""
+    """Fit the depth curve of every looped run in `runs`; depth rows of other runs are ignored.
+
+    Raises TableError for a depth listed twice.
+    """
+    twice = depths[depths.duplicated(["run_id", "depth"])]
+    if len(twice):
+        row = twice.iloc[0]
+        raise TableError(
+            f"depth {row['depth']} of run {row['run_id']} is listed twice: collect the sweep again"
+        )
+    depths = depths[np.isfinite(depths["val_loss_nats"].astype(float))]
     rows = {str(run_id): frame for run_id, frame in depths.groupby("run_id", sort=True)}
     curves = []
     for run in runs[runs["kind"] == "looped"].to_dict("records"):
@@ -102,29 +117,34 @@ def _summarise(depth: float, curves: list[DepthCurve]) -> RateAtRecurrence:
 def _slope(
     curves: tuple[DepthCurve, ...], summary: tuple[RateAtRecurrence, ...], confidence: float
 ) -> DepthStudy:
-    """Regress log z on log mu, each curve weighted by the width of its own interval.
-
-    Where rates scatter more than those widths say, the interval of the slope grows with the scatter (Birge
-    ratio).
-    """
+    """Regress log z on log mu over runs, each with its own fit's error and a scatter that all runs share."""
     known = [c for c in curves if c.fit.rate is not None and c.fit.rate_low and c.fit.rate_high]
     recurrences = len({c.mean_recurrence for c in known})
-    if recurrences < 3:
+    if recurrences < 3 or len(known) < 4:
         noun = "recurrence" if recurrences == 1 else "recurrences"
-        reason = f"{recurrences} {noun} with an identified rate, at least 3 are needed"
+        reason = f"{len(known)} identified rates at {recurrences} {noun}, at least 4 rates at 3 are needed"
         return DepthStudy(curves=curves, by_recurrence=summary, refusal=reason)
     x = np.log([c.mean_recurrence for c in known])
     y = np.log([c.fit.rate or np.nan for c in known])
     width = np.log([(c.fit.rate_high or np.nan) / (c.fit.rate_low or np.nan) for c in known])
     freedoms = np.array([len(c.fit.depths) - 3 for c in known])
-    error = np.maximum(width / 2 / stdtrit(freedoms, (1 + confidence) / 2), 1e-6)
-    weight = 1 / error**2
-    x, y = x - np.average(x, weights=weight), y - np.average(y, weights=weight)
-    information = float((weight * x) @ x)
-    slope = float((weight * x) @ y / information)
+    own = np.maximum(width / 2 / stdtrit(freedoms, (1 + confidence) / 2), 1e-6) ** 2
     freedom = len(known) - 2
-    excess = max(1.0, float(np.sqrt(weight @ (y - slope * x) ** 2 / freedom)))
-    half = float(stdtrit(freedom, (1 + confidence) / 2)) * excess / float(np.sqrt(information))
+    # Paule and Mandel 1982: the shared variance that makes the weighted residuals as large as they should be.
+    ceiling = float(np.var(y)) * len(known) + 1.0
+    excess = _regress(x, y, own)[2] - freedom
+    shared = brentq(lambda v: _regress(x, y, own + v)[2] - freedom, 0.0, ceiling) if excess > 0 else 0.0
+    slope, error, _ = _regress(x, y, own + shared)
+    half = float(stdtrit(freedom, (1 + confidence) / 2)) * error
     return DepthStudy(
         curves=curves, by_recurrence=summary, slope=slope, slope_low=slope - half, slope_high=slope + half
     )
+
+
+def _regress(x: Array, y: Array, variance: Array) -> tuple[float, float, float]:
+    """Return slope, its standard error and the weighted sum of squared residuals."""
+    weight = 1 / variance
+    x, y = x - np.average(x, weights=weight), y - np.average(y, weights=weight)
+    information = float(weight @ x**2)
+    slope = float(weight @ (x * y)) / information
+    return slope, information**-0.5, float(weight @ (y - slope * x) ** 2)

@@ -6,11 +6,12 @@ plateau, and z -> 0, in which the curve is a straight line and never reaches its
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize_scalar
+from scipy.optimize import brentq, minimize_scalar
 from scipy.special import fdtri
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -45,31 +46,29 @@ class SaturatingFit:
 
 
 def fit_saturating(depths: Array, losses: Array, confidence: float = 0.95) -> SaturatingFit:
-    """Fit one curve by least squares on the relative residual (the residual of the log loss to second
-    order).
+    """Fit one curve by least squares on the relative residual, that of the log loss to second order.
+
+    The interval of z is where its profile stays within the F limit of the confidence level.
     """
     order = np.argsort(depths)
     depths, losses = np.asarray(depths, float)[order], np.asarray(losses, float)[order]
     shown = tuple(int(v) for v in depths)
     if len(depths) < MIN_DEPTHS:
         return SaturatingFit(depths=shown, refusal=f"{len(depths)} depths, at least {MIN_DEPTHS} are needed")
-    grid = np.geomspace(0.02 / np.ptp(depths), 30.0 / np.diff(depths).min(), 300)
-    errors = _project(depths, losses, grid)[1]
+    grid = np.log(np.geomspace(0.02 / np.ptp(depths), 30.0 / np.diff(depths).min(), 300))
+    errors = _project(depths, losses, np.exp(grid))[1]
+
+    def error(log_rate: float) -> float:
+        return float(_project(depths, losses, np.exp([log_rate]))[1][0])
+
     best = int(np.argmin(errors))
-    bounds = np.log(grid[[max(best - 1, 0), min(best + 1, len(grid) - 1)]])
-    found = minimize_scalar(
-        lambda s: float(_project(depths, losses, np.exp([s]))[1][0]),
-        bounds=tuple(bounds),
-        method="bounded",
-        options={"xatol": 1e-10},
-    )
-    rate = float(np.exp(found.x))
-    amplitudes, error = _project(depths, losses, np.array([rate]))
-    floor, amplitude = (float(v) for v in amplitudes[0])
-    residual = floor + amplitude * np.exp(-rate * depths) - losses
+    bracket = (grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)])
+    log_rate = float(minimize_scalar(error, bounds=bracket, method="bounded", options={"xatol": 1e-10}).x)
+    floor, amplitude = (float(v) for v in _project(depths, losses, np.exp([log_rate]))[0][0])
+    residual = floor + amplitude * np.exp(-np.exp(log_rate) * depths) - losses
     rms = float(np.sqrt(np.mean(residual**2)))
     freedom = len(depths) - 3
-    limit = float(error[0] * (1 + fdtri(1, freedom, confidence) / freedom)) + 1e-24
+    limit = error(log_rate) * float(1 + fdtri(1, freedom, confidence) / freedom) + 1e-24
     refusal = _refusal(depths, losses, amplitude, rms, limit)
     if refusal:
         plateau = floor if "one point" in refusal else None
@@ -78,9 +77,9 @@ def fit_saturating(depths: Array, losses: Array, confidence: float = 0.95) -> Sa
         depths=shown,
         floor_nats=floor,
         amplitude_nats=amplitude,
-        rate=rate,
-        rate_low=_crossing(depths, losses, rate, grid[0], limit),
-        rate_high=_crossing(depths, losses, rate, grid[-1], limit),
+        rate=float(np.exp(log_rate)),
+        rate_low=_crossing(error, log_rate, grid[grid < log_rate][::-1], limit),
+        rate_high=_crossing(error, log_rate, grid[grid > log_rate], limit),
         rms_nats=rms,
     )
 
@@ -119,15 +118,11 @@ def _refusal(depths: Array, losses: Array, amplitude: float, rms: float, limit: 
     return None
 
 
-def _crossing(depths: Array, losses: Array, rate: float, end: float, limit: float) -> float | None:
-    """Return where the profile of z crosses `limit` between the optimum and `end`, None where it does not."""
-    inner, outer = np.log(rate), np.log(end)
-    if _project(depths, losses, np.array([end]))[1][0] <= limit:
-        return None
-    for _ in range(60):
-        middle = (inner + outer) / 2
-        if _project(depths, losses, np.exp([middle]))[1][0] <= limit:
-            inner = middle
-        else:
-            outer = middle
-    return float(np.exp((inner + outer) / 2))
+def _crossing(error: Callable[[float], float], log_rate: float, outward: Array, limit: float) -> float | None:
+    """Return the first z on the `outward` grid's side where the profile crosses `limit`, None without one."""
+    inner = log_rate
+    for outer in outward.tolist():
+        if error(outer) > limit:
+            return float(np.exp(brentq(lambda s: error(s) - limit, inner, outer, xtol=1e-12)))
+        inner = outer
+    return None

@@ -131,6 +131,9 @@ def _headline(group: GroupFit, quantity: Quantity) -> str:
     reasons: dict[str, list[str]] = {}
     for found in estimator.optima[quantity]:
         if found.refusal:
-            reasons.setdefault(found.refusal.split(" (")[0], []).append(number(found.budget_flops))
+            reason = found.refusal.split(" (")[0]
+            # The ends of the swept tokens differ from budget to budget, those of the recurrences seldom do.
+            key = reason.split(", which")[0] if quantity == "tokens" else reason
+            reasons.setdefault(key, []).append(number(found.budget_flops))
     why = "; ".join(f"at {', '.join(budgets)} FLOPs {reason}" for reason, budgets in reasons.items())
     return f"no law, {fitted.refusal}" + (f" ({why})" if why and not estimator.refusal else "")

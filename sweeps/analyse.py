@@ -32,13 +32,14 @@ def compare_sweep(settings: dict[str, Any]) -> Comparison:
     return comparison
 
 
-def report_sweep(settings: dict[str, Any]) -> Path:
-    """Write `<sweep>/report/` with its figures, and return the path of its page."""
+def report_sweep(settings: dict[str, Any]) -> tuple[Path, StudyFit]:
+    """Write `<sweep>/report/` with its figures; return the path of its page and the laws in it."""
     from analysis import read_tables, report
 
     folder = _folder(settings)
     study, comparison = fit_sweep(settings), compare_sweep(settings)
-    return report(*read_tables(folder), study, comparison, folder / "report", title=settings["sweep"])
+    page = report(*read_tables(folder), study, comparison, folder / "report", title=settings["sweep"])
+    return page, study
 
 
 def _folder(settings: dict[str, Any]) -> Path:

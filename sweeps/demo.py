@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 from model.checked import ConfigError
-from sweeps.analyse import fit_sweep, report_sweep
+from sweeps.analyse import report_sweep
 from sweeps.collect import collect
 from sweeps.compose import compose_table
 from sweeps.config import StudyConfig
@@ -35,9 +35,9 @@ def run_demo(study: StudyConfig) -> Path:
         raise ConfigError(f"{gaps(frame)}; loopscale status sweep={ledger.name} says why")
     collect(folder)
     settings = compose_table("report", [f"sweep={ledger.name}", f"root={study.root}"])
-    page = report_sweep(settings)
+    page, study_fit = report_sweep(settings)
     print(f"report: {page}")
-    for line in fit_sweep(settings).headlines():
+    for line in study_fit.headlines():
         print(line)
     return page
 

@@ -11,7 +11,6 @@ from harness.data_config import DataConfig
 from harness.dataset import find_prepared
 from harness.record import planned_columns
 from harness.runfolder import RunFolder
-
 from model.memory import memory_estimate_bytes
 from sweeps.config import StudyConfig
 from sweeps.grid import Cell, DataFacts, cells, truncated_curves

@@ -250,7 +250,7 @@ COMMANDS = {
     ),
     "train": Command(
         summary="train one run, or resume it",
-        example="loopscale train model=looped_60k model.mean_recurrence=4 budget_flops=1e11",
+        example="loopscale train model=looped_90k model.mean_recurrence=4 budget_flops=1e11",
         settings="config",
         run=_show_train,
     ),

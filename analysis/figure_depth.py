@@ -42,7 +42,7 @@ def depth_figure(study: StudyFit) -> style.Drawn | None:
         "Test-time depth. (a) Validation loss over the number of loops T at the largest budget, with the "
         "fitted L(T) = L_inf + Z exp(-z T). (b) Distance to the fitted floor over T/µ for every fitted "
         "curve: one line if z µ is constant. (c) Rate z over mean recurrence, one point per run with its "
-        "interval; the line is z µ constant."
+        "interval, the fitted slope and, dashed, a constant z µ."
     )
     return style.Drawn(name="depth_curves", caption=caption, figure=made, tables=_tables(study))
 
@@ -115,10 +115,15 @@ def _rates(ax: Axes, study: StudyFit, colours: dict[float, Any]) -> None:
             color=colours[curve.mean_recurrence],
         )
     depths = sorted(colours)
-    product = float(np.exp(np.mean([np.log((c.fit.rate or 1.0) * c.mean_recurrence) for c in fitted])))
     x = np.geomspace(depths[0], depths[-1], 50)
-    ax.plot(x, product / x, color=style.INK, linewidth=0.8, linestyle="--", label=f"z µ = {product:.2f}")
-    ax.legend(loc="upper right")
+    middle = np.exp(np.mean([np.log(c.mean_recurrence) for c in fitted]))
+    level = np.exp(np.mean([np.log(c.fit.rate or 1.0) for c in fitted]))
+    ax.plot(x, level * middle / x, color=style.FAINT, linewidth=0.8, linestyle="--", label="z µ constant")
+    slope = study.depth.slope
+    if slope is not None:
+        label = rf"z ∝ µ$^{{{slope:.2f}}}$"
+        ax.plot(x, level * (x / middle) ** slope, color=style.INK, linewidth=0.8, label=label)
+    ax.legend(loc="lower left", bbox_to_anchor=(0.1, 1.0), borderaxespad=0.1, ncols=2, handlelength=1.4)
     style.recurrence_axis(ax.xaxis, depths, room=0.1)
     style.plain_log_axis(ax.yaxis)
 

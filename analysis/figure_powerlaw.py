@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -113,10 +114,17 @@ def _label(estimator: EstimatorFit, quantity: Quantity) -> str:
     """Return the legend's words: the exponent with its interval, or why there is none."""
     law = estimator.laws[quantity]
     if law.exponent is None:
-        text = f"{estimator.name}: no law, {law.refusal}"
-        return "\n".join(textwrap.wrap(text, 50))
+        text = f"{estimator.name}: no law, {law.refusal}{_where(estimator, quantity)}"
+        return "\n".join(textwrap.wrap(text, 56))
     low, high = ("open" if end is None else f"{end:.2f}" for end in (law.exponent_low, law.exponent_high))
     return f"{estimator.name}: exponent {law.exponent:.2f} [{low}, {high}]"
+
+
+def _where(estimator: EstimatorFit, quantity: Quantity) -> str:
+    """Count the minima that lie outside the swept range, by side."""
+    sides = Counter(_outside(o) for o in estimator.optima[quantity])
+    shown = [f"{sides[side]} {side}" for side in ("below", "above") if sides[side]]
+    return f" (minima {' and '.join(shown)} the swept range)" if shown else ""
 
 
 def _outside(found: Optimum) -> str | None:

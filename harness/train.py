@@ -21,6 +21,7 @@ from harness.record import depth_rows, finished_record
 from harness.runfolder import RunFolder, write_json
 from harness.schedule import learning_rate_factor, weight_decay_factor
 from model.checked import ConfigError
+from model.compilation import compile_blocks
 from model.depth import counter_seed, draw_depths
 from model.flops import executed_flops
 from model.transformer import LoopedTransformer, build_model
@@ -144,6 +145,8 @@ def _start(folder: RunFolder, run: RunConfig, dataset: Dataset) -> tuple[Session
     torch.use_deterministic_algorithms(True)
     device = pick_device(run)
     model = build_model(run.model, seed=run.seed, device=device)
+    if run.training.compile:
+        compile_blocks(model)
     optimizer = build_optimizer(model, run.optimizer)
     newest = load_newest(folder.checkpoints)
     session = Session(run=run, dataset=dataset, model=model, optimizer=optimizer, device=device)

@@ -14,11 +14,11 @@ T = TypeVar("T")
 
 
 class ConfigError(ValueError):
-    """A configuration that the user must mend; the message names the key, the value and what would be right."""
+    """A configuration that the user must mend; the message names key and value and says what would be right."""
 
 
 def closest(word: str, options: Iterable[str]) -> str:
-    """Return ' (did you mean x?)' for the nearest of `options`, else the options themselves when they are few."""
+    """Return a hint: the nearest of `options`, or all of them where they are few."""
     names = sorted(options)
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     if near:
@@ -78,7 +78,7 @@ def _value(hint: Any, value: Any, path: str) -> Any:
         return _adapter(hint).validate_python(value, strict=True)
     except ValidationError as error:
         # A union reports one complaint per branch; the last one is the most specific for `X | None`.
-        complaint = [e for e in error.errors() if e["type"] != "none_required"][0]
+        complaint = next(e for e in error.errors() if e["type"] != "none_required")
         where = "".join(f".{part}" for part in complaint["loc"] if isinstance(part, int))
         raise ConfigError(f"{path}{where}={_shown(complaint['input'])}: {_lower(complaint['msg'])}") from None
 

@@ -41,7 +41,7 @@ def tiny(corpus, cache, tmp_path) -> list[str]:
         f"path={corpus}",
         "data.vocabulary_size=300",
         "data.validation_fraction=0.2",
-        "model=looped_20k",
+        "model=looped_40k",
         "model.mean_recurrence=2",
         "model.sequence_length=32",
         "training.batch_sequences=4",

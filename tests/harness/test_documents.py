@@ -13,6 +13,8 @@ from harness.data_config import DataConfig, DataError
 from harness.documents import fingerprint, read_documents
 from harness.installed import package_versions, python_files
 
+TORN_GZIP = gzip.compress(b'{"text": "x"}\n' * 99, mtime=0)[:-9]
+
 
 @pytest.fixture
 def packages(tmp_path, monkeypatch):
@@ -165,7 +167,7 @@ def test_lone_surrogates_of_json_become_encodable(tmp_path):
         ("a.jsonl", b'{"text": "x", "split": "test"}', r"line 1 has split 'test': write train or val"),
         ("a.jsonl", b'{"text": "x", "split": ["a"]}', r"line 1 has split \['a'\]"),
         ("a.jsonl.gz", b"not gzip", r"a\.jsonl\.gz is not a whole gzip file"),
-        ("a.jsonl.gz", gzip.compress(b"x\n" * 99, mtime=0)[:-9], r"a\.jsonl\.gz is not a whole gzip file"),
+        ("a.jsonl.gz", TORN_GZIP, r"a\.jsonl\.gz is not a whole gzip file"),
         ("a.txt", b"caf\xe9", r"a\.txt is not UTF-8"),
         ("a.parquet", b"PAR1 torn", r"a\.parquet is not a whole Parquet file"),
     ],

@@ -15,7 +15,7 @@ def run(tiny, *more):
 
 
 def test_the_name_is_readable_and_ends_in_eight_hex_digits(tiny):
-    assert re.fullmatch(r"looped_20k-mu2-steps10-seed0-[0-9a-f]{8}", run_id(run(tiny), "d"))
+    assert re.fullmatch(r"looped_40k-mu2-steps10-seed0-[0-9a-f]{8}", run_id(run(tiny), "d"))
 
 
 def test_science_changes_the_id(tiny):

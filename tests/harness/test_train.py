@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from harness.job import BUSY, run_job
 from harness.metrics import last_metrics, read_metrics
 from harness.runfolder import create, write_text
 from harness.train import Stopped, train
+from model.compilation import compile_blocks
 
 
 @pytest.fixture
@@ -123,6 +125,18 @@ def test_the_micro_batch_changes_nothing_but_rounding(make, cache):
         run_job(folder.path, cache)
     assert whole.run_id == parts.run_id
     assert parts.record()["val_loss_nats"] == pytest.approx(whole.record()["val_loss_nats"], rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # raised inside torch
+def test_compiled_blocks_train_to_the_same_losses(make, cache, monkeypatch):
+    # The graph is captured and guarded as on a GPU; generating machine code would take the test's time.
+    monkeypatch.setattr("harness.train.compile_blocks", partial(compile_blocks, backend="aot_eager"))
+    eager, _ = make("tokens=640", parent="eager")
+    compiled, _ = make("tokens=640", "training.compile=true", parent="compiled")
+    for folder in (eager, compiled):
+        assert run_job(folder.path, cache) == "done"
+    assert compiled.run_id == eager.run_id
+    assert compiled.record()["val_loss_nats"] == pytest.approx(eager.record()["val_loss_nats"], rel=1e-5)
 
 
 def test_a_done_run_is_not_repeated_and_a_held_one_is_left_alone(make, cache):

@@ -40,9 +40,9 @@ def test_every_data_set_composes(name):
 
 
 def test_a_scale_keeps_the_overrides_of_the_command_line(tiny):
-    study = loopscale.compose([*tiny, "sweep.scales=[looped_20k,looped_150k]", "model.injection=add"])
+    study = loopscale.compose([*tiny, "sweep.scales=[looped_40k,looped_150k]", "model.injection=add"])
     assert [run.model.injection for run in study.runs.values()] == ["add", "add"]
-    assert [run.scale for run in study.runs.values()] == ["looped_20k", "looped_150k"]
+    assert [run.scale for run in study.runs.values()] == ["looped_40k", "looped_150k"]
 
 
 def test_a_choice_can_be_overridden_from_the_command_line_after_the_sweep():

@@ -89,12 +89,12 @@ def test_several_scales_with_settings_of_their_own(tiny_sweep):
     found = planned(
         [
             *tiny_sweep,
-            "sweep.scales=[looped_20k,looped_60k]",
-            "sweep.per_scale={looped_60k: {optimizer.muon_learning_rate: 0.5}}",
+            "sweep.scales=[looped_40k,looped_90k]",
+            "sweep.per_scale={looped_90k: {optimizer.muon_learning_rate: 0.5}}",
         ]
     )
     rates = {cell.run.scale: cell.run.optimizer.muon_learning_rate for cell in found}
-    assert rates["looped_60k"] == 0.5 and rates["looped_20k"] != 0.5
+    assert rates["looped_90k"] == 0.5 and rates["looped_40k"] != 0.5
     widths = {cell.run.model.width for cell in found}
     assert len(widths) == 2
 
@@ -123,7 +123,7 @@ def test_a_truncated_curve_is_flagged(tiny_sweep):
     verdicts = list(frame["verdict"])
     assert verdicts == ["OK", "OK", "DROP", "OK"], frame[["steps", "reason"]]
     assert frame.attrs["notes"] == [
-        "looped_20k at 6e+08 FLOPs loses its high recurrences: its minimum will be biased"
+        "looped_40k at 6e+08 FLOPs loses its high recurrences: its minimum will be biased"
     ]
 
 

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class ConfigError(ValueError):
-    """A configuration that the user must mend; the message names key and value and says what would be right."""
+    """A configuration that the user must mend; the message names the key and says what would be right."""
 
 
 def closest(word: str, options: Iterable[str]) -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from analysis import Comparison, StudyFit
-    from harness.evaluate import Evaluation
+    from harness.record import Evaluation
     from sweeps.config import StudyConfig
 
 Overrides = Sequence[str]

@@ -105,7 +105,7 @@ def optimum(path: Path, exponents: Array, amplitudes: Array, means: tuple[float,
     low = np.full((len(exponents), width), path.middle - REACH)
     high = np.full_like(low, path.middle + REACH)
     falls, rises = slope(high) < 0, slope(low) > 0
-    for _ in range(60):
+    for _ in range(45):
         centre = (low + high) / 2
         above = slope(centre) > 0
         low, high = np.where(above, low, centre), np.where(above, centre, high)

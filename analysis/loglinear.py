@@ -7,12 +7,16 @@ optimum to rounding, and the gradient and curvature there certify it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
+
+# (parameters [rows, parameters], indices of the rows) -> value, gradient and Hessian to add
+Penalty = Callable[[Array, Any], tuple[Array, Array, Array]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,23 +53,32 @@ def minimise(
     bounds: tuple[Array, Array],
     *,
     weights: Array | None = None,
+    penalty: Penalty | None = None,
     iterations: int = 300,
 ) -> Fit:
     """Minimise for every row of `losses` [resamples, points] from `start` [resamples, parameters].
 
-    `weights` [resamples, points] are the counts of a pairs or block bootstrap.
+    `weights` [resamples, points] are the counts of a pairs or block bootstrap; a `penalty` is added to the
+    objective of each row.
     """
+
+    def evaluate(rows: Any, at: Array) -> tuple[Array, Array, Array]:
+        found = _evaluate(objective, losses[rows], counts[rows], at)
+        if penalty is None:
+            return found
+        added = penalty(at, rows)
+        return found[0] + added[0], found[1] + added[1], found[2] + added[2]
+
     low, high = bounds
     theta = np.clip(np.broadcast_to(start, (len(losses), start.shape[-1])), low, high).copy()
-    weights = np.ones((1, losses.shape[1])) if weights is None else weights
-    weights = np.broadcast_to(weights, losses.shape)
+    counts = np.broadcast_to(np.ones(losses.shape[1]) if weights is None else weights, losses.shape)
     active = np.arange(len(theta))
     damping = np.full(len(theta), 1e-3)
-    value, gradient, hessian = _evaluate(objective, losses, weights, theta)
+    value, gradient, hessian = evaluate(active, theta)
     for _ in range(iterations):
         step = _step(theta[active], gradient[active], hessian[active], damping[active], low, high)
         trial = theta[active] + step
-        new_value, new_gradient, new_hessian = _evaluate(objective, losses[active], weights[active], trial)
+        new_value, new_gradient, new_hessian = evaluate(active, trial)
         better = new_value < value[active]
         done = _done(step, value[active], new_value, better, damping[active])
         moved = active[better]
@@ -101,9 +114,9 @@ def _evaluate(
         residual, first, outer = prediction - losses, prediction, prediction
     size = np.abs(residual)
     inside = size <= objective.delta
-    psi = np.where(inside, residual, objective.delta * np.sign(residual)) * weights
-    with np.errstate(invalid="ignore"):  # delta = inf is never outside
-        cost = np.where(inside, residual**2 / 2, objective.delta * (size - objective.delta / 2))
+    psi = np.clip(residual, -objective.delta, objective.delta) * weights
+    capped = np.minimum(size, objective.delta)
+    cost = capped * (size - capped / 2)
     # d2 pred = first * (sum_j s_j phi phi' - g g') + outer * g g', with g the gradient of the log prediction
     value = (weights * cost).sum(1)
     gradient = np.matmul((psi * first)[:, None, :], mean)[:, 0]

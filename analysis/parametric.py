@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from analysis.estimator import EstimatorFit, Inputs, Minima, laws, nothing, optima_along
+from analysis.estimator import QUANTITIES, EstimatorFit, Inputs, Minima, laws, nothing, optima_along
 from analysis.frontier import RecurrencePath, optimum
 from analysis.isoflop import Quantity
+from analysis.profile import Optima, profile_intervals
+from analysis.resample import NoiseLevel
 from analysis.surface import PARAMETERS, Surface, fit_surface, refit
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -35,7 +38,7 @@ def fit_parametric(inputs: Inputs) -> EstimatorFit:
     everywhere = list(range(inputs.budgets))
     path = inputs.path(everywhere)
     optima = optima_along(inputs, everywhere, minima(path, point), minima(path, resampled))
-    return EstimatorFit(
+    fitted = EstimatorFit(
         name="surface",
         noise=level,
         parameters={**point.coefficients(), "huber_objective": float(point.fit.objective[0])},
@@ -43,6 +46,46 @@ def fit_parametric(inputs: Inputs) -> EstimatorFit:
         optima=optima,
         laws=laws(optima, inputs.config),
         curve=curve,
+    )
+    return _with_profiles(fitted, Optima(surface=point, path=path), losses, level, inputs.config.confidence)
+
+
+def _with_profiles(
+    fitted: EstimatorFit, optima: Optima, losses: Array, level: NoiseLevel, confidence: float
+) -> EstimatorFit:
+    """Replace the bootstrap's intervals of accepted optima and laws by profile intervals."""
+    budgets = len(optima.path.budgets_flops)
+    rows: list[Array] = []
+    places: list[tuple[str, Quantity, int]] = []
+    for offset, quantity in zip((0, budgets), QUANTITIES, strict=True):
+        unit = np.eye(2 * budgets)[offset : offset + budgets]
+        for k, found in enumerate(fitted.optima[quantity]):
+            if found.refusal is None:
+                rows.append(unit[k])
+                places.append(("optimum", quantity, k))
+        law = fitted.laws[quantity]
+        if law.exponent is not None and law.reference_flops is not None:
+            used = np.isin(optima.path.budgets_flops, law.budgets_flops)
+            x = np.where(used, np.log(optima.path.budgets_flops / law.reference_flops), 0.0)
+            rows += [x / (x @ x) @ unit, used / used.sum() @ unit]
+            places += [("exponent", quantity, 0), ("level", quantity, 0)]
+    if not rows:
+        return fitted
+    found_optima = {quantity: list(items) for quantity, items in fitted.optima.items()}
+    found_laws = dict(fitted.laws)
+    ends = profile_intervals(optima, losses, np.array(rows), level, confidence)
+    for (kind, quantity, k), (low, high) in zip(places, ends, strict=True):
+        raised = [None if end is None else float(np.exp(end)) for end in (low, high)]
+        if kind == "optimum":
+            found_optima[quantity][k] = replace(found_optima[quantity][k], low=raised[0], high=raised[1])
+        elif kind == "exponent":
+            found_laws[quantity] = replace(found_laws[quantity], exponent_low=low, exponent_high=high)
+        else:
+            found_laws[quantity] = replace(
+                found_laws[quantity], coefficient_low=raised[0], coefficient_high=raised[1]
+            )
+    return replace(
+        fitted, optima={quantity: tuple(items) for quantity, items in found_optima.items()}, laws=found_laws
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.loglinear import Fit, Objective, minimise
+from analysis.loglinear import Fit, Objective, minimise, predict
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -49,6 +49,16 @@ class Surface:
         """Return (E, p, r) of the saturating form used by `frontier` [resamples, 1, 3]."""
         e, a, b, alpha, beta = self.fit.parameters.T
         return np.stack([np.exp(e), alpha * np.exp(a), beta * np.exp(b)], -1)[:, None, :]
+
+    def predict(self) -> Array:
+        """Return the loss of the fitted points."""
+        return predict(self.objective.features, self.fit.parameters[:1])[0]
+
+    def jacobian(self) -> Array:
+        """Return the derivative of the log loss of the fitted points in the parameters [points, 5]."""
+        features = self.objective.features
+        terms = np.exp(features @ self.fit.parameters[0])
+        return np.asarray(np.einsum("tn,tnp->np", terms / terms.sum(0), features))
 
     def loss(self, log_params: Array, log_tokens: Array, resample: int = 0) -> Array:
         """Return the fitted loss in nats."""

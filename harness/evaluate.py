@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from harness.checkpoint import load_newest
 from harness.config import EvaluationConfig
 from harness.dataset import Dataset
 from harness.loader import validation_blocks
+from harness.record import Evaluation
 from harness.runfolder import RunFolder
 from model.checked import ConfigError
 from model.config import ModelConfig
@@ -21,20 +21,6 @@ from model.depth import counter_seed
 from model.transformer import LoopedTransformer, build_model
 
 IGNORED = -100  # label of a target that is not scored
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """Losses over the fixed validation blocks; index T - 1 of each list is test-time depth T."""
-
-    loss_nats: list[float]
-    loss_se_nats: list[float]
-    bits_per_byte: list[float]
-    tokens: int
-
-    def at(self, depth: int) -> int:
-        """Return the index of `depth`, the deepest one for a model without a loop."""
-        return min(depth, len(self.loss_nats)) - 1
 
 
 def evaluate_folder(path: Path, cache: Path, *, blocks: int, max_depth: int) -> Evaluation:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 import subprocess
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from harness.budget import nominal_flops_per_token
 from harness.config import RunConfig
-
-if TYPE_CHECKING:  # imports torch, which the planner must not
-    from harness.evaluate import Evaluation
 from model.depth import expected_depths
 from model.flops import flops_per_token, parameter_counts
 
@@ -29,6 +27,20 @@ RESULTS = (
     "wall_s",
     "tokens_per_s",
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Losses over the fixed validation blocks; index T - 1 of each list is test-time depth T."""
+
+    loss_nats: list[float]
+    loss_se_nats: list[float]
+    bits_per_byte: list[float]
+    tokens: int
+
+    def at(self, depth: int) -> int:
+        """Return the index of `depth`, the deepest one for a model without a loop."""
+        return min(depth, len(self.loss_nats)) - 1
 
 
 def planned_columns(run: RunConfig) -> dict[str, Any]:

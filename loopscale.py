@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from analysis import Comparison, StudyFit
     from harness.record import Evaluation
-    from sweeps.config import StudyConfig
+    from sweeps.config import FitTableConfig, StatusConfig, StudyConfig
 
 Overrides = Sequence[str]
 
@@ -60,15 +60,14 @@ def train(cfg: Overrides | StudyConfig = ()) -> dict[str, Any]:
 
 def evaluate(cfg: Overrides) -> Evaluation:
     """Score the newest checkpoint of a run folder at every test-time depth; changes nothing."""
-    from harness.evaluate import evaluate_folder
     from sweeps.compose import compose_table
+    from sweeps.config import EvalConfig
 
-    settings = compose_table("eval", cfg)
+    settings = compose_table("eval", cfg, EvalConfig)
+    from harness.evaluate import evaluate_folder
+
     return evaluate_folder(
-        Path(settings["run"]),
-        Path(settings["cache"]),
-        blocks=settings["blocks"],
-        max_depth=settings["max_depth"],
+        Path(settings.run), Path(settings.cache), blocks=settings.blocks, max_depth=settings.max_depth
     )
 
 
@@ -91,54 +90,57 @@ def status(cfg: Overrides) -> pd.DataFrame:
     """Return how a launched sweep stands, one row per run."""
     import sweeps.status
 
-    return sweeps.status.status(_folder("status", cfg))
+    return sweeps.status.status(_table("status", cfg).folder)
 
 
 def collect(cfg: Overrides) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Write and return the runs table and the depth table of a sweep."""
     import sweeps.collect
 
-    return sweeps.collect.collect(_folder("collect", cfg))
+    return sweeps.collect.collect(_table("collect", cfg).folder)
 
 
 def fit(cfg: Overrides) -> StudyFit:
     """Fit the laws of a collected sweep, with intervals or refusals; writes laws.json beside the tables."""
     from sweeps.analyse import fit_sweep
 
-    return fit_sweep(_settings("fit", cfg))
+    return fit_sweep(_fit_table("fit", cfg))
 
 
 def compare(cfg: Overrides) -> Comparison:
     """Compare looped with fixed depth at equal FLOPs."""
     from sweeps.analyse import compare_sweep
 
-    return compare_sweep(_settings("compare", cfg))
+    return compare_sweep(_fit_table("compare", cfg))
 
 
 def report(cfg: Overrides) -> Path:
     """Write figures and one self-contained HTML page; returns its path."""
     from sweeps.analyse import report_sweep
 
-    return report_sweep(_settings("report", cfg))[0]
+    return report_sweep(_fit_table("report", cfg))[0]
 
 
 def demo(cfg: Overrides = ()) -> Path:
     """Run a whole small study on this machine, from text to report; run again, it continues."""
     from sweeps.demo import run_demo
 
-    quick = any(text.replace(" ", "") in ("quick=true", "quick=True") for text in cfg)
+    quick = any(text.lstrip("+").lower() == "quick=true" for text in cfg)
     return run_demo(compose([f"sweep={'demo_quick' if quick else 'demo'}", *cfg]))
 
 
-def _settings(command: str, cfg: Overrides) -> dict[str, Any]:
+def _table(command: str, cfg: Overrides) -> StatusConfig:
     from sweeps.compose import compose_table
+    from sweeps.config import StatusConfig
 
-    return compose_table(command, cfg)
+    return compose_table(command, cfg, StatusConfig)
 
 
-def _folder(command: str, cfg: Overrides) -> Path:
-    settings = _settings(command, cfg)
-    return Path(settings["root"]) / settings["sweep"]
+def _fit_table(command: str, cfg: Overrides) -> FitTableConfig:
+    from sweeps.compose import compose_table
+    from sweeps.config import FitTableConfig
+
+    return compose_table(command, cfg, FitTableConfig)
 
 
 def _show_data(overrides: list[str]) -> None:
@@ -155,8 +157,12 @@ def _show_train(overrides: list[str]) -> None:
 
 
 def _show_eval(overrides: list[str]) -> None:
+    from sweeps.compose import compose_table
+    from sweeps.config import EvalConfig
+
+    as_json = compose_table("eval", overrides, EvalConfig).format == "json"
     result = evaluate(overrides)
-    if _wants_json(overrides):
+    if as_json:
         print(json.dumps(vars(result), indent=1))
         return
     print(f"{'T':>3}  loss (nats)     ±  bits/byte")
@@ -169,9 +175,10 @@ def _show_plan(overrides: list[str]) -> None:
     import sweeps.plan
     from sweeps.show import PLAN_COLUMNS, as_json, as_text
 
-    frame = plan(overrides)
+    study = compose(overrides)
+    frame = plan(study)
     total = sweeps.plan.totals(frame)
-    if _wants_json(overrides):
+    if study.format == "json":
         print(as_json(frame, totals=total, notes=frame.attrs["notes"], price=frame.attrs["price"]))
     else:
         print(as_text(frame, PLAN_COLUMNS))
@@ -196,37 +203,40 @@ def _show_status(overrides: list[str]) -> None:
     from sweeps.show import STATUS_COLUMNS, as_json, as_text
     from sweeps.status import counts, summary
 
-    settings = _settings("status", overrides)
-    if settings["watch"]:
-        from sweeps.live import watch
+    settings = _table("status", overrides)
+    if settings.watch:
+        from sweeps.live import watch_until_idle
 
-        watch(Path(settings["root"]) / settings["sweep"])
-        return
+        watch_until_idle(settings.folder)
     frame = status(overrides)
-    if settings["format"] == "json":
+    if settings.format == "json":
         print(as_json(frame, counts=counts(frame)))
     else:
         print(as_text(frame, STATUS_COLUMNS))
-        print(summary(frame, settings["sweep"], worked_on=is_worked_on(_folder("status", overrides))))
+        print(summary(frame, settings.sweep, worked_on=is_worked_on(settings.folder)))
 
 
 def _show_collect(overrides: list[str]) -> None:
+    from sweeps.show import as_json
     from sweeps.status import gaps
 
+    settings = _table("collect", overrides)
     runs, depths = collect(overrides)
-    folder = _folder("collect", overrides)
-    print(f"{folder}: runs.parquet ({len(runs)} rows), depths.parquet ({len(depths)} rows)")
-    print(gaps(runs))
+    if settings.format == "json":
+        print(as_json(runs))
+    else:
+        print(f"{settings.folder}: runs.parquet ({len(runs)} rows), depths.parquet ({len(depths)} rows)")
+        print(gaps(runs))
 
 
 def _show_fit(overrides: list[str]) -> None:
     result = fit(overrides)
-    print(result.to_json() if _wants_json(overrides) else result.summary())
+    print(result.to_json() if _fit_table("fit", overrides).format == "json" else result.summary())
 
 
 def _show_compare(overrides: list[str]) -> None:
     result = compare(overrides)
-    print(result.to_json() if _wants_json(overrides) else result.summary())
+    print(result.to_json() if _fit_table("compare", overrides).format == "json" else result.summary())
 
 
 def _show_report(overrides: list[str]) -> None:
@@ -235,10 +245,6 @@ def _show_report(overrides: list[str]) -> None:
 
 def _show_demo(overrides: list[str]) -> None:
     demo(overrides)
-
-
-def _wants_json(overrides: list[str]) -> bool:
-    return "format=json" in overrides
 
 
 COMMANDS = {

@@ -14,7 +14,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from harness.runfolder import write_json
+from harness.files import write_json
 from model.checked import ConfigError
 
 Tensors = dict[str, Tensor]
@@ -38,7 +38,8 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     """Write `checkpoint` to `folder`/step_<n> and delete all but the newest `keep`; returns its path."""
     target = folder / f"step_{checkpoint.step:08d}"
     temporary = folder / f".{target.name}.{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
+    for torn in folder.glob(".step_*"):
+        shutil.rmtree(torn)
     temporary.mkdir(parents=True)
     save_file(checkpoint.model, temporary / "model.safetensors")
     save_file(checkpoint.optimizer, temporary / "optimizer.safetensors")
@@ -51,8 +52,11 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)
     _sync(folder)
-    for old in found(folder)[:-keep]:
-        shutil.rmtree(old)
+    # One past this step was passed over as corrupt when the run resumed before it.
+    whole = [path for path in found(folder) if path.name <= target.name]
+    for path in found(folder):
+        if path not in whole[-keep:]:
+            shutil.rmtree(path)
     return target
 
 
@@ -68,14 +72,14 @@ def load(path: Path, *, weights_only: bool = False) -> Checkpoint:
         for name, expected in state["sha256"].items():
             if _sha256(path / name) != expected:
                 raise CheckpointError(f"checkpoint {path} is corrupt: {name} does not match its checksum")
-    except (OSError, KeyError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"checkpoint {path} is corrupt: {error}") from error
-    return Checkpoint(
-        step=state["step"],
-        model=load_file(path / "model.safetensors"),
-        optimizer={} if weights_only else load_file(path / "optimizer.safetensors"),
-        counters=state["counters"],
-    )
+        return Checkpoint(
+            step=state["step"],
+            model=load_file(path / "model.safetensors"),
+            optimizer={} if weights_only else load_file(path / "optimizer.safetensors"),
+            counters=state["counters"],
+        )
+    except (OSError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"checkpoint {path} is corrupt: {error!r}") from error
 
 
 def load_newest(folder: Path, *, weights_only: bool = False) -> Checkpoint | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,12 @@ from model.transformer import LoopedTransformer, build_model
 IGNORED = -100  # label of a target that is not scored
 
 
-def evaluate_folder(path: Path, cache: Path, *, blocks: int, max_depth: int) -> Evaluation:
+def evaluate_folder(
+    path: Path, cache: Path, *, blocks: int | None = None, max_depth: int | None = None
+) -> Evaluation:
     """Score the newest whole checkpoint of the run folder `path`; changes nothing.
+
+    `blocks` and `max_depth` default to those of the run. Warns when the run has not ended yet.
 
     Raises ConfigError for a folder without a checkpoint, CheckpointError when none is whole, DataError when
     its data is not under `cache`.
@@ -36,7 +41,10 @@ def evaluate_folder(path: Path, cache: Path, *, blocks: int, max_depth: int) -> 
         raise ConfigError(f"{path} has no checkpoint to evaluate: train it first")
     model = build_model(run.model, seed=run.seed)
     model.load_state_dict(checkpoint.model)
-    settings = dataclasses.replace(run.evaluation, blocks=blocks, max_depth=max_depth)
+    if checkpoint.step != run.steps:
+        warnings.warn(f"{path.name} stands at step {checkpoint.step} of {run.steps}", stacklevel=2)
+    own = run.evaluation
+    settings = dataclasses.replace(own, blocks=blocks or own.blocks, max_depth=max_depth or own.max_depth)
     return evaluate(model, run.model, folder.dataset(cache), settings)
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import torch
 
 from harness.data_config import DataError
 from harness.runfolder import RunFolder, Status
@@ -14,6 +17,7 @@ from harness.train import Diverged, Stopped, Watch, train
 from model.checked import ConfigError
 
 BUSY = "busy"  # another process trains this run
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 
 def run_job(
@@ -25,9 +29,9 @@ def run_job(
     """Train the run in folder `path` unless it is done or another process has it; return how it stands.
 
     Returns the status as the runs table shows it, or "busy". The data set is looked up under `cache` by the
-    digest that the run was planned with. SIGTERM, SIGUSR2 and `stop`, asked once a step, save a checkpoint
-    and end the attempt. An error that is not the user's is recorded as `code_error`, with its traceback under
-    logs/, and raised again. `watch` is given each line of the metrics.
+    digest that the run was planned with. SIGTERM, SIGUSR2, Ctrl-C and `stop`, asked once a step, save a
+    checkpoint and end the attempt. An error that is not the user's is recorded as `code_error`, with its
+    traceback under logs/, and raised again. `watch` is given each line of the metrics.
     """
     folder = RunFolder(path)
     with folder.lease() as free:
@@ -57,7 +61,8 @@ def _attempt(
 ) -> Status:
     try:
         dataset = folder.dataset(cache)
-        train(folder, dataset, attempts=status.attempts, stop=_or_signal(stop), watch=watch)
+        with _or_signal(stop) as asked:
+            train(folder, dataset, attempts=status.attempts, stop=asked, watch=watch)
     except Stopped as stopped:
         return dataclasses.replace(status, state="submitted", message=str(stopped))
     except Diverged as error:
@@ -65,7 +70,7 @@ def _attempt(
     except (DataError, ConfigError) as error:
         return _failed(status, "bad_config", error)
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or "memory" in str(error):
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             return _failed(status, "oom", error)
         raise
     return dataclasses.replace(status, state="done", step=status.steps)
@@ -77,17 +82,22 @@ def _failed(status: Status, failure_class: str, error: BaseException) -> Status:
         status,
         state="failed",
         failure_class=failure_class,
-        message=message[-1] if message else type(error).__name__,
+        message=message[0] if message else type(error).__name__,
     )
 
 
-def _or_signal(stop: Callable[[], bool]) -> Callable[[], bool]:
+@contextmanager
+def _or_signal(stop: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
+    """Give a `stop` that also says yes after a signal; handlers are put back at the end."""
     requested = False
 
     def request(_number: int, _frame: object) -> None:
         nonlocal requested
         requested = True
 
-    for number in (signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, request)
-    return lambda: requested or stop()
+    before = {number: signal.signal(number, request) for number in STOP_SIGNALS}
+    try:
+        yield lambda: requested or stop()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from harness.config import LoggerConfig
+from harness.files import write_text
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -37,11 +38,9 @@ class MetricsLog:
         self, path: Path, *, resume_step: int, logger: LoggerConfig, run_id: str, sweep: str
     ) -> None:
         kept = [line for line in read_metrics(path) if line["step"] <= resume_step]
-        self._file = path.open("w", encoding="utf-8")
         self._wandb = _start_wandb(logger, path.parent, run_id, sweep) if logger.name == "wandb" else None
-        for line in kept:
-            self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = path.open("a", encoding="utf-8")
 
     def write(self, metrics: dict[str, float]) -> None:
         """Append one line; `step` must be among the metrics."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ import yaml
 from harness.config import RunConfig
 from harness.data_config import DataError
 from harness.dataset import Dataset, open_dataset
+from harness.files import read_json, write_json, write_text
 from harness.identity import canonical_json, difference, identity, run_id
 from harness.locks import exclusive, is_held
 from harness.record import planned_record
@@ -69,7 +68,7 @@ class RunFolder:
     def status(self) -> Status:
         """Return the status; a folder without one counts as planned."""
         try:
-            return Status(**json.loads((self.path / "status.json").read_text()))
+            return Status(**read_json(self.path / "status.json"))
         except FileNotFoundError:
             return Status(state="planned")
 
@@ -80,7 +79,7 @@ class RunFolder:
 
     def record(self) -> dict[str, Any]:
         """Return the run's row of the runs table; its results are None until the run is done."""
-        return dict(json.loads((self.path / "record.json").read_text()))
+        return read_json(self.path / "record.json")
 
     def set_record(self, row: dict[str, Any]) -> None:
         write_json(self.path / "record.json", row)
@@ -90,7 +89,13 @@ class RunFolder:
         path = self.path / "config.yaml"
         if not path.exists():
             raise ConfigError(f"{self.path} is not a run folder: it has no config.yaml")
-        return build(RunConfig, yaml.safe_load(path.read_text()))
+        try:
+            fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path} is damaged: {' '.join(str(error).split())}") from None
+        if not isinstance(fields, dict):
+            raise ConfigError(f"{path} is damaged: it holds no settings")
+        return build(RunConfig, fields)
 
     def data_digest(self) -> str:
         return str(self._identity()["data_digest"])
@@ -104,7 +109,7 @@ class RunFolder:
 
     def _identity(self) -> dict[str, Any]:
         try:
-            return dict(json.loads((self.path / "identity.json").read_text()))
+            return read_json(self.path / "identity.json")
         except FileNotFoundError:
             raise ConfigError(f"{self.path} is not a run folder: it has no identity.json") from None
 
@@ -137,14 +142,18 @@ class RunFolder:
 
 
 def create(parent: Path, run: RunConfig, *, data_digest: str, unique_tokens: int) -> RunFolder:
-    """Create (or return) the folder of a solved `run` under `parent`; one that exists is only checked."""
+    """Create (or return) the folder of a solved `run` under `parent`; one that exists is checked first."""
     name = run_id(run, data_digest)
     folder = RunFolder(parent / name)
+    config = yaml.safe_dump(dataclasses.asdict(run), sort_keys=False)
     if (folder.path / "status.json").exists():
         folder.check()
+        if folder.status().state != "done":
+            # The same science, but perhaps another micro-batch, logger or device from now on.
+            write_text(folder.path / "config.yaml", config)
         return folder
     folder.path.mkdir(parents=True, exist_ok=True)
-    write_text(folder.path / "config.yaml", yaml.safe_dump(dataclasses.asdict(run), sort_keys=False))
+    write_text(folder.path / "config.yaml", config)
     write_json(folder.path / "identity.json", identity(run, data_digest))
     folder.set_record(
         planned_record(
@@ -154,18 +163,3 @@ def create(parent: Path, run: RunConfig, *, data_digest: str, unique_tokens: int
     # Last, because its presence says that the folder is complete.
     folder.set_status(Status(state="planned", steps=run.steps or 0))
     return folder
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically: a reader sees the old file or the new one."""
-    write_text(path, json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file atomically (temporary file, fsync, rename)."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.replace(path)

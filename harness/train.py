@@ -14,11 +14,12 @@ from harness.checkpoint import Checkpoint, load_newest, save
 from harness.config import RunConfig
 from harness.dataset import Dataset
 from harness.evaluate import IGNORED, evaluate
-from harness.loader import train_batch
+from harness.files import write_json
+from harness.loader import train_batch, validation_blocks
 from harness.metrics import MetricsLog
 from harness.optimizer import AdamW, MuonAdamW, build_optimizer
 from harness.record import depth_rows, finished_record
-from harness.runfolder import RunFolder, write_json
+from harness.runfolder import RunFolder
 from harness.schedule import learning_rate_factor, weight_decay_factor
 from model.checked import ConfigError
 from model.compilation import compile_blocks
@@ -79,6 +80,8 @@ def train(
     assert run.steps is not None
 
     def checkpoint(step: int) -> None:
+        if step == first_step > 0:  # stands already, from the attempt before
+            return
         counters.wall_s = earlier_wall_s + time.monotonic() - started
         save(folder.checkpoints, _snapshot(session, counters, step), keep=run.training.keep_checkpoints)
 
@@ -99,6 +102,9 @@ def train(
                 saved_at = time.monotonic()
     checkpoint(run.steps)
     evaluation = evaluate(session.model, run.model, dataset, run.evaluation)
+    own_loss = evaluation.loss_nats[evaluation.at(round(run.model.mean_recurrence))]
+    if not math.isfinite(own_loss):
+        raise Diverged(f"validation loss {own_loss} after {run.steps} steps")
     counters.wall_s = earlier_wall_s + time.monotonic() - started
     write_json(folder.depth_curve, depth_rows(folder.run_id, evaluation))
     row = finished_record(
@@ -119,6 +125,8 @@ def check_fit(run: RunConfig, dataset: Dataset, data_digest: str) -> None:
             f"the run was planned with data {data_digest}, the data set found is {dataset.digest}: "
             "prepare the data that it names or plan it anew"
         )
+    # Raises now, not after the training, when there is too little text to validate on.
+    validation_blocks(dataset, sequence_length=run.model.sequence_length, blocks=run.evaluation.blocks)
     if dataset.vocabulary_size > run.model.vocabulary_size:
         raise ConfigError(
             f"model.vocabulary_size={run.model.vocabulary_size} is smaller than the tokenizer's "

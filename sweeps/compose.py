@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from harness.budget import LENGTHS
 from harness.config import RunConfig
 from model.checked import ConfigError, build, closest
 from sweeps.config import ClusterConfig, StudyConfig, SweepConfig
 
+T = TypeVar("T")
 CONF = Path(__file__).resolve().parents[1] / "conf"
 _STUDY_KEYS = ("root", "cache", "format", "confirm", "quick", "retry_failed")
 
@@ -46,16 +47,16 @@ def _run(mapping: dict[str, Any], scale: str) -> RunConfig:
     return build(RunConfig, fields | {"scale": scale})
 
 
-def compose_table(command: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """Return the settings of a command on finished runs (conf/table); raises ConfigError, in one line."""
+def compose_table(command: str, overrides: Sequence[str], cls: type[T]) -> T:
+    """Return the checked settings of a command on finished runs (conf/table).
+
+    Raises ConfigError, in one line, for a key that is unknown, mistyped or not set.
+    """
     mapping, _ = _compose(CONF / "table", command, overrides)
-    known, _ = _compose(CONF / "table", command, [])
     for key, value in mapping.items():
-        if key not in known:
-            raise ConfigError(f"unknown key {key}{closest(key, known)}")
         if value == "???":
             raise ConfigError(f"{key} is not set: {key}=...")
-    return mapping
+    return build(cls, mapping)
 
 
 def single_run(study: StudyConfig) -> RunConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, MinLen
@@ -73,3 +74,46 @@ class StudyConfig:
     confirm: bool = True
     quick: bool = False
     retry_failed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableConfig:
+    """What every command on a launched sweep takes."""
+
+    sweep: Annotated[str, MinLen(1)]
+    root: str = "runs"
+    format: Literal["text", "json"] = "text"
+
+    @property
+    def folder(self) -> Path:
+        """Return the sweep's folder."""
+        return Path(self.root) / self.sweep
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatusConfig(TableConfig):
+    """`loopscale status`."""
+
+    watch: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitTableConfig(TableConfig):
+    """`loopscale fit`, `report` and `compare`; beside the table's, the fields of `analysis.FitConfig`."""
+
+    bootstrap: int = 1000
+    seed: int = 0
+    confidence: float = 0.95
+    parameter_count: str = "non_embedding"
+    max_epochs: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """`loopscale eval`; None stands for the run's own evaluation settings."""
+
+    run: Annotated[str, MinLen(1)]
+    cache: str = "runs/.data"
+    format: Literal["text", "json"] = "text"
+    blocks: Annotated[int, Gt(1)] | None = None
+    max_depth: Annotated[int, Gt(0)] | None = None

@@ -9,11 +9,10 @@ from pathlib import Path
 from model.checked import ConfigError
 from sweeps.analyse import report_sweep
 from sweeps.collect import collect
-from sweeps.compose import compose_table
-from sweeps.config import StudyConfig
+from sweeps.config import FitTableConfig, StudyConfig
 from sweeps.launch import start_workers, write_ledger
 from sweeps.live import data_progress, watch
-from sweeps.status import gaps, status
+from sweeps.status import gaps, has_ended, status
 
 
 def run_demo(study: StudyConfig) -> Path:
@@ -31,14 +30,16 @@ def run_demo(study: StudyConfig) -> Path:
     finally:
         _end(workers)
     frame = status(folder)
-    if not (frame["status"] == "done").all():
-        raise ConfigError(f"{gaps(frame)}; loopscale status sweep={ledger.name} says why")
+    complaint = f"{gaps(frame)}; loopscale status sweep={ledger.name} says why"
+    if not frame["status"].map(has_ended).all():
+        raise ConfigError(f"{complaint}; run the demo again to continue")
     collect(folder)
-    settings = compose_table("report", [f"sweep={ledger.name}", f"root={study.root}"])
-    page, study_fit = report_sweep(settings)
+    page, study_fit = report_sweep(FitTableConfig(sweep=ledger.name, root=study.root))
     print(f"report: {page}")
     for line in study_fit.headlines():
         print(line)
+    if not (frame["status"] == "done").all():
+        raise ConfigError(complaint)
     return page
 
 

@@ -106,6 +106,9 @@ def _check(sweep: SweepConfig) -> None:
     kinds = [kind for kind in _LENGTHS if getattr(sweep, kind)]
     if len(kinds) != 1:
         raise ConfigError(f"sweep.{kinds or 'lengths'}: give exactly one of {', '.join(_LENGTHS)}")
+    for key in sweep.axes:
+        if key in ("seed", "steps", *_LENGTHS.values(), "model.mean_recurrence", "model.depth_sampling"):
+            raise ConfigError(f"sweep.axes.{key}: the grid sets it; use the sweep's own field")
     if not sweep.mean_recurrences and sweep.control == "none":
         raise ConfigError("sweep.mean_recurrences=[]: give at least one mean recurrence, or a control")
 

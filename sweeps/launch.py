@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from harness.dataset import prepare
+from harness.encoding import available_cores
 from model.checked import ConfigError
 from sweeps.config import StudyConfig
 from sweeps.ledger import Ledger, enter
@@ -49,9 +50,7 @@ def launch(study: StudyConfig) -> Path:
     if study.retry_failed:
         for run in ledger.runs(folder):
             if run.status().state == "failed":
-                run.set_status(
-                    dataclasses.replace(run.status(), state="submitted", failure_class="", attempts=0)
-                )
+                run.set_status(dataclasses.replace(run.status(), state="submitted", failure_class=""))
     _DETACHED.extend(start_workers(study))
     return folder
 
@@ -106,4 +105,4 @@ def start_workers(study: StudyConfig, *, owner: int | None = None) -> list[subpr
 
 def default_parallel_runs(threads_per_run: int) -> int:
     """Return how many runs fit side by side on this machine's CPU cores."""
-    return max(1, len(os.sched_getaffinity(0)) // threads_per_run)
+    return max(1, available_cores() // threads_per_run)

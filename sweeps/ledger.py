@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from harness.files import read_json, write_json
 from harness.locks import exclusive, is_held
-from harness.runfolder import RunFolder, create, write_json
+from harness.runfolder import RunFolder, create
 from model.checked import ConfigError
 from sweeps.config import StudyConfig
 from sweeps.grid import Cell
@@ -36,7 +36,7 @@ def read_ledger(folder: Path) -> Ledger:
         raise ConfigError(
             f"no sweep {folder.name!r} under {folder.parent} ({hint}): loopscale launch sweep=NAME"
         )
-    return Ledger(**json.loads(path.read_text()))
+    return Ledger(**read_json(path))
 
 
 def enter(study: StudyConfig, cells: list[Cell]) -> Ledger:
@@ -50,6 +50,7 @@ def enter(study: StudyConfig, cells: list[Cell]) -> Ledger:
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder / ".ledger.lock", wait=True):
         names = read_ledger(folder).run_ids if (folder / "sweep.json").exists() else []
+        _check_data(folder, names, cells)
         for cell in sorted(cells, key=_cost, reverse=True):
             if cell.verdict == "DROP":
                 continue
@@ -69,6 +70,16 @@ def enter(study: StudyConfig, cells: list[Cell]) -> Ledger:
         )
         write_json(folder / "sweep.json", asdict(ledger))
     return ledger
+
+
+def _check_data(folder: Path, names: list[str], cells: list[Cell]) -> None:
+    before = {RunFolder(folder / name).data_digest() for name in names}
+    now = {cell.data.digest for cell in cells if cell.verdict == "OK"}
+    if before and not before & now:
+        raise ConfigError(
+            f"{folder} holds runs on other data, {', '.join(sorted(before))}: "
+            "choose another sweep.name, or delete the folder"
+        )
 
 
 def slot(folder: Path, number: int) -> Path:

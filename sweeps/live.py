@@ -14,12 +14,14 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from sweeps.status import ENDED, LOST, status
+from sweeps.ledger import is_worked_on
+from sweeps.status import LOST, has_ended, status
 
 if TYPE_CHECKING:
     import pandas as pd
 
 REFRESH_S = 1.0
+STARTING_S = 15.0  # a worker just launched imports torch before it takes its slot
 PLAIN_EVERY_S = 15.0  # where there is no terminal, one line this often
 
 
@@ -73,7 +75,7 @@ def watch(folder: Path, alive: Callable[[], bool] = lambda: True) -> None:
         shown_at = 0.0
         while True:
             frame = status(folder)
-            ended = frame["status"].map(_has_ended).all() or not alive()
+            ended = frame["status"].map(has_ended).all() or not alive()
             if console.is_terminal:
                 live.update(_live_view(frame, meter), refresh=True)
             elif ended or time.monotonic() - shown_at > PLAIN_EVERY_S:
@@ -82,6 +84,12 @@ def watch(folder: Path, alive: Callable[[], bool] = lambda: True) -> None:
             if ended:
                 return
             time.sleep(REFRESH_S)
+
+
+def watch_until_idle(folder: Path) -> None:
+    """Show the sweep in `folder` as long as workers are at it, allowing for those just launched to start."""
+    began = time.monotonic()
+    watch(folder, alive=lambda: time.monotonic() - began < STARTING_S or is_worked_on(folder))
 
 
 class _Meter:
@@ -112,10 +120,6 @@ def _live_view(frame: pd.DataFrame, meter: _Meter) -> Group:
         share = row["step"] / row["steps"]
         lines.append(Text(f"  {row['run_id']:<44} {'#' * round(30 * share):<30} {share:4.0%} {loss}"))
     return Group(*lines)
-
-
-def _has_ended(shown: str) -> bool:
-    return shown in ENDED or shown.startswith("failed")
 
 
 def _clock(seconds: float) -> str:

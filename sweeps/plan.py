@@ -33,9 +33,8 @@ def plan(study: StudyConfig) -> pd.DataFrame:
     """
     import pandas as pd
 
-    assert study.sweep.name is not None
-    folder = Path(study.root) / study.sweep.name
     planned = plan_cells(study)
+    folder = Path(study.root) / str(study.sweep.name)
     frame = pd.DataFrame([_row(cell, folder) for cell in planned])
     rate, price = _flops_per_s(frame, study)
     frame["hours"] = frame["nominal_flops"] / rate / 3600

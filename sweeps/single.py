@@ -35,7 +35,9 @@ def train_one(study: StudyConfig) -> dict[str, Any]:
     with step_progress(folder.run_id, run.steps or 0) as watch:
         ended = run_job(folder.path, Path(study.cache), watch=watch)
     if ended == BUSY:
-        raise ConfigError(f"{folder.path} is being trained by another process: loopscale status shows it")
+        raise ConfigError(f"{folder.path} is being trained by another process: its metrics.jsonl grows there")
+    if ended == "submitted":
+        raise ConfigError(f"{folder.status().message}; run the same command again to continue")
     if ended != "done":
         raise ConfigError(f"{folder.path} ended as {ended}: {folder.status().message}")
     return RunFolder(folder.path).record()

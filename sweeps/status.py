@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LOST = "lost"  # its process is gone; the next launch resumes it
-ENDED = ("done",)
 
 
 def status(folder: Path) -> pd.DataFrame:
@@ -31,6 +30,11 @@ def status(folder: Path) -> pd.DataFrame:
 def counts(frame: pd.DataFrame) -> dict[str, int]:
     """Return how many runs have each status, done first."""
     return {str(name): int(count) for name, count in frame["status"].value_counts().items()}
+
+
+def has_ended(shown: str) -> bool:
+    """Say whether a run shown like this needs nothing more: done, or failed for good."""
+    return shown == "done" or shown.startswith("failed")
 
 
 def summary(frame: pd.DataFrame, sweep: str, *, worked_on: bool) -> str:

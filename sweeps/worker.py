@@ -12,12 +12,14 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
+from collections import Counter
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from harness.job import run_job
-from harness.locks import exclusive
+from harness.locks import drop_inherited, exclusive
 from harness.runfolder import RunFolder, Status
 from sweeps.ledger import read_ledger, slot
 
@@ -32,18 +34,27 @@ def is_open(status: Status, max_attempts: int) -> bool:
 
 
 def work(folder: Path, stop: Callable[[], bool]) -> None:
-    """Train the open runs of the sweep in `folder` until none is left that this worker may take."""
+    """Train the open runs of the sweep in `folder` until none is open.
+
+    Waits while others hold the last ones, and takes those over whose process dies.
+    """
+    crashes: Counter[str] = Counter()  # counted here too, for a crash that could not be written down
     while not stop():
         ledger = read_ledger(folder)
-        for run in ledger.runs(folder):
-            if is_open(run.status(), ledger.max_attempts) and not run.is_held():
-                _train_in_child(run, folder / ledger.cache, stop)
-                break
-        else:
+        limit = ledger.max_attempts
+        runs = [
+            run for run in ledger.runs(folder) if is_open(run.status(), limit) and crashes[run.run_id] < limit
+        ]
+        if not runs:
             return
+        free = next((run for run in runs if not run.is_held()), None)
+        if free is None:
+            time.sleep(POLL_S)
+        elif _train_in_child(free, folder / ledger.cache, stop) != 0:
+            crashes[free.run_id] += 1
 
 
-def _train_in_child(run: RunFolder, cache: Path, stop: Callable[[], bool]) -> None:
+def _train_in_child(run: RunFolder, cache: Path, stop: Callable[[], bool]) -> int | None:
     # Forked after torch is imported: a run starts in milliseconds, and its crash is its own.
     child = multiprocessing.get_context("fork").Process(target=_child, args=(run.path, cache))
     child.start()
@@ -55,6 +66,7 @@ def _train_in_child(run: RunFolder, cache: Path, stop: Callable[[], bool]) -> No
         status = run.status()
         reason = f"killed by signal {-child.exitcode} (out of memory?)"
         run.set_status(dataclasses.replace(status, state="failed", failure_class="lost", message=reason))
+    return child.exitcode
 
 
 def _end(child: BaseProcess) -> None:
@@ -66,7 +78,9 @@ def _end(child: BaseProcess) -> None:
 
 
 def _child(path: Path, cache: Path) -> None:
-    log = (path / "log.txt").open("a", buffering=1)
+    drop_inherited()
+    (path / "logs").mkdir(exist_ok=True)
+    log = (path / "logs" / "output.txt").open("a", buffering=1)
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
     parent = os.getppid()

@@ -69,6 +69,13 @@ def test_every_command_has_help_with_an_example(capsys, command):
         (["data", "data=text", "path=/nowhere/at/all"], "/nowhere/at/all"),
         (["status"], "sweep is not set: sweep=..."),
         (["fit", "sweep=demo", "bootstra=3"], "unknown key bootstra (did you mean bootstrap?)"),
+        (["plan"], "no sweep chosen: add sweep=NAME"),
+        (["launch"], "no sweep chosen: add sweep=NAME"),
+        (["status", "sweep=123"], "sweep=123: input should be a valid string"),
+        (["status", "sweep=demo", "watch=no"], "watch=no: input should be a valid boolean"),
+        (["fit", "sweep=demo", "format=jsn"], "format=jsn: input should be 'text' or 'json'"),
+        (["fit", "sweep=demo", "confidence=2.0"], "no runs table in"),
+        (["eval", "run=x", "blocks=abc"], "blocks=abc: input should be a valid integer"),
         (["eval", "run=/nowhere"], "/nowhere is not a run folder"),
     ],
 )

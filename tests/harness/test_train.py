@@ -18,9 +18,10 @@ from analysis.schema import RUNS
 from harness.budget import solve
 from harness.checkpoint import found, load
 from harness.dataset import prepare
+from harness.files import write_text
 from harness.job import BUSY, run_job
 from harness.metrics import last_metrics, read_metrics
-from harness.runfolder import create, write_text
+from harness.runfolder import create
 from harness.train import Stopped, train
 from model.compilation import compile_blocks
 

@@ -1,0 +1,36 @@
+"""Files that are whole or absent: atomic writes, and reads that name what is damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from model.checked import ConfigError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in `path`; raises ConfigError naming the file when it is damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} is damaged: it holds no JSON object")
+    return content
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically: a reader sees the old file or the new one."""
+    write_text(path, json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file atomically (temporary file, fsync, rename)."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    temporary.replace(path)

@@ -58,3 +58,20 @@ def test_a_flipped_bit_is_noticed_and_nothing_is_deleted(tmp_path):
     with pytest.raises(CheckpointError, match="does not match its checksum; no other is whole"):
         load_newest(tmp_path)
     assert found(tmp_path) == [path]
+
+
+def test_a_corrupt_checkpoint_that_was_passed_over_does_not_crowd_out_good_ones(tmp_path):
+    save(tmp_path, checkpoint(1), keep=1)
+    newest = save(tmp_path, checkpoint(5), keep=2)
+    (newest / "model.safetensors").write_bytes(b"torn")
+    with pytest.warns(UserWarning, match="is corrupt"):
+        assert load_newest(tmp_path).step == 1
+    save(tmp_path, checkpoint(2), keep=1)
+    assert [path.name for path in found(tmp_path)] == ["step_00000002"]
+    assert load_newest(tmp_path).step == 2
+
+
+def test_what_a_killed_save_left_behind_is_removed(tmp_path):
+    (tmp_path / ".step_00000003.4711").mkdir(parents=True)
+    save(tmp_path, checkpoint(4), keep=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000004"]

@@ -164,3 +164,30 @@ def test_status_prints_machine_readable_json_and_nothing_else(tiny_sweep, table,
 def test_nothing_launched_is_said_with_what_is_there(table):
     with pytest.raises(ConfigError, match=r"no sweep 'tiny' under .* \(nothing was launched there yet"):
         loopscale.status(table)
+
+
+def test_a_crash_that_cannot_be_written_down_is_not_repeated_for_ever(tiny_sweep, tmp_path, monkeypatch):
+    write_ledger(loopscale.compose([*tiny_sweep, "cluster.max_attempts=2"]))
+    folder = tmp_path / "runs" / "tiny"
+    log = tmp_path / "started"
+
+    def crashes(path, cache, stop):
+        with log.open("a") as handle:
+            handle.write("x")
+        os._exit(1)
+
+    monkeypatch.setattr("sweeps.worker.run_job", crashes)
+    work(folder, stop=lambda: False)
+    assert len(log.read_text()) == 6 * 2
+
+
+def test_a_sweep_does_not_mix_data(tiny_sweep):
+    write_ledger(loopscale.compose(tiny_sweep))
+    with pytest.raises(ConfigError, match="holds runs on other data"):
+        write_ledger(loopscale.compose([*tiny_sweep, "data.vocabulary_size=310"]))
+
+
+def test_a_new_machine_setting_reaches_a_run_that_is_not_done(tiny_sweep, tmp_path):
+    write_ledger(loopscale.compose(tiny_sweep))
+    ledger = write_ledger(loopscale.compose([*tiny_sweep, "training.micro_batch=2"]))
+    assert {run.config().training.micro_batch for run in ledger.runs(tmp_path / "runs" / "tiny")} == {2}

@@ -11,10 +11,10 @@ import pandas as pd
 from analysis import plain
 from analysis.config import FitConfig
 from analysis.difference import Difference, of_means, of_minimum
+from analysis.group import GroupFit, fit_groups
 from analysis.isoflop import HIDDEN
 from analysis.noise import NoiseFloor, noise_floor
 from analysis.numbers import number
-from analysis.study import GroupFit, fit_groups
 from analysis.tables import LeftOut, digest, groups, select
 
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 
 from analysis.config import FitConfig
-from analysis.frontier import RecurrencePath
+from analysis.frontier import Path
 from analysis.geometry import Geometry
 from analysis.isoflop import HIDDEN, Curves, Optimum, Quantity, judge, refusal_before, refused
 from analysis.noise import NoiseFloor
@@ -25,7 +24,6 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 EstimatorName = Literal["shared shape", "parabola", "surface"]
 # It has no parabola bias and assumes no law across budgets.
 DEFAULT: EstimatorName = "shared shape"
-QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 
 # (quantity, index of the budget, values of the swept variable) -> loss in nats
 Curve = Callable[[Quantity, int, Array], Array]
@@ -48,11 +46,21 @@ class EstimatorFit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """One group as the estimators see it."""
+class Points:
+    """Runs that enter a surface, on an isoFLOP curve or not; `rows` as in `Curves`."""
 
-    group: pd.DataFrame
+    rows: np.ndarray[Any, np.dtype[np.int64]]
+    params: Array
+    tokens: Array
+    loss_nats: Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """One group as the estimators see it: isoFLOP cells, and all runs that a surface may use."""
+
     cells: Curves
+    runs: Points
     shape: Geometry
     draws: Draws
     floor: NoiseFloor
@@ -65,7 +73,7 @@ class Inputs:
 
     @property
     def usable(self) -> list[int]:
-        """List the budgets whose curve has enough recurrences."""
+        """List the budgets whose curve has enough swept values."""
         return [k for k in range(self.budgets) if refusal_before(self.cells, k) is None]
 
     def level(self, squares: float, freedom: int) -> NoiseLevel:
@@ -82,12 +90,12 @@ class Inputs:
             source="residuals of this fit, training noise unknown",
         )
 
-    def path(self, budgets: list[int]) -> RecurrencePath:
-        """Return the isoFLOP curves of some budgets as functions of log mean recurrence."""
-        return RecurrencePath(
+    def path(self, budgets: list[int]) -> Path:
+        """Return the isoFLOP curves of some budgets as functions of the log of the swept variable."""
+        return Path(
             shape=self.shape,
             budgets_flops=self.cells.budgets_flops[budgets],
-            middle=float(np.log(self.cells.mean_recurrence).mean()),
+            middle=float(np.log(self.cells.values).mean()),
         )
 
     def along(self, quantity: Quantity, budget: int, values: Array) -> tuple[Array, Array]:
@@ -100,29 +108,30 @@ class Inputs:
 
 def laws(optima: dict[Quantity, tuple[Optimum, ...]], config: FitConfig) -> dict[Quantity, PowerLaw]:
     """Fit the power law of each quantity."""
-    return {quantity: power_law(quantity, optima[quantity], config) for quantity in QUANTITIES}
+    return {quantity: power_law(quantity, found, config) for quantity, found in optima.items()}
 
 
 def nothing(name: EstimatorName, inputs: Inputs, reason: str | None = None) -> EstimatorFit:
     """Return an estimator that was not fitted, with the reason at every budget."""
-    why = reason or "no budget has enough recurrences"
+    quantities = inputs.cells.quantities
+    why = reason or "no budget has enough points"
     each = [refusal_before(inputs.cells, k) or why for k in range(inputs.budgets)]
     return EstimatorFit(
         name=name,
         refusal=why,
         optima={
-            q: tuple(refused(inputs.cells, q, k, each[k]) for k in range(inputs.budgets)) for q in QUANTITIES
+            q: tuple(refused(inputs.cells, q, k, each[k]) for k in range(inputs.budgets)) for q in quantities
         },
-        laws={quantity: PowerLaw(quantity=quantity, refusal=why) for quantity in QUANTITIES},
+        laws={quantity: PowerLaw(quantity=quantity, refusal=why) for quantity in quantities},
     )
 
 
 def optima_along(
     inputs: Inputs, budgets: list[int], point: Minima, resampled: Minima
 ) -> dict[Quantity, tuple[Optimum, ...]]:
-    """Judge minima in recurrence, and the tokens that the same minima buy, for estimators of one curve."""
+    """Judge minima in the swept variable and, for the same minima, in the tokens that they buy."""
     found: dict[Quantity, tuple[Optimum, ...]] = {}
-    for quantity in QUANTITIES:
+    for quantity in inputs.cells.quantities:
         judged = []
         for k in range(inputs.budgets):
             if k not in budgets:
@@ -137,8 +146,8 @@ def optima_along(
 
 
 def _as(quantity: Quantity, shape: Geometry, flops: float, log_depth: Array) -> Array:
-    """Turn log recurrences into logs of the swept variable; tokens fall as recurrence rises."""
-    if quantity == "mean_recurrence":
+    """Turn logs of the swept variable into those of a quantity; tokens fall as it rises."""
+    if quantity != "tokens":
         return log_depth
     finite = np.where(np.isfinite(log_depth), log_depth, 0.0)
     return np.where(np.isfinite(log_depth), np.log(shape.tokens(np.exp(finite), flops)), -log_depth)

@@ -11,9 +11,9 @@ from matplotlib.lines import Line2D
 
 from analysis import style
 from analysis.estimator import EstimatorFit
+from analysis.group import GroupFit
 from analysis.isoflop import LABELS, Quantity
 from analysis.noise import NoiseFloor
-from analysis.study import GroupFit
 
 LINES: dict[str, Any] = {"shared shape": "-", "parabola": (0, (4, 2)), "surface": (0, (1, 1.2))}
 
@@ -22,7 +22,7 @@ def isoflop_figure(group: GroupFit, noise: NoiseFloor) -> style.Drawn:
     """Draw both isoFLOP panels of one group; the fixed control stands apart at the left of the first."""
     with style.styled():
         made, panels = style.figure(2, height=2.9, sharey=True)
-        for ax, quantity, letter in zip(panels, LABELS, "ab", strict=True):
+        for ax, quantity, letter in zip(panels, group.quantities, "ab", strict=True):
             plot_isoflop(group, quantity, ax, noise)
             ax.set_title(letter)
         panels[1].set_ylabel("")
@@ -105,8 +105,9 @@ def _curve(
 
 def _axes(ax: Axes, group: GroupFit, quantity: Quantity) -> None:
     ax.set_xlabel(LABELS[quantity])
-    ax.set_ylabel("validation loss (nats per token)")
-    if quantity == "tokens":
+    recurrence = group.cells.variable == "mean_recurrence"
+    ax.set_ylabel("validation loss (nats per token)" if recurrence else "loss (unit of the table)")
+    if quantity != "mean_recurrence":
         values = group.table[quantity].astype(float)
         style.decade_axis(ax.xaxis, values.min(), values.max())
         return

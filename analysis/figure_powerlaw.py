@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 
 from analysis import style
 from analysis.estimator import EstimatorFit
+from analysis.group import GroupFit
 from analysis.isoflop import Optimum, Quantity
-from analysis.study import GroupFit
 
 LOOKS: dict[str, dict[str, Any]] = {
     "shared shape": {"color": "#0072B2", "marker": "o", "linestyle": "-"},
@@ -22,6 +22,7 @@ LOOKS: dict[str, dict[str, Any]] = {
 }
 LABELS: dict[Quantity, str] = {
     "mean_recurrence": "optimal mean recurrence µ* (loops)",
+    "params": "optimal parameters N*",
     "tokens": "optimal tokens D*",
 }
 OFFSETS = {"shared shape": 1.0, "parabola": 0.94, "surface": 1.06}  # keeps error bars of one budget apart
@@ -33,7 +34,7 @@ def powerlaw_figure(group: GroupFit, confidence: float) -> style.Drawn:
     """
     with style.styled():
         made, panels = style.figure(2, height=3.0)
-        for ax, quantity, title in zip(panels, LABELS, "ab", strict=True):
+        for ax, quantity, title in zip(panels, group.quantities, "ab", strict=True):
             _panel(ax, group, quantity, confidence)
             ax.annotate(title, (-0.02, 1.02), xycoords="axes fraction", ha="right", va="bottom", fontsize=7.5)
     caption = (
@@ -66,7 +67,7 @@ def _panel(ax: Axes, group: GroupFit, quantity: Quantity, confidence: float) -> 
     if quantity == "tokens":
         style.decade_axis(ax.yaxis, bottom / margin, top * margin)
     else:
-        style.recurrence_axis(ax.yaxis, group.recurrences)
+        style.recurrence_axis(ax.yaxis, group.swept)
     place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "borderaxespad": 0.2}
     ax.legend(**place, handlelength=1.2, labelspacing=0.3, fontsize=6)
 

@@ -16,9 +16,9 @@ from matplotlib.ticker import MaxNLocator
 from analysis import style
 from analysis.figure_isoflop import LINES
 from analysis.figure_powerlaw import LOOKS
+from analysis.group import GroupFit
 from analysis.isoflop import LABELS
 from analysis.noise import NoiseFloor
-from analysis.study import GroupFit
 
 PER_ROW = 4
 
@@ -54,7 +54,7 @@ def zoom_figure(group: GroupFit, noise: NoiseFloor) -> style.Drawn:
 
 def _panel(ax: Axes, group: GroupFit, k: int, noise: NoiseFloor, width: int) -> None:
     at = group.cells.budget == k
-    depth, loss = group.cells.mean_recurrence[at], group.cells.loss_nats[at]
+    depth, loss = group.cells.values[at], group.cells.loss_nats[at]
     lowest = loss.min()
     ax.set_xscale("log")
     ax.errorbar(
@@ -111,7 +111,7 @@ def _table(group: GroupFit) -> pd.DataFrame:
     rows = []
     for k, budget in enumerate(group.budgets_flops):
         at = group.cells.budget == k
-        depth, loss = group.cells.mean_recurrence[at], group.cells.loss_nats[at]
+        depth, loss = group.cells.values[at], group.cells.loss_nats[at]
         fits = {
             e.name.replace(" ", "_"): e.curve("mean_recurrence", k, depth)
             for e in group.estimators

@@ -7,7 +7,7 @@ p e^(-a u) u' = r e^(-b v) (-v'). Its logarithm rises along the path, so bisecti
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -17,26 +17,9 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 REACH = 6.0  # e-foldings beyond the middle of the path that are searched on either side
 
 
-class Path(Protocol):
-    """An isoFLOP curve in the log of the swept variable s, with budgets along the last axis of `s`."""
-
-    @property
-    def middle(self) -> float:
-        """Return the s around which to search."""
-
-    def log_params(self, s: Array) -> Array:
-        """Return log N."""
-
-    def log_tokens(self, s: Array) -> Array:
-        """Return log D."""
-
-    def log_slopes(self, s: Array) -> tuple[Array, Array]:
-        """Return log |d log N / ds| and log |d log D / ds|."""
-
-
 @dataclass(frozen=True, kw_only=True)
-class RecurrencePath:
-    """s = log mean recurrence of a looped model under its own FLOP function."""
+class Path:
+    """isoFLOP curves over s, the log of the swept variable, with budgets along the last axis of s."""
 
     shape: Geometry
     budgets_flops: Array
@@ -58,26 +41,6 @@ class RecurrencePath:
             np.log(looped / self.shape.params(depth)),
             np.log(slope / self.shape.flops_per_token(depth)),
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class SizePath:
-    """s = log N of a plain transformer under C = 6 N D."""
-
-    budgets_flops: Array
-    middle: float
-
-    def log_params(self, s: Array) -> Array:
-        """Return s."""
-        return s
-
-    def log_tokens(self, s: Array) -> Array:
-        """Return log (C / 6 N)."""
-        return np.asarray(np.log(self.budgets_flops / 6) - s)
-
-    def log_slopes(self, s: Array) -> tuple[Array, Array]:
-        """Return zeros: both slopes are one."""
-        return np.zeros_like(s), np.zeros_like(s)
 
 
 def optimum(path: Path, exponents: Array, amplitudes: Array, means: tuple[float, float]) -> Array:

@@ -2,7 +2,8 @@
 
 Effective parameters and FLOPs per token are affine in the mean recurrence once the backpropagated share of
 the loops is fixed, so a group of runs is described by four constants (source: DESIGN's FLOP contract;
-PAPER (c.2)).
+PAPER (c.2)). A study of plain transformers is the case N = x and f = 6 x, with the size x as the swept
+variable.
 """
 
 from __future__ import annotations
@@ -42,6 +43,10 @@ class Geometry:
     def tokens(self, mean_recurrence: Array | float, flops: Array | float) -> Array:
         """Return the tokens that a budget of `flops` buys."""
         return np.asarray(flops, float) / self.flops_per_token(mean_recurrence)
+
+
+# A plain transformer under C = 6 N D, swept over its size.
+SIZES = Geometry(static_params=0.0, looped_params=1.0, flops_fixed=0.0, flops_slope=6.0, backprop_share=1.0)
 
 
 def geometry(looped: pd.DataFrame, parameter_count: ParameterCount) -> Geometry:

@@ -16,9 +16,10 @@ import scipy
 
 from analysis import style, words
 from analysis.compare import Comparison
+from analysis.group import GroupFit
 from analysis.isoflop import Quantity
 from analysis.numbers import number
-from analysis.study import GroupFit, StudyFit
+from analysis.study import StudyFit
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -84,11 +85,12 @@ def _groups(study: StudyFit) -> list[dict[str, Any]]:
     found = []
     for group in study.groups:
         names = [estimator.name for estimator in group.estimators]
+        names_of = {quantity: words.QUANTITY[quantity] for quantity in group.quantities}
         laws = [
             [name, *(words.law(estimator.laws[quantity]) for estimator in group.estimators)]
-            for quantity, name in words.QUANTITY.items()
+            for quantity, name in names_of.items()
         ]
-        optima = {name: _optimum_rows(group, quantity) for quantity, name in words.QUANTITY.items()}
+        optima = {name: _optimum_rows(group, quantity) for quantity, name in names_of.items()}
         found.append(
             {"label": group.label, "names": names, "laws": laws, "optima": optima, "flags": group.flags}
         )

@@ -14,15 +14,18 @@ from analysis.numbers import number
 from analysis.resample import interval
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
-Quantity = Literal["mean_recurrence", "tokens"]
+Quantity = Literal["mean_recurrence", "params", "tokens"]
 
-MIN_RECURRENCES = 4  # a parabola has three parameters: with three points its minimum has no error
-EDGE_SHARE = (
-    0.02  # an optimum this close to an end of the swept range, as a share of its log width, is at the edge
-)
+MIN_SWEPT = 4  # a parabola has three parameters: with three points its minimum has no error
+EDGE_SHARE = 0.02  # of the log width of the swept range: an optimum this close to an end is at the edge
 MAX_WITHOUT_MINIMUM = 0.5  # past this share of resamples without a minimum, an optimum is refused
 HIDDEN: dict[str, Any] = {"json": False}
-LABELS: dict[Quantity, str] = {"mean_recurrence": "mean recurrence µ (loops)", "tokens": "training tokens D"}
+LABELS: dict[Quantity, str] = {
+    "mean_recurrence": "mean recurrence µ (loops)",
+    "params": "parameters N",
+    "tokens": "training tokens D",
+}
+NOUNS = {"mean_recurrence": "recurrence", "params": "size"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,32 +52,40 @@ class Optimum:
 
 @dataclass(frozen=True, kw_only=True)
 class Curves:
-    """Looped cells on the continuous FLOP curve, one row per run, as arrays.
+    """Cells on the continuous FLOP curve, one row per run, as arrays.
 
-    `budget` indexes `budgets_flops`; `rows` are the positions in the group's table (and in its noise
-    draws).
+    `variable` names what a budget is swept over: mean recurrence, or parameters in a study of plain
+    transformers. `budget` indexes `budgets_flops`; `rows` are the positions in the group's table (and in
+    its noise draws).
     """
+
+    variable: Quantity = "mean_recurrence"
 
     budgets_flops: Array
     budget: np.ndarray[Any, np.dtype[np.int64]]
     rows: np.ndarray[Any, np.dtype[np.int64]]
-    mean_recurrence: Array
+    values: Array  # of the swept variable
     tokens: Array
     params: Array
     loss_nats: Array
 
     def axis(self, quantity: Quantity) -> Array:
-        """Return the swept variable."""
-        return self.mean_recurrence if quantity == "mean_recurrence" else self.tokens
+        """Return the swept variable, or the tokens that it leaves."""
+        return self.tokens if quantity == "tokens" else self.values
 
     def swept(self, quantity: Quantity, budget: int) -> tuple[float, float]:
-        """Return the least and largest value of the swept variable at one budget."""
+        """Return the least and largest value of a quantity at one budget."""
         values = self.axis(quantity)[self.budget == budget]
         return float(values.min()), float(values.max())
 
-    def recurrences(self, budget: int) -> int:
-        """Count the distinct recurrences trained at one budget."""
-        return len(np.unique(self.mean_recurrence[self.budget == budget]))
+    def distinct(self, budget: int) -> int:
+        """Count the distinct values of the swept variable at one budget."""
+        return len(np.unique(self.values[self.budget == budget]))
+
+    @property
+    def quantities(self) -> tuple[Quantity, Quantity]:
+        """Return the swept variable and the tokens."""
+        return self.variable, "tokens"
 
 
 def curves(group: pd.DataFrame, shape: Geometry) -> Curves:
@@ -89,7 +100,7 @@ def curves(group: pd.DataFrame, shape: Geometry) -> Curves:
         budgets_flops=budgets,
         budget=index,
         rows=rows,
-        mean_recurrence=depth,
+        values=depth,
         tokens=used["tokens"].to_numpy(float),
         params=shape.params(depth),
         loss_nats=used["val_loss_nats"].to_numpy(float),
@@ -97,10 +108,10 @@ def curves(group: pd.DataFrame, shape: Geometry) -> Curves:
 
 
 def refusal_before(cells: Curves, budget: int) -> str | None:
-    """Refuse a curve that has too few recurrences to have a minimum with an error."""
-    count = cells.recurrences(budget)
-    if count < MIN_RECURRENCES:
-        return f"{count} recurrence{'s' * (count > 1)}, at least {MIN_RECURRENCES} are needed"
+    """Refuse a curve that has too few swept values to have a minimum with an error."""
+    count = cells.distinct(budget)
+    if count < MIN_SWEPT:
+        return f"{count} {NOUNS[cells.variable]}{'s' * (count > 1)}, at least {MIN_SWEPT} are needed"
     return None
 
 
@@ -166,7 +177,7 @@ def _refusal(
 ) -> str | None:
     if np.isnan(log_value):
         return "no minimum: the curve has no positive curvature"
-    unit = "µ = {}" if quantity == "mean_recurrence" else "{} tokens"
+    unit = {"mean_recurrence": "µ = {}", "params": "{} parameters", "tokens": "{} tokens"}[quantity]
     first, last = (unit.format(number(end)) for end in swept)
     shown = f" (at {unit.format(number(np.exp(log_value)))})" if abs(log_value) < 100 else ""
     low, high = np.log(swept)

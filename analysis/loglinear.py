@@ -1,8 +1,10 @@
-"""Fit laws that are sums of terms whose logs are linear in the parameters, all resamples in one array.
+"""Fit laws that are sums of exponential terms, all resamples in one array.
 
 L = sum over terms of exp(theta . phi_term(x)) covers the Chinchilla surface, the saturating exponential,
-the unified law and their rivals. Both derivatives are exact, so a damped Newton iteration converges to the
-optimum to rounding, and the gradient and curvature there certify it.
+the unified law and their rivals: the log of every term is linear in the parameters. Both derivatives are
+then exact, so a damped Newton iteration converges to the optimum to rounding, and the gradient and
+curvature there certify it. A law whose log terms bend in a parameter gives their values and slopes
+instead; its Hessian leaves their own curvature out, its gradient and so its optimum are still exact.
 """
 
 from __future__ import annotations
@@ -15,6 +17,9 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
+# Features [terms, points, parameters], or parameters [rows, parameters] -> log terms [rows, terms, points]
+# and their slopes [rows, terms, points, parameters].
+Terms = Array | Callable[[Array], tuple[Array, Array]]
 # (parameters [rows, parameters], indices of the rows) -> value, gradient and Hessian to add
 Penalty = Callable[[Array, Any], tuple[Array, Array, Array]]
 
@@ -23,7 +28,7 @@ Penalty = Callable[[Array, Any], tuple[Array, Array, Array]]
 class Objective:
     """Sum over points of weight x Huber(residual); delta = inf is half the squared error."""
 
-    features: Array  # [terms, points, parameters]
+    terms: Terms
     delta: float = 1e-3
     log_loss: bool = True  # residual of the log loss; otherwise of the loss itself
 
@@ -39,11 +44,19 @@ class Fit:
     at_bound: np.ndarray[Any, np.dtype[np.bool_]]  # [resamples, parameters]
 
 
-def predict(features: Array, parameters: Array) -> Array:
-    """Return the law's loss [resamples, points] for features [terms, points, parameters]."""
-    terms, points, count = features.shape
-    logs = (parameters @ features.reshape(-1, count).T).reshape(len(parameters), terms, points)
-    return np.asarray(np.exp(logs).sum(1))
+def log_terms(terms: Terms, parameters: Array) -> tuple[Array, Array]:
+    """Return log terms [rows, terms, points] and slopes, [terms, points, parameters] where they are
+    constant.
+    """
+    if callable(terms):
+        return terms(parameters)
+    shape, count = terms.shape[:2], terms.shape[2]
+    return (parameters @ terms.reshape(-1, count).T).reshape(len(parameters), *shape), terms
+
+
+def predict(terms: Terms, parameters: Array) -> Array:
+    """Return the law's loss [rows, points]."""
+    return np.asarray(np.exp(log_terms(terms, parameters)[0]).sum(1))
 
 
 def minimise(
@@ -55,11 +68,12 @@ def minimise(
     weights: Array | None = None,
     penalty: Penalty | None = None,
     iterations: int = 300,
+    tolerance: float = 1e-16,
 ) -> Fit:
     """Minimise for every row of `losses` [resamples, points] from `start` [resamples, parameters].
 
     `weights` [resamples, points] are the counts of a pairs or block bootstrap; a `penalty` is added to the
-    objective of each row.
+    objective of each row. A row ends when a step gains less than `tolerance` of its objective.
     """
 
     def evaluate(rows: Any, at: Array) -> tuple[Array, Array, Array]:
@@ -80,7 +94,7 @@ def minimise(
         trial = theta[active] + step
         new_value, new_gradient, new_hessian = evaluate(active, trial)
         better = new_value < value[active]
-        done = _done(step, value[active], new_value, better, damping[active])
+        done = _done(step, value[active], new_value, better, damping[active], tolerance)
         moved = active[better]
         theta[moved], value[moved] = trial[better], new_value[better]
         gradient[moved], hessian[moved] = new_gradient[better], new_hessian[better]
@@ -94,18 +108,17 @@ def minimise(
 def _evaluate(
     objective: Objective, losses: Array, weights: Array, theta: Array
 ) -> tuple[Array, Array, Array]:
-    """Return value [resamples], gradient [resamples, parameters] and Hessian [resamples, parameters,
-    parameters].
-    """
-    terms, points, count = objective.features.shape
-    flat = objective.features.reshape(-1, count)
-    logs = (theta @ flat.T).reshape(len(theta), terms, points)
+    """Return value [rows], gradient [rows, parameters] and Hessian [rows, parameters, parameters]."""
+    logs, slopes = log_terms(objective.terms, theta)
     top = logs.max(1, keepdims=True)
     share = np.exp(logs - top)
     total = share.sum(1, keepdims=True)
     share /= total
     log_prediction = (top + np.log(total))[:, 0]
-    mean = np.matmul(share.transpose(2, 0, 1), objective.features.transpose(1, 0, 2)).transpose(1, 0, 2)
+    if slopes.ndim == 3:
+        mean = np.matmul(share.transpose(2, 0, 1), slopes.transpose(1, 0, 2)).transpose(1, 0, 2)
+    else:
+        mean = np.einsum("btn,btnp->bnp", share, slopes)
     if objective.log_loss:
         residual = log_prediction - np.log(losses)
         first, outer = np.ones_like(residual), np.zeros_like(residual)
@@ -120,11 +133,21 @@ def _evaluate(
     # d2 pred = first * (sum_j s_j phi phi' - g g') + outer * g g', with g the gradient of the log prediction
     value = (weights * cost).sum(1)
     gradient = np.matmul((psi * first)[:, None, :], mean)[:, 0]
-    outer_products = (flat[:, :, None] * flat[:, None, :]).reshape(len(flat), -1)
-    spread = ((psi * first)[:, None, :] * share).reshape(len(theta), -1) @ outer_products
+    spread = _spread((psi * first)[:, None, :] * share, slopes)
     factor = np.where(inside, weights, 0.0) * first**2 - psi * first + psi * outer
-    hessian = spread.reshape(-1, count, count) + np.matmul(mean.transpose(0, 2, 1), mean * factor[..., None])
+    hessian = spread + np.matmul(mean.transpose(0, 2, 1), mean * factor[..., None])
     return value, gradient, hessian
+
+
+def _spread(weight: Array, slopes: Array) -> Array:
+    """Return the sum of weight x slope slope' over terms and points [rows, parameters, parameters]."""
+    count = slopes.shape[-1]
+    if slopes.ndim == 4:
+        each = slopes.reshape(len(slopes), -1, count)
+        return np.asarray(np.matmul((each * weight.reshape(len(weight), -1, 1)).transpose(0, 2, 1), each))
+    flat = slopes.reshape(-1, count)
+    products = (flat[:, :, None] * flat[:, None, :]).reshape(len(flat), -1)
+    return (weight.reshape(len(weight), -1) @ products).reshape(-1, count, count)
 
 
 def _step(theta: Array, gradient: Array, hessian: Array, damping: Array, low: Array, high: Array) -> Array:
@@ -142,9 +165,9 @@ def _step(theta: Array, gradient: Array, hessian: Array, damping: Array, low: Ar
     return np.asarray(np.clip(theta + step, low, high) - theta)
 
 
-def _done(step: Array, value: Array, new_value: Array, better: Any, damping: Array) -> Any:
+def _done(step: Array, value: Array, new_value: Array, better: Any, damping: Array, tolerance: float) -> Any:
     small = np.abs(step).max(1) < 1e-13
-    flat = better & (value - new_value <= 1e-16 * value) & (damping < 1.0)
+    flat = better & (value - new_value <= tolerance * value) & (damping < 1.0)
     return small | flat | (~better & (damping > 1e10))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.estimator import QUANTITIES, EstimatorFit, Inputs, laws, nothing
+from analysis.estimator import EstimatorFit, Inputs, laws, nothing
 from analysis.isoflop import Optimum, Quantity, judge, refusal_before, refused
 from analysis.resample import NoiseLevel
 
@@ -51,7 +51,7 @@ def fit_parabolas(inputs: Inputs) -> EstimatorFit:
     optima: dict[Quantity, tuple[Optimum, ...]] = {}
     fitted: dict[tuple[Quantity, int], tuple[Array, Array]] = {}
     level: NoiseLevel | None = None
-    for quantity in QUANTITIES:
+    for quantity in cells.quantities:
         squares, freedom = 0.0, 0
         for k in usable:
             x = np.log(cells.axis(quantity)[cells.budget == k])

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from analysis.estimator import QUANTITIES, EstimatorFit, Inputs, Minima, laws, nothing, optima_along
-from analysis.frontier import RecurrencePath, optimum
+from analysis.estimator import EstimatorFit, Inputs, Minima, laws, nothing, optima_along
+from analysis.frontier import Path, optimum
 from analysis.isoflop import Quantity
 from analysis.profile import Optima, profile_intervals
 from analysis.resample import NoiseLevel
@@ -19,18 +19,17 @@ SPARE_RUNS = 3  # runs beyond its five parameters that the surface needs
 
 
 def fit_parametric(inputs: Inputs) -> EstimatorFit:
-    """Fit the surface to every looped run, odd recurrences included, and read its optima at the budgets."""
-    rows = np.flatnonzero((inputs.group["kind"] == "looped").to_numpy())
-    used, needed = inputs.group.iloc[rows], len(PARAMETERS) + SPARE_RUNS
-    if len(rows) < needed or used["mean_recurrence"].nunique() < 3 or used["tokens"].nunique() < 3:
-        reason = f"{len(rows)} looped runs for {len(PARAMETERS)} parameters, at least {needed} are needed"
+    """Fit the surface to every run, odd recurrences included, and read its optima at the budgets."""
+    runs, needed = inputs.runs, len(PARAMETERS) + SPARE_RUNS
+    count = len(runs.rows)
+    if count < needed or min(len(np.unique(runs.params)), len(np.unique(runs.tokens))) < 3:
+        reason = f"{count} runs for {len(PARAMETERS)} parameters, at least {needed} are needed"
         return nothing("surface", inputs, reason)
-    u = np.log(inputs.shape.params(used["mean_recurrence"].to_numpy(float)))
-    v, losses = np.log(used["tokens"].to_numpy(float)), used["val_loss_nats"].to_numpy(float)
-    point = fit_surface(u, v, losses)
+    u, v, losses = np.log(runs.params), np.log(runs.tokens), runs.loss_nats
+    point = fit_surface(u, v, losses, inputs.config.huber_delta)
     base = point.loss(u, v)
-    level = inputs.level(float(np.square(losses - base).sum()), len(rows) - len(PARAMETERS))
-    resampled = refit(point, base + inputs.draws.noise(level, rows))
+    level = inputs.level(float(np.square(losses - base).sum()), count - len(PARAMETERS))
+    resampled = refit(point, base + inputs.draws.noise(level, runs.rows))
 
     def curve(quantity: Quantity, budget: int, values: Array) -> Array:
         return point.loss(*inputs.along(quantity, budget, values))
@@ -57,7 +56,7 @@ def _with_profiles(
     budgets = len(optima.path.budgets_flops)
     rows: list[Array] = []
     places: list[tuple[str, Quantity, int]] = []
-    for offset, quantity in zip((0, budgets), QUANTITIES, strict=True):
+    for offset, quantity in zip((0, budgets), fitted.optima, strict=True):
         unit = np.eye(2 * budgets)[offset : offset + budgets]
         for k, found in enumerate(fitted.optima[quantity]):
             if found.refusal is None:
@@ -89,7 +88,7 @@ def _with_profiles(
     )
 
 
-def minima(path: RecurrencePath, surface: Surface) -> Minima:
+def minima(path: Path, surface: Surface) -> Minima:
     """Return log recurrence of the optimum and the loss there, both [resamples, budgets]."""
     means = (surface.log_params_mean, surface.log_tokens_mean)
     s = optimum(path, surface.exponents(), surface.amplitudes(), means)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtr, stdtrit
 
-from analysis.frontier import REACH, RecurrencePath, optimum
+from analysis.frontier import REACH, Path, optimum
 from analysis.loglinear import minimise
 from analysis.resample import NoiseLevel
 from analysis.surface import HIGH, LOW, Surface
@@ -32,7 +32,7 @@ class Optima:
     """Log optima of a surface at the budgets of `path`: recurrences, then tokens [rows, 2 budgets]."""
 
     surface: Surface = field(repr=False)
-    path: RecurrencePath
+    path: Path
 
     def __call__(self, theta: Array) -> tuple[Array, Array]:
         """Return the log optima [rows, 2 budgets] and their gradients [rows, 2 budgets, 5].

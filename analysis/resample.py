@@ -59,3 +59,31 @@ def interval(samples: Array, confidence: float) -> tuple[float | None, float | N
     # Interpolating between infinities would give NaN, so the ends are order statistics.
     low, high = np.quantile(known, [tail, 1 - tail], method="closest_observation")
     return (float(low) if np.isfinite(low) else None), (float(high) if np.isfinite(high) else None)
+
+
+def resampling_weights(
+    how: str, points: int, labels: np.ndarray[Any, Any] | None, resamples: int, seed: int
+) -> Array:
+    """Return how often each point enters each resample [resamples, points].
+
+    "pairs" draws points: right for independent noise. "stratified" draws within each label (a budget), so
+    that every budget stays as large as it was: only for noise that is independent of the label. "block"
+    draws whole labels: for runs that share a seed, a trunk or a budget's effect; below ten blocks it is
+    too narrow. Raises ValueError for another name, or for labels that are missing.
+    """
+    generator = np.random.default_rng(seed)
+    if how == "pairs":
+        return generator.multinomial(points, np.full(points, 1 / points), size=resamples).astype(float)
+    if how not in ("stratified", "block"):
+        raise ValueError(f"resampling {how!r} is unknown: choose pairs, stratified or block")
+    if labels is None:
+        raise ValueError(f"resampling {how!r} needs a label for every point")
+    names, place = np.unique(labels, return_inverse=True)
+    if how == "block":
+        blocks = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+        return np.asarray(blocks[:, place], dtype=np.float64)
+    weights = np.zeros((resamples, points))
+    for index in range(len(names)):
+        rows = np.flatnonzero(place == index)
+        weights[:, rows] = generator.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=resamples)
+    return weights

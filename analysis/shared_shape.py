@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from analysis.estimator import EstimatorFit, Inputs, Minima, laws, nothing, optima_along
-from analysis.frontier import RecurrencePath, optimum
+from analysis.frontier import Path, optimum
 from analysis.isoflop import Quantity
 from analysis.projection import SharedShape, fit_shared_shape
 
@@ -55,7 +55,7 @@ def fit_shared(inputs: Inputs) -> EstimatorFit:
     )
 
 
-def minima(path: RecurrencePath, fit: SharedShape) -> Minima:
+def minima(path: Path, fit: SharedShape) -> Minima:
     """Return log recurrence of the optimum and the loss there, both [resamples, budgets]."""
     means = (fit.log_params_mean, fit.log_tokens_mean)
     s = optimum(path, fit.exponents, fit.amplitudes, means)

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from analysis.loglinear import Fit, Objective, minimise, predict
+from analysis.loglinear import Fit, Objective, log_terms, minimise, predict
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 PARAMETERS = ("E", "A", "B", "alpha", "beta")
 STARTS = 8
+RESAMPLE_TOLERANCE = 1e-11  # far below what a resample scatters by; the data's own optimum goes to rounding
 # Bounds of (log E, log A, log B, alpha, beta) with N and D centred on their geometric means.
 LOW = np.array([-4.0, -16.0, -16.0, 0.01, 0.01])
 HIGH = np.array([4.0, 8.0, 8.0, 4.0, 4.0])
@@ -52,13 +53,13 @@ class Surface:
 
     def predict(self) -> Array:
         """Return the loss of the fitted points."""
-        return predict(self.objective.features, self.fit.parameters[:1])[0]
+        return predict(self.objective.terms, self.fit.parameters[:1])[0]
 
     def jacobian(self) -> Array:
         """Return the derivative of the log loss of the fitted points in the parameters [points, 5]."""
-        features = self.objective.features
-        terms = np.exp(features @ self.fit.parameters[0])
-        return np.asarray(np.einsum("tn,tnp->np", terms / terms.sum(0), features))
+        logs, slopes = log_terms(self.objective.terms, self.fit.parameters[:1])
+        share = np.exp(logs[0])
+        return np.asarray(np.einsum("tn,tnp->np", share / share.sum(0), slopes))
 
     def loss(self, log_params: Array, log_tokens: Array, resample: int = 0) -> Array:
         """Return the fitted loss in nats."""
@@ -83,7 +84,7 @@ def fit_surface(log_params: Array, log_tokens: Array, losses: Array, delta: floa
     """Fit the surface to losses [points] from several starts and keep the best."""
     means = float(log_params.mean()), float(log_tokens.mean())
     u, v = log_params - means[0], log_tokens - means[1]
-    objective = Objective(features=features(u, v), delta=delta)
+    objective = Objective(terms=features(u, v), delta=delta)
     starts = projected_starts(u, v, losses)
     tried = minimise(objective, np.repeat(losses[None], len(starts), 0), starts, (LOW, HIGH))
     best = int(np.argmin(tried.objective))
@@ -108,7 +109,10 @@ def fit_surface(log_params: Array, log_tokens: Array, losses: Array, delta: floa
 
 def refit(surface: Surface, losses: Array, weights: Array | None = None) -> Surface:
     """Fit resampled losses [resamples, points] (or resampled weights) from the optimum of the data."""
-    fit = minimise(surface.objective, losses, surface.fit.parameters[:1], (LOW, HIGH), weights=weights)
+    start = surface.fit.parameters[:1]
+    fit = minimise(
+        surface.objective, losses, start, (LOW, HIGH), weights=weights, tolerance=RESAMPLE_TOLERANCE
+    )
     return Surface(
         fit=fit,
         objective=surface.objective,

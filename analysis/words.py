@@ -9,10 +9,15 @@ from analysis.numbers import fixed, number, span
 from analysis.powerlaw import PowerLaw
 
 if TYPE_CHECKING:
-    from analysis.study import GroupFit, StudyFit
+    from analysis.group import GroupFit
+    from analysis.study import StudyFit
 
-QUANTITY: dict[Quantity, str] = {"mean_recurrence": "mean recurrence", "tokens": "tokens"}
-SYMBOL: dict[Quantity, str] = {"mean_recurrence": "µ*", "tokens": "D*"}
+QUANTITY: dict[Quantity, str] = {
+    "mean_recurrence": "mean recurrence",
+    "params": "parameters",
+    "tokens": "tokens",
+}
+SYMBOL: dict[Quantity, str] = {"mean_recurrence": "µ*", "params": "N*", "tokens": "D*"}
 
 
 def law(fitted: PowerLaw) -> str:
@@ -62,7 +67,15 @@ def summary(study: StudyFit) -> str:
 
 
 def _group(group: GroupFit, confidence: float) -> list[str]:
-    lines = [f"{group.label}: {group.runs} runs at {len(group.budgets_flops)} budgets"]
+    return [
+        f"{group.label}: {group.runs} runs at {len(group.budgets_flops)} budgets",
+        *estimators(group, confidence),
+    ]
+
+
+def estimators(group: GroupFit, confidence: float) -> list[str]:
+    """Return what every estimator says of a group, and the flags."""
+    lines = []
     for estimator in group.estimators:
         noise = estimator.noise
         source = f" ({confidence:.0%} intervals from {noise.source})" if noise else ""
@@ -113,7 +126,7 @@ def depth_line(study: StudyFit) -> str:
 def headlines(study: StudyFit) -> list[str]:
     """Return the laws, or the refusals with their reasons, in at most three lines."""
     lines = []
-    for quantity in QUANTITY:
+    for quantity in study.groups[0].quantities if study.groups else ():
         parts = [f"{group.label}: {_headline(group, quantity)}" for group in study.groups]
         if parts:
             lines.append(f"Optimal {QUANTITY[quantity]}, {'; '.join(parts)}")

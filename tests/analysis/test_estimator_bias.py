@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.frontier import SizePath, optimum
+from analysis.frontier import Path, optimum
+from analysis.geometry import SIZES
 from analysis.parabola import fit_parabola, minimum
 from analysis.projection import fit_shared_shape
 from analysis.surface import fit_surface
@@ -54,7 +55,7 @@ def test_parabola_has_the_published_bias_and_the_default_estimator_none(truth, d
         assert 100 * relative_error(truth, minima) == pytest.approx(expected, abs=5.1e-3)
 
         shape = fit_shared_shape(u, v, losses[None], index)
-        path = SizePath(budgets_flops=BUDGETS, middle=float(u.mean()))
+        path = Path(shape=SIZES, budgets_flops=BUDGETS, middle=float(u.mean()))
         means = (shape.log_params_mean, shape.log_tokens_mean)
         best = optimum(path, shape.exponents, shape.amplitudes, means)[0]
         assert abs(relative_error(truth, np.log(BUDGETS / 6) - best)) < 1e-6

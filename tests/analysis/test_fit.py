@@ -96,14 +96,14 @@ def test_seeds_of_the_bootstrap_change_intervals_and_nothing_else(noisy, fitted)
 def test_parabola_and_surface_see_what_the_runs_were(fitted):
     group = fitted.groups[0]
     assert [estimator.name for estimator in group.estimators] == ["shared shape", "parabola", "surface"]
-    assert group.recurrences == (2, 4, 6, 8, 10, 12)
+    assert group.swept == (2, 4, 6, 8, 10, 12)
     assert group.runs == 39
 
 
 def test_odd_recurrences_enter_the_surface_alone():
     runs, depths = study(budgets=PAPER_GRID[:4], recurrences=(2, 3, 4, 6, 8, 10, 12))
     group = fit(runs, depths, QUICK).groups[0]
-    assert group.recurrences == (2, 4, 6, 8, 10, 12)
+    assert group.swept == (2, 4, 6, 8, 10, 12)
     broken = runs.copy()
     broken.loc[runs["mean_recurrence"] == 3, "val_loss_nats"] += 0.5
     moved = fit(broken, depths, QUICK).groups[0]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.frontier import SizePath, optimum
+from analysis.frontier import Path, optimum
+from analysis.geometry import SIZES
 from analysis.loglinear import Objective, minimise
 from analysis.parabola import fit_parabola, minimum
 from analysis.projection import fit_shared_shape
@@ -24,7 +25,7 @@ def isoflop_slopes(compute, tokens, losses):
     ]
     sizes = np.log(compute / 6) - x
     shape = fit_shared_shape(sizes, x, losses[None], index)
-    path = SizePath(budgets_flops=budgets, middle=float(sizes.mean()))
+    path = Path(shape=SIZES, budgets_flops=budgets, middle=float(sizes.mean()))
     best = optimum(path, shape.exponents, shape.amplitudes, (shape.log_params_mean, shape.log_tokens_mean))
     laws = []
     for logs in (by_parabola, np.log(budgets / 6) - best[0]):
@@ -88,7 +89,7 @@ def test_squared_error_on_the_loss_gives_its_own_optimum():
     u, v, losses = chinchilla()
     start = fit_surface(u, v, losses).fit.parameters
     means = (u.mean(), v.mean())
-    objective = Objective(features=features(u - means[0], v - means[1]), delta=np.inf, log_loss=False)
+    objective = Objective(terms=features(u - means[0], v - means[1]), delta=np.inf, log_loss=False)
     e, a, b, alpha, beta = minimise(objective, losses[None], start, (LOW, HIGH)).parameters[0]
     found = (np.exp(e), np.exp(a + alpha * means[0]), np.exp(b + beta * means[1]), alpha, beta)
     assert found == pytest.approx((1.88281, 567.8, 7582, 0.35762, 0.42762), rel=1e-4)

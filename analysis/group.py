@@ -1,0 +1,133 @@
+"""The isoFLOP laws of one group of runs, by all estimators, with what should make a reader wary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+
+from analysis.config import FitConfig
+from analysis.estimator import DEFAULT, EstimatorFit, Inputs, Points
+from analysis.geometry import Geometry, geometry
+from analysis.isoflop import HIDDEN, Curves, Quantity, curves
+from analysis.noise import NoiseFloor
+from analysis.numbers import number
+from analysis.parabola import fit_parabolas
+from analysis.parametric import fit_parametric
+from analysis.resample import draws
+from analysis.shared_shape import fit_shared
+from analysis.tables import groups
+from analysis.words import QUANTITY
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupFit:
+    """The isoFLOP laws of one scale under one FLOP accounting."""
+
+    label: str
+    scale: str
+    accounting: str
+    runs: int
+    budgets_flops: tuple[float, ...]
+    swept: tuple[float, ...]  # values of the swept variable
+    geometry: Geometry
+    estimators: tuple[EstimatorFit, ...]
+    flags: tuple[str, ...]
+    table: pd.DataFrame = field(repr=False, compare=False, metadata=HIDDEN)
+    cells: Curves = field(repr=False, compare=False, metadata=HIDDEN)
+
+    @property
+    def quantities(self) -> tuple[Quantity, Quantity]:
+        """Return the swept variable and the tokens."""
+        return self.cells.quantities
+
+    def estimator(self, name: str = DEFAULT) -> EstimatorFit:
+        """Return one estimator's results."""
+        return next(item for item in self.estimators if item.name == name)
+
+
+def fit_groups(
+    runs: pd.DataFrame, floor: NoiseFloor, config: FitConfig
+) -> tuple[tuple[GroupFit, ...], tuple[str, ...]]:
+    """Fit the isoFLOP laws of every group of selected runs; return also why groups were skipped."""
+    fitted, skipped = [], []
+    for label, frame in groups(runs):
+        table = frame.reset_index(drop=True)
+        looped = table[table["kind"] == "looped"]
+        shape = geometry(looped, config.parameter_count) if len(looped) else None
+        cells = curves(table, shape) if shape else None
+        if shape is None or cells is None or not len(cells.rows):
+            skipped.append(f"{label}: {len(looped)} looped runs, none on an isoFLOP curve")
+            continue
+        points = Points(
+            rows=looped.index.to_numpy(),
+            params=shape.params(looped["mean_recurrence"].to_numpy(float)),
+            tokens=looped["tokens"].to_numpy(float),
+            loss_nats=looped["val_loss_nats"].to_numpy(float),
+        )
+        inputs = Inputs(
+            cells=cells,
+            runs=points,
+            shape=shape,
+            draws=draws(config.bootstrap, len(table), config.seed, label),
+            floor=floor,
+            config=config,
+        )
+        names = str(table["scale"].iloc[0]), str(table["accounting"].iloc[0])
+        fitted.append(fit_group(label, names, table, inputs))
+    return tuple(fitted), tuple(skipped)
+
+
+def fit_group(label: str, names: tuple[str, str], table: pd.DataFrame, inputs: Inputs) -> GroupFit:
+    """Run all estimators on one group; `names` are its scale and FLOP accounting."""
+    estimators = (fit_shared(inputs), fit_parabolas(inputs), fit_parametric(inputs))
+    return GroupFit(
+        label=label,
+        scale=names[0],
+        accounting=names[1],
+        runs=len(table),
+        budgets_flops=tuple(inputs.cells.budgets_flops.tolist()),
+        swept=tuple(np.unique(inputs.cells.values).tolist()),
+        geometry=inputs.shape,
+        estimators=estimators,
+        flags=_disagreements(estimators, inputs.config) + _truncated(inputs.cells),
+        table=table,
+        cells=inputs.cells,
+    )
+
+
+def _disagreements(estimators: tuple[EstimatorFit, ...], config: FitConfig) -> tuple[str, ...]:
+    """Name pairs of estimators whose exponents differ by more than their joint bootstrap scatters."""
+    found = []
+    for quantity in estimators[0].laws:
+        for one, other in combinations(estimators, 2):
+            first, second = one.laws[quantity], other.laws[quantity]
+            if first.exponent is None or second.exponent is None:
+                continue
+            gap = first.exponent - second.exponent
+            scatter = np.abs(first.draws[:, 1] - second.draws[:, 1] - gap)
+            bound = float(np.nanquantile(scatter, config.confidence))
+            if abs(gap) > bound:
+                found.append(
+                    f"{one.name} and {other.name} disagree on the exponent of {QUANTITY[quantity]}: "
+                    f"{first.exponent:.3f} and {second.exponent:.3f}, joint scatter {bound:.3f}"
+                )
+    return tuple(found)
+
+
+def _truncated(cells: Curves) -> tuple[str, ...]:
+    """Name budgets whose curve lacks recurrences at one end that other budgets have."""
+    if cells.variable != "mean_recurrence":
+        return ()  # sizes are chosen budget by budget
+    low, high = cells.values.min(), cells.values.max()
+    found = []
+    for k, flops in enumerate(cells.budgets_flops):
+        first, last = cells.swept(cells.variable, k)
+        if first > low or last < high:
+            found.append(
+                f"the curve at {number(flops)} FLOPs spans µ = {first:g} to {last:g} of {low:g} to {high:g}: "
+                "a curve cut on one side biases its parabola"
+            )
+    return tuple(found)

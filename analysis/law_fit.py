@@ -1,0 +1,231 @@
+"""Fit any law of the registry: starts by projection, one batched descent, a certificate and resampled
+intervals.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import combinations, product
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis import plain
+from analysis.law import Array, Data, Law
+from analysis.laws import LAWS
+from analysis.loglinear import Objective, Terms, log_terms, minimise, predict
+from analysis.numbers import number, span
+from analysis.resample import interval, resampling_weights
+from analysis.schema import TableError
+
+STARTS = 12
+HIDDEN: dict[str, Any] = {"json": False}
+TRADE_OFF = 0.98  # correlation past which two parameters are said to be determined only together
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certificate:
+    """Why the optimum is one: scaled gradient, least scaled curvature, starts that reached it, bounds
+    touched.
+    """
+
+    gradient: float
+    curvature: float
+    starts: int
+    starts_agreeing: int
+    at_bound: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LawFit:
+    """A fitted law with its parameters, their intervals and what the data do not determine."""
+
+    law: str
+    formula: str
+    points: int
+    delta: float
+    objective: float
+    parameters: dict[str, float]
+    intervals: dict[str, tuple[float | None, float | None]]
+    resampling: str
+    certificate: Certificate
+    undetermined: tuple[str, ...]
+    rms_nats: float
+    draws: Array = field(repr=False, compare=False, metadata=HIDDEN)  # fitted form [resamples, parameters]
+    fitted: Array = field(repr=False, compare=False, metadata=HIDDEN)
+
+    def predict(self, data: Data | pd.DataFrame) -> Array:
+        """Return the law's loss in nats at new points."""
+        law = LAWS[self.law]
+        return predict(law.terms(columns(law, data)), self.fitted[None])[0]
+
+    def band(self, data: Data | pd.DataFrame, confidence: float = 0.95) -> tuple[Array, Array]:
+        """Return the pointwise interval of the law's loss at new points."""
+        law, tail = LAWS[self.law], (1 - confidence) / 2
+        low, high = np.quantile(predict(law.terms(columns(law, data)), self.draws), [tail, 1 - tail], axis=0)
+        return low, high
+
+    def summary(self) -> str:
+        """Return the fit as plain text."""
+        mark = self.certificate
+        starts = f"{mark.starts_agreeing} of {mark.starts} starts agree"
+        lines = [
+            f"{self.law}: L = {self.formula}, {self.points} points, rms {self.rms_nats:.4f} nats",
+            f"  objective {self.objective:.9g} (Huber delta {self.delta:g}); {starts}, "
+            f"gradient {mark.gradient:.1e}, least curvature {mark.curvature:.1e}",
+        ]
+        for parameter in LAWS[self.law].parameters:
+            ends = f" {span(*self.intervals[parameter.name], 4)}" if parameter.name in self.intervals else ""
+            value = number(self.parameters[parameter.name], 6)
+            lines.append(f"  {parameter.name:>6} = {value}{ends} {parameter.unit}: {parameter.meaning}")
+        lines.append(f"  intervals: {self.resampling}")
+        return "\n".join([*lines, *(f"  {text}" for text in self.undetermined)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fit as JSON values."""
+        return dict(plain.plain(self))
+
+    def to_json(self) -> str:
+        """Return the fit as JSON text."""
+        return plain.to_json(self)
+
+
+def fit_law(
+    law: str | Law,
+    data: Data | pd.DataFrame,
+    losses: Array,
+    *,
+    delta: float = 1e-3,
+    log_loss: bool = True,
+    bootstrap: int = 0,
+    resampling: str = "pairs",
+    labels: Array | None = None,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> LawFit:
+    """Fit `law` to losses [points] in nats by the sum of Huber costs of the log loss.
+
+    Rows in any order give the same result: they are sorted first. `bootstrap` resamples give intervals;
+    `resampling` is "pairs", "stratified" or "block", the latter two by `labels` [points] (see `resample`).
+    Raises TableError for a missing column, a value that is not positive and finite, or too few points.
+    """
+    law = LAWS[law] if isinstance(law, str) else law
+    values, losses = columns(law, data), np.asarray(losses, float)
+    _check(law, values, losses)
+    order = np.lexsort([*values.values(), losses])
+    values, losses = {name: column[order] for name, column in values.items()}, losses[order]
+    terms = law.terms(values)
+    objective = Objective(terms=terms, delta=delta, log_loss=log_loss)
+    starts = projected_starts(law, terms, losses)
+    tried = minimise(objective, np.repeat(losses[None], len(starts), 0), starts, law.bounds)
+    best = int(np.argmin(tried.objective))
+    agreeing = tried.objective <= tried.objective[best] * (1 + 1e-8) + 1e-14
+    fitted = tried.parameters[best]
+    draws = fitted[None]
+    if bootstrap:
+        groups = None if labels is None else np.asarray(labels)[order]
+        weights = resampling_weights(resampling, len(losses), groups, bootstrap, seed)
+        repeated = np.repeat(losses[None], bootstrap, 0)
+        draws = minimise(
+            objective, repeated, fitted[None], law.bounds, weights=weights, iterations=120
+        ).parameters
+    names = [parameter.name for parameter in law.parameters]
+    bound = tuple(name for name, held in zip(names, tried.at_bound[best], strict=True) if held)
+    public, resampled = law.public(fitted), law.public(draws)
+    return LawFit(
+        law=law.name,
+        formula=law.formula,
+        points=len(losses),
+        delta=delta,
+        objective=float(tried.objective[best]),
+        parameters={name: float(value[0]) for name, value in public.items()},
+        intervals={name: interval(value, confidence) for name, value in resampled.items()}
+        if bootstrap
+        else {},
+        resampling=f"{bootstrap} resamples, {resampling}, seed {seed}" if bootstrap else "none",
+        certificate=Certificate(
+            gradient=float(tried.gradient[best]),
+            curvature=float(tried.curvature[best]),
+            starts=len(starts),
+            starts_agreeing=int(agreeing.sum()),
+            at_bound=bound,
+        ),
+        undetermined=undetermined(law, terms, fitted, bound),
+        rms_nats=float(np.sqrt(np.mean((predict(terms, fitted[None])[0] - losses) ** 2))),
+        draws=draws,
+        fitted=fitted,
+    )
+
+
+def columns(law: Law, data: Data | pd.DataFrame) -> dict[str, Array]:
+    """Return the law's columns as float arrays; integer columns must not overflow in products."""
+    missing = [name for name in law.columns if name not in data]
+    if missing:
+        raise TableError(
+            f"the {law.name} law needs the columns {', '.join(law.columns)}; missing: {', '.join(missing)}"
+        )
+    return {name: np.asarray(data[name], dtype=float) for name in law.columns}
+
+
+def _check(law: Law, values: dict[str, Array], losses: Array) -> None:
+    for name, column in {**values, "loss": losses}.items():
+        wrong = ~(np.isfinite(column) & (column > 0)) if name != "params_looped" else ~np.isfinite(column)
+        if wrong.any():
+            raise TableError(f"column {name} holds {column[wrong][0]:g}: values must be positive and finite")
+    if len(losses) <= len(law.parameters):
+        raise TableError(
+            f"{len(losses)} points cannot carry the {len(law.parameters)} parameters of the {law.name} law"
+        )
+
+
+def projected_starts(law: Law, terms: Terms, losses: Array) -> Array:
+    """Return starts [starts, parameters]: the best of a grid, its amplitudes by least squares.
+
+    With every exponent on the grid the amplitudes are linear. A negative one has no logarithm, so it is
+    set to a small share of the loss and left to the descent.
+    """
+    places = [i for i, parameter in enumerate(law.parameters) if parameter.kind == "amplitude"]
+    others = [i for i in range(len(law.parameters)) if i not in places]
+    grid = np.array(list(product(*(law.parameters[i].grid for i in others))))
+    theta = np.zeros((len(grid), len(law.parameters)))
+    theta[:, others] = grid
+    found, errors = theta.copy(), np.full(len(grid), np.inf)
+    for row in range(len(grid)):
+        logs, slopes = log_terms(terms, theta[row : row + 1])
+        slopes = slopes[0] if slopes.ndim == 4 else slopes
+        design = np.stack([(np.exp(logs[0]) * slopes[..., i]).sum(0) for i in places], -1)
+        scale = np.maximum(np.abs(design).max(0), 1e-300)
+        solved = np.linalg.lstsq(design / scale, losses, rcond=None)[0]
+        solved = np.maximum(solved, 1e-3 * losses.mean())
+        errors[row] = np.square(np.log(design / scale @ solved) - np.log(losses)).sum()
+        found[row, places] = np.log(solved) - np.log(scale)
+    return found[np.argsort(errors, kind="stable")[:STARTS]]
+
+
+def undetermined(law: Law, terms: Terms, fitted: Array, bound: tuple[str, ...]) -> tuple[str, ...]:
+    """Say in words which parameters the points determine only together, or not at all.
+
+    An amplitude and its own exponent always trade off (the units of the column decide how much), so
+    amplitudes other than the floor are left out of the pairs.
+    """
+    said = [f"{name} lies at a bound: these points do not identify it" for name in bound]
+    logs, slopes = log_terms(terms, fitted[None])
+    slopes = slopes[0] if slopes.ndim == 4 else slopes
+    share = np.exp(logs[0]) / np.exp(logs[0]).sum(0)
+    jacobian = np.einsum("tn,tnp->np", share, slopes)
+    free = [i for i, parameter in enumerate(law.parameters) if parameter.name not in bound]
+    normal = jacobian[:, free].T @ jacobian[:, free]
+    scale = np.sqrt(np.maximum(np.diagonal(normal), 1e-300))
+    covariance = np.linalg.pinv(normal / np.outer(scale, scale), hermitian=True)
+    spread = np.sqrt(np.maximum(np.diagonal(covariance), 1e-300))
+    correlation = covariance / np.outer(spread, spread)
+    names = [law.parameters[i].name for i in free]
+    shown = [
+        k for k, i in enumerate(free) if law.parameters[i].kind != "amplitude" or names[k] in ("E", "L_inf")
+    ]
+    for first, second in combinations(shown, 2):
+        together = correlation[first, second]
+        if abs(together) > TRADE_OFF:
+            said.append(f"{names[first]} and {names[second]} are determined only together ({together:+.3f})")
+    return tuple(said)

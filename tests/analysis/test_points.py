@@ -1,0 +1,87 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import FitConfig, TableError, isoflop, read_points
+from tests.analysis import published
+
+QUICK = FitConfig(bootstrap=200)
+
+
+def points():
+    """Five isoFLOP curves of the Chinchilla surface without noise, eleven sizes each."""
+    budget = np.repeat(np.geomspace(1e18, 1e20, 5), 11)
+    best = (0.34 * 406.4 / 0.28 / 410.7) ** (1 / 0.62) * (budget / 6) ** (0.28 / 0.62)
+    params = best * np.tile(np.geomspace(0.25, 4, 11), 5)
+    tokens = budget / 6 / params
+    return pd.DataFrame(
+        {"compute": budget, "x": params, "loss": 1.69 + 406.4 * params**-0.34 + 410.7 * tokens**-0.28}
+    )
+
+
+def test_a_known_surface_gives_its_exponents_by_every_unbiased_estimator():
+    fit = isoflop(points(), config=QUICK)
+    for name in ("shared shape", "surface"):
+        laws = fit.group.estimator(name).laws
+        assert laws["params"].exponent == pytest.approx(0.28 / 0.62, abs=1e-6)
+        assert laws["tokens"].exponent == pytest.approx(0.34 / 0.62, abs=1e-6)
+    found = fit.predict(1e24)
+    best = (0.34 * 406.4 / 0.28 / 410.7) ** (1 / 0.62) * (1e24 / 6) ** (0.28 / 0.62)
+    assert found["params"].iloc[0] == pytest.approx(best, rel=1e-5)
+    assert found["tokens"].iloc[0] == pytest.approx(1e24 / 6 / best, rel=1e-5)
+
+
+def test_llama3_points_read_from_csv_with_mapped_columns():
+    published.table("llama3_isoflop_points")
+    names = {"compute": "compute_budget", "x": "training_tokens", "loss": "validation_loss"}
+    fit = isoflop(
+        read_points(published.FOLDER / "llama3_isoflop_points.csv", names), x="tokens", config=QUICK
+    )
+    assert len(fit.group.budgets_flops) == 10
+    parabola, shared = (fit.group.estimator(name).laws["tokens"] for name in ("parabola", "shared shape"))
+    assert parabola.exponent == pytest.approx(0.537, abs=5e-4)
+    assert shared.exponent == pytest.approx(0.537, abs=5e-4)
+    assert shared.exponent_low < 0.537 < shared.exponent_high
+
+
+def test_rows_in_any_order_give_the_same_bytes_and_units_the_same_exponents():
+    table = points()
+    table["loss"] += 0.002 * np.random.default_rng(0).standard_normal(len(table))
+    fit = isoflop(table, config=QUICK)
+    assert isoflop(table.sample(frac=1, random_state=1), config=QUICK).to_json() == fit.to_json()
+    assert "Infinity" not in fit.to_json()
+    text = fit.summary()
+    assert "55 points at 5 budgets" in text
+    assert "N* = " in text
+
+
+def test_plot_and_dict_are_available():
+    from matplotlib.figure import Figure
+
+    fit = isoflop(points(), config=QUICK)
+    ax = Figure().subplots()
+    assert fit.plot(ax=ax) is ax
+    assert ax.get_xlabel() == "parameters N"
+    assert fit.to_dict()["group"]["budgets_flops"][0] == 1e18
+
+
+def test_bad_tables_are_one_line(tmp_path):
+    with pytest.raises(TableError, match=r"^no table at "):
+        read_points(tmp_path / "none.csv")
+    path = tmp_path / "points.csv"
+    path.write_text("flops,size,loss\n1e18,1e8,3.1\n1e18,2e8,bad\n")
+    with pytest.raises(
+        TableError, match=r"^columns.x=sise: points.csv has no such column \(did you mean size\?\)$"
+    ):
+        read_points(path, {"compute": "flops", "x": "sise"})
+    with pytest.raises(TableError, match=r"^column loss of points.csv holds 'bad': it must be a number$"):
+        read_points(path, {"compute": "flops", "x": "size"})
+    with pytest.raises(TableError, match=r"points need the columns compute, x, loss; missing: x"):
+        isoflop(points().drop(columns="x"))
+    scattered = points().iloc[[0, 12, 24, 36, 48]]
+    with pytest.raises(TableError, match="make no isoFLOP curves: fit the surface law instead"):
+        isoflop(scattered)
+    broken = points()
+    broken.loc[0, "loss"] = np.nan
+    with pytest.raises(TableError, match="must be positive and finite"):
+        isoflop(broken)

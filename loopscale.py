@@ -71,6 +71,38 @@ def evaluate(cfg: Overrides) -> Evaluation:
     )
 
 
+def export(cfg: Overrides) -> Path:
+    """Write a model as config.json, model.safetensors and tokenizer.json; return their folder."""
+    from harness.weights import export
+    from sweeps.compose import compose_table
+    from sweeps.config import ExportConfig
+
+    settings = compose_table("export", cfg, ExportConfig)
+    folder = Path(settings.folder)
+    export(Path(settings.model), folder, cache=Path(settings.cache), published=settings.published)
+    return folder
+
+
+def generate(cfg: Overrides) -> str:
+    """Continue a prompt with a run, an export or a published checkpoint; return the new text."""
+    from harness.completion import complete
+    from harness.weights import load_weights, tokenizer_file
+    from sweeps.compose import compose_table
+    from sweeps.config import GenerateConfig
+
+    settings = compose_table("generate", cfg, GenerateConfig)
+    path = Path(settings.model)
+    return complete(
+        load_weights(path),
+        tokenizer_file(path, Path(settings.cache)),
+        [settings.prompt],
+        new_tokens=settings.tokens,
+        depth=settings.depth,
+        temperature=settings.temperature,
+        seed=settings.seed,
+    )[0]
+
+
 def plan(cfg: Overrides | StudyConfig = ()) -> pd.DataFrame:
     """Return the plan of a sweep, one row per cell; writes nothing."""
     import sweeps.plan
@@ -171,6 +203,14 @@ def _show_eval(overrides: list[str]) -> None:
         print(f"{depth:>3}  {row[0]:11.4f}  {row[1]:.4f}  {row[2]:8.4f}")
 
 
+def _show_export(overrides: list[str]) -> None:
+    print(export(overrides))
+
+
+def _show_generate(overrides: list[str]) -> None:
+    print(generate(overrides))
+
+
 def _show_plan(overrides: list[str]) -> None:
     import sweeps.plan
     from sweeps.show import PLAN_COLUMNS, as_json, as_text
@@ -265,6 +305,18 @@ COMMANDS = {
         example="loopscale eval run=runs/demo/RUN_ID max_depth=32",
         settings="table/eval",
         run=_show_eval,
+    ),
+    "export": Command(
+        summary="a model's config, weights and tokenizer as a folder that stands alone",
+        example="loopscale export model=runs/demo/RUN_ID folder=my_model",
+        settings="table/export",
+        run=_show_export,
+    ),
+    "generate": Command(
+        summary="continue a prompt at a chosen test-time depth",
+        example="loopscale generate model=runs/demo/RUN_ID prompt='def main(' depth=8",
+        settings="table/generate",
+        run=_show_generate,
     ),
     "plan": Command(
         summary="solve a grid and price it; no side effect",

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from harness.checkpoint import load_newest
 from harness.config import EvaluationConfig
 from harness.dataset import Dataset
 from harness.loader import validation_blocks
 from harness.record import Evaluation
 from harness.runfolder import RunFolder
-from model.checked import ConfigError
+from harness.weights import load_run
 from model.config import ModelConfig
 from model.depth import counter_seed
-from model.transformer import LoopedTransformer, build_model
+from model.transformer import LoopedTransformer
 
 IGNORED = -100  # label of a target that is not scored
 
@@ -36,13 +34,7 @@ def evaluate_folder(
     """
     folder = RunFolder(path)
     run = folder.check()
-    checkpoint = load_newest(folder.checkpoints, weights_only=True)
-    if checkpoint is None:
-        raise ConfigError(f"{path} has no checkpoint to evaluate: train it first")
-    model = build_model(run.model, seed=run.seed)
-    model.load_state_dict(checkpoint.model)
-    if checkpoint.step != run.steps:
-        warnings.warn(f"{path.name} stands at step {checkpoint.step} of {run.steps}", stacklevel=2)
+    model = load_run(folder)
     own = run.evaluation
     settings = dataclasses.replace(own, blocks=blocks or own.blocks, max_depth=max_depth or own.max_depth)
     return evaluate(model, run.model, folder.dataset(cache), settings)

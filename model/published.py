@@ -116,7 +116,10 @@ def load_model(folder: Path) -> LoopedTransformer:
     Raises:
         ValueError: no weights, a config or tensors that do not fit our model.
     """
-    values = json.loads((folder / "config.json").read_text())
+    try:
+        values = json.loads((folder / "config.json").read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{folder / 'config.json'} is not JSON: {error}") from None
     weights = [
         folder / name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).exists()
     ]

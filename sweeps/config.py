@@ -109,6 +109,29 @@ class FitTableConfig(TableConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """`loopscale export`: one model's config, weights and tokenizer as a folder that stands alone."""
+
+    model: Annotated[str, MinLen(1)]
+    folder: Annotated[str, MinLen(1)]
+    cache: str = "runs/.data"
+    published: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """`loopscale generate`; a depth of None stands for the model's mean recurrence."""
+
+    model: Annotated[str, MinLen(1)]
+    prompt: str
+    cache: str = "runs/.data"
+    tokens: Annotated[int, Gt(0)] = 64
+    depth: Annotated[int, Gt(0)] | None = None
+    temperature: Annotated[float, Ge(0)] = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvalConfig:
     """`loopscale eval`; None stands for the run's own evaluation settings."""
 

@@ -22,6 +22,8 @@ COMMANDS = [
     "data",
     "train",
     "eval",
+    "export",
+    "generate",
     "plan",
     "launch",
     "status",

@@ -16,7 +16,8 @@ from model.checked import ConfigError
 def trained(tiny, tmp_path, monkeypatch):
     """A finished run: its folder, and the setting that names its data."""
     monkeypatch.chdir(tmp_path)
-    layers = [f"model.{part}_layers=2" for part in ("prelude", "core", "coda")]  # the published code needs even
+    # The published code needs an even number of layers.
+    layers = [f"model.{part}_layers=2" for part in ("prelude", "core", "coda")]
     record = loopscale.train([*tiny, *layers, "tokens=2560"])
     return tmp_path / "runs" / "single" / record["run_id"], next(t for t in tiny if t.startswith("cache="))
 
@@ -58,13 +59,13 @@ def test_generated_text_depends_on_prompt_and_seed_alone(trained, capsys):
 
 
 def test_what_is_no_model_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="neither a run nor a config.json"):
+    with pytest.raises(ConfigError, match=r"neither a run nor a config\.json"):
         load_weights(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="config.json is not JSON"):
+    with pytest.raises(ValueError, match=r"config\.json is not JSON"):
         load_weights(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"n_embd": 64}))
-    with pytest.raises(ValueError, match="neither model.safetensors nor pytorch_model.bin"):
+    with pytest.raises(ValueError, match=r"neither model\.safetensors nor pytorch_model\.bin"):
         load_weights(tmp_path)
 
 
@@ -72,5 +73,5 @@ def test_an_export_without_tokenizer_says_what_to_do(trained, tmp_path):
     run, cache = trained
     folder = loopscale.export([f"model={run}", cache, f"folder={tmp_path / 'out'}"])
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(ConfigError, match="no tokenizer.json: put the one that the model was trained with"):
+    with pytest.raises(ConfigError, match=r"no tokenizer\.json: put the one that the model was trained with"):
         loopscale.generate([f"model={folder}", "prompt=a"])

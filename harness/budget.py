@@ -53,3 +53,16 @@ def nominal_flops_per_token(run: RunConfig) -> float:
 def solve(run: RunConfig) -> RunConfig:
     """Return `run` with its length in steps; a FLOP budget stays beside them for the record."""
     return dataclasses.replace(run, steps=solved_steps(run), tokens=None, tokens_per_param=None)
+
+
+def check_epochs(run: RunConfig, unique_tokens: int) -> None:
+    """Raise BudgetError when a solved `run` would read its training tokens more often than it allows."""
+    assert run.steps is not None, "solve the run first"
+    tokens = run.steps * run.batch_tokens
+    if tokens > run.training.max_epochs * unique_tokens:
+        epochs = tokens / unique_tokens
+        raise BudgetError(
+            f"training.max_epochs={run.training.max_epochs:g}: {tokens:.4g} tokens are {epochs:.2f} epochs "
+            f"of {unique_tokens:.4g}; shorten the run, give more text or set "
+            f"training.max_epochs={math.ceil(epochs)}"
+        )

@@ -58,6 +58,9 @@ class TrainingConfig:
     """The step: batch, clipping, precision, device, and how often something is written."""
 
     batch_sequences: Annotated[int, Gt(0)] = 16
+    packing: Literal["blocks", "best_fit"] = "blocks"  # documents into sequences; conf/ chooses best_fit
+    document_mask: bool = False  # attention stays within a document
+    max_epochs: Annotated[float, Gt(0)] = 1.0  # training tokens over unique tokens; more is refused
     micro_batch: Annotated[int, Gt(0)] | None = None  # sequences; None: the whole batch
     gradient_clip: Annotated[float, Gt(0)] = 1.0
     precision: Literal["float32", "bfloat16"] = "float32"

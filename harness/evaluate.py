@@ -11,15 +11,13 @@ import torch
 
 from harness.config import EvaluationConfig
 from harness.dataset import Dataset
-from harness.loader import validation_blocks
+from harness.loader import IGNORED, PackingName, validation_rows
 from harness.record import Evaluation
 from harness.runfolder import RunFolder
 from harness.weights import load_run
 from model.config import ModelConfig
 from model.depth import counter_seed
 from model.transformer import LoopedTransformer
-
-IGNORED = -100  # label of a target that is not scored
 
 
 def evaluate_folder(
@@ -37,29 +35,37 @@ def evaluate_folder(
     model = load_run(folder)
     own = run.evaluation
     settings = dataclasses.replace(own, blocks=blocks or own.blocks, max_depth=max_depth or own.max_depth)
-    return evaluate(model, run.model, folder.dataset(cache), settings)
+    return evaluate(model, run.model, folder.dataset(cache), settings, packing=run.training.packing)
 
 
 def evaluate(
-    model: LoopedTransformer, config: ModelConfig, dataset: Dataset, evaluation: EvaluationConfig
+    model: LoopedTransformer,
+    config: ModelConfig,
+    dataset: Dataset,
+    evaluation: EvaluationConfig,
+    *,
+    packing: PackingName = "blocks",
 ) -> Evaluation:
     """Score `model` at T = 1..max_depth on the same blocks for every run of a study.
 
     Special tokens are read but not scored. The initial state is seeded by the block's position, so two
     evaluations of the same weights agree. The standard error is over blocks.
     """
-    blocks = validation_blocks(dataset, sequence_length=config.sequence_length, blocks=evaluation.blocks)
-    labels = np.where(dataset.token_bytes[blocks[:, 1:]] > 0, blocks[:, 1:], IGNORED)
+    batch = validation_rows(
+        dataset, packing=packing, sequence_length=config.sequence_length, blocks=evaluation.blocks
+    )
+    label_bytes = np.where(batch.labels == IGNORED, 0, dataset.token_bytes[batch.labels])
+    labels = np.where(label_bytes > 0, batch.labels, IGNORED)
     scored = (labels != IGNORED).sum(axis=1)
-    text_bytes = int(dataset.token_bytes[blocks[:, 1:]].sum())
+    text_bytes = int(label_bytes.sum())
     deepest = max(evaluation.max_depth, math.ceil(config.mean_recurrence)) if config.kind == "looped" else 1
     device = next(model.parameters()).device
     parts = []
-    for start in range(0, len(blocks), evaluation.batch_blocks):
-        rows = slice(start, min(start + evaluation.batch_blocks, len(blocks)))
+    for start in range(0, evaluation.blocks, evaluation.batch_blocks):
+        rows = slice(start, min(start + evaluation.batch_blocks, evaluation.blocks))
         parts.append(
             model.depth_losses(
-                torch.from_numpy(blocks[rows, :-1]).to(device),
+                torch.from_numpy(batch.tokens[rows]).to(device),
                 torch.from_numpy(labels[rows]).to(device),
                 deepest,
                 [counter_seed("evaluation", index) for index in range(rows.start, rows.stop)],
@@ -70,7 +76,7 @@ def evaluate(
     total = sums.sum(axis=1)
     return Evaluation(
         loss_nats=(total / scored.sum()).tolist(),
-        loss_se_nats=(per_block.std(axis=1, ddof=1) / math.sqrt(len(blocks))).tolist(),
+        loss_se_nats=(per_block.std(axis=1, ddof=1) / math.sqrt(evaluation.blocks)).tolist(),
         bits_per_byte=(total / text_bytes / math.log(2)).tolist(),
         tokens=int(scored.sum()),
     )

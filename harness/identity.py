@@ -10,6 +10,7 @@ from typing import Any
 from harness.config import RunConfig
 
 IDENTITY_VERSION = 1
+TRAINING_SCIENCE = ("batch_sequences", "packing", "document_mask", "gradient_clip", "precision")
 
 Identity = dict[str, Any]
 
@@ -27,9 +28,7 @@ def identity(run: RunConfig, data_digest: str) -> Identity:
         "data_digest": data_digest,
         "optimizer": _changed(run.optimizer),
         "schedule": _changed(run.schedule),
-        "training": {
-            k: training[k] for k in ("batch_sequences", "gradient_clip", "precision") if k in training
-        },
+        "training": {k: training[k] for k in TRAINING_SCIENCE if k in training},
         "steps": run.steps,
         "seed": run.seed,
     }

@@ -10,14 +10,16 @@ from dataclasses import dataclass
 
 import torch
 
+from harness.budget import check_epochs
 from harness.checkpoint import Checkpoint, load_newest, save
 from harness.config import RunConfig
 from harness.dataset import Dataset
-from harness.evaluate import IGNORED, evaluate
+from harness.evaluate import evaluate
 from harness.files import write_json
-from harness.loader import train_batch, validation_blocks
+from harness.loader import IGNORED, Batch, TrainingRows, training_rows, validation_rows
 from harness.metrics import MetricsLog
 from harness.optimizer import AdamW, MuonAdamW, build_optimizer
+from harness.prefetch import Prefetch
 from harness.record import depth_rows, finished_record
 from harness.runfolder import RunFolder
 from harness.schedule import learning_rate_factor, weight_decay_factor
@@ -45,6 +47,7 @@ class Counters:
     executed_flops: float = 0.0
     train_s: float = 0.0
     wall_s: float = 0.0
+    data_wait_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +55,7 @@ class Session:
     """The live objects of one attempt."""
 
     run: RunConfig
-    dataset: Dataset
+    rows: TrainingRows
     model: LoopedTransformer
     optimizer: MuonAdamW | AdamW
     device: torch.device
@@ -86,14 +89,21 @@ def train(
         save(folder.checkpoints, _snapshot(session, counters, step), keep=run.training.keep_checkpoints)
 
     saved_at = time.monotonic()
-    with MetricsLog(
-        folder.metrics, resume_step=first_step, logger=run.logger, run_id=folder.run_id, sweep=folder.sweep
-    ) as log:
+    with (
+        MetricsLog(
+            folder.metrics,
+            resume_step=first_step,
+            logger=run.logger,
+            run_id=folder.run_id,
+            sweep=folder.sweep,
+        ) as log,
+        Prefetch(session.rows.batch, range(first_step, run.steps)) as batches,
+    ):
         for step in range(first_step, run.steps):
             if stop():
                 checkpoint(step)
                 raise Stopped(f"stopped at step {step} of {run.steps}")
-            line = _step(session, counters, step)
+            line = _step(session, counters, step, batches)
             if line is not None:
                 log.write(line)
                 watch(line)
@@ -101,7 +111,7 @@ def train(
                 checkpoint(step + 1)
                 saved_at = time.monotonic()
     checkpoint(run.steps)
-    evaluation = evaluate(session.model, run.model, dataset, run.evaluation)
+    evaluation = evaluate(session.model, run.model, dataset, run.evaluation, packing=run.training.packing)
     own_loss = evaluation.loss_nats[evaluation.at(round(run.model.mean_recurrence))]
     if not math.isfinite(own_loss):
         raise Diverged(f"validation loss {own_loss} after {run.steps} steps")
@@ -113,6 +123,7 @@ def train(
         vars(counters),
         val_unigram_nats=dataset.unigram_nats,
         attempts=attempts,
+        tokens_padded=session.rows.padded_tokens(run.steps),
         device=device_name(session.device),
     )
     folder.set_record(row)
@@ -125,8 +136,14 @@ def check_fit(run: RunConfig, dataset: Dataset, data_digest: str) -> None:
             f"the run was planned with data {data_digest}, the data set found is {dataset.digest}: "
             "prepare the data that it names or plan it anew"
         )
+    check_epochs(run, dataset.unique_tokens)
     # Raises now, not after the training, when there is too little text to validate on.
-    validation_blocks(dataset, sequence_length=run.model.sequence_length, blocks=run.evaluation.blocks)
+    validation_rows(
+        dataset,
+        packing=run.training.packing,
+        sequence_length=run.model.sequence_length,
+        blocks=run.evaluation.blocks,
+    )
     if dataset.vocabulary_size > run.model.vocabulary_size:
         raise ConfigError(
             f"model.vocabulary_size={run.model.vocabulary_size} is smaller than the tokenizer's "
@@ -157,7 +174,14 @@ def _start(folder: RunFolder, run: RunConfig, dataset: Dataset) -> tuple[Session
         compile_blocks(model)
     optimizer = build_optimizer(model, run.optimizer)
     newest = load_newest(folder.checkpoints)
-    session = Session(run=run, dataset=dataset, model=model, optimizer=optimizer, device=device)
+    rows = training_rows(
+        dataset,
+        packing=run.training.packing,
+        seed=run.seed,
+        batch_sequences=run.training.batch_sequences,
+        sequence_length=run.model.sequence_length,
+    )
+    session = Session(run=run, rows=rows, model=model, optimizer=optimizer, device=device)
     if newest is None:
         return session, Counters(), 0
     model.load_state_dict(newest.model)
@@ -174,11 +198,14 @@ def _snapshot(session: Session, counters: Counters, step: int) -> Checkpoint:
     )
 
 
-def _step(session: Session, counters: Counters, step: int) -> dict[str, float] | None:
+def _step(
+    session: Session, counters: Counters, step: int, batches: Prefetch[Batch]
+) -> dict[str, float] | None:
     """Take one optimiser step; returns its line of the metrics where one is due."""
-    run, began = session.run, time.monotonic()
+    run, began, waited_s = session.run, time.monotonic(), batches.waited_s
     assert run.steps is not None
-    loss, depths = _accumulate_gradient(session, step)
+    loss, depths = _accumulate_gradient(session, step, batches.take())
+    counters.data_wait_s += batches.waited_s - waited_s
     norm = torch.nn.utils.clip_grad_norm_(session.model.parameters(), run.training.gradient_clip)
     factor = learning_rate_factor(run.schedule, step, run.steps)
     session.optimizer.set_schedule(factor, weight_decay_factor(run.schedule, step, run.steps))
@@ -198,33 +225,32 @@ def _step(session: Session, counters: Counters, step: int) -> dict[str, float] |
             "gradient_norm": gradient_norm,
             "learning_rate_factor": factor,
             "executed_flops": counters.executed_flops,
+            "epoch": session.rows.epoch(done),
+            "data_wait_s": counters.data_wait_s,
             "tokens_per_s": run.batch_tokens / (time.monotonic() - began),
         }
     counters.train_s += time.monotonic() - began
     return line
 
 
-def _accumulate_gradient(session: Session, step: int) -> tuple[torch.Tensor, list[int]]:
+def _accumulate_gradient(session: Session, step: int, batch: Batch) -> tuple[torch.Tensor, list[int]]:
     """Leave the gradient of the global batch's mean loss in the parameters; return that loss and the depths.
 
     Depths, data and initial states are functions of (seed, step, sequence), so micro-batches change nothing.
     """
     run, size = session.run, session.run.training.batch_sequences
-    length = run.model.sequence_length
-    rows = torch.from_numpy(
-        train_batch(session.dataset, seed=run.seed, step=step, batch_sequences=size, sequence_length=length)
-    ).to(session.device, non_blocking=True)
+    tokens, labels = (
+        torch.from_numpy(part).to(session.device, non_blocking=True) for part in (batch.tokens, batch.labels)
+    )
     depths = draw_depths(run.model, seed=run.seed, step=step, batch=size).tolist()
     seeds = [counter_seed("state", run.seed, step, index) for index in range(size)]
     total = torch.zeros((), device=session.device)
-    valid = int((rows[:, 1:] != IGNORED).sum())
+    valid = int((batch.labels != IGNORED).sum())
     micro_batch = run.training.micro_batch or size
     for start in range(0, size, micro_batch):
         part = slice(start, start + micro_batch)
         with _autocast(run, session.device):
-            loss = session.model.loss(
-                rows[part, :-1], rows[part, 1:], depths[part], seeds[part], reduction="sum"
-            )
+            loss = session.model.loss(tokens[part], labels[part], depths[part], seeds[part], reduction="sum")
         (loss / valid).backward()
         total += loss.detach() / valid
     return total, depths

@@ -163,7 +163,8 @@ def _depths(recurrences: list[int], control: Control) -> list[dict[str, Any]]:
 
 def _variants(run: RunConfig, study: StudyConfig) -> Iterator[RunConfig]:
     threads = study.cluster.threads_per_run if run.training.threads is None else run.training.threads
-    run = dataclasses.replace(run, training=dataclasses.replace(run.training, threads=threads))
+    training = dataclasses.replace(run.training, threads=threads, max_epochs=study.sweep.max_epochs)
+    run = dataclasses.replace(run, training=training)
     axes = study.sweep.axes
     for values in itertools.product(*axes.values()):
         variant = run

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from harness.budget import solve
+from harness.budget import check_epochs, solve
 from harness.dataset import prepare
 from harness.runfolder import RunFolder, create
 from model.checked import ConfigError
@@ -24,6 +24,7 @@ def train_one(study: StudyConfig) -> dict[str, Any]:
     run = solve(single_run(study))
     with data_progress() as progress:
         dataset = prepare(run.data, Path(study.cache), progress)
+    check_epochs(run, dataset.unique_tokens)
     folder = create(
         Path(study.root) / (study.sweep.name or SINGLE),
         run,

@@ -132,6 +132,17 @@ def collect(cfg: Overrides) -> tuple[pd.DataFrame, pd.DataFrame]:
     return sweeps.collect.collect(_table("collect", cfg).folder)
 
 
+def sync(cfg: Overrides) -> pd.DataFrame:
+    """Make the wandb histories of a sweep from its metrics; offline unless mode=online."""
+    import sweeps.sync
+    from sweeps.compose import compose_table
+    from sweeps.config import SyncConfig
+    from sweeps.live import data_progress
+
+    with data_progress() as progress:
+        return sweeps.sync.sync(compose_table("sync", cfg, SyncConfig), progress)
+
+
 def fit(cfg: Overrides) -> StudyFit:
     """Fit the laws of a collected sweep, with intervals or refusals; writes laws.json beside the tables."""
     from sweeps.analyse import fit_sweep
@@ -269,6 +280,20 @@ def _show_collect(overrides: list[str]) -> None:
         print(gaps(runs))
 
 
+def _show_sync(overrides: list[str]) -> None:
+    from sweeps.compose import compose_table
+    from sweeps.config import SyncConfig
+    from sweeps.show import as_json
+
+    settings = compose_table("sync", overrides, SyncConfig)
+    frame = sync(overrides)
+    if settings.format == "json":
+        print(as_json(frame))
+    else:
+        counts = frame["wandb"].value_counts().items()
+        print(f"{settings.folder}: " + ", ".join(f"{count} {told}" for told, count in counts))
+
+
 def _show_fit(overrides: list[str]) -> None:
     result = fit(overrides)
     print(result.to_json() if _fit_table("fit", overrides).format == "json" else result.summary())
@@ -341,6 +366,12 @@ COMMANDS = {
         example="loopscale collect sweep=demo",
         settings="table/collect",
         run=_show_collect,
+    ),
+    "sync": Command(
+        summary="rebuild the wandb runs of a sweep from its metrics",
+        example="loopscale sync sweep=demo mode=online",
+        settings="table/sync",
+        run=_show_sync,
     ),
     "fit": Command(
         summary="scaling laws with confidence intervals, or the reasons for none",

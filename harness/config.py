@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Lt, MinLen
 
 from harness.data_config import DataConfig
 from model.config import ModelConfig
@@ -83,12 +83,19 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LoggerConfig:
-    """Where metrics go beside metrics.jsonl."""
+    """Where metrics go beside metrics.jsonl.
+
+    Raises ValueError where keys of wandb are set without wandb.
+    """
 
     name: Literal["none", "wandb"] = "none"
     mode: Literal["offline", "online"] = "offline"
-    project: str = "loopscale"
-    entity: str | None = None
+    project: Annotated[str, MinLen(1)] = "loopscale"
+    entity: Annotated[str, MinLen(1)] | None = None
+
+    def __post_init__(self) -> None:
+        if self.name == "none" and self.mode == "online":
+            raise ValueError("logger.mode=online logs nowhere with logger.name=none: set logger=wandb")
 
 
 @dataclass(frozen=True, kw_only=True)

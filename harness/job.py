@@ -14,6 +14,7 @@ import torch
 from harness.data_config import DataError
 from harness.runfolder import RunFolder, Status
 from harness.train import Diverged, Stopped, Watch, train
+from harness.wandb_segment import leave_segment
 from model.checked import ConfigError
 
 BUSY = "busy"  # another process trains this run
@@ -53,6 +54,7 @@ def run_job(
             folder.set_status(_failed(status, "code_error", error))
             raise
         folder.set_status(status)
+        leave_segment(folder)
         return str(status)
 
 

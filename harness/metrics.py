@@ -1,15 +1,15 @@
-"""The run's metrics: JSON lines flushed as they come, and wandb beside them for those who ask."""
+"""The run's metrics: JSON lines flushed as they come, and live to wandb for those who ask."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from harness.config import LoggerConfig
 from harness.files import write_text
+from harness.wandb_start import start_wandb
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -38,7 +38,12 @@ class MetricsLog:
         self, path: Path, *, resume_step: int, logger: LoggerConfig, run_id: str, sweep: str
     ) -> None:
         kept = [line for line in read_metrics(path) if line["step"] <= resume_step]
-        self._wandb = _start_wandb(logger, path.parent, run_id, sweep) if logger.name == "wandb" else None
+        online = logger.name == "wandb" and logger.mode == "online"
+        self._wandb = None
+        if online:
+            self._wandb = start_wandb(
+                logger, mode="online", resume="allow", folder=path.parent, run_id=run_id, sweep=sweep
+            )
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a", encoding="utf-8")
 
@@ -58,21 +63,3 @@ class MetricsLog:
         self._file.close()
         if self._wandb is not None:
             self._wandb.finish(exit_code=int(kind is not None))
-
-
-def _start_wandb(logger: LoggerConfig, folder: Path, run_id: str, sweep: str) -> Any:
-    # wandb's own error reporting looks up a host even offline.
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    import wandb
-
-    return wandb.init(
-        project=logger.project,
-        entity=logger.entity,
-        id=run_id,
-        name=run_id,
-        group=sweep,
-        dir=folder,
-        mode=logger.mode,
-        resume="allow" if logger.mode == "online" else None,
-        settings=wandb.Settings(silent=True, disable_git=True),
-    )

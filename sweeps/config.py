@@ -98,6 +98,16 @@ class StatusConfig(TableConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SyncConfig(TableConfig):
+    """`loopscale sync`; None stands for the run's own logger settings."""
+
+    run: Annotated[str, MinLen(1)] | None = None
+    mode: Literal["offline", "online"] = "offline"
+    project: Annotated[str, MinLen(1)] | None = None
+    entity: Annotated[str, MinLen(1)] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class FitTableConfig(TableConfig):
     """`loopscale fit`, `report` and `compare`; beside the table's, the fields of `analysis.FitConfig`."""
 

@@ -200,33 +200,6 @@ def test_an_unexpected_error_is_recorded_with_its_traceback(make, cache, monkeyp
     assert "a mistake in the code" in (folder.path / "logs" / "error_1.txt").read_text()
 
 
-def test_offline_wandb_gets_every_step(make, cache, monkeypatch):
-    calls = []
-
-    class FakeRun:
-        def log(self, metrics, step):
-            calls.append((step, metrics["train_loss_nats"]))
-
-        def finish(self, exit_code):
-            calls.append(("finish", exit_code))
-
-    class FakeWandb:
-        Settings = staticmethod(dict)
-
-        @staticmethod
-        def init(**settings):
-            calls.append(settings)
-            return FakeRun()
-
-    monkeypatch.setitem(sys.modules, "wandb", FakeWandb)
-    folder, _ = make("tokens=640", "logger=wandb")
-    run_job(folder.path, cache)
-    settings, *steps, end = calls
-    assert settings["id"] == folder.run_id and settings["mode"] == "offline" and settings["group"] == "runs"
-    assert [step for step, _ in steps] == [1, 2, 3, 4, 5]
-    assert end == ("finish", 0)
-
-
 def test_evaluation_is_deterministic_and_reads_the_newest_checkpoint(make, cache):
     folder, _ = make("tokens=1280")
     run_job(folder.path, cache)

@@ -8,6 +8,14 @@ from annotated_types import Ge, Gt, Lt, MinLen
 BYTE_TOKENS = 256
 
 
+# Keys that belong to one source alone; set for another one they would be ignored in silence.
+SOURCE_KEYS = {
+    "installed_python": ("packages", "validation_packages"),
+    "text": ("path",),
+    "huggingface": ("repository", "subset", "revision", "max_documents"),
+}
+
+
 class DataError(ValueError):
     """Data that cannot be used, in one line: what was wrong, the value seen, what would be right."""
 
@@ -29,10 +37,11 @@ class DataConfig:
     # text: a file or a folder of .txt, .jsonl, .jsonl.gz and .parquet files.
     path: str | None = None
 
-    # huggingface: a data set of the hub, streamed until one of the limits is met.
+    # huggingface: a data set of the hub (or a folder of data files), streamed until one of the limits is met.
     repository: str | None = None
     subset: str | None = None
-    repository_split: str = "train"
+    repository_split: Annotated[str, MinLen(1)] = "train"
+    revision: str | None = None
     max_tokens: Annotated[int, Gt(0)] | None = None
     max_documents: Annotated[int, Gt(0)] | None = None
 
@@ -40,6 +49,9 @@ class DataConfig:
     text_field: Annotated[str, MinLen(1)] = "text"
     validation_fraction: Annotated[float, Ge(0), Lt(1)] = 0.02
 
+    # An existing byte-level tokenizer.json; None: one of `vocabulary_size` tokens is trained.
+    tokenizer: str | None = None
+    bos_token: str | None = None  # of that tokenizer; None: the one that it is known by
     vocabulary_size: Annotated[int, Gt(BYTE_TOKENS + 3)] = 4096
     tokenizer_sample_bytes: Annotated[int, Gt(0)] = 10_000_000
     tokenizer_document_characters: Annotated[int, Gt(0)] = 10_000
@@ -48,6 +60,11 @@ class DataConfig:
     unique_tokens: Annotated[int, Gt(0)] | None = None
 
     def __post_init__(self) -> None:
+        self._check_others_unset()
+        if self.bos_token is not None and self.tokenizer is None:
+            raise ValueError(
+                f"data.bos_token={self.bos_token} belongs to an existing tokenizer: set data.tokenizer too"
+            )
         match self.source:
             case "installed_python":
                 self._check_packages()
@@ -57,6 +74,16 @@ class DataConfig:
                 raise ValueError("data.repository is not set: name a data set of the Hugging Face hub")
             case "huggingface" if self.max_tokens is None and self.max_documents is None:
                 raise ValueError("a streamed data set has no end: set data.max_tokens or data.max_documents")
+
+    def _check_others_unset(self) -> None:
+        for source, keys in SOURCE_KEYS.items():
+            for key in keys if source != self.source else ():
+                value = getattr(self, key)
+                if value not in (None, []):
+                    raise ValueError(
+                        f"data.{key}={value} is a key of data.source={source}, not of {self.source}: "
+                        "drop it or change the source"
+                    )
 
     def _check_packages(self) -> None:
         for key in ("packages", "validation_packages"):

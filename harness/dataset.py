@@ -14,8 +14,11 @@ import numpy as np
 
 from harness.data_config import DataConfig, DataError
 from harness.documents import fingerprint
+from harness.existing_tokenizer import read_tokenizer
+from harness.files import write_text
 from harness.locks import exclusive
-from harness.shards import FORMAT_VERSION, Progress, write_dataset, write_text
+from harness.shards import FILES, FORMAT_VERSION, write_dataset
+from harness.survey import Progress
 from harness.tokenizer import token_bytes
 
 __all__ = ["DataConfig", "DataError", "Dataset", "find_prepared", "open_dataset", "prepare"]
@@ -50,8 +53,9 @@ def prepare(config: DataConfig, cache: Path, progress: Progress | None = None) -
     """Return the data set of `config`, made from its documents if `cache` does not hold it yet.
 
     Safe when several processes prepare at once: one works, the others wait. `progress` is told the stage and
-    the fraction of it that is done. Raises DataError for documents that cannot be used; nothing is left half
-    written. Large data is tokenized in spawned processes: call it from under `if __name__ == "__main__"`.
+    the fraction of it that is done. An interrupted preparation is continued by the next call. Raises
+    DataError for documents that cannot be used, and nothing of them is left. Large data is tokenized in
+    spawned processes: call it from under `if __name__ == "__main__"`.
     """
     key = _key(config)
     if (found := _find(config, cache, key)) is not None:
@@ -63,15 +67,15 @@ def prepare(config: DataConfig, cache: Path, progress: Progress | None = None) -
             return found
         # Named by host, as on some network file systems a lock holds on one host only.
         scratch = cache / f".preparing-{key}-{platform.node()}"
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir()
+        scratch.mkdir(exist_ok=True)
         try:
             digest = write_dataset(config, scratch, progress or (lambda stage, fraction: None))
-            _publish(scratch, cache / digest)
-            write_text(scratch / "key", digest)
-            (scratch / "key").replace(keys / key)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+        except DataError:
+            shutil.rmtree(scratch)  # what else ends it leaves a part to go on from
+            raise
+        _publish(scratch, cache / digest)
+        write_text(keys / key, digest)
+        shutil.rmtree(scratch)
     return _named(open_dataset(cache / digest), config)
 
 
@@ -141,8 +145,11 @@ def _damaged(folder: Path, reason: str) -> DataError:
 def _key(config: DataConfig) -> str:
     """Return a hash of what the data set would be made from, without reading documents."""
     fields = dataclasses.asdict(config)
-    for field in ("name", "unique_tokens", "path"):  # path: its files are in the fingerprint
+    # Of a path what lies there counts: the files in the fingerprint, the content of the tokenizer.
+    for field in ("name", "unique_tokens", "path"):
         del fields[field]
+    if config.tokenizer is not None:
+        fields["tokenizer"] = hashlib.sha256(read_tokenizer(config).encode()).hexdigest()
     parts = [FORMAT_VERSION, importlib.metadata.version("tokenizers"), fields, fingerprint(config)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -163,9 +170,10 @@ def _named(dataset: Dataset, config: DataConfig) -> Dataset:
 def _publish(scratch: Path, target: Path) -> None:
     """Move the files of `scratch` to `target` in one step, unless the same data set came there before."""
     whole = scratch / "whole"
+    shutil.rmtree(whole, ignore_errors=True)
     whole.mkdir()
-    for file in [path for path in scratch.iterdir() if path != whole]:
-        file.rename(whole / file.name)
+    for name in FILES:
+        (scratch / name).rename(whole / name)
     try:
         whole.rename(target)
     except OSError:

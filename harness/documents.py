@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from harness.bookmarks import Bookmarks
 from harness.data_config import DataConfig, DataError
+from harness.hub import HubStream
 from harness.installed import package_fingerprint, python_files
 
 Split = Literal["train", "validation"]
@@ -19,6 +21,7 @@ Split = Literal["train", "validation"]
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
 # A longer .txt is cut at line ends into several documents, so that one large file can give a validation set.
 TXT_CHARACTERS = 16_384
+BOOKMARK_DOCUMENTS = 1_000  # a stream leaves a bookmark this often
 SPLIT_NAMES: dict[str, Split] = {"train": "train", "val": "validation", "validation": "validation"}
 
 
@@ -32,10 +35,14 @@ class Document:
     text: str
 
 
-def read_documents(config: DataConfig, left_out: Counter[str]) -> Iterator[Document]:
+def read_documents(
+    config: DataConfig, left_out: Counter[str], bookmarks: Bookmarks | None = None
+) -> Iterator[Document]:
     """Yield the documents of `config` in the same order everywhere, counting those left out and why.
 
-    Raises DataError for a missing package, path, field or library, and for text that cannot be read.
+    With `bookmarks`, a stream starts at its bookmark and leaves others as it goes on; what lies on this
+    machine is read from its beginning. Raises DataError for a missing package, path, field or library, and
+    for text that cannot be read, ConnectionError for a stream that breaks.
     """
     match config.source:
         case "installed_python":
@@ -43,7 +50,7 @@ def read_documents(config: DataConfig, left_out: Counter[str]) -> Iterator[Docum
         case "text":
             return _text_documents(config, left_out)
         case "huggingface":
-            return _streamed_documents(config, left_out)
+            return _streamed_documents(config, left_out, bookmarks or Bookmarks())
 
 
 def fingerprint(config: DataConfig) -> Any:
@@ -56,7 +63,7 @@ def fingerprint(config: DataConfig) -> Any:
             stats = [(path, path.stat()) for path in text_files(config)]
             return [[str(path.resolve()), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
         case "huggingface":
-            return [config.repository, config.subset, config.repository_split]
+            return [config.repository, config.subset, config.repository_split, config.revision]
 
 
 def _installed_documents(config: DataConfig, left_out: Counter[str]) -> Iterator[Document]:
@@ -108,26 +115,33 @@ def _text_documents(config: DataConfig, left_out: Counter[str]) -> Iterator[Docu
         yield from _row_documents(config, source, _rows(path, config.text_field), left_out)
 
 
-def _streamed_documents(config: DataConfig, left_out: Counter[str]) -> Iterator[Document]:
-    try:
-        import datasets
-    except ModuleNotFoundError:
-        raise DataError(
-            "data.source=huggingface needs the datasets library: install loopscale[huggingface]"
-        ) from None
-    stream = datasets.load_dataset(
-        config.repository, config.subset, split=config.repository_split, streaming=True
+def _streamed_documents(
+    config: DataConfig, left_out: Counter[str], bookmarks: Bookmarks
+) -> Iterator[Document]:
+    start = bookmarks.start
+    left_out.update(start.left_out)
+    stream = HubStream(config, start.state)
+    rows = ((f"{config.repository} row {i}", row) for i, row in enumerate(stream, start=start.rows))
+    rest = None if config.max_documents is None else config.max_documents - start.rows
+    documents = _row_documents(
+        config, str(config.repository), itertools.islice(rows, rest), left_out, first=start.rows
     )
-    rows = ((f"{config.repository} row {i}", row) for i, row in enumerate(stream))
-    limited = itertools.islice(rows, config.max_documents)
-    return _row_documents(config, str(config.repository), limited, left_out)
+    for number, document in enumerate(documents, start=start.documents + 1):
+        yield document
+        if number % BOOKMARK_DOCUMENTS == 0:
+            row = int(document.name)
+            bookmarks.leave(documents=number, rows=row + 1, left_out=left_out, state=stream.state())
 
 
 def _row_documents(
-    config: DataConfig, source: str, rows: Iterable[tuple[str, dict[str, Any]]], left_out: Counter[str]
+    config: DataConfig,
+    source: str,
+    rows: Iterable[tuple[str, dict[str, Any]]],
+    left_out: Counter[str],
+    first: int = 0,
 ) -> Iterator[Document]:
-    """Turn rows, each with the place to name in an error, into documents of a split."""
-    for number, (place, row) in enumerate(rows):
+    """Turn rows, each with the place to name in an error, into documents of a split; `first` is a number."""
+    for number, (place, row) in enumerate(rows, start=first):
         text = row.get(config.text_field)
         if not isinstance(text, str):
             fields = ", ".join(map(str, row)) or "none"

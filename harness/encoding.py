@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import re
 import signal
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -12,6 +14,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 import numpy as np
 
 from harness.documents import Document
+from harness.existing_tokenizer import splits_as_ours
 from harness.tokenizer import BOS
 
 # The tokenizer's pattern on ASCII text, where Python's own `re` can say it.
@@ -25,6 +28,7 @@ ASCII_WORD = re.compile(
 LINE_START = re.compile(r"(?<=\n)(?=[^\S\r\n]*+\S)")
 CACHED_WORDS = 1_000_000
 CHUNK_DOCUMENTS = 128
+PARENT_POLL_S = 0.5
 
 
 class _Words(dict[str, bytes]):
@@ -41,23 +45,27 @@ class _Words(dict[str, bytes]):
 class Encoder:
     """Encode texts to token ids, the bytes of a little-endian array of `dtype`, each text after <|bos|>.
 
-    Words repeat, so looking them up gives the tokenizer's ids several times faster than the tokenizer does.
-    Special tokens written out in a text are ordinary text here.
+    Words repeat, so looking them up gives the tokenizer's ids several times faster than the tokenizer does;
+    a tokenizer that splits words in another way than ours encodes for itself. Special tokens written out in
+    a text are ordinary text here.
     """
 
-    def __init__(self, tokenizer_json: str, dtype: np.dtype) -> None:
+    def __init__(self, tokenizer_json: str, dtype: np.dtype, bos: int = BOS) -> None:
         from tokenizers import Tokenizer
 
         self._tokenizer = Tokenizer.from_str(tokenizer_json)
         self._tokenizer.encode_special_tokens = True
         self._dtype = dtype
-        self._bos = np.array([BOS], dtype).tobytes()
+        self._bos = np.array([bos], dtype).tobytes()
+        self._by_word = splits_as_ours(tokenizer_json)
         self._words = _Words(self._encode)
 
     def __call__(self, text: str) -> bytes:
         """Return the ids of <|bos|> and `text`."""
         if len(self._words) > CACHED_WORDS:
             self._words.clear()
+        if not self._by_word:
+            return self._bos + self._encode(text)
         pieces = [text] if text.isascii() else LINE_START.split(text)
         return self._bos + b"".join(map(self._encode_piece, pieces))
 
@@ -71,17 +79,17 @@ class Encoder:
 
 
 def encode_documents(
-    documents: Iterable[Document], tokenizer_json: str, dtype: np.dtype, workers: int
+    documents: Iterable[Document], tokenizer_json: str, dtype: np.dtype, workers: int, bos: int = BOS
 ) -> Generator[tuple[Document, bytes], None, None]:
     """Yield each document with its ids, in order; several workers are processes of their own."""
     if workers == 1:
-        encode = Encoder(tokenizer_json, dtype)
+        encode = Encoder(tokenizer_json, dtype, bos)
         for document in documents:
             yield document, encode(document.text)
         return
     # Spawned: a fork of a process that holds threads (of torch, of tokenizers) can hang.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _start_worker, (tokenizer_json, dtype)) as pool:
+    with ProcessPoolExecutor(workers, context, _start_worker, (tokenizer_json, dtype, bos)) as pool:
         running: deque[tuple[list[Document], Future[list[bytes]]]] = deque()
         stream = iter(documents)
         while chunk := list(itertools.islice(stream, CHUNK_DOCUMENTS)):
@@ -107,10 +115,18 @@ def _finished(
 _encoder: Encoder | None = None  # of a worker process
 
 
-def _start_worker(tokenizer_json: str, dtype: np.dtype) -> None:
+def _start_worker(tokenizer_json: str, dtype: np.dtype, bos: int) -> None:
     global _encoder
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and ends the pool
-    _encoder = Encoder(tokenizer_json, dtype)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    _encoder = Encoder(tokenizer_json, dtype, bos)
+
+
+def _end_with(parent: int) -> None:
+    # A worker waits on a queue that it holds open itself: it would outlive a parent that is killed.
+    while os.getppid() == parent:
+        time.sleep(PARENT_POLL_S)
+    os._exit(1)
 
 
 def _encode_chunk(texts: list[str]) -> list[bytes]:

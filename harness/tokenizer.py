@@ -98,11 +98,13 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> "Tokenizer":
 
 def token_bytes(tokenizer_json: str) -> np.ndarray:
     """Return how many bytes of text each token id stands for, int32 [vocabulary]; 0 for special tokens."""
-    vocabulary = json.loads(tokenizer_json)["model"]["vocab"]
-    lengths = np.zeros(len(vocabulary), np.int32)
-    for token, index in vocabulary.items():
-        # The byte-level alphabet writes each byte as one character.
-        lengths[index] = 0 if token in SPECIAL_TOKENS else len(token)
+    tokenizer = json.loads(tokenizer_json)
+    # The byte-level alphabet writes each byte as one character; added tokens are written as they are.
+    sizes = {index: len(token) for token, index in tokenizer["model"]["vocab"].items()}
+    for added in tokenizer["added_tokens"]:
+        sizes[added["id"]] = 0 if added["special"] else len(added["content"].encode())
+    lengths = np.zeros(max(sizes) + 1, np.int32)
+    lengths[list(sizes)] = list(sizes.values())
     return lengths
 
 

@@ -140,38 +140,68 @@ def test_large_data_gives_the_same_shards(config, tmp_path, monkeypatch):
 PREPARE = """
 import os, sys
 from pathlib import Path
+import harness.documents, harness.journal, harness.shards
 from harness.dataset import DataConfig, prepare
+
+path, cache, how, source = sys.argv[1:]
+harness.journal.PART_BYTES = 50_000
+harness.documents.BOOKMARK_DOCUMENTS = 2
+harness.shards.PROGRESS_STEP = 0.0
 def progress(stage, fraction):
-    if stage == "tokenizing" and sys.argv[3] == "die":
+    print(stage, flush=True)
+    if stage == "tokenizing" and fraction > float(how):
         os.kill(os.getpid(), 9)
-config = DataConfig(name="test", source="text", path=sys.argv[1], vocabulary_size=512)
-print(prepare(config, Path(sys.argv[2]), progress).digest)
+fields = {"path": path} if source == "text" else {"repository": path, "max_documents": 7}
+fields["validation_fraction"] = 0.3
+if __name__ == "__main__":
+    config = DataConfig(name="test", source=source, vocabulary_size=512, **fields)
+    print(prepare(config, Path(cache), progress).digest)
 """
 
 
-def start(corpus, cache, how):
+def start(corpus, cache, how="2", source="text"):
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    command = [sys.executable, "-c", PREPARE, str(corpus), str(cache), how]
+    command = [sys.executable, "-c", PREPARE, str(corpus), str(cache), how, source]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
 
 def test_processes_that_prepare_at_once_get_one_data_set(corpus, tmp_path):
-    processes = [start(corpus, tmp_path / "cache", "live") for _ in range(3)]
-    digests = {process.communicate(timeout=60)[0].strip() for process in processes}
+    processes = [start(corpus, tmp_path / "cache") for _ in range(3)]
+    digests = {process.communicate(timeout=60)[0].split()[-1] for process in processes}
     assert [process.returncode for process in processes] == [0, 0, 0]
     (digest,) = digests
     assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [digest, "keys"]
     open_dataset(tmp_path / "cache" / digest, checksums=True)
 
 
-def test_killed_preparation_leaves_nothing_in_the_way(config, corpus, tmp_path):
-    process = start(corpus, tmp_path / "cache", "die")
-    process.communicate(timeout=60)
-    assert process.returncode == -9
-    assert find_prepared(config, tmp_path / "cache") is None
-    data = prepare(config, tmp_path / "cache")
-    open_dataset(data.folder, checksums=True)
-    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [data.digest, "keys"]
+@pytest.mark.parametrize("source", ["text", "huggingface"])
+def test_killed_preparation_goes_on_where_it_was_and_ends_the_same(corpus, tmp_path, source):
+    texts = [{"text": text} for text in TEXTS]
+    (corpus / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts), encoding="utf-8")
+    whole, _ = start(corpus, tmp_path / "whole", source=source).communicate(timeout=60)
+    for how in ("0.0", "0.4", "0.7"):
+        process = start(corpus, tmp_path / "broken", how, source)
+        process.communicate(timeout=60)
+        assert process.returncode == -9
+    (scratch,) = (tmp_path / "broken").glob(".preparing-*")
+    assert json.loads((scratch / "journal.json").read_text())["documents"] >= 3
+    told, _ = start(corpus, tmp_path / "broken", source=source).communicate(timeout=60)
+    assert "training the tokenizer" not in told  # nor is what was committed encoded again
+    assert told.count("tokenizing") < whole.count("tokenizing") - 2
+    digest = told.split()[-1]
+    assert digest == whole.split()[-1]
+    data = open_dataset(tmp_path / "broken" / digest, checksums=True)
+    np.testing.assert_array_equal(data.train, open_dataset(tmp_path / "whole" / digest).train)
+    assert sorted(path.name for path in (tmp_path / "broken").iterdir()) == [digest, "keys"]
+
+
+def test_preparation_starts_anew_where_its_committed_shards_are_gone(corpus, tmp_path):
+    whole, _ = start(corpus, tmp_path / "whole").communicate(timeout=60)
+    start(corpus, tmp_path / "broken", "0.7").communicate(timeout=60)
+    (shard,) = (tmp_path / "broken").glob(".preparing-*/train.bin")
+    shard.write_bytes(b"")
+    again, _ = start(corpus, tmp_path / "broken").communicate(timeout=60)
+    assert again.split()[-1] == whole.split()[-1]
 
 
 @pytest.mark.parametrize(

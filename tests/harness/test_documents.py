@@ -3,12 +3,12 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from harness.bookmarks import Bookmarks
 from harness.data_config import DataConfig, DataError
 from harness.documents import fingerprint, read_documents
 from harness.installed import package_versions, python_files
@@ -197,33 +197,72 @@ def test_missing_path_and_empty_folder_are_told_apart(tmp_path):
 
 
 @pytest.fixture
-def hub(monkeypatch):
-    """A stand-in for the optional `datasets` library, recording how it was asked."""
-    asked = {}
-    module = ModuleType("datasets")
+def hub(tmp_path):
+    """A data set of three Parquet files, 600 rows, every tenth of them empty."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for part in range(3):
+        texts = [f"row {i}" if i % 10 else " " for i in range(200 * part, 200 * part + 200)]
+        frame = pd.DataFrame({"body": texts, "split": "no split of ours"})
+        frame.to_parquet(folder / f"train-{part:05}-of-00003.parquet")
+    return folder
 
-    def load_dataset(path, name, *, split, streaming):
-        asked.update(path=path, name=name, split=split, streaming=streaming)
-        return ({"text": f"row {i}", "split": "no split of ours"} for i in range(1000))
 
-    module.load_dataset = load_dataset
-    monkeypatch.setitem(sys.modules, "datasets", module)
-    return asked
+def hub_config(folder, **changes):
+    fields = {
+        "repository": str(folder),
+        "text_field": "body",
+        "max_documents": 400,
+        "validation_fraction": 0.2,
+    }
+    return DataConfig(name="hub", source="huggingface", **fields | changes)
 
 
 def test_hub_data_is_streamed_up_to_its_limit(hub):
-    config = DataConfig(
-        name="hub",
-        source="huggingface",
-        repository="org/set",
-        subset="small",
-        max_documents=100,
-        validation_fraction=0.2,
-    )
-    documents = read(config)
-    assert [d.text for d in documents] == [f"row {i}" for i in range(100)]
+    left_out = Counter()
+    documents = list(read_documents(hub_config(hub), left_out))
+    assert [d.text for d in documents] == [f"row {i}" for i in range(400) if i % 10]
+    assert [d.name for d in documents[:9]] == [str(i) for i in range(1, 10)]
     assert {d.split for d in documents} == {"train", "validation"}
-    assert hub == {"path": "org/set", "name": "small", "split": "train", "streaming": True}
+    assert left_out == {"empty": 40}
+
+
+def test_a_stream_goes_on_from_any_of_its_bookmarks(hub, monkeypatch):
+    monkeypatch.setattr("harness.documents.BOOKMARK_DOCUMENTS", 7)
+    whole_left_out = Counter()
+    whole = list(read_documents(hub_config(hub), whole_left_out))
+    for read in (0, 6, 7, 200, 301, 360):
+        bookmarks = Bookmarks()
+        reader = read_documents(hub_config(hub), Counter(), bookmarks)
+        first = [next(reader) for _ in range(min(read + 20, 360))]  # the reader is ahead of the writer
+        assert first == whole[: len(first)]
+        mark = json.loads(json.dumps(bookmarks.before(read)))
+        assert read - 7 < mark["documents"] <= read
+        left_out = Counter()
+        assert list(read_documents(hub_config(hub), left_out, Bookmarks(mark))) == whole[mark["documents"] :]
+        assert left_out == whole_left_out
+
+
+def test_a_stream_that_breaks_says_how_to_go_on(hub):
+    (hub / "train-00001-of-00003.parquet").write_bytes(b"PAR1 torn")
+    with pytest.raises(
+        ConnectionError, match=r"set broke off \(.*\): run the same command again to continue"
+    ):
+        read(hub_config(hub))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"repository_split": "tset"}, r"cannot be read \(Bad split: tset.*train.*check data\.repository"),
+        ({"subset": "small"}, r"'small' not found.*check data\.repository"),
+        ({"text_field": "text"}, r"row 0 has no text in field 'text' \(its fields: body, split\)"),
+    ],
+)
+def test_hub_data_asked_for_by_a_wrong_name_is_refused(hub, changes, message):
+    with pytest.raises(DataError, match=message) as caught:
+        read(hub_config(hub, **changes))
+    assert "\n" not in str(caught.value)
 
 
 def test_hub_data_without_the_library_names_the_extra(monkeypatch):
@@ -239,6 +278,14 @@ def test_hub_data_without_the_library_names_the_extra(monkeypatch):
         ({"source": "text"}, r"data\.path is not set"),
         ({"source": "huggingface"}, r"data\.repository is not set"),
         ({"source": "huggingface", "repository": "org/set"}, r"set data\.max_tokens or data\.max_documents"),
+        (
+            {"source": "text", "path": "x", "repository": "org/set"},
+            r"data\.repository=org/set is a key of data\.source=huggingface, not of text: drop it",
+        ),
+        (
+            {"source": "text", "path": "x", "bos_token": "<s>"},
+            r"data\.bos_token=<s> belongs to an existing tokenizer: set data\.tokenizer too",
+        ),
         ({"source": "installed_python", "packages": ["a"]}, r"data\.validation_packages is empty"),
         (
             {"source": "installed_python", "packages": ["a", "b"], "validation_packages": ["b"]},

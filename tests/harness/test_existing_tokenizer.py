@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from harness.data_config import DataConfig, DataError
 from harness.dataset import prepare
 from harness.existing_tokenizer import find_bos, splits_as_ours
-from harness.tokenizer import token_bytes, train_tokenizer
+from harness.tokenizer import token_bytes
 
 TEXT = (Path(sysconfig.get_path("stdlib")) / "argparse.py").read_text("utf-8")
 TEXTS = [*TEXT.split("\n\n"), "naïve “quotes” 日本\n", "a document that says <|endoftext|> in its text"]
@@ -78,22 +78,22 @@ def test_another_tokenizer_or_another_bos_is_another_data_set(corpus, foreign, t
 
 
 def test_a_vocabulary_past_65536_is_kept_in_32_bits(corpus, tmp_path):
-    tokenizer = json.loads(train_tokenizer(TEXTS, 400).to_str())
+    narrow = prepare(
+        DataConfig(name="test", source="text", path=str(corpus), vocabulary_size=400), tmp_path / "cache"
+    )
+    tokenizer = json.loads((narrow.folder / "tokenizer.json").read_text())
     tokenizer["model"]["vocab"] |= {f"~{i}": i for i in range(400, 70_000)}
     path = tmp_path / "wide.json"
     path.write_text(json.dumps(tokenizer))
     data = prepare(config(corpus, path), tmp_path / "cache")
     assert data.train.dtype == np.uint32 and data.vocabulary_size == 70_000
-    narrow = prepare(
-        DataConfig(name="test", source="text", path=str(corpus), vocabulary_size=400), tmp_path / "cache"
-    )
     np.testing.assert_array_equal(data.train, narrow.train)
 
 
 def test_added_tokens_count_their_bytes_unless_they_are_special(foreign):
     tokenizer = Tokenizer.from_file(str(foreign))
-    tokenizer.add_tokens(["    ", "é"])
-    assert token_bytes(tokenizer.to_str())[400:].tolist() == [0, 4, 2]
+    tokenizer.add_tokens(["    ", "日本語"])
+    assert token_bytes(tokenizer.to_str())[400:].tolist() == [0, 4, 9]
 
 
 def word_level(path):

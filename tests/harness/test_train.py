@@ -131,7 +131,7 @@ def test_the_micro_batch_changes_nothing_but_rounding(make, cache):
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # raised inside torch
 def test_compiled_blocks_train_to_the_same_losses(make, cache, monkeypatch):
     # The graph is captured and guarded as on a GPU; generating machine code would take the test's time.
-    monkeypatch.setattr("harness.train.compile_blocks", partial(compile_blocks, backend="aot_eager"))
+    monkeypatch.setattr("harness.session.compile_blocks", partial(compile_blocks, backend="aot_eager"))
     eager, _ = make("tokens=640", parent="eager")
     compiled, _ = make("tokens=640", "training.compile=true", parent="compiled")
     for folder in (eager, compiled):

@@ -78,7 +78,6 @@ class TrainingConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     parallel: Literal["ddp", "fsdp"] = "ddp"  # several processes: whole replicas, or sharded weights (FSDP2)
-    peer_timeout_s: Annotated[float, Gt(0)] = 1800.0  # a process that waits longer for another one gives up
     threads: Annotated[int, Gt(0)] | None = None  # None: as torch chooses
     compile: bool = False
     log_every: Annotated[int, Gt(0)] = 10  # steps

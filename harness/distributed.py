@@ -17,11 +17,8 @@ from model.checked import ConfigError
 T = TypeVar("T")
 
 # What torch says when a process of the group is gone or silent; it has no class of its own for gloo.
-_PEER_GONE = ("connection closed by peer", "connection reset by peer", "broken pipe", "timed out", "socket")
-
-
-class PeerLost(RuntimeError):
-    """Another process of the run died or no longer answers; the run continues from its checkpoint."""
+_PEER_GONE = ("connection closed by peer", "connection reset by peer", "broken pipe", "timed out")
+PEER_TIMEOUT = timedelta(minutes=30)  # a process that waits longer for another one gives up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +98,7 @@ def started_ranks() -> Ranks:
 
 
 @contextmanager
-def connected(timeout_s: float) -> Iterator[Ranks]:
+def connected() -> Iterator[Ranks]:
     """Connect the processes of the run for the length of a block; one process alone connects nothing.
 
     A connection that stands already is used and left standing. On a CPU the messages go through gloo; on
@@ -119,7 +116,7 @@ def connected(timeout_s: float) -> Iterator[Ranks]:
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+        dist.init_process_group(backend, timeout=PEER_TIMEOUT)
     except (ValueError, RuntimeError) as error:
         where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
         reason = str(error).strip().splitlines()[0]

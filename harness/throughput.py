@@ -69,14 +69,15 @@ class Counters:
     wall_s: float = 0.0
     device_s: float = 0.0  # wall_s summed over devices
     peak_memory_bytes: int = 0  # of the process that held most
+    peak_flops_per_s: float = 0.0  # of all devices together, in the last attempt
     micro_batch: int = 0
 
 
 class Meter:
     """Time the steps of a run into its counters; a window lasts from one line of the metrics to the next."""
 
-    def __init__(self, counters: Counters, peak_flops_per_s: float) -> None:
-        self._counters, self._peak = counters, peak_flops_per_s  # the peak of all devices together
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
         self._steps = 0
         self._opened = replace(counters)
 
@@ -102,6 +103,6 @@ class Meter:
         train_s = now.train_s - opened.train_s
         return {
             "tokens_per_s": steps * batch_tokens / train_s,
-            "mfu": (now.executed_flops - opened.executed_flops) / train_s / self._peak,
+            "mfu": (now.executed_flops - opened.executed_flops) / train_s / now.peak_flops_per_s,
             "data_wait_share": (now.data_wait_s - opened.data_wait_s) / train_s,
         }

@@ -79,7 +79,8 @@ def _take_steps(
     run, ranks, counters = session.run, session.ranks, session.counters
     assert run.steps is not None
     gradient_of_step = GradientOfStep(run, session.replica, counters.micro_batch)
-    meter = Meter(counters, ranks.world * peak_flops_per_s(run.training, session.device))
+    counters.peak_flops_per_s = ranks.world * peak_flops_per_s(run.training, session.device)
+    meter = Meter(counters)
     for step in range(session.first_step, run.steps):
         saver.between_steps(step, stop)
         done = step + 1
@@ -167,6 +168,9 @@ def _finish(folder: RunFolder, session: Session, dataset: Dataset, attempts: int
         val_unigram_nats=dataset.unigram_nats,
         attempts=attempts,
         device=device_name(session.device),
+        devices=session.ranks.world,
+        skipped_steps=session.guard.skipped_steps,
+        loss_spikes=session.guard.loss_spikes,
     )
     folder.set_record(row)
 

@@ -9,15 +9,15 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 # Forked from a server that has imported torch and done nothing with it: no threads are torn apart.
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["harness.job"])
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["harness.job"])
 
 
 def start(world: int, folders: list[Path], cache: Path) -> list[BaseProcess]:
     """Start `world` processes that run the jobs of `folders` one after the other."""
     port = _free_port()
     processes = [
-        _CONTEXT.Process(target=_member, args=(rank, world, port, folders, cache)) for rank in range(world)
+        CONTEXT.Process(target=_member, args=(rank, world, port, folders, cache)) for rank in range(world)
     ]
     for process in processes:
         process.start()

@@ -52,7 +52,7 @@ def test_the_mean_is_plain_until_the_horizon():
 def test_a_loss_that_rises_for_good_is_divergence():
     guard = LossGuard()
     feed(guard, [3.0] * 30)
-    with pytest.raises(Diverged, match=r"rose from 3 to .* max_rise_nats=2"):
+    with pytest.raises(Diverged, match=r"rose from 3 to .* more than guardrails.max_rise_nats=2.0"):
         feed(guard, [9.0] * 30)
     unlimited = dataclasses.replace(CONFIG, max_rise_nats=None)
     assert all(feed(LossGuard(), [3.0] * 30 + [9.0] * 30, unlimited))

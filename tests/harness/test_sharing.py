@@ -25,9 +25,11 @@ def test_one_process_takes_the_batch_as_it_comes():
     assert share(MODEL, [3, 9, 1], 1) == [[0, 1, 2]]
 
 
-@pytest.mark.parametrize("sampling", ["poisson", "poisson_lognormal", "stratified"])
+@pytest.mark.parametrize(
+    ("sampling", "excess"), [("poisson", 0.02), ("stratified", 0.02), ("poisson_lognormal", 0.05)]
+)
 @pytest.mark.parametrize("world", [2, 4, 8])
-def test_processes_carry_equal_work(sampling, world):
+def test_processes_carry_equal_work(sampling, excess, world):
     model = ModelConfig(**{**vars(MODEL), "depth_sampling": sampling})
     heaviest, dealt_as_they_come = [], []
     for step in range(50):
@@ -38,7 +40,7 @@ def test_processes_carry_equal_work(sampling, world):
         slices = [sum(depths[start : start + size]) for start in range(0, 64, size)]
         dealt_as_they_come.append(max(slices) / mean)
     # What all wait for is the process with the most loops.
-    assert sum(heaviest) / 50 < 1.02
+    assert sum(heaviest) / 50 < 1 + excess
     if sampling != "stratified":
         assert sum(heaviest) / 50 < sum(dealt_as_they_come) / 50
 

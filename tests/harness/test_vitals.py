@@ -65,8 +65,8 @@ def test_the_state_is_measured_after_each_loop_of_each_sequence():
     with probe.watching([2, 4, 1], due=True):
         one.forward(tokens, tokens, [2, 4, 1], [0, 1, 2])
     rms = probe.by_loop()
-    # The prelude's norm leaves a root mean square of 1.
-    assert rms == pytest.approx([1.0, 2.0, 3.0, 4.0], rel=1e-4)
+    # The prelude's norm leaves a root mean square of 1, but for its epsilon.
+    assert rms == pytest.approx([1.0, 2.0, 3.0, 4.0], rel=1e-3)
     one.forward(tokens, tokens, [2, 4, 1], [0, 1, 2])
     assert probe.by_loop() == []
 

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format
+.PHONY: help install demo test validate lint format
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,6 +17,11 @@ demo: $(INSTALLED) ## run a whole small study on this machine (about 8 minutes o
 
 test: $(INSTALLED) ## run the tests
 	$(BIN)/pytest -n 2 $(ARGS)
+
+validate: $(INSTALLED) ## the long studies, about an hour; interrupted, they continue; results in docs/validation/
+	@for study in validation/*.py; do \
+		echo $$study; until $(BIN)/python $$study; do [ $$? -eq 75 ] || exit 1; done; \
+	done
 
 lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -196,7 +196,8 @@ def _show_data(overrides: list[str]) -> None:
 
 def _show_train(overrides: list[str]) -> None:
     record = train(overrides)
-    print(json.dumps(record, indent=1))
+    if int(os.environ.get("RANK", 0)) == 0:  # of the processes that torchrun starts, one answers
+        print(json.dumps(record, indent=1))
 
 
 def _show_eval(overrides: list[str]) -> None:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import pandas as pd
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Kind = Literal["string", "float64", "int64"]
 
@@ -54,6 +54,7 @@ epochs                             float  tokens / unique_tokens
 optimizer                          str    name of the optimiser
 adamw_learning_rate                float  peak learning rate of the AdamW group
 muon_learning_rate                 float  peak learning rate of the Muon group (NaN without Muon)
+lr_scaling                         str    how learning rates were transferred over widths: none or mup_width
 cooldown_fraction                  float  share of the steps in which the learning rate falls
 trunk_id                           str    shared trunk that the run branched from, empty for none
 accounting                         str    FLOP accounting that solved the steps: paper or released
@@ -76,8 +77,15 @@ val_bits_per_byte                  float  the same loss in bits per byte of text
 val_unigram_nats                   float  entropy of the validation tokens under their own frequencies
 core                               float  Core score, NaN until evaluated
 core_extended                      float  Core-Extended score, NaN until evaluated
+skipped_steps                      int    steps not applied, their loss or gradient not finite
+loss_spikes                        int    losses far above their running mean
 wall_s                             float  seconds of training and evaluation over all attempts
+device_s                           float  wall_s summed over devices
 tokens_per_s                       float  training throughput
+mfu                                float  executed_flops per second over the peak of all devices
+data_wait_share                    float  share of the training time spent waiting for data
+peak_memory_bytes                  float  most memory that one process held
+devices                            int    processes, one device each, that trained the run
 device                             str    device name
 attempts                           int    times that the run was started
 status                             str    planned, submitted, running, done or failed:<class>

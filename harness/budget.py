@@ -52,7 +52,11 @@ def nominal_flops_per_token(run: RunConfig) -> float:
 
 def solve(run: RunConfig) -> RunConfig:
     """Return `run` with its length in steps; a FLOP budget stays beside them for the record."""
-    return dataclasses.replace(run, steps=solved_steps(run), tokens=None, tokens_per_param=None)
+    steps = solved_steps(run)
+    try:
+        return dataclasses.replace(run, steps=steps, tokens=None, tokens_per_param=None)
+    except ValueError as error:
+        raise BudgetError(str(error)) from None
 
 
 def check_epochs(run: RunConfig, unique_tokens: int) -> None:

@@ -38,6 +38,21 @@ class OptimizerConfig:
     newton_schulz_dtype: Literal["float32", "bfloat16"] = "float32"  # published: bfloat16, slow on most CPUs
     muon_value_gates: bool = True  # value-embedding gates under Muon, as in the code; the text says AdamW
 
+    # Width transfer: mup_width scales AdamW's rates by lr_base_width / width (see `harness.width_transfer`).
+    lr_scaling: Literal["none", "mup_width"] = "none"
+    lr_base_width: Annotated[int, Gt(0)] | None = None  # the width that the rates were tuned at
+
+    def __post_init__(self) -> None:
+        if self.lr_scaling == "mup_width" and self.lr_base_width is None:
+            raise ValueError(
+                "lr_scaling=mup_width needs lr_base_width, the width that the rates were tuned at"
+            )
+        if self.lr_scaling == "none" and self.lr_base_width is not None:
+            raise ValueError(
+                f"lr_base_width={self.lr_base_width} has no effect with lr_scaling=none: "
+                "set lr_scaling=mup_width or leave it out"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
@@ -55,21 +70,43 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """The step: batch, clipping, precision, device, and how often something is written."""
+    """The step: batch, clipping, precision, devices, and how often something is written."""
 
-    batch_sequences: Annotated[int, Gt(0)] = 16
+    batch_sequences: Annotated[int, Gt(0)] = 16  # over all processes
     packing: Literal["blocks", "best_fit"] = "blocks"  # documents into sequences; conf/ chooses best_fit
     document_mask: bool = False  # attention stays within a document
     max_epochs: Annotated[float, Gt(0)] = 1.0  # training tokens over unique tokens; more is refused
-    micro_batch: Annotated[int, Gt(0)] | None = None  # sequences; None: the whole batch
+    micro_batch: Annotated[int, Gt(0)] | None = None  # sequences at once on a device; None: what fits memory
     gradient_clip: Annotated[float, Gt(0)] = 1.0
     precision: Literal["float32", "bfloat16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # several processes: whole replicas, or sharded weights (FSDP2)
     threads: Annotated[int, Gt(0)] | None = None  # None: as torch chooses
     compile: bool = False
     log_every: Annotated[int, Gt(0)] = 10  # steps
     checkpoint_every_s: Annotated[float, Gt(0)] = 300.0
     keep_checkpoints: Annotated[int, Gt(0)] = 2
+    checkpoint_at: list[Annotated[int, Gt(0)]] = field(default_factory=list)  # steps, kept for good
+    peak_flops_per_s: Annotated[float, Gt(0)] | None = None  # of a device; None: by its name, else measured
+    device_peaks: dict[str, Annotated[float, Gt(0)]] = field(default_factory=dict)  # FLOP/s by part of a name
+
+    def __post_init__(self) -> None:
+        if self.micro_batch is not None and self.micro_batch > self.batch_sequences:
+            raise ValueError(
+                f"micro_batch={self.micro_batch} is more than batch_sequences={self.batch_sequences}: "
+                f"at most {self.batch_sequences}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardrailsConfig:
+    """When a run counts as diverged, and how closely it is watched."""
+
+    max_skipped_steps: Annotated[int, Gt(0)] = 10  # in a row, for a loss or gradient that is not finite
+    average_steps: Annotated[int, Gt(1)] = 50  # horizon of the running mean and spread of the loss
+    spike_deviations: Annotated[float, Gt(0)] = 6.0  # a loss this many deviations above its mean is a spike
+    max_rise_nats: Annotated[float, Gt(0)] | None = 3.0  # running mean above its lowest value; None: no limit
+    spectral_radius_every: Annotated[int, Gt(0)] = 100  # steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +145,7 @@ class RunConfig:
     optimizer: OptimizerConfig
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    guardrails: GuardrailsConfig = field(default_factory=GuardrailsConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     seed: Annotated[int, Ge(0)] = 0
@@ -116,6 +154,13 @@ class RunConfig:
     tokens: Annotated[float, Gt(0)] | None = None
     tokens_per_param: Annotated[float, Gt(0)] | None = None
     steps: Annotated[int, Gt(0)] | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.schedule.warmup_steps >= self.steps:
+            raise ValueError(
+                f"schedule.warmup_steps={self.schedule.warmup_steps} leaves nothing of steps={self.steps}: "
+                f"at most {self.steps - 1}"
+            )
 
     @property
     def batch_tokens(self) -> int:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
+import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 
 from harness.data_config import DataError
+from harness.distributed import Ranks, connected, is_peer_loss
 from harness.runfolder import RunFolder, Status
 from harness.train import Diverged, Stopped, Watch, train
 from harness.wandb_segment import leave_segment
@@ -19,6 +22,8 @@ from model.checked import ConfigError
 
 BUSY = "busy"  # another process trains this run
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+_LIMIT_NEAR_S = 900.0  # SIGUSR2 this long before a job's end warns of the time limit, earlier of preemption
+_CAUSE_FIRST_S = 2.0  # a process that only lost another one waits this long for that one to say why
 
 
 def run_job(
@@ -29,53 +34,78 @@ def run_job(
 ) -> str:
     """Train the run in folder `path` unless it is done or another process has it; return how it stands.
 
-    Returns the status as the runs table shows it, or "busy". The data set is looked up under `cache` by the
-    digest that the run was planned with. SIGTERM, SIGUSR2, Ctrl-C and `stop`, asked once a step, save a
-    checkpoint and end the attempt. An error that is not the user's is recorded as `code_error`, with its
+    Started by torchrun or as several tasks of a submitit job, all processes train the one run together; the
+    first one holds the lease. Returns the status as the runs table shows it, or "busy". The data set is
+    looked up under `cache` by the digest that the run was planned with. SIGTERM, SIGUSR2, Ctrl-C and `stop`,
+    asked once a step, save a checkpoint and leave the run `submitted`, with the failure class preempted or
+    timeout where a signal says so. An error that is not the user's is recorded as `code_error`, with its
     traceback under logs/, and raised again. `watch` is given each line of the metrics.
     """
     folder = RunFolder(path)
-    with folder.lease() as free:
-        if not free:
-            return BUSY
-        before = folder.status()
-        if before.state == "done":
-            return "done"
-        status = dataclasses.replace(
-            before, state="running", failure_class="", message="", attempts=before.attempts + 1
-        )
-        folder.set_status(status)
+    with connected() as ranks, folder.lease() if ranks.first else nullcontext(True) as free:
+        begun = ranks.once(lambda: _begin(folder) if free else BUSY)
+        if isinstance(begun, str):
+            return begun
         try:
-            status = _attempt(folder, status, cache, stop, watch)
+            status = _attempt(folder, begun, cache, ranks, stop, watch)
         except BaseException as error:
-            logs = path / "logs"
-            logs.mkdir(exist_ok=True)
-            (logs / f"error_{status.attempts}.txt").write_text("".join(traceback.format_exception(error)))
-            folder.set_status(_failed(status, "code_error", error))
+            _log_error(folder, begun, ranks, error)
+            _report(folder, ranks, _failed(begun, "code_error", error))
             raise
-        folder.set_status(status)
-        leave_segment(folder)
-        return str(status)
+        ended = str(_report(folder, ranks, status))
+        if ranks.first:
+            leave_segment(folder)
+        return ended
+
+
+def _begin(folder: RunFolder) -> Status | str:
+    """Mark the run as running; gives its status, or "done" where nothing is left to do."""
+    before = folder.status()
+    if before.state == "done":
+        return "done"
+    # A run found running, its lease free, was left by a process that could not say so.
+    ended = "lost" if before.state == "running" else before.failure_class
+    status = dataclasses.replace(
+        before,
+        state="running",
+        failure_class="",
+        message="",
+        attempts=before.attempts + 1,
+        ended_before=ended,
+    )
+    folder.set_status(status)
+    return status
 
 
 def _attempt(
-    folder: RunFolder, status: Status, cache: Path, stop: Callable[[], bool], watch: Watch
+    folder: RunFolder, status: Status, cache: Path, ranks: Ranks, stop: Callable[[], bool], watch: Watch
 ) -> Status:
-    try:
-        dataset = folder.dataset(cache)
-        with _or_signal(stop) as asked:
-            train(folder, dataset, attempts=status.attempts, stop=asked, watch=watch)
-    except Stopped as stopped:
-        return dataclasses.replace(status, state="submitted", message=str(stopped))
-    except Diverged as error:
-        return _failed(status, "diverged", error)
-    except (DataError, ConfigError) as error:
-        return _failed(status, "bad_config", error)
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-            return _failed(status, "oom", error)
-        raise
+    with _signals() as received:
+        try:
+            dataset = folder.dataset(cache)
+            asked = lambda: bool(received) or stop()  # noqa: E731
+            train(folder, dataset, attempts=status.attempts, ranks=ranks, stop=asked, watch=watch)
+        except Stopped as stopped:
+            reasons = [reason for reason in ranks.gather(_reason(received)) if reason]
+            failure_class = reasons[0] if reasons else ""
+            return dataclasses.replace(
+                status, state="submitted", failure_class=failure_class, message=str(stopped)
+            )
+        except Diverged as error:
+            return _failed(status, "diverged", error)
+        except (DataError, ConfigError) as error:
+            return _failed(status, "bad_config", error)
+        except (MemoryError, RuntimeError) as error:
+            if _is_out_of_memory(error):
+                return _failed(status, "oom", error)
+            if ranks.world > 1 and is_peer_loss(error):
+                return _failed(status, "node_failure", error)
+            raise
     return dataclasses.replace(status, state="done", step=status.steps)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _failed(status: Status, failure_class: str, error: BaseException) -> Status:
@@ -88,18 +118,43 @@ def _failed(status: Status, failure_class: str, error: BaseException) -> Status:
     )
 
 
+def _report(folder: RunFolder, ranks: Ranks, status: Status) -> Status:
+    """Write how the attempt ended; of several processes, the one that knows the cause."""
+    if status.failure_class == "node_failure":
+        time.sleep(_CAUSE_FIRST_S)
+    elif ranks.first:
+        folder.set_status(status)
+        return status
+    elif status.state != "failed":
+        return status
+    if folder.status().state == "running":
+        folder.set_status(status)
+    return folder.status()
+
+
+def _log_error(folder: RunFolder, status: Status, ranks: Ranks, error: BaseException) -> None:
+    logs = folder.path / "logs"
+    logs.mkdir(exist_ok=True)
+    process = "" if ranks.first else f"_process_{ranks.rank}"
+    text = "".join(traceback.format_exception(error))
+    (logs / f"error_{status.attempts}{process}.txt").write_text(text)
+
+
+def _reason(received: list[int]) -> str:
+    """Name the failure class behind the first signal received, if any: preempted, timeout or none."""
+    if not received or received[0] == signal.SIGINT:
+        return ""
+    left_s = float(os.environ.get("SLURM_JOB_END_TIME", 0)) - time.time()
+    return "timeout" if received[0] == signal.SIGUSR2 and left_s < _LIMIT_NEAR_S else "preempted"
+
+
 @contextmanager
-def _or_signal(stop: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
-    """Give a `stop` that also says yes after a signal; handlers are put back at the end."""
-    requested = False
-
-    def request(_number: int, _frame: object) -> None:
-        nonlocal requested
-        requested = True
-
-    before = {number: signal.signal(number, request) for number in STOP_SIGNALS}
+def _signals() -> Iterator[list[int]]:
+    """Collect the signals that ask the run to stop; handlers are put back at the end."""
+    received: list[int] = []
+    before = {n: signal.signal(n, lambda number, _frame: received.append(number)) for n in STOP_SIGNALS}
     try:
-        yield lambda: requested or stop()
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

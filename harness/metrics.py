@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -47,12 +49,16 @@ class MetricsLog:
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a", encoding="utf-8")
 
-    def write(self, metrics: dict[str, float]) -> None:
+    def write(self, metrics: Mapping[str, float | None]) -> None:
         """Append one line; `step` must be among the metrics."""
         self._file.write(json.dumps(metrics) + "\n")
         self._file.flush()
         if self._wandb is not None:
-            self._wandb.log(metrics, step=int(metrics["step"]))
+            self._wandb.log(metrics, step=int(metrics["step"] or 0))
+
+    def sync(self) -> None:
+        """Wait until the lines written so far are on the disk."""
+        os.fsync(self._file.fileno())
 
     def __enter__(self) -> MetricsLog:
         return self

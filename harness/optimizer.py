@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from harness.config import OptimizerConfig
 from harness.orthogonal import polar_factor
+from harness.width_transfer import rate_multiplier
+from model.transformer import LoopedTransformer
 
 
 class ScheduledOptimizer(torch.optim.Optimizer):
@@ -159,17 +161,56 @@ def _even_out(update: Tensor, variance: Tensor, beta2: float) -> tuple[Tensor, T
     return update * (scale * (before / after.clamp(min=1e-10))).to(update.dtype), variance
 
 
-def _runs_under_muon(name: str, parameter: Tensor, config: OptimizerConfig) -> bool:
+def runs_under_muon(name: str, parameter: Tensor, config: OptimizerConfig) -> bool:
+    """Say whether Muon updates a parameter: the matrices inside blocks, where the optimiser is muon_adamw."""
+    if config.name != "muon_adamw":
+        return False
     inside_block = name.split(".")[0] in ("prelude", "core", "coda") and parameter.ndim == 2
     return inside_block and (config.muon_value_gates or ".ve_gate." not in name)
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> MuonAdamW | AdamW:
+def build_optimizer(model: LoopedTransformer, config: OptimizerConfig) -> MuonAdamW | AdamW:
     """Build the optimiser of a model, its parameters sorted into named groups."""
-    adamw: dict[str, Any] = {
-        "name": "adamw",
+    return optimizer_of(model.named_parameters(), config, model.config.width)
+
+
+def optimizer_of(
+    parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig, width: int
+) -> MuonAdamW | AdamW:
+    """Build the optimiser of some named parameters of a model of `width`, which may be rows of them.
+
+    Matrices of one shape under Muon form a group, AdamW parameters of one learning rate another.
+    """
+    adamw: dict[float, dict[str, Any]] = {}
+    muon: dict[torch.Size, dict[str, Any]] = {}
+    for name, parameter in parameters:
+        if runs_under_muon(name, parameter, config):
+            group = muon.setdefault(parameter.shape, _muon_group(parameter.shape, config))
+        else:
+            factor = rate_multiplier(name, parameter.ndim, width, config)
+            group = adamw.setdefault(factor, _adamw_group(factor, config))
+        group["params"].append(parameter)
+        group["param_names"].append(name)
+    if config.name == "adamw":
+        return AdamW([*adamw.values()])
+    return MuonAdamW([*adamw.values(), *muon.values()])
+
+
+def describe_groups(groups: list[dict[str, Any]]) -> str:
+    """Tabulate parameter groups: name, parameters, peak learning rate and weight decay, what is in them."""
+    lines = [f"{'group':<18} {'parameters':>13} {'peak lr':>9} {'decay':>6}  tensors"]
+    for group in groups:
+        count = sum(parameter.numel() for parameter in group["params"])
+        rates = f"{group['peak_lr']:>9.3g} {group['peak_weight_decay']:>6.3g}"
+        lines.append(f"{group['name']:<18} {count:>13,} {rates}  {' '.join(group['param_names'])}")
+    return "\n".join(lines)
+
+
+def _adamw_group(factor: float, config: OptimizerConfig) -> dict[str, Any]:
+    return {
+        "name": "adamw" if factor == 1 else f"adamw x{factor:.4g}",
         "kind": "adamw",
-        "peak_lr": config.adamw_learning_rate,
+        "peak_lr": config.adamw_learning_rate * factor,
         "peak_weight_decay": config.adamw_weight_decay,
         "beta1": config.adamw_beta1,
         "beta2": config.adamw_beta2,
@@ -177,16 +218,6 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> MuonAdamW | Ad
         "params": [],
         "param_names": [],
     }
-    muon: dict[torch.Size, dict[str, Any]] = {}
-    for name, parameter in model.named_parameters():
-        group = adamw
-        if config.name == "muon_adamw" and _runs_under_muon(name, parameter, config):
-            group = muon.setdefault(parameter.shape, _muon_group(parameter.shape, config))
-        group["params"].append(parameter)
-        group["param_names"].append(name)
-    if config.name == "adamw":
-        return AdamW([adamw])
-    return MuonAdamW([adamw, *muon.values()])
 
 
 def _muon_group(shape: torch.Size, config: OptimizerConfig) -> dict[str, Any]:

@@ -14,8 +14,10 @@ from harness.config import RunConfig
 from model.depth import expected_depths
 from model.flops import flops_per_token, parameter_counts
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 VERSION = "0.1.0"
+# How fast a run went and what it took: not the same from one attempt, or machine, to the next.
+MEASURED = ("wall_s", "device_s", "tokens_per_s", "mfu", "data_wait_share", "peak_memory_bytes")
 RESULTS = (
     "executed_flops",
     "val_loss_nats",
@@ -24,8 +26,9 @@ RESULTS = (
     "val_unigram_nats",
     "core",
     "core_extended",
-    "wall_s",
-    "tokens_per_s",
+    "skipped_steps",
+    "loss_spikes",
+    *MEASURED,
 )
 
 
@@ -72,6 +75,7 @@ def planned_columns(run: RunConfig) -> dict[str, Any]:
         "optimizer": optimizer.name,
         "adamw_learning_rate": optimizer.adamw_learning_rate,
         "muon_learning_rate": optimizer.muon_learning_rate if optimizer.name == "muon_adamw" else None,
+        "lr_scaling": optimizer.lr_scaling,
         "cooldown_fraction": run.schedule.cooldown_fraction,
         "trunk_id": "",
         "accounting": run.accounting,
@@ -104,6 +108,7 @@ def planned_record(
         "epochs": columns["tokens"] / unique_tokens,
         **dict.fromkeys(RESULTS),
         "device": "",
+        "devices": 1,
         "attempts": 0,
         "status": "planned",
         "code_version": "",
@@ -113,18 +118,23 @@ def planned_record(
 def finished_record(
     planned: dict[str, Any], evaluation: Evaluation, counters: dict[str, float], **more: Any
 ) -> dict[str, Any]:
-    """Return `planned` with the results filled in; `counters` are what the trainer counted.
+    """Return `planned` with the results filled in; `counters` are those of `harness.throughput`.
 
     A figure that is not a number is stored as None, NaN in the table.
     """
     own = evaluation.at(round(planned["mean_recurrence"]))
+    train_s = counters["train_s"]
     return planned | {
         "executed_flops": counters["executed_flops"],
         "val_loss_nats": _finite(evaluation.loss_nats[own]),
         "val_loss_se_nats": _finite(evaluation.loss_se_nats[own]),
         "val_bits_per_byte": _finite(evaluation.bits_per_byte[own]),
         "wall_s": counters["wall_s"],
-        "tokens_per_s": planned["tokens"] / counters["train_s"],
+        "device_s": counters["device_s"],
+        "tokens_per_s": planned["tokens"] / train_s,
+        "mfu": counters["executed_flops"] / (train_s * counters["peak_flops_per_s"]),
+        "data_wait_share": counters["data_wait_s"] / train_s,
+        "peak_memory_bytes": counters["peak_memory_bytes"],
         "status": "done",
         "code_version": code_version(),
         **more,

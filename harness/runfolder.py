@@ -33,6 +33,9 @@ class Status:
     attempts: int = 0
     step: int = 0
     steps: int = 0
+    ended_before: str = (
+        ""  # failure class that ended the attempt before this one, "lost" where it left no word
+    )
     updated_s: float = 0.0  # seconds since the epoch
 
     def __str__(self) -> str:

@@ -3,62 +3,32 @@
 from __future__ import annotations
 
 import math
-import time
+import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-
-import torch
 
 from harness.budget import check_epochs
-from harness.checkpoint import Checkpoint, load_newest, save
 from harness.config import RunConfig
 from harness.dataset import Dataset
+from harness.distributed import ALONE, Ranks
 from harness.evaluate import evaluate
-from harness.files import write_json
-from harness.loader import IGNORED, Batch, TrainingRows, training_rows, validation_rows
+from harness.files import write_json, write_text
+from harness.guardrails import Diverged
+from harness.loader import Batch, TrainingRows, training_rows, validation_rows
 from harness.metrics import MetricsLog
-from harness.optimizer import AdamW, MuonAdamW, build_optimizer
 from harness.prefetch import Prefetch
 from harness.record import depth_rows, finished_record
 from harness.runfolder import RunFolder
+from harness.saving import Saver, Stopped
 from harness.schedule import learning_rate_factor, weight_decay_factor
+from harness.session import Session, open_session
+from harness.step import Draws, Gradient, GradientOfStep, draw
+from harness.throughput import Meter, device_name, peak_flops_per_s
+from harness.vitals import spectral_radius
 from model.checked import ConfigError
-from model.compilation import compile_blocks
-from model.depth import counter_seed, draw_depths
-from model.flops import executed_flops
-from model.transformer import LoopedTransformer, build_model
 
-Watch = Callable[[dict[str, float]], None]
-
-
-class Diverged(RuntimeError):
-    """The loss or the gradient is no longer a number; a result of the run, not an accident."""
-
-
-class Stopped(RuntimeError):
-    """The run was asked to stop and has saved a checkpoint; it continues when started again."""
-
-
-@dataclass
-class Counters:
-    """What is counted over all attempts of a run and travels in its checkpoints."""
-
-    executed_flops: float = 0.0
-    train_s: float = 0.0
-    wall_s: float = 0.0
-    data_wait_s: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Session:
-    """The live objects of one attempt."""
-
-    run: RunConfig
-    rows: TrainingRows
-    model: LoopedTransformer
-    optimizer: MuonAdamW | AdamW
-    device: torch.device
+__all__ = ["Diverged", "Stopped", "Watch", "train"]
+Line = dict[str, float | None]  # None where a figure is not a number
+Watch = Callable[[Line], None]
 
 
 def train(
@@ -66,65 +36,154 @@ def train(
     dataset: Dataset,
     *,
     attempts: int,
+    ranks: Ranks = ALONE,
     stop: Callable[[], bool] = lambda: False,
     watch: Watch = lambda line: None,
 ) -> None:
     """Train the run of `folder` on `dataset` and write its record and depth curve.
 
-    `stop` is asked once a step, `watch` is given each line of the metrics. Raises Stopped after `stop` said
-    yes, Diverged when the loss is not finite, CheckpointError when no checkpoint of an earlier attempt is
-    whole, ConfigError for a folder or data set that belong to another configuration.
+    Every process of `ranks` calls it. `stop` is asked once a step, `watch` is given each line of the metrics.
+    Raises Stopped after `stop` said yes in any process, Diverged as `harness.guardrails` says,
+    CheckpointError when no checkpoint of an earlier attempt is whole, ConfigError for a folder or data set
+    that belong to another configuration.
     """
-    started = time.monotonic()
     run = folder.check()
     check_fit(run, dataset, folder.data_digest())
-    session, counters, first_step = _start(folder, run, dataset)
-    earlier_wall_s = counters.wall_s
-    assert run.steps is not None
-
-    def checkpoint(step: int) -> None:
-        if step == first_step > 0:  # stands already, from the attempt before
-            return
-        counters.wall_s = earlier_wall_s + time.monotonic() - started
-        save(folder.checkpoints, _snapshot(session, counters, step), keep=run.training.keep_checkpoints)
-
-    saved_at = time.monotonic()
-    with (
-        MetricsLog(
+    session = open_session(folder, run, ranks)
+    if not ranks.first:
+        saver = Saver(folder, session)
+        _take_steps(session, dataset, saver, stop, write=lambda line: None)
+    else:
+        _show_groups(folder, session)
+        with MetricsLog(
             folder.metrics,
-            resume_step=first_step,
+            resume_step=session.first_step,
             logger=run.logger,
             run_id=folder.run_id,
             sweep=folder.sweep,
-        ) as log,
-        Prefetch(session.rows.batch, range(first_step, run.steps)) as batches,
-    ):
-        for step in range(first_step, run.steps):
-            if stop():
-                checkpoint(step)
-                raise Stopped(f"stopped at step {step} of {run.steps}")
-            line = _step(session, counters, step, batches)
-            if line is not None:
+        ) as log:
+
+            def write(line: Line) -> None:
                 log.write(line)
                 watch(line)
-            if time.monotonic() - saved_at > run.training.checkpoint_every_s:
-                checkpoint(step + 1)
-                saved_at = time.monotonic()
-    checkpoint(run.steps)
-    evaluation = evaluate(session.model, run.model, dataset, run.evaluation, packing=run.training.packing)
+
+            saver = Saver(folder, session, flush=log.sync)
+            _take_steps(session, dataset, saver, stop, write)
+    _finish(folder, session, dataset, attempts)
+
+
+def _take_steps(
+    session: Session, dataset: Dataset, saver: Saver, stop: Callable[[], bool], write: Watch
+) -> None:
+    """Take the steps that are left, writing the metrics and saving checkpoints as they fall due."""
+    run, ranks, counters = session.run, session.ranks, session.counters
+    assert run.steps is not None
+    gradient_of_step = GradientOfStep(run, session.replica, counters.micro_batch)
+    counters.peak_flops_per_s = ranks.world * peak_flops_per_s(run.training, session.device)
+    meter, rows = Meter(counters), _rows(run, dataset)
+    with Prefetch(_inputs(run, rows, ranks), range(session.first_step, run.steps)) as inputs:
+        for step in range(session.first_step, run.steps):
+            saver.between_steps(step, stop)
+            done = step + 1
+            due = done % run.training.log_every == 0 or done == run.steps
+            with meter.step():
+                with meter.waiting():
+                    draws, batch = inputs.take()
+                gradient = gradient_of_step.compute(draws, batch.tokens, batch.labels, probe=due)
+                if session.guard.admits(run.guardrails, gradient.loss_nats, gradient.norm, done):
+                    session.optimizer.set_schedule(
+                        learning_rate_factor(run.schedule, step, run.steps),
+                        weight_decay_factor(run.schedule, step, run.steps),
+                    )
+                    session.optimizer.step()
+                session.optimizer.drop_gradients()
+                counters.executed_flops += gradient.flops
+            if due:
+                figures = {"epoch": rows.epoch(done), **meter.window(run.batch_tokens)}
+                write({**_line(session, gradient, done), **figures})
+    saver.save(run.steps)
+
+
+def _inputs(run: RunConfig, rows: TrainingRows, ranks: Ranks) -> Callable[[int], tuple[Draws, Batch]]:
+    """Make what a step needs before it computes: its draws and this process's sequences."""
+
+    def make(step: int) -> tuple[Draws, Batch]:
+        draws = draw(run, step, ranks.rank, ranks.world)
+        return draws, rows.batch(step, draws.own)
+
+    return make
+
+
+def _rows(run: RunConfig, dataset: Dataset) -> TrainingRows:
+    return training_rows(
+        dataset,
+        packing=run.training.packing,
+        seed=run.seed,
+        batch_sequences=run.training.batch_sequences,
+        sequence_length=run.model.sequence_length,
+    )
+
+
+def _line(session: Session, gradient: Gradient, done: int) -> Line:
+    """Give a step's line of the metrics, but for its figures of speed. Every process must ask."""
+    run, guard = session.run, session.guard
+    line: Line = {
+        "step": done,
+        "tokens": done * run.batch_tokens,
+        "train_loss_nats": gradient.loss_nats,
+        "train_loss_mean_nats": guard.mean_nats,
+        "gradient_norm": gradient.norm,
+        **{f"gradient_norm_{part}": norm for part, norm in gradient.norms.items()},
+        "learning_rate_factor": learning_rate_factor(run.schedule, done - 1, run.steps or done),
+        "skipped_steps": guard.skipped_steps,
+        "loss_spikes": guard.loss_spikes,
+        "executed_flops": session.counters.executed_flops,
+    }
+    if gradient.state_rms:
+        rms = gradient.state_rms
+        line |= {"state_rms_first": rms[0], "state_rms_last": rms[-1], "state_rms_max": max(rms)}
+    looped = run.model.kind == "looped"
+    if looped and (done % run.guardrails.spectral_radius_every == 0 or done == run.steps):
+        line["spectral_radius"] = spectral_radius(session.replica)
+    # JSON has no infinities: a figure that is not a number is null, as in every table.
+    return {
+        name: value if value is not None and math.isfinite(value) else None for name, value in line.items()
+    }
+
+
+def _show_groups(folder: RunFolder, session: Session) -> None:
+    """Print the parameter groups to stderr and leave them in the run's logs."""
+    text = session.optimizer.describe_groups()
+    logs = folder.path / "logs"
+    logs.mkdir(exist_ok=True)
+    write_text(logs / "parameter_groups.txt", text + "\n")
+    print(text, file=sys.stderr)
+
+
+def _finish(folder: RunFolder, session: Session, dataset: Dataset, attempts: int) -> None:
+    """Evaluate the trained model and write its depth curve and record."""
+    run, model = session.run, session.replica.whole_model()
+    evaluation = session.ranks.once(
+        lambda: evaluate(model, run.model, dataset, run.evaluation, packing=run.training.packing)
+    )
     own_loss = evaluation.loss_nats[evaluation.at(round(run.model.mean_recurrence))]
     if not math.isfinite(own_loss):
         raise Diverged(f"validation loss {own_loss} after {run.steps} steps")
-    counters.wall_s = earlier_wall_s + time.monotonic() - started
+    session.lap()
+    if not session.ranks.first:
+        return
     write_json(folder.depth_curve, depth_rows(folder.run_id, evaluation))
     row = finished_record(
         folder.record(),
         evaluation,
-        vars(counters),
+        vars(session.counters),
         val_unigram_nats=dataset.unigram_nats,
         attempts=attempts,
-        tokens_padded=session.rows.padded_tokens(run.steps),
+        tokens_padded=_rows(run, dataset).padded_tokens(run.steps or 0),
         device=device_name(session.device),
+        devices=session.ranks.world,
+        skipped_steps=session.guard.skipped_steps,
+        loss_spikes=session.guard.loss_spikes,
     )
     folder.set_record(row)
 
@@ -149,114 +208,3 @@ def check_fit(run: RunConfig, dataset: Dataset, data_digest: str) -> None:
             f"model.vocabulary_size={run.model.vocabulary_size} is smaller than the tokenizer's "
             f"{dataset.vocabulary_size}: set model.vocabulary_size={dataset.vocabulary_size}"
         )
-
-
-def pick_device(run: RunConfig) -> torch.device:
-    """Return the device asked for; "auto" is the GPU where there is one."""
-    name = run.training.device
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("training.device=cuda: no GPU is visible here; use device=cpu or auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def device_name(device: torch.device) -> str:
-    """Return the device as the runs table names it."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu x {torch.get_num_threads()}"
-
-
-def _start(folder: RunFolder, run: RunConfig, dataset: Dataset) -> tuple[Session, Counters, int]:
-    if run.training.threads is not None:
-        torch.set_num_threads(run.training.threads)
-    torch.use_deterministic_algorithms(True)
-    device = pick_device(run)
-    model = build_model(run.model, seed=run.seed, device=device)
-    if run.training.compile:
-        compile_blocks(model)
-    optimizer = build_optimizer(model, run.optimizer)
-    newest = load_newest(folder.checkpoints)
-    rows = training_rows(
-        dataset,
-        packing=run.training.packing,
-        seed=run.seed,
-        batch_sequences=run.training.batch_sequences,
-        sequence_length=run.model.sequence_length,
-    )
-    session = Session(run=run, rows=rows, model=model, optimizer=optimizer, device=device)
-    if newest is None:
-        return session, Counters(), 0
-    model.load_state_dict(newest.model)
-    optimizer.load_state_tensors(newest.optimizer)
-    return session, Counters(**newest.counters), newest.step
-
-
-def _snapshot(session: Session, counters: Counters, step: int) -> Checkpoint:
-    return Checkpoint(
-        step=step,
-        model={name: tensor.contiguous() for name, tensor in session.model.state_dict().items()},
-        optimizer=session.optimizer.state_tensors(),
-        counters=dict(vars(counters)),
-    )
-
-
-def _step(
-    session: Session, counters: Counters, step: int, batches: Prefetch[Batch]
-) -> dict[str, float] | None:
-    """Take one optimiser step; returns its line of the metrics where one is due."""
-    run, began, waited_s = session.run, time.monotonic(), batches.waited_s
-    assert run.steps is not None
-    loss, depths = _accumulate_gradient(session, step, batches.take())
-    counters.data_wait_s += batches.waited_s - waited_s
-    norm = torch.nn.utils.clip_grad_norm_(session.model.parameters(), run.training.gradient_clip)
-    factor = learning_rate_factor(run.schedule, step, run.steps)
-    session.optimizer.set_schedule(factor, weight_decay_factor(run.schedule, step, run.steps))
-    session.optimizer.step()
-    session.optimizer.zero_grad(set_to_none=True)
-    counters.executed_flops += executed_flops(run.model, depths, run.model.sequence_length)
-    done = step + 1
-    line = None
-    if done % run.training.log_every == 0 or done == run.steps:
-        loss_nats, gradient_norm = float(loss), float(norm)
-        if not (math.isfinite(loss_nats) and math.isfinite(gradient_norm)):
-            raise Diverged(f"loss {loss_nats}, gradient norm {gradient_norm} at step {done} of {run.steps}")
-        line = {
-            "step": done,
-            "tokens": done * run.batch_tokens,
-            "train_loss_nats": loss_nats,
-            "gradient_norm": gradient_norm,
-            "learning_rate_factor": factor,
-            "executed_flops": counters.executed_flops,
-            "epoch": session.rows.epoch(done),
-            "data_wait_s": counters.data_wait_s,
-            "tokens_per_s": run.batch_tokens / (time.monotonic() - began),
-        }
-    counters.train_s += time.monotonic() - began
-    return line
-
-
-def _accumulate_gradient(session: Session, step: int, batch: Batch) -> tuple[torch.Tensor, list[int]]:
-    """Leave the gradient of the global batch's mean loss in the parameters; return that loss and the depths.
-
-    Depths, data and initial states are functions of (seed, step, sequence), so micro-batches change nothing.
-    """
-    run, size = session.run, session.run.training.batch_sequences
-    tokens, labels = (
-        torch.from_numpy(part).to(session.device, non_blocking=True) for part in (batch.tokens, batch.labels)
-    )
-    depths = draw_depths(run.model, seed=run.seed, step=step, batch=size).tolist()
-    seeds = [counter_seed("state", run.seed, step, index) for index in range(size)]
-    total = torch.zeros((), device=session.device)
-    valid = int((batch.labels != IGNORED).sum())
-    micro_batch = run.training.micro_batch or size
-    for start in range(0, size, micro_batch):
-        part = slice(start, start + micro_batch)
-        with _autocast(run, session.device):
-            loss = session.model.loss(tokens[part], labels[part], depths[part], seeds[part], reduction="sum")
-        (loss / valid).backward()
-        total += loss.detach() / valid
-    return total, depths
-
-
-def _autocast(run: RunConfig, device: torch.device) -> AbstractContextManager[object]:
-    if run.training.precision == "float32":
-        return nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)

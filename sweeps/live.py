@@ -60,11 +60,16 @@ def data_progress() -> Iterator[Callable[[str, float], None]]:
 
 
 @contextmanager
-def step_progress(title: str, steps: int) -> Iterator[Callable[[dict[str, float]], None]]:
+def step_progress(title: str, steps: int) -> Iterator[Callable[[dict[str, float | None]], None]]:
     """Show the steps of one run; yields the callback that takes each line of its metrics."""
     with _bar(_console(), "loss {task.fields[loss]:.4f}") as bar:
         task = bar.add_task(title, total=steps, loss=float("nan"))
-        yield lambda line: bar.update(task, completed=line["step"], loss=line["train_loss_nats"])
+
+        def update(line: dict[str, float | None]) -> None:
+            loss = line["train_loss_nats"]
+            bar.update(task, completed=line["step"], loss=float("nan") if loss is None else loss)
+
+        yield update
 
 
 def watch(folder: Path, alive: Callable[[], bool] = lambda: True) -> None:

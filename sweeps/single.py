@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,10 @@ from sweeps.live import data_progress, step_progress
 SINGLE = "single"  # the folder of runs that belong to no sweep
 
 
+def _unseen(line: dict[str, float | None]) -> None:
+    """Show nothing: one process of a run is enough to watch."""
+
+
 def train_one(study: StudyConfig) -> dict[str, Any]:
     """Train (or resume) the study's one run and return its record.
 
@@ -25,16 +30,16 @@ def train_one(study: StudyConfig) -> dict[str, Any]:
     with data_progress() as progress:
         dataset = prepare(run.data, Path(study.cache), progress)
     check_epochs(run, dataset.unique_tokens)
-    folder = create(
-        Path(study.root) / (study.sweep.name or SINGLE),
-        run,
-        data_digest=dataset.digest,
-        unique_tokens=dataset.unique_tokens,
-    )
+    from harness.distributed import connected
     from harness.job import BUSY, run_job
 
-    with step_progress(folder.run_id, run.steps or 0) as watch:
-        ended = run_job(folder.path, Path(study.cache), watch=watch)
+    parent = Path(study.root) / (study.sweep.name or SINGLE)
+    with connected() as ranks:
+        folder = ranks.once(
+            lambda: create(parent, run, data_digest=dataset.digest, unique_tokens=dataset.unique_tokens)
+        )
+        with step_progress(folder.run_id, run.steps or 0) if ranks.first else nullcontext(_unseen) as watch:
+            ended = run_job(folder.path, Path(study.cache), watch=watch)
     if ended == BUSY:
         raise ConfigError(f"{folder.path} is being trained by another process: its metrics.jsonl grows there")
     if ended == "submitted":

@@ -15,35 +15,13 @@ import torch
 
 import loopscale
 from analysis.schema import RUNS
-from harness.budget import solve
-from harness.checkpoint import found, load
-from harness.dataset import prepare
+from harness.checkpoint import found
 from harness.files import write_text
 from harness.job import BUSY, run_job
 from harness.metrics import last_metrics, read_metrics
-from harness.runfolder import create
 from harness.train import Stopped, train
 from model.compilation import compile_blocks
-
-
-@pytest.fixture
-def make(tiny, tmp_path, cache):
-    """Create the folder of a run with further overrides."""
-
-    def create_run(*more, parent="runs"):
-        study = loopscale.compose([*tiny, *(more or ("tokens=2560",))])
-        run = solve(next(iter(study.runs.values())))
-        dataset = prepare(run.data, cache)
-        folder = create(
-            tmp_path / parent, run, data_digest=dataset.digest, unique_tokens=dataset.unique_tokens
-        )
-        return folder, dataset
-
-    return create_run
-
-
-def weights(folder):
-    return load(found(folder.checkpoints)[-1]).model
+from tests.harness.runs import weights
 
 
 def test_a_run_learns_and_leaves_a_whole_record(make, cache):
@@ -131,7 +109,7 @@ def test_the_micro_batch_changes_nothing_but_rounding(make, cache):
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # raised inside torch
 def test_compiled_blocks_train_to_the_same_losses(make, cache, monkeypatch):
     # The graph is captured and guarded as on a GPU; generating machine code would take the test's time.
-    monkeypatch.setattr("harness.train.compile_blocks", partial(compile_blocks, backend="aot_eager"))
+    monkeypatch.setattr("harness.session.compile_blocks", partial(compile_blocks, backend="aot_eager"))
     eager, _ = make("tokens=640", parent="eager")
     compiled, _ = make("tokens=640", "training.compile=true", parent="compiled")
     for folder in (eager, compiled):

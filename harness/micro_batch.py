@@ -1,0 +1,92 @@
+"""How many sequences a device takes at once: what is configured, else the most that fit its memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from harness.config import RunConfig
+from harness.parallel import Replica
+from model.checked import ConfigError
+from model.memory import memory_estimate_bytes
+
+_SHARE = 0.9  # of the device's memory that a step may take: the optimiser and other users need some too
+_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def find_micro_batch(run: RunConfig, replica: Replica) -> int:
+    """Give the sequences that each process takes at once. Every process must ask; all get the same.
+
+    The configured number where there is one; else the whole share of the process, halved until a step fits
+    memory: tried out on a GPU, estimated on a CPU. Raises ConfigError when not even one sequence fits.
+    """
+    share = run.training.batch_sequences // replica.ranks.world
+    if run.training.micro_batch is not None:
+        return min(run.training.micro_batch, share)
+    device = next(replica.model.parameters()).device
+    fits = _tried(run, replica, device) if device.type == "cuda" else _estimated(run, replica.ranks.world)
+    found = largest_fitting(share, lambda size: not replica.ranks.any([not fits(size)])[0])
+    if found is None:
+        raise ConfigError(
+            f"training.batch_sequences={run.training.batch_sequences}: not even one sequence of "
+            f"{run.model.sequence_length} tokens fits the memory of {device}; use a smaller model, "
+            "shorter sequences or training.parallel=fsdp over more processes"
+        )
+    return found
+
+
+def largest_fitting(share: int, fits: Callable[[int], bool]) -> int | None:
+    """Halve `share`, rounding up, until it fits; None when not even one does."""
+    size = share
+    while not fits(size):
+        if size == 1:
+            return None
+        size = math.ceil(size / 2)
+    return size
+
+
+def available_bytes() -> int:
+    """Give the memory that this process may still take: the machine's, or its control group's if less."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    free = int(fields["MemAvailable"].split()[0]) * 1024
+    limits = [Path(name).read_text().strip() for name in _CGROUP_LIMITS if Path(name).exists()]
+    return min([free, *(int(limit) for limit in limits if limit != "max")])
+
+
+def _estimated(run: RunConfig, processes: int) -> Callable[[int], bool]:
+    """Compare the planner's estimate with the machine's memory, which all processes are taken to share."""
+    room = _SHARE * available_bytes() / processes
+
+    def fits(size: int) -> bool:
+        precision = run.training.precision
+        return memory_estimate_bytes(run.model, size, precision=precision).total <= room
+
+    return fits
+
+
+def _tried(run: RunConfig, replica: Replica, device: torch.device) -> Callable[[int], bool]:
+    """Take a forward and backward pass at the depth that needs most memory, and look at the peak."""
+
+    def fits(size: int) -> bool:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        tokens = torch.zeros(size, run.model.sequence_length, dtype=torch.int64, device=device)
+        depths = [run.model.resolved_backprop_depth] * size
+        autocast = torch.autocast("cuda", torch.bfloat16, enabled=run.training.precision == "bfloat16")
+        try:
+            with replica.micro_batch(last=True):
+                with autocast:
+                    nats = replica.forward(tokens, tokens, depths, list(range(size)))
+                replica.backward(nats, tokens.numel())
+        except torch.OutOfMemoryError:
+            return False
+        finally:
+            for parameter in replica.model.parameters():
+                parameter.grad = None
+        held = torch.cuda.max_memory_allocated(device)
+        return held <= _SHARE * torch.cuda.get_device_properties(device).total_memory
+
+    return fits

@@ -1,0 +1,133 @@
+"""The live objects of one attempt of a run, and what of them a checkpoint holds."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import asdict, dataclass, field
+
+import torch
+
+from harness.checkpoint import Checkpoint, open_newest
+from harness.config import RunConfig
+from harness.distributed import Ranks
+from harness.exchange import row_range
+from harness.guardrails import LossGuard
+from harness.micro_batch import find_micro_batch
+from harness.parallel import Replica, own_rows, replicate
+from harness.pieces import Piece, PieceReader, whole
+from harness.runfolder import RunFolder
+from harness.shared_optimizer import SharedOptimizer
+from harness.sharing import check_share
+from harness.throughput import Counters, peak_memory_bytes
+from model.checked import ConfigError
+from model.compilation import compile_blocks
+from model.transformer import build_model
+
+
+@dataclass(kw_only=True)
+class Session:
+    """One attempt: what it trains, with which processes, and what it has counted."""
+
+    run: RunConfig
+    ranks: Ranks
+    device: torch.device
+    replica: Replica
+    optimizer: SharedOptimizer
+    first_step: int = 0
+    counters: Counters = field(default_factory=Counters)
+    guard: LossGuard = field(default_factory=LossGuard)
+    clock: float = field(default_factory=time.monotonic)
+
+    def lap(self) -> None:
+        """Bring the counts of time and memory up to now."""
+        now = time.monotonic()
+        self.counters.wall_s += now - self.clock
+        self.counters.device_s += (now - self.clock) * self.ranks.world
+        self.clock = now
+        held = max(self.ranks.gather(peak_memory_bytes(self.device)))
+        self.counters.peak_memory_bytes = max(self.counters.peak_memory_bytes, held)
+
+    def checkpoint(self, step: int) -> Checkpoint:
+        """Give what this process has to save after `step` steps."""
+        return Checkpoint(
+            step=step,
+            model=self._model_pieces(),
+            optimizer=self.optimizer.pieces(),
+            counters={"totals": asdict(self.counters), "guard": asdict(self.guard)},
+        )
+
+    def _model_pieces(self) -> dict[str, Piece]:
+        parameters = self.replica.model.state_dict()
+        if not self.replica.sharded:
+            return {name: whole(tensor) for name, tensor in parameters.items()} if self.ranks.first else {}
+        return {
+            name: Piece(
+                tensor=own_rows(tensor),
+                first_row=row_range(tensor.shape[0], self.ranks.rank, self.ranks.world)[0],
+                shape=tuple(tensor.shape),
+            )
+            for name, tensor in parameters.items()
+        }
+
+    def _restore_model(self, stored: PieceReader) -> None:
+        parameters = self.replica.model.state_dict()
+        if parameters.keys() != set(stored.names()):
+            odd = sorted(parameters.keys() ^ set(stored.names()))
+            raise ConfigError(f"the checkpoint is of another model: {', '.join(odd[:3])} not in both")
+        for name, tensor in parameters.items():
+            rows = (0, tensor.shape[0])
+            if self.replica.sharded:
+                rows = row_range(tensor.shape[0], self.ranks.rank, self.ranks.world)
+            own_rows(tensor).copy_(stored.rows(name, *rows))
+
+    @torch.no_grad()
+    def restore(self, folder: RunFolder) -> None:
+        """Continue from the newest whole checkpoint of `folder`, if it has one."""
+        newest = open_newest(folder.checkpoints, self.ranks)
+        if newest is None:
+            return
+        self._restore_model(newest.model)
+        self.optimizer.load(newest.optimizer)
+        self.optimizer.fill()
+        self.first_step = newest.step
+        self.counters = Counters(**newest.counters["totals"])
+        self.guard = LossGuard(**newest.counters["guard"])
+
+
+def open_session(folder: RunFolder, run: RunConfig, ranks: Ranks) -> Session:
+    """Build model and optimiser of `run` on this process's device and continue where its checkpoint stands.
+
+    Raises ConfigError for a device that is not there or a batch that does not divide over the processes,
+    CheckpointError when no checkpoint of an earlier attempt is whole.
+    """
+    check_share(run.training.batch_sequences, ranks.world)
+    device = pick_device(run, ranks)
+    if run.training.threads is not None:
+        torch.set_num_threads(run.training.threads)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
+    torch.use_deterministic_algorithms(True)
+    model = build_model(run.model, seed=run.seed, device=device)
+    if run.training.compile:
+        compile_blocks(model)
+    replica = replicate(model, ranks, run.training.parallel)
+    optimizer = SharedOptimizer(replica, run.optimizer)
+    session = Session(run=run, ranks=ranks, device=device, replica=replica, optimizer=optimizer)
+    session.restore(folder)
+    # What an earlier attempt found stays: another micro-batch would round differently.
+    if run.training.micro_batch is not None or not session.counters.micro_batch:
+        session.counters.micro_batch = find_micro_batch(run, replica)
+    return session
+
+
+def pick_device(run: RunConfig, ranks: Ranks) -> torch.device:
+    """Return the device asked for; "auto" is the GPU of this process's local rank where there is one."""
+    name = run.training.device
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("training.device=cuda: no GPU is visible here; use device=cpu or auto")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    # A launcher may show each process its own GPU alone.
+    device = torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device

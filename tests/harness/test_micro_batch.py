@@ -1,0 +1,42 @@
+import dataclasses
+
+import pytest
+
+import loopscale
+from harness import micro_batch
+from harness.distributed import ALONE
+from harness.micro_batch import available_bytes, find_micro_batch, largest_fitting
+from harness.parallel import replicate
+from model.checked import ConfigError
+from model.memory import memory_estimate_bytes
+from model.transformer import build_model
+
+
+@pytest.mark.parametrize(("limit", "found"), [(32, 32), (31, 16), (5, 4), (1, 1), (0, None)])
+def test_the_share_is_halved_until_it_fits(limit, found):
+    assert largest_fitting(32, lambda size: size <= limit) == found
+
+
+def test_odd_shares_are_rounded_up():
+    tried = []
+    assert largest_fitting(7, lambda size: tried.append(size) or size == 1) == 1
+    assert tried == [7, 4, 2, 1]
+
+
+@pytest.fixture
+def run(tiny):
+    study = loopscale.compose([*tiny, "training.batch_sequences=16", "steps=5"])
+    return next(iter(study.runs.values()))
+
+
+def test_on_a_cpu_the_estimate_meets_the_memory_there_is(run, monkeypatch):
+    replica = replicate(build_model(run.model, seed=0), ALONE, "ddp")
+    assert find_micro_batch(run, replica) == 16 and available_bytes() > 2**20
+    room = memory_estimate_bytes(run.model, 4).total / 0.9 + 1
+    monkeypatch.setattr(micro_batch, "available_bytes", lambda: room)
+    assert find_micro_batch(run, replica) == 4
+    fixed = dataclasses.replace(run, training=dataclasses.replace(run.training, micro_batch=3))
+    assert find_micro_batch(fixed, replica) == 3
+    monkeypatch.setattr(micro_batch, "available_bytes", lambda: 1000)
+    with pytest.raises(ConfigError, match="not even one sequence of 32 tokens fits"):
+        find_micro_batch(run, replica)

@@ -245,15 +245,29 @@ def _accumulate_gradient(session: Session, step: int, batch: Batch) -> tuple[tor
     depths = draw_depths(run.model, seed=run.seed, step=step, batch=size).tolist()
     seeds = [counter_seed("state", run.seed, step, index) for index in range(size)]
     total = torch.zeros((), device=session.device)
+    documents = _documents(session, batch)
     valid = int((batch.labels != IGNORED).sum())
     micro_batch = run.training.micro_batch or size
     for start in range(0, size, micro_batch):
         part = slice(start, start + micro_batch)
         with _autocast(run, session.device):
-            loss = session.model.loss(tokens[part], labels[part], depths[part], seeds[part], reduction="sum")
+            loss = session.model.loss(
+                tokens[part],
+                labels[part],
+                depths[part],
+                seeds[part],
+                reduction="sum",
+                documents=None if documents is None else documents[part],
+            )
         (loss / valid).backward()
         total += loss.detach() / valid
     return total, depths
+
+
+def _documents(session: Session, batch: Batch) -> torch.Tensor | None:
+    if not session.run.training.document_mask:
+        return None
+    return torch.from_numpy(batch.documents(session.rows.bos)).to(session.device, non_blocking=True)
 
 
 def _autocast(run: RunConfig, device: torch.device) -> AbstractContextManager[object]:

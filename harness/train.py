@@ -111,7 +111,7 @@ def train(
                 checkpoint(step + 1)
                 saved_at = time.monotonic()
     checkpoint(run.steps)
-    evaluation = evaluate(session.model, run.model, dataset, run.evaluation, packing=run.training.packing)
+    evaluation = evaluate(session.model, run.model, dataset, run.evaluation, training=run.training)
     own_loss = evaluation.loss_nats[evaluation.at(round(run.model.mean_recurrence))]
     if not math.isfinite(own_loss):
         raise Diverged(f"validation loss {own_loss} after {run.steps} steps")

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from harness.config import EvaluationConfig
+from harness.config import EvaluationConfig, TrainingConfig
 from harness.dataset import Dataset
-from harness.loader import IGNORED, PackingName, validation_rows
+from harness.loader import IGNORED, validation_rows
 from harness.record import Evaluation
 from harness.runfolder import RunFolder
 from harness.weights import load_run
@@ -35,7 +35,7 @@ def evaluate_folder(
     model = load_run(folder)
     own = run.evaluation
     settings = dataclasses.replace(own, blocks=blocks or own.blocks, max_depth=max_depth or own.max_depth)
-    return evaluate(model, run.model, folder.dataset(cache), settings, packing=run.training.packing)
+    return evaluate(model, run.model, folder.dataset(cache), settings, training=run.training)
 
 
 def evaluate(
@@ -44,20 +44,23 @@ def evaluate(
     dataset: Dataset,
     evaluation: EvaluationConfig,
     *,
-    packing: PackingName = "blocks",
+    training: TrainingConfig | None = None,
 ) -> Evaluation:
     """Score `model` at T = 1..max_depth on the same blocks for every run of a study.
 
     Special tokens are read but not scored. The initial state is seeded by the block's position, so two
-    evaluations of the same weights agree. The standard error is over blocks.
+    evaluations of the same weights agree. The standard error is over blocks. `training` says how documents
+    make up a sequence and whether attention stays within them, None that the stream is cut as it comes.
     """
+    training = training or TrainingConfig()
     batch = validation_rows(
-        dataset, packing=packing, sequence_length=config.sequence_length, blocks=evaluation.blocks
+        dataset, packing=training.packing, sequence_length=config.sequence_length, blocks=evaluation.blocks
     )
     label_bytes = np.where(batch.labels == IGNORED, 0, dataset.token_bytes[batch.labels])
     labels = np.where(label_bytes > 0, batch.labels, IGNORED)
     scored = (labels != IGNORED).sum(axis=1)
     text_bytes = int(label_bytes.sum())
+    documents = torch.from_numpy(batch.documents(dataset.bos)) if training.document_mask else None
     deepest = max(evaluation.max_depth, math.ceil(config.mean_recurrence)) if config.kind == "looped" else 1
     device = next(model.parameters()).device
     parts = []
@@ -69,6 +72,7 @@ def evaluate(
                 torch.from_numpy(labels[rows]).to(device),
                 deepest,
                 [counter_seed("evaluation", index) for index in range(rows.start, rows.stop)],
+                None if documents is None else documents[rows].to(device),
             )
         )
     sums = torch.cat(parts, dim=1).double().cpu().numpy()  # [depth, block], nats

@@ -25,6 +25,10 @@ class Batch:
     tokens: np.ndarray
     labels: np.ndarray
 
+    def documents(self, bos: int) -> np.ndarray:
+        """Number the documents of each sequence, int64 [B, L]: a mask by them keeps attention inside."""
+        return np.cumsum(self.tokens == bos, axis=1)
+
 
 class Rows(Protocol):
     """The rows of one split, in a fixed order; each is a sequence with its labels."""
@@ -103,6 +107,7 @@ class TrainingRows:
     """
 
     rows: Rows
+    bos: int
     seed: int
     batch_sequences: int
 
@@ -145,7 +150,7 @@ def training_rows(
             f"{dataset.name} has {len(dataset.train)} training tokens, too few for one sequence of "
             f"{sequence_length}: give more text or shorten the sequence"
         )
-    return TrainingRows(rows=rows, seed=seed, batch_sequences=batch_sequences)
+    return TrainingRows(rows=rows, bos=dataset.bos, seed=seed, batch_sequences=batch_sequences)
 
 
 def validation_rows(

@@ -26,9 +26,16 @@ class SummedLoss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, tokens: Tensor, labels: Tensor, depths: Sequence[int], seeds: Sequence[int]) -> Tensor:
-        """Map tokens and labels [B, L], one depth and one state seed per sequence."""
-        return self.model.loss(tokens, labels, depths, seeds, reduction="sum")
+    def forward(
+        self,
+        tokens: Tensor,
+        labels: Tensor,
+        depths: Sequence[int],
+        seeds: Sequence[int],
+        documents: Tensor | None = None,
+    ) -> Tensor:
+        """Map tokens, labels and documents [B, L], one depth and one state seed per sequence."""
+        return self.model.loss(tokens, labels, depths, seeds, reduction="sum", documents=documents)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.config import RunConfig
+from harness.loader import Batch
 from harness.parallel import Replica
 from harness.sharing import share
 from harness.vitals import GradientNorms, StateProbe
@@ -53,20 +54,20 @@ def draw(run: RunConfig, step: int, rank: int, world: int) -> Draws:
 
 
 class GradientOfStep:
-    """Compute the gradients of a run's steps."""
+    """Compute the gradients of a run's steps; token `bos` begins a document."""
 
-    def __init__(self, run: RunConfig, replica: Replica, micro_batch: int) -> None:
-        self._run, self._replica, self._micro_batch = run, replica, micro_batch
+    def __init__(self, run: RunConfig, replica: Replica, micro_batch: int, bos: int) -> None:
+        self._run, self._replica, self._micro_batch, self._bos = run, replica, micro_batch, bos
         self._norms, self._probe = GradientNorms(replica), StateProbe(replica.model)
         self._device = next(replica.model.parameters()).device
 
-    def compute(self, draws: Draws, tokens: np.ndarray, labels: np.ndarray, *, probe: bool) -> Gradient:
+    def compute(self, draws: Draws, batch: Batch, *, probe: bool) -> Gradient:
         """Leave the clipped gradient of the global batch's mean loss in the parameters.
 
-        tokens and labels, int64 [own sequences, L], are this process's. The processes exchange gradients once
-        and a handful of numbers once. A gradient that is not finite is left unclipped.
+        `batch` holds this process's sequences. The processes exchange gradients once and a handful of numbers
+        once. A gradient that is not finite is left unclipped.
         """
-        nats, count = self._accumulate(draws, tokens, labels, probe)
+        nats, count = self._accumulate(draws, batch, probe)
         squares = self._norms.squares()
         sums = torch.cat([torch.stack([nats.double(), count.double()]), squares])
         total_nats, total_count, *parts = self._replica.ranks.total(sums).tolist()
@@ -82,22 +83,27 @@ class GradientOfStep:
             flops=executed_flops(self._run.model, draws.depths, self._run.model.sequence_length),
         )
 
-    def _accumulate(
-        self, draws: Draws, tokens: np.ndarray, labels: np.ndarray, probe: bool
-    ) -> tuple[Tensor, Tensor]:
+    def _accumulate(self, draws: Draws, batch: Batch, probe: bool) -> tuple[Tensor, Tensor]:
         """Sum nats and scored labels over this process's sequences, the gradient over all processes."""
-        x = torch.from_numpy(tokens).to(self._device, non_blocking=True)
-        y = torch.from_numpy(labels).to(self._device, non_blocking=True)
+        x, y, documents = self._on_device(batch.tokens, batch.labels, self._documents(batch))
         depths = [draws.depths[index] for index in draws.own]
         nats = torch.zeros((), device=self._device)
-        for start in range(0, len(tokens), self._micro_batch):
+        for start in range(0, len(x), self._micro_batch):
             part = slice(start, start + self._micro_batch)
-            with self._replica.micro_batch(last=start + self._micro_batch >= len(tokens)):
+            inputs = (x[part], y[part], depths[part], draws.state_seeds[part])
+            masked = {"documents": documents[part]} if len(documents) else {}
+            with self._replica.micro_batch(last=start + self._micro_batch >= len(x)):
                 with _autocast(self._run, self._device), self._probe.watching(depths[part], probe):
-                    loss = self._replica.forward(x[part], y[part], depths[part], draws.state_seeds[part])
+                    loss = self._replica.forward(*inputs, **masked)
                 self._replica.backward(loss, self._run.batch_tokens)
             nats += loss.detach()
         return nats, (y != IGNORE).sum()
+
+    def _documents(self, batch: Batch) -> np.ndarray:
+        return batch.documents(self._bos) if self._run.training.document_mask else np.empty(0, np.int64)
+
+    def _on_device(self, *arrays: np.ndarray) -> list[Tensor]:
+        return [torch.from_numpy(array).to(self._device, non_blocking=True) for array in arrays]
 
 
 def _autocast(run: RunConfig, device: torch.device) -> AbstractContextManager[object]:

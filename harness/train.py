@@ -78,9 +78,9 @@ def _take_steps(
     """Take the steps that are left, writing the metrics and saving checkpoints as they fall due."""
     run, ranks, counters = session.run, session.ranks, session.counters
     assert run.steps is not None
-    gradient_of_step = GradientOfStep(run, session.replica, counters.micro_batch)
     counters.peak_flops_per_s = ranks.world * peak_flops_per_s(run.training, session.device)
     meter, rows = Meter(counters), _rows(run, dataset)
+    gradient_of_step = GradientOfStep(run, session.replica, counters.micro_batch, rows.bos)
     with Prefetch(_inputs(run, rows, ranks), range(session.first_step, run.steps)) as inputs:
         for step in range(session.first_step, run.steps):
             saver.between_steps(step, stop)
@@ -89,7 +89,7 @@ def _take_steps(
             with meter.step():
                 with meter.waiting():
                     draws, batch = inputs.take()
-                gradient = gradient_of_step.compute(draws, batch.tokens, batch.labels, probe=due)
+                gradient = gradient_of_step.compute(draws, batch, probe=due)
                 if session.guard.admits(run.guardrails, gradient.loss_nats, gradient.norm, done):
                     session.optimizer.set_schedule(
                         learning_rate_factor(run.schedule, step, run.steps),
@@ -164,7 +164,7 @@ def _finish(folder: RunFolder, session: Session, dataset: Dataset, attempts: int
     """Evaluate the trained model and write its depth curve and record."""
     run, model = session.run, session.replica.whole_model()
     evaluation = session.ranks.once(
-        lambda: evaluate(model, run.model, dataset, run.evaluation, packing=run.training.packing)
+        lambda: evaluate(model, run.model, dataset, run.evaluation, training=run.training)
     )
     own_loss = evaluation.loss_nats[evaluation.at(round(run.model.mean_recurrence))]
     if not math.isfinite(own_loss):

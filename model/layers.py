@@ -17,6 +17,16 @@ def rotary_table(length: int, head_dim: int, theta: float) -> Tensor:
     return torch.stack([angles.cos(), angles.sin()], dim=-1)[:, None]
 
 
+def document_mask(documents: Tensor) -> Tensor:
+    """Let each token look at itself and what is before it in its document, bool [B, 1, L, L].
+
+    documents [B, L] numbers the documents of each sequence. Angles of positions are relative, so a document
+    inside a sequence is computed as if it stood alone.
+    """
+    same = documents.unsqueeze(-1) == documents.unsqueeze(-2)
+    return same.tril().unsqueeze(1)
+
+
 class RMSNorm(nn.Module):
     """Scale each token to unit root mean square, then by a learned weight per channel."""
 
@@ -57,10 +67,18 @@ class Attention(nn.Module):
         self.c_proj = Linear(config.width, config.width)
         self.ve_gate = Linear(config.gate_channels, config.resolved_kv_heads) if gated else None
 
-    def forward(self, x: Tensor, rope: Tensor, value_rows: Tensor | None) -> Tensor:
-        """Map normed tokens x [B, L, d]; value_rows [B, L, kv d] are the table's rows of the same tokens."""
+    def forward(
+        self, x: Tensor, rope: Tensor, value_rows: Tensor | None, mask: Tensor | None = None
+    ) -> Tensor:
+        """Map normed tokens x [B, L, d]; value_rows [B, L, kv d] are the table's rows of the same tokens.
+
+        mask [B, 1, L, L] says which token looks at which; without it, at all before it and itself.
+        """
         q, k, v = self.project(x, rope, value_rows)
-        return self.merge(F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.grouped))
+        attended = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=self.grouped
+        )
+        return self.merge(attended)
 
     def project(self, x: Tensor, rope: Tensor, value_rows: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Make queries [B, H, L, D], keys and values [B, KV, L, D]."""
@@ -108,7 +126,9 @@ class Block(nn.Module):
         self.norm_2 = RMSNorm(config.width, config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, rope: Tensor, value_rows: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: Tensor, value_rows: Tensor | None, mask: Tensor | None = None
+    ) -> Tensor:
         """Map the stream x [B, L, d]."""
-        x = x + self.attn(self.norm_1(x), rope, value_rows)
+        x = x + self.attn(self.norm_1(x), rope, value_rows, mask)
         return x + self.mlp(self.norm_2(x))

@@ -14,10 +14,13 @@ from model.config import ModelConfig
 from model.cross_entropy import IGNORE, summed_nats, token_nats
 from model.initialise import first_states, initialise
 from model.injection import build_injection
-from model.layers import Block, Linear, RMSNorm, rotary_table
+from model.layers import Block, Linear, RMSNorm, document_mask, rotary_table
 from model.wiring import gated_layers, value_table_layers
 
-Rows = dict[int, Tensor]  # layer -> its value-embedding rows of the batch's tokens [B, L, kv d]
+# What blocks read beside the stream. Layer -> its value-embedding rows of the batch's tokens [B, L, kv d];
+# MASK -> which token looks at which [B, 1, L, L], where that is not simply all before it.
+Rows = dict[int, Tensor]
+MASK = -1
 
 
 class LoopedTransformer(nn.Module):
@@ -60,14 +63,16 @@ class LoopedTransformer(nn.Module):
         depths: Sequence[int],
         state_seeds: Sequence[int],
         reduction: Literal["mean", "sum"] = "mean",
+        documents: Tensor | None = None,
     ) -> Tensor:
         """Give the nats of the labels, averaged or summed over those that are not -100.
 
         tokens and labels are [B, L], label i belonging to token i; depths and state_seeds have one entry per
-        sequence. Only the last `backprop_depth` loops of a sequence carry gradient.
+        sequence. documents [B, L] keeps attention within tokens of the same number. Only the last
+        `backprop_depth` loops of a sequence carry gradient.
         """
         order = self._order(depths, len(tokens))
-        x = self._final(tokens, depths, state_seeds, order)
+        x = self._final(tokens, depths, state_seeds, order, documents)
         labels = labels if order is None else labels[order]
         nats = summed_nats(x.flatten(0, 1), self.embedding, labels.flatten())
         return nats if reduction == "sum" else nats / (labels != IGNORE).sum().clamp(min=1)
@@ -83,10 +88,15 @@ class LoopedTransformer(nn.Module):
 
     @torch.no_grad()
     def depth_losses(
-        self, tokens: Tensor, labels: Tensor, depths_max: int, state_seeds: Sequence[int]
+        self,
+        tokens: Tensor,
+        labels: Tensor,
+        depths_max: int,
+        state_seeds: Sequence[int],
+        documents: Tensor | None = None,
     ) -> Tensor:
         """Give the summed nats [depths_max, B] of each sequence at depths 1, 2, ..., all from one pass."""
-        x, rows = self._embed(tokens)
+        x, rows = self._embed(tokens, documents)
         x = self._blocks(self.prelude, 0, x, rows)
         if self.config.kind == "transformer":
             return self._sequence_nats(x, labels).expand(depths_max, -1)
@@ -108,26 +118,34 @@ class LoopedTransformer(nn.Module):
         return None if order == list(range(batch)) else order
 
     def _final(
-        self, tokens: Tensor, depths: Sequence[int], seeds: Sequence[int], order: list[int] | None
+        self,
+        tokens: Tensor,
+        depths: Sequence[int],
+        seeds: Sequence[int],
+        order: list[int] | None,
+        documents: Tensor | None = None,
     ) -> Tensor:
         """Run all layers and the final norm on the sequences in the given order."""
         if order is not None:
             tokens = tokens[order]
+            documents = None if documents is None else documents[order]
             depths, seeds = [depths[i] for i in order], [seeds[i] for i in order]
-        x, rows = self._embed(tokens)
+        x, rows = self._embed(tokens, documents)
         x = self._blocks(self.prelude, 0, x, rows)
         if self.config.kind == "looped":
             x = self._after_loop(self._loop(x, rows, depths, seeds), rows)
         return self.final_norm(x)
 
-    def _embed(self, tokens: Tensor) -> tuple[Tensor, Rows]:
+    def _embed(self, tokens: Tensor, documents: Tensor | None = None) -> tuple[Tensor, Rows]:
         rows = {int(layer): F.embedding(tokens, table) for layer, table in self.value_tables.items()}
+        if documents is not None:
+            rows[MASK] = document_mask(documents)
         return F.embedding(tokens, self.embedding), rows
 
     def _blocks(self, blocks: nn.ModuleList, first_layer: int, x: Tensor, rows: Rows) -> Tensor:
         rope = self.rope[: x.shape[1]]
         for layer, block in enumerate(blocks, start=first_layer):
-            x = block(x, rope, rows.get(layer))
+            x = block(x, rope, rows.get(layer), rows.get(MASK))
         return x
 
     def _loop(self, x: Tensor, rows: Rows, depths: Sequence[int], seeds: Sequence[int]) -> Tensor:
@@ -135,7 +153,7 @@ class LoopedTransformer(nn.Module):
         drive, carry = self.injection.prepare(self.prelude_norm(x))
         first = self._first_states(seeds, x)
         in_core = range(self.config.prelude_layers, self.config.prelude_layers + self.config.core_layers)
-        rows = {layer: rows[layer] for layer in in_core if layer in rows}
+        rows = {key: rows[key] for key in (MASK, *in_core) if key in rows}
         state, joined, differentiable = first[:0], 0, torch.is_grad_enabled()
         for remaining in range(depths[0], 0, -1):
             active = sum(depth >= remaining for depth in depths)

@@ -20,6 +20,7 @@ from harness.files import write_text
 from harness.job import BUSY, run_job
 from harness.metrics import last_metrics, read_metrics
 from harness.train import Stopped, train
+from model.checked import ConfigError
 from model.compilation import compile_blocks
 from tests.harness.runs import weights
 
@@ -116,6 +117,33 @@ def test_compiled_blocks_train_to_the_same_losses(make, cache, monkeypatch):
         assert run_job(folder.path, cache) == "done"
     assert compiled.run_id == eager.run_id
     assert compiled.record()["val_loss_nats"] == pytest.approx(eager.record()["val_loss_nats"], rel=1e-5)
+
+
+def test_packing_and_document_mask_are_choices_that_name_the_run(make, cache):
+    names, losses = set(), set()
+    for choice in ("packing=blocks", "packing=best_fit", "document_mask=true"):
+        folder, _ = make("tokens=640", f"training.{choice}")
+        assert run_job(folder.path, cache) == "done"
+        names.add(folder.run_id)
+        losses.add(folder.record()["val_loss_nats"])
+        # 5 batches of 4 sequences of 32: at most one empty slot in each of the packed ones but the last.
+        assert 0 <= folder.record()["tokens_padded"] <= (0 if "blocks" in choice else 20 + 32)
+        settings = [f"run={folder.path}", f"cache={cache}"]
+        assert loopscale.evaluate(settings).loss_nats[1] == folder.record()["val_loss_nats"]
+    assert len(names) == len(losses) == 3
+
+
+def test_more_epochs_than_allowed_are_refused_before_anything_is_made(make, cache, tiny, tmp_path):
+    _, dataset = make("tokens=640")
+    tokens = 2.5 * dataset.unique_tokens
+    message = r"training\.max_epochs=1: .* tokens are 2\.\d\d epochs of .* set training\.max_epochs=3"
+    with pytest.raises(ConfigError, match=message):
+        loopscale.train([*tiny, f"tokens={tokens}"])
+    assert not (tmp_path / "runs" / "single").exists()
+    folder, _ = make(f"tokens={tokens}", "training.max_epochs=3", "training.log_every=500")
+    assert run_job(folder.path, cache) == "done"
+    assert folder.record()["epochs"] == pytest.approx(2.5, rel=0.01)
+    assert last_metrics(folder.metrics)["epoch"] == pytest.approx(2.5, rel=0.05)
 
 
 def test_a_done_run_is_not_repeated_and_a_held_one_is_left_alone(make, cache):

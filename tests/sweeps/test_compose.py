@@ -35,7 +35,8 @@ def test_every_sweep_composes_and_has_its_own_name(name):
 
 @pytest.mark.parametrize("name", shipped("data"))
 def test_every_data_set_composes(name):
-    (run,) = loopscale.compose([f"data={name}", "path=somewhere"]).runs.values()
+    named = ["data.repository=org/set", "data.max_tokens=100_000_000"] if name == "huggingface" else []
+    (run,) = loopscale.compose([f"data={name}", "path=somewhere", *named]).runs.values()
     assert run.data.source == name.replace("fineweb_edu", "huggingface")
 
 

@@ -107,7 +107,7 @@ def open_dataset(folder: Path, *, checksums: bool = False) -> Dataset:
             "delete the folder to prepare it again"
         )
     dtype = np.dtype(index["dtype"]).newbyteorder("<")
-    if hashlib.sha256(tokenizer).hexdigest() != index["tokenizer_sha256"]:
+    if hashlib.sha256(tokenizer).hexdigest() != index.get("tokenizer_sha256"):
         raise _damaged(folder, "the checksum of tokenizer.json is wrong")
     return Dataset(
         name=index["name"],

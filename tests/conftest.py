@@ -6,6 +6,11 @@ import random
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A deadline would make a test's result depend on how busy the machine is.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 WORDS = [
     f"{a}{b}{c}" for a in ("lo", "ra", "ti", "mu", "se") for b in ("n", "r", "st") for c in ("a", "o", "ing")

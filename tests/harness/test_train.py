@@ -119,10 +119,14 @@ def test_compiled_blocks_train_to_the_same_losses(make, cache, monkeypatch):
     assert compiled.record()["val_loss_nats"] == pytest.approx(eager.record()["val_loss_nats"], rel=1e-5)
 
 
-def test_packing_and_document_mask_are_choices_that_name_the_run(make, cache):
+def test_packing_and_document_mask_are_choices_that_name_the_run(make, cache, corpus, tmp_path):
+    short = tmp_path / "short.jsonl"  # documents of six words: several in a sequence
+    words = " ".join(path.read_text() for path in sorted(corpus.iterdir())[:20]).split()
+    texts = [" ".join(words[at : at + 6]) for at in range(0, len(words), 6)]
+    short.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     names, losses = set(), set()
     for choice in ("packing=blocks", "packing=best_fit", "document_mask=true"):
-        folder, _ = make("tokens=640", f"training.{choice}")
+        folder, _ = make("tokens=640", f"path={short}", f"training.{choice}")
         assert run_job(folder.path, cache) == "done"
         names.add(folder.run_id)
         losses.add(folder.record()["val_loss_nats"])

@@ -28,6 +28,7 @@ COMMANDS = [
     "launch",
     "status",
     "collect",
+    "sync",
     "fit",
     "report",
     "compare",

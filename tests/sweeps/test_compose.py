@@ -37,7 +37,12 @@ def test_every_sweep_composes_and_has_its_own_name(name):
 def test_every_data_set_composes(name):
     named = ["data.repository=org/set", "data.max_tokens=100_000_000"] if name == "huggingface" else []
     (run,) = loopscale.compose([f"data={name}", "path=somewhere", *named]).runs.values()
-    assert run.data.source == name.replace("fineweb_edu", "huggingface")
+    shared = {
+        "fineweb_edu": "huggingface",
+        "installed_python_small": "installed_python",
+        "installed_python_tiny": "installed_python",
+    }
+    assert run.data.source == shared.get(name, name)
 
 
 def test_a_scale_keeps_the_overrides_of_the_command_line(tiny):

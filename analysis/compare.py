@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 
 from analysis import plain
@@ -154,7 +153,7 @@ def _row(
             difference=best.difference,
             **common,
         )
-    draws = np.where(np.isfinite(found.log_draws), found.loss_draws, np.nan)
+    draws = (found.loss_draws, found.factor)
     losses = (found.loss_nats, fixed)
     return BudgetRow(
         choice="fitted curve",

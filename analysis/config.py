@@ -19,4 +19,5 @@ class FitConfig:
     confidence: Annotated[float, Gt(0), Lt(1)] = 0.95  # level of every interval
     parameter_count: ParameterCount = "non_embedding"  # which parameters N(mean_recurrence) counts
     huber_delta: Annotated[float, Gt(0)] = 1e-3  # of the surface's cost on the log loss; 10 is squared error
+    profiles: bool = True  # profile intervals of the surface; without them they are the bootstrap's
     max_epochs: Annotated[float, Gt(0)] = 1.0  # runs that repeat their data more often are left out

@@ -77,3 +77,19 @@ def optimum(path: Path, exponents: Array, amplitudes: Array, means: tuple[float,
         falls | ((p > 0) & (r <= 0)), np.inf, np.where(rises | ((p <= 0) & (r > 0)), -np.inf, found)
     )
     return np.where((p <= 0) & (r <= 0), np.nan, found)
+
+
+def response(
+    path: Path, s: Array, exponents: Array, means: tuple[float, float]
+) -> tuple[Array, Array, Array]:
+    """Return how an optimum [rows, budgets] answers to log p - log r, to a and to b [rows, budgets] each.
+
+    The optimum solves h(s) = 0 with h the log ratio of the two slopes, so ds/dtheta = -h_theta / h_s.
+    """
+    log_du, log_dv = path.log_slopes(s)
+    step = 1e-5
+    ahead, behind = path.log_slopes(s + step), path.log_slopes(s - step)
+    bend = ((ahead[1] - ahead[0]) - (behind[1] - behind[0])) / (2 * step)
+    slope = exponents[:, :1] * np.exp(log_du) + exponents[:, 1:] * np.exp(log_dv) + bend
+    u, v = path.log_params(s) - means[0], path.log_tokens(s) - means[1]
+    return 1 / slope, -u / slope, v / slope

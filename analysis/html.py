@@ -6,7 +6,7 @@ import base64
 import platform
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import matplotlib
@@ -19,8 +19,11 @@ from analysis.compare import Comparison
 from analysis.group import GroupFit
 from analysis.isoflop import Quantity
 from analysis.numbers import number
+from analysis.sensitivity import Variant
 from analysis.study import StudyFit
+from analysis.validation import Validation
 
+ERRORS = ("{:+.4f}", "{:.4f}", "{:.3f}")
 TEMPLATES = Path(__file__).parent / "templates"
 
 # column of the runs table, heading with unit, format
@@ -41,11 +44,19 @@ RUN_COLUMNS = (
 )
 
 
+class Checks(NamedTuple):
+    """What a law predicts of runs that it did not see, and how it moves with other choices."""
+
+    validation: Validation
+    variants: Sequence[Variant]
+
+
 def render(
     runs: pd.DataFrame,
     study: StudyFit,
     comparison: Comparison,
     drawn: Sequence[tuple[style.Drawn, bytes]],
+    checks: Checks,
     title: str,
 ) -> str:
     """Return the page as text; `drawn` pairs each figure with its PNG, which is embedded."""
@@ -73,6 +84,8 @@ def render(
         groups=_groups(study),
         differences=_differences(comparison),
         rate_rows=study.depth.by_recurrence,
+        held_out=_held_out(checks.validation),
+        variants=_variants(study, checks.variants),
         refusals=_refusals(study),
         run_headings=[heading for _, heading, _ in RUN_COLUMNS],
         run_rows=_run_rows(runs),
@@ -125,6 +138,33 @@ def _differences(comparison: Comparison) -> dict[str, list[list[str]]]:
             ]
         )
     return found
+
+
+def _held_out(validation: Validation) -> list[list[str]]:
+    """Return rows of kind, group, what was left out, points and errors (or why there is no prediction)."""
+    rows = []
+    for kind, row in validation.rows():
+        errors = [row.bias_nats, row.error_nats, row.error_percent]
+        shown = [
+            "–" if value is None else form.format(value) for value, form in zip(errors, ERRORS, strict=True)
+        ]
+        rows.append([kind, row.group, row.left_out, str(row.points), *shown, row.refusal or ""])
+    return rows
+
+
+def _variants(study: StudyFit, variants: Sequence[Variant]) -> list[dict[str, Any]]:
+    """Return one table per group: choices by quantity and estimator."""
+    tables = []
+    for group in study.groups:
+        names = [estimator.name for estimator in group.estimators]
+        heads = [f"{words.QUANTITY[quantity]}, {name}" for quantity in group.quantities for name in names]
+        rows = []
+        for variant in variants:
+            if variant.group == group.label:
+                found = [variant.exponents[quantity][name] for quantity in group.quantities for name in names]
+                rows.append([variant.choice, *("–" if value is None else f"{value:.3f}" for value in found)])
+        tables.append({"label": group.label, "heads": heads, "rows": rows})
+    return tables
 
 
 def _refusals(study: StudyFit) -> list[tuple[str, str]]:

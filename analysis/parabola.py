@@ -50,7 +50,6 @@ def fit_parabolas(inputs: Inputs) -> EstimatorFit:
         return nothing("parabola", inputs)
     optima: dict[Quantity, tuple[Optimum, ...]] = {}
     fitted: dict[tuple[Quantity, int], tuple[Array, Array]] = {}
-    level: NoiseLevel | None = None
     for quantity in cells.quantities:
         squares, freedom = 0.0, 0
         for k in usable:
@@ -70,7 +69,7 @@ def fit_parabolas(inputs: Inputs) -> EstimatorFit:
         return predict(*fitted[quantity, budget], np.log(values))
 
     return EstimatorFit(
-        name="parabola", noise=level, optima=optima, laws=laws(optima, inputs.config), curve=curve
+        name="parabola", noise=level, optima=optima, laws=laws(inputs, optima, level), curve=curve
     )
 
 
@@ -82,4 +81,5 @@ def _optimum(
     place, value = minimum(x, coefficients)
     draws, losses = minimum(x, fit_parabola(x, predict(x, coefficients, x) + noise)[0])
     point = (float(place), float(value))
-    return judge(inputs.cells, quantity, budget, point, draws, losses, inputs.config)
+    resampled = (draws, losses, inputs.draws.factor(level))
+    return judge(inputs.cells, quantity, budget, point, resampled, inputs.config)

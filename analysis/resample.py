@@ -1,9 +1,9 @@
 """Noise for parametric bootstraps, shared by all estimators so that their differences can be judged.
 
 A bootstrap over a handful of seeds is far too narrow (two seeds: 51 % coverage of a 95 % interval), and so
-is one over plain residuals. Each resample therefore draws its own noise level from the chi-squared law of
-the variance estimate, then normal errors of that level: the intervals widen as Student's do when degrees
-of freedom are few.
+is one over plain residuals. Resamples are therefore drawn around the fitted curve with normal errors of
+the estimated noise level, and spread afterwards by the chi-squared law of that estimate: intervals widen
+as Student's do when degrees of freedom are few.
 """
 
 from __future__ import annotations
@@ -35,19 +35,28 @@ class Draws:
     uniform: Array = field(repr=False)
 
     def noise(self, level: NoiseLevel, columns: Any = slice(None)) -> Array:
-        """Return errors in nats [resamples, runs] at the noise level that each resample draws."""
-        return self.scale(level)[:, None] * self.normal[:, columns]
+        """Return errors in nats [resamples, runs]."""
+        return level.sd_nats * self.normal[:, columns]
 
-    def scale(self, level: NoiseLevel) -> Array:
-        """Return each resample's standard deviation in nats [resamples]."""
+    def factor(self, level: NoiseLevel) -> Array:
+        """Return by how much each resample would have misjudged the noise level [resamples]."""
         freedom = level.degrees_of_freedom
-        return np.asarray(level.sd_nats * np.sqrt(freedom / chdtri(freedom, self.uniform)))
+        return np.asarray(np.sqrt(chdtri(freedom, self.uniform) / freedom))
 
 
 def draws(resamples: int, runs: int, seed: int, label: str) -> Draws:
     """Draw the noise of one group; `label` keeps the groups' streams apart and independent of their order."""
     generator = np.random.default_rng([seed, zlib.crc32(label.encode())])
     return Draws(normal=generator.standard_normal((resamples, runs)), uniform=generator.random(resamples))
+
+
+def studentised(samples: Array, factor: Array) -> Array:
+    """Spread samples about their median as Student's t does, by each resample's factor of the noise level."""
+    known = samples[np.isfinite(samples)]
+    if not len(known):
+        return samples
+    middle = float(np.median(known))
+    return np.asarray(middle + (samples - middle) / factor)
 
 
 def interval(samples: Array, confidence: float) -> tuple[float | None, float | None]:

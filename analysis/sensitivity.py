@@ -28,7 +28,7 @@ class Variant:
 
 def sensitivity(study: StudyFit) -> tuple[Variant, ...]:
     """Refit every group under other costs, parameter counts and without its outliers."""
-    base = replace(study.config, bootstrap=RESAMPLES)
+    base = replace(study.config, bootstrap=RESAMPLES, profiles=False)
     cost = f"Huber {study.config.huber_delta:g}"
     choices: list[tuple[str, FitConfig]] = [(f"as reported ({cost}, N {study.config.parameter_count})", base)]
     choices += [

@@ -43,14 +43,14 @@ def fit_shared(inputs: Inputs) -> EstimatorFit:
         return point.loss(usable.index(budget), *inputs.along(quantity, budget, values))
 
     path = inputs.path(usable)
-    optima = optima_along(inputs, usable, minima(path, point), minima(path, resampled))
+    optima = optima_along(inputs, usable, minima(path, point), minima(path, resampled), level)
     a, b = (float(value) for value in point.exponents[0])
     return EstimatorFit(
         name="shared shape",
         noise=level,
         parameters={"a": a, "b": b},
         optima=optima,
-        laws=laws(optima, inputs.config),
+        laws=laws(inputs, optima, level),
         curve=curve,
     )
 

@@ -78,7 +78,9 @@ def estimators(group: GroupFit, confidence: float) -> list[str]:
     lines = []
     for estimator in group.estimators:
         noise = estimator.noise
-        source = f" ({confidence:.0%} intervals from {noise.source})" if noise else ""
+        source = (
+            f" ({confidence:.0%} intervals {estimator.intervals}, noise from {noise.source})" if noise else ""
+        )
         lines.append(f"  {estimator.name}{source}")
         if estimator.refusal:
             lines.append(f"    refused: {estimator.refusal}")

@@ -91,6 +91,13 @@ class Inputs:
             source="residuals of this fit, training noise unknown",
         )
 
+    def resamples(self, level: NoiseLevel, base: Array, rows: Any, seen: Array) -> tuple[Array, Array | None]:
+        """Return losses [resamples, points] and weights: noise around the fit `base`, or runs drawn again."""
+        weights = self.draws.weights
+        if weights is None:
+            return base + self.draws.noise(level, rows), None
+        return np.broadcast_to(seen, (len(weights), len(seen))), weights[:, rows]
+
     def path(self, budgets: list[int]) -> Path:
         """Return the isoFLOP curves of some budgets as functions of the log of the swept variable."""
         return Path(

@@ -6,7 +6,7 @@ import base64
 import platform
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
 import matplotlib
@@ -44,19 +44,11 @@ RUN_COLUMNS = (
 )
 
 
-class Checks(NamedTuple):
-    """What a law predicts of runs that it did not see, and how it moves with other choices."""
-
-    validation: Validation
-    variants: Sequence[Variant]
-
-
 def render(
     runs: pd.DataFrame,
     study: StudyFit,
     comparison: Comparison,
     drawn: Sequence[tuple[style.Drawn, bytes]],
-    checks: Checks,
     title: str,
 ) -> str:
     """Return the page as text; `drawn` pairs each figure with its PNG, which is embedded."""
@@ -84,8 +76,9 @@ def render(
         groups=_groups(study),
         differences=_differences(comparison),
         rate_rows=study.depth.by_recurrence,
-        held_out=_held_out(checks.validation),
-        variants=_variants(study, checks.variants),
+        run_laws=[law.summary().splitlines() for law in study.run_laws],
+        held_out=held_out(study.validation),
+        variants=variant_tables(study.groups, study.sensitivity),
         refusals=_refusals(study),
         run_headings=[heading for _, heading, _ in RUN_COLUMNS],
         run_rows=_run_rows(runs),
@@ -140,10 +133,10 @@ def _differences(comparison: Comparison) -> dict[str, list[list[str]]]:
     return found
 
 
-def _held_out(validation: Validation) -> list[list[str]]:
+def held_out(validation: Validation | None) -> list[list[str]]:
     """Return rows of kind, group, what was left out, points and errors (or why there is no prediction)."""
     rows = []
-    for kind, row in validation.rows():
+    for kind, row in validation.rows() if validation else ():
         errors = [row.bias_nats, row.error_nats, row.error_percent]
         shown = [
             "–" if value is None else form.format(value) for value, form in zip(errors, ERRORS, strict=True)
@@ -152,10 +145,12 @@ def _held_out(validation: Validation) -> list[list[str]]:
     return rows
 
 
-def _variants(study: StudyFit, variants: Sequence[Variant]) -> list[dict[str, Any]]:
+def variant_tables(groups: Sequence[GroupFit], variants: Sequence[Variant] | None) -> list[dict[str, Any]]:
     """Return one table per group: choices by quantity and estimator."""
-    tables = []
-    for group in study.groups:
+    tables: list[dict[str, Any]] = []
+    if not variants:
+        return tables
+    for group in groups:
         names = [estimator.name for estimator in group.estimators]
         heads = [f"{words.QUANTITY[quantity]}, {name}" for quantity in group.quantities for name in names]
         rows = []

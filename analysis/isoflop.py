@@ -137,14 +137,19 @@ def judge(
     low, high = interval(studentised(log_draws, factor), config.confidence)
     losses = np.where(np.isfinite(log_draws), loss_draws, np.nan)
     loss_low, loss_high = interval(studentised(losses, factor), config.confidence)
-    shown = {
-        "value": float(np.exp(point[0])),
-        "low": None if low is None else float(np.exp(low)),
-        "high": None if high is None else float(np.exp(high)),
-        "loss_nats": float(point[1]),
-        "loss_low_nats": loss_low,
-        "loss_high_nats": loss_high,
-    }
+    # A refused minimum may lie beyond the largest float.
+    shown = (
+        {}
+        if refusal
+        else {
+            "value": float(np.exp(point[0])),
+            "low": None if low is None else float(np.exp(low)),
+            "high": None if high is None else float(np.exp(high)),
+            "loss_nats": float(point[1]),
+            "loss_low_nats": loss_low,
+            "loss_high_nats": loss_high,
+        }
+    )
     return Optimum(
         budget_flops=at_budget,
         swept=(low_end, high_end),
@@ -152,7 +157,7 @@ def judge(
         log_draws=log_draws,
         loss_draws=losses,
         factor=factor,
-        **({} if refusal else shown),
+        **shown,
     )
 
 
@@ -169,12 +174,18 @@ def refused(cells: Curves, quantity: Quantity, budget: int, reason: str) -> Opti
     )
 
 
+def believed(swept: tuple[float, float]) -> tuple[float, float]:
+    """Return the logs between which an optimum lies inside a swept range and off its edges."""
+    low, high = (float(end) for end in np.log(swept))
+    margin = EDGE_SHARE * (high - low)
+    return low + margin, high - margin
+
+
 def inside(log_values: Array, swept: tuple[float, float]) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """Mark optima (logs) that lie inside a swept range and off its edges."""
-    low, high = np.log(swept)
-    margin = EDGE_SHARE * (high - low)
+    low, high = believed(swept)
     with np.errstate(invalid="ignore"):
-        return np.asarray((log_values > low + margin) & (log_values < high - margin))
+        return np.asarray((log_values > low) & (log_values < high))
 
 
 def _refusal(

@@ -31,7 +31,7 @@ def fit_parametric(inputs: Inputs) -> EstimatorFit:
     point = fit_surface(u, v, losses, inputs.config.huber_delta)
     base = point.loss(u, v)
     level = inputs.level(float(np.square(losses - base).sum()), count - len(PARAMETERS))
-    resampled = refit(point, base + inputs.draws.noise(level, runs.rows))
+    resampled = refit(point, *inputs.resamples(level, base, runs.rows, losses))
 
     def curve(quantity: Quantity, budget: int, values: Array) -> Array:
         return point.loss(*inputs.along(quantity, budget, values))
@@ -49,7 +49,7 @@ def fit_parametric(inputs: Inputs) -> EstimatorFit:
         laws=laws(inputs, optima, level),
         curve=curve,
     )
-    if not inputs.config.profiles:
+    if not inputs.config.profiles or inputs.draws.weights is not None:
         return replace(fitted, intervals="by bootstrap")
     model = _profiled(point, path, losses, level)
     return with_profiles(fitted, path.budgets_flops, model, inputs.config.confidence)
@@ -71,7 +71,7 @@ def _profiled(surface: Surface, path: Path, losses: Array, level: NoiseLevel) ->
         more, in_a, in_b = response(path, s, theta[:, 3:], means)
         # p = alpha e^a and r = beta e^b, so both exponents also act through the amplitudes.
         slopes = np.stack([0 * more, more, -more, in_a + more / alpha, in_b - more / beta], -1)
-        tokens = -slopes * np.exp(path.log_slopes(s)[1])[..., None]
+        tokens = -slopes * path.at(s)[3][..., None]
         return np.concatenate([s, path.log_tokens(s)], 1), np.concatenate([slopes, tokens], 1)
 
     noise = level.sd_nats / surface.predict()

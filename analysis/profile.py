@@ -17,7 +17,7 @@ from scipy.special import stdtrit
 
 from analysis.descent import Evaluate, Evaluation, descend
 from analysis.estimator import EstimatorFit
-from analysis.isoflop import Quantity
+from analysis.isoflop import Optimum, believed
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Ends = tuple[float | None, float | None]
@@ -95,34 +95,64 @@ def _ends(centre: float, reached: Array, root: Array, limit: float) -> Ends:
 def with_profiles(
     fitted: EstimatorFit, budgets_flops: Array, model: Model, confidence: float
 ) -> EstimatorFit:
-    """Replace the bootstrap's intervals of accepted laws and optima."""
+    """Replace the bootstrap's intervals of accepted laws and optima.
+
+    Which budgets have their optimum inside the grid is itself uncertain. The interval of an exponent
+    therefore spans those of the slope over the accepted budgets and over all that cannot be excluded.
+    """
     budgets = len(budgets_flops)
-    rows: list[Array] = []
-    places: list[tuple[str, Quantity, int]] = []
-    for offset, quantity in zip((0, budgets), fitted.optima, strict=True):
-        unit = np.eye(2 * budgets)[offset : offset + budgets]
-        for k, flops in enumerate(budgets_flops):
-            found = next(o for o in fitted.optima[quantity] if o.budget_flops == flops)
-            if found.refusal is None:
-                rows.append(unit[k])
-                places.append(("optimum", quantity, fitted.optima[quantity].index(found)))
-        law = fitted.laws[quantity]
-        if law.exponent is not None and law.reference_flops is not None:
-            used = np.isin(budgets_flops, law.budgets_flops)
-            x = np.where(used, np.log(budgets_flops / law.reference_flops), 0.0)
-            rows += [x / (x @ x) @ unit, used / used.sum() @ unit]
-            places += [("exponent", quantity, 0), ("level", quantity, 0)]
-    if not rows:
-        return fitted
-    optima = {quantity: list(items) for quantity, items in fitted.optima.items()}
+    units = {q: np.eye(2 * budgets)[k * budgets :][:budgets] for k, q in enumerate(fitted.optima)}
+    ends = profile_intervals(model, np.concatenate(list(units.values())), confidence)
+    places = {q: ends[k * budgets :][:budgets] for k, q in enumerate(fitted.optima)}
+    sets = {q: _budget_sets(fitted.optima[q], places[q]) for q, law in fitted.laws.items() if law.exponent}
+    wanted = [(q, used) for q, choices in sets.items() for used in choices]
+    rows = [row for q, used in wanted for row in _line(budgets_flops, used) @ units[q]]
+    ends = profile_intervals(model, np.array(rows), confidence) if rows else []
+    lines = dict(zip(wanted, zip(ends[::2], ends[1::2], strict=True), strict=True))
     laws = dict(fitted.laws)
-    ends = profile_intervals(model, np.array(rows), confidence)
-    for (kind, quantity, k), (low, high) in zip(places, ends, strict=True):
-        raised = [None if end is None else float(np.exp(end)) for end in (low, high)]
-        if kind == "optimum":
-            optima[quantity][k] = replace(optima[quantity][k], low=raised[0], high=raised[1])
-        elif kind == "exponent":
-            laws[quantity] = replace(laws[quantity], exponent_low=low, exponent_high=high)
-        else:
-            laws[quantity] = replace(laws[quantity], coefficient_low=raised[0], coefficient_high=raised[1])
-    return replace(fitted, optima={name: tuple(items) for name, items in optima.items()}, laws=laws)
+    for quantity, choices in sets.items():
+        slope = _hull([lines[quantity, used][0] for used in choices])
+        level = [_raised(end) for end in lines[quantity, choices[0]][1]]
+        laws[quantity] = replace(
+            laws[quantity],
+            exponent_low=slope[0],
+            exponent_high=slope[1],
+            coefficient_low=level[0],
+            coefficient_high=level[1],
+        )
+    optima = {
+        quantity: tuple(
+            found if found.refusal else replace(found, low=_raised(low), high=_raised(high))
+            for found, (low, high) in zip(fitted.optima[quantity], places[quantity], strict=True)
+        )
+        for quantity in fitted.optima
+    }
+    return replace(fitted, optima=optima, laws=laws)
+
+
+def _budget_sets(optima: tuple[Optimum, ...], ends: list[Ends]) -> list[tuple[int, ...]]:
+    """Return the accepted budgets and, where they are others, those whose optimum may lie inside the grid."""
+    accepted = tuple(k for k, found in enumerate(optima) if found.value is not None)
+    possible = []
+    for k, (found, (low, high)) in enumerate(zip(optima, ends, strict=True)):
+        first, last = believed(found.swept)
+        if k in accepted or (found.fitted and (low is None or low < last) and (high is None or high > first)):
+            possible.append(k)
+    return [accepted] if tuple(possible) == accepted else [accepted, tuple(possible)]
+
+
+def _line(budgets_flops: Array, used: tuple[int, ...]) -> Array:
+    """Return the weights of the least-squares slope and of the mean over some budgets [2, budgets]."""
+    at = np.isin(np.arange(len(budgets_flops)), used)
+    x = np.where(at, np.log(budgets_flops) - np.log(budgets_flops[at]).mean(), 0.0)
+    return np.stack([x / (x @ x), at / at.sum()])
+
+
+def _hull(ends: list[Ends]) -> Ends:
+    lows, highs = ([pair[side] for pair in ends] for side in (0, 1))
+    low = None if None in lows else min(end for end in lows if end is not None)
+    return low, None if None in highs else max(end for end in highs if end is not None)
+
+
+def _raised(end: float | None) -> float | None:
+    return None if end is None else float(np.exp(end))

@@ -26,16 +26,12 @@ def report(
     """
     from analysis import html, style
     from analysis.figures import draw_all
-    from analysis.sensitivity import sensitivity
-    from analysis.validation import validate
 
     folder = Path(folder)
     figures = folder / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     drawn = [(one, style.save(one, figures)) for one in draw_all(study, comparison)]
-    text = html.render(
-        runs, study, comparison, drawn, html.Checks(validate(study), sensitivity(study)), title
-    )
+    text = html.render(runs, study, comparison, drawn, title)
     page = folder / "index.html"
     partial = folder / ".index.html.partial"
     partial.write_text(text, encoding="utf-8")

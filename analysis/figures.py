@@ -11,10 +11,21 @@ from analysis.figure_isoflop import isoflop_figure, plot_isoflop
 from analysis.figure_powerlaw import powerlaw_figure
 from analysis.figure_seeds import seeds_figure
 from analysis.figure_zoom import zoom_figure
+from analysis.points import IsoflopFit
 from analysis.study import StudyFit
 from analysis.style import Drawn
 
 __all__ = ["draw_all", "plot_isoflop"]
+
+
+def draw_points(fit: IsoflopFit) -> list[Drawn]:
+    """Draw the figures of a table of points."""
+    group, noise = fit.group, fit.group.inputs.floor
+    return [
+        isoflop_figure(group, noise),
+        zoom_figure(group, noise),
+        powerlaw_figure(group, fit.config.confidence),
+    ]
 
 
 def draw_all(study: StudyFit, comparison: Comparison) -> list[Drawn]:

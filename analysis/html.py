@@ -19,6 +19,7 @@ from analysis.compare import Comparison
 from analysis.group import GroupFit
 from analysis.isoflop import Quantity
 from analysis.numbers import number
+from analysis.points import IsoflopFit
 from analysis.sensitivity import Variant
 from analysis.study import StudyFit
 from analysis.validation import Validation
@@ -52,28 +53,14 @@ def render(
     title: str,
 ) -> str:
     """Return the page as text; `drawn` pairs each figure with its PNG, which is embedded."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    return environment.get_template("report.html").render(
+    return page(
+        "report.html",
+        drawn,
         title=title,
         study=study,
         comparison=comparison,
         headlines=study.headlines(),
-        figures=[
-            {
-                "name": one.name,
-                "caption": one.caption,
-                "image": base64.b64encode(png).decode(),
-                "width": f"{100 * one.figure.get_figwidth() / style.PAGE_INCHES:.0f}%",
-            }
-            for one, png in drawn
-        ],
-        groups=_groups(study),
+        groups=_groups(study.groups),
         differences=_differences(comparison),
         rate_rows=study.depth.by_recurrence,
         run_laws=[law.summary().splitlines() for law in study.run_laws],
@@ -82,14 +69,49 @@ def render(
         refusals=_refusals(study),
         run_headings=[heading for _, heading, _ in RUN_COLUMNS],
         run_rows=_run_rows(runs),
-        versions=_versions(),
     )
 
 
-def _groups(study: StudyFit) -> list[dict[str, Any]]:
+def render_points(fit: IsoflopFit, drawn: Sequence[tuple[style.Drawn, bytes]], title: str) -> str:
+    """Return the page of a table of points as text."""
+    return page(
+        "points.html",
+        drawn,
+        title=title,
+        fit=fit,
+        headlines=fit.headlines(),
+        groups=_groups((fit.group,)),
+        held_out=held_out(fit.validation),
+        variants=variant_tables((fit.group,), fit.sensitivity),
+        refusals=_group_refusals(fit.group),
+    )
+
+
+def page(template: str, drawn: Sequence[tuple[style.Drawn, bytes]], **values: Any) -> str:
+    """Return a page that stands alone: figures are embedded as PNG."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    figures = [
+        {
+            "name": one.name,
+            "caption": one.caption,
+            "image": base64.b64encode(png).decode(),
+            "width": f"{100 * one.figure.get_figwidth() / style.PAGE_INCHES:.0f}%",
+        }
+        for one, png in drawn
+    ]
+    return environment.get_template(template).render(figures=figures, versions=_versions(), **values)
+
+
+def _groups(groups: Sequence[GroupFit]) -> list[dict[str, Any]]:
     """Return per group its laws, quantity by estimator, and its optima, budget by estimator."""
     found = []
-    for group in study.groups:
+    for group in groups:
         names = [estimator.name for estimator in group.estimators]
         names_of = {quantity: words.QUANTITY[quantity] for quantity in group.quantities}
         laws = [
@@ -166,21 +188,25 @@ def _refusals(study: StudyFit) -> list[tuple[str, str]]:
     found = [(item.run_id, f"left out: {item.reason}") for item in study.left_out]
     found += [("group", text) for text in study.skipped]
     for group in study.groups:
-        for estimator in group.estimators:
-            for quantity, law in estimator.laws.items():
-                if law.refusal:
-                    found.append(
-                        (f"{group.label}, {estimator.name}, law of {words.QUANTITY[quantity]}", law.refusal)
-                    )
-                if estimator.refusal:
-                    continue
-                for o in estimator.optima[quantity]:
-                    if o.refusal:
-                        where = f"{words.QUANTITY[quantity]} at {number(o.budget_flops)} FLOPs"
-                        found.append((f"{group.label}, {estimator.name}, {where}", o.refusal))
+        found += _group_refusals(group)
+    found += [(f"{law.group}, {law.law} law", law.refusal) for law in study.run_laws if law.refusal]
     if study.depth.refusal:
         found.append(("rate z over µ", study.depth.refusal))
     found += [(f"depth curve of {c.run_id}", c.fit.refusal) for c in study.depth.curves if c.fit.refusal]
+    return found
+
+
+def _group_refusals(group: GroupFit) -> list[tuple[str, str]]:
+    found = []
+    for estimator in group.estimators:
+        for quantity, law in estimator.laws.items():
+            if law.refusal:
+                what = f"{group.label}, {estimator.name}, law of {words.QUANTITY[quantity]}"
+                found.append((what, law.refusal))
+            for o in () if estimator.refusal else estimator.optima[quantity]:
+                if o.refusal:
+                    where = f"{words.QUANTITY[quantity]} at {number(o.budget_flops)} FLOPs"
+                    found.append((f"{group.label}, {estimator.name}, {where}", o.refusal))
     return found
 
 

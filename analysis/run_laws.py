@@ -7,7 +7,7 @@ are resampled run by run.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,14 @@ import pandas as pd
 
 from analysis.config import FitConfig
 from analysis.geometry import geometry
-from analysis.group import GroupFit
+from analysis.group import GroupFit, fit_groups
 from analysis.joint import SIZE, joint
 from analysis.law import Law
 from analysis.law_fit import LawFit, fit_law
 from analysis.laws import LAWS
+from analysis.noise import noise_floor
 from analysis.schema import TableError
+from analysis.tables import select
 
 RESAMPLES = 200  # at most; these laws have many points
 
@@ -68,6 +70,30 @@ def run_laws(groups: tuple[GroupFit, ...], depths: pd.DataFrame, config: FitConf
     return tuple(found)
 
 
+def fit_run_law(name: str, runs: pd.DataFrame, depths: pd.DataFrame, config: FitConfig) -> LawFit:
+    """Fit one law of the registry to the runs of a study, or to their depth curves where it needs depths.
+
+    Raises TableError for an unknown law or runs of several accountings.
+    """
+    if name not in LAWS:
+        raise TableError(f"law={name} is unknown: choose isoflop, {', '.join(LAWS)}")
+    selected = select(runs, config.max_epochs).runs
+    groups = fit_groups(selected, noise_floor(selected), replace(config, bootstrap=100, profiles=False))[0]
+    accountings = sorted({group.accounting for group in groups})
+    if len(accountings) != 1:
+        raise TableError(f"law={name} needs runs of one accounting; these have {accountings or 'no isoFLOP'}")
+    law = LAWS[name]
+    if "depth" in law.columns:
+        depths = depths.sort_values(["run_id", "depth"], kind="stable")
+        points = pd.concat([depth_points(group, depths, config) for group in groups], ignore_index=True)
+    else:
+        points = pd.concat([training_points(group, config) for group in groups], ignore_index=True)
+    found = _fit(name, law, points, "block" if "depth" in law.columns else "pairs", config)
+    if found.fit is None:
+        raise TableError(f"law={name}: {found.refusal}")
+    return found.fit
+
+
 def training_points(group: GroupFit, config: FitConfig) -> pd.DataFrame:
     """Return one row per looped or fixed run: parameters outside and inside the loop, recurrence, tokens."""
     runs = group.table[group.table["kind"].isin(["looped", "fixed"])]
@@ -80,9 +106,10 @@ def training_points(group: GroupFit, config: FitConfig) -> pd.DataFrame:
             "recurrence": runs["mean_recurrence"].astype(float),
             "params": shape.params(runs["mean_recurrence"].to_numpy(float)),
             "tokens": runs["tokens"].astype(float),
+            "flops": runs["nominal_flops"].astype(float),
             "loss": runs["val_loss_nats"].astype(float),
         }
-    )
+    ).assign(tokens_per_param=lambda frame: frame["tokens"] / frame["params"])
 
 
 def depth_points(group: GroupFit, depths: pd.DataFrame, config: FitConfig) -> pd.DataFrame:

@@ -41,7 +41,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SEED = 0
 NOISE_NATS = 0.005
 RESAMPLES = 400
-CHUNK = 20
+CHUNK = 10
 TRUTH = Truth()
 OPTIMA = {flops: TRUTH.optimum(flops) for flops in PAPER_GRID}
 TOKENS = {flops: flops / float(TRUTH.flops(OPTIMA[flops])) for flops in PAPER_GRID}
@@ -80,6 +80,13 @@ def simulate(numbers: range) -> list[Record]:
     return found
 
 
+def keep(numbers: range, path: Path) -> None:
+    """Simulate and write one chunk, whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(simulate(numbers)))
+    partial.replace(path)
+
+
 def run(studies: int, processes: int, folder: Path) -> list[Record]:
     """Simulate the chunks that `folder` lacks and return all records."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -87,14 +94,15 @@ def run(studies: int, processes: int, folder: Path) -> list[Record]:
     paths = {chunk: folder / f"{chunk.start:05}-{chunk.stop:05}.json" for chunk in chunks}
     missing = [chunk for chunk in chunks if not paths[chunk].exists()]
     start = time.monotonic()
-    with ProcessPoolExecutor(processes) as pool:
-        waiting = {pool.submit(simulate, chunk): chunk for chunk in missing}
+    pool = ProcessPoolExecutor(processes)
+    try:
+        waiting = [pool.submit(keep, chunk, paths[chunk]) for chunk in missing]
         for done, job in enumerate(as_completed(waiting), start=1):
-            path = paths[waiting[job]]
-            path.with_suffix(".partial").write_text(json.dumps(job.result()))
-            path.with_suffix(".partial").replace(path)
+            job.result()
             left = (time.monotonic() - start) / done * (len(missing) - done)
             print(f"{done} of {len(missing)} chunks, about {left / 60:.0f} min left", file=sys.stderr)
+    finally:
+        pool.shutdown(cancel_futures=True)
     return [record for path in paths.values() for record in json.loads(path.read_text())]
 
 

@@ -172,11 +172,12 @@ def _core() -> Claim:
     wins, ties = int((gap > 0).sum()), int((gap == 0).sum())
     high = found[gap >= 1.15]["budget_flops"].map(number).tolist()
     return Claim(
-        claim="Looped models reach 1.2 to 2.0 points more Core than fixed depth at equal FLOPs and parameters.",
-        support=f"Of {len(gap)} rows looping wins {wins}, ties {ties} and loses {len(gap) - wins - ties}, with "
-        f"a mean difference of {gap.mean():+.2f}. Gains of 1.2 to 2.0 are those at {', '.join(high)} FLOPs, "
-        "the largest budgets of each size. Core falls from 11.2 to 10.5 between neighbouring budgets, more "
-        "than the printed spreads: those are over evaluation seeds and hold no training noise.",
+        claim="Looped models reach 1.2 to 2.0 points more Core than fixed depth at equal FLOPs and "
+        "parameters.",
+        support=f"Of {len(gap)} rows looping wins {wins}, ties {ties} and loses {len(gap) - wins - ties}, "
+        f"with a mean difference of {gap.mean():+.2f}. Gains of 1.2 to 2.0 are those at {', '.join(high)} "
+        "FLOPs, the largest budgets of each size. Core falls from 11.2 to 10.5 between neighbouring "
+        "budgets, more than the printed spreads: those are over evaluation seeds and hold no training noise.",
     )
 
 
@@ -191,8 +192,8 @@ def _mismatch() -> Claim:
         support=f"With all parameters counted and the released FLOPs the law is least at µ = {shown} for the "
         "budgets of 140M, where the parabolas give 2, 2, 4, 6, 8, 10. With non-embedding parameters and the "
         f"text's FLOPs the slope is {own:.2f}, near the 0.40, but the level is {ratio.min():.1f} to "
-        f"{ratio.max():.1f} times as high, mostly outside the swept range. The two do not agree on the optimum "
-        "outside the grid under any definition of N(µ), which the paper does not state.",
+        f"{ratio.max():.1f} times as high, mostly outside the swept range. The two do not agree on the "
+        "optimum outside the grid under any definition of N(µ), which the paper does not state.",
     )
 
 
@@ -215,9 +216,9 @@ def _test_time() -> Claim:
     ratio = best.drop(columns=best.columns[0]).min(axis=1) / best[best.columns[0]]
     return Claim(
         claim="Loss over test-time depth follows a saturating exponential.",
-        support="Supported in rank: the exponential has the least Huber cost at both sizes, within and beyond "
-        f"the depths it was fitted to, by a factor of {ratio.min():.1f} to {ratio.max():.1f} over the next form. "
-        "The curves, their floors and their rates are figures only.",
+        support="Supported in rank: the exponential has the least Huber cost at both sizes, within and "
+        f"beyond the depths it was fitted to, by a factor of {ratio.min():.1f} to {ratio.max():.1f} over "
+        "the next form. The curves, their floors and their rates are figures only.",
     )
 
 

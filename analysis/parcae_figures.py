@@ -105,15 +105,16 @@ def core_figure() -> style.Drawn:
         panels[0].set_ylabel("looped minus fixed (points)")
         panels[0].legend(loc="lower right")
     caption = (
-        "Looped (at the printed optimal recurrence) minus fixed depth at equal FLOPs and parameters, in points "
-        "of Core and Core-Extended; above zero, looping wins. Bars: the printed spreads over three evaluation "
-        "seeds, added in squares; they hold no training noise."
+        "Looped (at the printed optimal recurrence) minus fixed depth at equal FLOPs and parameters, in "
+        "points of Core and Core-Extended; above zero, looping wins. Bars: the printed spreads over three "
+        "evaluation seeds, added in squares; they hold no training noise."
     )
     return style.Drawn(name="core", caption=caption, figure=made, tables={"differences": found})
 
 
 def flops_figure() -> style.Drawn:
-    """Draw FLOPs per token under both accountings, and the tokens that they leave at the published optimum."""
+    """Draw FLOPs per token under both accountings, and the tokens that they leave at the published "
+    "optimum."""
     rows, exponents = [], []
     with style.styled():
         made, panels = style.figure(2, height=2.8)
@@ -189,9 +190,10 @@ def law_figure() -> style.Drawn:
         panels[0].set_ylabel("loss of the published law (nats per token)")
         made.legend(handles=_law_handles(), loc="outside lower center", ncols=2)
     caption = (
-        "isoFLOP curves of the published training law, all parameters counted, FLOPs as released. Stars: minima "
-        "of the law; dots: printed optima of the parabolas, on the law's curve. Neighbouring recurrences differ "
-        "by less than 0.01 nats around the minima, so that seed noise of 0.005 nats moves a parabola's minimum."
+        "isoFLOP curves of the published training law, all parameters counted, FLOPs as released. Stars: "
+        "minima of the law; dots: printed optima of the parabolas, on the law's curve. Neighbouring "
+        "recurrences differ by less than 0.01 nats around the minima, so that seed noise of 0.005 nats "
+        "moves a parabola's minimum."
     )
     table = pd.DataFrame(rows, columns=["size", "budget_flops", "mean_recurrence", "loss_nats"])
     return style.Drawn(name="training_law", caption=caption, figure=made, tables={"curves": table})

@@ -32,10 +32,10 @@ def isoflop_figure(group: GroupFit, noise: NoiseFloor) -> style.Drawn:
         style.end_labels(panels[0], ends, heading="FLOPs")
     control = (group.table["kind"] == "fixed").any()
     caption = (
-        f"{group.label.capitalize()}. isoFLOP curves: loss against {words.QUANTITY[group.quantities[0]]} (a) "
-        "and training tokens (b); one colour and marker per budget. Solid: shared-shape fit; dashed: "
-        "parabola in the variable of the panel. Stars: accepted optima of the shared shape, with their "
-        "intervals within the swept range."
+        f"{style.sentence(group.label)}. isoFLOP curves: loss against "
+        f"{words.QUANTITY[group.quantities[0]]} (a) and training tokens (b); one colour and marker per "
+        "budget. Solid: shared-shape fit; dashed: parabola in the variable of the panel. Stars: accepted "
+        "optima of the shared shape, with their intervals within the swept range."
         + (" Open symbols: fixed-depth control, which enters no fit." if control else "")
     )
     return style.Drawn(name="isoflop", caption=caption, figure=made, tables=_tables(group))

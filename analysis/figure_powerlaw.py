@@ -38,8 +38,8 @@ def powerlaw_figure(group: GroupFit, confidence: float) -> style.Drawn:
             _panel(ax, group, quantity, confidence)
             ax.annotate(title, (-0.02, 1.02), xycoords="axes fraction", ha="right", va="bottom", fontsize=7.5)
     caption = (
-        f"{group.label.capitalize()}. Compute-optimal {words.QUANTITY[group.quantities[0]]} (a) and tokens "
-        f"(b) over the budget, by estimator, with {confidence:.0%} intervals; the band is that of the "
+        f"{style.sentence(group.label)}. Compute-optimal {words.QUANTITY[group.quantities[0]]} (a) and "
+        f"tokens (b) over the budget, by estimator, with {confidence:.0%} intervals; the band is that of the "
         "shared-shape law. Grey: the swept range; an arrow marks a budget whose minimum lies outside it."
     )
     return style.Drawn(name="power_laws", caption=caption, figure=made, tables=_tables(group, confidence))

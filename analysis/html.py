@@ -18,8 +18,9 @@ from analysis import style, words
 from analysis.compare import Comparison
 from analysis.group import GroupFit
 from analysis.isoflop import Quantity
-from analysis.numbers import number
+from analysis.numbers import number, span
 from analysis.points import IsoflopFit
+from analysis.saving import Saving
 from analysis.sensitivity import Variant
 from analysis.study import StudyFit
 from analysis.validation import Validation
@@ -150,9 +151,17 @@ def _differences(comparison: Comparison) -> dict[str, list[list[str]]]:
                 f"[{d.low_nats:+.4f}, {d.high_nats:+.4f}]" if known else "unknown",
                 "–" if d.bits_per_byte is None else f"{d.bits_per_byte:+.4f}",
                 d.verdict,
+                _saving(row.saving),
             ]
         )
     return found
+
+
+def _saving(found: Saving) -> str:
+    if found.ratio is None:
+        return found.refusal or ""
+    ends = f" {span(found.low, found.high)}" if found.low is not None or found.high is not None else ""
+    return f"{found.ratio:.2f}{ends}"
 
 
 def held_out(validation: Validation | None) -> list[list[str]]:

@@ -67,7 +67,7 @@ def profile_intervals(model: Model, weights: Array, confidence: float) -> list[E
         return own[0] + k * gap**2 / 2, own[1] + (k * gap)[:, None] * slope, own[2] + outer
 
     start = np.repeat(model.best[None], len(targets), 0)
-    fit = descend(held, start, model.bounds, iterations=80, tolerance=1e-12)
+    fit = descend(held, start, model.bounds, iterations=40, tolerance=1e-12)
     # A held curve is the best one for the value that it reached, whatever its target was.
     reached = (weights[which] * model.optima(fit.parameters)[0]).sum(-1)
     excess = model.evaluate(np.arange(len(targets)), fit.parameters)[0] - model.value

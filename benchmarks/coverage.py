@@ -1,6 +1,6 @@
 """Do the intervals of the exponents cover? Simulate studies of a known law and count.
 
-python benchmarks/coverage.py [studies=2000] [processes=2] [folder=runs/.validation/coverage]
+python benchmarks/coverage.py [studies=2000] [processes=2] [folder=runs/.validation/coverage] [out=FILE]
 
 The design is the paper's 140M grid (6 budgets by 6 even recurrences, FLOPs counted as in the paper) under
 the paper's own coefficients with N non-embedding and A times 0.30, so that five optima lie inside the grid
@@ -10,7 +10,7 @@ For each estimator: how many studies had an exponent accepted, how often its 95 
 the true law, and the median width over the spread of the estimates (their central 95 %). The true slope is
 taken over the five budgets whose true optimum lies inside the grid, and again over the budgets that the
 study itself accepted. Studies are kept in `folder`, so that an interrupted run continues; the summary is
-written to docs/validation/coverage.json once all are there.
+written to docs/validation/coverage.json (or `out`) once all are there.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ def true_slope(quantity: str, budgets: tuple[float, ...]) -> float:
 def simulate(numbers: range) -> list[Record]:
     """Fit some studies; return one record per study, estimator and quantity."""
     runs = select(study(TRUTH, budgets=PAPER_GRID, fixed=False)[0], 1.0).runs
-    clean, found = runs["val_loss_nats"].to_numpy(float), []
+    clean, floor, found = runs["val_loss_nats"].to_numpy(float), noise_floor(runs), []
     for number in numbers:
         errors = np.random.default_rng([SEED, number]).standard_normal(len(clean))
         runs["val_loss_nats"] = clean + NOISE_NATS * errors
         config = FitConfig(bootstrap=RESAMPLES, seed=number, validation=False)
-        for estimator in fit_groups(runs, noise_floor(runs), config)[0][0].estimators:
+        for estimator in fit_groups(runs, floor, config)[0][0].estimators:
             for quantity, law in estimator.laws.items():
                 found.append(
                     {
@@ -154,13 +154,16 @@ def show(row: Record) -> str:
     )
 
 
-def main(studies: int = 2000, processes: int = 2, folder: str = "runs/.validation/coverage") -> None:
+def main(
+    studies: int = 2000,
+    processes: int = 2,
+    folder: str = "runs/.validation/coverage",
+    out: str = str(ROOT / "docs" / "validation" / "coverage.json"),
+) -> None:
     """Simulate, print one line per estimator and quantity, and write the summary."""
     rows = summarise(run(studies, processes, Path(folder)), studies)
     for row in rows:
         print(show(row))
-    if studies < 2000:
-        return
     result = {
         "command": f"python benchmarks/coverage.py studies={studies}",
         "seed": SEED,
@@ -169,7 +172,7 @@ def main(studies: int = 2000, processes: int = 2, folder: str = "runs/.validatio
         "true_optima": {f"{flops:g}": value for flops, value in OPTIMA.items()},
         "rows": rows,
     }
-    path = ROOT / "docs" / "validation" / "coverage.json"
+    path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
 
@@ -177,4 +180,4 @@ def main(studies: int = 2000, processes: int = 2, folder: str = "runs/.validatio
 if __name__ == "__main__":
     given = dict(text.split("=", 1) for text in sys.argv[1:])
     numbers = {name: int(given[name]) for name in ("studies", "processes") if name in given}
-    main(**numbers, **{name: given[name] for name in ("folder",) if name in given})
+    main(**numbers, **{name: given[name] for name in ("folder", "out") if name in given})

@@ -75,14 +75,22 @@ def test_report_stands_alone(written):
     assert page == folder / "index.html"
     assert "<title>A &amp; B</title>" in text
     assert not re.search(r'(src|href)="(?!data:)', text)
-    assert text.count("data:image/png;base64,") == 6
+    assert text.count("data:image/png;base64,") == 7
     assert "Laws in words" in text
     assert list(folder.glob("*.partial")) == []
 
 
 def test_every_figure_has_its_pdf_png_and_data(written):
     figures = written[0] / "figures"
-    names = ["isoflop", "isoflop_by_budget", "power_laws", "looped_vs_fixed", "depth_curves", "seeds"]
+    names = [
+        "isoflop",
+        "isoflop_by_budget",
+        "power_laws",
+        "frontier",
+        "looped_vs_fixed",
+        "depth_curves",
+        "seeds",
+    ]
     for name in names:
         assert (figures / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         tables = list(figures.glob(f"{name}_*.csv"))

@@ -91,8 +91,9 @@ def _draws(table: pd.DataFrame, label: str, config: FitConfig) -> Draws:
     if config.resampling == "block" and config.block not in table:
         raise TableError(f"block={config.block} is no column of the runs table")
     drawn = draws(config.bootstrap, len(table), config.seed, label)
-    blocks = (table[config.block] if config.block in table else table["run_id"]).astype(str)
-    blocks = blocks.where(blocks.str.len() > 0, table["run_id"]).to_numpy(str)
+    names = table["run_id"].to_numpy(str)
+    blocks = table[config.block].to_numpy(str) if config.block in table else names
+    blocks = np.where(blocks == "", names, blocks)
     strata = table["target_flops"].to_numpy(float)
     return resample(drawn, config.resampling, strata, blocks, label, config.seed)
 

@@ -52,32 +52,38 @@ def table(name: str) -> pd.DataFrame:
     return pd.read_csv(FOLDER / f"{name}.csv")
 
 
+def _row(name: str, size: str) -> dict[str, Any]:
+    frame = table(name)
+    return {str(key): value for key, value in frame[frame["size"] == size].iloc[0].items()}
+
+
 def shape(size: str, accounting: str, count: str = "all") -> Geometry:
     """Return N(mu) under one definition and f(mu, mu / 2) under one accounting of a published size."""
-    row = table("sizes").set_index("size").loc[size]
+    row = _row("sizes", size)
     flops = table("flops_per_token")
     mine = flops[(flops["size"] == size) & (flops["accounting"] == accounting)]
-    values = {(r.mean_recurrence, r.backprop_depth): 1e6 * r.mflop_per_token for r in mine.itertuples()}
+    depths = zip(mine["mean_recurrence"], mine["backprop_depth"], strict=True)
+    values = dict(zip(depths, 1e6 * mine["mflop_per_token"].to_numpy(float), strict=True))
     loop = values[2, 1] - values[1, 1]
     backprop = values[4, 2] - values[2, 1] - 2 * loop
     return Geometry(
         static_params=float(row["n_other"] + sum(row[name] for name in COUNTS[count])),
         looped_params=float(row["n_core"]),
-        flops_fixed=values[1, 1] - loop - backprop,
-        flops_slope=loop + backprop / 2,
+        flops_fixed=float(values[1, 1] - loop - backprop),
+        flops_slope=float(loop + backprop / 2),
         backprop_share=0.5,
     )
 
 
 def law_loss(size: str, params: Array, tokens: Array) -> Array:
     """Return the published training law's loss in nats."""
-    law = table("training_law").set_index("size").loc[size]
+    law = _row("training_law", size)
     return np.asarray(law["E"] + law["A"] * params ** -law["a"] + law["B"] * tokens ** -law["b"])
 
 
 def law_optima(size: str, accounting: str, count: str) -> Array:
     """Return the mean recurrence that the published law prefers at each published budget, 0 for none."""
-    law = table("training_law").set_index("size").loc[size]
+    law = _row("training_law", size)
     curve = Curve(
         shape=shape(size, accounting, count), budgets_flops=budgets(size), middle=float(np.log(SWEPT).mean())
     )
@@ -100,7 +106,7 @@ def slope(flops: Array, values: Array) -> float:
 
 def published_recurrence(size: str, flops: Array) -> Array:
     """Return the published power law of the optimal recurrence."""
-    row = table("exponents").set_index("size").loc[size]
+    row = _row("exponents", size)
     rise = (flops / row["reference_flops"]) ** row["recurrence_exponent"]
     return np.asarray(row["recurrence_at_reference"] * rise)
 
@@ -124,14 +130,13 @@ def core_differences() -> pd.DataFrame:
 def held_out_errors() -> pd.DataFrame:
     """Return the law's error at the end-to-end models (mu = 8) in per cent, by definition of N."""
     rows = []
-    models = table("end_to_end")
-    for row in models[models["size"].isin(table("sizes")["size"])].itertuples():
-        seen = float(np.log(row.looped_perplexity))
-        tokens = np.array([row.tokens])
+    for size in table("sizes")["size"].astype(str):
+        model = _row("end_to_end", size)
+        seen, tokens = float(np.log(model["looped_perplexity"])), np.array([model["tokens"]])
         for count in COUNTS:
-            params = shape(str(row.size), "paper", count).params(np.array([8.0]))
-            predicted = float(law_loss(str(row.size), params, tokens)[0])
-            rows.append((row.size, count, predicted, seen, 100 * abs(predicted / seen - 1)))
+            params = shape(size, "paper", count).params(np.array([8.0]))
+            predicted = float(law_loss(size, params, tokens)[0])
+            rows.append((size, count, predicted, seen, 100 * abs(predicted / seen - 1)))
     columns = ["size", "parameters counted", "predicted_nats", "seen_nats", "error_percent"]
     return pd.DataFrame(rows, columns=columns)
 

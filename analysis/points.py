@@ -159,12 +159,14 @@ def implied(points: pd.DataFrame, x: Swept) -> pd.DataFrame:
     known = {str(name): points[name] for name in points}
     if "x" in known:
         known.setdefault(x, known["x"].astype(float))
-    three = {name: known[name].astype(float) for name in ("compute", "params", "tokens") if name in known}
-    if len(three) == 2:
-        missing = ({"compute", "params", "tokens"} - set(three)).pop()
-        other = {"compute": "", "params": "tokens", "tokens": "params"}[missing]
-        product = 6 * three["params"] * three["tokens"] if missing == "compute" else None
-        three[missing] = product if product is not None else three["compute"] / 6 / three[other]
+    three: dict[str, Any] = {
+        name: known[name].astype(float) for name in ("compute", "params", "tokens") if name in known
+    }
+    if set(three) == {"params", "tokens"}:
+        three["compute"] = 6 * three["params"] * three["tokens"]
+    elif len(three) == 2:
+        missing, other = ("tokens", "params") if "params" in three else ("params", "tokens")
+        three[missing] = three["compute"] / 6 / three[other]
     if "compute" in three:
         known.setdefault("flops", three["compute"])
     if "params" in three and "tokens" in three:

@@ -59,7 +59,9 @@ def _read_run(path: Path) -> dict[str, Any] | None:
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     from wandb.proto.wandb_internal_pb2 import Record
 
-    run_id, name, config, summary = "", "", {}, {}
+    config: dict[str, Any] = {}
+    summary: dict[str, Any] = {}
+    run_id = name = ""
     for frame in frames(path):
         record: Any = Record()
         record.ParseFromString(frame)

@@ -13,6 +13,7 @@ from analysis.tables import read_tables
 from analysis.wandb_runs import read_wandb
 
 WANDB = "wandb:"
+TEXT = [column.name for column in RUNS if column.kind == "string"]  # a digest of digits is no number
 Tables = tuple[pd.DataFrame, pd.DataFrame]
 
 
@@ -38,23 +39,24 @@ def _read_csv(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise TableError(f"no table at {path}")
     try:
-        return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+        return (
+            pd.read_parquet(path)
+            if path.suffix == ".parquet"
+            else pd.read_csv(path, dtype=dict.fromkeys(TEXT, "string"))
+        )
     except (OSError, ValueError) as error:
         raise TableError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
 
 
 def _as_runs(frame: pd.DataFrame, data: str) -> Tables:
     """Conform a runs table that came as text, where an empty string reads as a missing value."""
-    runs = _filled(frame[[column.name for column in RUNS]], [c.name for c in RUNS if c.kind == "string"])
+    runs = frame[[column.name for column in RUNS]]
+    runs = runs.assign(**{name: runs[name].astype("string").fillna("") for name in TEXT})
     beside = Path(data).parent / "depths.csv"
     if not data.startswith(WANDB) and beside.is_file():
         return conform(runs, RUNS), conform(_read_csv(beside), DEPTHS)
     empty = pd.DataFrame({column.name: pd.Series(dtype=column.kind) for column in DEPTHS})
     return conform(runs, RUNS), conform(empty, DEPTHS)
-
-
-def _filled(frame: pd.DataFrame, names: list[str]) -> pd.DataFrame:
-    return frame.assign(**{name: frame[name].fillna("") for name in names})
 
 
 def rename(frame: pd.DataFrame, columns: Mapping[str, str], name: str) -> pd.DataFrame:

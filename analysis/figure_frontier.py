@@ -79,10 +79,11 @@ def _losses(ax: Axes, group: GroupFit, rows: Sequence[BudgetRow]) -> None:
 
 
 def _ratios(ax: Axes, rows: Sequence[BudgetRow]) -> None:
+    last = max(row.budget_flops for row in rows)
     ax.set_xscale("log")
     ax.set_yscale("log")
+    ax.set_xlim(min(row.budget_flops for row in rows) / 1.5, last * 1.5)
     ax.axhline(1.0, color=style.INK, linewidth=0.6)
-    last = max(row.budget_flops for row in rows)
     look: dict[str, Any] = {"color": style.INK, "marker": "D", "markersize": 3.8, "linestyle": "none"}
     tops = [1.0]
     for row in rows:
@@ -102,7 +103,6 @@ def _ratios(ax: Axes, rows: Sequence[BudgetRow]) -> None:
                 **look,
             )
             tops += [low, high]
-    ax.set_xlim(min(row.budget_flops for row in rows) / 1.5, last * 1.5)
     ax.set_ylim(min(0.8, *tops) / 1.2, max(2.0, *tops) * 1.2)
     ax.set_xlabel("training budget C (FLOPs)")
     ax.set_ylabel("FLOPs of fixed / looped at equal loss")

@@ -10,7 +10,7 @@ from analysis.style import apart, save, settle, styled
 from tests.analysis import extents
 from tests.analysis.synthetic import INSIDE, PAPER_GRID, Truth, study
 
-QUICK = FitConfig(bootstrap=100)
+QUICK = FitConfig(bootstrap=100, validation=False)
 
 
 def two_scales():
@@ -65,7 +65,8 @@ def test_the_check_sees_an_overlap_and_a_clipped_text():
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     runs, depths = CASES["accepted"]()
-    page = report(runs, depths, fit(runs, depths, QUICK), compare(runs, QUICK), folder, title="A & B")
+    fitted = fit(runs, depths, FitConfig(bootstrap=100))
+    page = report(runs, depths, fitted, compare(runs, QUICK), folder, title="A & B")
     return folder, page
 
 
@@ -76,7 +77,12 @@ def test_report_stands_alone(written):
     assert "<title>A &amp; B</title>" in text
     assert not re.search(r'(src|href)="(?!data:)', text)
     assert text.count("data:image/png;base64,") == 7
-    assert "Laws in words" in text
+    for heading in (
+        "Laws in words",
+        "Prediction of runs left out",
+        "How the exponents move with other choices",
+    ):
+        assert heading in text
     assert list(folder.glob("*.partial")) == []
 
 

@@ -8,7 +8,7 @@ from analysis import FitConfig, fit
 from analysis.isoflop import inside
 from tests.analysis.synthetic import INSIDE, PAPER_GRID, Truth, study
 
-QUICK = FitConfig(bootstrap=200)
+QUICK = FitConfig(bootstrap=200, validation=False)
 
 
 def true_slope(budgets, values):

@@ -5,7 +5,7 @@ import pytest
 from analysis import FitConfig, TableError, isoflop, read_points
 from tests.analysis import published
 
-QUICK = FitConfig(bootstrap=200)
+QUICK = FitConfig(bootstrap=200, validation=False)
 
 
 def points():

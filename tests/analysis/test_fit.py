@@ -88,7 +88,7 @@ def test_columns_in_any_order_give_the_same_laws(noisy, fitted):
 def test_seeds_of_the_bootstrap_change_its_intervals_and_nothing_else(noisy, fitted):
     law, other = (
         study_fit.groups[0].estimator("parabola").laws["mean_recurrence"]
-        for study_fit in (fitted, fit(*noisy, FitConfig(seed=1)))
+        for study_fit in (fitted, fit(*noisy, FitConfig(seed=1, validation=False)))
     )
     assert other.exponent == law.exponent
     assert other.exponent_low != law.exponent_low

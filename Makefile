@@ -18,7 +18,7 @@ demo: $(INSTALLED) ## run a whole small study on this machine (about 8 minutes o
 test: $(INSTALLED) ## run the tests
 	$(BIN)/pytest -n 2 $(ARGS)
 
-validate: $(INSTALLED) ## the long studies, about an hour; interrupted, they continue; results in docs/validation/
+validate: $(INSTALLED) ## the long studies, some hours; interrupted, they continue; results in docs/validation/
 	@for study in validation/*.py; do \
 		echo $$study; until $(BIN)/python $$study; do [ $$? -eq 75 ] || exit 1; done; \
 	done

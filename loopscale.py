@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-    from analysis import Comparison, StudyFit
+    from analysis import Comparison
     from harness.record import Evaluation
+    from sweeps.analyse import AnyFit
     from sweeps.config import FitTableConfig, StatusConfig, StudyConfig
 
 Overrides = Sequence[str]
@@ -143,8 +144,10 @@ def sync(cfg: Overrides) -> pd.DataFrame:
         return sweeps.sync.sync(compose_table("sync", cfg, SyncConfig), progress)
 
 
-def fit(cfg: Overrides) -> StudyFit:
-    """Fit the laws of a collected sweep, with intervals or refusals; writes laws.json beside the tables."""
+def fit(cfg: Overrides) -> AnyFit:
+    """Fit the laws of a collected sweep (writes laws.json beside the tables) or of data=..., with intervals
+    or refusals.
+    """
     from sweeps.analyse import fit_sweep
 
     return fit_sweep(_fit_table("fit", cfg))
@@ -376,13 +379,13 @@ COMMANDS = {
     ),
     "fit": Command(
         summary="scaling laws with confidence intervals, or the reasons for none",
-        example="loopscale fit sweep=demo format=json",
+        example="loopscale fit data=points.csv columns.compute=flops columns.x=params columns.loss=loss",
         settings="table/fit",
         run=_show_fit,
     ),
     "report": Command(
         summary="figures (PDF, PNG, CSV) and one self-contained HTML page",
-        example="loopscale report sweep=demo",
+        example="loopscale report data=parcae_published",
         settings="table/report",
         run=_show_report,
     ),

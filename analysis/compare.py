@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 
 from analysis import plain
@@ -15,6 +14,7 @@ from analysis.group import GroupFit, fit_groups
 from analysis.isoflop import HIDDEN
 from analysis.noise import NoiseFloor, noise_floor
 from analysis.numbers import number
+from analysis.saving import Control, Saving, saving
 from analysis.tables import LeftOut, digest, groups, select
 
 
@@ -47,6 +47,7 @@ class BudgetRow:
     fixed_nats: float
     fixed_seeds: int
     difference: Difference
+    saving: Saving
     recurrences: tuple[RecurrenceRow, ...]
 
 
@@ -73,6 +74,7 @@ class Comparison:
                 f"  {row.group}, {number(row.budget_flops)} FLOPs: {row.difference.sentence()} at µ = "
                 f"{row.mean_recurrence:.3g} ({row.choice}): {row.difference.verdict}"
             )
+            lines.append(f"    {row.saving.sentence(self.config.confidence)}")
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
     def to_dict(self) -> dict[str, Any]:
@@ -98,6 +100,10 @@ def compare(runs: pd.DataFrame, config: FitConfig | None = None) -> Comparison:
     notes = list(skipped)
     for label, frame in groups(selection.runs):
         fixed = frame[(frame["kind"] == "fixed") & frame["target_flops"].notna()]
+        means = fixed.groupby(fixed["target_flops"].astype(float))["val_loss_nats"].agg(["mean", "size"])
+        curve = Control(
+            budgets_flops=tuple(means.index), loss_nats=tuple(means["mean"]), seeds=tuple(means["size"])
+        )
         if fixed.empty:
             notes.append(f"{label}: no fixed-depth control")
         for flops in sorted(set(fixed["target_flops"].astype(float))):
@@ -106,7 +112,7 @@ def compare(runs: pd.DataFrame, config: FitConfig | None = None) -> Comparison:
             if looped.empty:
                 notes.append(f"{label}, {number(flops)} FLOPs: no looped run")
             else:
-                rows.append(_row(label, by_label.get(label), flops, looped, control, floor, config))
+                rows.append(_row(label, by_label.get(label), flops, looped, control, curve, floor, config))
     return Comparison(
         config=config,
         runs_digest=digest(runs),
@@ -124,6 +130,7 @@ def _row(
     flops: float,
     looped: pd.DataFrame,
     control: pd.DataFrame,
+    curve: Control,
     floor: NoiseFloor,
     config: FitConfig,
 ) -> BudgetRow:
@@ -152,9 +159,10 @@ def _row(
             mean_recurrence=best.mean_recurrence,
             looped_nats=best.loss_nats,
             difference=best.difference,
+            saving=saving(curve, flops, best.loss_nats, None, best.seeds, floor, config, f"{label} {flops}"),
             **common,
         )
-    draws = np.where(np.isfinite(found.log_draws), found.loss_draws, np.nan)
+    draws = (found.loss_draws, found.factor)
     losses = (found.loss_nats, fixed)
     return BudgetRow(
         choice="fitted curve",
@@ -162,6 +170,7 @@ def _row(
         mean_recurrence=found.value,
         looped_nats=found.loss_nats,
         difference=of_minimum(losses, draws, seeds, floor, ratio, config, f"{label} {flops}"),
+        saving=saving(curve, flops, found.loss_nats, draws, 1, floor, config, f"{label} {flops}"),
         **common,
     )
 

@@ -9,6 +9,8 @@ from annotated_types import Ge, Gt, Lt
 
 ParameterCount = Literal["non_embedding", "no_token_embedding", "all"]
 
+Resampling = Literal["noise", "pairs", "stratified", "block"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
@@ -19,4 +21,8 @@ class FitConfig:
     confidence: Annotated[float, Gt(0), Lt(1)] = 0.95  # level of every interval
     parameter_count: ParameterCount = "non_embedding"  # which parameters N(mean_recurrence) counts
     huber_delta: Annotated[float, Gt(0)] = 1e-3  # of the surface's cost on the log loss; 10 is squared error
+    profiles: bool = True  # profile intervals of the surface; without them they are the bootstrap's
+    resampling: Resampling = "noise"  # of isoFLOP laws; see `resample` for what each assumes
+    block: str = "trunk_id"  # resampling=block: the column whose equal values are one block
+    validation: bool = True  # predict what was left out, and refit under other choices
     max_epochs: Annotated[float, Gt(0)] = 1.0  # runs that repeat their data more often are left out

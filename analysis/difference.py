@@ -10,7 +10,7 @@ from scipy.special import stdtrit
 
 from analysis.config import FitConfig
 from analysis.noise import NoiseFloor
-from analysis.resample import NoiseLevel, draws, interval
+from analysis.resample import NoiseLevel, draws, interval, studentised
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Verdict = Literal["looped lower", "fixed lower", "not resolved", "training noise unknown"]
@@ -67,7 +67,7 @@ def of_means(
 
 def of_minimum(
     losses: tuple[float, float],
-    resampled: Array,
+    resampled: tuple[Array, Array],
     fixed_runs: int,
     floor: NoiseFloor,
     bits_per_nat: float | None,
@@ -76,8 +76,9 @@ def of_minimum(
 ) -> Difference:
     """Return a fitted curve's minimum less a control's mean.
 
-    losses: (minimum, control); `resampled` [resamples] holds the minimum's resamples, NaN where a curve has
-    none. The control's own noise is drawn apart, under a stream named by `label`.
+    losses: (minimum, control); `resampled` holds the minimum's resamples, NaN where a curve has none, and
+    the factors of their noise level, [resamples] both. The control's own noise is drawn apart, under a
+    stream named by `label`.
     """
     gap = losses[0] - losses[1]
     if floor.sd_nats is None:
@@ -87,6 +88,7 @@ def of_minimum(
         degrees_of_freedom=floor.degrees_of_freedom,
         source="replicate seeds",
     )
-    noise = draws(len(resampled), 1, config.seed, f"fixed control, {label}").noise(level)[:, 0]
-    low, high = interval(resampled - losses[1] - noise, config.confidence)
+    minimum, factor = resampled
+    noise = draws(len(minimum), 1, config.seed, f"fixed control, {label}").noise(level)[:, 0]
+    low, high = interval(studentised(minimum - losses[1] - noise, factor), config.confidence)
     return difference(gap, low, high, bits_per_nat)

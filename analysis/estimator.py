@@ -38,6 +38,7 @@ class EstimatorFit:
     name: EstimatorName
     refusal: str | None = None
     noise: NoiseLevel | None = None
+    intervals: str = "by bootstrap"
     parameters: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     optima: dict[Quantity, tuple[Optimum, ...]] = field(default_factory=dict)
@@ -90,6 +91,13 @@ class Inputs:
             source="residuals of this fit, training noise unknown",
         )
 
+    def resamples(self, level: NoiseLevel, base: Array, rows: Any, seen: Array) -> tuple[Array, Array | None]:
+        """Return losses [resamples, points] and weights: noise around the fit `base`, or runs drawn again."""
+        weights = self.draws.weights
+        if weights is None:
+            return base + self.draws.noise(level, rows), None
+        return np.broadcast_to(seen, (len(weights), len(seen))), weights[:, rows]
+
     def path(self, budgets: list[int]) -> Path:
         """Return the isoFLOP curves of some budgets as functions of the log of the swept variable."""
         return Path(
@@ -106,9 +114,12 @@ class Inputs:
         return np.log(self.shape.params(depth)), np.log(self.shape.tokens(depth, flops))
 
 
-def laws(optima: dict[Quantity, tuple[Optimum, ...]], config: FitConfig) -> dict[Quantity, PowerLaw]:
+def laws(
+    inputs: Inputs, optima: dict[Quantity, tuple[Optimum, ...]], level: NoiseLevel
+) -> dict[Quantity, PowerLaw]:
     """Fit the power law of each quantity."""
-    return {quantity: power_law(quantity, found, config) for quantity, found in optima.items()}
+    factor = inputs.draws.factor(level)
+    return {quantity: power_law(quantity, found, factor, inputs.config) for quantity, found in optima.items()}
 
 
 def nothing(name: EstimatorName, inputs: Inputs, reason: str | None = None) -> EstimatorFit:
@@ -127,10 +138,11 @@ def nothing(name: EstimatorName, inputs: Inputs, reason: str | None = None) -> E
 
 
 def optima_along(
-    inputs: Inputs, budgets: list[int], point: Minima, resampled: Minima
+    inputs: Inputs, budgets: list[int], point: Minima, resampled: Minima, level: NoiseLevel
 ) -> dict[Quantity, tuple[Optimum, ...]]:
     """Judge minima in the swept variable and, for the same minima, in the tokens that they buy."""
     found: dict[Quantity, tuple[Optimum, ...]] = {}
+    factor = inputs.draws.factor(level)
     for quantity in inputs.cells.quantities:
         judged = []
         for k in range(inputs.budgets):
@@ -140,7 +152,9 @@ def optima_along(
             column, flops = budgets.index(k), float(inputs.cells.budgets_flops[k])
             place, draws = (_as(quantity, inputs.shape, flops, m[0][:, column]) for m in (point, resampled))
             at = (float(place[0]), float(point[1][0, column]))
-            judged.append(judge(inputs.cells, quantity, k, at, draws, resampled[1][:, column], inputs.config))
+            judged.append(
+                judge(inputs.cells, quantity, k, at, (draws, resampled[1][:, column], factor), inputs.config)
+            )
         found[quantity] = tuple(judged)
     return found
 

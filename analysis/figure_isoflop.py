@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from analysis import style
+from analysis import style, words
 from analysis.estimator import EstimatorFit
 from analysis.group import GroupFit
 from analysis.isoflop import LABELS, Quantity
@@ -30,11 +30,13 @@ def isoflop_figure(group: GroupFit, noise: NoiseFloor) -> style.Drawn:
         colours = style.budget_colours(group.budgets_flops)
         ends = [(_right_end(group, budget), style.scientific(budget), colours[budget]) for budget in colours]
         style.end_labels(panels[0], ends, heading="FLOPs")
+    control = (group.table["kind"] == "fixed").any()
     caption = (
-        f"{group.label}. isoFLOP curves: validation loss against mean recurrence (a) and training tokens "
-        "(b); one colour and marker per budget. Solid: shared-shape fit; dashed: parabola in the "
-        "variable of the panel. Stars: accepted optima of the shared shape, with their intervals within "
-        "the swept range. Open symbols: fixed-depth control, which enters no fit."
+        f"{style.sentence(group.label)}. isoFLOP curves: loss against "
+        f"{words.QUANTITY[group.quantities[0]]} (a) and training tokens (b); one colour and marker per "
+        "budget. Solid: shared-shape fit; dashed: parabola in the variable of the panel. Stars: accepted "
+        "optima of the shared shape, with their intervals within the swept range."
+        + (" Open symbols: fixed-depth control, which enters no fit." if control else "")
     )
     return style.Drawn(name="isoflop", caption=caption, figure=made, tables=_tables(group))
 
@@ -119,15 +121,19 @@ def _axes(ax: Axes, group: GroupFit, quantity: Quantity) -> None:
 
 
 def _right_end(group: GroupFit, budget: float) -> float:
-    """Return the loss at the largest recurrence, where the first panel's curve ends."""
+    """Return the loss at the largest swept value, where the first panel's curve ends."""
     rows = group.table[(group.table["target_flops"] == budget) & (group.table["kind"] == "looped")]
-    return float(rows["val_loss_nats"].iloc[int(rows["mean_recurrence"].argmax())])
+    return float(rows["val_loss_nats"].iloc[int(rows[group.quantities[0]].argmax())])
+
+
+def _noun(group: GroupFit) -> str:
+    return "looped run" if group.cells.variable == "mean_recurrence" else "point"
 
 
 def _handles(group: GroupFit) -> list[Line2D]:
     base: dict[str, Any] = {"color": style.INK}
     handles = [
-        Line2D([], [], **base, marker="o", linestyle="none", markersize=3.4, label="looped run"),
+        Line2D([], [], **base, marker="o", linestyle="none", markersize=3.4, label=_noun(group)),
         Line2D([], [], **base, linestyle=LINES["shared shape"], label="shared-shape fit"),
         Line2D([], [], **base, linestyle=LINES["parabola"], linewidth=0.7, label="parabola"),
         Line2D([], [], **base, marker="*", linestyle="none", markersize=7, label="accepted optimum"),
@@ -149,16 +155,8 @@ def _handles(group: GroupFit) -> list[Line2D]:
 
 
 def _tables(group: GroupFit) -> dict[str, pd.DataFrame]:
-    columns = [
-        "run_id",
-        "kind",
-        "target_flops",
-        "mean_recurrence",
-        "tokens",
-        "seed",
-        "val_loss_nats",
-        "val_loss_se_nats",
-    ]
+    wanted = "run_id kind target_flops mean_recurrence params tokens seed val_loss_nats val_loss_se_nats"
+    columns = [name for name in wanted.split() if name in group.table]
     rows = []
     for estimator in group.estimators:
         for quantity, optima in estimator.optima.items():

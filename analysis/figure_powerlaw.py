@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis import style
+from analysis import style, words
 from analysis.estimator import EstimatorFit
 from analysis.group import GroupFit
 from analysis.isoflop import Optimum, Quantity
@@ -38,9 +38,9 @@ def powerlaw_figure(group: GroupFit, confidence: float) -> style.Drawn:
             _panel(ax, group, quantity, confidence)
             ax.annotate(title, (-0.02, 1.02), xycoords="axes fraction", ha="right", va="bottom", fontsize=7.5)
     caption = (
-        f"{group.label}. Compute-optimal mean recurrence (a) and tokens (b) over the budget, by "
-        f"estimator, with {confidence:.0%} intervals; the band is that of the shared-shape law. The grey "
-        "area is the swept range; an arrow marks a budget whose minimum lies outside it."
+        f"{style.sentence(group.label)}. Compute-optimal {words.QUANTITY[group.quantities[0]]} (a) and "
+        f"tokens (b) over the budget, by estimator, with {confidence:.0%} intervals; the band is that of the "
+        "shared-shape law. Grey: the swept range; an arrow marks a budget whose minimum lies outside it."
     )
     return style.Drawn(name="power_laws", caption=caption, figure=made, tables=_tables(group, confidence))
 
@@ -64,7 +64,7 @@ def _panel(ax: Axes, group: GroupFit, quantity: Quantity, confidence: float) -> 
     ax.set_xlabel("training budget C (FLOPs)")
     ax.set_ylabel(LABELS[quantity])
     style.log_axis(ax.xaxis, budgets.tolist())
-    if quantity == "tokens":
+    if quantity != "mean_recurrence":
         style.decade_axis(ax.yaxis, bottom / margin, top * margin)
     else:
         style.recurrence_axis(ax.yaxis, group.swept)

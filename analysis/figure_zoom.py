@@ -37,12 +37,13 @@ def zoom_figure(group: GroupFit, noise: NoiseFloor) -> style.Drawn:
                 continue
             _panel(ax, group, k, noise, width=112 // columns)
             if k + columns >= len(budgets):
-                ax.set_xlabel(LABELS["mean_recurrence"])
+                ax.set_xlabel(LABELS[group.cells.variable])
+        unit = "nats" if group.cells.variable == "mean_recurrence" else "unit of the table"
         for ax in panels[::columns]:
-            ax.set_ylabel("loss above lowest cell (nats)")
+            ax.set_ylabel(f"loss above lowest cell ({unit})", fontsize=6.5)
         made.legend(handles=_handles(), loc="outside upper center", ncols=4)
     caption = (
-        f"{group.label}. Each isoFLOP curve on its own scale, relative to its lowest trained cell"
+        f"{style.sentence(group.label)}. Each isoFLOP curve on its own scale, relative to its lowest cell"
         + (", with the training noise as bars" if noise.sd_nats else "; training noise unknown")
         + ". Triangles mark accepted minima in the estimator's colour; above a panel stands why that of the "
         "shared shape was refused."
@@ -70,10 +71,10 @@ def _panel(ax: Axes, group: GroupFit, k: int, noise: NoiseFloor, width: int) -> 
     )
     x = np.geomspace(depth.min(), depth.max(), 100)
     for estimator in group.estimators:
-        found, look = estimator.optima["mean_recurrence"][k], LOOKS[estimator.name]
+        found, look = estimator.optima[group.cells.variable][k], LOOKS[estimator.name]
         if estimator.curve is None or not found.fitted:
             continue
-        curve = estimator.curve("mean_recurrence", k, x) - lowest
+        curve = estimator.curve(group.cells.variable, k, x) - lowest
         ax.plot(x, curve, color=look["color"], linestyle=LINES[estimator.name], linewidth=0.9)
         if found.value is not None:
             ax.plot(
@@ -89,18 +90,21 @@ def _panel(ax: Axes, group: GroupFit, k: int, noise: NoiseFloor, width: int) -> 
                 zorder=5,
             )
     title = f"{style.scientific(group.budgets_flops[k])} FLOPs"
-    refusal = group.estimator().optima["mean_recurrence"][k].refusal
+    refusal = group.estimator().optima[group.cells.variable][k].refusal
     if refusal:
         title += "\n" + "\n".join(textwrap.wrap(refusal.split(" (")[0], width))
     ax.set_title(title, fontsize=6)
-    style.recurrence_axis(ax.xaxis, depth.tolist(), room=0.12)
+    if group.cells.variable == "mean_recurrence":
+        style.recurrence_axis(ax.xaxis, depth.tolist(), room=0.12)
+    else:
+        style.decade_axis(ax.xaxis, depth.min(), depth.max(), room=0.4)
     ax.yaxis.set_major_locator(MaxNLocator(5))
     ax.margins(y=0.12)
 
 
 def _handles() -> list[Line2D]:
     handles = [
-        Line2D([], [], color=style.INK, marker="o", markersize=3, linestyle="none", label="looped run"),
+        Line2D([], [], color=style.INK, marker="o", markersize=3, linestyle="none", label="run"),
     ]
     for name, look in LOOKS.items():
         handles.append(Line2D([], [], color=look["color"], linestyle=LINES[name], linewidth=0.9, label=name))
@@ -108,16 +112,16 @@ def _handles() -> list[Line2D]:
 
 
 def _table(group: GroupFit) -> pd.DataFrame:
-    rows = []
+    rows, variable = [], group.cells.variable
     for k, budget in enumerate(group.budgets_flops):
         at = group.cells.budget == k
         depth, loss = group.cells.values[at], group.cells.loss_nats[at]
         fits = {
-            e.name.replace(" ", "_"): e.curve("mean_recurrence", k, depth)
+            e.name.replace(" ", "_"): e.curve(variable, k, depth)
             for e in group.estimators
-            if e.curve is not None and e.optima["mean_recurrence"][k].fitted
+            if e.curve is not None and e.optima[variable][k].fitted
         }
         for i in range(len(depth)):
-            row = {"budget_flops": budget, "mean_recurrence": depth[i], "loss_nats": loss[i]}
+            row = {"budget_flops": budget, variable: depth[i], "loss_nats": loss[i]}
             rows.append({**row, **{f"{name}_nats": values[i] for name, values in fits.items()}})
     return pd.DataFrame(rows)

@@ -4,17 +4,34 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from analysis.compare import Comparison
+from analysis.compare import BudgetRow, Comparison
 from analysis.figure_compare import compare_figure
 from analysis.figure_depth import depth_figure
+from analysis.figure_frontier import frontier_figure
 from analysis.figure_isoflop import isoflop_figure, plot_isoflop
 from analysis.figure_powerlaw import powerlaw_figure
 from analysis.figure_seeds import seeds_figure
 from analysis.figure_zoom import zoom_figure
+from analysis.points import IsoflopFit
 from analysis.study import StudyFit
 from analysis.style import Drawn
 
 __all__ = ["draw_all", "plot_isoflop"]
+
+
+def draw_points(fit: IsoflopFit) -> list[Drawn]:
+    """Draw the figures of a table of points."""
+    group, noise = fit.group, fit.group.inputs.floor
+    return [
+        isoflop_figure(group, noise),
+        zoom_figure(group, noise),
+        powerlaw_figure(group, fit.config.confidence),
+        frontier_figure(group, (), fit.config.confidence),
+    ]
+
+
+def _rows(comparison: Comparison, label: str) -> list[BudgetRow]:
+    return [row for row in comparison.rows if row.group == label]
 
 
 def draw_all(study: StudyFit, comparison: Comparison) -> list[Drawn]:
@@ -26,6 +43,7 @@ def draw_all(study: StudyFit, comparison: Comparison) -> list[Drawn]:
             isoflop_figure(group, study.noise),
             zoom_figure(group, study.noise),
             powerlaw_figure(group, study.config.confidence),
+            frontier_figure(group, _rows(comparison, group.label), study.config.confidence),
         )
         drawn += [replace(one, name=one.name + suffix) for one in of_group]
     optional = (compare_figure(comparison), depth_figure(study), seeds_figure(study.noise))

@@ -15,6 +15,7 @@ from analysis.geometry import Geometry
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 REACH = 6.0  # e-foldings beyond the middle of the path that are searched on either side
+BISECTIONS, NEWTON_STEPS = 8, 7  # the first bring a step within .1 of the root, the others to rounding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +34,12 @@ class Path:
         """Return log (C / f(mu))."""
         return np.asarray(np.log(self.shape.tokens(np.exp(s), self.budgets_flops)))
 
-    def log_slopes(self, s: Array) -> tuple[Array, Array]:
-        """Return the logs of N1 mu / N and f1 mu / f."""
+    def at(self, s: Array) -> tuple[Array, Array, Array, Array]:
+        """Return log N, log D and the shares N1 mu / N and f1 mu / f, which are d log N and -d log D."""
         depth = np.exp(s)
-        looped, slope = self.shape.looped_params * depth, self.shape.flops_slope * depth
-        return (
-            np.log(looped / self.shape.params(depth)),
-            np.log(slope / self.shape.flops_per_token(depth)),
-        )
+        params, flops = self.shape.params(depth), self.shape.flops_per_token(depth)
+        shares = self.shape.looped_params * depth / params, self.shape.flops_slope * depth / flops
+        return np.log(params), np.log(self.budgets_flops / flops), *shares
 
 
 def optimum(path: Path, exponents: Array, amplitudes: Array, means: tuple[float, float]) -> Array:
@@ -54,26 +53,39 @@ def optimum(path: Path, exponents: Array, amplitudes: Array, means: tuple[float,
     with np.errstate(divide="ignore", invalid="ignore"):
         log_ratio = np.log(r) - np.log(p)
 
-    def slope(s: Array) -> Array:
-        log_du, log_dv = path.log_slopes(s)
-        return (
-            log_ratio
-            - b * (path.log_tokens(s) - means[1])
-            + log_dv
-            + a * (path.log_params(s) - means[0])
-            - log_du
-        )
+    def slope(s: Array) -> tuple[Array, Array]:
+        u, v, du, dv = path.at(s)
+        value = log_ratio - b * (v - means[1]) + np.log(dv) + a * (u - means[0]) - np.log(du)
+        return value, a * du + b * dv + du - dv  # (log du)' = 1 - du, and so for dv
 
-    width = np.shape(path.log_tokens(np.zeros((1, 1))))[-1]
-    low = np.full((len(exponents), width), path.middle - REACH)
+    low = np.full((len(exponents), len(path.budgets_flops)), path.middle - REACH)
     high = np.full_like(low, path.middle + REACH)
-    falls, rises = slope(high) < 0, slope(low) > 0
-    for _ in range(45):
-        centre = (low + high) / 2
-        above = slope(centre) > 0
-        low, high = np.where(above, low, centre), np.where(above, centre, high)
+    falls, rises = slope(high)[0] < 0, slope(low)[0] > 0
     found = (low + high) / 2
+    for step in range(BISECTIONS + NEWTON_STEPS):
+        value, rate = slope(found)
+        low, high = np.where(value > 0, low, found), np.where(value > 0, found, high)
+        middle = (low + high) / 2
+        if step < BISECTIONS:
+            found = middle
+            continue
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ahead = found - value / rate
+        found = np.where((ahead >= low) & (ahead <= high), ahead, middle)
     found = np.where(
         falls | ((p > 0) & (r <= 0)), np.inf, np.where(rises | ((p <= 0) & (r > 0)), -np.inf, found)
     )
-    return np.where((p <= 0) & (r <= 0), np.nan, found)
+    return np.where(((p <= 0) & (r <= 0)) | np.isnan(p), np.nan, found)
+
+
+def response(
+    path: Path, s: Array, exponents: Array, means: tuple[float, float]
+) -> tuple[Array, Array, Array]:
+    """Return how an optimum [rows, budgets] answers to log p - log r, to a and to b [rows, budgets] each.
+
+    The optimum solves h(s) = 0 with h the log ratio of the two slopes, so ds/dtheta = -h_theta / h_s.
+    """
+    log_n, log_d, du, dv = path.at(s)
+    slope = exponents[:, :1] * du + exponents[:, 1:] * dv + du - dv
+    u, v = log_n - means[0], log_d - means[1]
+    return 1 / slope, -u / slope, v / slope

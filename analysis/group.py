@@ -16,7 +16,8 @@ from analysis.noise import NoiseFloor
 from analysis.numbers import number
 from analysis.parabola import fit_parabolas
 from analysis.parametric import fit_parametric
-from analysis.resample import draws
+from analysis.resample import Draws, draws, resample
+from analysis.schema import TableError
 from analysis.shared_shape import fit_shared
 from analysis.tables import groups
 from analysis.words import QUANTITY
@@ -36,7 +37,12 @@ class GroupFit:
     estimators: tuple[EstimatorFit, ...]
     flags: tuple[str, ...]
     table: pd.DataFrame = field(repr=False, compare=False, metadata=HIDDEN)
-    cells: Curves = field(repr=False, compare=False, metadata=HIDDEN)
+    inputs: Inputs = field(repr=False, compare=False, metadata=HIDDEN)
+
+    @property
+    def cells(self) -> Curves:
+        """Return the isoFLOP cells."""
+        return self.inputs.cells
 
     @property
     def quantities(self) -> tuple[Quantity, Quantity]:
@@ -71,13 +77,25 @@ def fit_groups(
             cells=cells,
             runs=points,
             shape=shape,
-            draws=draws(config.bootstrap, len(table), config.seed, label),
+            draws=_draws(table, label, config),
             floor=floor,
             config=config,
         )
         names = str(table["scale"].iloc[0]), str(table["accounting"].iloc[0])
         fitted.append(fit_group(label, names, table, inputs))
     return tuple(fitted), tuple(skipped)
+
+
+def _draws(table: pd.DataFrame, label: str, config: FitConfig) -> Draws:
+    """Return the resamples of a group's runs; runs without a block are blocks of their own."""
+    if config.resampling == "block" and config.block not in table:
+        raise TableError(f"block={config.block} is no column of the runs table")
+    drawn = draws(config.bootstrap, len(table), config.seed, label)
+    names = table["run_id"].to_numpy(str)
+    blocks = table[config.block].to_numpy(str) if config.block in table else names
+    blocks = np.where(blocks == "", names, blocks)
+    strata = table["target_flops"].to_numpy(float)
+    return resample(drawn, config.resampling, strata, blocks, label, config.seed)
 
 
 def fit_group(label: str, names: tuple[str, str], table: pd.DataFrame, inputs: Inputs) -> GroupFit:
@@ -94,7 +112,7 @@ def fit_group(label: str, names: tuple[str, str], table: pd.DataFrame, inputs: I
         estimators=estimators,
         flags=_disagreements(estimators, inputs.config) + _truncated(inputs.cells),
         table=table,
-        cells=inputs.cells,
+        inputs=inputs,
     )
 
 

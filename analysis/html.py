@@ -18,9 +18,14 @@ from analysis import style, words
 from analysis.compare import Comparison
 from analysis.group import GroupFit
 from analysis.isoflop import Quantity
-from analysis.numbers import number
+from analysis.numbers import number, span
+from analysis.points import IsoflopFit
+from analysis.saving import Saving
+from analysis.sensitivity import Variant
 from analysis.study import StudyFit
+from analysis.validation import Validation
 
+ERRORS = ("{:+.4f}", "{:.4f}", "{:.3f}")
 TEMPLATES = Path(__file__).parent / "templates"
 
 # column of the runs table, heading with unit, format
@@ -49,6 +54,42 @@ def render(
     title: str,
 ) -> str:
     """Return the page as text; `drawn` pairs each figure with its PNG, which is embedded."""
+    return page(
+        "report.html",
+        drawn,
+        title=title,
+        study=study,
+        comparison=comparison,
+        headlines=study.headlines(),
+        groups=_groups(study.groups),
+        differences=_differences(comparison),
+        rate_rows=study.depth.by_recurrence,
+        run_laws=[law.summary().splitlines() for law in study.run_laws],
+        held_out=held_out(study.validation),
+        variants=variant_tables(study.groups, study.sensitivity),
+        refusals=_refusals(study),
+        run_headings=[heading for _, heading, _ in RUN_COLUMNS],
+        run_rows=_run_rows(runs),
+    )
+
+
+def render_points(fit: IsoflopFit, drawn: Sequence[tuple[style.Drawn, bytes]], title: str) -> str:
+    """Return the page of a table of points as text."""
+    return page(
+        "points.html",
+        drawn,
+        title=title,
+        fit=fit,
+        headlines=fit.headlines(),
+        groups=_groups((fit.group,)),
+        held_out=held_out(fit.validation),
+        variants=variant_tables((fit.group,), fit.sensitivity),
+        refusals=_group_refusals(fit.group),
+    )
+
+
+def page(template: str, drawn: Sequence[tuple[style.Drawn, bytes]], **values: Any) -> str:
+    """Return a page that stands alone: figures are embedded as PNG."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -56,34 +97,22 @@ def render(
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    return environment.get_template("report.html").render(
-        title=title,
-        study=study,
-        comparison=comparison,
-        headlines=study.headlines(),
-        figures=[
-            {
-                "name": one.name,
-                "caption": one.caption,
-                "image": base64.b64encode(png).decode(),
-                "width": f"{100 * one.figure.get_figwidth() / style.PAGE_INCHES:.0f}%",
-            }
-            for one, png in drawn
-        ],
-        groups=_groups(study),
-        differences=_differences(comparison),
-        rate_rows=study.depth.by_recurrence,
-        refusals=_refusals(study),
-        run_headings=[heading for _, heading, _ in RUN_COLUMNS],
-        run_rows=_run_rows(runs),
-        versions=_versions(),
-    )
+    figures = [
+        {
+            "name": one.name,
+            "caption": one.caption,
+            "image": base64.b64encode(png).decode(),
+            "width": f"{100 * one.figure.get_figwidth() / style.PAGE_INCHES:.0f}%",
+        }
+        for one, png in drawn
+    ]
+    return environment.get_template(template).render(figures=figures, versions=_versions(), **values)
 
 
-def _groups(study: StudyFit) -> list[dict[str, Any]]:
+def _groups(groups: Sequence[GroupFit]) -> list[dict[str, Any]]:
     """Return per group its laws, quantity by estimator, and its optima, budget by estimator."""
     found = []
-    for group in study.groups:
+    for group in groups:
         names = [estimator.name for estimator in group.estimators]
         names_of = {quantity: words.QUANTITY[quantity] for quantity in group.quantities}
         laws = [
@@ -122,30 +151,71 @@ def _differences(comparison: Comparison) -> dict[str, list[list[str]]]:
                 f"[{d.low_nats:+.4f}, {d.high_nats:+.4f}]" if known else "unknown",
                 "–" if d.bits_per_byte is None else f"{d.bits_per_byte:+.4f}",
                 d.verdict,
+                _saving(row.saving),
             ]
         )
     return found
+
+
+def _saving(found: Saving) -> str:
+    if found.ratio is None:
+        return found.refusal or ""
+    ends = f" {span(found.low, found.high)}" if found.low is not None or found.high is not None else ""
+    return f"{found.ratio:.2f}{ends}"
+
+
+def held_out(validation: Validation | None) -> list[list[str]]:
+    """Return rows of kind, group, what was left out, points and errors (or why there is no prediction)."""
+    rows = []
+    for kind, row in validation.rows() if validation else ():
+        errors = [row.bias_nats, row.error_nats, row.error_percent]
+        shown = [
+            "–" if value is None else form.format(value) for value, form in zip(errors, ERRORS, strict=True)
+        ]
+        rows.append([kind, row.group, row.left_out, str(row.points), *shown, row.refusal or ""])
+    return rows
+
+
+def variant_tables(groups: Sequence[GroupFit], variants: Sequence[Variant] | None) -> list[dict[str, Any]]:
+    """Return one table per group: choices by quantity and estimator."""
+    tables: list[dict[str, Any]] = []
+    if not variants:
+        return tables
+    for group in groups:
+        names = [estimator.name for estimator in group.estimators]
+        heads = [f"{words.QUANTITY[quantity]}, {name}" for quantity in group.quantities for name in names]
+        rows = []
+        for variant in variants:
+            if variant.group == group.label:
+                found = [variant.exponents[quantity][name] for quantity in group.quantities for name in names]
+                rows.append([variant.choice, *("–" if value is None else f"{value:.3f}" for value in found)])
+        tables.append({"label": group.label, "heads": heads, "rows": rows})
+    return tables
 
 
 def _refusals(study: StudyFit) -> list[tuple[str, str]]:
     found = [(item.run_id, f"left out: {item.reason}") for item in study.left_out]
     found += [("group", text) for text in study.skipped]
     for group in study.groups:
-        for estimator in group.estimators:
-            for quantity, law in estimator.laws.items():
-                if law.refusal:
-                    found.append(
-                        (f"{group.label}, {estimator.name}, law of {words.QUANTITY[quantity]}", law.refusal)
-                    )
-                if estimator.refusal:
-                    continue
-                for o in estimator.optima[quantity]:
-                    if o.refusal:
-                        where = f"{words.QUANTITY[quantity]} at {number(o.budget_flops)} FLOPs"
-                        found.append((f"{group.label}, {estimator.name}, {where}", o.refusal))
+        found += _group_refusals(group)
+    found += [(f"{law.group}, {law.law} law", law.refusal) for law in study.run_laws if law.refusal]
     if study.depth.refusal:
         found.append(("rate z over µ", study.depth.refusal))
     found += [(f"depth curve of {c.run_id}", c.fit.refusal) for c in study.depth.curves if c.fit.refusal]
+    return found
+
+
+def _group_refusals(group: GroupFit) -> list[tuple[str, str]]:
+    found = []
+    for estimator in group.estimators:
+        for quantity, law in estimator.laws.items():
+            if law.refusal:
+                what = f"{group.label}, {estimator.name}, law of {words.QUANTITY[quantity]}"
+                found.append((what, law.refusal))
+            for o in () if estimator.refusal else estimator.optima[quantity]:
+                if o.refusal:
+                    where = f"{words.QUANTITY[quantity]} at {number(o.budget_flops)} FLOPs"
+                    found.append((f"{group.label}, {estimator.name}, {where}", o.refusal))
     return found
 
 

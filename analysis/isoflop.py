@@ -11,7 +11,7 @@ import pandas as pd
 from analysis.config import FitConfig
 from analysis.geometry import Geometry, on_curve
 from analysis.numbers import number
-from analysis.resample import interval
+from analysis.resample import interval, studentised
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Quantity = Literal["mean_recurrence", "params", "tokens"]
@@ -43,6 +43,7 @@ class Optimum:
     refusal: str | None = None
     log_draws: Array = field(repr=False, compare=False, metadata=HIDDEN)
     loss_draws: Array = field(repr=False, compare=False, metadata=HIDDEN)
+    factor: Array = field(repr=False, compare=False, metadata=HIDDEN)
 
     @property
     def fitted(self) -> bool:
@@ -120,35 +121,43 @@ def judge(
     quantity: Quantity,
     budget: int,
     point: tuple[float, float],
-    log_draws: Array,
-    loss_draws: Array,
+    draws: tuple[Array, Array, Array],
     config: FitConfig,
 ) -> Optimum:
     """Accept or refuse the minimum of one curve.
 
     `point` holds the log of the optimum and the loss there. NaN means that the curve has no minimum, an
-    infinity that it falls or rises without end; the draws say the same of the resamples [resamples].
+    infinity that it falls or rises without end. `draws` say the same of the resamples, with each one's
+    factor of the noise level [resamples].
     """
+    log_draws, loss_draws, factor = draws
     low_end, high_end = cells.swept(quantity, budget)
     at_budget = float(cells.budgets_flops[budget])
     refusal = _refusal(quantity, point[0], log_draws, (low_end, high_end))
-    low, high = interval(log_draws, config.confidence)
-    loss_low, loss_high = interval(np.where(np.isfinite(log_draws), loss_draws, np.nan), config.confidence)
-    shown = {
-        "value": float(np.exp(point[0])),
-        "low": None if low is None else float(np.exp(low)),
-        "high": None if high is None else float(np.exp(high)),
-        "loss_nats": float(point[1]),
-        "loss_low_nats": loss_low,
-        "loss_high_nats": loss_high,
-    }
+    low, high = interval(studentised(log_draws, factor), config.confidence)
+    losses = np.where(np.isfinite(log_draws), loss_draws, np.nan)
+    loss_low, loss_high = interval(studentised(losses, factor), config.confidence)
+    # A refused minimum may lie beyond the largest float.
+    shown = (
+        {}
+        if refusal
+        else {
+            "value": float(np.exp(point[0])),
+            "low": None if low is None else float(np.exp(low)),
+            "high": None if high is None else float(np.exp(high)),
+            "loss_nats": float(point[1]),
+            "loss_low_nats": loss_low,
+            "loss_high_nats": loss_high,
+        }
+    )
     return Optimum(
         budget_flops=at_budget,
         swept=(low_end, high_end),
         refusal=refusal,
         log_draws=log_draws,
-        loss_draws=loss_draws,
-        **({} if refusal else shown),
+        loss_draws=losses,
+        factor=factor,
+        **shown,
     )
 
 
@@ -161,15 +170,22 @@ def refused(cells: Curves, quantity: Quantity, budget: int, reason: str) -> Opti
         refusal=reason,
         log_draws=nothing,
         loss_draws=nothing,
+        factor=nothing,
     )
+
+
+def believed(swept: tuple[float, float]) -> tuple[float, float]:
+    """Return the logs between which an optimum lies inside a swept range and off its edges."""
+    low, high = (float(end) for end in np.log(swept))
+    margin = EDGE_SHARE * (high - low)
+    return low + margin, high - margin
 
 
 def inside(log_values: Array, swept: tuple[float, float]) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """Mark optima (logs) that lie inside a swept range and off its edges."""
-    low, high = np.log(swept)
-    margin = EDGE_SHARE * (high - low)
+    low, high = believed(swept)
     with np.errstate(invalid="ignore"):
-        return np.asarray((log_values > low + margin) & (log_values < high - margin))
+        return np.asarray((log_values > low) & (log_values < high))
 
 
 def _refusal(

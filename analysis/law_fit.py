@@ -16,11 +16,12 @@ from analysis.law import Array, Data, Law
 from analysis.laws import LAWS
 from analysis.loglinear import Objective, Terms, log_terms, minimise, predict
 from analysis.numbers import number, span
-from analysis.resample import interval, resampling_weights
+from analysis.resample import FEW_BLOCKS, few_blocks, interval, resampling_weights
 from analysis.schema import TableError
 
 STARTS = 12
 HIDDEN: dict[str, Any] = {"json": False}
+Intervals = dict[str, tuple[float | None, float | None]]
 TRADE_OFF = 0.98  # correlation past which two parameters are said to be determined only together
 
 
@@ -54,16 +55,16 @@ class LawFit:
     rms_nats: float
     draws: Array = field(repr=False, compare=False, metadata=HIDDEN)  # fitted form [resamples, parameters]
     fitted: Array = field(repr=False, compare=False, metadata=HIDDEN)
+    model: Law = field(repr=False, compare=False, metadata=HIDDEN)
 
     def predict(self, data: Data | pd.DataFrame) -> Array:
         """Return the law's loss in nats at new points."""
-        law = LAWS[self.law]
-        return predict(law.terms(columns(law, data)), self.fitted[None])[0]
+        return predict(self.model.terms(columns(self.model, data)), self.fitted[None])[0]
 
     def band(self, data: Data | pd.DataFrame, confidence: float = 0.95) -> tuple[Array, Array]:
         """Return the pointwise interval of the law's loss at new points."""
-        law, tail = LAWS[self.law], (1 - confidence) / 2
-        low, high = np.quantile(predict(law.terms(columns(law, data)), self.draws), [tail, 1 - tail], axis=0)
+        tail, terms = (1 - confidence) / 2, self.model.terms(columns(self.model, data))
+        low, high = np.quantile(predict(terms, self.draws), [tail, 1 - tail], axis=0)
         return low, high
 
     def summary(self) -> str:
@@ -75,7 +76,7 @@ class LawFit:
             f"  objective {self.objective:.9g} (Huber delta {self.delta:g}); {starts}, "
             f"gradient {mark.gradient:.1e}, least curvature {mark.curvature:.1e}",
         ]
-        for parameter in LAWS[self.law].parameters:
+        for parameter in self.model.parameters:
             ends = f" {span(*self.intervals[parameter.name], 4)}" if parameter.name in self.intervals else ""
             value = number(self.parameters[parameter.name], 6)
             lines.append(f"  {parameter.name:>6} = {value}{ends} {parameter.unit}: {parameter.meaning}")
@@ -122,9 +123,10 @@ def fit_law(
     best = int(np.argmin(tried.objective))
     agreeing = tried.objective <= tried.objective[best] * (1 + 1e-8) + 1e-14
     fitted = tried.parameters[best]
-    draws = fitted[None]
+    draws, blocks = fitted[None], 0
     if bootstrap:
         groups = None if labels is None else np.asarray(labels)[order]
+        blocks = len(np.unique(groups)) if resampling == "block" and groups is not None else 0
         weights = resampling_weights(resampling, len(losses), groups, bootstrap, seed)
         repeated = np.repeat(losses[None], bootstrap, 0)
         draws = minimise(
@@ -132,7 +134,7 @@ def fit_law(
         ).parameters
     names = [parameter.name for parameter in law.parameters]
     bound = tuple(name for name, held in zip(names, tried.at_bound[best], strict=True) if held)
-    public, resampled = law.public(fitted), law.public(draws)
+    public = law.public(fitted)
     return LawFit(
         law=law.name,
         formula=law.formula,
@@ -140,10 +142,8 @@ def fit_law(
         delta=delta,
         objective=float(tried.objective[best]),
         parameters={name: float(value[0]) for name, value in public.items()},
-        intervals={name: interval(value, confidence) for name, value in resampled.items()}
-        if bootstrap
-        else {},
-        resampling=f"{bootstrap} resamples, {resampling}, seed {seed}" if bootstrap else "none",
+        intervals=_intervals(law, fitted, draws, blocks, confidence, bound) if bootstrap else {},
+        resampling=_told(bootstrap, resampling, seed, blocks),
         certificate=Certificate(
             gradient=float(tried.gradient[best]),
             curvature=float(tried.curvature[best]),
@@ -155,7 +155,33 @@ def fit_law(
         rms_nats=float(np.sqrt(np.mean((predict(terms, fitted[None])[0] - losses) ** 2))),
         draws=draws,
         fitted=fitted,
+        model=law,
     )
+
+
+def _intervals(
+    law: Law, fitted: Array, draws: Array, blocks: int, confidence: float, bound: tuple[str, ...]
+) -> Intervals:
+    """Return percentile intervals, or Student's where few blocks were resampled (see `few_blocks`).
+
+    Both ends are open for a parameter at a bound: nothing holds it but the bound.
+    """
+    if 0 < blocks < FEW_BLOCKS:
+        low, high = (law.public(end) for end in few_blocks(fitted, draws, blocks, confidence))
+        found: Intervals = {name: (float(low[name][0]), float(high[name][0])) for name in low}
+    else:
+        found = {name: interval(value, confidence) for name, value in law.public(draws).items()}
+    return {name: (None, None) if name in bound else ends for name, ends in found.items()}
+
+
+def _told(bootstrap: int, resampling: str, seed: int, blocks: int) -> str:
+    if not bootstrap:
+        return "none"
+    told = f"{bootstrap} resamples, {resampling}, seed {seed}"
+    if not 0 < blocks < FEW_BLOCKS:
+        return told
+    freedom = f"{blocks - 1} degree{'s' * (blocks > 2)} of freedom"
+    return f"{told}; {blocks} blocks are too few for percentiles: Student's t with {freedom}"
 
 
 def columns(law: Law, data: Data | pd.DataFrame) -> dict[str, Array]:

@@ -18,14 +18,21 @@ from analysis.resample import NoiseLevel
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
-def fit_parabola(x: Array, losses: Array) -> tuple[Array, Array]:
+def fit_parabola(x: Array, losses: Array, weights: Array | None = None) -> tuple[Array, Array]:
     """Fit one quadratic to every row of `losses` [..., points] over `x` [points], the log of the swept
     variable.
 
     Returns coefficients [..., 3] of (x - mean x)^2, (x - mean x) and 1, and the residuals [..., points].
+    `weights` [..., points] count points; a row with fewer than three distinct ones has no parabola (NaN).
     """
     centred = x - x.mean()
     columns = np.stack([centred**2, centred, np.ones_like(centred)], axis=-1)
+    if weights is not None:
+        solved = np.einsum("...n,ni,nj->...ij", weights, columns, columns)
+        target = np.einsum("...n,ni,...n->...i", weights, columns, losses)
+        coefficients = np.einsum("...ij,...j->...i", np.linalg.pinv(solved, hermitian=True), target)
+        coefficients[np.linalg.matrix_rank(solved, hermitian=True) < 3] = np.nan
+        return coefficients, losses - coefficients @ columns.T
     coefficients = losses @ np.linalg.pinv(columns).T
     return coefficients, losses - coefficients @ columns.T
 
@@ -50,7 +57,6 @@ def fit_parabolas(inputs: Inputs) -> EstimatorFit:
         return nothing("parabola", inputs)
     optima: dict[Quantity, tuple[Optimum, ...]] = {}
     fitted: dict[tuple[Quantity, int], tuple[Array, Array]] = {}
-    level: NoiseLevel | None = None
     for quantity in cells.quantities:
         squares, freedom = 0.0, 0
         for k in usable:
@@ -70,7 +76,7 @@ def fit_parabolas(inputs: Inputs) -> EstimatorFit:
         return predict(*fitted[quantity, budget], np.log(values))
 
     return EstimatorFit(
-        name="parabola", noise=level, optima=optima, laws=laws(optima, inputs.config), curve=curve
+        name="parabola", noise=level, optima=optima, laws=laws(inputs, optima, level), curve=curve
     )
 
 
@@ -78,8 +84,11 @@ def _optimum(
     inputs: Inputs, quantity: Quantity, budget: int, fitted: tuple[Array, Array], level: NoiseLevel
 ) -> Optimum:
     x, coefficients = fitted
-    noise = inputs.draws.noise(level, inputs.cells.rows[inputs.cells.budget == budget])
+    at = inputs.cells.budget == budget
+    base, seen = predict(x, coefficients, x), inputs.cells.loss_nats[at]
+    resampled, weights = inputs.resamples(level, base, inputs.cells.rows[at], seen)
     place, value = minimum(x, coefficients)
-    draws, losses = minimum(x, fit_parabola(x, predict(x, coefficients, x) + noise)[0])
+    draws, losses = minimum(x, fit_parabola(x, resampled, weights)[0])
     point = (float(place), float(value))
-    return judge(inputs.cells, quantity, budget, point, draws, losses, inputs.config)
+    spread = (draws, losses, inputs.draws.factor(level))
+    return judge(inputs.cells, quantity, budget, point, spread, inputs.config)

@@ -6,13 +6,15 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from scipy.special import ndtr
 
 from analysis.estimator import EstimatorFit, Inputs, Minima, laws, nothing, optima_along
-from analysis.frontier import Path, optimum
+from analysis.frontier import REACH, Path, optimum, response
 from analysis.isoflop import Quantity
-from analysis.profile import Optima, profile_intervals
+from analysis.loglinear import evaluate
+from analysis.profile import Model, with_profiles
 from analysis.resample import NoiseLevel
-from analysis.surface import PARAMETERS, Surface, fit_surface, refit
+from analysis.surface import HIGH, LOW, PARAMETERS, Surface, fit_surface, refit
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 SPARE_RUNS = 3  # runs beyond its five parameters that the surface needs
@@ -29,62 +31,65 @@ def fit_parametric(inputs: Inputs) -> EstimatorFit:
     point = fit_surface(u, v, losses, inputs.config.huber_delta)
     base = point.loss(u, v)
     level = inputs.level(float(np.square(losses - base).sum()), count - len(PARAMETERS))
-    resampled = refit(point, base + inputs.draws.noise(level, runs.rows))
+    resampled = refit(point, *inputs.resamples(level, base, runs.rows, losses))
 
     def curve(quantity: Quantity, budget: int, values: Array) -> Array:
         return point.loss(*inputs.along(quantity, budget, values))
 
     everywhere = list(range(inputs.budgets))
     path = inputs.path(everywhere)
-    optima = optima_along(inputs, everywhere, minima(path, point), minima(path, resampled))
+    optima = optima_along(inputs, everywhere, minima(path, point), minima(path, resampled), level)
     fitted = EstimatorFit(
         name="surface",
         noise=level,
+        intervals="by profile",
         parameters={**point.coefficients(), "huber_objective": float(point.fit.objective[0])},
         notes=_notes(point),
         optima=optima,
-        laws=laws(optima, inputs.config),
+        laws=laws(inputs, optima, level),
         curve=curve,
     )
-    return _with_profiles(fitted, Optima(surface=point, path=path), losses, level, inputs.config.confidence)
+    if not inputs.config.profiles or inputs.draws.weights is not None:
+        return replace(fitted, intervals="by bootstrap")
+    model = _profiled(point, path, losses, level)
+    return with_profiles(fitted, path.budgets_flops, model, inputs.config.confidence)
 
 
-def _with_profiles(
-    fitted: EstimatorFit, optima: Optima, losses: Array, level: NoiseLevel, confidence: float
-) -> EstimatorFit:
-    """Replace the bootstrap's intervals of accepted optima and laws by profile intervals."""
-    budgets = len(optima.path.budgets_flops)
-    rows: list[Array] = []
-    places: list[tuple[str, Quantity, int]] = []
-    for offset, quantity in zip((0, budgets), fitted.optima, strict=True):
-        unit = np.eye(2 * budgets)[offset : offset + budgets]
-        for k, found in enumerate(fitted.optima[quantity]):
-            if found.refusal is None:
-                rows.append(unit[k])
-                places.append(("optimum", quantity, k))
-        law = fitted.laws[quantity]
-        if law.exponent is not None and law.reference_flops is not None:
-            used = np.isin(optima.path.budgets_flops, law.budgets_flops)
-            x = np.where(used, np.log(optima.path.budgets_flops / law.reference_flops), 0.0)
-            rows += [x / (x @ x) @ unit, used / used.sum() @ unit]
-            places += [("exponent", quantity, 0), ("level", quantity, 0)]
-    if not rows:
-        return fitted
-    found_optima = {quantity: list(items) for quantity, items in fitted.optima.items()}
-    found_laws = dict(fitted.laws)
-    ends = profile_intervals(optima, losses, np.array(rows), level, confidence)
-    for (kind, quantity, k), (low, high) in zip(places, ends, strict=True):
-        raised = [None if end is None else float(np.exp(end)) for end in (low, high)]
-        if kind == "optimum":
-            found_optima[quantity][k] = replace(found_optima[quantity][k], low=raised[0], high=raised[1])
-        elif kind == "exponent":
-            found_laws[quantity] = replace(found_laws[quantity], exponent_low=low, exponent_high=high)
-        else:
-            found_laws[quantity] = replace(
-                found_laws[quantity], coefficient_low=raised[0], coefficient_high=raised[1]
-            )
-    return replace(
-        fitted, optima={quantity: tuple(items) for quantity, items in found_optima.items()}, laws=found_laws
+def _profiled(surface: Surface, path: Path, losses: Array, level: NoiseLevel) -> Model:
+    """Return the surface as a profile sees it.
+
+    For a Huber cost rho the deviance 2 (rho - rho_min) is in units of E psi^2 / E psi', here at normal
+    errors of the noise level.
+    """
+    means = (surface.log_params_mean, surface.log_tokens_mean)
+
+    def optima(theta: Array) -> tuple[Array, Array]:
+        a, b, alpha, beta = (theta[:, i, None] for i in range(1, 5))
+        amplitudes = np.stack([np.ones_like(a), alpha * np.exp(a), beta * np.exp(b)], -1)
+        s = optimum(path, theta[:, 3:], amplitudes, means)
+        s = np.clip(s, path.middle - REACH, path.middle + REACH)
+        more, in_a, in_b = response(path, s, theta[:, 3:], means)
+        # p = alpha e^a and r = beta e^b, so both exponents also act through the amplitudes.
+        slopes = np.stack([0 * more, more, -more, in_a + more / alpha, in_b - more / beta], -1)
+        tokens = -slopes * path.at(s)[3][..., None]
+        return np.concatenate([s, path.log_tokens(s)], 1), np.concatenate([slopes, tokens], 1)
+
+    noise = level.sd_nats / surface.predict()
+    jacobian = surface.jacobian() / noise[:, None]
+    cut = np.minimum(surface.objective.delta / noise, 40.0)
+    within, density = 2 * ndtr(cut) - 1, np.exp(-(cut**2) / 2) / np.sqrt(2 * np.pi)
+    square = noise**2 * (within - 2 * cut * density + cut**2 * (1 - within))
+    return Model(
+        evaluate=lambda rows, theta: evaluate(
+            surface.objective, np.broadcast_to(losses, (len(theta), len(losses))), np.ones((1, 1)), theta
+        ),
+        bounds=(LOW, HIGH),
+        best=surface.fit.parameters[0],
+        value=float(surface.fit.objective[0]),
+        unit=float(square.sum() / within.sum()),
+        covariance=np.asarray(np.linalg.pinv(jacobian.T @ jacobian, hermitian=True), dtype=np.float64),
+        freedom=level.degrees_of_freedom,
+        optima=optima,
     )
 
 

@@ -3,14 +3,14 @@
     fit = isoflop(read_points("points.csv", {"compute": "flops", "x": "params", "loss": "val_loss"}))
     fit.summary(); fit.predict(1e22); fit.to_json(); fit.plot(ax=ax)
 
-FLOPs are counted as C = 6 N D, so that the swept variable may be parameters or tokens.
+FLOPs are counted as C = 6 N D, so that the swept variable may be parameters or tokens. `fit_points` fits any
+other law of the registry to such a table.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,13 +23,19 @@ from analysis.estimator import DEFAULT, Inputs, Points
 from analysis.geometry import SIZES
 from analysis.group import GroupFit, fit_group
 from analysis.isoflop import Curves
+from analysis.law_fit import LawFit, fit_law
+from analysis.laws import LAWS
 from analysis.noise import NoiseFloor
-from analysis.resample import draws
+from analysis.resample import draws, resample
 from analysis.schema import TableError
+from analysis.sensitivity import Variant, sensitivity
+from analysis.sources import read_source
 from analysis.tables import digest
+from analysis.validation import Validation, validate
 
 COLUMNS = ("compute", "x", "loss")
 SAME_BUDGET = 0.01  # budgets whose logs differ by less are one: digitised tables jitter
+Swept = Literal["params", "tokens"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +44,26 @@ class IsoflopFit:
 
     config: FitConfig
     points_digest: str
-    group: GroupFit = field(repr=False)
+    group: GroupFit
+    validation: Validation | None = None  # None: not asked for
+    sensitivity: tuple[Variant, ...] | None = None
 
     def summary(self) -> str:
         """Return the fit as plain text."""
         size = f"{self.group.runs} points at {len(self.group.budgets_flops)} budgets"
-        head = f"{size} (table {self.points_digest})"
-        return "\n".join([head, *words.estimators(self.group, self.config.confidence)])
+        lines = [
+            f"{size} (table {self.points_digest})",
+            *words.estimators(self.group, self.config.confidence),
+        ]
+        if self.validation is not None:
+            lines += ["", *words.held_out(self.validation)]
+        if self.sensitivity is not None:
+            lines += ["", *words.variants(self.sensitivity)]
+        return "\n".join(lines)
+
+    def headlines(self) -> list[str]:
+        """Return the laws, or the refusals with their reasons, one line per quantity."""
+        return [words.headline(self.group, quantity) for quantity in self.group.quantities]
 
     def predict(self, flops: float | np.ndarray[Any, Any], estimator: str = DEFAULT) -> pd.DataFrame:
         """Return the optimal parameters and tokens at budgets of `flops` by one estimator's power laws."""
@@ -75,51 +94,105 @@ def read_points(path: Path | str, columns: Mapping[str, str] | None = None) -> p
     Raises TableError for an absent file, a mapped column that the file does not have or a value that is no
     number.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise TableError(f"no table at {path}")
-    try:
-        frame = pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise TableError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
-    wanted = {name: name for name in COLUMNS if name in frame} | dict(columns or {})
-    for name, source in wanted.items():
-        if source not in frame:
-            near = difflib.get_close_matches(source, list(frame.columns), n=1)
-            listed = ", ".join(map(str, frame.columns))
-            hint = f"did you mean {near[0]}?" if near else f"it has {listed}"
-            raise TableError(f"columns.{name}={source}: {path.name} has no such column ({hint})")
-    picked = pd.DataFrame({name: frame[source] for name, source in wanted.items()})
-    for name, source in wanted.items():
-        wrong = pd.to_numeric(picked[name], errors="coerce").isna()
-        if name in COLUMNS and wrong.any():
-            value = picked[name][wrong].iloc[0]
-            raise TableError(f"column {source} of {path.name} holds {value!r}: it must be a number")
-    return picked
+    found = read_source(str(path), {"loss": "loss"} | dict(columns or {}))
+    assert isinstance(found, pd.DataFrame)
+    return found
 
 
-def isoflop(
-    points: pd.DataFrame, *, x: Literal["params", "tokens"] = "params", config: FitConfig | None = None
-) -> IsoflopFit:
+def isoflop(points: pd.DataFrame, *, x: Swept = "params", config: FitConfig | None = None) -> IsoflopFit:
     """Fit all isoFLOP estimators to points with columns compute (FLOPs), x (`params` or `tokens`) and
-    loss.
+    loss; a column `block` labels points that share their noise (resampling=block).
 
     Raises TableError for a missing column, a value that is not positive and finite, or budgets that hold
     one point each.
     """
     config = config or FitConfig()
+    table = _checked(points)
+    group = _group(table, x, config)
+    fitted = IsoflopFit(config=config, points_digest=digest(table), group=group)
+    if not config.validation:
+        return fitted
+
+    def again(other: FitConfig, without: tuple[str, ...]) -> tuple[GroupFit, ...]:
+        kept = [str(i) not in without for i in range(len(table))]
+        return (_group(table[kept].reset_index(drop=True), x, other),)
+
+    return replace(
+        fitted,
+        validation=validate((group,), config),
+        sensitivity=sensitivity((group,), again, config, counts=False),
+    )
+
+
+def fit_points(
+    law: str, points: pd.DataFrame, *, x: Swept = "params", config: FitConfig | None = None
+) -> LawFit:
+    """Fit one law of the registry to points that have its columns and a loss (in nats).
+
+    Columns that C = 6 N D and the others imply are filled in. Raises TableError for an unknown law or a
+    missing column.
+    """
+    config = config or FitConfig()
+    if law not in LAWS:
+        raise TableError(f"law={law} is unknown: choose isoflop, {', '.join(LAWS)}")
+    if "loss" not in points:
+        raise TableError("columns.loss is not set, and the table has no column loss")
+    how = "pairs" if config.resampling == "noise" else config.resampling
+    label = {"stratified": "compute", "block": "block"}.get(how)
+    if label is not None and label not in points:
+        raise TableError(f"resampling={how} needs columns.{label}")
+    return fit_law(
+        law,
+        implied(points, x),
+        points["loss"].to_numpy(float),
+        delta=config.huber_delta,
+        bootstrap=config.bootstrap,
+        resampling=how,
+        labels=None if label is None else points[label].to_numpy(),
+        seed=config.seed,
+        confidence=config.confidence,
+    )
+
+
+def implied(points: pd.DataFrame, x: Swept) -> pd.DataFrame:
+    """Return points with compute, params, tokens, flops and tokens_per_param where C = 6 N D gives them."""
+    known = {str(name): points[name] for name in points}
+    if "x" in known:
+        known.setdefault(x, known["x"].astype(float))
+    three: dict[str, Any] = {
+        name: known[name].astype(float) for name in ("compute", "params", "tokens") if name in known
+    }
+    if set(three) == {"params", "tokens"}:
+        three["compute"] = 6 * three["params"] * three["tokens"]
+    elif len(three) == 2:
+        missing, other = ("tokens", "params") if "params" in three else ("params", "tokens")
+        three[missing] = three["compute"] / 6 / three[other]
+    if "compute" in three:
+        known.setdefault("flops", three["compute"])
+    if "params" in three and "tokens" in three:
+        known.setdefault("tokens_per_param", three["tokens"] / three["params"])
+    return pd.DataFrame({**known, **three})
+
+
+def _checked(points: pd.DataFrame) -> pd.DataFrame:
     missing = [name for name in COLUMNS if name not in points]
     if missing:
         raise TableError(f"points need the columns {', '.join(COLUMNS)}; missing: {', '.join(missing)}")
-    table = points[list(COLUMNS)].astype(float).sort_values(list(COLUMNS)).reset_index(drop=True)
-    values = table.to_numpy(float)
-    if not (np.isfinite(values) & (values > 0)).all():
-        raise TableError("compute, x and loss must be positive and finite")
-    compute, swept, losses = values.T
+    table = points[list(COLUMNS)].astype(float)
+    wrong = ~(np.isfinite(table) & (table > 0)).all(axis=1)
+    if wrong.any():
+        row = table[wrong].iloc[0].to_dict()
+        raise TableError(f"compute, x and loss must be positive and finite: a row holds {row}")
+    table["block"] = points["block"].astype(str) if "block" in points else ""
+    return table.sort_values([*COLUMNS, "block"]).reset_index(drop=True)
+
+
+def _group(table: pd.DataFrame, x: Swept, config: FitConfig) -> GroupFit:
+    compute, swept, losses = (table[name].to_numpy(float) for name in COLUMNS)
     flops, index = _budgets(compute)
     if len(flops) > len(table) / 2:
         count = f"{len(flops)} budgets for {len(table)} points"
-        raise TableError(f"{count} make no isoFLOP curves: fit the surface law instead")
+        raise TableError(f"{count} make no isoFLOP curves: fit the surface law instead (law=surface)")
     params = swept if x == "params" else compute / 6 / swept
     tokens, rows = compute / 6 / params, np.arange(len(table))
     cells = Curves(
@@ -132,17 +205,20 @@ def isoflop(
         params=params,
         loss_nats=losses,
     )
+    drawn = draws(config.bootstrap, len(table), config.seed, "points")
+    names = rows.astype(str)
+    blocks = np.where(table["block"] == "", names, table["block"].astype(str))
     inputs = Inputs(
         cells=cells,
         runs=Points(rows=rows, params=params, tokens=tokens, loss_nats=losses),
         shape=SIZES,
-        draws=draws(config.bootstrap, len(table), config.seed, "points"),
+        draws=resample(drawn, config.resampling, index, blocks, "points", config.seed),
         floor=NoiseFloor(sd_nats=None, degrees_of_freedom=0),
         config=config,
     )
     columns = {"target_flops": flops[index], "params": params, "tokens": tokens, "val_loss_nats": losses}
-    group = fit_group("points", ("", "6 N D"), pd.DataFrame({"kind": "looped", **columns}), inputs)
-    return IsoflopFit(config=config, points_digest=digest(table), group=group)
+    frame = pd.DataFrame({"run_id": names, "kind": "looped", **columns})
+    return fit_group("points", ("", "6 N D"), frame, inputs)
 
 
 def _budgets(compute: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from analysis.config import FitConfig
 from analysis.isoflop import HIDDEN, Optimum, Quantity, inside
-from analysis.resample import interval
+from analysis.resample import interval, studentised
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 MIN_BUDGETS = 3
@@ -53,12 +53,12 @@ class PowerLaw:
         return np.exp(low), np.exp(high)
 
 
-def power_law(quantity: Quantity, optima: Sequence[Optimum], config: FitConfig) -> PowerLaw:
+def power_law(quantity: Quantity, optima: Sequence[Optimum], factor: Array, config: FitConfig) -> PowerLaw:
     """Fit a power law through the accepted optima; refuse with fewer than three budgets.
 
     Every resample chooses its own budgets by the same rule, inside the swept range. Where an optimum lies
     near an edge, that choice is part of the scatter: with the budgets of the data held fixed, an interval
-    that ignores the choice is off (see the coverage study in `benchmarks/coverage.py`).
+    that ignores the choice is off (see the coverage study in `validation/coverage.py`).
     """
     accepted = [optimum for optimum in optima if optimum.value is not None]
     budgets = np.array([optimum.budget_flops for optimum in accepted])
@@ -77,6 +77,7 @@ def power_law(quantity: Quantity, optima: Sequence[Optimum], config: FitConfig) 
     if lacking > MAX_WITHOUT_LAW:
         reason = f"{lacking:.0%} of the resamples have fewer than {MIN_BUDGETS} budgets with an optimum"
         return PowerLaw(quantity=quantity, budgets_flops=chosen, refusal=reason)
+    levels, slopes = studentised(levels, factor), studentised(slopes, factor)
     low, high = interval(slopes, config.confidence)
     level_low, level_high = interval(levels, config.confidence)
     return PowerLaw(

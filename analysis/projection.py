@@ -45,11 +45,11 @@ class SharedShape:
 
 @dataclass(frozen=True, kw_only=True)
 class _Problem:
-    """Padded arrays [budgets, points]; `weight` is 0 on padding."""
+    """Padded arrays [budgets, points]; `weight` is 0 on padding, else the root of a point's count."""
 
     u: Array
     v: Array
-    weight: Array
+    weight: Array  # [budgets, points], or [resamples, budgets, points]
     losses: Array  # [resamples, budgets, points]
 
 
@@ -60,16 +60,19 @@ def fit_shared_shape(
     budget: np.ndarray[Any, np.dtype[np.int64]],
     *,
     start: Array | None = None,
+    weights: Array | None = None,
 ) -> SharedShape:
     """Fit all rows of `losses` [resamples, points], given the budget index (0..K-1) of each point.
 
-    Without `start` (exponents [2]) the best of a grid is refined.
+    Without `start` (exponents [2]) the best of a grid is refined. `weights` [resamples, points] count
+    points; a curve left with fewer than three distinct ones has no amplitudes (NaN).
     """
     means = float(log_params.mean()), float(log_tokens.mean())
-    problem = _pad(log_params - means[0], log_tokens - means[1], losses, budget)
+    problem = _pad(log_params - means[0], log_tokens - means[1], losses, budget, weights)
     first = _grid_start(problem) if start is None else np.broadcast_to(start, (len(losses), 2)).copy()
     theta = _descend(problem, first)
     amplitudes, residual, _ = _project(problem, theta)
+    amplitudes = np.where((np.sum(problem.weight > 0, -1) < 3)[..., None], np.nan, amplitudes)
     return SharedShape(
         exponents=theta,
         amplitudes=amplitudes,
@@ -79,7 +82,7 @@ def fit_shared_shape(
     )
 
 
-def _pad(u: Array, v: Array, losses: Array, budget: Any) -> _Problem:
+def _pad(u: Array, v: Array, losses: Array, budget: Any, weights: Array | None) -> _Problem:
     counts = np.bincount(budget)
     shape = (len(counts), int(counts.max()))
     slot = np.zeros(len(budget), int)
@@ -90,6 +93,9 @@ def _pad(u: Array, v: Array, losses: Array, budget: Any) -> _Problem:
         padded[name][budget, slot] = values
     padded_losses = np.zeros((len(losses), *shape))
     padded_losses[:, budget, slot] = losses
+    if weights is not None:
+        padded["weight"] = np.zeros((len(losses), *shape))
+        padded["weight"][:, budget, slot] = np.sqrt(weights)
     return _Problem(losses=padded_losses, **padded)
 
 
@@ -112,7 +118,8 @@ def _project(problem: _Problem, theta: Array) -> tuple[Array, Array, tuple[Array
     """
     weight = problem.weight
     a, b = theta[:, 0, None, None], theta[:, 1, None, None]
-    q0 = np.broadcast_to(weight / np.sqrt(weight.sum(-1, keepdims=True)), problem.losses.shape)
+    size = np.maximum(np.sqrt(np.square(weight).sum(-1)), 1e-300)
+    q0 = np.broadcast_to(weight / size[..., None], problem.losses.shape)
     c1, c2 = -weight * _saturation(a, problem.u), -weight * _saturation(b, problem.v)
     q1, r01, r11 = _orthogonal(c1, (q0,))
     q2, r02, r12, r22 = _orthogonal(c2, (q0, q1))
@@ -121,7 +128,7 @@ def _project(problem: _Problem, theta: Array) -> tuple[Array, Array, tuple[Array
     residual = y - z0[..., None] * q0 - z1[..., None] * q1 - z2[..., None] * q2
     r = z2 / r22
     p = (z1 - r12 * r) / r11
-    level = (z0 - r01 * p - r02 * r) / np.sqrt(weight.sum(-1))
+    level = (z0 - r01 * p - r02 * r) / size
     return np.stack([level, p, r], -1), residual, (q0, q1, q2)
 
 
@@ -159,7 +166,8 @@ def _descend(problem: _Problem, theta: Array, iterations: int = 200) -> Array:
     damping = np.full(len(theta), 1e-3)
     error = np.square(_project(problem, theta)[1]).sum((1, 2))
     for _ in range(iterations):
-        part = _Problem(u=problem.u, v=problem.v, weight=problem.weight, losses=problem.losses[active])
+        weight = problem.weight if problem.weight.ndim == 2 else problem.weight[active]
+        part = _Problem(u=problem.u, v=problem.v, weight=weight, losses=problem.losses[active])
         gradient, normal = _normal_equations(part, theta[active])
         step = _boxed_step(theta[active], gradient, normal, damping[active])
         trial = theta[active] + step

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from analysis.compare import Comparison
+from analysis.points import IsoflopFit
 from analysis.study import StudyFit
+
+if TYPE_CHECKING:
+    from analysis.style import Drawn
 
 
 def report(
@@ -21,17 +27,35 @@ def report(
 ) -> Path:
     """Write `folder`/index.html, `folder`/figures/*.pdf and *.png, and the data of every panel as CSV.
 
-    `runs` and `depths` are the tables that `study` was fitted to. Returns the path of the page, which is
-    written last and at once, so that an interrupted report leaves the previous one whole.
+    `runs` and `depths` are the tables that `study` was fitted to. Returns the path of the page.
     """
-    from analysis import html, style
+    from analysis import html
     from analysis.figures import draw_all
 
-    folder = Path(folder)
-    figures = folder / "figures"
+    drawn = save_figures(draw_all(study, comparison), folder)
+    text = html.render(runs, study, comparison, drawn, title)
+    return write_page(folder, text)
+
+
+def points_report(fit: IsoflopFit, folder: Path, *, title: str) -> Path:
+    """Write the report of a table of points as `report` does that of a study."""
+    from analysis import html
+    from analysis.figures import draw_points
+
+    return write_page(folder, html.render_points(fit, save_figures(draw_points(fit), folder), title))
+
+
+def save_figures(drawn: Sequence[Drawn], folder: Path) -> list[tuple[Drawn, bytes]]:
+    """Write figures and their data below `folder`/figures; return each with its PNG."""
+    from analysis import style
+
+    figures = Path(folder) / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    drawn = [(one, style.save(one, figures)) for one in draw_all(study, comparison)]
-    page = folder / "index.html"
-    partial = folder / ".index.html.partial"
-    partial.write_text(html.render(runs, study, comparison, drawn, title), encoding="utf-8")
-    return partial.replace(page)
+    return [(one, style.save(one, figures)) for one in drawn]
+
+
+def write_page(folder: Path, text: str) -> Path:
+    """Write `folder`/index.html at once, so that an interrupted report leaves the previous one whole."""
+    partial = Path(folder) / ".index.html.partial"
+    partial.write_text(text, encoding="utf-8")
+    return partial.replace(Path(folder) / "index.html")

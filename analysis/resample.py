@@ -1,21 +1,22 @@
 """Noise for parametric bootstraps, shared by all estimators so that their differences can be judged.
 
 A bootstrap over a handful of seeds is far too narrow (two seeds: 51 % coverage of a 95 % interval), and so
-is one over plain residuals. Each resample therefore draws its own noise level from the chi-squared law of
-the variance estimate, then normal errors of that level: the intervals widen as Student's do when degrees
-of freedom are few.
+is one over plain residuals. Resamples are therefore drawn around the fitted curve with normal errors of
+the estimated noise level, and spread afterwards by the chi-squared law of that estimate: intervals widen
+as Student's do when degrees of freedom are few.
 """
 
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from scipy.special import chdtri
+from scipy.special import chdtri, stdtrit
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
+FEW_BLOCKS = 10  # below this many, percentiles over resampled blocks cover far too seldom
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,25 +30,64 @@ class NoiseLevel:
 
 @dataclass(frozen=True, kw_only=True)
 class Draws:
-    """Standard normal errors [resamples, runs] and one uniform per resample for the noise level."""
+    """Standard normal errors [resamples, runs] and one uniform per resample for the noise level.
+
+    With `weights` [resamples, runs] runs are drawn instead of errors: how often each enters a resample.
+    """
 
     normal: Array = field(repr=False)
     uniform: Array = field(repr=False)
+    weights: Array | None = field(default=None, repr=False)
 
     def noise(self, level: NoiseLevel, columns: Any = slice(None)) -> Array:
-        """Return errors in nats [resamples, runs] at the noise level that each resample draws."""
-        return self.scale(level)[:, None] * self.normal[:, columns]
+        """Return errors in nats [resamples, runs]."""
+        return level.sd_nats * self.normal[:, columns]
 
-    def scale(self, level: NoiseLevel) -> Array:
-        """Return each resample's standard deviation in nats [resamples]."""
+    def factor(self, level: NoiseLevel) -> Array:
+        """Return by how much each resample would have misjudged the noise level [resamples].
+
+        One where runs are drawn: their scatter is in the resample already.
+        """
+        if self.weights is not None:
+            return np.ones(len(self.uniform))
         freedom = level.degrees_of_freedom
-        return np.asarray(level.sd_nats * np.sqrt(freedom / chdtri(freedom, self.uniform)))
+        return np.asarray(np.sqrt(chdtri(freedom, self.uniform) / freedom))
 
 
 def draws(resamples: int, runs: int, seed: int, label: str) -> Draws:
     """Draw the noise of one group; `label` keeps the groups' streams apart and independent of their order."""
     generator = np.random.default_rng([seed, zlib.crc32(label.encode())])
     return Draws(normal=generator.standard_normal((resamples, runs)), uniform=generator.random(resamples))
+
+
+def resample(
+    drawn: Draws, how: str, strata: np.ndarray[Any, Any], blocks: np.ndarray[Any, Any], label: str, seed: int
+) -> Draws:
+    """Return draws of runs (`how` is pairs, stratified or block) in place of draws of errors ("noise").
+
+    Raises ValueError for fewer than ten blocks: percentiles over so few cover far too seldom.
+    """
+    if how == "noise":
+        return drawn
+    count = len(np.unique(blocks))
+    if how == "block" and count < FEW_BLOCKS:
+        raise ValueError(
+            f"resampling=block: {count} blocks are fewer than {FEW_BLOCKS}, so that percentiles over them "
+            "cover too seldom; use resampling=noise"
+        )
+    labels = strata if how == "stratified" else blocks
+    resamples, runs = drawn.normal.shape
+    weights = resampling_weights(how, runs, labels, resamples, zlib.crc32(label.encode()) + seed)
+    return replace(drawn, weights=weights)
+
+
+def studentised(samples: Array, factor: Array) -> Array:
+    """Spread samples about their median as Student's t does, by each resample's factor of the noise level."""
+    known = samples[np.isfinite(samples)]
+    if not len(known):
+        return samples
+    middle = float(np.median(known))
+    return np.asarray(middle + (samples - middle) / factor)
 
 
 def interval(samples: Array, confidence: float) -> tuple[float | None, float | None]:
@@ -87,3 +127,17 @@ def resampling_weights(
         rows = np.flatnonzero(place == index)
         weights[:, rows] = generator.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=resamples)
     return weights
+
+
+def few_blocks(value: Array, draws: Array, blocks: int, confidence: float) -> tuple[Array, Array]:
+    """Return Student's interval about `value` [parameters] from a bootstrap over few blocks.
+
+    The standard error of `draws` [resamples, parameters] is freed of its bias (a variance over k resampled
+    blocks is (k - 1) / k of the true one) and taken with k - 1 degrees of freedom. Raises ValueError below
+    three blocks, which tell next to nothing of their own scatter.
+    """
+    if blocks < 3:
+        raise ValueError(f"{blocks} block{'s' * (blocks > 1)} cannot give an interval, at least 3 are needed")
+    error = draws.std(0, ddof=1) * np.sqrt(blocks / (blocks - 1))
+    half = float(stdtrit(blocks - 1, (1 + confidence) / 2)) * error
+    return value - half, value + half

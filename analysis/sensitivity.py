@@ -1,20 +1,29 @@
-"""How much the exponents move with choices that a reader might have made otherwise."""
+"""How much the exponents move with choices that a reader might have made otherwise.
+
+The estimators are the columns; the rows are the cost and its Huber delta, outliers, what N counts and, for
+the surface alone, how FLOPs are counted (equal FLOPs under one accounting are unequal under the other, so
+that no estimator which works budget by budget can change it).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import numpy as np
 
 from analysis.config import FitConfig, ParameterCount
-from analysis.group import GroupFit, fit_groups
-from analysis.noise import NoiseFloor
-from analysis.study import StudyFit
+from analysis.geometry import Geometry
+from analysis.group import GroupFit
+from analysis.parametric import fit_parametric
 
 RESAMPLES = 100  # the table shows point estimates, whose acceptance alone asks for resamples
 OUTLIERS = 0.05  # share of the runs with the largest residuals that one variant leaves out
 SQUARED = 10.0
+FLOPS_PER_PARAM = 6.0  # forward and backward, per token
+# (config, run ids to leave out) -> the groups fitted again
+Refit = Callable[[FitConfig, tuple[str, ...]], Sequence[GroupFit]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,31 +35,32 @@ class Variant:
     exponents: dict[str, dict[str, float | None]]  # quantity -> estimator -> exponent
 
 
-def sensitivity(study: StudyFit) -> tuple[Variant, ...]:
-    """Refit every group under other costs, parameter counts and without its outliers."""
-    base = replace(study.config, bootstrap=RESAMPLES)
-    cost = f"Huber {study.config.huber_delta:g}"
-    choices: list[tuple[str, FitConfig]] = [(f"as reported ({cost}, N {study.config.parameter_count})", base)]
+def sensitivity(
+    groups: Sequence[GroupFit], refit: Refit, config: FitConfig, *, counts: bool = True
+) -> tuple[Variant, ...]:
+    """Refit every group under other costs, parameter counts and accountings, and without its outliers."""
+    base = replace(config, bootstrap=RESAMPLES, profiles=False, validation=False, resampling="noise")
+    cost = f"Huber {config.huber_delta:g}"
+    told = f", N {config.parameter_count}" if counts else ""
+    choices: list[tuple[str, FitConfig]] = [(f"as reported ({cost}{told})", base)]
     choices += [
         (
             f"cost: {'squared error' if delta == SQUARED else f'Huber {delta:g}'}",
             replace(base, huber_delta=delta),
         )
         for delta in (1e-4, 1e-3, 1e-2, SQUARED)
-        if delta != study.config.huber_delta
+        if delta != config.huber_delta
     ]
     choices += [
         (f"N counts {count}", replace(base, parameter_count=count))
         for count in get_args(ParameterCount)
-        if count != study.config.parameter_count
+        if counts and count != config.parameter_count
     ]
-    found = []
-    for choice, config in choices:
-        for group in fit_groups(study.runs, study.noise, config)[0]:
-            found.append(_variant(group, choice))
-    for group in study.groups:
-        found += _without_outliers(study, group, base, study.noise)
-    order = {group.label: place for place, group in enumerate(study.groups)}
+    found = [_variant(group, choice) for choice, other in choices for group in refit(other, ())]
+    for group in groups:
+        found += _without_outliers(group, refit, base)
+        found += _other_accounting(group, base) if counts else []
+    order = {group.label: place for place, group in enumerate(groups)}
     return tuple(sorted(found, key=lambda variant: order[variant.group]))
 
 
@@ -62,9 +72,7 @@ def _variant(group: GroupFit, choice: str) -> Variant:
     return Variant(group=group.label, choice=choice, exponents=exponents)
 
 
-def _without_outliers(
-    study: StudyFit, group: GroupFit, config: FitConfig, floor: NoiseFloor
-) -> list[Variant]:
+def _without_outliers(group: GroupFit, refit: Refit, config: FitConfig) -> list[Variant]:
     """Leave out the runs farthest from the shared-shape fit (at least one) and fit again."""
     curve = group.estimator().curve
     if curve is None:
@@ -77,8 +85,36 @@ def _without_outliers(
             residual[at] = np.abs(group.cells.loss_nats[at] - fitted)
     count = max(1, round(OUTLIERS * len(residual)))
     worst: Any = group.table["run_id"].iloc[group.cells.rows[np.argsort(-residual, kind="stable")[:count]]]
-    kept = study.runs[~study.runs["run_id"].isin(worst)].reset_index(drop=True)
     name = f"without the {count} run{'s' * (count > 1)} farthest from the fit"
+    again = refit(config, tuple(str(run_id) for run_id in worst))
+    return [_variant(found, name) for found in again if found.label == group.label]
+
+
+def _other_accounting(group: GroupFit, config: FitConfig) -> list[Variant]:
+    """Read the optima of the same surface under the other accounting's FLOPs (surface alone)."""
+    other = {"paper": "released", "released": "paper"}.get(group.accounting)
+    if other is None:
+        return []
+    inputs = replace(group.inputs, config=config, shape=recounted(group, group.inputs.shape))
+    laws = fit_parametric(inputs).laws
+    exponents: dict[str, dict[str, float | None]] = {
+        quantity: {
+            estimator.name: laws[quantity].exponent if estimator.name == "surface" else None
+            for estimator in group.estimators
+        }
+        for quantity in group.quantities
+    }
     return [
-        _variant(found, name) for found in fit_groups(kept, floor, config)[0] if found.label == group.label
+        Variant(group=group.label, choice=f"FLOPs counted as {other} (surface alone)", exponents=exponents)
     ]
+
+
+def recounted(group: GroupFit, shape: Geometry) -> Geometry:
+    """Return the FLOPs per token of the other accounting.
+
+    Paper: the unembedding in, value-embedding tables out; released: the other way round (PAPER c.2).
+    """
+    first = group.table.iloc[0]
+    gap = FLOPS_PER_PARAM * float(first["n_params_value_embedding"] - first["n_params_embedding"])
+    sign = 1.0 if group.accounting == "paper" else -1.0
+    return replace(shape, flops_fixed=shape.flops_fixed + sign * gap)

@@ -36,21 +36,21 @@ def fit_shared(inputs: Inputs) -> EstimatorFit:
     base = np.zeros(len(index))
     for k in range(len(usable)):
         base[index == k] = point.loss(k, u[index == k], v[index == k])
-    noisy = base + inputs.draws.noise(level, cells.rows[at])
-    resampled = fit_shared_shape(u, v, noisy, index, start=point.exponents[0])
+    losses, weights = inputs.resamples(level, base, cells.rows[at], cells.loss_nats[at])
+    resampled = fit_shared_shape(u, v, losses, index, start=point.exponents[0], weights=weights)
 
     def curve(quantity: Quantity, budget: int, values: Array) -> Array:
         return point.loss(usable.index(budget), *inputs.along(quantity, budget, values))
 
     path = inputs.path(usable)
-    optima = optima_along(inputs, usable, minima(path, point), minima(path, resampled))
+    optima = optima_along(inputs, usable, minima(path, point), minima(path, resampled), level)
     a, b = (float(value) for value in point.exponents[0])
     return EstimatorFit(
         name="shared shape",
         noise=level,
         parameters={"a": a, "b": b},
         optima=optima,
-        laws=laws(optima, inputs.config),
+        laws=laws(inputs, optima, level),
         curve=curve,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -14,10 +14,13 @@ from analysis.depth import DepthStudy, depth_study
 from analysis.group import GroupFit, fit_groups
 from analysis.isoflop import HIDDEN
 from analysis.noise import NoiseFloor, noise_floor
+from analysis.run_laws import RunLaw, run_laws
 from analysis.schema import DEPTHS, conform
+from analysis.sensitivity import Variant, sensitivity
 from analysis.tables import LeftOut, digest, select
+from analysis.validation import Validation, validate
 
-RESULT_VERSION = 1
+RESULT_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,9 @@ class StudyFit:
     noise: NoiseFloor
     groups: tuple[GroupFit, ...]
     depth: DepthStudy
+    run_laws: tuple[RunLaw, ...]  # the iso-depth law and the unified law
+    validation: Validation | None = None  # None: not asked for
+    sensitivity: tuple[Variant, ...] | None = None
     checks: tuple[Check, ...]
     left_out: tuple[LeftOut, ...]
     skipped: tuple[str, ...]  # groups without an isoFLOP curve, and why
@@ -64,14 +70,16 @@ class StudyFit:
 def fit(runs: pd.DataFrame, depths: pd.DataFrame, config: FitConfig | None = None) -> StudyFit:
     """Fit every law of a study from its runs and depth tables.
 
-    Raises TableError for tables that are malformed, empty, or hold runs of different data.
+    With `config.validation` the result also says how the laws predict what they did not see, and how the
+    exponents move with other choices. Raises TableError for tables that are malformed, empty, or hold runs
+    of different data.
     """
     config = config or FitConfig()
     selection = select(runs, config.max_epochs)
     depths = conform(depths, DEPTHS).sort_values(["run_id", "depth"], kind="stable").reset_index(drop=True)
     floor = noise_floor(selection.runs)
     fitted, skipped = fit_groups(selection.runs, floor, config)
-    return StudyFit(
+    study = StudyFit(
         config=config,
         runs_digest=digest(runs),
         depths_digest=digest(depths),
@@ -79,9 +87,22 @@ def fit(runs: pd.DataFrame, depths: pd.DataFrame, config: FitConfig | None = Non
         noise=floor,
         groups=fitted,
         depth=depth_study(selection.runs, depths, config),
+        run_laws=run_laws(fitted, depths, config),
         checks=checks(selection.runs, floor),
         left_out=selection.left_out,
         skipped=skipped,
         runs=selection.runs,
         depths=depths,
+    )
+    if not config.validation:
+        return study
+
+    def again(other: FitConfig, without: tuple[str, ...]) -> tuple[GroupFit, ...]:
+        kept = selection.runs[~selection.runs["run_id"].isin(without)].reset_index(drop=True)
+        return fit_groups(kept, floor, other)[0]
+
+    return replace(
+        study,
+        validation=validate(fitted, config, study.depth, depths),
+        sensitivity=sensitivity(fitted, again, config),
     )

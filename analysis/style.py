@@ -119,6 +119,11 @@ def _ordered(values: Sequence[float], name: str, low: float, high: float) -> dic
     return {value: colormaps[name](place) for value, place in zip(ordered, places, strict=True)}
 
 
+def sentence(text: str) -> str:
+    """Return text with its first letter as at the head of a sentence, the others as they are."""
+    return text[:1].upper() + text[1:]
+
+
 def scientific(value: float, digits: int = 2) -> str:
     """Return a number as mathtext, such as 1.6 x 10^18."""
     if value == 0 or not math.isfinite(value):

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from analysis.loglinear import Fit, Objective, log_terms, minimise, predict
+from analysis.descent import Fit
+from analysis.loglinear import Objective, log_terms, minimise, predict
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 

@@ -2,29 +2,31 @@
 
 The surface is refitted without one budget, one recurrence or one size at a time, and without everything at
 and above each of the larger budgets; the depth law without the depths beyond the mean recurrence. Errors
-are in nats and per cent of the loss.
+are in the loss's unit and in per cent of it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from analysis.config import FitConfig
+from analysis.depth import DepthStudy
 from analysis.estimator import Array
-from analysis.geometry import geometry
 from analysis.group import GroupFit
 from analysis.law_fit import fit_law
 from analysis.laws import LAWS
 from analysis.numbers import number
 from analysis.saturating import fit_saturating
 from analysis.schema import TableError
-from analysis.study import StudyFit
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 MIN_FITTED = len(LAWS["surface"].parameters) + 3
+MIN_BUDGETS = 3  # below the extrapolated ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,73 +48,106 @@ class Validation:
 
     budgets: tuple[HeldOut, ...]
     recurrences: tuple[HeldOut, ...]
+    sizes: tuple[HeldOut, ...]
     extrapolation: tuple[HeldOut, ...]
     depths: tuple[HeldOut, ...]
 
     def rows(self) -> list[tuple[str, HeldOut]]:
         """Return (kind, prediction) in order."""
-        kinds = ("budget", "recurrence", "larger budgets", "depths beyond µ")
-        parts = (self.budgets, self.recurrences, self.extrapolation, self.depths)
+        kinds = ("budget", "recurrence", "size", "larger budgets", "depths beyond µ")
+        parts = (self.budgets, self.recurrences, self.sizes, self.extrapolation, self.depths)
         return [(kind, row) for kind, part in zip(kinds, parts, strict=True) for row in part]
 
 
-def validate(study: StudyFit) -> Validation:
-    """Predict every budget, recurrence and depth of a study from the others."""
+@dataclass(frozen=True, kw_only=True)
+class _Cells:
+    """The isoFLOP cells of one group, or of several sizes, as a surface sees them."""
+
+    label: str
+    params: Array
+    tokens: Array
+    loss: Array
+    delta: float
+
+    def without(self, out: Mask, name: str) -> HeldOut:
+        """Fit the surface without the marked cells and predict them."""
+        count, left = int(out.sum()), int((~out).sum())
+        if left < MIN_FITTED:
+            reason = f"{left} runs are left to fit, at least {MIN_FITTED} are needed"
+            return HeldOut(group=self.label, left_out=name, points=count, refusal=reason)
+        data = {"params": self.params, "tokens": self.tokens}
+        try:
+            kept = {column: values[~out] for column, values in data.items()}
+            fitted = fit_law("surface", kept, self.loss[~out], delta=self.delta)
+        except TableError as error:
+            return HeldOut(group=self.label, left_out=name, points=count, refusal=str(error))
+        predicted = fitted.predict({column: values[out] for column, values in data.items()})
+        return _held_out(self.label, name, predicted, self.loss[out])
+
+
+def validate(
+    groups: Sequence[GroupFit],
+    config: FitConfig,
+    depth: DepthStudy | None = None,
+    depths: pd.DataFrame | None = None,
+) -> Validation:
+    """Predict every budget, recurrence, size and depth of a study from the others."""
     budgets: list[HeldOut] = []
     recurrences: list[HeldOut] = []
     extrapolation: list[HeldOut] = []
-    for group in study.groups:
-        table = group.table[(group.table["kind"] == "looped") & group.table["target_flops"].notna()]
-        flops, depth = (table[name].to_numpy(float) for name in ("target_flops", "mean_recurrence"))
+    for group in groups:
+        cells, flops = _cells([group], group.label, config), group.cells.budgets_flops[group.cells.budget]
         levels = np.unique(flops)
-        for level in levels:
-            budgets.append(_predict(study, group, table, flops == level, f"{number(level)} FLOPs"))
-        for level in np.unique(depth):
-            recurrences.append(_predict(study, group, table, depth == level, f"µ = {level:g}"))
-        for level in levels[3:]:
-            extrapolation.append(
-                _predict(study, group, table, flops >= level, f"{number(level)} FLOPs and above")
-            )
+        budgets += [cells.without(flops == level, f"{number(level)} FLOPs") for level in levels]
+        extrapolation += [
+            cells.without(flops >= level, f"{number(level)} FLOPs and above")
+            for level in levels[MIN_BUDGETS:]
+        ]
+        if group.cells.variable == "mean_recurrence":
+            values = group.cells.values
+            recurrences += [cells.without(values == level, f"µ = {level:g}") for level in np.unique(values)]
     return Validation(
         budgets=tuple(budgets),
         recurrences=tuple(recurrences),
+        sizes=tuple(_sizes(groups, config)),
         extrapolation=tuple(extrapolation),
-        depths=_depths(study),
+        depths=() if depth is None or depths is None else _depths(depth, depths, config),
     )
 
 
-def _predict(study: StudyFit, group: GroupFit, table: pd.DataFrame, out: Mask, name: str) -> HeldOut:
-    """Fit the surface without the marked runs and predict them."""
-    if (~out).sum() < MIN_FITTED:
-        reason = f"{int((~out).sum())} runs are left to fit, at least {MIN_FITTED} are needed"
-        return HeldOut(group=group.label, left_out=name, points=int(out.sum()), refusal=reason)
-    shape = geometry(table, study.config.parameter_count)
-    data = {
-        "params": shape.params(table["mean_recurrence"].to_numpy(float)),
-        "tokens": table["tokens"].to_numpy(float),
-    }
-    losses = table["val_loss_nats"].to_numpy(float)
-    try:
-        kept = {column: values[~out] for column, values in data.items()}
-        fitted = fit_law("surface", kept, losses[~out], delta=study.config.huber_delta)
-    except TableError as error:
-        return HeldOut(group=group.label, left_out=name, points=int(out.sum()), refusal=str(error))
-    predicted = fitted.predict({column: values[out] for column, values in data.items()})
-    return _held_out(group.label, name, predicted, losses[out])
+def _cells(groups: Sequence[GroupFit], label: str, config: FitConfig) -> _Cells:
+    parts = [group.cells for group in groups]
+    params, tokens, loss = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("params", "tokens", "loss_nats")
+    )
+    return _Cells(label=label, params=params, tokens=tokens, loss=loss, delta=config.huber_delta)
 
 
-def _depths(study: StudyFit) -> tuple[HeldOut, ...]:
-    """Fit each curve up to T = mu and predict the depths beyond, per recurrence."""
-    points = {str(run_id): frame for run_id, frame in study.depths.groupby("run_id")}
+def _sizes(groups: Sequence[GroupFit], config: FitConfig) -> list[HeldOut]:
+    """Leave out one size at a time, under each accounting that has several."""
     found = []
-    for row in study.depth.by_recurrence:
+    for accounting in sorted({group.accounting for group in groups}):
+        mine = [group for group in groups if group.accounting == accounting]
+        if len({group.scale for group in mine}) < 2:
+            continue
+        cells = _cells(mine, f"{accounting} FLOPs", config)
+        scale = np.repeat([group.scale for group in mine], [len(group.cells.rows) for group in mine])
+        found += [cells.without(scale == name, str(name)) for name in sorted(set(scale.tolist()))]
+    return found
+
+
+def _depths(study: DepthStudy, depths: pd.DataFrame, config: FitConfig) -> tuple[HeldOut, ...]:
+    """Fit each curve up to T = mu and predict the depths beyond, per recurrence."""
+    points = {str(run_id): frame for run_id, frame in depths.groupby("run_id")}
+    found = []
+    for row in study.by_recurrence:
         predicted, seen, refused = [], [], 0
-        for curve in study.depth.curves:
+        for curve in study.curves:
             if curve.mean_recurrence != row.mean_recurrence:
                 continue
             depth, loss = (points[curve.run_id][name].to_numpy(float) for name in ("depth", "val_loss_nats"))
             within = depth <= curve.mean_recurrence
-            fit = fit_saturating(depth[within], loss[within], study.config.confidence)
+            fit = fit_saturating(depth[within], loss[within], config.confidence)
             if fit.rate is None or within.all():
                 refused += 1
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from analysis.isoflop import Optimum, Quantity
@@ -10,14 +11,16 @@ from analysis.powerlaw import PowerLaw
 
 if TYPE_CHECKING:
     from analysis.group import GroupFit
+    from analysis.sensitivity import Variant
     from analysis.study import StudyFit
+    from analysis.validation import Validation
 
 QUANTITY: dict[Quantity, str] = {
     "mean_recurrence": "mean recurrence",
     "params": "parameters",
     "tokens": "tokens",
 }
-SYMBOL: dict[Quantity, str] = {"mean_recurrence": "µ*", "params": "N*", "tokens": "D*"}
+SYMBOL: dict[str, str] = {"mean_recurrence": "µ*", "params": "N*", "tokens": "D*"}
 
 
 def law(fitted: PowerLaw) -> str:
@@ -60,7 +63,12 @@ def summary(study: StudyFit) -> str:
     ]
     for group in study.groups:
         lines += ["", *_group(group, study.config.confidence)]
-    lines += ["", *_depth(study), "", "Checks"]
+    lines += ["", *_depth(study), *(f"{text}" for item in study.run_laws for text in ("", item.summary()))]
+    if study.validation is not None:
+        lines += ["", *held_out(study.validation)]
+    if study.sensitivity is not None:
+        lines += ["", *variants(study.sensitivity)]
+    lines += ["", "Checks"]
     verdict = {True: "yes", False: "NO", None: "cannot tell"}
     lines += [f"  {verdict[check.holds]}: {check.name} ({check.numbers})" for check in study.checks]
     return "\n".join(lines)
@@ -78,7 +86,9 @@ def estimators(group: GroupFit, confidence: float) -> list[str]:
     lines = []
     for estimator in group.estimators:
         noise = estimator.noise
-        source = f" ({confidence:.0%} intervals from {noise.source})" if noise else ""
+        source = (
+            f" ({confidence:.0%} intervals {estimator.intervals}, noise from {noise.source})" if noise else ""
+        )
         lines.append(f"  {estimator.name}{source}")
         if estimator.refusal:
             lines.append(f"    refused: {estimator.refusal}")
@@ -91,6 +101,28 @@ def estimators(group: GroupFit, confidence: float) -> list[str]:
             ]
         lines += [f"    {note}" for note in estimator.notes]
     return lines + [f"  flag: {flag}" for flag in group.flags]
+
+
+def held_out(validation: Validation) -> list[str]:
+    """Return how the laws predict what they did not see, one line per prediction."""
+    lines = ["Prediction of what was left out (prediction minus loss, mean and mean size)"]
+    for kind, row in validation.rows():
+        if row.bias_nats is None or row.error_nats is None or row.error_percent is None:
+            lines.append(f"  {kind}, {row.left_out}: refused: {row.refusal}")
+        else:
+            errors = f"{row.bias_nats:+.4f}, {row.error_nats:.4f} nats, {row.error_percent:.3f} %"
+            lines.append(f"  {kind}, {row.left_out}: {errors} ({row.points} points; {row.group})")
+    return lines
+
+
+def variants(found: Sequence[Variant]) -> list[str]:
+    """Return the exponents under other choices, one line per choice and quantity."""
+    lines = ["Exponents under other choices (– where the law is refused)"]
+    for variant in found:
+        for quantity, values in variant.exponents.items():
+            cells = ", ".join(f"{name} {fixed(value, 3) if value else '–'}" for name, value in values.items())
+            lines.append(f"  {variant.group}, {variant.choice}, {SYMBOL[quantity]}: {cells}")
+    return lines
 
 
 def _depth(study: StudyFit) -> list[str]:
@@ -128,11 +160,15 @@ def headlines(study: StudyFit) -> list[str]:
     lines = []
     for quantity in study.groups[0].quantities if study.groups else ():
         parts = [f"{group.label}: {_headline(group, quantity)}" for group in study.groups]
-        if parts:
-            lines.append(f"Optimal {QUANTITY[quantity]}, {'; '.join(parts)}")
+        lines.append(f"Optimal {QUANTITY[quantity]}, {'; '.join(parts)}")
     if not lines:
         lines.append(f"No isoFLOP law: {'; '.join(study.skipped)}")
     return [*lines, f"Test-time depth: {depth_line(study)}; {study.noise.sentence()}"]
+
+
+def headline(group: GroupFit, quantity: Quantity) -> str:
+    """Return one quantity's law, or its refusal, as a line."""
+    return f"Optimal {QUANTITY[quantity]}: {_headline(group, quantity)}"
 
 
 def _headline(group: GroupFit, quantity: Quantity) -> str:

@@ -6,8 +6,9 @@ The file needs columns params, flops and loss; with a column epoch_outlier those
 leaves the 240 Chinchilla points of Besiroglu et al. 2024. Without a file a synthetic set of the same size
 stands in. All methods run in this one process. Peers: the published multi-start protocol (L-BFGS-B with
 analytic gradients over a grid of starts; a sample of its starts is timed and scaled to its 4500), variable
-projection with scipy (a grid of exponents, linear amplitudes, then one least-squares descent per
-resample), and the package simple-scaling-laws where it is installed (it needs Python 3.12).
+projection with scipy (the method of the package vpnls, which no index offers: a grid of exponents, linear
+amplitudes, then one least-squares descent per resample), and the package simple-scaling-laws where it is
+installed (it needs Python 3.12).
 """
 
 from __future__ import annotations
@@ -150,11 +151,12 @@ def projection(u: np.ndarray, v: np.ndarray, loss: np.ndarray, resamples: int = 
 def package(u: np.ndarray, v: np.ndarray, loss: np.ndarray) -> float | None:
     """Time simple-scaling-laws with as many bootstrap draws, where it is installed."""
     try:
+        import polars
         import simple_scaling_laws
     except ImportError as error:
         print(f"simple-scaling-laws: not installed here ({error})")
         return None
-    frame = pd.DataFrame(
+    frame = polars.DataFrame(  # the package's own kind of table
         {
             "training_run_id": [f"run{i}" for i in range(len(loss))],
             "model_size__params": np.exp(u),

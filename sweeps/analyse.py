@@ -1,49 +1,105 @@
-"""From a collected sweep to laws, comparison and report: tables in, files beside them out."""
+"""From tables to laws, comparison and report: those of a collected sweep, or whatever `data` names."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from harness.files import write_text
-from model.checked import build
-from sweeps.config import FitTableConfig, TableConfig
+from model.checked import ConfigError, build
+from sweeps.config import FitTableConfig
 
 if TYPE_CHECKING:
-    from analysis import Comparison, FitConfig, StudyFit
+    import pandas as pd
+
+    from analysis import Comparison, FitConfig, IsoflopFit, LawFit, StudyFit
+
+    AnyFit: TypeAlias = StudyFit | IsoflopFit | LawFit
+
+PUBLISHED = "parcae_published"
 
 
-def fit_sweep(settings: FitTableConfig) -> StudyFit:
-    """Fit the sweep's tables and write laws.json beside them."""
-    from analysis import fit, read_tables
+def fit_sweep(settings: FitTableConfig) -> AnyFit:
+    """Fit the sweep's tables and write laws.json beside them; with `data`, fit that and write nothing.
 
-    study = fit(*read_tables(settings.folder), _fit_config(settings))
-    write_text(settings.folder / "laws.json", study.to_json() + "\n")
+    Points without runs give isoFLOP laws, or the one law that `law` names.
+    """
+    from analysis import fit, isoflop
+    from analysis.points import fit_points
+    from analysis.run_laws import fit_run_law
+
+    source, config = _source(settings), _fit_config(settings)
+    if not isinstance(source, tuple):
+        if settings.law == "isoflop":
+            return isoflop(source, x=settings.x, config=config)
+        return fit_points(settings.law, source, x=settings.x, config=config)
+    if settings.law != "isoflop":
+        return fit_run_law(settings.law, *source, config)
+    study = fit(*source, config)
+    if settings.data is None:
+        write_text(settings.folder / "laws.json", study.to_json() + "\n")
     return study
 
 
 def compare_sweep(settings: FitTableConfig) -> Comparison:
-    """Compare looped with fixed depth in the sweep's runs table and write comparison.json beside it."""
-    from analysis import compare, read_tables
+    """Compare looped with fixed depth in the runs table and write comparison.json beside a sweep's."""
+    from analysis import compare
 
-    comparison = compare(read_tables(settings.folder)[0], _fit_config(settings))
-    write_text(settings.folder / "comparison.json", comparison.to_json() + "\n")
+    source = _source(settings)
+    if not isinstance(source, tuple):
+        raise ConfigError(f"data={settings.data}: looped and fixed depth are compared in a runs table alone")
+    comparison = compare(source[0], _fit_config(settings))
+    if settings.data is None:
+        write_text(settings.folder / "comparison.json", comparison.to_json() + "\n")
     return comparison
 
 
-def report_sweep(settings: FitTableConfig) -> tuple[Path, StudyFit]:
-    """Write `<sweep>/report/` with its figures; return the path of its page and the laws in it."""
-    from analysis import read_tables, report
+def report_sweep(settings: FitTableConfig) -> tuple[Path, list[str]]:
+    """Write the report with its figures; return the path of its page and the laws in words.
 
-    study, comparison = fit_sweep(settings), compare_sweep(settings)
-    tables = read_tables(settings.folder)
-    page = report(*tables, study, comparison, settings.folder / "report", title=settings.sweep)
-    return page, study
+    A sweep's goes to `<sweep>/report/`, that of other data to `<root>/reports/NAME/`.
+    """
+    if settings.law != "isoflop":
+        raise ConfigError(f"law={settings.law}: a report shows the isoFLOP laws; use loopscale fit")
+    if settings.data == PUBLISHED:
+        from analysis.parcae_report import parcae_report
+
+        return parcae_report(_folder(settings))
+    from analysis import StudyFit, report
+    from analysis.points import IsoflopFit
+    from analysis.report import points_report
+
+    source, fitted = _source(settings), fit_sweep(settings)
+    folder, title = _folder(settings), settings.data or settings.sweep
+    if isinstance(fitted, IsoflopFit):
+        return points_report(fitted, folder, title=title), fitted.headlines()
+    assert isinstance(source, tuple) and isinstance(fitted, StudyFit)
+    page = report(*source, fitted, compare_sweep(settings), folder, title=title)
+    return page, fitted.headlines()
+
+
+def _source(settings: FitTableConfig) -> tuple[pd.DataFrame, pd.DataFrame] | pd.DataFrame:
+    from analysis import read_tables
+    from analysis.sources import read_source
+
+    if settings.data is None:
+        return read_tables(settings.folder)
+    if settings.data == PUBLISHED:
+        raise ConfigError(f"data={PUBLISHED} has tables and coefficients but no runs: loopscale report")
+    return read_source(settings.data, settings.columns)
+
+
+def _folder(settings: FitTableConfig) -> Path:
+    if settings.data is None:
+        return settings.folder / "report"
+    name = settings.data.removeprefix("wandb:").rstrip("/")
+    return Path(settings.root) / "reports" / Path(name).stem
 
 
 def _fit_config(settings: FitTableConfig) -> FitConfig:
     from analysis import FitConfig
 
-    table = {item.name for item in dataclasses.fields(TableConfig)}
-    return build(FitConfig, {key: value for key, value in vars(settings).items() if key not in table})
+    names = {item.name for item in dataclasses.fields(FitConfig)}
+    known: dict[str, Any] = {key: value for key, value in vars(settings).items() if key in names}
+    return build(FitConfig, known)

@@ -109,12 +109,23 @@ class SyncConfig(TableConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class FitTableConfig(TableConfig):
-    """`loopscale fit`, `report` and `compare`; beside the table's, the fields of `analysis.FitConfig`."""
+    """`loopscale fit`, `report` and `compare`; beside the table's, the fields of `analysis.FitConfig`.
 
+    `data` stands in for the collected sweep: a CSV, a folder of tables, or wandb:ENTITY/PROJECT.
+    """
+
+    data: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+    law: str = "isoflop"
+    x: Literal["params", "tokens"] = "params"
     bootstrap: int = 1000
     seed: int = 0
     confidence: float = 0.95
+    resampling: str = "noise"
+    block: str = "trunk_id"
+    huber_delta: float = 1e-3
     parameter_count: str = "non_embedding"
+    validation: bool = True
     max_epochs: float = 1.0
 
 

@@ -34,9 +34,9 @@ def run_demo(study: StudyConfig) -> Path:
     if not frame["status"].map(has_ended).all():
         raise ConfigError(f"{complaint}; run the demo again to continue")
     collect(folder)
-    page, study_fit = report_sweep(FitTableConfig(sweep=ledger.name, root=study.root))
+    page, lines = report_sweep(FitTableConfig(sweep=ledger.name, root=study.root))
     print(f"report: {page}")
-    for line in study_fit.headlines():
+    for line in lines:
         print(line)
     if not (frame["status"] == "done").all():
         raise ConfigError(complaint)

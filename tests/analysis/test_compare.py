@@ -5,7 +5,7 @@ from scipy.stats import t as student
 from analysis import FitConfig, compare
 from tests.analysis.synthetic import INSIDE, PAPER_GRID, Truth, study
 
-QUICK = FitConfig(bootstrap=200)
+QUICK = FitConfig(bootstrap=200, validation=False)
 
 
 def test_differences_are_those_of_the_law():

@@ -41,7 +41,7 @@ def test_two_depths_are_not_a_curve():
 
 def test_rate_times_recurrence_is_found_constant():
     tables = study(budgets=INSIDE[:3], noise_nats=0.002, rate_times_recurrence=7.0)
-    depth = fit(*tables, FitConfig(bootstrap=100)).depth
+    depth = fit(*tables, FitConfig(bootstrap=100, validation=False)).depth
     assert depth.slope_low <= -1 <= depth.slope_high
     for row in depth.by_recurrence[1:]:
         assert row.rate_times_recurrence == pytest.approx(7.0, rel=0.02)
@@ -51,4 +51,4 @@ def test_rate_times_recurrence_is_found_constant():
 def test_curves_of_runs_left_out_are_left_out():
     runs, depths = study(budgets=INSIDE[:3])
     runs.loc[runs["kind"] == "looped", "status"] = "failed:diverged"
-    assert fit(runs, depths, FitConfig(bootstrap=100)).depth.curves == ()
+    assert fit(runs, depths, FitConfig(bootstrap=100, validation=False)).depth.curves == ()

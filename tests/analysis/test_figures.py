@@ -10,7 +10,7 @@ from analysis.style import apart, save, settle, styled
 from tests.analysis import extents
 from tests.analysis.synthetic import INSIDE, PAPER_GRID, Truth, study
 
-QUICK = FitConfig(bootstrap=100)
+QUICK = FitConfig(bootstrap=100, validation=False)
 
 
 def two_scales():
@@ -65,7 +65,8 @@ def test_the_check_sees_an_overlap_and_a_clipped_text():
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     runs, depths = CASES["accepted"]()
-    page = report(runs, depths, fit(runs, depths, QUICK), compare(runs, QUICK), folder, title="A & B")
+    fitted = fit(runs, depths, FitConfig(bootstrap=100))
+    page = report(runs, depths, fitted, compare(runs, QUICK), folder, title="A & B")
     return folder, page
 
 
@@ -75,14 +76,27 @@ def test_report_stands_alone(written):
     assert page == folder / "index.html"
     assert "<title>A &amp; B</title>" in text
     assert not re.search(r'(src|href)="(?!data:)', text)
-    assert text.count("data:image/png;base64,") == 6
-    assert "Laws in words" in text
+    assert text.count("data:image/png;base64,") == 7
+    for heading in (
+        "Laws in words",
+        "Prediction of runs left out",
+        "How the exponents move with other choices",
+    ):
+        assert heading in text
     assert list(folder.glob("*.partial")) == []
 
 
 def test_every_figure_has_its_pdf_png_and_data(written):
     figures = written[0] / "figures"
-    names = ["isoflop", "isoflop_by_budget", "power_laws", "looped_vs_fixed", "depth_curves", "seeds"]
+    names = [
+        "isoflop",
+        "isoflop_by_budget",
+        "power_laws",
+        "frontier",
+        "looped_vs_fixed",
+        "depth_curves",
+        "seeds",
+    ]
     for name in names:
         assert (figures / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         tables = list(figures.glob(f"{name}_*.csv"))

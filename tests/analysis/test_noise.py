@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from analysis.noise import noise_floor
-from analysis.resample import NoiseLevel, draws, interval
+from analysis.resample import NoiseLevel, draws, interval, studentised
 from tests.analysis.synthetic import study
 
 
@@ -36,7 +36,8 @@ def test_the_same_cell_at_two_budgets_is_not_a_replicate():
 
 def test_resamples_widen_as_students_t_does():
     level = NoiseLevel(sd_nats=0.01, degrees_of_freedom=4, source="replicate seeds")
-    errors = draws(200_000, 1, 0, "group").noise(level)[:, 0]
+    drawn = draws(200_000, 1, 0, "group")
+    errors = studentised(drawn.noise(level)[:, 0], drawn.factor(level))
     # Student's t with 4 degrees of freedom: two-sided 95 % at 2.776.
     assert np.quantile(errors, 0.975) == pytest.approx(0.02776, rel=0.01)
 

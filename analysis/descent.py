@@ -1,0 +1,95 @@
+"""A damped Newton descent of many rows at once, each with its own damping, inside bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+# value [rows], gradient [rows, parameters], Hessian [rows, parameters, parameters]
+Evaluation = tuple[Array, Array, Array]
+# (indices of the rows, their parameters [rows, parameters]) -> evaluation
+Evaluate = Callable[[Any, Array], Evaluation]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """Parameters [rows, parameters], objective, scaled gradient and least curvature [rows]."""
+
+    parameters: Array = field(repr=False)
+    objective: Array
+    gradient: Array
+    curvature: Array
+    at_bound: np.ndarray[Any, np.dtype[np.bool_]]  # [rows, parameters]
+
+
+def descend(
+    evaluate: Evaluate,
+    start: Array,
+    bounds: tuple[Array, Array],
+    *,
+    iterations: int = 300,
+    tolerance: float = 1e-16,
+) -> Fit:
+    """Minimise every row from `start` [rows, parameters].
+
+    A row ends when a step gains less than `tolerance` of its objective.
+    """
+    theta = np.clip(start, *bounds)
+    active = np.arange(len(theta))
+    damping = np.full(len(theta), 1e-3)
+    value, gradient, hessian = evaluate(active, theta)
+    for _ in range(iterations):
+        step = _step(theta[active], gradient[active], hessian[active], damping[active], bounds)
+        trial = theta[active] + step
+        new_value, new_gradient, new_hessian = evaluate(active, trial)
+        better = new_value < value[active]
+        done = _done(step, value[active], new_value, better, damping[active], tolerance)
+        moved = active[better]
+        theta[moved], value[moved] = trial[better], new_value[better]
+        gradient[moved], hessian[moved] = new_gradient[better], new_hessian[better]
+        damping[active] = np.where(better, damping[active] / 8, damping[active] * 6).clip(1e-14, 1e14)
+        active = active[~done]
+        if not len(active):
+            break
+    return _certify(theta, value, gradient, hessian, *bounds)
+
+
+def _step(
+    theta: Array, gradient: Array, hessian: Array, damping: Array, bounds: tuple[Array, Array]
+) -> Array:
+    """Return a damped Newton step; negative curvature is followed downhill and bounds are kept."""
+    low, high = bounds
+    held = ((theta <= low) & (gradient > 0)) | ((theta >= high) & (gradient < 0))
+    free = np.where(held, 0.0, 1.0)
+    scale = np.sqrt(np.maximum(np.abs(np.diagonal(hessian, axis1=1, axis2=2)), 1e-30))
+    scaled = hessian / (scale[:, :, None] * scale[:, None, :]) * free[:, :, None] * free[:, None, :]
+    pull = gradient * free / scale
+    values, vectors = np.linalg.eigh(scaled)
+    rotated = np.einsum("bij,bi->bj", vectors, pull)
+    rotated /= np.maximum(np.abs(values), 1e-14) + damping[:, None]
+    solved = np.einsum("bij,bj->bi", vectors, rotated)
+    step = -solved / scale * free
+    longest = np.abs(step).max(1, keepdims=True)
+    step = step * np.minimum(1.0, 4.0 / np.maximum(longest, 1e-300))
+    return np.asarray(np.clip(theta + step, low, high) - theta)
+
+
+def _done(step: Array, value: Array, new_value: Array, better: Any, damping: Array, tolerance: float) -> Any:
+    small = np.abs(step).max(1) < 1e-13
+    flat = better & (value - new_value <= tolerance * value) & (damping < 1.0)
+    return small | flat | (~better & (damping > 1e10))
+
+
+def _certify(theta: Array, value: Array, gradient: Array, hessian: Array, low: Array, high: Array) -> Fit:
+    at_bound = (theta <= low) | (theta >= high)
+    free = np.where(at_bound, 0.0, 1.0)
+    scale = np.sqrt(np.maximum(np.abs(np.diagonal(hessian, axis1=1, axis2=2)), 1e-30))
+    scaled = hessian / (scale[:, :, None] * scale[:, None, :]) * free[:, :, None] * free[:, None, :]
+    values = np.linalg.eigvalsh(scaled + np.eye(theta.shape[1]) * (1 - free)[:, None, :])
+    size = np.abs(gradient * free / scale).max(1) / np.sqrt(np.maximum(value, 1e-300))
+    return Fit(parameters=theta, objective=value, gradient=size, curvature=values[:, 0], at_bound=at_bound)

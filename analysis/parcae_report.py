@@ -1,0 +1,32 @@
+"""`report data=parcae_published`: the paper's results redrawn, each claim beside what its numbers support."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from analysis import html, parcae
+from analysis.parcae_figures import parcae_figures
+from analysis.report import save_figures, write_page
+from analysis.tables import digest
+
+TITLE = "Parcae (arXiv 2604.12946), from its published numbers"
+
+
+def parcae_report(folder: Path) -> tuple[Path, list[str]]:
+    """Write `folder`/index.html with figures and their data; return its path and the claims in words."""
+    claims = parcae.claims()
+    tables = {name: parcae.table(name) for name in parcae.TABLES}
+    sources = [
+        (name, len(frame), "; ".join(sorted(set(frame["source"]))), digest(frame))
+        for name, frame in tables.items()
+    ]
+    text = html.page(
+        "published.html",
+        save_figures(parcae_figures(), folder),
+        title=TITLE,
+        claims=claims,
+        differences=parcae.core_differences().round(2).astype(str).to_numpy().tolist(),
+        errors=parcae.held_out_errors().round(3).astype(str).to_numpy().tolist(),
+        sources=sources,
+    )
+    return write_page(folder, text), [f"{claim.claim} {claim.support}" for claim in claims]

@@ -1,0 +1,147 @@
+"""The laws of single runs and of depth curves that a study carries beside its isoFLOP laws.
+
+Training: the worth of a loop (the iso-depth law) over all sizes of one accounting. Test time: the unified law
+per group, and over sizes with shared exponents. Points of one run share its training noise, so depth curves
+are resampled run by run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.config import FitConfig
+from analysis.geometry import geometry
+from analysis.group import GroupFit, fit_groups
+from analysis.joint import SIZE, joint
+from analysis.law import Law
+from analysis.law_fit import LawFit, fit_law
+from analysis.laws import LAWS
+from analysis.noise import noise_floor
+from analysis.schema import TableError
+from analysis.tables import select
+
+RESAMPLES = 200  # at most; these laws have many points
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunLaw:
+    """One fitted law of a group of runs, or the reason why there is none."""
+
+    group: str
+    law: str
+    fit: LawFit | None = None
+    refusal: str | None = None
+
+    def summary(self) -> str:
+        """Return the law as plain text."""
+        return (
+            f"{self.group}, {self.fit.summary()}"
+            if self.fit
+            else f"{self.group}, {self.law}: refused: {self.refusal}"
+        )
+
+
+def run_laws(groups: tuple[GroupFit, ...], depths: pd.DataFrame, config: FitConfig) -> tuple[RunLaw, ...]:
+    """Fit the iso-depth law per accounting, and the unified law per group and per accounting."""
+    found: list[RunLaw] = []
+    accountings = sorted({group.accounting for group in groups})
+    for accounting in accountings:
+        mine = [group for group in groups if group.accounting == accounting]
+        points = pd.concat([training_points(group, config) for group in mine], ignore_index=True)
+        found.append(
+            _fit(", ".join(group.label for group in mine), LAWS["iso_depth"], points, "pairs", config)
+        )
+    tables = {group.label: depth_points(group, depths, config) for group in groups}
+    for group in groups:
+        if len(tables[group.label]):
+            found.append(_fit(group.label, LAWS["unified"], tables[group.label], "block", config))
+    for accounting in accountings:
+        mine = [g for g in groups if g.accounting == accounting and len(tables[g.label])]
+        if len({group.scale for group in mine}) > 1:
+            numbered = [tables[group.label].assign(**{SIZE: i}) for i, group in enumerate(mine, start=1)]
+            law = joint(LAWS["unified"], [group.label.replace(f", {accounting} FLOPs", "") for group in mine])
+            found.append(
+                _fit(f"{accounting} FLOPs", law, pd.concat(numbered, ignore_index=True), "block", config)
+            )
+    return tuple(found)
+
+
+def fit_run_law(name: str, runs: pd.DataFrame, depths: pd.DataFrame, config: FitConfig) -> LawFit:
+    """Fit one law of the registry to the runs of a study, or to their depth curves where it needs depths.
+
+    Raises TableError for an unknown law or runs of several accountings.
+    """
+    if name not in LAWS:
+        raise TableError(f"law={name} is unknown: choose isoflop, {', '.join(LAWS)}")
+    selected = select(runs, config.max_epochs).runs
+    groups = fit_groups(selected, noise_floor(selected), replace(config, bootstrap=100, profiles=False))[0]
+    accountings = sorted({group.accounting for group in groups})
+    if len(accountings) != 1:
+        raise TableError(f"law={name} needs runs of one accounting; these have {accountings or 'no isoFLOP'}")
+    law = LAWS[name]
+    if "depth" in law.columns:
+        depths = depths.sort_values(["run_id", "depth"], kind="stable")
+        points = pd.concat([depth_points(group, depths, config) for group in groups], ignore_index=True)
+    else:
+        points = pd.concat([training_points(group, config) for group in groups], ignore_index=True)
+    found = _fit(name, law, points, "block" if "depth" in law.columns else "pairs", config)
+    if found.fit is None:
+        raise TableError(f"law={name}: {found.refusal}")
+    return found.fit
+
+
+def training_points(group: GroupFit, config: FitConfig) -> pd.DataFrame:
+    """Return one row per looped or fixed run: parameters outside and inside the loop, recurrence, tokens."""
+    runs = group.table[group.table["kind"].isin(["looped", "fixed"])]
+    shape = geometry(group.table[group.table["kind"] == "looped"], config.parameter_count)
+    return pd.DataFrame(
+        {
+            "run_id": runs["run_id"],
+            "params_once": shape.static_params,
+            "params_looped": shape.looped_params,
+            "recurrence": runs["mean_recurrence"].astype(float),
+            "params": shape.params(runs["mean_recurrence"].to_numpy(float)),
+            "tokens": runs["tokens"].astype(float),
+            "flops": runs["nominal_flops"].astype(float),
+            "loss": runs["val_loss_nats"].astype(float),
+        }
+    ).assign(tokens_per_param=lambda frame: frame["tokens"] / frame["params"])
+
+
+def depth_points(group: GroupFit, depths: pd.DataFrame, config: FitConfig) -> pd.DataFrame:
+    """Return one row per looped run and test-time depth."""
+    runs = training_points(group, config)
+    looped = group.table["run_id"][group.table["kind"] == "looped"]
+    runs = runs[runs["run_id"].isin(looped)].drop(columns="loss")
+    points = depths[np.isfinite(depths["val_loss_nats"].astype(float))]
+    merged = runs.merge(points[["run_id", "depth", "val_loss_nats"]], on="run_id")
+    return merged.rename(columns={"val_loss_nats": "loss", "recurrence": "mean_recurrence"}).astype(
+        {"depth": float}
+    )
+
+
+def _fit(label: str, law: Law, points: pd.DataFrame, resampling: str, config: FitConfig) -> RunLaw:
+    if resampling == "block" and points["run_id"].nunique() < 3:
+        return RunLaw(group=label, law=law.name, refusal="fewer than 3 runs have a depth curve")
+    settings: dict[str, Any] = {
+        "seed": config.seed,
+        "confidence": config.confidence,
+        "delta": config.huber_delta,
+    }
+    try:
+        fitted = fit_law(
+            law,
+            points,
+            points["loss"].to_numpy(float),
+            bootstrap=min(config.bootstrap, RESAMPLES),
+            resampling=resampling,
+            labels=points["run_id"].to_numpy(str),
+            **settings,
+        )
+    except TableError as error:
+        return RunLaw(group=label, law=law.name, refusal=str(error))
+    return RunLaw(group=label, law=law.name, fit=fitted)

@@ -1,0 +1,71 @@
+"""The coverage study in a reduced form; `make validate` runs it in full."""
+
+import numpy as np
+import pytest
+
+from benchmarks import coverage
+
+
+def test_most_intervals_of_a_few_studies_hold_the_truth(monkeypatch):
+    monkeypatch.setattr(coverage, "RESAMPLES", 200)
+    rows = coverage.summarise(coverage.simulate(range(12)), 12)
+    for row in rows:
+        if row["estimator"] != "parabola":
+            assert row["accepted"] >= 10
+            # With 95 % coverage fewer than nine of twelve happen once in four thousand times.
+            assert row["coverage"] * row["accepted"] >= 9
+            assert np.isfinite(row["median_width"])
+
+
+def test_coverage_is_counted_against_both_truths(monkeypatch):
+    """Intervals of the standard normal about estimates scattered by it hold the truth 95 % of the time."""
+    truth = coverage.true_slope("tokens", coverage.INSIDE)
+    four = coverage.true_slope("tokens", coverage.INSIDE[:4])
+    draws = truth + np.random.default_rng(0).standard_normal(20_000)
+    records = [
+        {
+            "study": k,
+            "estimator": "surface",
+            "quantity": "tokens",
+            "exponent": value,
+            "low": value - 1.96,
+            "high": value + 1.96,
+            "budgets": coverage.INSIDE,
+            "refusal": None,
+        }
+        for k, value in enumerate(draws)
+    ]
+    records.append({**records[0], "exponent": None, "low": None, "high": None, "refusal": "2 budgets"})
+    (row,) = coverage.summarise(records, 20_001)
+    assert row["coverage"] == pytest.approx(0.95, abs=0.005)
+    assert row["width_over_spread"] == pytest.approx(1.0, abs=0.03)
+    assert row["refused"] == {"2 budgets": 1}
+    narrow = {"budgets": coverage.INSIDE[:4], "low": four - 1e-6, "high": four + 1e-6}
+    (other,) = coverage.summarise([{**record, **narrow} for record in records[:2]], 2)
+    assert (other["coverage"], other["coverage_of_the_slope_over_accepted_budgets"]) == (0.0, 1.0)
+
+
+def test_interrupted_studies_continue_where_they_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(coverage, "simulate", lambda numbers: [{"study": k} for k in numbers])
+    coverage.keep(range(10), tmp_path / "00000-00010.json")
+    monkeypatch.setattr(coverage, "ProcessPoolExecutor", Inline)
+    found = coverage.run(20, 1, tmp_path)
+    assert [record["study"] for record in found] == list(range(20))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000-00010.json", "00010-00020.json"]
+
+
+class Inline:
+    """An executor that works in this process."""
+
+    def __init__(self, processes):
+        self.processes = processes
+
+    def submit(self, work, *arguments):
+        from concurrent.futures import Future
+
+        done = Future()
+        done.set_result(work(*arguments))
+        return done
+
+    def shutdown(self, cancel_futures):
+        assert cancel_futures

@@ -1,0 +1,97 @@
+"""fit and report on data that is no sweep, from the command line."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import loopscale
+from tests.analysis.synthetic import INSIDE, study
+from tests.analysis.test_resampling import points
+
+QUICK = ("bootstrap=100", "validation=false")
+
+
+@pytest.fixture
+def csv(tmp_path):
+    path = tmp_path / "points.csv"
+    names = {"compute": "flops", "x": "size", "loss": "val"}
+    points().drop(columns="block").rename(columns=names).to_csv(path, index=False)
+    return path
+
+
+MAPPED = ("columns.compute=flops", "columns.x=size", "columns.loss=val")
+
+
+def test_points_of_any_csv_are_fitted(csv, capsys):
+    loopscale.main(["fit", f"data={csv}", *MAPPED, *QUICK, "format=json"])
+    found = json.loads(capsys.readouterr().out)
+    laws = {e["name"]: e["laws"]["params"]["exponent"] for e in found["group"]["estimators"]}
+    assert laws["shared shape"] == pytest.approx(0.28 / 0.62, abs=0.03)
+    loopscale.main(["fit", f"data={csv}", *MAPPED, "bootstrap=100"])
+    text = capsys.readouterr().out
+    for part in (
+        "72 points at 6 budgets",
+        "Prediction of what was left out",
+        "Exponents under other choices",
+    ):
+        assert part in text
+
+
+def test_one_law_is_chosen_by_name(csv, capsys):
+    loopscale.main(["fit", f"data={csv}", "law=surface", *MAPPED, *QUICK, "format=json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["law"] == "surface"
+    assert found["intervals"]["alpha"][0] < 0.34 < found["intervals"]["alpha"][1]
+    loopscale.main(["fit", f"data={csv}", "law=overtraining", *MAPPED, *QUICK])
+    assert capsys.readouterr().out.startswith("overtraining: L = E + (a M^eta")
+
+
+def test_a_runs_csv_alone_is_a_study(tmp_path, capsys):
+    runs, depths = study(budgets=INSIDE[:4], noise_nats=0.002)
+    runs.to_csv(tmp_path / "runs.csv", index=False)
+    depths.to_csv(tmp_path / "depths.csv", index=False)
+    for data in (tmp_path / "runs.csv", tmp_path):
+        if data.is_dir():
+            runs.to_parquet(tmp_path / "runs.parquet")
+            depths.to_parquet(tmp_path / "depths.parquet")
+        loopscale.main(["fit", f"data={data}", *QUICK, "format=json"])
+        found = json.loads(capsys.readouterr().out)
+        assert [g["label"] for g in found["groups"]] == ["140M, paper FLOPs"]
+        assert {law["law"] for law in found["run_laws"]} == {"iso_depth", "unified"}
+    loopscale.main(["compare", f"data={tmp_path / 'runs.csv'}", "bootstrap=100"])
+    assert "fixed depth needs" in capsys.readouterr().out
+    loopscale.main(["fit", f"data={tmp_path}", "law=unified", *QUICK, "format=json"])
+    assert json.loads(capsys.readouterr().out)["parameters"]["z"] == pytest.approx(7.0, abs=0.02)
+
+
+def test_reports_of_points_and_of_published_numbers_are_written(csv, tmp_path, capsys):
+    loopscale.main(["report", f"data={csv}", *MAPPED, *QUICK, f"root={tmp_path}"])
+    page = tmp_path / "reports" / "points" / "index.html"
+    assert capsys.readouterr().out.strip() == str(page)
+    assert "Optimal parameters: N* = " in page.read_text()
+    table = pd.read_csv(page.parent / "figures" / "isoflop_points.csv")
+    assert np.isfinite(table["params"]).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["data=none.csv"], "loopscale: no table at none.csv"),
+        (["data={csv}"], "loopscale: points need the columns compute, x, loss; missing: compute, x, loss"),
+        (["data={csv}", "columns.compute=flop"], "points.csv has no such column (did you mean flops?)"),
+        (["data={csv}", "law=surfac", *MAPPED], "law=surfac is unknown: choose isoflop, power_law, surface"),
+        (["data=wandb:here"], "it must be wandb:ENTITY/PROJECT or an existing folder"),
+        (["data=parcae_published"], "has tables and coefficients but no runs: loopscale report"),
+        (["data={csv}", "resampling=jackknife", *MAPPED], "resampling=jackknife: "),
+        (["data={csv}", "x=size", *MAPPED], "x=size: "),
+    ],
+)
+def test_bad_requests_are_one_line(csv, arguments, line, capsys):
+    with pytest.raises(SystemExit) as ended:
+        loopscale.main(["fit", *(text.format(csv=csv) for text in arguments)])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert line in error
+    assert error.count("\n") == 1

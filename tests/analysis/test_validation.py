@@ -1,0 +1,60 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import FitConfig, fit, isoflop
+from analysis.sensitivity import recounted
+from tests.analysis.synthetic import PAPER_GRID, Truth, study
+from tests.analysis.test_resampling import points
+
+
+@pytest.fixture(scope="module")
+def two_sizes():
+    """Two sizes of one law without noise: N alone differs between them."""
+    small, large = Truth(), Truth(n_core=50_331_648, n_other=102_782_464)
+    parts = [study(small, budgets=PAPER_GRID[:4], fixed=True, depth_noise_nats=0.0)]
+    parts.append(study(large, budgets=PAPER_GRID[1:5], scale="370M", depth_noise_nats=0.0))
+    runs, depths = (pd.concat(frames) for frames in zip(*parts, strict=True))
+    looped = runs["kind"] == "looped"
+    return fit(runs[looped], depths, FitConfig(bootstrap=100, profiles=False))
+
+
+def test_a_law_without_noise_predicts_what_it_did_not_see(two_sizes):
+    rows = two_sizes.validation.rows()
+    kinds = {kind for kind, row in rows if row.error_nats is not None}
+    assert kinds == {"budget", "recurrence", "size", "larger budgets", "depths beyond µ"}
+    assert [row.left_out for row in two_sizes.validation.sizes] == ["140M", "370M"]
+    assert max(row.error_nats for _, row in rows if row.error_nats is not None) < 1e-4
+
+
+def test_sizes_share_their_exponents_in_the_unified_law(two_sizes):
+    laws = {law.law: law for law in two_sizes.run_laws}
+    assert set(laws) == {"iso_depth", "unified", "unified_joint"}
+    found = laws["unified_joint"].fit.parameters
+    assert (found["x"], found["y"], found["z"]) == pytest.approx((0.771, 0.525, 7.0), rel=2e-3)
+    assert laws["iso_depth"].fit.parameters["phi"] == pytest.approx(1.0, abs=0.02)
+
+
+def test_a_noisy_prediction_is_off_by_the_noise():
+    table = points(noise=0.004)
+    rows = isoflop(table, config=FitConfig(bootstrap=100, profiles=False)).validation.budgets
+    sizes = np.array([row.error_nats for row in rows])
+    # The mean size of a normal error is .8 of its deviation.
+    assert sizes.mean() == pytest.approx(0.8 * 0.004, rel=0.35)
+
+
+def test_other_choices_are_listed_with_the_surface_under_the_other_accounting(two_sizes):
+    choices = [v.choice for v in two_sizes.sensitivity if v.group.startswith("140M")]
+    assert choices[0] == "as reported (Huber 0.001, N non_embedding)"
+    assert "cost: squared error" in choices
+    assert "N counts all" in choices
+    assert choices[-1] == "FLOPs counted as released (surface alone)"
+    last = next(v for v in two_sizes.sensitivity if v.choice == choices[-1])
+    assert last.exponents["tokens"]["parabola"] is None
+    group = two_sizes.groups[0]
+    other = recounted(group, group.geometry)
+    # PAPER (c.2): 828.2 of the released accounting against 526.2 at mu = 1.
+    assert other.flops_fixed - group.geometry.flops_fixed == pytest.approx(302.0e6, rel=1e-3)
+    text = two_sizes.summary()
+    assert "size, 370M: " in text
+    assert "FLOPs counted as released (surface alone), D*: shared shape –, parabola –, surface 0." in text

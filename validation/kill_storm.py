@@ -57,8 +57,8 @@ OVERRIDES = [
 ]
 CASES = {
     f"{name}, threads={threads}": [f"training.compile={compiled}", f"training.threads={threads}"]
-    for threads in (1, 2)
     for name, compiled in (("eager", "false"), ("compiled", "true"))
+    for threads in (1, 2)
 }
 PARTS = ("sigkill", "sigterm", "sigusr2", "truncation")
 TRUNCATIONS = 20

@@ -97,7 +97,7 @@ def test_a_run_goes_on_with_another_number_of_processes(make, cache):
 def test_torchrun_and_submitit_start_the_same_run(tiny, tmp_path):
     import submitit
 
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     settings = [*tiny, "steps=10", "training.batch_sequences=4", "training.parallel=fsdp"]
     by_torchrun = subprocess.run(
         [*command, "-m", "loopscale", "train", *settings], capture_output=True, text=True, check=False

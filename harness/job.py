@@ -81,9 +81,12 @@ def _attempt(
     folder: RunFolder, status: Status, cache: Path, ranks: Ranks, stop: Callable[[], bool], watch: Watch
 ) -> Status:
     with _signals() as received:
+
+        def asked() -> bool:
+            return bool(received) or stop()
+
         try:
             dataset = folder.dataset(cache)
-            asked = lambda: bool(received) or stop()  # noqa: E731
             train(folder, dataset, attempts=status.attempts, ranks=ranks, stop=asked, watch=watch)
         except Stopped as stopped:
             reasons = [reason for reason in ranks.gather(_reason(received)) if reason]

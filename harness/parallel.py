@@ -108,7 +108,23 @@ def replicate(model: LoopedTransformer, ranks: Ranks, parallel: str) -> Replica:
     # The published wiring has tables and gates that nothing reads.
     unread = set(gated_layers(model.config)) != set(value_table_layers(model.config))
     forward = DistributedDataParallel(loss, find_unused_parameters=unread, gradient_as_bucket_view=True)
-    return Replica(model=model, forward=forward, ranks=ranks)
+    replica = Replica(model=model, forward=forward, ranks=ranks)
+    _settle_buckets(replica)
+    return replica
+
+
+def _settle_buckets(replica: Replica) -> None:
+    """Take a backward pass, the same in every attempt, on nothing.
+
+    After its first one DDP lays its buckets out anew, by the order in which gradients came. Where a number
+    stands in a bucket decides in which order it is summed over the processes, so a resumed run must not take
+    a step that the other run took after that in the layout from before.
+    """
+    config = replica.model.config
+    tokens = torch.zeros(1, config.sequence_length, dtype=torch.int64, device=replica.model.embedding.device)
+    replica.forward(tokens, tokens, [config.resolved_backprop_depth], [0]).backward()
+    for parameter in replica.model.parameters():
+        parameter.grad = None
 
 
 def _sharded(loss: SummedLoss) -> nn.Module:

@@ -16,7 +16,7 @@ from harness.guardrails import Diverged
 from harness.loader import Batch, TrainingRows, training_rows, validation_rows
 from harness.metrics import MetricsLog
 from harness.prefetch import Prefetch
-from harness.record import depth_rows, finished_record
+from harness.record import Evaluation, depth_rows, finished_record
 from harness.runfolder import RunFolder
 from harness.saving import Saver, Stopped
 from harness.schedule import learning_rate_factor, weight_decay_factor
@@ -170,8 +170,14 @@ def _finish(folder: RunFolder, session: Session, dataset: Dataset, attempts: int
     if not math.isfinite(own_loss):
         raise Diverged(f"validation loss {own_loss} after {run.steps} steps")
     session.lap()
-    if not session.ranks.first:
-        return
+    if session.ranks.first:
+        _record(folder, session, dataset, evaluation, attempts)
+    session.ranks.wait()  # whoever returns finds the record
+
+
+def _record(
+    folder: RunFolder, session: Session, dataset: Dataset, evaluation: Evaluation, attempts: int
+) -> None:
     write_json(folder.depth_curve, depth_rows(folder.run_id, evaluation))
     row = finished_record(
         folder.record(),

@@ -60,6 +60,7 @@ CASES = {
     for name, compiled in (("eager", "false"), ("compiled", "true"))
     for threads in (1, 2)
 }
+PARTS = ("sigkill", "sigterm", "sigusr2", "truncation")
 TRUNCATIONS = 20
 # Children are forked from a server that has imported torch and done nothing with it.
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -85,20 +86,16 @@ def main() -> None:
     if result.get("command") != command:
         result = {"command": command, "seed": arguments.seed, "steps": STEPS, "cases": {}}
     try:
-        for number, (case, overrides) in enumerate(CASES.items()):
-            study = Study(arguments.root / f"case_{number}", overrides, arguments.seed, until)
-            for part, run in {
-                "sigkill": lambda study=study: study.storm(arguments.kills),
-                "sigterm": lambda study=study: study.signalled(signal.SIGTERM),
-                "sigusr2": lambda study=study: study.signalled(signal.SIGUSR2),
-                "truncation": lambda study=study: study.truncated(TRUNCATIONS),
-            }.items():
+        for part in PARTS:
+            for number, (case, overrides) in enumerate(CASES.items()):
                 done = result["cases"].setdefault(case, {})
-                if part not in done:
-                    done[part] = run()
-                    arguments.result.parent.mkdir(parents=True, exist_ok=True)
-                    write_json(arguments.result, result)
-                    print(f"{case}, {part}: {done[part]}", flush=True)
+                if part in done:
+                    continue
+                study = Study(arguments.root / f"case_{number}", overrides, arguments.seed, until)
+                done[part] = study.part(part, arguments.kills)
+                arguments.result.parent.mkdir(parents=True, exist_ok=True)
+                write_json(arguments.result, result)
+                print(f"{case}, {part}: {done[part]}", flush=True)
     except TimeIsUp:
         print("time is up; call again to continue")
         sys.exit(75)
@@ -111,6 +108,14 @@ class Study:
     def __init__(self, root: Path, overrides: list[str], seed: int, until: float) -> None:
         self._root, self._seed, self._until = root, seed, until
         self._overrides = [*OVERRIDES, *overrides, f"cache={root.parent / 'data'}"]
+
+    def part(self, name: str, kills: int) -> dict[str, Any]:
+        """Run one part of the study."""
+        if name == "sigkill":
+            return self.storm(kills)
+        if name == "truncation":
+            return self.truncated(TRUNCATIONS)
+        return self.signalled(signal.Signals[name.upper()])
 
     def storm(self, kills: int) -> dict[str, Any]:
         """Kill a run `kills` times, mostly spread over its steps, and let it end."""

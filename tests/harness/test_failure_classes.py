@@ -55,18 +55,20 @@ def test_preempted_timeout_interrupted_and_lost(make, cache, number, state, fail
     whole, _ = make("steps=100", parent="whole")
     run_job(whole.path, cache)
     folder, _ = make("steps=100", "training.checkpoint_every_s=0.02", parent="signalled")
-    child = CONTEXT.Process(target=run_job, args=(folder.path, cache))
-    child.start()
-    while last_metrics(folder.metrics).get("step", 0) < 20:
-        assert child.is_alive()
-        time.sleep(0.005)
-    os.kill(child.pid, number)
-    child.join()
+    moments = (20, 45, 70) if number == signal.SIGKILL else (20,)
+    for step in moments:
+        child = CONTEXT.Process(target=run_job, args=(folder.path, cache))
+        child.start()
+        while last_metrics(folder.metrics).get("step", 0) < step:
+            assert child.is_alive()
+            time.sleep(0.005)
+        os.kill(child.pid, number)
+        child.join()
     assert named(folder) == (state, failure_class)
     assert run_job(folder.path, cache) == "done"
     # A process that was killed could not say so; the next attempt does.
     expected = "lost" if number == signal.SIGKILL else failure_class
-    assert folder.status().ended_before == expected and folder.status().attempts == 2
+    assert folder.status().ended_before == expected and folder.status().attempts == len(moments) + 1
     assert_same_bits(whole, folder)
 
 

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import signal
-import subprocess
 import sys
-import time
 from functools import partial
 
 import pytest
-import torch
 
 import loopscale
 from analysis.schema import RUNS
@@ -22,7 +18,7 @@ from harness.metrics import last_metrics, read_metrics
 from harness.train import Stopped, train
 from model.checked import ConfigError
 from model.compilation import compile_blocks
-from tests.harness.runs import weights
+from tests.harness.runs import assert_same_bits
 
 
 def test_a_run_learns_and_leaves_a_whole_record(make, cache):
@@ -68,34 +64,7 @@ def test_a_stopped_run_ends_with_the_same_bits(make, cache):
         with pytest.raises(Stopped, match=f"stopped at step {stop_after} of 20"):
             train(broken, dataset, attempts=1, stop=stop)
     train(broken, dataset, attempts=5)
-    assert all(torch.equal(tensor, weights(broken)[name]) for name, tensor in weights(whole).items())
-    volatile = {"wall_s", "tokens_per_s", "attempts", "sweep"}
-    ours, theirs = whole.record(), broken.record()
-    assert {k: v for k, v in ours.items() if k not in volatile} == {
-        k: v for k, v in theirs.items() if k not in volatile
-    }
-    losses = [[line["train_loss_nats"] for line in read_metrics(run.metrics)] for run in (whole, broken)]
-    assert losses[0] == losses[1]
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_process_resumes_to_the_same_bits(make, cache, number):
-    whole, dataset = make("tokens=12800")
-    train(whole, dataset, attempts=1)
-    killed, _ = make("tokens=12800", "training.checkpoint_every_s=0.01", parent=f"killed{number}")
-    command = f"from pathlib import Path; import harness.job; harness.job.run_job({killed.path!r}, {cache!r})"
-    child = subprocess.Popen([sys.executable, "-c", command.replace("PosixPath", "Path")])
-    while len(read_metrics(killed.metrics)) < 20:
-        assert child.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.01)
-    child.send_signal(number)
-    child.wait()
-    assert killed.status().state == ("submitted" if number == signal.SIGTERM else "running")
-    assert found(killed.checkpoints), "nothing was saved before the kill"
-    assert run_job(killed.path, cache) == "done"
-    assert all(torch.equal(tensor, weights(killed)[name]) for name, tensor in weights(whole).items())
-    assert [line["step"] for line in read_metrics(killed.metrics)] == list(range(1, 101))
-    assert killed.record()["executed_flops"] == whole.record()["executed_flops"]
+    assert_same_bits(whole, broken)
 
 
 def test_the_micro_batch_changes_nothing_but_rounding(make, cache):

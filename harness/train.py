@@ -178,6 +178,7 @@ def _finish(folder: RunFolder, session: Session, dataset: Dataset, attempts: int
 def _record(
     folder: RunFolder, session: Session, dataset: Dataset, evaluation: Evaluation, attempts: int
 ) -> None:
+    run = session.run
     write_json(folder.depth_curve, depth_rows(folder.run_id, evaluation))
     row = finished_record(
         folder.record(),

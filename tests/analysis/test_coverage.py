@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks import coverage
+from validation import coverage
 
 
 def test_most_intervals_of_a_few_studies_hold_the_truth(monkeypatch):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from functools import partial
 
 import pytest

@@ -11,7 +11,7 @@ from torch import Tensor
 from model.layers import Block
 from model.transformer import LoopedTransformer
 
-BlockForward = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+BlockForward = Callable[..., Tensor]
 
 
 def compile_blocks(model: LoopedTransformer, backend: str | Callable[..., Any] = "inductor") -> None:
@@ -28,14 +28,14 @@ def compile_blocks(model: LoopedTransformer, backend: str | Callable[..., Any] =
 def _compiled(block: Block, backend: str | Callable[..., Any]) -> BlockForward:
     compiled: BlockForward = torch.compile(block.forward, fullgraph=True, backend=backend)
 
-    def forward(x: Tensor, rope: Tensor, value_rows: Tensor | None) -> Tensor:
-        inputs = [x] if value_rows is None else [x, value_rows]
-        if (
-            not torch.is_grad_enabled()
-        ):  # whether an input would carry gradient elsewhere must not matter here
-            inputs = [tensor.detach() for tensor in inputs]
-        for tensor in inputs:
+    def forward(x: Tensor, rope: Tensor, value_rows: Tensor | None, mask: Tensor | None = None) -> Tensor:
+        inputs = {"x": x, "value_rows": value_rows, "mask": mask}
+        given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
+        if not torch.is_grad_enabled():
+            # Whether an input would carry gradient elsewhere must not matter here.
+            given = {name: tensor.detach() for name, tensor in given.items()}
+        for tensor in given.values():
             torch._dynamo.decorators.mark_unbacked(tensor, 0)
-        return compiled(inputs[0], rope, inputs[1] if value_rows is not None else None)
+        return compiled(rope=rope, **{**inputs, **given})
 
     return forward

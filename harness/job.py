@@ -17,6 +17,7 @@ from harness.train import Diverged, Stopped, Watch, train
 from model.checked import ConfigError
 
 BUSY = "busy"  # another process trains this run
+DISK_FULL = ("No space left on device", "Disk quota exceeded")  # safetensors raises no OSError
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 
@@ -50,7 +51,8 @@ def run_job(
             logs = path / "logs"
             logs.mkdir(exist_ok=True)
             (logs / f"error_{status.attempts}.txt").write_text("".join(traceback.format_exception(error)))
-            folder.set_status(_failed(status, "code_error", error))
+            full = any(text in str(error) for text in DISK_FULL)
+            folder.set_status(_failed(status, "lost" if full else "code_error", error))
             raise
         folder.set_status(status)
         return str(status)
@@ -78,12 +80,7 @@ def _attempt(
 
 def _failed(status: Status, failure_class: str, error: BaseException) -> Status:
     message = str(error).strip().splitlines()
-    return dataclasses.replace(
-        status,
-        state="failed",
-        failure_class=failure_class,
-        message=message[0] if message else type(error).__name__,
-    )
+    return status.failed(failure_class, message[0] if message else type(error).__name__)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +15,7 @@ from harness.config import RunConfig
 from model.depth import expected_depths
 from model.flops import flops_per_token, parameter_counts
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 VERSION = "0.1.0"
 RESULTS = (
     "executed_flops",
@@ -105,6 +106,7 @@ def planned_record(
         **dict.fromkeys(RESULTS),
         "device": "",
         "attempts": 0,
+        "micro_batch_changed": 0,
         "status": "planned",
         "code_version": "",
     }
@@ -142,7 +144,12 @@ def depth_rows(run_id: str, evaluation: Evaluation) -> list[dict[str, Any]]:
 
 @cache
 def code_version() -> str:
-    """Return the version and, in a checkout, its commit, with `-dirty` when files differ from it."""
+    """Return the version and, in a checkout, its commit, with `-dirty` when files differ from it.
+
+    A job runs from a snapshot, which is no checkout: LOOPSCALE_CODE_VERSION says what it was taken from.
+    """
+    if told := os.environ.get("LOOPSCALE_CODE_VERSION"):
+        return told
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     here = Path(__file__).resolve().parent
     try:

@@ -45,21 +45,28 @@ def cells(study: StudyConfig, lookup: Lookup) -> list[Cell]:
     """
     _check(study.sweep)
     facts: dict[int, DataFacts] = {}
-    seen: dict[str, Cell] = {}
+    seen: dict[object, Cell] = {}
     result = []
     for run in _runs(study):
         key = id(run.data)
         if key not in facts:
             facts[key] = lookup(run.data)
         cell = judge(run, facts[key], study.sweep)
-        name = cell.run_id or repr(cell.run)
+        name = cell.run_id or _training(cell.run)
         if cell.verdict == "OK" and name in seen:
             if seen[name].run == cell.run:
                 continue
-            cell = dataclasses.replace(cell, verdict="DROP", reason=f"the same training as {name}")
+            cell = dataclasses.replace(
+                cell, verdict="DROP", reason=f"the same training as {cell.run_id or 'another cell'}"
+            )
         seen.setdefault(name, cell)
         result.append(cell)
     return result
+
+
+def _training(run: RunConfig) -> tuple[object, ...]:
+    """Return what tells two cells apart before their data is prepared."""
+    return run.model, run.optimizer, run.schedule, run.training, run.steps, run.seed, id(run.data)
 
 
 def judge(run: RunConfig, data: DataFacts, sweep: SweepConfig) -> Cell:
@@ -125,15 +132,23 @@ def _runs(study: StudyConfig) -> Iterator[RunConfig]:
     def product(
         scales: list[str], recurrences: list[int], control: Control, lengths: list[float], seeds: list[int]
     ) -> Iterator[RunConfig]:
+        depths = _depths(recurrences, control)
+        # One model object per depth: what is computed of it is computed once.
+        models = {
+            scale: [
+                [
+                    dataclasses.replace(run.model, **depth) if run.model.kind == "looped" else run.model
+                    for depth in depths
+                ]
+                for run in templates[scale]
+            ]
+            for scale in scales
+        }
         for scale, length, seed in itertools.product(scales, lengths, seeds):
-            for template, depth in itertools.product(templates[scale], _depths(recurrences, control)):
-                model = template.model
-                if depth and model.kind == "looped":
-                    model = dataclasses.replace(model, **depth)
-                chosen = dict.fromkeys(("budget_flops", "tokens", "tokens_per_param", "steps")) | {
-                    _LENGTHS[kind]: length
-                }
-                yield dataclasses.replace(template, model=model, seed=seed, **chosen)
+            chosen = dict.fromkeys(_LENGTHS.values()) | {"steps": None, _LENGTHS[kind]: length, "seed": seed}
+            for template, own in zip(templates[scale], models[scale], strict=True):
+                for model in own:
+                    yield dataclasses.replace(template, model=model, **chosen)
 
     scales = list(study.runs)
     yield from product(scales, sweep.mean_recurrences, sweep.control, lengths, sweep.seeds)

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format
+.PHONY: help install demo test lint format slurm-up test-slurm slurm-down
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,6 +17,15 @@ demo: $(INSTALLED) ## run a whole small study on this machine (about 8 minutes o
 
 test: $(INSTALLED) ## run the tests
 	$(BIN)/pytest -n 2 $(ARGS)
+
+slurm-up: $(INSTALLED) ## start a real SLURM cluster on this machine (root installs its Debian packages)
+	$(BIN)/python tests/slurm/cluster.py up
+
+test-slurm: $(INSTALLED) ## run the tests against that cluster (about 6 minutes)
+	LOOPSCALE_SLURM=1 $(BIN)/pytest tests/slurm $(ARGS)
+
+slurm-down: $(INSTALLED) ## stop it and delete its files
+	$(BIN)/python tests/slurm/cluster.py wipe
 
 lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -274,7 +274,9 @@ def _show_status(overrides: list[str]) -> None:
         watch_until_idle(settings.folder)
     frame = status(overrides)
     if settings.format == "json":
-        print(as_json(frame, counts=counts(frame), **frame.attrs))
+        print(
+            as_json(frame, counts=counts(frame), notes=frame.attrs["notes"], forecast=frame.attrs["forecast"])
+        )
     else:
         print(as_text(frame, STATUS_COLUMNS))
         print(summary(frame, settings.sweep, worked_on=is_worked_on(settings.folder)))

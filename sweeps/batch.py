@@ -64,22 +64,22 @@ def make_batches(
     array_parallelism: int,
     snapshot: str,
     exclude: list[str],
-    generation: int,
+    seed: str,
 ) -> list[Batch]:
     """Group runs that ask for the same resources into arrays of at most `max_array` elements.
 
-    Arrays of one shape share the cap on jobs at once. The token is a hash of the runs and of `generation`,
-    the batches so far, so that a dry run names the files that the launch will write.
+    Arrays of one shape share the cap on jobs at once. The token is a hash of the runs and of `seed`, which
+    differs from launch to launch; a dry run names the files that the launch will write.
     """
     shapes: dict[str, tuple[Resources, list[str]]] = {}
     for run, resources in runs:
         shapes.setdefault(repr(resources), (resources, []))[1].append(run)
-    batches = []
+    batches: list[Batch] = []
     for resources, names in shapes.values():
         elements = list(_chunks(names, resources.runs_per_job))
         arrays = list(_chunks(elements, max_array))
         for array in arrays:
-            text = "\n".join([str(generation + len(batches)), *itertools.chain.from_iterable(array)])
+            text = "\n".join([seed, str(len(batches)), *itertools.chain.from_iterable(array)])
             batches.append(
                 Batch(
                     token=hashlib.sha256(text.encode()).hexdigest()[:8],

@@ -145,7 +145,11 @@ def _runs(study: StudyConfig) -> Iterator[RunConfig]:
             for scale in scales
         }
         for scale, length, seed in itertools.product(scales, lengths, seeds):
-            chosen = dict.fromkeys(_LENGTHS.values()) | {"steps": None, _LENGTHS[kind]: length, "seed": seed}
+            chosen: dict[str, Any] = dict.fromkeys(_LENGTHS.values()) | {
+                "steps": None,
+                _LENGTHS[kind]: length,
+                "seed": seed,
+            }
             for template, own in zip(templates[scale], models[scale], strict=True):
                 for model in own:
                     yield dataclasses.replace(template, model=model, **chosen)

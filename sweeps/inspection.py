@@ -1,4 +1,4 @@
-"""One run whole: where it stands, every attempt, its failures, the end of its log, how to repeat it by hand."""
+"""One run whole: where it stands, every attempt, its failures, its log, how to repeat it by hand."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ LOG_LINES = 20
 def inspect_run(folder: Path, ledger: Ledger, run: RunFolder) -> dict[str, Any]:
     """Return everything known about one run of a sweep, as JSON values."""
     frame = status(folder)
-    row = frame[frame["run_id"] == run.run_id].to_dict("records")[0]
+    row = {str(key): value for key, value in frame.set_index("run_id").loc[run.run_id].items()}
     state = run.status()
     return {
+        "run_id": run.run_id,
         **row,
         "folder": str(run.path),
         "failures": state.failures,
@@ -73,7 +74,7 @@ def newest_job_log(folder: Path, run: RunFolder) -> Path | None:
 
 
 def repeat_command(folder: Path, ledger: Ledger, run: RunFolder) -> str:
-    """Return the command that trains the run again from the start, in a folder of its own, with the same code."""
+    """Return the command that trains the run again from the start, with the same code, elsewhere."""
     place = newest_places(read_batches(folder)).get(run.run_id)
     code = (folder / place[0].snapshot).resolve() if place else Path(__file__).resolve().parents[1]
     shown = shlex.quote(str(code))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ class Ledger:
     cluster: ClusterConfig
     retry: RetryConfig
     scales: dict[str, str]  # by run id
+    nonce: str = ""  # drawn once: another sweep of this name, before or elsewhere, has other job names
 
     def runs(self, folder: Path) -> list[RunFolder]:
         return [RunFolder(folder / run_id) for run_id in self.run_ids]
@@ -82,6 +84,7 @@ def enter(study: StudyConfig, cells: list[Cell]) -> Ledger:
             cluster=study.cluster,
             retry=study.retry,
             scales=scales,
+            nonce=before.nonce if before else secrets.token_hex(4),
         )
         write_json(folder / "sweep.json", asdict(ledger))
     return ledger
@@ -97,8 +100,10 @@ def would_enter(study: StudyConfig, cells: list[Cell]) -> tuple[Ledger, list[str
         cell.run_id or f"run-{number}": cell.run.scale
         for number, cell in enumerate(sorted(cells, key=_cost, reverse=True))
     }
+    nonce = ""
     if (folder / "sweep.json").exists():
-        scales = read_ledger(folder).scales | scales
+        before = read_ledger(folder)
+        scales, nonce = before.scales | scales, before.nonce
     missing = [name for name in scales if RunFolder(folder / name).status().state != "done"]
     ledger = Ledger(
         name=str(study.sweep.name),
@@ -107,6 +112,7 @@ def would_enter(study: StudyConfig, cells: list[Cell]) -> tuple[Ledger, list[str
         cluster=study.cluster,
         retry=study.retry,
         scales=scales,
+        nonce=nonce,
     )
     return ledger, missing
 

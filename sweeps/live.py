@@ -89,7 +89,7 @@ def watch(folder: Path, alive: Callable[[pd.DataFrame], bool] = lambda frame: Tr
 
 
 def watch_until_idle(folder: Path) -> None:
-    """Show the sweep in `folder` as long as anything is at it, allowing for what was just launched to start."""
+    """Show the sweep in `folder` as long as anything is at it, allowing a new launch to start."""
     began = time.monotonic()
 
     def alive(frame: pd.DataFrame) -> bool:

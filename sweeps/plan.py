@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +41,7 @@ def plan(study: StudyConfig) -> pd.DataFrame:
     root = Path(study.root)
     folder = root / str(study.sweep.name)
     prices = Prices(cluster=study.cluster, calibrated=read_calibrations(root))
-    there = set(os.listdir(folder)) if folder.exists() else set()
+    there = {path.name for path in folder.iterdir()} if folder.exists() else set()
     rows = [_row(cell, folder, there, prices) for cell in planned]
     for row in rows:
         _price(row, study, prices)
@@ -130,7 +129,10 @@ def _fitting(cell: Cell, limit_bytes: float) -> Cell:
     needed = _memory_bytes(cell)
     if cell.verdict == "DROP" or needed <= limit_bytes:
         return cell
-    reason = f"needs about {needed / 1e9:.3g} GB, cluster.device_memory_gb={limit_bytes / 1e9:g}: lower training.micro_batch"
+    reason = (
+        f"needs about {needed / 1e9:.3g} GB, cluster.device_memory_gb={limit_bytes / 1e9:g}: "
+        "lower training.micro_batch"
+    )
     return dataclasses.replace(cell, verdict="DROP", reason=reason)
 
 

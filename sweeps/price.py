@@ -1,4 +1,4 @@
-"""What a cell costs: nominal FLOPs per second from finished runs, from calibration, or estimated from peak."""
+"""What a cell costs: throughput from finished runs, from calibration, or estimated from peak."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ def in_words(origins: Iterable[str], cluster: ClusterConfig) -> str:
         detail = ""
         if origin == ESTIMATED:
             peak = cluster.device_peak_flops_per_s
-            detail = f" ({peak:.3g} FLOP/s x {cluster.device_utilisation:g}, cluster.device_utilisation), not measured"
+            detail = f" ({peak:.3g} FLOP/s x utilisation {cluster.device_utilisation:g}), not measured"
         if origin == UNKNOWN:
-            detail = " (no run has finished; set cluster.device_peak_flops_per_s, or loopscale plan calibrate=true)"
+            detail = " (set cluster.device_peak_flops_per_s, or time it: plan calibrate=true)"
         cells = "" if len(counted) == 1 else f"{count} cells "
         parts.append(f"{cells}{origin}{detail}")
     return "; ".join(parts)

@@ -56,7 +56,7 @@ class Executor(submitit.SlurmExecutor):
         """Return the job file."""
         return str(self._make_submission_file_text(self._command, ""))
 
-    def submit_array(self) -> str:  # type: ignore[override]
+    def submit_array(self) -> str:
         """Submit and return the id of the array."""
         return str(self._submit_command(self._command).job_id)
 
@@ -158,7 +158,7 @@ class Slurm:
         return self.patiently(lambda: _run(*command))
 
     def patiently(self, action: Callable[[], T]) -> T:
-        """Repeat `action` with growing pauses while the controller is away, for as long as the profile says."""
+        """Repeat `action` with growing pauses while the controller is away, as long as the profile says."""
         until = time.monotonic() + self.config.patience_s
         for tried in range(10_000):
             try:

@@ -74,7 +74,7 @@ def plan_batches(
         array_parallelism=ledger.cluster.array_parallelism,
         snapshot=snapshot.path,
         exclude=exclude,
-        generation=generation,
+        seed=f"{ledger.nonce}{generation}",
     )
 
 
@@ -162,7 +162,7 @@ def _notes(folder: Path, ledger: Ledger, batches: list[Batch], cluster: str) -> 
     if not others:
         return []
     return [
-        f"submitted earlier on another cluster, cancel there what is still queued: {', '.join(sorted(others))}"
+        f"submitted before on another cluster, cancel there what still waits: {', '.join(sorted(others))}"
     ]
 
 

@@ -166,7 +166,7 @@ def _out_of_memory_kills() -> int:
 
 
 def _leave(runs: list[RunFolder], ledger: Ledger, ran_s: float, batch: Batch) -> None:
-    """Say why the runs stopped, and queue the job again unless the user cancelled it or the site forbids it."""
+    """Say why the runs stopped, and queue the job again unless it was cancelled or may not."""
     limit_s = batch.resources.time_min * 60 - ledger.cluster.signal_s - EARLY_S
     reason = "timeout" if ran_s >= limit_s else "preempted"
     stopped = [run for run in runs if run.status().state == "submitted"]

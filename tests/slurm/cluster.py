@@ -142,9 +142,7 @@ def became(condition: Callable[[], bool], seconds: float) -> bool:
 
 def wait_for(what: str, condition: Callable[[], bool], seconds: float) -> None:
     if not became(condition, seconds):
-        sys.exit(
-            f"{what} did not come up within {seconds:g} s; its log is under {Site.from_environment().root}/log"
-        )
+        sys.exit(f"{what} did not come up within {seconds:g} s; see {Site.from_environment().root}/log")
 
 
 def listens(port: int) -> bool:
@@ -280,8 +278,8 @@ KillWait=5
 GresTypes=gpu
 NodeName=DEFAULT CPUs=8 RealMemory=16384 Gres=gpu:none:{GPUS} State=UNKNOWN
 {nodes}
-PartitionName=batch Nodes=ALL Default=YES DefaultTime=10 MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
-PartitionName=urgent Nodes=ALL DefaultTime=10 MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF
+PartitionName=batch Nodes=ALL Default=YES DefaultTime=10 PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
+PartitionName=urgent Nodes=ALL DefaultTime=10 PriorityTier=10 PreemptMode=OFF
 """
 
 
@@ -323,8 +321,9 @@ def start_accounting(site: Site, daemons: Daemons) -> None:
         "GRANT ALL ON accounting.* TO 'slurm'@'127.0.0.1';\n"
     )
     daemons.start(
-        "mariadbd", "mariadbd", "--no-defaults", "--user=root", f"--datadir={data}", f"--socket={data}/socket",
-        f"--pid-file={data}/pid", "--bind-address=127.0.0.1", f"--port={site.port + 2}", "--skip-name-resolve",
+        "mariadbd", "mariadbd", "--no-defaults", "--user=root", f"--datadir={data}",
+        f"--socket={data}/socket", f"--pid-file={data}/pid", "--bind-address=127.0.0.1",
+        f"--port={site.port + 2}", "--skip-name-resolve",
         f"--init-file={grants}", "--innodb-buffer-pool-size=64M", "--innodb-log-file-size=32M",
         "--innodb-flush-log-at-trx-commit=0", "--innodb-lock-wait-timeout=900",
     )  # fmt: skip
@@ -353,8 +352,8 @@ def up(site: Site) -> None:
         daemons = Daemons(site)
         daemons.start(
             "munged", "munged", "--foreground", "--force", f"--key-file={site.root}/munge.key",
-            f"--socket={site.socket}", f"--pid-file={site.root}/munged.pid", f"--log-file={site.log('munged')}",
-            f"--seed-file={site.root}/munged.seed", "--num-threads=4",
+            f"--socket={site.socket}", f"--pid-file={site.root}/munged.pid",
+            f"--log-file={site.log('munged')}", f"--seed-file={site.root}/munged.seed", "--num-threads=4",
         )  # fmt: skip
         wait_for("munged", site.socket.exists, 20)
         if site.accounting:
@@ -395,7 +394,7 @@ def down(site: Site) -> None:
 
 
 def step_daemons(site: Site) -> list[int]:
-    """Return the step daemons left behind: children of nobody, known by this site's log that they hold open."""
+    """Return the step daemons left behind: known by this site's log that they hold open."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):

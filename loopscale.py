@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from analysis import Comparison, StudyFit
     from harness.record import Evaluation
-    from sweeps.config import FitTableConfig, StatusConfig, StudyConfig
+    from sweeps.config import CollectConfig, FitTableConfig, StatusConfig, StudyConfig
 
 Overrides = Sequence[str]
 
@@ -147,7 +147,8 @@ def collect(cfg: Overrides) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Write and return the runs table and the depth table of a sweep."""
     import sweeps.collect
 
-    return sweeps.collect.collect(_table("collect", cfg).folder)
+    settings = _collect_table(cfg)
+    return sweeps.collect.collect(settings.folder, [Path(folder) for folder in settings.also])
 
 
 def fit(cfg: Overrides) -> StudyFit:
@@ -184,6 +185,13 @@ def _table(command: str, cfg: Overrides) -> StatusConfig:
     from sweeps.config import StatusConfig
 
     return compose_table(command, cfg, StatusConfig)
+
+
+def _collect_table(cfg: Overrides) -> CollectConfig:
+    from sweeps.compose import compose_table
+    from sweeps.config import CollectConfig
+
+    return compose_table("collect", cfg, CollectConfig)
 
 
 def _fit_table(command: str, cfg: Overrides) -> FitTableConfig:
@@ -234,6 +242,10 @@ def _show_plan(overrides: list[str]) -> None:
     from sweeps.show import PLAN_COLUMNS, as_json, as_text
 
     study = compose(overrides)
+    if study.calibrate:
+        from sweeps.calibrate import calibrate
+
+        calibrate(study)
     frame = plan(study)
     total = sweeps.plan.totals(frame)
     if study.format == "json":
@@ -308,7 +320,7 @@ def _show_collect(overrides: list[str]) -> None:
     from sweeps.show import as_json
     from sweeps.status import gaps
 
-    settings = _table("collect", overrides)
+    settings = _collect_table(overrides)
     runs, depths = collect(overrides)
     if settings.format == "json":
         print(as_json(runs))

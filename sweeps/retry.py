@@ -23,7 +23,7 @@ def prepare_attempt(run: RunFolder, status: Status, retry: RetryConfig) -> bool:
     if retry.rule(status.failure_class).action == "halve_micro_batch" and not halve_micro_batch(run):
         run.set_status(dataclasses.replace(status, message=f"{status.message} (at a micro-batch of 1)"))
         return False
-    run.set_status(dataclasses.replace(status, state="submitted", failure_class=""))
+    run.set_status(dataclasses.replace(status, state="submitted", failure_class=""), sync=False)
     return True
 
 

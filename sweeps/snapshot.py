@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import io
 import os
 import platform
@@ -77,7 +76,6 @@ def take_snapshot(sweep: Path, checkout: Path = CHECKOUT, *, write: bool = True)
 
 def record_environment(folder: Path) -> None:
     """Write the interpreter, the machine and every installed package beside a batch."""
-    packages = {item.metadata["Name"]: item.version for item in importlib.metadata.distributions()}
     shown = (
         "CUDA_VISIBLE_DEVICES",
         "CONDA_DEFAULT_ENV",
@@ -93,9 +91,16 @@ def record_environment(folder: Path) -> None:
         "host": platform.node(),
         "platform": platform.platform(),
         "environment": {name: os.environ[name] for name in shown if name in os.environ},
-        "packages": dict(sorted(packages.items())),
+        "packages": installed_packages(),
     }
     write_json(folder / "environment.json", environment)
+
+
+def installed_packages() -> dict[str, str]:
+    """Return the version of every installed package, read off folder names: parsing them takes a second."""
+    folders = [Path(entry) for entry in sys.path if Path(entry).is_dir()]
+    names = [path.stem for folder in folders for path in folder.glob("*.dist-info")]
+    return {name: version for name, _, version in (name.rpartition("-") for name in sorted(names))}
 
 
 def _copied(sweep: Path, checkout: Path, write: bool) -> Snapshot:

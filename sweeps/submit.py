@@ -108,7 +108,8 @@ def settle(
             continue
         settled = judge_death(status, element, was_submitted=batch is not None)
         if settled != status:
-            run.set_status(settled)
+            # Not synced: what a power cut takes away, the next launch finds out again.
+            run.set_status(settled, sync=False)
         if is_open(settled, ledger.retry) and prepare_attempt(run, settled, ledger.retry):
             ready.append(run)
             rule = ledger.retry.rule(settled.failure_class)

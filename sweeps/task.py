@@ -47,17 +47,19 @@ def main(arguments: list[str]) -> int:
         _meet()
     if int(os.environ.get("RANK", "0")) == 0:
         _note_restart(runs, ledger.retry)
-    work_through(runs, sweep / ledger.cache, batch, ledger.retry, told)
+    started = work_through(runs, sweep / ledger.cache, batch, ledger.retry, told)
     if int(os.environ.get("RANK", "0")) == 0 and told():
-        _leave(runs, ledger, time.monotonic() - began, batch)
+        _leave(runs, started, ledger, time.monotonic() - began, batch)
     states = {run.status().state for run in runs}
     return 0 if states == {"done"} else 1 if "failed" in states else STOPPED
 
 
 def work_through(
     runs: list[RunFolder], cache: Path, batch: Batch, retry: RetryConfig, told: Callable[[], bool]
-) -> None:
+) -> set[str]:
     """Train the open ones of `runs`, as many at once as the batch says; ends early when told to.
+
+    Returns the ids of those that were started.
 
     Runs that ran out of memory or whose process died are started again here, within their rules.
     """
@@ -67,6 +69,7 @@ def work_through(
     waiting = [run for run in runs if is_open(run.status(), retry)]
     free = list(range(batch.resources.parallel_runs))
     active: list[tuple[BaseProcess, RunFolder, int]] = []
+    started: set[str] = set()
     memory = _out_of_memory_kills()
     while active or (waiting and not told()):
         while waiting and free and not told():
@@ -74,6 +77,7 @@ def work_through(
             if prepare_attempt(run, run.status(), retry):
                 slot = free.pop(0)
                 _note_place(run)
+                started.add(run.run_id)
                 active.append((start_child(run, cache, asked=told, gpu=_gpu(slot, len(free) + 1)), run, slot))
         time.sleep(POLL_S)
         for entry in active if told() else [entry for entry in active if not entry[0].is_alive()]:
@@ -91,6 +95,7 @@ def work_through(
             status = run.status()
             if alone and status.state == "failed" and (killed or status.failure_class == "oom"):
                 waiting += [run] if is_open(status, retry) else []
+    return started
 
 
 def _listen() -> Callable[[], bool]:
@@ -165,12 +170,12 @@ def _out_of_memory_kills() -> int:
     return total
 
 
-def _leave(runs: list[RunFolder], ledger: Ledger, ran_s: float, batch: Batch) -> None:
+def _leave(runs: list[RunFolder], started: set[str], ledger: Ledger, ran_s: float, batch: Batch) -> None:
     """Say why the runs stopped, and queue the job again unless it was cancelled or may not."""
     limit_s = batch.resources.time_min * 60 - ledger.cluster.signal_s - EARLY_S
     reason = "timeout" if ran_s >= limit_s else "preempted"
-    stopped = [run for run in runs if run.status().state == "submitted"]
-    answer = _requeue(ledger.cluster) if "SLURM_JOB_ID" in os.environ else "not under SLURM"
+    stopped = [run for run in runs if run.run_id in started and run.status().state == "submitted"]
+    answer = _requeue(ledger.cluster) if "SLURM_ARRAY_JOB_ID" in os.environ else "not under SLURM"
     for run in stopped:
         status = run.status()
         message = f"{status.message} ({reason}; {answer})"
@@ -195,7 +200,8 @@ def _requeue(config: ClusterConfig) -> str:
     if config.requeue is False:
         return "requeue is off; launch continues it"
     slurm = Slurm(dataclasses.replace(config, patience_s=LEAVE_S))
-    job = os.environ["SLURM_JOB_ID"]
+    # Not SLURM_JOB_ID: the last element shares its with the whole array, which would all be queued again.
+    job = "_".join(os.environ[f"SLURM_ARRAY_{part}_ID"] for part in ("JOB", "TASK"))
     try:
         state = slurm.call("squeue", "--noheader", f"--jobs={job}", "--states=all", "--format=%T").strip()
         if state != "RUNNING":  # cancelled, or SLURM is queueing it again itself

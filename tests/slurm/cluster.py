@@ -236,14 +236,14 @@ def slurm_conf(site: Site) -> str:
         f"NodeName={node} NodeHostname={node} NodeAddr=127.0.0.1 Port={site.port + 10 + number}"
         for number, node in enumerate(NODES)
     )
-    # cred_expire: a requeued job waits that long before it starts again (120 s by default).
+    # cred_expire: a requeued job waits that long before it starts again; 120 s by default, 5 at least.
     return f"""ClusterName={site.root.name.replace("-", "_")}
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={site.port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={site.socket},cred_expire=4
+AuthInfo=socket={site.socket},cred_expire=5
 CredType=cred/munge
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 StateSaveLocation={site.root}/state

@@ -70,7 +70,8 @@ def test_a_node_that_goes_down(sweep, calm):
 
 def test_the_time_limit(sweep, calm):
     # A minute of time limit, of which SLURM may take another off for the signal, for a run of two.
-    made = sweep("limited", *EVENT, "sweep.seeds=[0]", fault("slow=1.2"), "cluster.resources.time_min=1")
+    own = ["sweep.seeds=[0]", fault("slow=0.7"), "cluster.resources.time_min=1", "cluster.signal_s=5"]
+    made = sweep("limited", *EVENT, *own)
     made.launch()
     made.wait_until_idle(240)
     made.finish()

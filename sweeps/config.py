@@ -19,13 +19,17 @@ Control = Literal["fixed", "poisson", "none"]
 
 @dataclass(frozen=True, kw_only=True)
 class ListedCells:
-    """Cells beside the product, such as replicate seeds; an empty field stands for the sweep's own."""
+    """Cells beside the product, such as replicate seeds; an empty field stands for the sweep's own.
+
+    Zipped, the i-th cell takes the i-th value of every list that is given; a list of one value serves all.
+    """
 
     scales: list[str] = field(default_factory=list)
     mean_recurrences: list[Annotated[int, Ge(1)]] = field(default_factory=list)
     lengths: list[PositiveFloat] = field(default_factory=list)
     seeds: list[Seed] = field(default_factory=list)
     control: Control = "none"
+    zipped: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

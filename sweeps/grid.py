@@ -162,13 +162,26 @@ def _runs(study: StudyConfig) -> Iterator[RunConfig]:
             raise ConfigError(f"sweep.cells.{name}.scales={sorted(unknown)}: choose from {', '.join(scales)}")
         if not listed.mean_recurrences and listed.control == "none":
             raise ConfigError(f"sweep.cells.{name}: give mean_recurrences or a control")
-        yield from product(
+        values = (
             listed.scales or scales,
             listed.mean_recurrences,
-            listed.control,
             listed.lengths or lengths,
             listed.seeds or sweep.seeds,
         )
+        for own_scales, depths, own_lengths, seeds in _zipped(name, values) if listed.zipped else [values]:
+            yield from product(own_scales, depths, listed.control, own_lengths, seeds)
+
+
+def _zipped(name: str, values: tuple[list[Any], ...]) -> Iterator[tuple[list[Any], ...]]:
+    sizes = {len(column) for column in values if len(column) > 1}
+    if len(sizes) > 1:
+        shown = ", ".join(str(len(column)) for column in values)
+        raise ConfigError(
+            f"sweep.cells.{name}: zipped lists differ in length (scales, mean_recurrences, lengths, seeds: "
+            f"{shown}); give each as many values, or one"
+        )
+    for position in range(max(sizes, default=1)):
+        yield tuple(column[position : position + 1] if len(column) > 1 else column for column in values)
 
 
 def _depths(recurrences: list[int], control: Control) -> list[dict[str, Any]]:

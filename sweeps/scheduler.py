@@ -39,11 +39,19 @@ class Element:
     @property
     def is_live(self) -> bool:
         """Say whether it is queued, running or about to be."""
-        return self.state in LIVE
+        return self.state in LIVE and not self.is_stuck
+
+    @property
+    def is_stuck(self) -> bool:
+        """Say whether SLURM holds it for ever: a job that a failing node could not start, queued again."""
+        reason = self.reason.replace("_", " ").lower()
+        return self.state == "PENDING" and reason.startswith("launch failed")
 
     @property
     def death(self) -> str:
         """Name the failure class of a run that was running in it, "" where the user cancelled it."""
+        if self.is_stuck:
+            return "node_failure"
         return "" if self.state.startswith("CANCELLED") else DEATHS.get(self.state, "lost")
 
 

@@ -100,6 +100,9 @@ def settle(
         places[run.run_id][0].token: places[run.run_id][0] for run, _ in unfinished if run.run_id in places
     }
     elements = scheduler.states(_here(folder, list(asked.values()), scheduler.name))
+    stuck = {f"{element.job_id}_{index}" for (_, index), element in elements.items() if element.is_stuck}
+    if stuck:
+        scheduler.cancel(sorted(stuck))
     ready, exclude = [], set()
     for run, status in unfinished:
         batch, index = places.get(run.run_id, (None, 0))

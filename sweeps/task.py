@@ -204,7 +204,9 @@ def _requeue(config: ClusterConfig) -> str:
     job = "_".join(os.environ[f"SLURM_ARRAY_{part}_ID"] for part in ("JOB", "TASK"))
     try:
         state = slurm.call("squeue", "--noheader", f"--jobs={job}", "--states=all", "--format=%T").strip()
-        if state != "RUNNING":  # cancelled, or SLURM is queueing it again itself
+        if state in ("PENDING", "REQUEUED"):
+            return "queued again by SLURM"
+        if state != "RUNNING":
             return CANCELLED
         slurm.call("scontrol", "requeue", job)
     except (ValueError, OSError) as error:

@@ -393,14 +393,14 @@ def down(site: Site) -> None:
         daemons.stop(name)
 
 
-def step_daemons(site: Site) -> list[int]:
-    """Return the step daemons left behind: known by this site's log that they hold open."""
+def step_daemons(site: Site, node: str = "") -> list[int]:
+    """Return the step daemons of a site, or of a node: known by the log of theirs that they hold open."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if (process / "exe").readlink().name == "slurmstepd":
                 files = {str(link.readlink()) for link in (process / "fd").iterdir()}
-                if any(name.startswith(f"{site.root}/log/slurmd.") for name in files):
+                if any(name.startswith(f"{site.root}/log/slurmd.{node}") for name in files):
                     found.append(int(process.name))
     return found
 

@@ -115,8 +115,9 @@ class Sweep:
         wait_for(lambda: not self.queue(), seconds, f"for {self.name}: {self.queue()}")
 
     def queue(self) -> list[str]:
-        lines = slurm("squeue", "-h", "-r", "-o", "%j %i %T").splitlines()
-        return [line for line in lines if line.startswith(f"{self.name}-")]
+        lines = slurm("squeue", "-h", "-r", "-o", "%j %i %T %r").splitlines()
+        stuck = "launch failed requeued held"  # for ever, so launch is asked to deal with it
+        return [line for line in lines if line.startswith(f"{self.name}-") and stuck not in line]
 
     def element(self, number: int = 0) -> str:
         """Return the SLURM id of the array element that trains a run."""

@@ -17,6 +17,7 @@ from harness.metrics import read_metrics
 from sweeps.batch import read_batch
 from sweeps.status import places_of
 
+from .cluster import step_daemons
 from .conftest import EVENT, ROOT, fault, slurm, wait_for
 
 SLOW = fault("slow=0.06")
@@ -52,19 +53,42 @@ def test_preemption_by_a_better_partition(sweep, calm):
     assert slurm("sacct", "-nXP", "-j", better, "-o", "State").strip() == "COMPLETED"
 
 
-def test_a_node_that_goes_down(sweep, calm):
+def test_a_node_that_loses_power(sweep, calm, site, daemons):
+    made = sweep("node_lost", *EVENT, SLOW)
+    made.launch()
+    made.wait_for_step(8)
+    place = places_of(made.run())[0]
+    node = place["node"]
+    daemons.stop(f"slurmd.{node}", number=signal.SIGKILL)
+    for pid in step_daemons(site, node):
+        for child in [*processes_under(pid), pid]:
+            os.kill(child, signal.SIGKILL)
+    try:
+        wait_for(lambda: made.run().status().attempts == 2)
+    finally:
+        daemons.start_node(node)
+    made.finish()
+    assert made.losses() == calm and made.run().status().failures == {"node_failure": 1}
+    assert places_of(made.run())[1]["node"] != node and len(made.batches()) == 1
+
+
+def test_a_node_that_is_set_down_and_returns(sweep, calm):
     made = sweep("node_down", *EVENT, SLOW)
     made.launch()
     made.wait_for_step(8)
     node = places_of(made.run())[0]["node"]
     slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
-    try:
-        wait_for(lambda: made.run().status().attempts == 2)
-    finally:
-        slurm("scontrol", "update", f"nodename={node}", "state=resume")
+    wait_for(lambda: not made.run().is_held())
+    time.sleep(10)  # until the node has come back and has perhaps refused the job
+    slurm("scontrol", "update", f"nodename={node}", "state=resume")
     made.finish()
-    assert made.losses() == calm and made.run().status().failures == {"node_failure": 1}
-    assert places_of(made.run())[1]["node"] != node
+    assert made.losses() == calm
+
+
+def processes_under(pid: int) -> list[int]:
+    """Return the descendants of a process."""
+    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [each for child in children for each in [*processes_under(child), child]]
 
 
 def test_the_time_limit(sweep, calm):

@@ -60,11 +60,12 @@ def grid(folder: Path, cells: int, *more: str) -> list[str]:
 def slurm_submission(folder: Path, cells: int) -> None:
     """Submit `cells` runs as `launch` does, then the same number of single sbatch calls."""
     (folder / "text").mkdir()
-    (folder / "text" / "a.txt").write_text("word and other words " * 20_000)
+    for number in range(20):
+        (folder / "text" / f"{number}.txt").write_text(f"{number} and other words " * 1000)
     seeds = ",".join(map(str, range(cells)))
     overrides = [
         f"root={folder}", f"cache={folder / 'data'}", "data=text", f"path={folder / 'text'}",
-        "sweep.name=many", "data.vocabulary_size=300", "data.validation_fraction=0.2", "model=looped_40k",
+        "sweep.name=many", "data.vocabulary_size=270", "data.validation_fraction=0.2", "model=looped_40k",
         "model.sequence_length=32", "training.batch_sequences=4", "evaluation.blocks=2", "sweep.control=none",
         "sweep.mean_recurrences=[2]", f"sweep.seeds=[{seeds}]", "sweep.min_steps=1", "sweep.max_epochs=100",
         "cluster=slurm", "cluster.resources.options={hold: true}", "confirm=false", "sweep.tokens=[4096]",

@@ -29,6 +29,10 @@ SafeDumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 State = Literal["planned", "submitted", "running", "done", "failed"]
 
 
+SECTIONS_KEPT = 4096
+_sections: dict[int, tuple[str, Any]] = {}  # of immutable configurations, by identity
+
+
 @dataclass(frozen=True, kw_only=True)
 class Status:
     """Where a run stands. `failure_class` and `message` say why a failed one failed."""
@@ -192,16 +196,21 @@ def _settle(folder: RunFolder, run: RunConfig) -> None:
 
 def config_text(run: RunConfig) -> str:
     """Return `run` as YAML; sections that many runs share are formatted once."""
-    return "".join(
-        _section_text(item.name, json.dumps(_plain(getattr(run, item.name))))
-        for item in dataclasses.fields(run)
-    )
+    return "".join(_section_text(item.name, getattr(run, item.name)) for item in dataclasses.fields(run))
 
 
-def _plain(value: Any) -> Any:
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
+def _section_text(name: str, value: Any) -> str:
+    if not dataclasses.is_dataclass(value):
+        return _yaml(name, json.dumps(value))
+    text, _ = _sections.get(id(value), ("", None))
+    if not text:
+        text = _yaml(name, json.dumps(dataclasses.asdict(value)))  # type: ignore[arg-type]
+        if len(_sections) >= SECTIONS_KEPT:
+            _sections.clear()
+        _sections[id(value)] = text, value  # which keeps the object, and with it its id
+    return text
 
 
 @lru_cache(maxsize=4096)
-def _section_text(name: str, content: str) -> str:
+def _yaml(name: str, content: str) -> str:
     return str(yaml.dump({name: json.loads(content)}, Dumper=SafeDumper, sort_keys=False))

@@ -58,7 +58,7 @@ class FakeCluster:
         for index in range(len(batch.elements)):
             self.elements[batch.name, index] = Element(state="PENDING", reason="Priority", job_id=job_id)
             ready = self.now_s + draw.uniform(0.5, 1.5) * self.script.queue_s
-            self._push(self._waiting, (ready, self._next(), batch, index))
+            heapq.heappush(self._waiting, (ready, self._next(), batch, index))
         return job_id
 
     def find(self, name: str) -> str | None:
@@ -101,7 +101,7 @@ class FakeCluster:
                 failure = name
             chance -= share
         end_s = start_s + draw.uniform(0.5, 1.5) * self.script.run_s * (draw.random() if failure else 1)
-        self._push(self._running, (end_s, self._next(), batch, index, failure))
+        heapq.heappush(self._running, (end_s, self._next(), batch, index, failure))
 
     def _end(self, batch: Batch, index: int, failure: str) -> None:
         for run in batch.elements[index]:
@@ -110,9 +110,6 @@ class FakeCluster:
         element = self.elements[batch.name, index]
         state = STATES.get(failure, "FAILED") if failure else "COMPLETED"
         self.elements[batch.name, index] = dataclasses.replace(element, state=state)
-
-    def _push(self, heap: list, entry: tuple) -> None:  # type: ignore[type-arg]
-        heapq.heappush(heap, entry)
 
     def _next(self) -> int:
         self._count += 1

@@ -45,10 +45,13 @@ def main(arguments: list[str]) -> int:
     runs = [RunFolder(sweep / name) for name in batch.elements[index]]
     if batch.resources.world_size > 1:
         _meet()
-    if int(os.environ.get("RANK", "0")) == 0:
+    first = os.environ.get("RANK", "0") == "0"
+    if first:
         _note_restart(runs, ledger.retry)
     started = work_through(runs, sweep / ledger.cache, batch, ledger.retry, told)
-    if int(os.environ.get("RANK", "0")) == 0 and told():
+    if not first:  # what became of the run is the first rank's to say
+        return 0
+    if told():
         _leave(runs, started, ledger, time.monotonic() - began, batch)
     states = {run.status().state for run in runs}
     return 0 if states == {"done"} else 1 if "failed" in states else STOPPED
@@ -74,9 +77,10 @@ def work_through(
     while active or (waiting and not told()):
         while waiting and free and not told():
             run = waiting.pop(0)
-            if prepare_attempt(run, run.status(), retry):
+            if not alone or prepare_attempt(run, run.status(), retry):
                 slot = free.pop(0)
-                _note_place(run)
+                if os.environ.get("RANK", "0") == "0":
+                    _note_place(run)
                 started.add(run.run_id)
                 active.append((start_child(run, cache, asked=told, gpu=_gpu(slot, len(free) + 1)), run, slot))
         time.sleep(POLL_S)

@@ -5,6 +5,7 @@ Collected only where LOOPSCALE_SLURM is set; there a cluster that is not up is a
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -24,6 +25,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 
 collect_ignore_glob = [] if os.environ.get("LOOPSCALE_SLURM") else ["test_*.py"]
+if importlib.util.find_spec("harness.distributed") is None:
+    collect_ignore_glob.append("test_ranks.py")
 
 
 def pytest_sessionfinish(session):
@@ -94,9 +97,8 @@ class Sweep:
     def launch_process(self, *more: str, **environment: str) -> subprocess.Popen:
         """Launch from a terminal of its own."""
         command = [sys.executable, "-m", "loopscale", "launch", *self.overrides, *more]
-        return subprocess.Popen(
-            command, cwd=ROOT, env=os.environ | environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
+        with (self.root.parent / f"{self.name}.log").open("ab") as log:
+            return subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, stdout=log, stderr=log)
 
     def status(self):
         return loopscale.status([f"root={self.root}", f"sweep={self.name}"]).set_index("run_id")

@@ -128,15 +128,17 @@ class Sweep:
     def batches(self) -> list[Path]:
         return sorted(self.folder.glob("jobs/*/batch.json"))
 
-    def finish(self, launches: int = 4) -> None:
-        """Launch again, as often as a patient user would, until all is done."""
-        for _ in range(launches):
+    def finish(self, *, again: bool = True) -> None:
+        """Wait for the end, launching again whenever SLURM has nothing left to do."""
+        until = time.monotonic() + 150
+        while True:
             self.wait_until_idle()
-            if all(run.status().state == "done" for run in self.runs()):
+            states = [run.status() for run in self.runs()]
+            if all(status.state == "done" for status in states):
                 return
+            assert again and time.monotonic() < until, states
             self.launch()
-        self.wait_until_idle()
-        assert {str(run.status()) for run in self.runs()} == {"done"}, [run.status() for run in self.runs()]
+            time.sleep(1)
 
     def losses(self) -> dict[str, list[float]]:
         """Return what was computed, by run: every training loss, the validation loss, the depth curve."""
@@ -183,5 +185,5 @@ def calm(site, data, tmp_path_factory) -> dict[str, list[float]]:
     """The losses of the runs of EVENT in a sweep that nothing disturbs."""
     undisturbed = Sweep(tmp_path_factory.mktemp("calm"), *data, "calm", *EVENT)
     undisturbed.launch()
-    undisturbed.finish(launches=0)
+    undisturbed.finish(again=False)
     return undisturbed.losses()

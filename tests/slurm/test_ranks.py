@@ -14,7 +14,7 @@ def test_two_nodes_of_two_tasks_equal_one_process(sweep, calm, starter):
     shape = f"{{nodes: 2, tasks_per_node: 2, ranks: {starter}}}"
     made = sweep(f"ranks_{starter}", *EVENT, "sweep.seeds=[0]", f"cluster.per_scale={{looped_40k: {shape}}}")
     made.launch()
-    made.finish(launches=0)
+    made.finish(again=False)
     (run,) = made.runs()
     assert made.losses()[run.run_id] == pytest.approx(calm[run.run_id], rel=1e-5)
     assert run.status().attempts == 1 and len(places_of(run)) == 1

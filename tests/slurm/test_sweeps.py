@@ -22,7 +22,7 @@ def test_a_sweep_of_24_cells_over_4_nodes_with_one_array_per_shape(sweep):
     frame = made.launch()
     assert len(frame) == 24 and set(frame["status"]) <= {"submitted", "running"}
     assert len(made.batches()) == 2
-    made.finish(launches=0)
+    made.finish(again=False)
     runs, depths = loopscale.collect([f"root={made.root}", "sweep=grid"])
     assert len(runs) == 24 and (runs["status"] == "done").all() and (runs["attempts"] == 1).all()
     assert runs["val_loss_nats"].notna().all() and len(depths) == 24 * 4
@@ -60,7 +60,7 @@ def test_a_job_needs_no_network(sweep, calm):
     python = f"unshare --net -- {sys.executable}"
     made = sweep("offline", *EVENT, f"cluster.python='{python}'")
     made.launch()
-    made.finish(launches=0)
+    made.finish(again=False)
     assert made.losses() == calm
 
 
@@ -68,7 +68,7 @@ def test_editing_the_checkout_does_not_change_a_queued_run(sweep, calm):
     made = sweep("snapshot", *EVENT)
     frame = made.launch()
     assert set(frame["status"]) <= {"submitted", "running"}
-    made.finish(launches=0)
+    made.finish(again=False)
     batch = read_batch(made.batches()[0].parent)
     code = made.folder / batch.snapshot
     assert (code / "sweeps" / "task.py").read_text() == (ROOT / "sweeps" / "task.py").read_text()

@@ -32,6 +32,7 @@ OUTAGE = re.compile(
     r"|standby|temporarily|not respond|unable to connect|slurmdbd.*(down|error)|try again",
     re.IGNORECASE,
 )
+DEFAULT_MAX_ARRAY = 1001
 BACK_OFF_S = (1.0, 2.0, 4.0, 8.0, 15.0)  # and so on
 
 
@@ -81,6 +82,8 @@ class Slurm:
 
     @property
     def max_array(self) -> int:
+        if shutil.which("scontrol") is None:  # a dry run away from the cluster
+            return DEFAULT_MAX_ARRAY
         return int(self.settings["MaxArraySize"])
 
     @property

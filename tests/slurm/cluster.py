@@ -398,7 +398,7 @@ def step_daemons(site: Site, node: str = "") -> list[int]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if (process / "exe").readlink().name == "slurmstepd":
+            if (process / "exe").readlink().name.startswith("slurmstepd"):
                 files = {str(link.readlink()) for link in (process / "fd").iterdir()}
                 if any(name.startswith(f"{site.root}/log/slurmd.{node}") for name in files):
                     found.append(int(process.name))

@@ -121,10 +121,8 @@ def test_a_job_file_says_what_the_profile_says(tmp_path, batch):
     text = Slurm(cluster).job_file(tmp_path, made, "1.0")
     for line in (
         "partition=gpu", "gpus-per-node=4", "ntasks-per-node=4", "nodes=2", "cpus-per-task=12", "mem=1536M",
-    cluster = ClusterConfig(
-        kind="slurm", setup=["module load cuda"], signal_s=120, requeue=False, python="my python"
-    )
-        "job-name=s-abc",
+        "time=90", "mail-type=FAIL", "exclusive", "signal=USR2@120", "no-requeue", "exclude=n1,n2",
+        "array=0-1%2", "job-name=s-abc",
     ):  # fmt: skip
         assert f"#SBATCH --{line}\n" in text
     assert text.index("module load cuda") < text.index(f"cd {tmp_path}/code/x") < text.index("srun ")

@@ -143,7 +143,7 @@ def shown_status(run: RunFolder, state: Status, element: Element | None) -> str:
 
 def _row(run: RunFolder, state: Status, element: Element | None, job: str) -> dict[str, Any]:
     record = read_json(run.path / "record.json")
-    newest = {} if state.state == "planned" else last_metrics(run.metrics)
+    newest = {} if state.state in ("planned", "done") else last_metrics(run.metrics)
     shown = shown_status(run, state, element)
     step = state.steps if state.state == "done" else newest.get("step", 0)
     rate = record["tokens_per_s"] or newest.get("tokens_per_s")

@@ -30,6 +30,7 @@ GPUS = 2  # per node; device files that no driver answers for
 PACKAGES = {"slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client", "munged": "munge"}
 ACCOUNTING_PACKAGES = {"slurmdbd": "slurmdbd", "mariadbd": "mariadb-server"}
 NVIDIA_MAJOR = 195
+STARTED: list[subprocess.Popen[bytes]] = []  # kept, because they outlive whoever started them
 POLICY = Path("/usr/sbin/policy-rc.d")  # while it says 101, installing a package starts no daemon
 
 
@@ -98,6 +99,7 @@ class Daemons:
                 stderr=out,
                 start_new_session=True,
             )
+        STARTED.append(process)
         (self.folder / name).write_text(f"{process.pid} {start_time(process.pid)}")
         return True
 

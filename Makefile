@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test validate lint format
+.PHONY: help install demo test validate lint format slurm-up test-slurm slurm-down
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,15 @@ validate: $(INSTALLED) ## the long studies, some hours; interrupted, they contin
 	@for study in validation/*.py; do \
 		echo $$study; until $(BIN)/python $$study; do [ $$? -eq 75 ] || exit 1; done; \
 	done
+
+slurm-up: $(INSTALLED) ## start a real SLURM cluster on this machine (root installs its Debian packages)
+	$(BIN)/python tests/slurm/cluster.py up
+
+test-slurm: $(INSTALLED) ## run the tests against that cluster (about 6 minutes)
+	LOOPSCALE_SLURM=1 $(BIN)/pytest tests/slurm $(ARGS)
+
+slurm-down: $(INSTALLED) ## stop it and delete its files
+	$(BIN)/python tests/slurm/cluster.py wipe
 
 lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from analysis import Comparison
     from harness.record import Evaluation
     from sweeps.analyse import AnyFit
-    from sweeps.config import FitTableConfig, StatusConfig, StudyConfig
+    from sweeps.config import CollectConfig, FitTableConfig, StatusConfig, StudyConfig
 
 Overrides = Sequence[str]
 
@@ -111,6 +111,24 @@ def plan(cfg: Overrides | StudyConfig = ()) -> pd.DataFrame:
     return sweeps.plan.plan(compose(cfg))
 
 
+def cancel(cfg: Overrides) -> list[str]:
+    """Stop a launched sweep, or one run of it; launch continues it. Returns what was stopped."""
+    import sweeps.change
+    from sweeps.compose import compose_table
+    from sweeps.config import ChangeConfig
+
+    return sweeps.change.cancel(compose_table("cancel", cfg, ChangeConfig))
+
+
+def retry(cfg: Overrides) -> list[str]:
+    """Open failed runs again and start them; returns their ids."""
+    import sweeps.change
+    from sweeps.compose import compose_table
+    from sweeps.config import ChangeConfig
+
+    return sweeps.change.retry(compose_table("retry", cfg, ChangeConfig))
+
+
 def launch(cfg: Overrides | StudyConfig = ()) -> pd.DataFrame:
     """Enter the sweep into its ledger, start what is missing and return its status at once."""
     from sweeps.launch import launch
@@ -130,7 +148,8 @@ def collect(cfg: Overrides) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Write and return the runs table and the depth table of a sweep."""
     import sweeps.collect
 
-    return sweeps.collect.collect(_table("collect", cfg).folder)
+    settings = _collect_table(cfg)
+    return sweeps.collect.collect(settings.folder, [Path(folder) for folder in settings.also])
 
 
 def sync(cfg: Overrides) -> pd.DataFrame:
@@ -182,6 +201,13 @@ def _table(command: str, cfg: Overrides) -> StatusConfig:
     return compose_table(command, cfg, StatusConfig)
 
 
+def _collect_table(cfg: Overrides) -> CollectConfig:
+    from sweeps.compose import compose_table
+    from sweeps.config import CollectConfig
+
+    return compose_table("collect", cfg, CollectConfig)
+
+
 def _fit_table(command: str, cfg: Overrides) -> FitTableConfig:
     from sweeps.compose import compose_table
     from sweeps.config import FitTableConfig
@@ -231,6 +257,10 @@ def _show_plan(overrides: list[str]) -> None:
     from sweeps.show import PLAN_COLUMNS, as_json, as_text
 
     study = compose(overrides)
+    if study.calibrate:
+        from sweeps.calibrate import calibrate
+
+        calibrate(study)
     frame = plan(study)
     total = sweeps.plan.totals(frame)
     if study.format == "json":
@@ -241,11 +271,14 @@ def _show_plan(overrides: list[str]) -> None:
 
 
 def _show_launch(overrides: list[str]) -> None:
-    from sweeps.launch import confirm, launch
+    from sweeps.launch import confirm, dry_run, launch
     from sweeps.show import as_json
     from sweeps.status import status, summary
 
     study = compose(overrides)
+    if study.dry_run:
+        dry_run(study, print)
+        return
     if study.confirm and not confirm(study):
         return
     folder = launch(study)
@@ -259,23 +292,50 @@ def _show_status(overrides: list[str]) -> None:
     from sweeps.status import counts, summary
 
     settings = _table("status", overrides)
+    if settings.run is not None:
+        print(_shown_run(settings))
+        return
     if settings.watch:
         from sweeps.live import watch_until_idle
 
         watch_until_idle(settings.folder)
     frame = status(overrides)
     if settings.format == "json":
-        print(as_json(frame, counts=counts(frame)))
+        print(
+            as_json(frame, counts=counts(frame), notes=frame.attrs["notes"], forecast=frame.attrs["forecast"])
+        )
     else:
         print(as_text(frame, STATUS_COLUMNS))
         print(summary(frame, settings.sweep, worked_on=is_worked_on(settings.folder)))
+
+
+def _shown_run(settings: StatusConfig) -> str:
+    from sweeps.change import find_run
+    from sweeps.inspection import as_text, inspect_run
+    from sweeps.ledger import read_ledger
+    from sweeps.show import plain
+
+    ledger = read_ledger(settings.folder)
+    run = find_run(settings.folder, ledger, str(settings.run))
+    found = inspect_run(settings.folder, ledger, run)
+    return json.dumps(plain(found), indent=1) if settings.format == "json" else as_text(found)
+
+
+def _show_cancel(overrides: list[str]) -> None:
+    stopped = cancel(overrides)
+    print("\n".join(f"cancelled {what}" for what in stopped) or "nothing was queued or running")
+
+
+def _show_retry(overrides: list[str]) -> None:
+    opened = retry(overrides)
+    print("\n".join(f"started again: {run}" for run in opened) or "no run has failed")
 
 
 def _show_collect(overrides: list[str]) -> None:
     from sweeps.show import as_json
     from sweeps.status import gaps
 
-    settings = _table("collect", overrides)
+    settings = _collect_table(overrides)
     runs, depths = collect(overrides)
     if settings.format == "json":
         print(as_json(runs))
@@ -364,6 +424,18 @@ COMMANDS = {
         example="loopscale status sweep=demo watch=true",
         settings="table/status",
         run=_show_status,
+    ),
+    "cancel": Command(
+        summary="stop a launched sweep, or one run; launch continues it",
+        example="loopscale cancel sweep=demo",
+        settings="table/cancel",
+        run=_show_cancel,
+    ),
+    "retry": Command(
+        summary="start failed runs again",
+        example="loopscale retry sweep=demo failed=true",
+        settings="table/retry",
+        run=_show_retry,
     ),
     "collect": Command(
         summary="one table of runs and one of (run, depth), Parquet and CSV",

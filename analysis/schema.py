@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import pandas as pd
 
 SCHEMA_VERSION = 2
+# By the version that brought them: columns of the runs table, and what their absence means in older ones.
+ADDED: dict[int, dict[str, int | float | str]] = {
+    2: {
+        "lr_scaling": "none",
+        "skipped_steps": 0,
+        "loss_spikes": 0,
+        "device_s": math.nan,
+        "mfu": math.nan,
+        "data_wait_share": math.nan,
+        "peak_memory_bytes": math.nan,
+        "devices": 1,
+        "micro_batch_changed": 0,
+    }
+}
 
 Kind = Literal["string", "float64", "int64"]
 
@@ -88,6 +103,7 @@ peak_memory_bytes                  float  most memory that one process held
 devices                            int    processes, one device each, that trained the run
 device                             str    device name
 attempts                           int    times that the run was started
+micro_batch_changed                int    1 where it was halved to fit memory: summed in another order
 status                             str    planned, submitted, running, done or failed:<class>
 code_version                       str    version of loopscale and of the checkout
 """)
@@ -104,8 +120,22 @@ class TableError(ValueError):
     """A table that cannot be read as a runs or depth table."""
 
 
+def migrate(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a runs table of any earlier version as one of this version; other tables as they are."""
+    if "schema_version" not in frame or not (frame["schema_version"] < SCHEMA_VERSION).any():
+        return frame
+    frame = frame.copy()
+    for version, columns in ADDED.items():
+        older = frame["schema_version"] < version
+        for name, value in columns.items():
+            if name not in frame:
+                frame[name] = value
+            frame.loc[older & frame[name].isna(), name] = value
+    return frame.assign(schema_version=SCHEMA_VERSION)
+
+
 def conform(frame: pd.DataFrame, columns: tuple[Column, ...]) -> pd.DataFrame:
-    """Return `frame` with exactly `columns`, in order and cast to their types.
+    """Return `frame` with exactly `columns`, in order and of their types; older runs tables are migrated.
 
     Raises TableError for a missing or unknown column, for a value that does not fit its type and, in a
     runs table, for a schema version newer than this one.
@@ -114,6 +144,7 @@ def conform(frame: pd.DataFrame, columns: tuple[Column, ...]) -> pd.DataFrame:
         raise TableError(
             f"schema_version {frame['schema_version'].max()} is newer than {SCHEMA_VERSION}: update loopscale"
         )
+    frame = migrate(frame)
     names = [column.name for column in columns]
     missing = [name for name in names if name not in frame]
     unknown = [name for name in frame if name not in names]

@@ -21,6 +21,7 @@ from harness.wandb_segment import leave_segment
 from model.checked import ConfigError
 
 BUSY = "busy"  # another process trains this run
+DISK_FULL = ("No space left on device", "Disk quota exceeded")  # safetensors raises no OSError
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 _LIMIT_NEAR_S = 900.0  # SIGUSR2 this long before a job's end warns of the time limit, earlier of preemption
 _CAUSE_FIRST_S = 2.0  # a process that only lost another one waits this long for that one to say why
@@ -50,7 +51,8 @@ def run_job(
             status = _attempt(folder, begun, cache, ranks, stop, watch)
         except BaseException as error:
             _log_error(folder, begun, ranks, error)
-            _report(folder, ranks, _failed(begun, "code_error", error))
+            full = any(text in str(error) for text in DISK_FULL)
+            _report(folder, ranks, _failed(begun, "lost" if full else "code_error", error))
             raise
         ended = str(_report(folder, ranks, status))
         if ranks.first:
@@ -113,12 +115,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 def _failed(status: Status, failure_class: str, error: BaseException) -> Status:
     message = str(error).strip().splitlines()
-    return dataclasses.replace(
-        status,
-        state="failed",
-        failure_class=failure_class,
-        message=message[0] if message else type(error).__name__,
-    )
+    return status.failed(failure_class, message[0] if message else type(error).__name__)
 
 
 def _report(folder: RunFolder, ranks: Ranks, status: Status) -> Status:

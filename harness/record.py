@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 from dataclasses import dataclass
 from functools import cache
@@ -110,6 +111,7 @@ def planned_record(
         "device": "",
         "devices": 1,
         "attempts": 0,
+        "micro_batch_changed": 0,
         "status": "planned",
         "code_version": "",
     }
@@ -152,7 +154,12 @@ def depth_rows(run_id: str, evaluation: Evaluation) -> list[dict[str, Any]]:
 
 @cache
 def code_version() -> str:
-    """Return the version and, in a checkout, its commit, with `-dirty` when files differ from it."""
+    """Return the version and, in a checkout, its commit, with `-dirty` when files differ from it.
+
+    A job runs from a snapshot, which is no checkout: LOOPSCALE_CODE_VERSION says what it was taken from.
+    """
+    if told := os.environ.get("LOOPSCALE_CODE_VERSION"):
+        return told
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     here = Path(__file__).resolve().parent
     try:

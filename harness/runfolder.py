@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +22,15 @@ from harness.locks import exclusive, is_held
 from harness.record import planned_record
 from model.checked import ConfigError, build
 
+# libyaml's, where it is built in: ten times as fast
+SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+SafeDumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
 State = Literal["planned", "submitted", "running", "done", "failed"]
+
+
+SECTIONS_KEPT = 4096
+_sections: dict[int, tuple[str, Any]] = {}  # of immutable configurations, by identity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +43,16 @@ class Status:
     attempts: int = 0
     step: int = 0
     steps: int = 0
-    ended_before: str = (
-        ""  # failure class that ended the attempt before this one, "lost" where it left no word
-    )
+    ended_before: str = ""  # failure class that ended the attempt before, "lost" where it left no word
     updated_s: float = 0.0  # seconds since the epoch
+    failures: dict[str, int] = field(default_factory=dict)  # so far, by class
+
+    def failed(self, failure_class: str, message: str) -> Status:
+        """Return this status as a failure of the class, counted."""
+        failures = self.failures | {failure_class: self.failures.get(failure_class, 0) + 1}
+        return dataclasses.replace(
+            self, state="failed", failure_class=failure_class, message=message, failures=failures
+        )
 
     def __str__(self) -> str:
         return f"failed:{self.failure_class}" if self.state == "failed" else self.state
@@ -75,17 +91,16 @@ class RunFolder:
         except FileNotFoundError:
             return Status(state="planned")
 
-    def set_status(self, status: Status) -> None:
-        write_json(
-            self.path / "status.json", dataclasses.asdict(dataclasses.replace(status, updated_s=time.time()))
-        )
+    def set_status(self, status: Status, *, sync: bool = True) -> None:
+        fields = vars(status) | {"updated_s": time.time()}
+        write_json(self.path / "status.json", fields, sync=sync)
 
     def record(self) -> dict[str, Any]:
         """Return the run's row of the runs table; its results are None until the run is done."""
         return read_json(self.path / "record.json")
 
-    def set_record(self, row: dict[str, Any]) -> None:
-        write_json(self.path / "record.json", row)
+    def set_record(self, row: dict[str, Any], *, sync: bool = True) -> None:
+        write_json(self.path / "record.json", row, sync=sync)
 
     def config(self) -> RunConfig:
         """Return the run's configuration. Raises ConfigError when the folder holds none."""
@@ -93,7 +108,7 @@ class RunFolder:
         if not path.exists():
             raise ConfigError(f"{self.path} is not a run folder: it has no config.yaml")
         try:
-            fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+            fields = yaml.load(path.read_text(encoding="utf-8"), Loader=SafeLoader)
         except yaml.YAMLError as error:
             raise ConfigError(f"{path} is damaged: {' '.join(str(error).split())}") from None
         if not isinstance(fields, dict):
@@ -144,25 +159,59 @@ class RunFolder:
         return is_held(self.path / "lease")
 
 
-def create(parent: Path, run: RunConfig, *, data_digest: str, unique_tokens: int) -> RunFolder:
+def create(
+    parent: Path, run: RunConfig, *, data_digest: str, unique_tokens: int, sync: bool = True
+) -> RunFolder:
     """Create (or return) the folder of a solved `run` under `parent`; one that exists is checked first."""
     name = run_id(run, data_digest)
     folder = RunFolder(parent / name)
-    config = yaml.safe_dump(dataclasses.asdict(run), sort_keys=False)
     if (folder.path / "status.json").exists():
-        folder.check()
-        if folder.status().state != "done":
-            # The same science, but perhaps another micro-batch, logger or device from now on.
-            write_text(folder.path / "config.yaml", config)
+        _settle(folder, run)
         return folder
     folder.path.mkdir(parents=True, exist_ok=True)
-    write_text(folder.path / "config.yaml", config)
-    write_json(folder.path / "identity.json", identity(run, data_digest))
-    folder.set_record(
-        planned_record(
-            run, run_id=name, sweep=parent.name, data_digest=data_digest, unique_tokens=unique_tokens
-        )
+    write_text(folder.path / "config.yaml", config_text(run), sync=sync)
+    write_json(folder.path / "identity.json", identity(run, data_digest), sync=sync)
+    row = planned_record(
+        run, run_id=name, sweep=parent.name, data_digest=data_digest, unique_tokens=unique_tokens
     )
+    folder.set_record(row, sync=sync)
     # Last, because its presence says that the folder is complete.
-    folder.set_status(Status(state="planned", steps=run.steps or 0))
+    folder.set_status(Status(state="planned", steps=run.steps or 0), sync=sync)
     return folder
+
+
+def _settle(folder: RunFolder, run: RunConfig) -> None:
+    """Check a folder that is there, and let it have the machine settings of `run` from now on."""
+    text = config_text(run)
+    if (folder.path / "config.yaml").read_text(encoding="utf-8") == text:
+        return
+    stored = folder.check()
+    status = folder.status()
+    if status.state == "done":
+        return
+    if "oom" in status.failures:  # its micro-batch was made to fit
+        training = dataclasses.replace(run.training, micro_batch=stored.training.micro_batch)
+        text = config_text(dataclasses.replace(run, training=training))
+    write_text(folder.path / "config.yaml", text)
+
+
+def config_text(run: RunConfig) -> str:
+    """Return `run` as YAML; sections that many runs share are formatted once."""
+    return "".join(_section_text(item.name, getattr(run, item.name)) for item in dataclasses.fields(run))
+
+
+def _section_text(name: str, value: Any) -> str:
+    if not dataclasses.is_dataclass(value):
+        return _yaml(name, json.dumps(value))
+    text, _ = _sections.get(id(value), ("", None))
+    if not text:
+        text = _yaml(name, json.dumps(dataclasses.asdict(value)))  # type: ignore[arg-type]
+        if len(_sections) >= SECTIONS_KEPT:
+            _sections.clear()
+        _sections[id(value)] = text, value  # which keeps the object, and with it its id
+    return text
+
+
+@lru_cache(maxsize=4096)
+def _yaml(name: str, content: str) -> str:
+    return str(yaml.dump({name: json.loads(content)}, Dumper=SafeDumper, sort_keys=False))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
 from model.config import ModelConfig
@@ -67,6 +67,7 @@ def depth_probabilities(config: ModelConfig) -> tuple[float, ...]:
     return _law(name, float(config.mean_recurrence))
 
 
+@cache
 def expected_depths(config: ModelConfig) -> tuple[float, float]:
     """Give E[T] and E[min(T, µ_bwd)], exact sums over the sampler's law."""
     limit = config.resolved_backprop_depth

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal
 
 from model.config import ModelConfig
@@ -53,6 +54,7 @@ def _injection_parameters(config: ModelConfig) -> int:
     return 2 * square if config.injection == "linear" else square + 2 * config.width
 
 
+@cache
 def parameter_counts(config: ModelConfig) -> ParameterCounts:
     """Count the parameters exactly, by part; the published sizes give the printed counts."""
     width, block = config.width, _block_parameters(config)
@@ -76,6 +78,7 @@ def parameter_counts(config: ModelConfig) -> ParameterCounts:
     )
 
 
+@cache
 def flops_per_token(config: ModelConfig, accounting: Accounting) -> FlopsPerToken:
     """Count training FLOPs per token: 2 per parameter forward, 4 backward, attention 4 d L per layer forward.
 

@@ -1,31 +1,102 @@
-"""Collect: the records of a sweep as one runs table and one depth table, Parquet and CSV."""
+"""Collect: the records of sweeps as one runs table and one depth table, Parquet and CSV."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.schema import DEPTHS, RUNS, Column, conform
+from analysis.schema import DEPTHS, RUNS, SCHEMA_VERSION, Column, conform
 from harness.runfolder import RunFolder
+from model.checked import ConfigError
 from sweeps.ledger import read_ledger
 
 if TYPE_CHECKING:
     import pandas as pd
 
+Rows = list[dict[str, Any]]
 
-def collect(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Write and return the runs and depth tables of the sweep in `folder`.
 
-    Every run of the ledger has its row; the `status` column tells the unfinished and failed ones, whose
-    results are missing. Files: runs.parquet, runs.csv, depths.parquet, depths.csv.
+def collect(folder: Path, also: Sequence[Path] = ()) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Write and return the runs and depth tables of the sweep in `folder`, joined by those of `also`.
+
+    Every run of a ledger has its row; the `status` column tells the unfinished and failed ones, whose
+    results are missing. A folder of `also` may lack its run folders and hold collected tables alone. A run
+    that several sweeps have appears once, where it is done. Runs collected before are not read again unless
+    their record has changed. Files: runs.parquet, runs.csv, depths.parquet, depths.csv, and dictionary.csv,
+    which explains every column.
     """
-    runs, depths = [], []
+    import pandas as pd
+
+    parts = [_tables(folder, folder), *(_tables(other, folder) for other in also)]
+    runs = pd.concat([runs for runs, _ in parts], ignore_index=True)
+    depths = pd.concat([depths for _, depths in parts], ignore_index=True)
+    if also:
+        best = runs.assign(undone=runs["status"] != "done").sort_values("undone", kind="stable")
+        runs = runs.loc[sorted(best.drop_duplicates("run_id").index)].reset_index(drop=True)
+        depths = depths.drop_duplicates(["run_id", "depth"], ignore_index=True)
+    _write(folder, "runs", runs)
+    _write(folder, "depths", depths)
+    dictionary = [
+        {"table": name, "column": column.name, "type": column.kind, "meaning": column.meaning}
+        for name, columns in (("runs", RUNS), ("depths", DEPTHS))
+        for column in columns
+    ]
+    pd.DataFrame(dictionary).to_csv(folder / "dictionary.csv", index=False)
+    return runs, depths
+
+
+def _tables(folder: Path, target: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the tables of one sweep, read anew where its tables are not newer than a run."""
+    import pandas as pd
+
+    if not (folder / "sweep.json").exists():
+        return _collected(folder)
+    known = _known(folder) if folder == target else {}
+    before = _collected(folder) if known else None
+    runs: Rows = []
+    depths: Rows = []
+    kept: list[str] = []
+    ids = []
     for run in read_ledger(folder).runs(folder):
+        ids.append(run.run_id)
+        if run.run_id in known and (run.path / "record.json").stat().st_mtime_ns < known[run.run_id]:
+            kept.append(run.run_id)
+            continue
         runs.append(_row(run))
         if runs[-1]["status"] == "done":
             depths.extend(json.loads(run.depth_curve.read_text()))
-    return _write(folder, "runs", runs, RUNS), _write(folder, "depths", depths, DEPTHS)
+    runs_table, depths_table = _frame(runs, RUNS), _frame(depths, DEPTHS)
+    if before is not None:
+        runs_table = pd.concat([before[0][before[0]["run_id"].isin(kept)], runs_table])
+        depths_table = pd.concat([before[1][before[1]["run_id"].isin(kept)], depths_table], ignore_index=True)
+    order = pd.Index(ids)
+    return runs_table.set_index("run_id", drop=False).loc[order].reset_index(drop=True), depths_table
+
+
+def _known(folder: Path) -> dict[str, int]:
+    """Return the finished runs of the tables in `folder`, with the time that those were written."""
+    import pandas as pd
+
+    path = folder / "runs.parquet"
+    if not (path.exists() and (folder / "depths.parquet").exists()):
+        return {}
+    written = path.stat().st_mtime_ns
+    frame = pd.read_parquet(path)
+    if "schema_version" not in frame or not (frame["schema_version"] == SCHEMA_VERSION).all():
+        return {}
+    done = frame[(frame["status"] == "done") & (frame["sweep"] == folder.name)]
+    return dict.fromkeys(done["run_id"], written)
+
+
+def _collected(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    import pandas as pd
+
+    if not (folder / "runs.parquet").exists():
+        raise ConfigError(f"{folder} is no sweep: it holds neither sweep.json nor a collected runs.parquet")
+    runs = conform(pd.read_parquet(folder / "runs.parquet"), RUNS)
+    return runs, conform(pd.read_parquet(folder / "depths.parquet"), DEPTHS)
 
 
 def _row(run: RunFolder) -> dict[str, Any]:
@@ -33,12 +104,15 @@ def _row(run: RunFolder) -> dict[str, Any]:
     return run.record() | {"status": str(state), "attempts": state.attempts}
 
 
-def _write(folder: Path, name: str, rows: list[dict[str, Any]], columns: tuple[Column, ...]) -> pd.DataFrame:
+def _frame(rows: Iterable[dict[str, Any]], columns: tuple[Column, ...]) -> pd.DataFrame:
     import pandas as pd
 
-    frame = conform(pd.DataFrame(rows, columns=None if rows else [c.name for c in columns]), columns)
+    rows = list(rows)
+    return conform(pd.DataFrame(rows, columns=None if rows else [c.name for c in columns]), columns)
+
+
+def _write(folder: Path, name: str, frame: pd.DataFrame) -> None:
     for suffix, write in ((".parquet", frame.to_parquet), (".csv", frame.to_csv)):
         temporary = folder / f".{name}{suffix}"
         write(temporary, index=False)
         temporary.replace(folder / f"{name}{suffix}")
-    return frame

@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 from harness.budget import LENGTHS
 from harness.config import RunConfig
 from model.checked import ConfigError, build, closest
-from sweeps.config import ClusterConfig, StudyConfig, SweepConfig
+from sweeps.cluster_config import ClusterConfig, RetryConfig
+from sweeps.config import StudyConfig, SweepConfig
 
 T = TypeVar("T")
 CONF = Path(__file__).resolve().parents[1] / "conf"
-_STUDY_KEYS = ("root", "cache", "format", "confirm", "quick", "retry_failed")
+_STUDY_KEYS = ("root", "cache", "format", "confirm", "quick", "retry_failed", "dry_run", "calibrate", "run")
 
 
 def compose_study(overrides: Sequence[str]) -> StudyConfig:
@@ -25,6 +26,7 @@ def compose_study(overrides: Sequence[str]) -> StudyConfig:
     mapping, chosen = _compose(CONF, "config", overrides)
     sweep = build(SweepConfig, mapping["sweep"], "sweep.")
     cluster = build(ClusterConfig, mapping["cluster"], "cluster.")
+    retry = build(RetryConfig, mapping["retry"], "retry.")
     runs = {}
     for scale in sweep.scales or [chosen]:
         fields = mapping
@@ -34,12 +36,12 @@ def compose_study(overrides: Sequence[str]) -> StudyConfig:
             fields, _ = _compose(CONF, "config", [*rest, f"model={scale}", *own])
         runs[scale] = _run(fields, scale)
     settings = build(StudyConfig, {key: mapping[key] for key in _STUDY_KEYS} | {"runs": {}})
-    return dataclasses.replace(settings, runs=runs, sweep=sweep, cluster=cluster)
+    return dataclasses.replace(settings, runs=runs, sweep=sweep, cluster=cluster, retry=retry)
 
 
 def _run(mapping: dict[str, Any], scale: str) -> RunConfig:
     known = [item.name for item in dataclasses.fields(RunConfig)]
-    others = (*_STUDY_KEYS, "sweep", "cluster", "path")  # path is a short name for data.path
+    others = (*_STUDY_KEYS, "sweep", "cluster", "retry", "path")  # path is a short name for data.path
     fields = {key: value for key, value in mapping.items() if key not in others}
     for key in fields:
         if key not in known:

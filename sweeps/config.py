@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, MinLen
 
 from harness.config import RunConfig
+from sweeps.cluster_config import ClusterConfig, RetryConfig
 
 PositiveFloat = Annotated[float, Gt(0)]
 Seed = Annotated[int, Ge(0)]
@@ -18,13 +19,17 @@ Control = Literal["fixed", "poisson", "none"]
 
 @dataclass(frozen=True, kw_only=True)
 class ListedCells:
-    """Cells beside the product, such as replicate seeds; an empty field stands for the sweep's own."""
+    """Cells beside the product, such as replicate seeds; an empty field stands for the sweep's own.
+
+    Zipped, the i-th cell takes the i-th value of every list that is given; a list of one value serves all.
+    """
 
     scales: list[str] = field(default_factory=list)
     mean_recurrences: list[Annotated[int, Ge(1)]] = field(default_factory=list)
     lengths: list[PositiveFloat] = field(default_factory=list)
     seeds: list[Seed] = field(default_factory=list)
     control: Control = "none"
+    zipped: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,29 +56,22 @@ class SweepConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClusterConfig:
-    """Where runs execute. `peak_flops` prices a plan until throughput has been measured."""
-
-    kind: Literal["local"] = "local"
-    parallel_runs: Annotated[int, Gt(0)] | None = None
-    threads_per_run: Annotated[int, Gt(0)] = 1
-    max_attempts: Annotated[int, Gt(0)] = 3
-    device_flops_per_s: PositiveFloat | None = None  # sustained, per device; prices the plan
-
-
-@dataclass(frozen=True, kw_only=True)
 class StudyConfig:
     """A composed command: one run template per scale, the sweep over them and the machine."""
 
     runs: dict[str, RunConfig]  # by scale
     sweep: SweepConfig = field(default_factory=SweepConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    retry: RetryConfig = field(default_factory=RetryConfig)
     root: str = "runs"
     cache: str = "runs/.data"
     format: Literal["text", "json"] = "text"
     confirm: bool = True
     quick: bool = False
     retry_failed: bool = False
+    dry_run: bool = False
+    calibrate: bool = False
+    run: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +90,25 @@ class TableConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StatusConfig(TableConfig):
-    """`loopscale status`."""
+    """`loopscale status`; `run` is a run id of the sweep, or the end of one."""
 
     watch: bool = False
+    run: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChangeConfig(TableConfig):
+    """`loopscale cancel` and `retry`: one run, or all that qualify."""
+
+    run: str | None = None
+    failed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectConfig(TableConfig):
+    """`loopscale collect`; `also` names further sweeps, as folders, that join the tables."""
+
+    also: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)

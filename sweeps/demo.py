@@ -24,9 +24,9 @@ def run_demo(study: StudyConfig) -> Path:
         ledger = write_ledger(study, progress)
     folder = Path(study.root) / ledger.name
     print(f"{len(ledger.run_ids)} runs in {folder}; stop with Ctrl-C, run again to continue", flush=True)
-    workers = start_workers(study, owner=os.getpid())
+    workers = start_workers(folder, study.cluster, owner=os.getpid())
     try:
-        watch(folder, alive=lambda: any(worker.poll() is None for worker in workers))
+        watch(folder, alive=lambda _: any(worker.poll() is None for worker in workers))
     finally:
         _end(workers)
     frame = status(folder)

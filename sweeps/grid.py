@@ -45,21 +45,28 @@ def cells(study: StudyConfig, lookup: Lookup) -> list[Cell]:
     """
     _check(study.sweep)
     facts: dict[int, DataFacts] = {}
-    seen: dict[str, Cell] = {}
+    seen: dict[object, Cell] = {}
     result = []
     for run in _runs(study):
         key = id(run.data)
         if key not in facts:
             facts[key] = lookup(run.data)
         cell = judge(run, facts[key], study.sweep)
-        name = cell.run_id or repr(cell.run)
+        name = cell.run_id or _training(cell.run)
         if cell.verdict == "OK" and name in seen:
             if seen[name].run == cell.run:
                 continue
-            cell = dataclasses.replace(cell, verdict="DROP", reason=f"the same training as {name}")
+            cell = dataclasses.replace(
+                cell, verdict="DROP", reason=f"the same training as {cell.run_id or 'another cell'}"
+            )
         seen.setdefault(name, cell)
         result.append(cell)
     return result
+
+
+def _training(run: RunConfig) -> tuple[object, ...]:
+    """Return what tells two cells apart before their data is prepared."""
+    return run.model, run.optimizer, run.schedule, run.training, run.steps, run.seed, id(run.data)
 
 
 def judge(run: RunConfig, data: DataFacts, sweep: SweepConfig) -> Cell:
@@ -125,15 +132,27 @@ def _runs(study: StudyConfig) -> Iterator[RunConfig]:
     def product(
         scales: list[str], recurrences: list[int], control: Control, lengths: list[float], seeds: list[int]
     ) -> Iterator[RunConfig]:
+        depths = _depths(recurrences, control)
+        # One model object per depth: what is computed of it is computed once.
+        models = {
+            scale: [
+                [
+                    dataclasses.replace(run.model, **depth) if run.model.kind == "looped" else run.model
+                    for depth in depths
+                ]
+                for run in templates[scale]
+            ]
+            for scale in scales
+        }
         for scale, length, seed in itertools.product(scales, lengths, seeds):
-            for template, depth in itertools.product(templates[scale], _depths(recurrences, control)):
-                model = template.model
-                if depth and model.kind == "looped":
-                    model = dataclasses.replace(model, **depth)
-                chosen = dict.fromkeys(("budget_flops", "tokens", "tokens_per_param", "steps")) | {
-                    _LENGTHS[kind]: length
-                }
-                yield dataclasses.replace(template, model=model, seed=seed, **chosen)
+            chosen: dict[str, Any] = dict.fromkeys(_LENGTHS.values()) | {
+                "steps": None,
+                _LENGTHS[kind]: length,
+                "seed": seed,
+            }
+            for template, own in zip(templates[scale], models[scale], strict=True):
+                for model in own:
+                    yield dataclasses.replace(template, model=model, **chosen)
 
     scales = list(study.runs)
     yield from product(scales, sweep.mean_recurrences, sweep.control, lengths, sweep.seeds)
@@ -143,13 +162,26 @@ def _runs(study: StudyConfig) -> Iterator[RunConfig]:
             raise ConfigError(f"sweep.cells.{name}.scales={sorted(unknown)}: choose from {', '.join(scales)}")
         if not listed.mean_recurrences and listed.control == "none":
             raise ConfigError(f"sweep.cells.{name}: give mean_recurrences or a control")
-        yield from product(
+        values = (
             listed.scales or scales,
             listed.mean_recurrences,
-            listed.control,
             listed.lengths or lengths,
             listed.seeds or sweep.seeds,
         )
+        for own_scales, depths, own_lengths, seeds in _zipped(name, values) if listed.zipped else [values]:
+            yield from product(own_scales, depths, listed.control, own_lengths, seeds)
+
+
+def _zipped(name: str, values: tuple[list[Any], ...]) -> Iterator[tuple[list[Any], ...]]:
+    sizes = {len(column) for column in values if len(column) > 1}
+    if len(sizes) > 1:
+        shown = ", ".join(str(len(column)) for column in values)
+        raise ConfigError(
+            f"sweep.cells.{name}: zipped lists differ in length (scales, mean_recurrences, lengths, seeds: "
+            f"{shown}); give each as many values, or one"
+        )
+    for position in range(max(sizes, default=1)):
+        yield tuple(column[position : position + 1] if len(column) > 1 else column for column in values)
 
 
 def _depths(recurrences: list[int], control: Control) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import subprocess
 import sys
@@ -12,9 +11,12 @@ from pathlib import Path
 from harness.dataset import prepare
 from harness.encoding import available_cores
 from model.checked import ConfigError
+from sweeps.cluster_config import ClusterConfig
 from sweeps.config import StudyConfig
-from sweeps.ledger import Ledger, enter
+from sweeps.ledger import Ledger, enter, read_ledger, would_enter
 from sweeps.plan import plan, plan_cells, summary
+from sweeps.retry import reopen
+from sweeps.submit import show_job_files, submit_missing
 
 Progress = Callable[[str, float], None]
 _DETACHED: list[subprocess.Popen[bytes]] = []  # workers that outlive this process, which never waits for them
@@ -38,21 +40,48 @@ def write_ledger(study: StudyConfig, progress: Progress | None = None) -> Ledger
 
 
 def launch(study: StudyConfig) -> Path:
-    """Enter the study into its ledger, start the workers and return the sweep's folder at once.
+    """Enter the study into its ledger, start or submit what is missing and return the sweep's folder at once.
 
-    With `retry_failed`, failed runs are opened again; otherwise they stay as they are.
+    With `retry_failed`, failed runs are opened again; otherwise they stay as they are. A fake cluster is
+    stepped to its end, in a folder of its own.
     """
     from sweeps.live import data_progress
 
+    if study.cluster.kind == "fake":
+        from sweeps.rehearsal import rehearse
+
+        return rehearse(study)
     with data_progress() as progress:
         ledger = write_ledger(study, progress)
     folder = Path(study.root) / ledger.name
     if study.retry_failed:
         for run in ledger.runs(folder):
-            if run.status().state == "failed":
-                run.set_status(dataclasses.replace(run.status(), state="submitted", failure_class=""))
-    _DETACHED.extend(start_workers(study))
+            reopen(run)
+    start_missing(folder)
     return folder
+
+
+def start_missing(folder: Path) -> list[str]:
+    """Start or submit what is missing of a launched sweep, as its ledger says; returns remarks."""
+    ledger = read_ledger(folder)
+    if ledger.cluster.kind == "slurm":
+        from sweeps.slurm import Slurm
+
+        return submit_missing(folder, ledger, Slurm(ledger.cluster)).notes
+    _DETACHED.extend(start_workers(folder, ledger.cluster))
+    return []
+
+
+def dry_run(study: StudyConfig, show: Callable[[str], None]) -> None:
+    """Show the job files that `launch` would submit now; prepares, writes and submits nothing."""
+    from sweeps.slurm import Slurm
+
+    if study.cluster.kind != "slurm":
+        raise ConfigError(f"cluster.kind={study.cluster.kind}: only a SLURM cluster has job files")
+    folder = Path(study.root) / str(study.sweep.name)
+    cells = [cell for cell in plan_cells(study) if cell.verdict == "OK"]
+    ledger, runs = would_enter(study, cells)
+    show_job_files(folder, ledger, runs, Slurm(study.cluster), show)
 
 
 def confirm(study: StudyConfig) -> bool:
@@ -77,17 +106,18 @@ def describe_data(study: StudyConfig) -> str:
     return "\n".join(lines)
 
 
-def start_workers(study: StudyConfig, *, owner: int | None = None) -> list[subprocess.Popen[bytes]]:
+def start_workers(
+    folder: Path, cluster: ClusterConfig, *, owner: int | None = None
+) -> list[subprocess.Popen[bytes]]:
     """Start the local pool on the sweep's folder and return its processes.
 
     The workers outlive this process unless it is given as `owner`. A slot that is taken is left alone.
     """
-    assert study.sweep.name is not None
-    folder = Path(study.root).resolve() / study.sweep.name
-    environment = os.environ | {"OMP_NUM_THREADS": str(study.cluster.threads_per_run)}
+    folder = folder.resolve()
+    environment = os.environ | {"OMP_NUM_THREADS": str(cluster.threads_per_run)}
     arguments = [str(owner)] if owner is not None else []
     workers = []
-    for number in range(study.cluster.parallel_runs or default_parallel_runs(study.cluster.threads_per_run)):
+    for number in range(cluster.parallel_runs or default_parallel_runs(cluster.threads_per_run)):
         with (folder / f"worker_{number}.log").open("ab") as log:
             workers.append(
                 subprocess.Popen(

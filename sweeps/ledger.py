@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import secrets
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from harness.files import read_json, write_json
 from harness.locks import exclusive, is_held
 from harness.runfolder import RunFolder, create
-from model.checked import ConfigError
+from model.checked import ConfigError, build
+from sweeps.cluster_config import ClusterConfig, RetryConfig
 from sweeps.config import StudyConfig
 from sweeps.grid import Cell
 
@@ -21,7 +23,10 @@ class Ledger:
     name: str
     run_ids: list[str]
     cache: str
-    max_attempts: int
+    cluster: ClusterConfig
+    retry: RetryConfig
+    scales: dict[str, str]  # by run id
+    nonce: str = ""  # drawn once: another sweep of this name, before or elsewhere, has other job names
 
     def runs(self, folder: Path) -> list[RunFolder]:
         return [RunFolder(folder / run_id) for run_id in self.run_ids]
@@ -36,7 +41,7 @@ def read_ledger(folder: Path) -> Ledger:
         raise ConfigError(
             f"no sweep {folder.name!r} under {folder.parent} ({hint}): loopscale launch sweep=NAME"
         )
-    return Ledger(**read_json(path))
+    return build(Ledger, read_json(path), f"{path}: ")
 
 
 def enter(study: StudyConfig, cells: list[Cell]) -> Ledger:
@@ -49,7 +54,10 @@ def enter(study: StudyConfig, cells: list[Cell]) -> Ledger:
     folder = Path(study.root) / study.sweep.name
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder / ".ledger.lock", wait=True):
-        names = read_ledger(folder).run_ids if (folder / "sweep.json").exists() else []
+        before = read_ledger(folder) if (folder / "sweep.json").exists() else None
+        names = before.run_ids if before else []
+        scales = before.scales if before else {}
+        known = set(names)
         _check_data(folder, names, cells)
         for cell in sorted(cells, key=_cost, reverse=True):
             if cell.verdict == "DROP":
@@ -58,18 +66,55 @@ def enter(study: StudyConfig, cells: list[Cell]) -> Ledger:
                 "prepare the data first"
             )
             run = create(
-                folder, cell.run, data_digest=cell.data.digest, unique_tokens=cell.data.unique_tokens
+                folder,
+                cell.run,
+                data_digest=cell.data.digest,
+                unique_tokens=cell.data.unique_tokens,
+                sync=False,
             )
-            if run.run_id not in names:
+            scales[run.run_id] = cell.run.scale
+            if run.run_id not in known:
                 names.append(run.run_id)
+                known.add(run.run_id)
+        os.sync()  # once for all folders: the ledger names nothing that a power cut can take away
         ledger = Ledger(
             name=study.sweep.name,
             run_ids=names,
             cache=os.path.relpath(study.cache, folder),
-            max_attempts=study.cluster.max_attempts,
+            cluster=study.cluster,
+            retry=study.retry,
+            scales=scales,
+            nonce=before.nonce if before else secrets.token_hex(4),
         )
         write_json(folder / "sweep.json", asdict(ledger))
     return ledger
+
+
+def would_enter(study: StudyConfig, cells: list[Cell]) -> tuple[Ledger, list[str]]:
+    """Return the ledger that a launch of these cells would write, and the runs not done in its order.
+
+    Writes nothing. Before the data is prepared the runs have no ids; they are numbered instead.
+    """
+    folder = Path(study.root) / str(study.sweep.name)
+    scales = {
+        cell.run_id or f"run-{number}": cell.run.scale
+        for number, cell in enumerate(sorted(cells, key=_cost, reverse=True))
+    }
+    nonce = ""
+    if (folder / "sweep.json").exists():
+        before = read_ledger(folder)
+        scales, nonce = before.scales | scales, before.nonce
+    missing = [name for name in scales if RunFolder(folder / name).status().state != "done"]
+    ledger = Ledger(
+        name=str(study.sweep.name),
+        run_ids=list(scales),
+        cache="",
+        cluster=study.cluster,
+        retry=study.retry,
+        scales=scales,
+        nonce=nonce,
+    )
+    return ledger, missing
 
 
 def _check_data(folder: Path, names: list[str], cells: list[Cell]) -> None:
@@ -85,6 +130,15 @@ def _check_data(folder: Path, names: list[str], cells: list[Cell]) -> None:
 def slot(folder: Path, number: int) -> Path:
     """Return the lock file that the local pool's worker of this number holds while it works."""
     return folder / f".worker_{number}.lock"
+
+
+def worker_pids(folder: Path) -> list[int]:
+    """Return the processes of the local pool that are at the sweep in `folder` now."""
+    return [int(path.read_text()) for path in folder.glob(".worker_*.pid") if is_held(_lock_of(path))]
+
+
+def _lock_of(pid: Path) -> Path:
+    return pid.with_suffix(".lock")
 
 
 def is_worked_on(folder: Path) -> bool:

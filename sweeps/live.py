@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.text import Text
 
 from sweeps.ledger import is_worked_on
+from sweeps.show import clock
 from sweeps.status import LOST, has_ended, status
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 REFRESH_S = 1.0
 STARTING_S = 15.0  # a worker just launched imports torch before it takes its slot
+BUSY_ROWS, FAILED_ROWS = 40, 10  # in the live view
 PLAIN_EVERY_S = 15.0  # where there is no terminal, one line this often
 
 
@@ -72,7 +74,7 @@ def step_progress(title: str, steps: int) -> Iterator[Callable[[dict[str, float 
         yield update
 
 
-def watch(folder: Path, alive: Callable[[], bool] = lambda: True) -> None:
+def watch(folder: Path, alive: Callable[[pd.DataFrame], bool] = lambda frame: True) -> None:
     """Show the sweep in `folder` until all runs have ended or `alive` says no; line by line elsewhere."""
     console = _console()
     meter = _Meter()
@@ -80,7 +82,7 @@ def watch(folder: Path, alive: Callable[[], bool] = lambda: True) -> None:
         shown_at = 0.0
         while True:
             frame = status(folder)
-            ended = frame["status"].map(has_ended).all() or not alive()
+            ended = frame["status"].map(has_ended).all() or not alive(frame)
             if console.is_terminal:
                 live.update(_live_view(frame, meter), refresh=True)
             elif ended or time.monotonic() - shown_at > PLAIN_EVERY_S:
@@ -92,9 +94,14 @@ def watch(folder: Path, alive: Callable[[], bool] = lambda: True) -> None:
 
 
 def watch_until_idle(folder: Path) -> None:
-    """Show the sweep in `folder` as long as workers are at it, allowing for those just launched to start."""
+    """Show the sweep in `folder` as long as anything is at it, allowing a new launch to start."""
     began = time.monotonic()
-    watch(folder, alive=lambda: time.monotonic() - began < STARTING_S or is_worked_on(folder))
+
+    def alive(frame: pd.DataFrame) -> bool:
+        queued = bool(frame["status"].isin(["submitted", "running"]).any() and (frame["job"] != "").any())
+        return queued or time.monotonic() - began < STARTING_S or is_worked_on(folder)
+
+    watch(folder, alive)
 
 
 class _Meter:
@@ -110,7 +117,7 @@ class _Meter:
         began, before = self._first
         eta = "--"
         if done > before:
-            eta = _clock((total - done) * (now - began) / (done - before))
+            eta = clock((total - done) * (now - began) / (done - before))
         finished = int((frame["status"] == "done").sum())
         running = frame[frame["status"] == "running"]
         losses = ", ".join(f"{loss:.3f}" for loss in running["train_loss_nats"].dropna())
@@ -120,14 +127,14 @@ class _Meter:
 
 def _live_view(frame: pd.DataFrame, meter: _Meter) -> Group:
     lines = [Text(meter.line(frame), style="bold")]
-    for row in frame[frame["status"].isin(["running", LOST])].to_dict("records"):
+    busy = frame[frame["status"].isin(["running", LOST])]
+    for row in busy.head(BUSY_ROWS).to_dict("records"):
         loss = f"loss {row['train_loss_nats']:.3f}" if row["train_loss_nats"] else ""
         share = row["step"] / row["steps"]
         lines.append(Text(f"  {row['run_id']:<44} {'#' * round(30 * share):<30} {share:4.0%} {loss}"))
+    if len(busy) > BUSY_ROWS:
+        lines.append(Text(f"  and {len(busy) - BUSY_ROWS} more"))
+    failed = frame[frame["status"].str.startswith("failed")]
+    for row in failed.head(FAILED_ROWS).to_dict("records"):
+        lines.append(Text(f"  {row['run_id']:<44} {row['status']}: {row['message']}", style="red"))
     return Group(*lines)
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

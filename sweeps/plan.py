@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from harness.runfolder import RunFolder
 from model.memory import memory_estimate_bytes
 from sweeps.config import StudyConfig
 from sweeps.grid import Cell, DataFacts, cells, truncated_curves
+from sweeps.price import Prices, in_words, read_calibrations, shape_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,25 +23,32 @@ if TYPE_CHECKING:
 
 def plan_cells(study: StudyConfig) -> list[Cell]:
     """Return the study's cells, named where the data is prepared under `study.cache`."""
-    return cells(study, lambda data: _facts(data, Path(study.cache)))
+    found = cells(study, lambda data: _facts(data, Path(study.cache)))
+    limit = study.cluster.device_memory_gb
+    return found if limit is None else [_fitting(cell, limit * 1e9) for cell in found]
 
 
 def plan(study: StudyConfig) -> pd.DataFrame:
     """Return one row per cell: verdict, reason, run_id, the runs table's planned columns, hours and state.
 
-    `frame.attrs["notes"]` holds remarks on the grid, `frame.attrs["price"]` says where the hours come from.
-    Hours are device-hours from the throughput of finished runs of the same sweep, else from
-    `cluster.device_flops_per_s`, else missing.
+    `frame.attrs["notes"]` holds remarks on the grid, `frame.attrs["price"]` says where the hours come from,
+    as does the column `price` cell by cell. Hours are device-hours; a run that shares its devices with
+    others side by side is charged its part.
     """
     import pandas as pd
 
     planned = plan_cells(study)
-    folder = Path(study.root) / str(study.sweep.name)
-    frame = pd.DataFrame([_row(cell, folder) for cell in planned])
-    rate, price = _flops_per_s(frame, study)
-    frame["hours"] = frame["nominal_flops"] / rate / 3600
-    frame.attrs = {"notes": truncated_curves(planned), "price": price}
-    return frame.drop(columns="measured_flops_per_s")
+    root = Path(study.root)
+    folder = root / str(study.sweep.name)
+    prices = Prices(cluster=study.cluster, calibrated=read_calibrations(root))
+    there = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    rows = [_row(cell, folder, there, prices) for cell in planned]
+    for row in rows:
+        _price(row, study, prices)
+    frame = pd.DataFrame(rows)
+    kept = frame.loc[frame["verdict"] == "OK", "price"]
+    frame.attrs = {"notes": truncated_curves(planned), "price": in_words(kept, study.cluster)}
+    return frame
 
 
 def totals(frame: pd.DataFrame) -> dict[str, float]:
@@ -86,7 +95,7 @@ def _facts(data: DataConfig, cache: Path) -> DataFacts:
     return DataFacts(digest=prepared.digest, unique_tokens=prepared.unique_tokens)
 
 
-def _row(cell: Cell, folder: Path) -> dict[str, object]:
+def _row(cell: Cell, folder: Path, there: set[str], prices: Prices) -> dict[str, object]:
     row: dict[str, object] = {"verdict": cell.verdict, "reason": cell.reason, "run_id": cell.run_id}
     columns = planned_columns(cell.run) if cell.run.steps else _unsolved_columns(cell)
     unique = cell.data.unique_tokens
@@ -96,15 +105,35 @@ def _row(cell: Cell, folder: Path) -> dict[str, object]:
         "epochs": (cell.run.steps or 0) * cell.run.batch_tokens / unique if unique else None,
         "memory_bytes": _memory_bytes(cell),
         "status": None,
-        "measured_flops_per_s": None,
     }
-    if cell.run_id and (run := RunFolder(folder / cell.run_id)).path.exists():
+    if cell.run_id in there:
+        run = RunFolder(folder / str(cell.run_id))
         status = run.status()
         row["status"] = str(status)
         if status.state == "done":
-            record = run.record()
-            row["measured_flops_per_s"] = record["tokens_per_s"] * record["nominal_flops"] / record["tokens"]
+            prices.add_record(run.record())
     return row
+
+
+def _price(row: dict[str, Any], study: StudyConfig, prices: Prices) -> None:
+    resources = study.cluster.resources_of(row["scale"])
+    shape = shape_of(row["scale"], row["kind"], row["mean_recurrence"], row["batch_tokens"])
+    rate, origin = prices.flops_per_s(shape, resources)
+    devices = resources.devices / resources.parallel_runs
+    row["devices"] = devices
+    row["hours"] = row["nominal_flops"] / rate * devices / 3600 if rate else np.nan
+    row["price"] = origin
+
+
+def _fitting(cell: Cell, limit_bytes: float) -> Cell:
+    needed = _memory_bytes(cell)
+    if cell.verdict == "DROP" or needed <= limit_bytes:
+        return cell
+    reason = (
+        f"needs about {needed / 1e9:.3g} GB, cluster.device_memory_gb={limit_bytes / 1e9:g}: "
+        "lower training.micro_batch"
+    )
+    return dataclasses.replace(cell, verdict="DROP", reason=reason)
 
 
 def _memory_bytes(cell: Cell) -> int:
@@ -126,15 +155,6 @@ def _unsolved_columns(cell: Cell) -> dict[str, object]:
         "nominal_flops": 0.0,
         "tokens": 0,
         "steps": 0,
+        "batch_tokens": run.batch_tokens,
         "seed": run.seed,
     }
-
-
-def _flops_per_s(frame: pd.DataFrame, study: StudyConfig) -> tuple[float, str]:
-    measured = frame["measured_flops_per_s"].dropna().astype(float)
-    if len(measured):
-        return float(measured.median()), f"measured on {len(measured)} finished runs"
-    stated = study.cluster.device_flops_per_s
-    if stated is not None:
-        return stated, f"estimated from cluster.device_flops_per_s={stated:.3g}, not measured"
-    return np.nan, "unknown: no run has finished and cluster.device_flops_per_s is not set"

@@ -23,7 +23,8 @@ PLAN_COLUMNS = {
     "tokens": "",
     "epochs": "",
     "memory_bytes": "memory",
-    "hours": "",
+    "devices": "",
+    "hours": "device-hours",
     "status": "",
     "reason": "",
 }
@@ -37,6 +38,9 @@ STATUS_COLUMNS = {
     "train_loss_nats": "train loss",
     "val_loss_nats": "val loss",
     "tokens_per_s": "tokens/s",
+    "eta_s": "ETA",
+    "job": "",
+    "node": "",
     "message": "",
 }
 
@@ -79,11 +83,20 @@ def cell_text(name: str, value: Any) -> str:
         return f"{value:.4g}"
     if name == "memory_bytes":
         return f"{value / 2**30:.2f} GiB"
+    if name == "eta_s":
+        return clock(value)
     if name in ("train_loss_nats", "val_loss_nats"):
         return f"{value:.4f}"
     if isinstance(value, float):
         return f"{value:.0f}" if value == round(value) and abs(value) < 1e6 else f"{value:.3g}"
     return str(value)
+
+
+def clock(seconds: float) -> str:
+    """Return a duration as hours:minutes:seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _empty(column: pd.Series) -> bool:

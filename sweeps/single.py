@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.budget import check_epochs, solve
-from harness.dataset import prepare
+from harness.config import RunConfig
+from harness.dataset import Dataset, prepare
 from harness.runfolder import RunFolder, create
 from model.checked import ConfigError
 from sweeps.compose import single_run
@@ -21,14 +22,24 @@ def _unseen(line: dict[str, float | None]) -> None:
     """Show nothing: one process of a run is enough to watch."""
 
 
+def _asked_for(study: StudyConfig) -> tuple[RunConfig, Dataset]:
+    run = solve(single_run(study))
+    with data_progress() as progress:
+        return run, prepare(run.data, Path(study.cache), progress)
+
+
+def _again(study: StudyConfig) -> tuple[RunConfig, Dataset]:
+    """Return the run in the folder `study.run`, with the data set that it was planned with."""
+    folder = RunFolder(Path(str(study.run)))
+    return folder.check(), folder.dataset(Path(study.cache))
+
+
 def train_one(study: StudyConfig) -> dict[str, Any]:
     """Train (or resume) the study's one run and return its record.
 
     Raises ConfigError when the run does not end well; its folder keeps everything.
     """
-    run = solve(single_run(study))
-    with data_progress() as progress:
-        dataset = prepare(run.data, Path(study.cache), progress)
+    run, dataset = _again(study) if study.run else _asked_for(study)
     check_epochs(run, dataset.unique_tokens)
     from harness.distributed import connected
     from harness.job import BUSY, run_job

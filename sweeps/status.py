@@ -1,30 +1,55 @@
-"""How a sweep stands, read from its run folders."""
+"""How a sweep stands: its run folders first, the scheduler second."""
 
 from __future__ import annotations
 
+import json
+import statistics
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.files import read_json
 from harness.metrics import last_metrics
-from harness.runfolder import RunFolder
-from sweeps.ledger import read_ledger
+from harness.runfolder import RunFolder, Status
+from sweeps.batch import Batch, batch_folder, newest_places, read_batches, read_submitted
+from sweeps.ledger import Ledger, read_ledger
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from sweeps.scheduler import Element, Elements
+
 LOST = "lost"  # its process is gone; the next launch resumes it
+RECORD_COLUMNS = ("scale", "kind", "mean_recurrence", "target_flops", "nominal_flops", "seed")
 
 
 def status(folder: Path) -> pd.DataFrame:
     """Return one row per run of the sweep in `folder`.
 
     Columns: run_id, scale, kind, mean_recurrence, target_flops, nominal_flops, seed, status, attempts, step,
-    steps, train_loss_nats, val_loss_nats, tokens_per_s, message. A run that is marked running while no
-    process holds it is shown as `lost`. Raises ConfigError where nothing was launched.
+    steps, train_loss_nats, val_loss_nats, tokens_per_s, eta_s, job, node, message. A run that is marked
+    running while no process holds it and no job is at it is shown as `lost`. `frame.attrs["notes"]` says
+    where the scheduler could not be asked. Raises ConfigError where nothing was launched.
     """
     import pandas as pd
 
-    return pd.DataFrame([_row(run) for run in read_ledger(folder).runs(folder)])
+    ledger = read_ledger(folder)
+    states = [(run, run.status()) for run in ledger.runs(folder)]
+    batches = read_batches(folder)
+    places = newest_places(batches)
+    unfinished = {run.run_id for run, state in states if state.state not in ("done", "failed")}
+    elements, notes = _ask(folder, ledger, places, unfinished)
+    jobs = {batch.token: read_submitted(batch_folder(folder, batch)) for batch in batches}
+    rows = []
+    for run, state in states:
+        place = places.get(run.run_id)
+        element = elements.get((place[0].name, place[1])) if place else None
+        job = jobs[place[0].token] if place else None
+        where = job.element(place[1]) if job and place and job.job_id else ""
+        rows.append(_row(run, state, element, where))
+    frame = pd.DataFrame(rows)
+    frame.attrs = {"notes": notes, "forecast": forecast(frame)}
+    return frame
 
 
 def counts(frame: pd.DataFrame) -> dict[str, int]:
@@ -37,15 +62,43 @@ def has_ended(shown: str) -> bool:
     return shown == "done" or shown.startswith("failed")
 
 
+def forecast(frame: pd.DataFrame) -> dict[str, float | None]:
+    """Return what is left: nominal FLOPs, run-hours at the measured speed, and seconds until the end.
+
+    The end supposes that as many runs go on side by side as do now, at the median speed of those that have
+    one; None where nothing has been measured or nothing runs.
+    """
+    share = 1 - frame["step"] / frame["steps"].clip(lower=1)
+    rest = frame["nominal_flops"].where(~frame["status"].map(has_ended), 0.0) * share
+    remaining = float(rest.sum())
+    rates = (frame["tokens_per_s"] * frame["nominal_flops"] / frame["tokens"]).dropna()
+    hours = remaining / statistics.median(rates) / 3600 if len(rates) else None
+    running = int((frame["status"] == "running").sum())
+    ends = hours * 3600 / running if hours is not None and running else None
+    if remaining == 0:
+        hours, ends = 0.0, 0.0
+    return {"remaining_flops": remaining, "remaining_run_hours": hours, "ends_in_s": ends, "running": running}
+
+
 def summary(frame: pd.DataFrame, sweep: str, *, worked_on: bool) -> str:
-    """Return one line of counts and what to do next."""
+    """Return a line of counts and what to do next, one of what is left, and the remarks."""
     text = ", ".join(f"{count} {name}" for name, count in counts(frame).items())
     advice = ""
-    if worked_on:
+    if worked_on or frame["status"].isin(["submitted", "running"]).any():
         advice = f"; loopscale status sweep={sweep} watch=true follows them"
-    elif frame["status"].isin(["planned", "submitted", LOST]).any():
+    elif frame["status"].isin(["planned", LOST]).any():
         advice = f"; loopscale launch sweep={sweep} continues what is missing"
-    return f"{len(frame)} runs: {text}{advice}"
+    lines = [f"{len(frame)} runs: {text}{advice}"]
+    left = frame.attrs.get("forecast", {})
+    if left.get("remaining_flops"):
+        hours, ends = left["remaining_run_hours"], left["ends_in_s"]
+        cost = f", {hours:.3g} run-hours at the measured speed" if hours is not None else ""
+        end = ""
+        if ends is not None:
+            clock = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + ends))
+            end = f"; expected end {clock} with {left['running']} side by side"
+        lines.append(f"remaining {left['remaining_flops']:.3g} nominal FLOPs{cost}{end}")
+    return "\n".join([*lines, *frame.attrs.get("notes", [])])
 
 
 def gaps(frame: pd.DataFrame) -> str:
@@ -58,19 +111,60 @@ def gaps(frame: pd.DataFrame) -> str:
     return f"{len(missing)} of {len(frame)} runs are not done: {named}{more}"
 
 
-def _row(run: RunFolder) -> dict[str, Any]:
-    record, state, newest = run.record(), run.status(), last_metrics(run.metrics)
-    shown = str(state)
+def places_of(run: RunFolder) -> list[dict[str, Any]]:
+    """Return where each attempt of a run ran: job, node, process, start."""
+    path = run.path / "logs" / "attempts.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _ask(
+    folder: Path, ledger: Ledger, places: dict[str, tuple[Batch, int]], unfinished: set[str]
+) -> tuple[Elements, list[str]]:
+    """Ask the scheduler once about the batches of unfinished runs; its silence is a remark, not an error."""
+    asked = {batch.token: batch for run, (batch, _) in places.items() if run in unfinished}
+    if not asked or ledger.cluster.kind != "slurm":
+        return {}, []
+    from sweeps.slurm import Slurm
+
+    try:
+        return Slurm(ledger.cluster).states(asked.values(), patient=False), []
+    except (OSError, ValueError) as error:
+        return {}, [f"the scheduler was not asked, so a queued run may be shown as planned: {error}"]
+
+
+def shown_status(run: RunFolder, state: Status, element: Element | None) -> str:
+    """Return how a run is shown, with the scheduler's word where the folder cannot know better."""
     if state.state == "running" and not run.is_held():
-        shown = LOST
-    columns = ("run_id", "scale", "kind", "mean_recurrence", "target_flops", "nominal_flops", "seed")
-    return {name: record[name] for name in columns} | {
+        return "submitted" if element and element.is_live else LOST
+    if state.state in ("planned", "submitted") and element:
+        return "submitted" if element.is_live else "planned"
+    return str(state)
+
+
+def _row(run: RunFolder, state: Status, element: Element | None, job: str) -> dict[str, Any]:
+    record = read_json(run.path / "record.json")
+    newest = {} if state.state in ("planned", "done") else last_metrics(run.metrics)
+    shown = shown_status(run, state, element)
+    step = state.steps if state.state == "done" else newest.get("step", 0)
+    rate = record["tokens_per_s"] or newest.get("tokens_per_s")
+    message = state.message
+    if element is not None and element.is_live and element.state == "PENDING":
+        message = message or f"waits: {element.reason}"
+    return {
+        "run_id": run.run_id,
+        **{name: record[name] for name in RECORD_COLUMNS},
+        "tokens": record["tokens"],
         "status": shown,
         "attempts": state.attempts,
-        "step": state.steps if state.state == "done" else newest.get("step", 0),
+        "step": step,
         "steps": record["steps"],
         "train_loss_nats": newest.get("train_loss_nats"),
         "val_loss_nats": record["val_loss_nats"],
-        "tokens_per_s": record["tokens_per_s"] or newest.get("tokens_per_s"),
-        "message": state.message,
+        "tokens_per_s": rate,
+        "eta_s": (record["steps"] - step) * record["batch_tokens"] / rate
+        if shown == "running" and rate
+        else None,
+        "job": job,
+        "node": element.node if element else "",
+        "message": message,
     }

@@ -7,30 +7,21 @@ the worker stops (with a checkpoint) when that process is gone.
 
 from __future__ import annotations
 
-import dataclasses
-import multiprocessing
 import os
 import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from harness.job import run_job
-from harness.locks import drop_inherited, exclusive
-from harness.runfolder import RunFolder, Status
+from harness.locks import exclusive
+from harness.runfolder import RunFolder
+from sweeps.child import end_child, note_death, start_child
 from sweeps.ledger import read_ledger, slot
+from sweeps.retry import is_open, prepare_attempt
 
 POLL_S = 0.2
-
-
-def is_open(status: Status, max_attempts: int) -> bool:
-    """Say whether a run that nobody holds should be started: unfinished, or died too seldom to give up."""
-    if status.state == "failed":
-        return status.failure_class == "lost" and status.attempts < max_attempts
-    return status.state != "done"
 
 
 def work(folder: Path, stop: Callable[[], bool]) -> None:
@@ -41,50 +32,30 @@ def work(folder: Path, stop: Callable[[], bool]) -> None:
     crashes: Counter[str] = Counter()  # counted here too, for a crash that could not be written down
     while not stop():
         ledger = read_ledger(folder)
-        limit = ledger.max_attempts
+        limit = ledger.retry.lost.retries
         runs = [
-            run for run in ledger.runs(folder) if is_open(run.status(), limit) and crashes[run.run_id] < limit
+            run
+            for run in ledger.runs(folder)
+            if is_open(run.status(), ledger.retry) and crashes[run.run_id] <= limit
         ]
         if not runs:
             return
         free = next((run for run in runs if not run.is_held()), None)
         if free is None:
             time.sleep(POLL_S)
-        elif _train_in_child(free, folder / ledger.cache, stop) != 0:
-            crashes[free.run_id] += 1
+        elif prepare_attempt(free, free.status(), ledger.retry):
+            crashes[free.run_id] += _train(free, folder / ledger.cache, stop) != 0
 
 
-def _train_in_child(run: RunFolder, cache: Path, stop: Callable[[], bool]) -> int | None:
-    # Forked after torch is imported: a run starts in milliseconds, and its crash is its own.
-    child = multiprocessing.get_context("fork").Process(target=_child, args=(run.path, cache))
-    child.start()
+def _train(run: RunFolder, cache: Path, stop: Callable[[], bool]) -> int | None:
+    child = start_child(run, cache)
     while child.is_alive():
         child.join(POLL_S)
         if stop():
-            _end(child)
+            end_child(child)
     if child.exitcode and child.exitcode < 0 and not stop():
-        status = run.status()
-        reason = f"killed by signal {-child.exitcode} (out of memory?)"
-        run.set_status(dataclasses.replace(status, state="failed", failure_class="lost", message=reason))
+        note_death(run, child.exitcode)
     return child.exitcode
-
-
-def _end(child: BaseProcess) -> None:
-    child.terminate()  # SIGTERM: the run saves a checkpoint
-    child.join(60)
-    if child.is_alive():
-        child.kill()
-        child.join()
-
-
-def _child(path: Path, cache: Path) -> None:
-    drop_inherited()
-    (path / "logs").mkdir(exist_ok=True)
-    log = (path / "logs" / "output.txt").open("a", buffering=1)
-    os.dup2(log.fileno(), 1)
-    os.dup2(log.fileno(), 2)
-    parent = os.getppid()
-    run_job(path, cache, stop=lambda: os.getppid() != parent)
 
 
 def _alive(pid: int) -> bool:
@@ -109,6 +80,7 @@ def main(arguments: list[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with exclusive(slot(folder, number), wait=False) as free:
         if free:
+            slot(folder, number).with_suffix(".pid").write_text(str(os.getpid()))
             work(folder, lambda: ended or (owner is not None and not _alive(owner)))
 
 

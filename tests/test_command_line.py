@@ -27,6 +27,8 @@ COMMANDS = [
     "plan",
     "launch",
     "status",
+    "cancel",
+    "retry",
     "collect",
     "sync",
     "fit",

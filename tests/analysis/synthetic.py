@@ -149,6 +149,7 @@ def run(truth: Truth, scale: str, kind: str, mu: float, budget: float, seed: int
         "tokens_per_s": 1e5,
         "device": "synthetic",
         "attempts": 1,
+        "micro_batch_changed": 0,
         "status": "done",
         "code_version": "0",
     }

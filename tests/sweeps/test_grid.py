@@ -8,6 +8,7 @@ import pytest
 
 import loopscale
 from model.checked import ConfigError
+from model.flops import parameter_counts
 from sweeps.config import StudyConfig
 from sweeps.grid import DataFacts, cells
 
@@ -74,6 +75,56 @@ def test_listed_cells_join_the_product_once(tiny_sweep):
     found = planned([*tiny_sweep, more])
     assert len(found) == 6 + 2
     assert [(cell.run.seed, cell.run.steps) for cell in found[6:]] == [(1, 10), (2, 10)]
+
+
+def test_zipped_cells_go_in_step(tiny_sweep):
+    lists = "mean_recurrences: [2, 6, 8], lengths: [1280, 2560, 3840], seeds: [5]"
+    more = f"+sweep.cells.line={{zipped: true, {lists}}}"
+    found = planned([*tiny_sweep, more])[6:]
+    assert [(c.run.model.mean_recurrence, c.run.steps, c.run.seed) for c in found] == [
+        (2, 10, 5),
+        (6, 20, 5),
+        (8, 30, 5),
+    ]
+    uneven = "+sweep.cells.line={zipped: true, mean_recurrences: [2, 6], lengths: [1280, 2560, 3840]}"
+    with pytest.raises(ConfigError, match="zipped lists differ in length"):
+        planned([*tiny_sweep, uneven])
+
+
+def test_a_grid_over_scale_and_tokens_per_parameter():
+    found = planned(["sweep=scale_by_tokens"])
+    ratios = [
+        cell.run.steps * cell.run.batch_tokens / parameter_counts(cell.run.model).total for cell in found
+    ]
+    assert len(found) == 3 * 5 and {cell.run.scale for cell in found} == {
+        "looped_40k",
+        "looped_90k",
+        "looped_150k",
+    }
+    assert ratios == pytest.approx([5, 10, 20, 40, 80] * 3, rel=0.05)
+
+
+def test_plain_transformers_make_one_cell_each():
+    grid = ["sweep.name=x", "sweep.scales=[transformer_140m,transformer_370m]", "sweep.tokens=[1e9,2e9]"]
+    found = planned([*grid, "data=fineweb_edu"])
+    assert [cell.run.model.table_kind for cell in found] == ["transformer"] * 4
+
+
+def test_a_cell_that_does_not_fit_the_device_is_dropped():
+    frame = loopscale.plan(["sweep=isoflop_140m", "cluster=slurm_h100", "cluster.device_memory_gb=20"])
+    dropped = frame["verdict"] == "DROP"
+    assert dropped.any() and (dropped == (frame["memory_bytes"] > 20e9)).all()
+    assert frame["reason"][dropped].str.contains("GB, cluster.device_memory_gb=20: lower").all()
+
+
+def test_the_papers_grids_are_priced_for_an_h100():
+    frame = loopscale.plan(["sweep=isoflop_140m", "cluster=slurm_h100"])
+    # All cells but the deepest cost their budget, to within one step: FLOPs / (9.89e14 x 0.4) / 3600.
+    ideal = frame["target_flops"] / (9.89e14 * 0.4) / 3600
+    assert (frame["hours"] <= ideal).all() and (frame["hours"] > 0.99 * ideal).all()
+    assert frame.attrs["price"].startswith("estimated from peak") and (frame["devices"] == 1).all()
+    four = loopscale.plan(["sweep=isoflop_370m", "cluster=slurm_h100"])
+    assert (four["devices"] == 4).all() and (four["hours"] <= four["target_flops"] / 3.956e14 / 3600).all()
 
 
 def test_any_key_is_an_axis(tiny_sweep):

@@ -17,11 +17,13 @@ import loopscale
 from analysis.schema import DEPTHS, RUNS
 from harness.metrics import read_metrics
 from model.checked import ConfigError
+from sweeps.cluster_config import ClusterConfig
 from sweeps.launch import start_workers, write_ledger
 from sweeps.ledger import read_ledger
 from sweeps.status import LOST
 from sweeps.worker import work
 
+ONE_WORKER = ClusterConfig(parallel_runs=1)
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -71,7 +73,7 @@ def test_a_killed_sweep_loses_nothing(tiny_sweep, table, tmp_path):
     ledger = write_ledger(study)
     folder = tmp_path / "runs" / "tiny"
     longest = ledger.runs(folder)[0]
-    (worker,) = start_workers(loopscale.compose([*overrides, "cluster.parallel_runs=1"]))
+    (worker,) = start_workers(folder, ONE_WORKER)
     wait_for(lambda: len(read_metrics(longest.metrics)) > 30)
     os.killpg(worker.pid, signal.SIGKILL)
     worker.wait()
@@ -92,7 +94,7 @@ def test_workers_end_with_their_owner_and_leave_a_checkpoint(tiny_sweep, tmp_pat
     ledger = write_ledger(study)
     folder = tmp_path / "runs" / "tiny"
     owner = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    (worker,) = start_workers(study, owner=owner.pid)
+    (worker,) = start_workers(folder, study.cluster, owner=owner.pid)
     first = ledger.runs(folder)[0]
     wait_for(lambda: len(read_metrics(first.metrics)) > 5)
     owner.kill()
@@ -106,9 +108,9 @@ def test_a_slot_is_held_once(tiny_sweep, tmp_path):
     study = loopscale.compose([*tiny_sweep, "sweep.tokens=[12800]", "cluster.parallel_runs=1"])
     ledger = write_ledger(study)
     folder = tmp_path / "runs" / "tiny"
-    (first,) = start_workers(study)
+    (first,) = start_workers(folder, study.cluster)
     wait_for(lambda: any(run.status().state != "planned" for run in ledger.runs(folder)))
-    (second,) = start_workers(study)
+    (second,) = start_workers(folder, study.cluster)
     assert second.wait(timeout=60) == 0
     assert first.wait(timeout=120) == 0
     assert [run.status().attempts for run in ledger.runs(folder)] == [1, 1, 1]
@@ -136,7 +138,7 @@ def test_a_failed_run_is_named_kept_and_opened_again_on_request(tiny_sweep, tabl
 
 
 def test_a_run_whose_process_dies_is_tried_again_a_few_times(tiny_sweep, tmp_path, monkeypatch):
-    write_ledger(loopscale.compose([*tiny_sweep, "sweep.tokens=[1280]", "cluster.max_attempts=2"]))
+    write_ledger(loopscale.compose([*tiny_sweep, "sweep.tokens=[1280]", "retry.lost.retries=1"]))
     folder = tmp_path / "runs" / "tiny"
 
     def dies(path, cache, stop):
@@ -146,7 +148,7 @@ def test_a_run_whose_process_dies_is_tried_again_a_few_times(tiny_sweep, tmp_pat
         run.set_status(Status(state="running", attempts=run.status().attempts + 1, steps=10))
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr("sweeps.worker.run_job", dies)
+    monkeypatch.setattr("sweeps.child.run_job", dies)
     work(folder, stop=lambda: False)
     for run in read_ledger(folder).runs(folder):
         assert str(run.status()) == "failed:lost" and run.status().attempts == 2
@@ -167,7 +169,7 @@ def test_nothing_launched_is_said_with_what_is_there(table):
 
 
 def test_a_crash_that_cannot_be_written_down_is_not_repeated_for_ever(tiny_sweep, tmp_path, monkeypatch):
-    write_ledger(loopscale.compose([*tiny_sweep, "cluster.max_attempts=2"]))
+    write_ledger(loopscale.compose([*tiny_sweep, "retry.lost.retries=1"]))
     folder = tmp_path / "runs" / "tiny"
     log = tmp_path / "started"
 
@@ -176,7 +178,7 @@ def test_a_crash_that_cannot_be_written_down_is_not_repeated_for_ever(tiny_sweep
             handle.write("x")
         os._exit(1)
 
-    monkeypatch.setattr("sweeps.worker.run_job", crashes)
+    monkeypatch.setattr("sweeps.child.run_job", crashes)
     work(folder, stop=lambda: False)
     assert len(log.read_text()) == 6 * 2
 

@@ -1,0 +1,181 @@
+"""From open runs to job arrays: what died is settled, what is missing is submitted, nothing twice."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.locks import exclusive
+from harness.runfolder import RunFolder, Status
+from sweeps.batch import (
+    Batch,
+    Submitted,
+    batch_folder,
+    make_batches,
+    newest_places,
+    read_batches,
+    read_submitted,
+    write_batch,
+    write_submitted,
+)
+from sweeps.ledger import Ledger
+from sweeps.retry import is_open, prepare_attempt
+from sweeps.scheduler import Element, Scheduler
+from sweeps.snapshot import Snapshot, record_environment, take_snapshot
+
+Places = dict[str, tuple[Batch, int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """What one call of `submit_missing` did."""
+
+    jobs: list[str]  # qualified array ids
+    runs: int
+    notes: list[str]
+
+
+def submit_missing(folder: Path, ledger: Ledger, scheduler: Scheduler) -> Submission:
+    """Submit every run of the sweep that is neither finished nor queued nor given up, one array per shape.
+
+    Only one launch at a time gets past the lock. A batch is written down before it is submitted, so that a
+    launch that dies anywhere is completed by the next one.
+    """
+    with exclusive(folder / ".launch.lock", wait=True):
+        adopt(folder, scheduler)
+        batches = read_batches(folder)
+        open_runs, exclude = settle(folder, ledger, batches, scheduler)
+        if not open_runs:
+            return Submission(jobs=[], runs=0, notes=[])
+        snapshot = take_snapshot(folder)
+        names = [run.run_id for run in open_runs]
+        fresh = plan_batches(ledger, names, scheduler, snapshot, len(batches), sorted(exclude))
+        jobs = [_submit(folder, batch, scheduler, snapshot) for batch in fresh]
+        notes = _notes(folder, ledger, batches, scheduler.name)
+        return Submission(jobs=jobs, runs=len(open_runs), notes=notes)
+
+
+def plan_batches(
+    ledger: Ledger,
+    runs: list[str],
+    scheduler: Scheduler,
+    snapshot: Snapshot,
+    generation: int,
+    exclude: list[str],
+) -> list[Batch]:
+    """Group runs into the batches that would be submitted now."""
+    scales = {scale: ledger.cluster.resources_of(scale) for scale in set(ledger.scales.values())}
+    return make_batches(
+        ledger.name,
+        [(run, scales[ledger.scales[run]]) for run in runs],
+        max_array=scheduler.max_array,
+        array_parallelism=ledger.cluster.array_parallelism,
+        snapshot=snapshot.path,
+        exclude=exclude,
+        seed=f"{ledger.nonce}{generation}",
+    )
+
+
+def adopt(folder: Path, scheduler: Scheduler) -> None:
+    """Find out what became of batches whose launch died before it wrote down the scheduler's answer."""
+    for batch in read_batches(folder):
+        if read_submitted(batch_folder(folder, batch)) is None:
+            job_id = scheduler.find(batch.name) or ""
+            write_submitted(folder, batch, Submitted(cluster=scheduler.name, job_id=job_id))
+
+
+def settle(
+    folder: Path, ledger: Ledger, batches: list[Batch], scheduler: Scheduler
+) -> tuple[list[RunFolder], set[str]]:
+    """Return the runs to submit, made ready for it, and the nodes to avoid.
+
+    A run that stands as running while nobody holds it is given the failure class that the scheduler names.
+    """
+    unfinished = [(run, run.status()) for run in ledger.runs(folder)]
+    unfinished = [(run, status) for run, status in unfinished if status.state != "done"]
+    places = newest_places(batches)
+    asked = {
+        places[run.run_id][0].token: places[run.run_id][0] for run, _ in unfinished if run.run_id in places
+    }
+    elements = scheduler.states(_here(folder, list(asked.values()), scheduler.name))
+    stuck = {f"{element.job_id}_{index}" for (_, index), element in elements.items() if element.is_stuck}
+    if stuck:
+        scheduler.cancel(sorted(stuck))
+    ready, exclude = [], set()
+    for run, status in unfinished:
+        batch, index = places.get(run.run_id, (None, 0))
+        element = elements.get((batch.name, index)) if batch else None
+        if (element and element.is_live) or (status.state == "running" and run.is_held()):
+            continue
+        settled = judge_death(status, element, was_submitted=batch is not None)
+        if settled != status:
+            # Not synced: what a power cut takes away, the next launch finds out again.
+            run.set_status(settled, sync=False)
+        if is_open(settled, ledger.retry) and prepare_attempt(run, settled, ledger.retry):
+            ready.append(run)
+            rule = ledger.retry.rule(settled.failure_class)
+            if rule.action == "exclude_node" and element and element.node:
+                exclude.add(element.node)
+    return ready, exclude
+
+
+def judge_death(status: Status, element: Element | None, *, was_submitted: bool) -> Status:
+    """Return the status of a run that nobody works on any more, with the cause that the scheduler gives."""
+    if status.state == "running":
+        if element is None:
+            return status.failed("lost", "its process is gone and the scheduler does not remember it")
+        if not element.death:
+            return dataclasses.replace(status, state="submitted", message="cancelled")
+        where = f" on {element.node}" if element.node else ""
+        return status.failed(element.death, f"SLURM says {element.state}{where}")
+    never_began = status.state in ("planned", "submitted") and was_submitted
+    if never_began and element and element.death and element.state not in ("COMPLETED", "PREEMPTED"):
+        if status.message.startswith("stopped"):  # its job left by itself
+            return status
+        return status.failed(element.death, f"its job ended before it began: SLURM says {element.state}")
+    return status
+
+
+def _submit(folder: Path, batch: Batch, scheduler: Scheduler, snapshot: Snapshot) -> str:
+    write_batch(folder, batch)
+    record_environment(batch_folder(folder, batch))
+    job_id = scheduler.submit(folder, batch, snapshot.version)
+    submitted = Submitted(cluster=scheduler.name, job_id=job_id)
+    write_submitted(folder, batch, submitted)
+    return f"{submitted.cluster}:{job_id}"
+
+
+def _here(folder: Path, batches: list[Batch], cluster: str) -> list[Batch]:
+    """Leave out what went to another cluster: its scheduler cannot be asked from here."""
+    kept = []
+    for batch in batches:
+        submitted = read_submitted(batch_folder(folder, batch))
+        if submitted and submitted.job_id and submitted.cluster == cluster:
+            kept.append(batch)
+    return kept
+
+
+def _notes(folder: Path, ledger: Ledger, batches: list[Batch], cluster: str) -> list[str]:
+    others = set()
+    for batch in batches:
+        submitted = read_submitted(batch_folder(folder, batch))
+        if submitted and submitted.job_id and submitted.cluster != cluster:
+            others.add(f"{submitted.cluster}:{submitted.job_id}")
+    if not others:
+        return []
+    return [
+        f"submitted before on another cluster, cancel there what still waits: {', '.join(sorted(others))}"
+    ]
+
+
+def show_job_files(
+    folder: Path, ledger: Ledger, runs: list[str], scheduler: Scheduler, show: Callable[[str], None]
+) -> None:
+    """Show the very job files that a launch would submit now for `runs`; writes and asks nothing."""
+    snapshot = take_snapshot(folder, write=False)
+    for batch in plan_batches(ledger, runs, scheduler, snapshot, len(read_batches(folder)), []):
+        path = batch_folder(folder, batch)
+        show(f"# {path}: {len(batch.runs)} runs in {len(batch.elements)} jobs")
+        show(scheduler.job_file(folder, batch, snapshot.version))

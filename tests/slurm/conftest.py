@@ -1,0 +1,189 @@
+"""A real SLURM cluster under the tests: `make slurm-up`, `make test-slurm`, `make slurm-down`.
+
+Collected only where LOOPSCALE_SLURM is set; there a cluster that is not up is an error, never a skip.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import loopscale
+from harness.metrics import read_metrics
+from sweeps.ledger import read_ledger
+
+from .cluster import Daemons, Site
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+
+collect_ignore_glob = [] if os.environ.get("LOOPSCALE_SLURM") else ["test_*.py"]
+if importlib.util.find_spec("harness.distributed") is None:
+    collect_ignore_glob.append("test_ranks.py")
+
+
+def pytest_sessionfinish(session):
+    """Fail where a test of the cluster was skipped: the gate must not pass without them."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("LOOPSCALE_SLURM") and reporter and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(scope="session")
+def site() -> Site:
+    """The main cluster, checked to answer."""
+    found = Site.from_environment()
+    os.environ["SLURM_CONF"] = str(found.conf)
+    idle = slurm("sinfo", "-h", "-o", "%D").split()
+    assert idle, "the cluster is not up: make slurm-up"
+    return found
+
+
+@pytest.fixture(scope="session")
+def daemons(site) -> Daemons:
+    return Daemons(site)
+
+
+@pytest.fixture
+def bare_site(tmp_path, monkeypatch):
+    """A second cluster: no accounting, no requeue."""
+    root = Path("/tmp/loopscale-slurm-bare")
+    environment = os.environ | {
+        "SITE_ROOT": str(root), "SITE_PORT": "47400", "SITE_ACCOUNTING": "0", "SITE_REQUEUE": "0",
+    }  # fmt: skip
+    script = [sys.executable, str(HERE / "cluster.py")]
+    subprocess.run([*script, "up"], env=environment, check=True, stdout=subprocess.DEVNULL)
+    monkeypatch.setenv("SLURM_CONF", str(root / "etc" / "slurm.conf"))
+    yield root
+    subprocess.run([*script, "wipe"], env=environment, check=True)
+
+
+def slurm(*command: str) -> str:
+    """Return what a SLURM command prints."""
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def wait_for(condition, seconds: float = 90.0, what: str = "") -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, f"waited too long {what}"
+        time.sleep(0.1)
+
+
+class Sweep:
+    """A sweep of tiny runs on the cluster, driven as a user drives it."""
+
+    def __init__(self, root: Path, corpus: Path, cache: Path, name: str, *overrides: str) -> None:
+        self.root, self.name, self.folder = root, name, root / name
+        self.overrides = [
+            f"root={root}", f"cache={cache}", "data=text", f"path={corpus}", "data.vocabulary_size=300",
+            "data.validation_fraction=0.2", "model=looped_40k", "model.sequence_length=32",
+            "training.batch_sequences=4", "training.threads=1", "training.log_every=1",
+            "training.checkpoint_every_s=0.5", "evaluation.blocks=8", "evaluation.max_depth=4",
+            "sweep.min_steps=5", "cluster=slurm", "cluster.signal_s=30", "confirm=false",
+            f"sweep.name={name}", *overrides,
+        ]  # fmt: skip
+
+    def launch(self, *more: str):
+        return loopscale.launch([*self.overrides, *more])
+
+    def launch_process(self, *more: str, **environment: str) -> subprocess.Popen:
+        """Launch from a terminal of its own."""
+        command = [sys.executable, "-m", "loopscale", "launch", *self.overrides, *more]
+        with (self.root.parent / f"{self.name}.log").open("ab") as log:
+            return subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, stdout=log, stderr=log)
+
+    def status(self):
+        return loopscale.status([f"root={self.root}", f"sweep={self.name}"]).set_index("run_id")
+
+    def runs(self):
+        return read_ledger(self.folder).runs(self.folder)
+
+    def run(self, number: int = 0):
+        return self.runs()[number]
+
+    def wait_for_step(self, step: int, number: int = 0) -> None:
+        wait_for(lambda: self.folder.exists() and len(read_metrics(self.run(number).metrics)) >= step)
+
+    def wait_until_idle(self, seconds: float = 120.0) -> None:
+        """Wait until SLURM has no job of this sweep any more."""
+        wait_for(lambda: not self.queue(), seconds, f"for {self.name}: {self.queue()}")
+
+    def queue(self) -> list[str]:
+        lines = slurm("squeue", "-h", "-r", "-o", "%j %i %T %r").splitlines()
+        stuck = "launch failed requeued held"  # for ever, so launch is asked to deal with it
+        return [line for line in lines if line.startswith(f"{self.name}-") and stuck not in line]
+
+    def element(self, number: int = 0) -> str:
+        """Return the SLURM id of the array element that trains a run."""
+        return str(self.status().loc[self.run(number).run_id, "job"]).partition(":")[2]
+
+    def batches(self) -> list[Path]:
+        return sorted(self.folder.glob("jobs/*/batch.json"))
+
+    def finish(self, *, again: bool = True) -> None:
+        """Wait for the end, launching again whenever SLURM has nothing left to do."""
+        until = time.monotonic() + 150
+        while True:
+            self.wait_until_idle()
+            states = [run.status() for run in self.runs()]
+            if all(status.state == "done" for status in states):
+                return
+            assert again and time.monotonic() < until, states
+            self.launch()
+            time.sleep(1)
+
+    def losses(self) -> dict[str, list[float]]:
+        """Return what was computed, by run: every training loss, the validation loss, the depth curve."""
+        return {
+            run.run_id: [line["train_loss_nats"] for line in read_metrics(run.metrics)]
+            + [run.record()["val_loss_nats"]]
+            + [row["val_loss_nats"] for row in json.loads(run.depth_curve.read_text())]
+            for run in self.runs()
+        }
+
+
+EVENT = ["sweep.mean_recurrences=[2]", "sweep.control=none", "sweep.seeds=[0,1]", "sweep.tokens=[7680]"]
+
+
+def fault(what: str) -> str:
+    """Return the override that gives jobs a fault."""
+    lines = f'["export PYTHONPATH={HERE / "faults"}","export LOOPSCALE_FAULT=\\"{what}\\""]'
+    return f"cluster.setup={lines}"
+
+
+@pytest.fixture(scope="session")
+def data(corpus, cache):
+    return corpus, cache
+
+
+@pytest.fixture
+def sweep(site, data, tmp_path):
+    """Make a sweep of this test's own; what is left of it is cancelled."""
+    made: list[Sweep] = []
+
+    def make(name: str, *overrides: str) -> Sweep:
+        made.append(Sweep(tmp_path / "runs", *data, name, *overrides))
+        return made[-1]
+
+    yield make
+    for each in made:
+        jobs = {line.split()[1].partition("_")[0] for line in each.queue()}
+        if jobs:
+            slurm("scancel", *jobs)
+
+
+@pytest.fixture(scope="session")
+def calm(site, data, tmp_path_factory) -> dict[str, list[float]]:
+    """The losses of the runs of EVENT in a sweep that nothing disturbs."""
+    undisturbed = Sweep(tmp_path_factory.mktemp("calm"), *data, "calm", *EVENT)
+    undisturbed.launch()
+    undisturbed.finish(again=False)
+    return undisturbed.losses()

@@ -1,0 +1,54 @@
+"""Faults for jobs under test, put on their PYTHONPATH by a profile's lines; LOOPSCALE_FAULT says which.
+
+slow=SECONDS sleeps at every micro-batch, memory=SEQUENCES has room for no more of them at once, error
+raises.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import os
+import sys
+import time
+
+FAULTS = dict(part.partition("=")[::2] for part in os.environ.get("LOOPSCALE_FAULT", "").split(",") if part)
+
+
+class Patch(importlib.abc.MetaPathFinder):
+    """Wrap the model's loss as soon as the model is imported."""
+
+    def find_spec(self, name, path, target=None):
+        if name != "model.transformer":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        execute = spec.loader.exec_module
+
+        def load(module):
+            execute(module)
+            wrap(module.LoopedTransformer)
+
+        spec.loader.exec_module = load
+        return spec
+
+
+def wrap(model) -> None:
+    loss = model.loss
+
+    def faulty(self, inputs, *rest, **named):
+        if "slow" in FAULTS:
+            time.sleep(float(FAULTS["slow"]))
+        if "memory" in FAULTS and len(inputs) > int(FAULTS["memory"]):
+            import torch
+
+            raise torch.OutOfMemoryError(f"no memory for {len(inputs)} sequences")
+        if "error" in FAULTS:
+            raise ZeroDivisionError("the training function is broken")
+        return loss(self, inputs, *rest, **named)
+
+    model.loss = faulty
+
+
+if FAULTS:
+    sys.meta_path.insert(0, Patch())

@@ -1,0 +1,247 @@
+"""What clusters do to a sweep: after each event, launch again brings it to the end, with the same bits."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import loopscale
+from harness.metrics import read_metrics
+from sweeps.batch import read_batch
+from sweeps.status import places_of
+
+from .cluster import step_daemons
+from .conftest import EVENT, ROOT, fault, slurm, wait_for
+
+SLOW = fault("slow=0.06")
+
+
+def trained_once(run, attempts):
+    """Every step once, in order, in so many attempts."""
+    steps = [line["step"] for line in read_metrics(run.metrics)]
+    return steps == list(range(1, 61)) and run.status().attempts == attempts
+
+
+def test_a_signal_saves_a_checkpoint_and_the_job_queues_itself_again(sweep, calm):
+    made = sweep("signalled", *EVENT, SLOW)
+    made.launch()
+    made.wait_for_step(8)
+    slurm("scancel", "--signal=USR2", made.element())
+    wait_for(lambda: "queued again" in made.run().status().message)
+    made.wait_until_idle()
+    assert made.losses() == calm and trained_once(made.run(), 2)
+    assert made.run().status().failures == {"preempted": 1} and len(made.batches()) == 1
+
+
+def test_preemption_by_a_better_partition(sweep, calm):
+    made = sweep(
+        "preempted", *EVENT, SLOW, "cluster.resources.partition=batch", "cluster.resources.cpus_per_task=8"
+    )
+    made.launch()
+    made.wait_for_step(8)
+    better = slurm("sbatch", "--parsable", "-p", "urgent", "-N4", "-c8", "--wrap", "sleep 2").strip()
+    made.finish()
+    assert made.losses() == calm
+    assert all(run.status().failures.get("preempted") == 1 for run in made.runs())
+    assert slurm("sacct", "-nXP", "-j", better, "-o", "State").strip() == "COMPLETED"
+
+
+def test_a_node_that_loses_power(sweep, calm, site, daemons):
+    made = sweep("node_lost", *EVENT, SLOW)
+    made.launch()
+    made.wait_for_step(8)
+    place = places_of(made.run())[0]
+    node = place["node"]
+    daemons.stop(f"slurmd.{node}", number=signal.SIGKILL)
+    for pid in step_daemons(site, node):
+        for child in [*processes_under(pid), pid]:
+            os.kill(child, signal.SIGKILL)
+    try:
+        wait_for(lambda: made.run().status().attempts == 2)
+    finally:
+        daemons.start_node(node)
+    made.finish()
+    assert made.losses() == calm and made.run().status().failures == {"node_failure": 1}
+    assert places_of(made.run())[1]["node"] != node and len(made.batches()) == 1
+
+
+def test_a_node_that_is_set_down_and_returns(sweep, calm):
+    made = sweep("node_down", *EVENT, SLOW)
+    made.launch()
+    made.wait_for_step(8)
+    node = places_of(made.run())[0]["node"]
+    slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+    wait_for(lambda: not made.run().is_held())
+    time.sleep(10)  # until the node has come back and has perhaps refused the job, which drains it
+    if "drain" in slurm("sinfo", "-h", "-n", node, "-p", "batch", "-o", "%T"):
+        slurm("scontrol", "update", f"nodename={node}", "state=resume")
+    made.finish()
+    assert made.losses() == calm
+
+
+def processes_under(pid: int) -> list[int]:
+    """Return the descendants of a process."""
+    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [each for child in children for each in [*processes_under(child), child]]
+
+
+def test_the_time_limit(sweep, calm):
+    # A minute of time limit, of which SLURM may take another off for the signal, for a run of two.
+    own = ["sweep.seeds=[0]", fault("slow=0.7"), "cluster.resources.time_min=1", "cluster.signal_s=5"]
+    made = sweep("limited", *EVENT, *own)
+    made.launch()
+    made.wait_until_idle(240)
+    made.finish()
+    (run,) = made.runs()
+    assert made.losses()[run.run_id] == calm[run.run_id]
+    assert run.status().failures["timeout"] >= 1 and len(made.batches()) == 1
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["the job's step", "the run alone"])
+def test_a_kill(sweep, calm, whole):
+    made = sweep("killed", *EVENT, SLOW)
+    made.launch()
+    made.wait_for_step(8)
+    task = places_of(made.run())[0]["pid"]
+    (child,) = Path(f"/proc/{task}/task/{task}/children").read_text().split()
+    for pid in [task, int(child)] if whole else [int(child)]:
+        os.kill(int(pid), signal.SIGKILL)
+    made.finish()
+    assert made.losses() == calm and trained_once(made.run(), 2)
+    assert made.run().status().failures == {"lost": 1}
+    assert len(made.batches()) == (2 if whole else 1)
+
+
+def test_a_cancelled_element_is_submitted_again_alone(sweep, calm):
+    made = sweep("cancelled", *EVENT, SLOW)
+    made.launch()
+    made.wait_for_step(8)
+    slurm("scancel", made.element())
+    wait_for(lambda: "cancelled" in made.run().status().message or not made.run().is_held())
+    made.finish()
+    assert (
+        made.losses() == calm and [len(read_batch(path.parent).runs) for path in made.batches()].count(1) == 1
+    )
+    assert [run.status().attempts for run in made.runs()] == [2, 1]
+
+
+def test_the_controller_away_while_launching_and_while_looking(sweep, calm, daemons):
+    made = sweep("outage", *EVENT, SLOW)
+    daemons.stop("slurmctld")
+    launching = made.launch_process()
+    time.sleep(20)
+    daemons.start_controller()
+    assert launching.wait(120) == 0
+    made.wait_for_step(8)
+    daemons.stop("slurmctld")
+    frame = loopscale.status([f"root={made.root}", f"sweep={made.name}"])
+    assert "running" in set(frame["status"]) and "scheduler was not asked" in frame.attrs["notes"][0]
+    assert made.launch_process("cluster.patience_s=1").wait(60) == 2  # says that SLURM does not answer
+    daemons.start_controller()
+    made.finish()
+    assert made.losses() == calm and len(made.batches()) == 1
+    assert [run.status().attempts for run in made.runs()] == [1, 1]
+
+
+def test_two_launches_at_once_submit_every_cell_once(sweep, calm):
+    made = sweep("twice", *EVENT)
+    both = [made.launch_process(), made.launch_process()]
+    assert [process.wait(120) for process in both] == [0, 0]
+    made.finish()
+    assert made.losses() == calm and len(made.batches()) == 1
+    assert [run.status().attempts for run in made.runs()] == [1, 1]
+
+
+def test_a_launch_killed_right_after_sbatch_is_completed_by_the_next(sweep, calm, tmp_path):
+    made = sweep("half", *EVENT)
+    script = tmp_path / "bin" / "sbatch"
+    script.parent.mkdir()
+    script.write_text(f'#!/bin/sh\n{shutil.which("sbatch")} "$@" > /dev/null\nkill -9 $PPID\n')
+    script.chmod(0o755)
+    dying = made.launch_process(PATH=f"{script.parent}:{os.environ['PATH']}")
+    assert dying.wait(120) == -signal.SIGKILL
+    made.launch()
+    made.finish()
+    assert made.losses() == calm and len(made.batches()) == 1
+    assert [run.status().attempts for run in made.runs()] == [1, 1]
+
+
+def test_a_run_started_twice_is_trained_once(sweep, calm):
+    made = sweep("doubled", *EVENT, SLOW)
+    made.launch()
+    made.wait_for_step(8)
+    batch = made.batches()[0].parent
+    index = [run_id for (run_id,) in read_batch(batch).elements].index(made.run().run_id)
+    second = [sys.executable, "-m", "sweeps.task", str(batch), str(index)]
+    assert subprocess.run(second, cwd=ROOT).returncode == 0
+    made.finish()
+    assert made.losses() == calm and trained_once(made.run(), 1)
+
+
+def test_out_of_memory_halves_the_micro_batch(sweep, calm):
+    made = sweep("memory", *EVENT, fault("memory=1"))
+    made.launch()
+    made.finish()
+    for run in made.runs():
+        assert run.status().failures == {"oom": 2} and run.config().training.micro_batch == 1
+        assert run.record()["micro_batch_changed"] == 1
+        assert made.losses()[run.run_id] == pytest.approx(calm[run.run_id], abs=1e-5)
+    runs, _ = loopscale.collect([f"root={made.root}", "sweep=memory"])
+    assert list(runs["micro_batch_changed"]) == [1, 1]
+
+
+def test_a_full_disk(sweep, calm, tmp_path):
+    disk = tmp_path / "runs"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], check=True)
+    try:
+        made = sweep("full", *EVENT, SLOW, "sweep.seeds=[0]")
+        made.launch()
+        made.wait_for_step(8)
+        filler = disk / "filler"
+        with pytest.raises(OSError, match="No space left"), filler.open("wb", buffering=0) as handle:
+            while True:
+                handle.write(bytes(65536))
+        made.wait_until_idle()
+        assert made.run().status().state in ("failed", "running")
+        filler.unlink()
+        made.finish()
+        (run,) = made.runs()
+        assert made.losses()[run.run_id] == calm[run.run_id] and run.status().failures == {"lost": 1}
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_site_without_requeue_and_accounting_and_a_sweep_that_moves_there(sweep, calm, tmp_path, bare_site):
+    made = sweep("moved", *EVENT, SLOW)
+    with pytest.MonkeyPatch.context() as elsewhere:
+        elsewhere.setenv("SLURM_CONF", os.environ["SLURM_CONF"].replace("-bare", ""))
+        made.launch()
+        made.wait_for_step(8)
+        assert loopscale.cancel([f"root={made.root}", "sweep=moved"])
+        made.wait_until_idle()
+    new = tmp_path / "elsewhere"
+    made.root.rename(new)
+    made.root, made.folder = new, new / "moved"
+    made.overrides[0] = f"root={new}"
+    made.launch()
+    made.wait_for_step(20)
+    slurm("scancel", "--signal=USR2", made.element())
+    made.wait_until_idle()
+    assert "launch continues it" in made.run().status().message
+    made.launch()
+    wait_for(lambda: made.run().status().attempts == 3)
+    os.kill(places_of(made.run())[-1]["pid"], signal.SIGKILL)  # nobody can say afterwards what it died of
+    made.finish()
+    assert made.losses() == calm
+    assert {place["cluster"] for place in places_of(made.run())} == {
+        "loopscale_slurm",
+        "loopscale_slurm_bare",
+    }

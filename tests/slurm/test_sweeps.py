@@ -1,0 +1,90 @@
+"""Sweeps on a real cluster from plan to table."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import loopscale
+from sweeps.batch import read_batch
+from sweeps.status import places_of
+
+from .conftest import EVENT, ROOT, fault, slurm
+
+
+def test_a_sweep_of_24_cells_over_4_nodes_with_one_array_per_shape(sweep):
+    made = sweep(
+        "grid", "sweep.scales=[looped_40k,looped_90k]", "sweep.mean_recurrences=[2,4]", "sweep.seeds=[0,1]",
+        "sweep.tokens=[640,768]", "cluster.resources.runs_per_job=3", "cluster.resources.cpus_per_task=4",
+        "cluster.per_scale={looped_90k: {memory_gb: 2, parallel_runs: 3}}",
+    )  # fmt: skip
+    frame = made.launch()
+    assert len(frame) == 24 and set(frame["status"]) <= {"submitted", "running"}
+    assert len(made.batches()) == 2
+    made.finish(again=False)
+    runs, depths = loopscale.collect([f"root={made.root}", "sweep=grid"])
+    assert len(runs) == 24 and (runs["status"] == "done").all() and (runs["attempts"] == 1).all()
+    assert runs["val_loss_nats"].notna().all() and len(depths) == 24 * 4
+    assert len({place["node"] for run in made.runs() for place in places_of(run)}) == 4
+    elements = [read_batch(path.parent).elements for path in made.batches()]
+    assert [len(each) for each in elements] == [4, 4] and all(len(e) == 3 for each in elements for e in each)
+    assert runs["code_version"].str.startswith("0.1.0").all()
+    assert (json.loads((made.batches()[0].parent / "environment.json").read_text()))["packages"]["submitit"]
+
+
+def test_a_failing_training_function_is_named_and_not_repeated(sweep):
+    made = sweep("broken", *EVENT, fault("error"))
+    made.launch()
+    made.wait_until_idle()
+    frame = made.status()
+    assert set(frame["status"]) == {"failed:code_error"}
+    assert set(frame["message"]) == {"the training function is broken"}
+    names = {read_batch(path.parent).name for path in made.batches()}
+    states = slurm("sacct", "-nXP", f"--name={','.join(names)}", "-o", "State").split()
+    assert states == ["FAILED", "FAILED"]
+    made.launch()
+    assert made.queue() == [] and len(made.batches()) == 1
+    command = [f"root={made.root}", "sweep=broken", f"run={made.run().run_id}"]
+    shown = subprocess.run(
+        [sys.executable, "-m", "loopscale", "status", *command], cwd=ROOT, capture_output=True, text=True
+    )
+    assert "ZeroDivisionError: the training function is broken" in shown.stdout
+    assert "loopscale train run=" in shown.stdout
+    assert loopscale.retry([*command[:2], "failed=true"]) == [run.run_id for run in made.runs()]
+    made.wait_until_idle()
+    assert [run.status().attempts for run in made.runs()] == [2, 2]
+
+
+def test_a_job_needs_no_network(sweep, calm):
+    python = f"unshare --net -- {sys.executable}"
+    made = sweep("offline", *EVENT, f"cluster.python='{python}'")
+    made.launch()
+    made.finish(again=False)
+    assert made.losses() == calm
+
+
+def test_editing_the_checkout_does_not_change_a_queued_run(sweep, calm):
+    made = sweep("snapshot", *EVENT)
+    frame = made.launch()
+    assert set(frame["status"]) <= {"submitted", "running"}
+    made.finish(again=False)
+    batch = read_batch(made.batches()[0].parent)
+    code = made.folder / batch.snapshot
+    assert (code / "sweeps" / "task.py").read_text() == (ROOT / "sweeps" / "task.py").read_text()
+    assert json.loads((code / "snapshot.json").read_text())["path"] == batch.snapshot
+    text = (made.batches()[0].parent / f"{made.element().partition('_')[0]}_submission.sh").read_text()
+    assert f"cd {code}" in text and made.losses() == calm
+
+
+def test_a_dry_run_prints_the_file_that_the_launch_submits(sweep):
+    made = sweep("dry", *EVENT)
+    made.launch("sweep.seeds=[7]")  # prepares the data
+    made.wait_until_idle()
+    command = [sys.executable, "-m", "loopscale", "launch", *made.overrides, "dry_run=true"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    before = set(made.batches())
+    made.launch()
+    (batch,) = set(made.batches()) - before
+    (file,) = batch.parent.glob("*_submission.sh")
+    assert file.read_text() in shown and str(batch.parent) in shown

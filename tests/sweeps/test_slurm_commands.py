@@ -1,0 +1,190 @@
+"""What is said to SLURM and how its answers are read; fakes stand on PATH, a real cluster in tests/slurm."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+import pytest
+
+import loopscale
+from model.checked import ConfigError
+from sweeps.batch import Batch, write_batch
+from sweeps.cluster_config import ClusterConfig, Resources
+from sweeps.scheduler import Element, SchedulerError
+from sweeps.slurm import Slurm, parse_accounting
+from sweeps.snapshot import take_snapshot
+
+
+@pytest.fixture
+def commands(tmp_path, monkeypatch):
+    """Put shell scripts on PATH under the names of SLURM's commands; each call is logged."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    log = tmp_path / "calls"
+
+    def put(name: str, script: str):
+        path = folder / name
+        path.write_text(f'#!/bin/sh\necho "{name} $*" >> {log}\n{script}\n')
+        path.chmod(0o755)
+        return lambda: [line for line in log.read_text().splitlines() if line.startswith(name)]
+
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    put("scontrol", "echo 'ClusterName = somewhere'; echo 'MaxArraySize = 50'")
+    return put
+
+
+@pytest.fixture
+def batch(tmp_path):
+    """A batch of two jobs in a sweep's folder."""
+    made = Batch(
+        token="abc",
+        sweep="s",
+        elements=[["a"], ["b"]],
+        resources=Resources(),
+        snapshot="code/x",
+        array_parallelism=9,
+    )
+    write_batch(tmp_path, made)
+    return made
+
+
+def test_a_lost_answer_is_not_sent_twice(commands, batch, tmp_path):
+    sent = commands("sbatch", "echo 'sbatch: error: Unable to contact slurm controller' >&2; exit 1")
+    asked = commands("squeue", "echo 77; echo 77")
+    assert Slurm(ClusterConfig(kind="slurm")).submit(tmp_path, batch, "1") == "77"
+    assert len(sent()) == 1 and "--name=s-abc" in asked()[0]
+
+
+def test_what_never_arrived_is_sent_again(commands, batch, tmp_path):
+    once = tmp_path / "once"
+    script = (
+        f"[ -e {once} ] && echo 'Submitted batch job 5' && exit; touch {once}; echo 'timed out' >&2; exit 1"
+    )
+    sent = commands("sbatch", script)
+    commands("squeue", "true")
+    assert Slurm(ClusterConfig(kind="slurm")).submit(tmp_path, batch, "1") == "5"
+    assert len(sent()) == 2
+
+
+def test_a_refusal_is_final_and_one_line(commands, batch, tmp_path):
+    sent = commands("sbatch", "echo 'sbatch: error: invalid partition specified: nope' >&2; exit 1")
+    with pytest.raises(ConfigError, match="SLURM refuses: sbatch: error: invalid partition specified: nope"):
+        Slurm(ClusterConfig(kind="slurm")).submit(tmp_path, batch, "1")
+    assert len(sent()) == 1
+
+
+def test_a_silent_controller_is_waited_for_only_so_long(commands, batch):
+    commands("squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
+    with pytest.raises(SchedulerError, match="SLURM does not answer for 0 s"):
+        Slurm(ClusterConfig(kind="slurm", patience_s=0)).states([batch])
+
+
+def test_squeue_is_asked_once_and_read_by_name_and_index(commands, batch):
+    asked = commands(
+        "squeue", "echo 's-abc|0|RUNNING|None|n7|5:00|12'; echo 's-abc|1|PENDING|Priority||1:00|12'"
+    )
+    states = Slurm(ClusterConfig(kind="slurm")).states([batch])
+    assert states["s-abc", 0] == Element(
+        state="RUNNING", reason="None", node="n7", time_left="5:00", job_id="12"
+    )
+    assert states["s-abc", 1].is_live and len(asked()) == 1
+
+
+def test_a_job_that_a_failing_node_could_not_start_is_not_waited_for():
+    stuck = Element(state="PENDING", reason="launch failed requeued held")
+    assert not stuck.is_live and stuck.death == "node_failure"
+
+
+def test_a_step_out_of_memory_speaks_for_its_job():
+    text = (
+        "12_0|s-abc|FAILED|n1\n12_0.batch|batch|FAILED|n1\n12_0.0|python|OUT_OF_MEMORY|n1\n"
+        "12_1|s-abc|CANCELLED by 7|n2\n12_2|s-abc|NODE_FAIL|n3\n12_[3-9]|s-abc|PENDING|\n"
+    )
+    found = parse_accounting(text)
+    assert {index: element.death for (_, index), element in found.items()} == {
+        0: "oom",
+        1: "",
+        2: "node_failure",
+    }
+
+
+def test_a_job_file_says_what_the_profile_says(tmp_path, batch):
+    resources = Resources(
+        partition="gpu", gpus_per_node=4, tasks_per_node=4, nodes=2, cpus_per_task=12, memory_gb=1.5,
+        time_min=90, options={"mail_type": "FAIL", "exclusive": True},
+    )  # fmt: skip
+    cluster = ClusterConfig(
+        kind="slurm", setup=["module load cuda"], signal_s=120, requeue=False, python="my python"
+    )
+    made = Batch(**vars(batch) | {"resources": resources, "exclude": ["n1", "n2"]})
+    text = Slurm(cluster).job_file(tmp_path, made, "1.0")
+    for line in (
+        "partition=gpu", "gpus-per-node=4", "ntasks-per-node=4", "nodes=2", "cpus-per-task=12", "mem=1536M",
+        "time=90", "mail-type=FAIL", "exclusive", "signal=USR2@120", "no-requeue", "exclude=n1,n2",
+        "array=0-1%2", "job-name=s-abc",
+    ):  # fmt: skip
+        assert f"#SBATCH --{line}\n" in text
+    assert text.index("module load cuda") < text.index(f"cd {tmp_path}/code/x") < text.index("srun ")
+    assert (
+        f"my python -u -m sweeps.task {tmp_path}/jobs/abc" in text and "--cpus-per-task=12 my python" in text
+    )
+
+
+def test_torchrun_is_told_by_the_signal_that_it_passes_on(tmp_path, batch):
+    resources = Resources(nodes=2, tasks_per_node=8, ranks="torchrun")
+    text = Slurm(ClusterConfig(kind="slurm")).job_file(
+        tmp_path, Batch(**vars(batch) | {"resources": resources}), "1"
+    )
+    assert "#SBATCH --signal=TERM@90\n" in text and "#SBATCH --ntasks-per-node=1\n" in text
+    assert "--nproc-per-node=8" in text and "-m sweeps.task" in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["cluster.resources.tasks_per_node=2", "cluster.resources.parallel_runs=2"],
+            "runs side by side have one",
+        ),
+        (["cluster.per_scale={looped_90k: {gpu: 1}}"], r"unknown key cluster\.per_scale\.looped_90k\.gpu"),
+        (["retry.lost.retries=-1"], r"retry\.lost\.retries=-1: input should be greater than or equal to 0"),
+        (["cluster.fake.failures={lost: 2.0}"], r"cluster\.fake\.failures"),
+    ],
+)
+def test_a_profile_that_cannot_be_is_refused(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        loopscale.compose(["cluster=slurm", *overrides])
+
+
+def test_a_snapshot_holds_edits_and_new_files_and_stays_as_it_is(tmp_path):
+    checkout = tmp_path / "checkout"
+    (checkout / "model").mkdir(parents=True)
+    for name in ("kept", "edited", "removed"):
+        (checkout / "model" / f"{name}.py").write_text(f"{name} = 1\n")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@localhost", "-c", "init.defaultBranch=main"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *command], cwd=checkout, check=True)
+    clean = take_snapshot(tmp_path / "sweep", checkout)
+    assert not clean.dirty and not clean.version.endswith("-dirty")
+    (checkout / "model" / "edited.py").write_text("edited = 2\n")
+    (checkout / "model" / "removed.py").unlink()
+    (checkout / "model" / "new.py").write_text("new = 1\n")
+    dirty = take_snapshot(tmp_path / "sweep", checkout)
+    code = tmp_path / "sweep" / dirty.path
+    assert dirty.path != clean.path and dirty.version.endswith("-dirty")
+    assert sorted(path.name for path in (code / "model").iterdir()) == ["edited.py", "kept.py", "new.py"]
+    assert (code / "model" / "edited.py").read_text() == "edited = 2\n"
+    assert "+edited = 2" in (code / "changes.diff").read_text()
+    (checkout / "model" / "edited.py").write_text("edited = 3\n")
+    assert (code / "model" / "edited.py").read_text() == "edited = 2\n"
+    assert (tmp_path / "sweep" / clean.path / "model" / "edited.py").read_text() == "edited = 1\n"
+
+
+def test_outside_of_git_the_rooms_are_copied(tmp_path):
+    checkout = tmp_path / "unpacked"
+    (checkout / "model").mkdir(parents=True)
+    (checkout / "model" / "config.py").write_text("a = 1\n")
+    taken = take_snapshot(tmp_path / "sweep", checkout)
+    assert (tmp_path / "sweep" / taken.path / "model" / "config.py").read_text() == "a = 1\n"
+    assert taken.commit == "" and not taken.dirty

@@ -92,8 +92,8 @@ val_bits_per_byte                  float  the same loss in bits per byte of text
 val_unigram_nats                   float  entropy of the validation tokens under their own frequencies
 core                               float  Core score, NaN until evaluated
 core_extended                      float  Core-Extended score, NaN until evaluated
-skipped_steps                      int    steps not applied, their loss or gradient not finite
-loss_spikes                        int    losses far above their running mean
+skipped_steps                      float  steps not applied, their loss or gradient not finite
+loss_spikes                        float  losses far above their running mean
 wall_s                             float  seconds of training and evaluation over all attempts
 device_s                           float  wall_s summed over devices
 tokens_per_s                       float  training throughput

@@ -65,8 +65,8 @@ def cells(study: StudyConfig, lookup: Lookup) -> list[Cell]:
 
 
 def _training(run: RunConfig) -> tuple[object, ...]:
-    """Return what tells two cells apart before their data is prepared."""
-    return run.model, run.optimizer, run.schedule, run.training, run.steps, run.seed, id(run.data)
+    """Return what tells two cells apart before their data is prepared; cells share what no axis changes."""
+    return run.model, run.optimizer, run.schedule, id(run.training), run.steps, run.seed, id(run.data)
 
 
 def judge(run: RunConfig, data: DataFacts, sweep: SweepConfig) -> Cell:

@@ -34,7 +34,12 @@ def _run_with_little_memory(path: Path, cache: Path, spare_bytes: int) -> None:
 
 
 def test_oom(make, cache):
-    big = ("steps=5", "training.batch_sequences=16384", "training.micro_batch=16384")
+    big = (
+        "steps=5",
+        "training.batch_sequences=16384",
+        "training.micro_batch=16384",
+        "training.max_epochs=1000",
+    )
     folder, _ = make(*big)
     child = CONTEXT.Process(target=_run_with_little_memory, args=(folder.path, cache, 2**29))
     child.start()

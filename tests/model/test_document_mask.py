@@ -50,7 +50,8 @@ def test_packed_documents_are_computed_as_each_alone(kind):
             alone = alone + model.loss(part[None], of[None], [depth], [0], reduction="sum")
     alone.backward()
     assert packed.item() == pytest.approx(alone.item(), rel=1e-6)  # the sum is kept in float32
-    torch.testing.assert_close(gradient, model.prelude[0].attn.c_k.weight.grad, rtol=1e-7, atol=1e-10)
+    apart = model.prelude[0].attn.c_k.weight.grad
+    assert (gradient - apart).norm() < 1e-5 * apart.norm()  # logits are float32
     together = model.loss(tokens, labels, depths, [0, 0], reduction="sum")
     assert abs(together - packed) > 1e-3  # without the mask documents do see each other
     curve = model.depth_losses(tokens, labels, 4, [0, 0], documents)

@@ -4,8 +4,9 @@ python validation/stability.py [key=value ...]
 
 Launches the sweep `stability` (45 runs, some minutes on two cores; interrupted, it continues), waits for it,
 and writes docs/validation/stability.json, one row per run, and docs/stability.png. A run counts as unstable
-when it diverged or when its training loss spiked (conf/config.yaml, guardrails). The spectral radius is that
-of the linear map that carries the state from loop to loop, the largest seen in training.
+when it diverged or its training loss spiked (conf/config.yaml, guardrails), or when it ended no better than
+the unigram frequencies. The spectral radius is that of the linear map that carries the state from loop to
+loop, the largest seen in training.
 """
 
 from __future__ import annotations
@@ -44,12 +45,15 @@ def row_of(folder: Path, planned: dict[str, Any]) -> dict[str, Any]:
         "skipped_steps": lines[-1]["skipped_steps"] if lines else 0,
         "spectral_radius_max": max(radii, default=None),
         "val_loss_nats": planned["val_loss_nats"],
+        "val_unigram_nats": planned["val_unigram_nats"],
     }
 
 
 def unstable(row: dict[str, Any]) -> bool:
-    """Say whether a run diverged or its training loss spiked."""
-    return row["status"] == "diverged" or row["loss_spikes"] > 0
+    """Say whether a run diverged, its training loss spiked, or it ended no better than the unigram."""
+    if row["status"] == "diverged" or row["loss_spikes"] > 0:
+        return True
+    return row["val_loss_nats"] is not None and row["val_loss_nats"] >= row["val_unigram_nats"]
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
@@ -67,7 +71,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                 ax.plot([r[RATE] * shift for r in seen], [r[key] for r in seen], "o", color=colour, alpha=0.7)
         panels[1].axhline(1.0, color=style.INK, linewidth=0.6, linestyle="--")
         panels[1].set_yscale("log")
-        names = ("runs that diverged or spiked (share)", "largest spectral radius", "validation loss (nats)")
+        names = ("share of unstable runs", "largest spectral radius", "validation loss (nats)")
         for ax, name, letter in zip(panels, names, "abc", strict=True):
             ax.set_xscale("log")
             ax.set(xlabel="AdamW learning rate", ylabel=name, title=letter)

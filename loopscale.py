@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from analysis import Comparison
     from harness.record import Evaluation
     from sweeps.analyse import AnyFit
-    from sweeps.config import CollectConfig, FitTableConfig, StatusConfig, StudyConfig
+    from sweeps.config import StatusConfig, StudyConfig
 
 Overrides = Sequence[str]
 
@@ -61,10 +61,7 @@ def train(cfg: Overrides | StudyConfig = ()) -> dict[str, Any]:
 
 def evaluate(cfg: Overrides) -> Evaluation:
     """Score the newest checkpoint of a run folder at every test-time depth; changes nothing."""
-    from sweeps.compose import compose_table
-    from sweeps.config import EvalConfig
-
-    settings = compose_table("eval", cfg, EvalConfig)
+    settings = _settings("eval", cfg)
     from harness.evaluate import evaluate_folder
 
     return evaluate_folder(
@@ -74,11 +71,9 @@ def evaluate(cfg: Overrides) -> Evaluation:
 
 def export(cfg: Overrides) -> Path:
     """Write a model as config.json, model.safetensors and tokenizer.json; return their folder."""
+    settings = _settings("export", cfg)
     from harness.weights import export
-    from sweeps.compose import compose_table
-    from sweeps.config import ExportConfig
 
-    settings = compose_table("export", cfg, ExportConfig)
     folder = Path(settings.folder)
     export(Path(settings.model), folder, cache=Path(settings.cache), published=settings.published)
     return folder
@@ -86,12 +81,10 @@ def export(cfg: Overrides) -> Path:
 
 def generate(cfg: Overrides) -> str:
     """Continue a prompt with a run, an export or a published checkpoint; return the new text."""
+    settings = _settings("generate", cfg)
     from harness.completion import complete
     from harness.weights import load_weights, tokenizer_file
-    from sweeps.compose import compose_table
-    from sweeps.config import GenerateConfig
 
-    settings = compose_table("generate", cfg, GenerateConfig)
     path = Path(settings.model)
     return complete(
         load_weights(path),
@@ -114,19 +107,15 @@ def plan(cfg: Overrides | StudyConfig = ()) -> pd.DataFrame:
 def cancel(cfg: Overrides) -> list[str]:
     """Stop a launched sweep, or one run of it; launch continues it. Returns what was stopped."""
     import sweeps.change
-    from sweeps.compose import compose_table
-    from sweeps.config import ChangeConfig
 
-    return sweeps.change.cancel(compose_table("cancel", cfg, ChangeConfig))
+    return sweeps.change.cancel(_settings("cancel", cfg))
 
 
 def retry(cfg: Overrides) -> list[str]:
     """Open failed runs again and start them; returns their ids."""
     import sweeps.change
-    from sweeps.compose import compose_table
-    from sweeps.config import ChangeConfig
 
-    return sweeps.change.retry(compose_table("retry", cfg, ChangeConfig))
+    return sweeps.change.retry(_settings("retry", cfg))
 
 
 def launch(cfg: Overrides | StudyConfig = ()) -> pd.DataFrame:
@@ -141,26 +130,24 @@ def status(cfg: Overrides) -> pd.DataFrame:
     """Return how a launched sweep stands, one row per run."""
     import sweeps.status
 
-    return sweeps.status.status(_table("status", cfg).folder)
+    return sweeps.status.status(_settings("status", cfg).folder)
 
 
 def collect(cfg: Overrides) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Write and return the runs table and the depth table of a sweep."""
     import sweeps.collect
 
-    settings = _collect_table(cfg)
+    settings = _settings("collect", cfg)
     return sweeps.collect.collect(settings.folder, [Path(folder) for folder in settings.also])
 
 
 def sync(cfg: Overrides) -> pd.DataFrame:
     """Make the wandb histories of a sweep from its metrics; offline unless mode=online."""
     import sweeps.sync
-    from sweeps.compose import compose_table
-    from sweeps.config import SyncConfig
     from sweeps.live import data_progress
 
     with data_progress() as progress:
-        return sweeps.sync.sync(compose_table("sync", cfg, SyncConfig), progress)
+        return sweeps.sync.sync(_settings("sync", cfg), progress)
 
 
 def fit(cfg: Overrides) -> AnyFit:
@@ -169,21 +156,21 @@ def fit(cfg: Overrides) -> AnyFit:
     """
     from sweeps.analyse import fit_sweep
 
-    return fit_sweep(_fit_table("fit", cfg))
+    return fit_sweep(_settings("fit", cfg))
 
 
 def compare(cfg: Overrides) -> Comparison:
     """Compare looped with fixed depth at equal FLOPs."""
     from sweeps.analyse import compare_sweep
 
-    return compare_sweep(_fit_table("compare", cfg))
+    return compare_sweep(_settings("compare", cfg))
 
 
 def report(cfg: Overrides) -> Path:
     """Write figures and one self-contained HTML page; returns its path."""
     from sweeps.analyse import report_sweep
 
-    return report_sweep(_fit_table("report", cfg))[0]
+    return report_sweep(_settings("report", cfg))[0]
 
 
 def demo(cfg: Overrides = ()) -> Path:
@@ -194,25 +181,12 @@ def demo(cfg: Overrides = ()) -> Path:
     return run_demo(compose([f"sweep={'demo_quick' if quick else 'demo'}", *cfg]))
 
 
-def _table(command: str, cfg: Overrides) -> StatusConfig:
+def _settings(command: str, cfg: Overrides) -> Any:
+    """Return the checked settings of a command on finished runs, the dataclass of `sweeps.config.TABLES`."""
     from sweeps.compose import compose_table
-    from sweeps.config import StatusConfig
+    from sweeps.config import TABLES
 
-    return compose_table(command, cfg, StatusConfig)
-
-
-def _collect_table(cfg: Overrides) -> CollectConfig:
-    from sweeps.compose import compose_table
-    from sweeps.config import CollectConfig
-
-    return compose_table("collect", cfg, CollectConfig)
-
-
-def _fit_table(command: str, cfg: Overrides) -> FitTableConfig:
-    from sweeps.compose import compose_table
-    from sweeps.config import FitTableConfig
-
-    return compose_table(command, cfg, FitTableConfig)
+    return compose_table(command, cfg, TABLES[command])
 
 
 def _show_data(overrides: list[str]) -> None:
@@ -230,10 +204,7 @@ def _show_train(overrides: list[str]) -> None:
 
 
 def _show_eval(overrides: list[str]) -> None:
-    from sweeps.compose import compose_table
-    from sweeps.config import EvalConfig
-
-    as_json = compose_table("eval", overrides, EvalConfig).format == "json"
+    as_json = _settings("eval", overrides).format == "json"
     result = evaluate(overrides)
     if as_json:
         print(json.dumps(vars(result), indent=1))
@@ -291,7 +262,7 @@ def _show_status(overrides: list[str]) -> None:
     from sweeps.show import STATUS_COLUMNS, as_json, as_text
     from sweeps.status import counts, summary
 
-    settings = _table("status", overrides)
+    settings = _settings("status", overrides)
     if settings.run is not None:
         print(_shown_run(settings))
         return
@@ -335,7 +306,7 @@ def _show_collect(overrides: list[str]) -> None:
     from sweeps.show import as_json
     from sweeps.status import gaps
 
-    settings = _collect_table(overrides)
+    settings = _settings("collect", overrides)
     runs, depths = collect(overrides)
     if settings.format == "json":
         print(as_json(runs))
@@ -345,11 +316,9 @@ def _show_collect(overrides: list[str]) -> None:
 
 
 def _show_sync(overrides: list[str]) -> None:
-    from sweeps.compose import compose_table
-    from sweeps.config import SyncConfig
     from sweeps.show import as_json
 
-    settings = compose_table("sync", overrides, SyncConfig)
+    settings = _settings("sync", overrides)
     frame = sync(overrides)
     if settings.format == "json":
         print(as_json(frame))
@@ -360,12 +329,12 @@ def _show_sync(overrides: list[str]) -> None:
 
 def _show_fit(overrides: list[str]) -> None:
     result = fit(overrides)
-    print(result.to_json() if _fit_table("fit", overrides).format == "json" else result.summary())
+    print(result.to_json() if _settings("fit", overrides).format == "json" else result.summary())
 
 
 def _show_compare(overrides: list[str]) -> None:
     result = compare(overrides)
-    print(result.to_json() if _fit_table("compare", overrides).format == "json" else result.summary())
+    print(result.to_json() if _settings("compare", overrides).format == "json" else result.summary())
 
 
 def _show_report(overrides: list[str]) -> None:

@@ -175,3 +175,19 @@ class EvalConfig:
     format: Literal["text", "json"] = "text"
     blocks: Annotated[int, Gt(1)] | None = None
     max_depth: Annotated[int, Gt(0)] | None = None
+
+
+# The settings of every command on finished runs, whose defaults are conf/table/<command>.yaml.
+TABLES: dict[str, type] = {
+    "eval": EvalConfig,
+    "export": ExportConfig,
+    "generate": GenerateConfig,
+    "status": StatusConfig,
+    "cancel": ChangeConfig,
+    "retry": ChangeConfig,
+    "collect": CollectConfig,
+    "sync": SyncConfig,
+    "fit": FitTableConfig,
+    "report": FitTableConfig,
+    "compare": FitTableConfig,
+}

@@ -51,6 +51,8 @@ def _losses(ax: Axes, group: GroupFit, rows: Sequence[BudgetRow]) -> None:
     for estimator in group.estimators:
         look = LOOKS[estimator.name]
         found = [o for o in estimator.optima[quantity] if o.value is not None and o.loss_nats is not None]
+        if not found:  # the legend names what is drawn
+            continue
         losses = np.array([o.loss_nats for o in found], float)
         ends = [(o.loss_low_nats or o.loss_nats, o.loss_high_nats or o.loss_nats) for o in found]
         ax.errorbar(
@@ -75,7 +77,7 @@ def _losses(ax: Axes, group: GroupFit, rows: Sequence[BudgetRow]) -> None:
     ax.set_ylabel("least loss L* (nats per token)" if recurrence else "least loss L* (unit of the table)")
     budgets = np.array(group.budgets_flops)
     ax.set_xlim(budgets[0] / 1.5, budgets[-1] * 1.5)
-    style.log_axis(ax.xaxis, budgets.tolist(), room=0.24)
+    style.log_axis(ax.xaxis, budgets.tolist())
 
 
 def _ratios(ax: Axes, rows: Sequence[BudgetRow]) -> None:
@@ -106,7 +108,7 @@ def _ratios(ax: Axes, rows: Sequence[BudgetRow]) -> None:
     ax.set_ylim(min(0.8, *tops) / 1.2, max(2.0, *tops) * 1.2)
     ax.set_xlabel("training budget C (FLOPs)")
     ax.set_ylabel("FLOPs of fixed / looped at equal loss")
-    style.log_axis(ax.xaxis, [row.budget_flops for row in rows], room=0.24)
+    style.log_axis(ax.xaxis, [row.budget_flops for row in rows])
     style.plain_log_axis(ax.yaxis)
 
 

@@ -136,8 +136,11 @@ def _handles(group: GroupFit) -> list[Line2D]:
         Line2D([], [], **base, marker="o", linestyle="none", markersize=3.4, label=_noun(group)),
         Line2D([], [], **base, linestyle=LINES["shared shape"], label="shared-shape fit"),
         Line2D([], [], **base, linestyle=LINES["parabola"], linewidth=0.7, label="parabola"),
-        Line2D([], [], **base, marker="*", linestyle="none", markersize=7, label="accepted optimum"),
     ]
+    drawn = group.estimator("shared shape").optima
+    if any(optimum.value is not None for optima in drawn.values() for optimum in optima):
+        star = Line2D([], [], **base, marker="*", linestyle="none", markersize=7, label="accepted optimum")
+        handles.append(star)
     if (group.table["kind"] == "fixed").any():
         handles.append(
             Line2D(

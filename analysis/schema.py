@@ -8,7 +8,7 @@ from typing import Literal
 
 import pandas as pd
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # By the version that brought them: columns of the runs table, and what their absence means in older ones.
 ADDED: dict[int, dict[str, int | float | str]] = {
     2: {
@@ -21,7 +21,8 @@ ADDED: dict[int, dict[str, int | float | str]] = {
         "peak_memory_bytes": math.nan,
         "devices": 1,
         "micro_batch_changed": 0,
-    }
+    },
+    3: {"trunk_steps": 0, "trunk_flops": 0.0, "trunk_share_flops": 0.0},
 }
 
 Kind = Literal["string", "float64", "int64"]
@@ -72,6 +73,9 @@ muon_learning_rate                 float  peak learning rate of the Muon group (
 lr_scaling                         str    how learning rates were transferred over widths: none or mup_width
 cooldown_fraction                  float  share of the steps in which the learning rate falls
 trunk_id                           str    shared trunk that the run branched from, empty for none
+trunk_steps                        int    steps taken over from it
+trunk_flops                        float  executed_flops of those steps, which the other columns count as its own
+trunk_share_flops                  float  its share of them: executed_flops - trunk_flops + this is what it cost
 accounting                         str    FLOP accounting that solved the steps: paper or released
 flops_per_token_fixed              float  a of f = a + b mean_recurrence + c backprop_depth
 flops_per_token_per_loop           float  b, FLOPs per token and loop

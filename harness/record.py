@@ -15,7 +15,7 @@ from harness.config import RunConfig
 from model.depth import expected_depths
 from model.flops import flops_per_token, parameter_counts
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 VERSION = "0.1.0"
 # How fast a run went and what it took: not the same from one attempt, or machine, to the next.
 MEASURED = ("wall_s", "device_s", "tokens_per_s", "mfu", "data_wait_share", "peak_memory_bytes")
@@ -79,6 +79,9 @@ def planned_columns(run: RunConfig) -> dict[str, Any]:
         "lr_scaling": optimizer.lr_scaling,
         "cooldown_fraction": run.schedule.cooldown_fraction,
         "trunk_id": "",
+        "trunk_steps": 0,
+        "trunk_flops": 0.0,
+        "trunk_share_flops": 0.0,
         "accounting": run.accounting,
         "flops_per_token_fixed": flops.fixed,
         "flops_per_token_per_loop": flops.per_loop,

@@ -55,7 +55,7 @@ def launch(study: StudyConfig) -> Path:
         ledger = write_ledger(study, progress)
     folder = Path(study.root) / ledger.name
     if study.retry_failed:
-        for run in ledger.runs(folder):
+        for run in ledger.nodes(folder):
             reopen(run)
     start_missing(folder)
     return folder
@@ -80,8 +80,7 @@ def dry_run(study: StudyConfig, show: Callable[[str], None]) -> None:
         raise ConfigError(f"cluster.kind={study.cluster.kind}: only a SLURM cluster has job files")
     folder = Path(study.root) / str(study.sweep.name)
     cells = [cell for cell in plan_cells(study) if cell.verdict == "OK"]
-    ledger, runs = would_enter(study, cells)
-    show_job_files(folder, ledger, runs, Slurm(study.cluster), show)
+    show_job_files(folder, would_enter(study, cells), Slurm(study.cluster), show)
 
 
 def confirm(study: StudyConfig) -> bool:

@@ -235,7 +235,8 @@ def _show_plan(overrides: list[str]) -> None:
     frame = plan(study)
     total = sweeps.plan.totals(frame)
     if study.format == "json":
-        print(as_json(frame, totals=total, notes=frame.attrs["notes"], price=frame.attrs["price"]))
+        more = {name: frame.attrs[name] for name in ("notes", "price", "trunks")}
+        print(as_json(frame, totals=total, **more))
     else:
         print(as_text(frame, PLAN_COLUMNS))
         print(sweeps.plan.summary(frame))

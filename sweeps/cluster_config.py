@@ -68,6 +68,7 @@ class ClusterConfig:
 
     kind: Literal["local", "slurm", "fake"] = "local"
     threads_per_run: Count = 1
+    start_s: Annotated[float, Ge(0)] = 0.0  # from a free place to a job's first step, for the plan's times
 
     # local: a pool of worker processes
     parallel_runs: Count | None = None

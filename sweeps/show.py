@@ -25,6 +25,7 @@ PLAN_COLUMNS = {
     "memory_bytes": "memory",
     "devices": "",
     "hours": "device-hours",
+    "trunk_steps": "shared steps",
     "status": "",
     "reason": "",
 }

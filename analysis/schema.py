@@ -74,8 +74,8 @@ lr_scaling                         str    how learning rates were transferred ov
 cooldown_fraction                  float  share of the steps in which the learning rate falls
 trunk_id                           str    shared trunk that the run branched from, empty for none
 trunk_steps                        int    steps taken over from it
-trunk_flops                        float  executed_flops of those steps, which the other columns count as its own
-trunk_share_flops                  float  its share of them: executed_flops - trunk_flops + this is what it cost
+trunk_flops                        float  executed_flops of those steps, counted there as its own
+trunk_share_flops                  float  its share of them; executed_flops - trunk_flops + this was paid
 accounting                         str    FLOP accounting that solved the steps: paper or released
 flops_per_token_fixed              float  a of f = a + b mean_recurrence + c backprop_depth
 flops_per_token_per_loop           float  b, FLOPs per token and loop

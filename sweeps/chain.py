@@ -1,4 +1,4 @@
-"""Job arrays that follow others: what starts from a trunk's segment waits in the queue for that segment alone."""
+"""Job arrays that follow others: what starts from a trunk's segment waits in the queue for it alone."""
 
 from __future__ import annotations
 
@@ -38,12 +38,13 @@ def _next(before: Batch, children: Mapping[str, list[str]], make: Make) -> Itera
         for element in before.elements
     ]
     for turn in range(max(map(len, waiting), default=0)):
-        aligned = [own[turn] for own in itertools.takewhile(lambda own: len(own) > turn, waiting)]
+        here = [own[turn] if len(own) > turn else [] for own in waiting]
+        aligned = list(itertools.takewhile(bool, here))
         if aligned:
             yield make(aligned, before, None)
-        for index in range(len(aligned), len(waiting)):
-            if len(waiting[index]) > turn:
-                yield make([waiting[index][turn]], before, index)
+        for index in range(len(aligned), len(here)):
+            if here[index]:
+                yield make([here[index]], before, index)
 
 
 def by_followers(names: list[str], parents: Mapping[str, str]) -> list[str]:

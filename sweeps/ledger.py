@@ -16,7 +16,7 @@ from model.checked import ConfigError, build
 from sweeps.cluster_config import ClusterConfig, RetryConfig
 from sweeps.config import StudyConfig
 from sweeps.grid import Cell
-from sweeps.trunks import Segment, Trunks, cell_name, grow
+from sweeps.trunks import Segment, Trunks, cell_name, grow, in_order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +37,23 @@ class Ledger:
         return [RunFolder(folder / run_id) for run_id in self.run_ids]
 
     def nodes(self, folder: Path) -> list[RunFolder]:
-        """Return all that is trained: the segments of trunks, which others wait for, then the runs."""
-        return [*(RunFolder(folder / name) for name in self.segments), *self.runs(folder)]
+        """Return all that is trained: the segments of trunks, which others wait for, then the runs.
+
+        A segment whose folder was deleted, to free its disk, is not there; launch makes it anew if needed.
+        """
+        segments = [folder / name for name in in_order(self.segments) if (folder / name).exists()]
+        return [*(RunFolder(path) for path in segments), *self.runs(folder)]
 
     def parent_of(self, name: str) -> str:
         """Return the segment that a run or segment starts from, "" where it starts by itself."""
         return self.segments[name].parent if name in self.segments else self.parents.get(name, "")
+
+    def lineage(self, name: str) -> list[str]:
+        """Return the segments that a run or segment rests on, the nearest first."""
+        found = []
+        while name := self.parent_of(name):
+            found.append(name)
+        return found
 
 
 def read_ledger(folder: Path) -> Ledger:

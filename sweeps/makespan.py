@@ -1,4 +1,4 @@
-"""Time to solution: how long a sweep's jobs take on so many workers, each job after the one it starts from."""
+"""Time to solution: how long jobs take on so many workers, each after the one that it starts from."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from harness.runfolder import RunFolder, Status
 from sweeps.ledger import Ledger
 from sweeps.retry import is_open
+from sweeps.trunks import in_order
 
 Left = list[tuple[RunFolder, Status]]
 
@@ -33,7 +34,8 @@ def left(ledger: Ledger, folder: Path) -> Left:
                 break
             wanted.add(parent)
             below, parent = (segments[parent], states[parent]), ledger.parent_of(parent)
-    return [(segments[name], states[name]) for name in ledger.segments if name in wanted] + runs
+    there = (name for name in in_order(ledger.segments) if name in wanted and segments[name].path.exists())
+    return [*((segments[name], states[name]) for name in there), *runs]
 
 
 def waits_for(ledger: Ledger, run: RunFolder) -> str:

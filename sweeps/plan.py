@@ -70,7 +70,7 @@ def totals(frame: pd.DataFrame) -> dict[str, float]:
     """Return counts, FLOPs and hours of the cells that count, and of those that remain to be run."""
     kept = frame[frame["verdict"] == "OK"]
     rest = kept[kept["status"] != "done"]
-    shared = frame.attrs["trunks"]
+    shared = frame.attrs.get("trunks", {})
     return {
         "cells": len(frame),
         "cells_ok": len(kept),

@@ -18,7 +18,7 @@ from sweeps.config import StudyConfig
 from sweeps.grid import Cell
 from sweeps.ledger import Ledger
 from sweeps.makespan import makespan
-from sweeps.trunks import Trunks, cell_name, grow, shareable, why_nothing_is_shared
+from sweeps.trunks import Trunks, cell_name, grow, in_order, shareable, why_nothing_is_shared
 
 Row = dict[str, Any]
 
@@ -77,7 +77,7 @@ def figures(
         return {}
     kept.sort(key=lambda entry: -entry[2]["nominal_flops"])
     needed = {segment: row for name, _, row in kept for segment in trunks.lineage(name)}
-    for name in (name for name in trunks.segments if name in needed):
+    for name in (name for name in in_order(trunks.segments) if name in needed):
         segment, row = trunks.segments[name], needed[name]
         state = RunFolder(folder / name).status().state
         share = (segment.end - segment.start) / row["steps"]
@@ -142,15 +142,15 @@ def in_words(found: dict[str, Any]) -> list[str]:
         )
     return [
         f"shared trunks: {found['runs']} runs on {found['trunks']} trunks in {found['segments']} segments, "
-        f"{found['nominal_flops']:.4g} FLOPs in place of {found['independent_flops']:.4g} (saves {saved:.0%})",
+        f"{found['nominal_flops']:.4g} FLOPs, not {found['independent_flops']:.4g}: {saved:.0%} saved",
         f"{time}; {found['annealing_fraction']:.0%} of the steps trained are cool-down",
-        f"disk: {found['trunk_checkpoints']} trunk checkpoints stay, {_bytes(found['trunk_bytes'])}; those of "
-        f"the runs at most {_bytes(found['run_bytes'])}",
+        f"disk: {found['trunk_checkpoints']} trunk checkpoints stay, {_bytes(found['trunk_bytes'])}; "
+        f"those of the runs take at most {_bytes(found['run_bytes'])}",
     ]
 
 
 def why_not(study: StudyConfig, cells: Sequence[Cell], rows: Sequence[Row], folder: Path) -> list[str]:
-    """Say what keeps the study from sharing trunks and what it would save; [] where there is nothing to say."""
+    """Say what keeps the study from sharing trunks and what they would save; [] where nothing does."""
     reason = why_nothing_is_shared(cells)
     if study.sweep.trunk is False or "weight_decay" not in reason:
         return []

@@ -51,6 +51,11 @@ class Trunks:
             name = self.segments[name].parent
 
 
+def in_order(segments: Mapping[str, Segment]) -> list[str]:
+    """Sort segments in the order in which a free worker takes them: all trunks grow side by side."""
+    return sorted(segments, key=lambda name: (segments[name].start, -segments[name].end, name))
+
+
 def cell_name(cell: Cell, number: int) -> str:
     """Name a cell of a plan: before its data is prepared it has no run id and is numbered."""
     return cell.run_id or f"run-{number}"

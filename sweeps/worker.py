@@ -52,8 +52,8 @@ def work(folder: Path, stop: Callable[[], bool]) -> None:
 
 def _may_come(name: str, waits: dict[str, str]) -> bool:
     """Say whether an open run can start sooner or later: the segments that it waits for are open too."""
-    while name in waits and waits[name]:
-        name = waits[name]
+    while parent := waits.get(name):
+        name = parent
     return name in waits
 
 

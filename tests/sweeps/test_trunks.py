@@ -31,7 +31,8 @@ def grid(corpus, cache, tmp_path_factory):
         f"root={tmp_path_factory.mktemp('trunks')}", f"cache={cache}", "data=text", f"path={corpus}",
         "data.vocabulary_size=300", "data.validation_fraction=0.2", "model=looped_40k",
         "model.sequence_length=32", "training.batch_sequences=4", "training.threads=1",
-        "training.log_every=3", "training.peak_flops_per_s=1e11", "evaluation.blocks=4", "evaluation.max_depth=2",
+        "training.log_every=3", "training.peak_flops_per_s=1e11", "evaluation.blocks=4",
+        "evaluation.max_depth=2",
         "sweep.mean_recurrences=[2]", "sweep.control=none", "sweep.min_steps=5", f"sweep.tokens={TOKENS}",
     ]  # fmt: skip
 

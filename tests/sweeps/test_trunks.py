@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 
 import pytest
@@ -13,9 +11,10 @@ from harness.checkpoint import found
 from harness.files import read_json
 from harness.metrics import read_metrics
 from harness.runfolder import RunFolder
-from sweeps.cluster_config import ClusterConfig
-from sweeps.launch import start_workers, write_ledger
+from sweeps.child import start_child
+from sweeps.launch import write_ledger
 from sweeps.ledger import read_ledger
+from sweeps.retry import reopen
 from sweeps.trunk_plan import checkpoint_bytes
 from sweeps.worker import work
 from tests.harness.runs import assert_same_bits
@@ -194,28 +193,24 @@ def test_a_failed_segment_holds_back_its_branches_only(grid, independent):
     assert frame.loc[0, "message"] == f"held back: {last.run_id} has failed"
     assert [row["status"] for row in frame.attrs["trunks"]] == ["done", "done", "failed:bad_config"]
     config.write_text(good)
-    assert (
-        loopscale.launch([*grid, "sweep.name=broken", "retry_failed=true", "cluster.parallel_runs=1"])
-        is not None
-    )
-    until = time.monotonic() + 60
-    while not (loopscale.status(table)["status"] == "done").all():
-        assert time.monotonic() < until
-        time.sleep(0.1)
+    reopen(last)
+    work(folder, stop=lambda: False)
     assert_equal_runs(runs(folder), runs(independent))
 
 
 def test_a_trunk_killed_in_the_middle_goes_on_from_its_checkpoint(grid, independent):
-    folder = enter(grid, "killed", "training.checkpoint_every_s=0.01", "sweep.tokens=[640,5120]")
-    last = segments(folder)[-1]
-    (worker,) = start_workers(folder, ClusterConfig(parallel_runs=1), owner=os.getpid())
+    folder = enter(grid, "killed", "training.checkpoint_every_s=0.05", "sweep.tokens=[640,5120]")
+    first, last = segments(folder)
+    cache = folder / read_ledger(folder).cache
+    start_child(first, cache).join()
+    child = start_child(last, cache)
     until = time.monotonic() + 60
-    while not (found(last.checkpoints) and read_metrics(last.metrics)[-1]["step"] > 8):
-        assert time.monotonic() < until and worker.poll() is None
-        time.sleep(0.01)
-    os.killpg(worker.pid, signal.SIGKILL)
-    worker.wait()
-    assert last.status().state != "done"
+    while not (last.metrics.exists() and read_metrics(last.metrics)[-1]["step"] >= 6):
+        assert time.monotonic() < until
+        time.sleep(0.005)
+    child.kill()
+    child.join()
+    assert last.status().state == "running" and not last.is_held()
     work(folder, stop=lambda: False)
-    assert last.status().attempts == 2
+    assert last.status().attempts == 2 and last.status().state == "done"
     assert_equal_runs(runs(folder), runs(independent))

@@ -1,4 +1,4 @@
-"""Shared trunks on a real cluster: the jobs wait for each other in the queue, and survive what happens there."""
+"""Shared trunks on a real cluster: jobs wait for each other in the queue, and survive what happens there."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 
@@ -40,7 +41,7 @@ def enter(grid, name, *more):
     """Enter a sweep into its ledger; returns its folder."""
     study = loopscale.compose([*grid, f"sweep.name={name}", *more])
     ledger = write_ledger(study)
-    return loopscale.Path(study.root) / ledger.name
+    return Path(study.root) / ledger.name
 
 
 def trained(grid, name, *more):

@@ -16,9 +16,10 @@ from sweeps.status import places_of
 from .conftest import Sweep, fault, slurm, wait_for
 
 GROUPS = [
-    "sweep.mean_recurrences=[2]", "sweep.control=none", "sweep.seeds=[0,1]", "sweep.tokens=[1920,3840,7680]",
+    "sweep.mean_recurrences=[2]", "sweep.control=none", "sweep.seeds=[0,1]", "sweep.tokens=[1920,7680]",
 ]  # fmt: skip
-SLOW = fault("slow=0.1")
+SLOW = fault("slow=0.06")
+PATIENCE_S = 400  # four jobs in a row, each of which imports torch on a machine with other work
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +27,7 @@ def alone(site, data, tmp_path_factory) -> dict[str, list[float]]:
     """The losses of the same runs, each trained by itself."""
     made = Sweep(tmp_path_factory.mktemp("alone"), *data, "alone", *GROUPS, "sweep.trunk=false")
     made.launch()
+    made.wait_until_idle(PATIENCE_S)
     made.finish(again=False)
     return made.losses()
 
@@ -39,7 +41,11 @@ def segments(made):
 
 
 def wait_for_step(run, step):
-    wait_for(lambda: run.metrics.exists() and read_metrics(run.metrics)[-1]["step"] >= step)
+    def reached():
+        lines = read_metrics(run.metrics) if run.metrics.exists() else []
+        return bool(lines) and lines[-1]["step"] >= step
+
+    wait_for(reached, PATIENCE_S, f"for {run.run_id}")
 
 
 def started(run):
@@ -49,8 +55,9 @@ def started(run):
 def test_branches_wait_in_the_queue_for_their_own_segment_alone(sweep, alone):
     made = sweep("trunks", *GROUPS, SLOW)
     frame = made.launch()
-    assert len(made.batches()) == 6 and set(frame["status"]) <= {"submitted", "running"}
+    assert len(made.batches()) == 4 and set(frame["status"]) <= {"submitted", "running"}
     ledger = read_ledger(made.folder)
+    made.wait_until_idle(PATIENCE_S)
     made.finish(again=False)
     assert made.losses() == alone
     nodes = {run.run_id: run for run in ledger.nodes(made.folder)}
@@ -64,34 +71,37 @@ def test_branches_wait_in_the_queue_for_their_own_segment_alone(sweep, alone):
 
 
 def test_a_killed_segment_holds_up_what_starts_from_it_and_nothing_else(sweep, alone):
-    made = sweep("trunk_killed", *GROUPS, SLOW)
+    made = sweep("trunk_killed", *GROUPS, "sweep.seeds=[0]", SLOW)
     made.launch()
     last = segments(made)[-1]
-    wait_for_step(last, 20)
+    wait_for_step(last, 12)
     task = places_of(last)[0]["pid"]
     (child,) = Path(f"/proc/{task}/task/{task}/children").read_text().split()
     for pid in (task, int(child)):
         os.kill(pid, signal.SIGKILL)
-    made.wait_until_idle()
+    made.wait_until_idle(PATIENCE_S)
     states = {run.run_id: run.status().state for run in made.runs()}
     held = [name for name in states if read_ledger(made.folder).parents[name] == last.run_id]
     assert {name for name, state in states.items() if state != "done"} == set(held) and len(held) == 1
+    made.launch()
+    made.wait_until_idle(PATIENCE_S)
     made.finish()
-    assert made.losses() == alone
+    assert made.losses().items() <= alone.items()
     assert last.status().failures == {"lost": 1} and last.status().attempts == 2
 
 
 def test_a_preempted_branch_goes_on_from_its_own_checkpoint(sweep, alone):
     made = sweep(
-        "branch_preempted", *GROUPS, SLOW,
+        "branch_preempted", *GROUPS, "sweep.seeds=[0]", SLOW,
         "cluster.resources.partition=batch", "cluster.resources.cpus_per_task=8",
     )  # fmt: skip
     made.launch()
     branch = made.runs()[0]
     wait_for_step(branch, 35)
     better = slurm("sbatch", "--parsable", "-p", "urgent", "-N4", "-c8", "--wrap", "sleep 2").strip()
+    made.wait_until_idle(PATIENCE_S)
     made.finish()
-    assert made.losses() == alone
+    assert made.losses().items() <= alone.items()
     assert branch.status().failures == {"preempted": 1} and branch.status().attempts == 2
     assert [line["step"] for line in read_metrics(branch.metrics)] == list(range(1, 61))
     assert slurm("sacct", "-nXP", "-j", better, "-o", "State").strip() == "COMPLETED"

@@ -28,6 +28,7 @@ from sweeps.order import left, waits_for
 from sweeps.retry import is_open, prepare_attempt
 from sweeps.scheduler import Element, Scheduler
 from sweeps.snapshot import Snapshot, record_environment, take_snapshot
+from sweeps.trunks import in_order
 
 Places = dict[str, tuple[Batch, int]]
 
@@ -206,7 +207,8 @@ def _notes(folder: Path, ledger: Ledger, batches: list[Batch], cluster: str) -> 
 def show_job_files(folder: Path, ledger: Ledger, scheduler: Scheduler, show: Callable[[str], None]) -> None:
     """Show the very job files that a launch would submit now for what is left; writes and asks nothing."""
     snapshot = take_snapshot(folder, write=False)
-    settled = Settled(ready=[run for run, _ in left(ledger, folder)])
+    nodes = [RunFolder(folder / name) for name in (*in_order(ledger.segments), *ledger.run_ids)]
+    settled = Settled(ready=[run for run in nodes if run.status().state != "done"])
     for batch in plan_batches(ledger, settled, scheduler, snapshot, read_batches(folder)):
         path = batch_folder(folder, batch)
         show(f"# {path}: {len(batch.runs)} runs in {len(batch.elements)} jobs")

@@ -86,8 +86,9 @@ def grow(
         fresh = [member for member in members if member[0] not in settled]
         if len(fresh) > 1 or shared in trunks:
             _grow_one(grown, shared, trunks.get(shared, {}), fresh)
-    if mode is True and not grown.parents and any(cell.verdict == "OK" for cell in cells):
-        raise ConfigError(f"sweep.trunk=true, but {why_nothing_is_shared(cells) or 'all runs have begun'}")
+    if mode is True and not grown.segments and any(cell.verdict == "OK" for cell in cells):
+        why = why_nothing_is_shared(cells) or "its runs were launched without: choose another sweep.name"
+        raise ConfigError(f"sweep.trunk=true, but {why}")
     return grown
 
 

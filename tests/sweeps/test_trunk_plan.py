@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import os
 
 import pytest
 from hypothesis import given, settings
@@ -19,6 +20,7 @@ from sweeps.chain import by_followers, follow, shared_out
 from sweeps.cluster_config import ClusterConfig, FakeConfig, Resources
 from sweeps.fake import FakeCluster
 from sweeps.grid import DataFacts, cells
+from sweeps.launch import dry_run
 from sweeps.ledger import enter, read_ledger
 from sweeps.makespan import makespan
 from sweeps.rehearsal import rehearse_with, stand_in
@@ -81,7 +83,11 @@ def test_the_segments_below_a_run_are_its_stable_steps_once_each(budgets, later,
     assert first.segments.items() <= grown.segments.items(), "what was planned before stays"
     grown.parents.update(first.parents)
     runs = {cell.run_id: cell.run for cell in planned({*budgets, *later})}
-    assert set(grown.parents) >= set(runs) - known or len(known) < 2 > len(set(runs) - known)
+    for depth in (2, 4):
+        old = {name for name in known if runs[name].model.mean_recurrence == depth}
+        new = {name for name in runs if runs[name].model.mean_recurrence == depth} - old
+        expected = (old if len(old) > 1 else set()) | (new if len(new) > 1 or len(old) > 1 else set())
+        assert {name for name in {*old, *new} if name in grown.parents} == expected
     for name in grown.parents:
         chain = list(grown.lineage(name))
         start = first_step(grown, name, runs[name])
@@ -125,6 +131,32 @@ def test_what_depends_on_the_length_is_refused_with_the_reason():
         loopscale.plan([*GRID, "schedule=cosine", "sweep.trunk=true"])
     with pytest.raises(ConfigError, match="no two runs differ in length alone"):
         loopscale.plan([*GRID, "sweep.budgets_flops=[1e18]", "sweep.trunk=true"])
+
+
+def test_a_sweep_that_has_its_trunks_is_launched_again(study, tmp_path):
+    study = dataclasses.replace(study, sweep=dataclasses.replace(study.sweep, trunk=True))
+    first = enter(study, cells(study, lambda _: FACTS))
+    assert enter(study, cells(study, lambda _: FACTS)) == first == read_ledger(tmp_path / first.name)
+    other = dataclasses.replace(study, sweep=dataclasses.replace(study.sweep, name="other", trunk=False))
+    enter(other, cells(other, lambda _: FACTS))
+    later = dataclasses.replace(study, sweep=dataclasses.replace(study.sweep, name="other"))
+    with pytest.raises(ConfigError, match="its runs were launched without"):
+        enter(later, cells(later, lambda _: FACTS))
+
+
+def test_a_dry_run_shows_what_waits_for_what(tmp_path, monkeypatch):
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text("#!/bin/sh\necho 'MaxArraySize = 50'\n")
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
+    shown = []
+    places = [f"root={tmp_path / 'runs'}", f"cache={tmp_path}"]
+    dry_run(loopscale.compose([*GRID, "cluster=slurm", *places]), shown.append)
+    files = [text for text in shown if text.startswith("#!")]
+    waiting = [text for text in files if "#SBATCH --dependency=aftercorr:JOB_OF_" in text]
+    assert len(files) == 10 and len(waiting) == 9
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_papers_ladder_saves_less_for_its_jump():

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt
 
+from harness.encoding import available_cores
 from model.checked import ConfigError, build
 
 Count = Annotated[int, Gt(0)]
@@ -104,6 +105,11 @@ class ClusterConfig:
         if not isinstance(own, Mapping):
             raise ConfigError(f"cluster.per_scale.{scale}={own}: must be a group of keys")
         return build(Resources, asdict(self.resources) | dict(own), f"cluster.per_scale.{scale}.")
+
+
+def default_parallel_runs(threads_per_run: int) -> int:
+    """Return how many runs fit side by side on this machine's CPU cores."""
+    return max(1, available_cores() // threads_per_run)
 
 
 Action = Literal["resume", "halve_micro_batch", "exclude_node"]

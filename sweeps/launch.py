@@ -9,9 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from harness.dataset import prepare
-from harness.encoding import available_cores
 from model.checked import ConfigError
-from sweeps.cluster_config import ClusterConfig
+from sweeps.cluster_config import ClusterConfig, default_parallel_runs
 from sweeps.config import StudyConfig
 from sweeps.ledger import Ledger, enter, read_ledger, would_enter
 from sweeps.plan import plan, plan_cells, summary
@@ -130,8 +129,3 @@ def start_workers(
                 )
             )
     return workers
-
-
-def default_parallel_runs(threads_per_run: int) -> int:
-    """Return how many runs fit side by side on this machine's CPU cores."""
-    return max(1, available_cores() // threads_per_run)

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import RunConfig
-from harness.encoding import available_cores
 from harness.runfolder import RunFolder
 from harness.trunk import stable_steps
 from model.flops import parameter_counts
-from sweeps.cluster_config import ClusterConfig
+from sweeps.cluster_config import ClusterConfig, default_parallel_runs
 from sweeps.config import StudyConfig
 from sweeps.grid import Cell
 from sweeps.ledger import Ledger
@@ -65,56 +64,70 @@ def figures(
 ) -> dict[str, Any]:
     """Return what the trunks save and cost beside independent runs; {} where nothing is shared.
 
-    FLOPs are nominal. Times to solution are None where no speed is known; `time_ratio` is known always.
+    FLOPs are nominal; `annealing_fraction` is the cool-downs' part of all steps trained. Times to solution
+    are None where no speed is known; `time_ratio` is known always.
     """
-    alone, shared = Work(), Work()
     kept = [
         (cell_name(cell, number), cell.run, row)
         for number, (cell, row) in enumerate(zip(cells, rows, strict=True))
         if cell.verdict == "OK"
     ]
-    if not any(name in trunks.parents for name, _, _ in kept):
-        return {}
     kept.sort(key=lambda entry: -entry[2]["nominal_flops"])
     needed = {segment: row for name, _, row in kept for segment in trunks.lineage(name)}
-    for name in (name for name in in_order(trunks.segments) if name in needed):
-        segment, row = trunks.segments[name], needed[name]
-        state = RunFolder(folder / name).status().state
-        share = (segment.end - segment.start) / row["steps"]
-        shared.add(name, row, share, parent=segment.parent, done=state == "done")
-    cooldown_steps, steps = 0, sum(trunks.segments[name].end - trunks.segments[name].start for name in needed)
-    for name, run, row in kept:
-        done = row["status"] == "done"
-        alone.add(name, row, 1.0, done=done)
-        start = first_step(trunks, name, run)
-        parent = trunks.parents.get(name, "")
-        shared.add(name, row, (row["steps"] - start) / row["steps"], parent=parent, done=done)
-        steps += row["steps"] - start
-        cooldown_steps += row["steps"] - stable_steps(run.schedule, row["steps"])
+    if not needed:
+        return {}
+    alone, shared = _works(kept, needed, trunks, folder)
+    steps = [segment.end - segment.start for name, segment in trunks.segments.items() if name in needed]
+    steps += [row["steps"] - first_step(trunks, name, run) for name, run, row in kept]
+    cooldowns = [row["steps"] - stable_steps(run.schedule, row["steps"]) for _, run, row in kept]
     workers = workers_at_hand(study.cluster)
-    ends = [work.end(study.cluster, workers) for work in (alone, shared)]
+    time_alone, time = alone.end(study.cluster, workers), shared.end(study.cluster, workers)
     in_hours = not any(math.isnan(row["hours"]) for _, _, row in kept)
-    checkpoints = [trunks.segments[name] for name in needed]
-    sizes = {run.scale: checkpoint_bytes(run) for _, run, _ in kept}
+    left = [name for name in shared.flops if name not in shared.done]
     return {
-        "trunks": len({segment.trunk_id for segment in checkpoints}),
+        "trunks": len({trunks.segments[name].trunk_id for name in needed}),
         "segments": len(needed),
         "runs": sum(name in trunks.parents for name, _, _ in kept),
         "nominal_flops": sum(shared.flops.values()),
         "independent_flops": sum(alone.flops.values()),
         "hours": sum(shared.device_hours.values()),
-        "remaining_flops": sum(value for name, value in shared.flops.items() if name not in shared.done),
-        "remaining_hours": sum(h for name, h in shared.device_hours.items() if name not in shared.done),
+        "remaining_flops": sum(shared.flops[name] for name in left),
+        "remaining_hours": sum(shared.device_hours[name] for name in left),
         "workers": workers,
-        "time_h": ends[1] if in_hours else None,
-        "independent_time_h": ends[0] if in_hours else None,
-        "time_ratio": ends[1] / ends[0],
+        "time_h": time if in_hours else None,
+        "independent_time_h": time_alone if in_hours else None,
+        "time_ratio": time / time_alone,
         "jobs_in_a_row": 1 + max(len(list(trunks.lineage(name))) for name, _, _ in kept),
-        "annealing_fraction": cooldown_steps / steps,
-        "trunk_checkpoints": sum(1 + len(segment.kept) for segment in checkpoints),
-        "trunk_bytes": sum(
-            (1 + len(trunks.segments[name].kept)) * sizes[row["scale"]] for name, row in needed.items()
-        ),
+        "annealing_fraction": sum(cooldowns) / sum(steps),
+        **_disk(kept, needed, trunks),
+    }
+
+
+def _works(
+    kept: list[tuple[str, RunConfig, Row]], needed: dict[str, Row], trunks: Trunks, folder: Path
+) -> tuple[Work, Work]:
+    """Return both ways to train the cells, independently and through trunks."""
+    alone, shared = Work(), Work()
+    for name in (name for name in in_order(trunks.segments) if name in needed):
+        segment, row = trunks.segments[name], needed[name]
+        done = RunFolder(folder / name).status().state == "done"
+        share = (segment.end - segment.start) / row["steps"]
+        shared.add(name, row, share, parent=segment.parent, done=done)
+    for name, run, row in kept:
+        done = row["status"] == "done"
+        alone.add(name, row, 1.0, done=done)
+        share = 1 - first_step(trunks, name, run) / row["steps"]
+        shared.add(name, row, share, parent=trunks.parents.get(name, ""), done=done)
+    return alone, shared
+
+
+def _disk(kept: list[tuple[str, RunConfig, Row]], needed: dict[str, Row], trunks: Trunks) -> dict[str, int]:
+    """Return how many checkpoints of trunks stay, and the bytes of those and of the runs' own."""
+    sizes = {run.scale: checkpoint_bytes(run) for _, run, _ in kept}
+    counts = {name: 1 + len(trunks.segments[name].kept) for name in needed}
+    return {
+        "trunk_checkpoints": sum(counts.values()),
+        "trunk_bytes": sum(counts[name] * sizes[row["scale"]] for name, row in needed.items()),
         "run_bytes": sum(run.training.keep_checkpoints * sizes[run.scale] for _, run, _ in kept),
     }
 
@@ -168,7 +181,7 @@ def workers_at_hand(cluster: ClusterConfig) -> int:
         return cluster.fake.slots
     if cluster.kind == "slurm":
         return cluster.array_parallelism * cluster.resources.parallel_runs
-    return cluster.parallel_runs or max(1, available_cores() // cluster.threads_per_run)
+    return cluster.parallel_runs or default_parallel_runs(cluster.threads_per_run)
 
 
 def checkpoint_bytes(run: RunConfig) -> int:

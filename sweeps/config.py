@@ -16,7 +16,7 @@ Seed = Annotated[int, Ge(0)]
 # The comparison at depth 1: exactly one loop, always; or the published clamped Poisson of mean 1.37.
 Control = Literal["fixed", "poisson", "none"]
 # Whether runs that differ in length alone are trained through a shared trunk: where it is exact, or refuse.
-TrunkMode = bool | Literal["auto"]
+TrunkMode = Literal["auto", True, False]
 
 
 @dataclass(frozen=True, kw_only=True)

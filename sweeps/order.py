@@ -41,7 +41,7 @@ def left(ledger: Ledger, folder: Path) -> Left:
 def waits_for(ledger: Ledger, run: RunFolder) -> str:
     """Return the segment that must be done before this run or segment can start, "" where it can."""
     parent = ledger.parent_of(run.run_id)
-    if not parent or has_begun(run) or RunFolder(run.path.with_name(parent)).status().state == "done":
+    if not parent or RunFolder(run.path.with_name(parent)).status().state == "done" or has_begun(run):
         return ""
     return parent
 

@@ -222,7 +222,8 @@ def _lineage(run: RunFolder, record: dict[str, Any], ledger: Ledger, state: Stat
         return "", 0, ""
     if state.state not in ("planned", "submitted"):
         return trunk, first_step, ""
-    if failed := held_back_by(ledger, run):
-        return trunk, first_step, f"held back: {failed} has failed"
     waits = waits_for(ledger, run)
-    return trunk, first_step, f"waits for {waits}" if waits else ""
+    if not waits:
+        return trunk, first_step, ""
+    failed = held_back_by(ledger, run)
+    return trunk, first_step, f"held back: {failed} has failed" if failed else f"waits for {waits}"

@@ -107,10 +107,10 @@ def _works(
     kept: list[tuple[str, RunConfig, Row]], needed: dict[str, Row], trunks: Trunks, folder: Path
 ) -> tuple[Work, Work]:
     """Return both ways to train the cells, independently and through trunks."""
-    alone, shared = Work(), Work()
+    alone, shared, launched = Work(), Work(), folder.exists()
     for name in (name for name in in_order(trunks.segments) if name in needed):
         segment, row = trunks.segments[name], needed[name]
-        done = RunFolder(folder / name).status().state == "done"
+        done = launched and RunFolder(folder / name).status().state == "done"
         share = (segment.end - segment.start) / row["steps"]
         shared.add(name, row, share, parent=segment.parent, done=done)
     for name, run, row in kept:

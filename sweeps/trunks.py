@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from harness.config import RunConfig
-from harness.identity import run_id
+from harness.identity import Identity, identity, name_of
 from harness.trunk import SEGMENT, segment_run, stable_steps, trunk_id, why_unshared
 from model.checked import ConfigError
 from sweeps.config import TrunkMode
@@ -104,13 +104,10 @@ def why_nothing_is_shared(cells: Sequence[Cell]) -> str:
 
 def shareable(cells: Sequence[Cell]) -> list[Cell]:
     """Return the cells as they would be with a weight decay that lets them share a trunk."""
+    schedules = {id(cell.run.schedule): cell.run.schedule for cell in cells}
+    changed = {key: dataclasses.replace(value, weight_decay="follow") for key, value in schedules.items()}
     return [
-        dataclasses.replace(
-            cell,
-            run=dataclasses.replace(
-                cell.run, schedule=dataclasses.replace(cell.run.schedule, weight_decay="follow")
-            ),
-        )
+        dataclasses.replace(cell, run=dataclasses.replace(cell.run, schedule=changed[id(cell.run.schedule)]))
         for cell in cells
     ]
 
@@ -118,13 +115,16 @@ def shareable(cells: Sequence[Cell]) -> list[Cell]:
 def _groups(cells: Sequence[Cell]) -> dict[str, list[tuple[str, int, Cell]]]:
     """Return name, last stable step and cell of those that may share a trunk, by trunk."""
     groups: dict[str, list[tuple[str, int, Cell]]] = {}
+    names: dict[tuple[object, ...], str] = {}  # by the objects that cells of one trunk have in common
     for number, cell in enumerate(cells):
         if cell.verdict == "DROP":
             continue
         assert cell.run.steps is not None
         point = stable_steps(cell.run.schedule, cell.run.steps)
         if point > cell.run.schedule.warmup_steps:
-            shared = trunk_id(cell.run, _digest(cell))
+            parts = (cell.run.model, cell.run.optimizer, cell.run.schedule, cell.run.training)
+            key = (*map(id, parts), cell.run.seed, _digest(cell))
+            shared = names.get(key) or names.setdefault(key, trunk_id(cell.run, _digest(cell)))
             groups.setdefault(shared, []).append((cell_name(cell, number), point, cell))
     return groups
 
@@ -132,16 +132,17 @@ def _groups(cells: Sequence[Cell]) -> dict[str, list[tuple[str, int, Cell]]]:
 def _grow_one(
     grown: Trunks, shared: str, own: dict[str, Segment], members: list[tuple[str, int, Cell]]
 ) -> None:
+    fields: Identity = {}
     for name, point, cell in sorted(members, key=lambda member: member[1]):
         parent = max(own, key=lambda each: own[each].start_for(point), default="")
         start = own[parent].start_for(point) if parent else 0
         if start < point:
-            run = segment_run(cell.run, point)
-            kept = sorted(step for step in set(run.training.checkpoint_at) if start < step < point)
+            fields = (fields or identity(segment_run(cell.run, point), _digest(cell))) | {"steps": point}
+            kept = sorted(step for step in set(cell.run.training.checkpoint_at) if start < step < point)
             segment = Segment(
                 trunk_id=shared, start=start, end=point, parent=parent if start else "", kept=kept
             )
-            parent = SEGMENT + run_id(run, _digest(cell))
+            parent = SEGMENT + name_of(cell.run, fields)
             own[parent] = grown.segments[parent] = segment
         grown.parents[name] = parent
 

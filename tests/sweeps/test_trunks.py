@@ -88,6 +88,17 @@ def executed(folder):
     return sum(row["executed_flops"] - row["trunk_flops"] for row in rows)
 
 
+def test_a_segment_leaves_one_checkpoint_that_its_followers_link_to(shared):
+    first, second = segments(shared)[:2]
+    ends = [read_ledger(shared).segments[folder.run_id].end for folder in (first, second)]
+    assert [path.name for path in found(second.checkpoints)] == [f"step_{ends[1]:08d}"]
+    (mine,) = first.checkpoints.glob("*/model.safetensors")
+    branch = next(run for run in runs(shared).values() if run.record()["trunk_steps"] == ends[0])
+    (theirs,) = branch.checkpoints.glob(f"step_{ends[0]:08d}/model.safetensors")
+    assert mine.stat().st_ino == theirs.stat().st_ino
+    assert not first.depth_curve.exists() and first.record()["val_loss_nats"] is None
+
+
 def test_five_budgets_through_a_trunk_end_with_the_bits_of_independent_runs(shared, independent):
     assert len(segments(shared)) == 5 and segments(independent) == []
     assert runs(shared).keys() == runs(independent).keys()
@@ -110,17 +121,6 @@ def test_a_shorter_cooldown_shares_more(grid):
     folder = trained(grid, "fifth", "schedule.cooldown_fraction=0.2")
     alone = sum(run.record()["executed_flops"] for run in runs(folder).values())
     assert executed(folder) / alone <= 0.63
-
-
-def test_a_segment_leaves_one_checkpoint_that_its_followers_link_to(shared):
-    first, second = segments(shared)[:2]
-    ends = [read_ledger(shared).segments[folder.run_id].end for folder in (first, second)]
-    assert [path.name for path in found(second.checkpoints)] == [f"step_{ends[1]:08d}"]
-    (mine,) = first.checkpoints.glob("*/model.safetensors")
-    branch = next(run for run in runs(shared).values() if run.record()["trunk_steps"] == ends[0])
-    (theirs,) = branch.checkpoints.glob(f"step_{ends[0]:08d}/model.safetensors")
-    assert mine.stat().st_ino == theirs.stat().st_ino
-    assert not first.depth_curve.exists() and first.record()["val_loss_nats"] is None
 
 
 def test_the_planned_size_of_a_checkpoint_is_that_on_disk(shared):

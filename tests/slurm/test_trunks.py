@@ -98,7 +98,9 @@ def test_a_preempted_branch_goes_on_from_its_own_checkpoint(sweep, alone):
     made.launch()
     branch = made.runs()[0]
     wait_for_step(branch, 35)
-    better = slurm("sbatch", "--parsable", "-p", "urgent", "-N4", "-c8", "--wrap", "sleep 2").strip()
+    better = slurm(
+        "sbatch", "--parsable", "-p", "urgent", "-N4", "-c8", "-o", "/dev/null", "--wrap", "sleep 2"
+    ).strip()
     made.wait_until_idle(PATIENCE_S)
     made.finish()
     assert made.losses().items() <= alone.items()

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from analysis import Comparison, FitConfig, IsoflopFit, LawFit, StudyFit
+    from analysis.parcae_compare import PublishedComparison
 
     AnyFit: TypeAlias = StudyFit | IsoflopFit | LawFit
 
@@ -42,8 +43,17 @@ def fit_sweep(settings: FitTableConfig) -> AnyFit:
     return study
 
 
+def compare_data(settings: FitTableConfig) -> Comparison | PublishedComparison:
+    """Compare looped with fixed depth in the sweep's runs, in other runs, or in the published rows."""
+    if settings.data == PUBLISHED:
+        from analysis.parcae_compare import published_comparison
+
+        return published_comparison(settings.confidence)
+    return compare_sweep(settings)
+
+
 def compare_sweep(settings: FitTableConfig) -> Comparison:
-    """Compare looped with fixed depth in the runs table and write comparison.json beside a sweep's."""
+    """Compare looped with fixed depth in a runs table and write comparison.json beside a sweep's."""
     from analysis import compare
 
     source = _source(settings)
@@ -86,7 +96,9 @@ def _source(settings: FitTableConfig) -> tuple[pd.DataFrame, pd.DataFrame] | pd.
     if settings.data is None:
         return read_tables(settings.folder)
     if settings.data == PUBLISHED:
-        raise ConfigError(f"data={PUBLISHED} has tables and coefficients but no runs: loopscale report")
+        raise ConfigError(
+            f"data={PUBLISHED} has tables but no runs: loopscale report or compare"
+        )
     return read_source(settings.data, settings.columns)
 
 

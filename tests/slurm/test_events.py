@@ -20,7 +20,7 @@ from sweeps.status import places_of
 from .cluster import step_daemons
 from .conftest import EVENT, ROOT, fault, slurm, wait_for
 
-SLOW = fault("slow=0.06")
+SLOW = fault("slow=0.12")
 
 
 def trained_once(run, attempts):
@@ -40,6 +40,7 @@ def test_a_signal_saves_a_checkpoint_and_the_job_queues_itself_again(sweep, calm
     assert made.run().status().failures == {"preempted": 1} and len(made.batches()) == 1
 
 
+@pytest.mark.alone
 def test_preemption_by_a_better_partition(sweep, calm):
     made = sweep(
         "preempted", *EVENT, SLOW, "cluster.resources.partition=batch", "cluster.resources.cpus_per_task=8"
@@ -53,6 +54,7 @@ def test_preemption_by_a_better_partition(sweep, calm):
     assert slurm("sacct", "-nXP", "-j", better, "-o", "State").strip() == "COMPLETED"
 
 
+@pytest.mark.alone
 def test_a_node_that_loses_power(sweep, calm, site, daemons):
     made = sweep("node_lost", *EVENT, SLOW)
     made.launch()
@@ -72,6 +74,7 @@ def test_a_node_that_loses_power(sweep, calm, site, daemons):
     assert places_of(made.run())[1]["node"] != node and len(made.batches()) == 1
 
 
+@pytest.mark.alone
 def test_a_node_that_is_set_down_and_returns(sweep, calm):
     made = sweep("node_down", *EVENT, SLOW)
     made.launch()
@@ -132,8 +135,9 @@ def test_a_cancelled_element_is_submitted_again_alone(sweep, calm):
     assert [run.status().attempts for run in made.runs()] == [2, 1]
 
 
+@pytest.mark.alone
 def test_the_controller_away_while_launching_and_while_looking(sweep, calm, daemons):
-    made = sweep("outage", *EVENT, SLOW)
+    made = sweep("outage", *EVENT, fault("slow=0.5"))  # lasts while squeue waits for an answer
     daemons.stop("slurmctld")
     launching = made.launch_process()
     time.sleep(20)

@@ -96,9 +96,7 @@ def _source(settings: FitTableConfig) -> tuple[pd.DataFrame, pd.DataFrame] | pd.
     if settings.data is None:
         return read_tables(settings.folder)
     if settings.data == PUBLISHED:
-        raise ConfigError(
-            f"data={PUBLISHED} has tables but no runs: loopscale report or compare"
-        )
+        raise ConfigError(f"data={PUBLISHED} has tables but no runs: loopscale report or compare")
     return read_source(settings.data, settings.columns)
 
 

@@ -21,7 +21,7 @@ import loopscale
 from harness.metrics import read_metrics
 from sweeps.ledger import read_ledger
 
-from .cluster import Daemons, Site
+from .cluster import NODES, Daemons, Site
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -62,10 +62,12 @@ def _turn(request, site):
 
 @pytest.fixture
 def daemons(site) -> Iterator[Daemons]:
-    """The cluster's processes; whatever a test does to the controller, the next one finds it running."""
+    """The cluster's processes; whatever a test does to them, the next one finds them running."""
     found = Daemons(site)
     yield found
     found.start_controller()
+    for node in NODES:
+        found.start_node(node)
 
 
 @pytest.fixture

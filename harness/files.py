@@ -10,16 +10,27 @@ from typing import Any
 from model.checked import ConfigError
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: str | Path) -> dict[str, Any]:
     """Return the JSON object in `path`; raises ConfigError naming the file when it is damaged."""
     try:
-        with open(path, "rb") as handle:  # noqa: PTH123
-            content = json.loads(handle.read())
+        content = json.loads(_read(os.fspath(path)))
     except ValueError as error:
         raise ConfigError(f"{path} is damaged: {error}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path} is damaged: it holds no JSON object")
     return content
+
+
+def _read(path: str) -> str:
+    # Plain system calls, as in write_text.
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        parts = []
+        while part := os.read(descriptor, 1 << 16):
+            parts.append(part)
+        return b"".join(parts).decode()
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, content: Any, *, sync: bool = True) -> None:

@@ -34,17 +34,17 @@ def status(folder: Path) -> pd.DataFrame:
     import pandas as pd
 
     ledger = read_ledger(folder)
-    states = {run: run.status() for run in ledger.runs(folder)}
+    states = {run.run_id: (run, run.status()) for run in ledger.runs(folder)}
     batches = read_batches(folder)
     places = newest_places(batches)
-    unfinished = [run for run, state in states.items() if state.state not in ("done", "failed")]
+    unfinished = [run for run, state in states.values() if state.state not in ("done", "failed")]
     elements, notes = _ask(ledger, places, unfinished)
     # A scheduler that does not answer takes seconds to say so, and runs go on meanwhile.
-    states |= {run: run.status() for run in unfinished}
+    states |= {run.run_id: (run, run.status()) for run in unfinished}
     jobs = {batch.token: read_submitted(batch_folder(folder, batch)) for batch in batches}
     rows = []
-    for run, state in states.items():
-        place = places.get(run.run_id)
+    for run_id, (run, state) in states.items():
+        place = places.get(run_id)
         element = elements.get((place[0].name, place[1])) if place else None
         job = jobs[place[0].token] if place else None
         where = job.element(place[1]) if job and place and job.job_id else ""
@@ -147,7 +147,7 @@ def shown_status(run: RunFolder, state: Status, element: Element | None) -> str:
 
 
 def _row(run: RunFolder, state: Status, element: Element | None, job: str) -> dict[str, Any]:
-    record = read_json(run.path / "record.json")
+    record = read_json(f"{run.path}/record.json")
     newest = {} if state.state in ("planned", "done") else last_metrics(run.metrics)
     shown = shown_status(run, state, element)
     step = state.steps if state.state == "done" else newest.get("step", 0)

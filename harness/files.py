@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,20 @@ def _read(path: str) -> str:
         os.close(descriptor)
 
 
-def write_json(path: Path, content: Any, *, sync: bool = True) -> None:
-    """Write JSON atomically: a reader sees the old file or the new one."""
-    write_text(path, json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n", sync=sync)
+def write_json(path: Path, content: Mapping[str, Any] | Sequence[Any], *, sync: bool = True) -> None:
+    """Write JSON atomically, one line per key or item: a reader sees the old file or the new one."""
+    # json's own indenting is written in Python and takes five times as long.
+    if isinstance(content, Mapping):
+        lines = [f" {json.dumps(key)}: {_compact(value)}" for key, value in sorted(content.items())]
+        first, last = "{", "}"
+    else:
+        lines = [f" {_compact(item)}" for item in content]
+        first, last = "[", "]"
+    write_text(path, "\n".join([first, ",\n".join(lines), last, ""]), sync=sync)
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, allow_nan=False)
 
 
 def write_text(path: Path, text: str, *, sync: bool = True) -> None:

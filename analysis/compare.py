@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from analysis import plain
@@ -15,6 +16,7 @@ from analysis.isoflop import HIDDEN
 from analysis.noise import NoiseFloor, noise_floor, paired_floor
 from analysis.numbers import number
 from analysis.saving import Control, Saving, saving
+from analysis.score_difference import ScoreDifference, SuiteScores, suites
 from analysis.shared_shape import fit_shared
 from analysis.tables import VARIANT, LeftOut, digest, groups, select
 
@@ -31,6 +33,7 @@ class RecurrenceRow:
     paired: bool
     loss_nats: float
     difference: Difference
+    scores: tuple[ScoreDifference, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,11 @@ class BudgetRow:
     difference: Difference
     saving: Saving
     recurrences: tuple[RecurrenceRow, ...]
+
+    def trained(self) -> RecurrenceRow:
+        """Return the trained recurrence next to the best: chosen on the loss, judged on Core."""
+        best = np.log(self.mean_recurrence)
+        return min(self.recurrences, key=lambda cell: abs(np.log(cell.mean_recurrence) - best))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +92,8 @@ class Comparison:
                 f"{row.mean_recurrence:.3g} ({row.choice}): {row.difference.verdict}"
             )
             lines.append(f"    {row.saving.sentence(self.config.confidence)}")
+            cell = row.trained()
+            lines += [f"    µ = {cell.mean_recurrence:g}: {score.sentence()}" for score in cell.scores]
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
     def to_dict(self) -> dict[str, Any]:
@@ -95,10 +105,12 @@ class Comparison:
         return plain.to_json(self)
 
 
-def compare(runs: pd.DataFrame, config: FitConfig | None = None) -> Comparison:
+def compare(
+    runs: pd.DataFrame, config: FitConfig | None = None, items: pd.DataFrame | None = None
+) -> Comparison:
     """Compare the best looped model with the fixed control at every budget of every group.
 
-    Raises TableError for a table that is malformed, empty, or holds runs of different data.
+    With the items table of evaluated runs (schema.ITEMS) also in points of Core. Raises TableError for a table that is malformed, empty, or holds runs of different data.
     """
     config = config or FitConfig()
     selection = select(runs, config.max_epochs)
@@ -109,6 +121,7 @@ def compare(runs: pd.DataFrame, config: FitConfig | None = None) -> Comparison:
     level = paired if all(_share_seeds(budget) for _, budget in budgets) else floor
     fitted, skipped = fit_groups(selection.runs, level, config, (fit_shared,))
     by_label = {group.label: group for group in fitted}
+    scored = suites(selection.runs, items)
     rows: list[BudgetRow] = []
     notes = list(skipped)
     for label, frame in groups(selection.runs):
@@ -126,7 +139,8 @@ def compare(runs: pd.DataFrame, config: FitConfig | None = None) -> Comparison:
                 notes.append(f"{label}, {number(flops)} FLOPs: no looped run")
             else:
                 group = by_label.get(label)
-                rows.append(_row(label, group, flops, (looped, control), curve, (level, paired), config))
+                sides = looped, control
+                rows.append(_row(label, group, flops, sides, curve, (level, paired), scored, config))
     return Comparison(
         config=config,
         runs_digest=digest(runs),
@@ -146,6 +160,7 @@ def _row(
     sides: tuple[pd.DataFrame, pd.DataFrame],
     curve: Control,
     floors: tuple[NoiseFloor, NoiseFloor],
+    scored: tuple[SuiteScores, ...],
     config: FitConfig,
 ) -> BudgetRow:
     """Compare one budget: the fitted minimum where it was accepted, else the lowest trained cell."""
@@ -153,7 +168,7 @@ def _row(
     floor = floors[0]
     ratio = _bits_per_nat(pd.concat([looped, control]))
     fixed, seeds = float(control["val_loss_nats"].mean()), len(control)
-    cells = _cells(looped, control, floors, ratio, config)
+    cells = _cells(looped, control, floors, ratio, scored, config)
     found = None
     if group is not None:
         optima = group.estimator().optima["mean_recurrence"]
@@ -197,6 +212,7 @@ def _cells(
     control: pd.DataFrame,
     floors: tuple[NoiseFloor, NoiseFloor],
     ratio: float | None,
+    scored: tuple[SuiteScores, ...],
     config: FitConfig,
 ) -> tuple[RecurrenceRow, ...]:
     """Compare the mean over seeds of every trained recurrence with that of the control."""
@@ -206,6 +222,8 @@ def _cells(
         mean, paired = float(cell["val_loss_nats"].mean()), _share_seeds(pd.concat([cell, control]))
         gap = mean - float(control["val_loss_nats"].mean())
         floor = floors[1] if paired else floors[0]
+        ids = cell["run_id"].tolist(), control["run_id"].tolist()
+        scores = (suite.difference(*ids, paired, config) for suite in scored)
         found.append(
             RecurrenceRow(
                 mean_recurrence=depth,
@@ -213,6 +231,7 @@ def _cells(
                 paired=paired,
                 loss_nats=mean,
                 difference=of_means(gap, (len(cell), len(control)), floor, ratio, config),
+                scores=tuple(score for score in scores if score is not None),
             )
         )
     return tuple(found)

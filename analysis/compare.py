@@ -110,7 +110,8 @@ def compare(
 ) -> Comparison:
     """Compare the best looped model with the fixed control at every budget of every group.
 
-    With the items table of evaluated runs (schema.ITEMS) also in points of Core. Raises TableError for a table that is malformed, empty, or holds runs of different data.
+    With the items table of evaluated runs (schema.ITEMS) also in points of Core. Raises TableError for a
+    table that is malformed, empty, or holds runs of different data.
     """
     config = config or FitConfig()
     selection = select(runs, config.max_epochs)

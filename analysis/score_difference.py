@@ -96,8 +96,8 @@ class SuiteScores:
 def suites(runs: pd.DataFrame, items: pd.DataFrame | None) -> tuple[SuiteScores, ...]:
     """Return the scores of `runs` on every suite of the items table (schema.ITEMS).
 
-    A suite's score is the mean over its tasks of (accuracy - baseline) / (1 - baseline), in points. Items that
-    not all evaluated runs answered are left out.
+    A suite's score is the mean over its tasks of (accuracy - baseline) / (1 - baseline), in points. Items
+    that not all evaluated runs answered are left out.
     """
     if items is None:
         return ()

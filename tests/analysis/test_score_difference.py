@@ -81,7 +81,7 @@ def test_a_run_without_an_evaluation_has_no_difference():
 
 
 def test_intervals_hold_the_truth_over_seeds_and_items():
-    """Skill of a run is normal about its side's, items are drawn: 40 studies, each with three seeds a side."""
+    """Skill of a run is normal about its side's, items are drawn: 40 studies, three seeds a side."""
     runs = study(budgets=INSIDE[:1], recurrences=(2,), replicates=((0, 0), (0, 1)))[0]
     held, rng = 0, np.random.default_rng(0)
     many = (("arc", 0.25, 400), ("boolq", 0.5, 300))

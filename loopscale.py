@@ -60,13 +60,25 @@ def train(cfg: Overrides | StudyConfig = ()) -> dict[str, Any]:
 
 
 def evaluate(cfg: Overrides) -> Evaluation:
-    """Score the newest checkpoint of a run folder at every test-time depth; changes nothing."""
+    """Return the loss of a run's newest checkpoint at every test-time depth; changes nothing."""
     settings = _settings("eval", cfg)
     from harness.evaluate import evaluate_folder
 
     return evaluate_folder(
         Path(settings.run), Path(settings.cache), blocks=settings.blocks, max_depth=settings.max_depth
     )
+
+
+def evaluate_tasks(cfg: Overrides) -> pd.DataFrame:
+    """Score models on tasks=core, core_extended, symbolic or single ones; one row per task and depth.
+
+    `attrs["notes"]` of the frame says what to know about them, absent tasks first of all.
+    """
+    from sweeps.evaluation import evaluate_models
+    from sweeps.live import data_progress
+
+    with data_progress() as progress:
+        return evaluate_models(_settings("eval", cfg), progress)
 
 
 def export(cfg: Overrides) -> Path:
@@ -183,9 +195,11 @@ def demo(cfg: Overrides = ()) -> Path:
 
 def _settings(command: str, cfg: Overrides) -> Any:
     """Return the checked settings of a command on finished runs, the dataclass of `sweeps.config.TABLES`."""
-    from sweeps.compose import compose_table
+    from sweeps.compose import compose_table, listed
     from sweeps.config import TABLES
 
+    if command == "eval":
+        cfg = listed(cfg, ("tasks", "depths", "seeds"))
     return compose_table(command, cfg, TABLES[command])
 
 
@@ -204,15 +218,31 @@ def _show_train(overrides: list[str]) -> None:
 
 
 def _show_eval(overrides: list[str]) -> None:
-    as_json = _settings("eval", overrides).format == "json"
+    settings = _settings("eval", overrides)
+    if settings.tasks is not None:
+        _show_tasks(overrides, settings.format)
+        return
     result = evaluate(overrides)
-    if as_json:
+    if settings.format == "json":
         print(json.dumps(vars(result), indent=1))
         return
     print(f"{'T':>3}  loss (nats)     ±  bits/byte")
     rows = zip(result.loss_nats, result.loss_se_nats, result.bits_per_byte, strict=True)
     for depth, row in enumerate(rows, start=1):
         print(f"{depth:>3}  {row[0]:11.4f}  {row[1]:.4f}  {row[2]:8.4f}")
+
+
+def _show_tasks(overrides: list[str], form: str) -> None:
+    from sweeps.evaluation import SCORE_COLUMNS
+    from sweeps.show import as_json, as_text
+
+    frame = evaluate_tasks(overrides)
+    if int(os.environ.get("RANK", 0)) != 0:  # of the processes that torchrun starts, one answers
+        return
+    if form == "json":
+        print(as_json(frame, notes=frame.attrs["notes"]))
+    else:
+        print("\n".join([as_text(frame, SCORE_COLUMNS), *frame.attrs["notes"]]))
 
 
 def _show_export(overrides: list[str]) -> None:
@@ -359,8 +389,8 @@ COMMANDS = {
         run=_show_train,
     ),
     "eval": Command(
-        summary="validation loss and test-time depth curve of a run",
-        example="loopscale eval run=runs/demo/RUN_ID max_depth=32",
+        summary="validation loss, test-time depth curve, Core and other tasks of a run or checkpoint",
+        example="loopscale eval run=runs/demo/RUN_ID tasks=core depths=1,2,4,8",
         settings="table/eval",
         run=_show_eval,
     ),

@@ -69,6 +69,16 @@ def single_run(study: StudyConfig) -> RunConfig:
     return run
 
 
+def listed(overrides: Sequence[str], keys: Sequence[str]) -> list[str]:
+    """Write `key=a,b` and `key=a` of these keys as the lists that Hydra knows: `key=[a,b]`."""
+    out = []
+    for text in overrides:
+        key, _, value = text.partition("=")
+        plain = key.lstrip("+") in keys and value not in ("", "null") and not value.startswith("[")
+        out.append(f"{key}=[{value}]" if plain else text)
+    return out
+
+
 def _compose(folder: Path, name: str, overrides: Sequence[str]) -> tuple[dict[str, Any], str]:
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException

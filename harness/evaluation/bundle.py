@@ -76,11 +76,13 @@ class Suite:
 
 
 def read_suite(bundle: Path, name: str) -> Suite:
-    """Read which tasks a suite has: core, core_extended, or the label of one task.
+    """Read which tasks a suite has: core, core_extended, symbolic, or the label of one task.
 
     Raises ConfigError for an unknown name and for a folder that is no bundle.
     """
-    known = [*_tasks(bundle / "core.yaml", bundle)]
+    if name == "symbolic":
+        return Suite(name=name, tasks=tuple(_tasks(bundle / "symbolic.yaml", bundle)))
+    known = _tasks(bundle / "core.yaml", bundle)
     core = tuple(task.label for task in known)
     known += _tasks(EXTENDED, bundle)
     chosen = {"core": core, "core_extended": tuple(task.label for task in known)}.get(name, (name,))

@@ -55,7 +55,7 @@ def state_table(model: LoopedTransformer, seed: int) -> Tensor:
 def branch_scores(
     model: LoopedTransformer, batch: BranchBatch, depths: Sequence[int], states: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Give -log p of each target, float32 [depths, N], and whether it is the likeliest token, bool [depths, N].
+    """Give -log p of each target, float32 [depths, N], and whether it is the likeliest token, bool.
 
     depths ascend. states [L, d] holds h_0 by position (`state_table`). A plain transformer has one result
     for all depths.
@@ -112,8 +112,8 @@ class _Pass:
         if last:
             x = x[:, split:]
         elif split:
-            before = (part[:, :, :split] for part in (query, key, value))
-            attended.insert(0, F.scaled_dot_product_attention(*before, is_causal=True, enable_gqa=grouped))
+            q, k, v = (part[:, :, :split] for part in (query, key, value))
+            attended.insert(0, F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped))
         x = x + block.attn.merge(torch.cat(attended, dim=2))
         return x + block.mlp(block.norm_2(x))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,11 +55,10 @@ def evaluate_models(settings: EvalConfig, progress: Progress = lambda stage, fra
 
     frames: list[dict[str, Any]] = []
     notes: list[str] = []
+    paths = _models(settings)
     with connected() as ranks:
-        bundle = {
-            name: ranks.once(lambda name=name: _bundle(settings, name, progress)) for name in _names(settings)
-        }
-        for path in _models(settings):
+        bundle = {name: ranks.once(partial(_bundle, settings, name, progress)) for name in _names(settings)}
+        for path in paths:
             subject = load_subject(path, Path(settings.cache), device=settings.device, ranks=ranks)
             found = [
                 _evaluate(path, subject, bundle[name], name, settings, ranks, progress) for name in bundle
@@ -150,9 +150,9 @@ def _notes(found: SuiteResult, settings: EvalConfig) -> list[str]:
         notes.append(f"{suite.name}: the first {settings.limit} items of each task alone; kept in no record")
     if suite.name == "symbolic":
         notes.append("symbolic is a generated suite, not Core")
-    cropped = {t[0].task.label: sum(r.cropped for r in t) for t in found.results if any(r.cropped for r in t)}
+    cropped = [task for task in found.results if any(result.cropped for result in task)]
     if cropped:
         notes.append(
-            f"{suite.name}: prompts of {len(cropped)} tasks were longer than the context and lost their beginning"
+            f"{suite.name}: in {len(cropped)} tasks prompts that outgrow the context lost their beginning"
         )
     return notes

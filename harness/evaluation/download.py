@@ -79,7 +79,7 @@ def _check(archive: Path, sha256: str, url: str) -> None:
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack a zip file so that `folder` is the bundle in it.
 
-    Raises ConfigError for a file that is no zip, a member that would land outside the folder, or no core.yaml.
+    Raises ConfigError for a file that is no zip, a member that would land outside, or no core.yaml.
     """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -83,7 +83,7 @@ def save_result(path: Path, result: TaskResult) -> None:
     about = {"seed": result.seed, "depths": result.depths, "cropped": result.cropped}
     temporary = path.with_name(f".{path.name}")
     with temporary.open("wb") as handle:
-        np.savez_compressed(handle, about=json.dumps(about), **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(handle, about=json.dumps(about), **arrays)
     temporary.replace(path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -67,22 +68,22 @@ def evaluate_suite(
 
     Every process calls this; each scores its share of a task's items, and all get the result.
     """
-    weights = [_weight(bundle, task) for task in suite.tasks for _ in protocol.seeds]
-    results, done = [], 0.0
-    for task in suite.tasks:
-        of_seeds = []
-        for seed in protocol.seeds:
-            share = weights[len(of_seeds) + len(results) * len(protocol.seeds)] / sum(weights)
-            before = done
+    work = [(task, seed) for task in suite.tasks for seed in protocol.seeds]
+    total = sum(_weight(bundle, task) for task, _ in work)
+    results: list[TaskResult] = []
+    done = 0.0
+    for task, seed in work:
+        within = partial(_report, progress, suite.name, done / total, _weight(bundle, task) / total)
+        results.append(_evaluate_task(subject, bundle, task, seed, protocol, folder, ranks, within))
+        done += _weight(bundle, task)
+        within(1.0)
+    seeds = len(protocol.seeds)
+    by_task = (tuple(results[first : first + seeds]) for first in range(0, len(results), seeds))
+    return SuiteResult(suite=suite, results=tuple(by_task))
 
-            def within(fraction: float, before: float = before, share: float = share) -> None:
-                progress(suite.name, before + fraction * share)
 
-            of_seeds.append(_evaluate_task(subject, bundle, task, seed, protocol, folder, ranks, within))
-            done += share
-            progress(suite.name, done)
-        results.append(tuple(of_seeds))
-    return SuiteResult(suite=suite, results=tuple(results))
+def _report(progress: Progress, stage: str, before: float, share: float, fraction: float) -> None:
+    progress(stage, before + share * fraction)
 
 
 def _weight(bundle: Path, task: Task) -> float:

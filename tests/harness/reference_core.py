@@ -45,10 +45,10 @@ def score(model, tokenizer, data, index, task, *, bos, depth, state_seed, seed=1
         start -= max(0, len(tokens) - limit)
         tokens, start = tokens[-limit:], max(start, 1)
         logits = model.logits(torch.tensor([tokens]), [depth], [state_seed])[0]
-        log_p = torch.log_softmax(logits.double(), dim=-1)
         answer = tokens[start:]
         at = range(start - 1, len(tokens) - 1)
-        sums.append(sum(log_p[i, token].item() for i, token in zip(at, answer, strict=True)))
+        log_p = {i: torch.log_softmax(logits[i].double(), dim=-1) for i in at}
+        sums.append(sum(log_p[i][token].item() for i, token in zip(at, answer, strict=True)))
         counts.append(len(answer))
         hits.append(all(logits[i].argmax() == token for i, token in zip(at, answer, strict=True)))
     if kind == "language_modeling":

@@ -187,10 +187,11 @@ def report(cfg: Overrides) -> Path:
 
 def demo(cfg: Overrides = ()) -> Path:
     """Run a whole small study on this machine, from text to report; run again, it continues."""
+    from sweeps.compose import listed
     from sweeps.demo import run_demo
 
     quick = any(text.lstrip("+").lower() == "quick=true" for text in cfg)
-    return run_demo(compose([f"sweep={'demo_quick' if quick else 'demo'}", *cfg]))
+    return run_demo(compose([f"sweep={'demo_quick' if quick else 'demo'}", *listed(cfg, ("tasks",))]))
 
 
 def _settings(command: str, cfg: Overrides) -> Any:
@@ -230,6 +231,23 @@ def _show_eval(overrides: list[str]) -> None:
     rows = zip(result.loss_nats, result.loss_se_nats, result.bits_per_byte, strict=True)
     for depth, row in enumerate(rows, start=1):
         print(f"{depth:>3}  {row[0]:11.4f}  {row[1]:.4f}  {row[2]:8.4f}")
+    print(_saturating(result.loss_nats))
+
+
+def _saturating(losses: list[float]) -> str:
+    """Return the law of a depth curve in one line."""
+    import numpy as np
+
+    from analysis.saturating import fit_saturating
+
+    law = fit_saturating(np.arange(1.0, len(losses) + 1), np.array(losses))
+    if law.rate is None:
+        return f"L(T) = L_inf + Z exp(-z T): {law.refusal}"
+    low, high = (f"{end:.2f}" if end is not None else "" for end in (law.rate_low, law.rate_high))
+    return (
+        f"L(T) = L_inf + Z exp(-z T): L_inf = {law.floor_nats:.4f} nats, Z = {law.amplitude_nats:.4f}, "
+        f"z = {law.rate:.2f} [{low}, {high}] per loop"
+    )
 
 
 def _show_tasks(overrides: list[str], form: str) -> None:

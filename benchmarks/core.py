@@ -112,7 +112,7 @@ def main():
         worst = max(np.abs(np.array(a) - b[: len(a)]).max() for a, b in pairs)
         slow_s[label], fast_s[label] = (median(ways[way]) for way in ways)
         print(
-            f"{label:<15} {count:3} items: {slow_s[label]:6.2f} s one at a time, {fast_s[label]:6.2f} s here: "
+            f"{label:<15} {count} items: {slow_s[label]:6.2f} s one at a time, {fast_s[label]:6.2f} s here: "
             f"{slow_s[label] / fast_s[label]:4.1f} times as fast, log-probabilities within {worst:.0e}",
             flush=True,
         )

@@ -26,7 +26,7 @@ NEW_TOKENS = 256  # where a task does not say how many it generates
 
 
 @register_model("loopscale")
-class LoopscaleLM(TemplateLM):  # type: ignore[misc]
+class LoopscaleLM(TemplateLM):
     """A run folder, an export or a published checkpoint, at one test-time depth.
 
     `--model_args path=FOLDER,depth=8,cache=runs/.data,seed=1234`. depth is the mean recurrence unless set;
@@ -66,7 +66,7 @@ class LoopscaleLM(TemplateLM):  # type: ignore[misc]
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **_more: Any
     ) -> list[tuple[float, bool]]:
-        """Return log-probability and greediness of each continuation; (text, context ids, its ids) come in."""
+        """Return log-probability and greediness of each request (text, context ids, continuation ids)."""
         sequences = [[self._scored(context, continuation)] for _, context, continuation in requests]
         scores = score_options(
             self._subject.model,
@@ -85,7 +85,7 @@ class LoopscaleLM(TemplateLM):  # type: ignore[misc]
         return Scored(ids[lost:], max(1, len(context) - lost), lost > 0)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Return the log-probability of whole texts, each token with as much context as disjoint windows give."""
+        """Return the log-probability of whole texts, cut into windows of the context."""
         windows: list[tuple[None, list[int], list[int]]] = []
         owners = []
         for number, request in enumerate(requests):

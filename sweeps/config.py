@@ -72,6 +72,7 @@ class StudyConfig:
     dry_run: bool = False
     calibrate: bool = False
     run: str | None = None
+    tasks: list[Annotated[str, MinLen(1)]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)

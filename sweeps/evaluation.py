@@ -7,10 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from harness.distributed import Ranks, connected
 from harness.evaluation.bundle import read_suite
 from harness.evaluation.download import public_bundle
 from harness.evaluation.record import FOLDER, keep_scores
+from harness.evaluation.scores import resampled_suite
 from harness.evaluation.subject import Subject, load_subject
 from harness.evaluation.suite import Protocol, SuiteResult, evaluate_suite
 from harness.evaluation.symbolic import symbolic_bundle
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Progress = Callable[[str, float], None]
+RESAMPLES = 400  # of the items, behind the interval of a gain
 SCORE_COLUMNS = {
     "run_id": "run",
     "task": "",
@@ -140,8 +144,22 @@ def _models(settings: EvalConfig) -> list[Path]:
     return done
 
 
+def _gain(found: SuiteResult) -> str | None:
+    """Return how the score gains from depth, in one line; None at one depth."""
+    from analysis.gain import fit_gain
+
+    depths = found.results[0][0].depths
+    if len(depths) == 1:
+        return None
+    curve = [score.centred for score in found.scores() if score.task == found.suite.name]
+    fit = fit_gain(np.array(depths), np.array(curve), resampled_suite(found.results, RESAMPLES))
+    return f"{found.suite.name} over depth: {fit.summary()}"
+
+
 def _notes(found: SuiteResult, settings: EvalConfig) -> list[str]:
     suite, notes = found.suite, []
+    if (gain := _gain(found)) is not None:
+        notes.append(gain)
     if suite.absent:
         notes.append(
             f"{suite.name} is of {len(suite.tasks)} of {suite.size} tasks; absent: {', '.join(suite.absent)}"

@@ -148,3 +148,15 @@ def _mean(values: Array) -> tuple[float, float]:
 def _combined(errors: Sequence[float]) -> float:
     """Return the standard error of the mean of independent numbers with these standard errors."""
     return math.sqrt(math.fsum(error**2 for error in errors)) / len(errors)
+
+
+def resampled_suite(results: Sequence[Sequence[Any]], resamples: int, seed: int = 0) -> Array:
+    """Return a suite's centred score over resampled items [resamples, D], all depths of an item together."""
+    draw = np.random.default_rng(seed)
+    total = 0.0
+    for task in results:
+        right = np.mean([result.correct for result in task], axis=0)  # [D, N], averaged over seeds
+        counts = draw.multinomial(right.shape[1], np.full(right.shape[1], 1 / right.shape[1]), resamples)
+        baseline = task_score(task, 0).baseline or 0.0
+        total = total + (counts @ right.T / right.shape[1] - baseline) / (1 - baseline)
+    return np.asarray(total / len(results))

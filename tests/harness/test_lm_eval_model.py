@@ -68,31 +68,37 @@ def expected(model, tokenizer, text, option, depth):
     return sum(log_p[i - 1, ids[i]].item() for i in range(len(before), len(ids)))
 
 
-def test_lm_eval_runs_a_local_task_with_the_same_log_probabilities(exported):
+def test_lm_eval_runs_a_local_task_with_the_same_log_probabilities(exported, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    import harness.lm_eval_model  # noqa: F401  which registers it
+
     model, tokenizer, folder = exported
-    done = subprocess.run(
-        [sys.executable, "-m", "harness.lm_eval_model", "run", "--model", "loopscale", "--tasks", "colours"]
-        + ["--model_args", f"path={folder / 'model'},depth=3", "--include_path", str(folder / "tasks")]
-        + ["--output_path", str(folder / "out"), "--log_samples", "--device", "cpu"],
-        cwd=ROOT,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf"), "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
+    results = simple_evaluate(
+        model="loopscale",
+        model_args=f"path={folder / 'model'},depth=3",
+        tasks=["colours"],
+        task_manager=TaskManager(include_path=str(folder / "tasks"), include_defaults=False),
+        device="cpu",
+        bootstrap_iters=0,
     )
-    assert done.returncode == 0, done.stderr[-2000:]
-    (samples,) = (folder / "out").rglob("samples_colours_*.jsonl")
-    rows = [json.loads(line) for line in samples.read_text().splitlines()]
+    rows, right = results["samples"]["colours"], 0
     assert len(rows) == len(ITEMS)
-    right = 0
     for row in rows:
         item = row["doc"]
         found = [float(answer[0][0]) for answer in row["resps"]]
         wanted = [expected(model, tokenizer, item["query"], option, 3) for option in item["choices"]]
         assert found == pytest.approx(wanted, abs=1e-4)
         right += wanted.index(max(wanted)) == item["gold"]
-    (results,) = (folder / "out").rglob("results_*.json")
-    accuracy = json.loads(results.read_text())["results"]["colours"]["acc,none"]
-    assert accuracy == pytest.approx(right / len(ITEMS))
+    assert results["results"]["colours"]["acc,none"] == pytest.approx(right / len(ITEMS))
+
+
+def test_the_module_is_lm_evals_command_line():
+    command = [sys.executable, "-m", "harness.lm_eval_model", "run", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "--model_args" in done.stdout, done.stderr[-2000:]
 
 
 def test_texts_are_scored_whole_and_continued_greedily(exported, cache):

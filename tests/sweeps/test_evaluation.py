@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 
 import numpy as np
@@ -18,6 +19,7 @@ from harness.evaluation.subject import load_subject
 from harness.tokenizer import train_tokenizer
 from model.published import load_model
 from tests.harness import core_data
+from tests.harness.processes import CONTEXT, free_port
 from tests.model import fixtures
 from tests.model.test_published import checkpoint
 
@@ -95,6 +97,31 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(trained, cache, monk
     assert deeper.loc[deeper["depth"] == 3, "log_prob_per_byte"].tolist() == pytest.approx(
         resumed.loc[resumed["depth"] == 3, "log_prob_per_byte"].tolist(), abs=1e-6
     )
+
+
+def evaluated(folder, command, rank, world, port):
+    """Score in one of several processes; the first one writes the table."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    frame = loopscale.evaluate_tasks(command)
+    if rank == 0:
+        frame.to_parquet(folder / "frame.parquet")
+
+
+def test_processes_share_the_items_and_agree_with_one(trained, cache, tmp_path):
+    command = settings(trained, cache, "tasks=symbolic", "depths=1,2", "limit=25", "token_budget=600")
+    alone = loopscale.evaluate_tasks([*command, f"folder={tmp_path / 'alone'}"])
+    port, together = free_port(), [*command, f"folder={tmp_path / 'together'}"]
+    members = [
+        CONTEXT.Process(target=evaluated, args=(tmp_path, together, rank, 2, port)) for rank in range(2)
+    ]
+    for member in members:
+        member.start()
+    for member in members:
+        member.join(timeout=120)
+    assert [member.exitcode for member in members] == [0, 0]
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "frame.parquet"), alone, rtol=1e-5)
+    assert len(list((tmp_path / "together").glob("*.npz"))) == 5
 
 
 def test_core_enters_the_record_at_the_runs_own_depth(trained, cache, tmp_path):

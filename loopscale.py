@@ -200,7 +200,7 @@ def _settings(command: str, cfg: Overrides) -> Any:
     from sweeps.config import TABLES
 
     if command == "eval":
-        cfg = listed(cfg, ("tasks", "depths", "seeds"))
+        cfg = listed([text.removeprefix("eval.") for text in cfg], ("tasks", "depths", "seeds"))
     return compose_table(command, cfg, TABLES[command])
 
 

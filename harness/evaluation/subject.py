@@ -14,6 +14,7 @@ import torch
 from harness.distributed import ALONE, Ranks
 from harness.existing_tokenizer import find_bos
 from harness.runfolder import RunFolder
+from harness.session import device_named
 from harness.tokenizer import token_bytes
 from harness.weights import is_run, load_weights, tokenizer_file
 from model.checked import ConfigError
@@ -56,21 +57,12 @@ def load_subject(path: Path, cache: Path, *, device: str = "auto", ranks: Ranks 
             f"{model.config.vocabulary_size}: this is not its tokenizer"
         )
     return Subject(
-        model=model.to(choose_device(device, ranks)),
+        model=model.to(device_named(device, ranks)),
         tokenizer=tokenizer,
         bos=bos,
         token_bytes=token_bytes(text),
         digest=_digest(model, text),
     )
-
-
-def choose_device(name: str, ranks: Ranks) -> torch.device:
-    """Return the device asked for; "auto" is this process's GPU where there is one."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device=cuda: no GPU is visible here; use device=cpu or auto")
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
 
 
 def _digest(model: LoopedTransformer, tokenizer_json: str) -> str:

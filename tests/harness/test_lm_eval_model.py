@@ -28,6 +28,7 @@ dataset_path: json
 dataset_kwargs:
   data_files:
     test: {file}
+  cache_dir: {cache}
 output_type: multiple_choice
 test_split: test
 doc_to_text: "{{{{query}}}}"
@@ -54,7 +55,7 @@ def exported(corpus, tmp_path):
     file = tmp_path / "tasks" / "colours.jsonl"
     file.parent.mkdir()
     file.write_text("".join(json.dumps(item) + "\n" for item in ITEMS))
-    (tmp_path / "tasks" / "colours.yaml").write_text(TASK.format(file=file))
+    (tmp_path / "tasks" / "colours.yaml").write_text(TASK.format(file=file, cache=tmp_path / "datasets"))
     return model, tokenizer, tmp_path
 
 

@@ -45,7 +45,7 @@ def test_every_task_of_core_runs_and_the_record_says_of_how_many(trained, cache,
     assert not (trained / "evaluation" / "scores.json").exists()  # not all items: in no record
     record = json.loads((trained / "record.json").read_text())
     assert record["core"] is None
-    loopscale.main(["eval", *command, "limit=1"])
+    loopscale.main(["eval", *[f"eval.{text}" for text in command], "limit=1"])
     assert "absent: coqa" in capsys.readouterr().out
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.schema import DEPTHS, RUNS, SCHEMA_VERSION, Column, conform
+from analysis.schema import DEPTHS, RUNS, SCHEMA_VERSION, SCORES, Column, conform
+from harness.evaluation.record import read_scores
 from harness.runfolder import RunFolder
 from model.checked import ConfigError
 from sweeps.ledger import read_ledger
@@ -25,7 +26,7 @@ def collect(folder: Path, also: Sequence[Path] = ()) -> tuple[pd.DataFrame, pd.D
     results are missing. A folder of `also` may lack its run folders and hold collected tables alone. A run
     that several sweeps have appears once, where it is done. Runs collected before are not read again unless
     their record has changed. Files: runs.parquet, runs.csv, depths.parquet, depths.csv, and dictionary.csv,
-    which explains every column.
+    which explains every column; scores.parquet and scores.csv where runs were evaluated on tasks.
     """
     import pandas as pd
 
@@ -38,9 +39,12 @@ def collect(folder: Path, also: Sequence[Path] = ()) -> tuple[pd.DataFrame, pd.D
         depths = depths.drop_duplicates(["run_id", "depth"], ignore_index=True)
     _write(folder, "runs", runs)
     _write(folder, "depths", depths)
+    scores = pd.concat([_scores(one) for one in (folder, *also)], ignore_index=True)
+    if len(scores):
+        _write(folder, "scores", scores.drop_duplicates(["run_id", "task", "depth"], ignore_index=True))
     dictionary = [
         {"table": name, "column": column.name, "type": column.kind, "meaning": column.meaning}
-        for name, columns in (("runs", RUNS), ("depths", DEPTHS))
+        for name, columns in (("runs", RUNS), ("depths", DEPTHS), ("scores", SCORES))
         for column in columns
     ]
     pd.DataFrame(dictionary).to_csv(folder / "dictionary.csv", index=False)
@@ -73,6 +77,17 @@ def _tables(folder: Path, target: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         depths_table = pd.concat([before[1][before[1]["run_id"].isin(kept)], depths_table], ignore_index=True)
     order = pd.Index(ids)
     return runs_table.set_index("run_id", drop=False).loc[order].reset_index(drop=True), depths_table
+
+
+def _scores(folder: Path) -> pd.DataFrame:
+    """Return what the runs of one sweep scored on tasks, from their folders or from its collected table."""
+    import pandas as pd
+
+    if (folder / "sweep.json").exists():
+        runs = read_ledger(folder).runs(folder)
+        return _frame((row for run in runs for row in read_scores(run)), SCORES)
+    path = folder / "scores.parquet"
+    return conform(pd.read_parquet(path), SCORES) if path.exists() else _frame([], SCORES)
 
 
 def _known(folder: Path) -> dict[str, int]:

@@ -17,6 +17,7 @@ from scipy.special import ndtri, stdtrit
 
 from analysis.config import FitConfig
 from analysis.noise import NoiseFloor, noise_floor, paired_floor
+from analysis.schema import TableError
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Verdict = Literal["looped higher", "fixed higher", "not resolved", "items only, training noise unknown"]
@@ -97,10 +98,14 @@ def suites(runs: pd.DataFrame, items: pd.DataFrame | None) -> tuple[SuiteScores,
     """Return the scores of `runs` on every suite of the items table (schema.ITEMS).
 
     A suite's score is the mean over its tasks of (accuracy - baseline) / (1 - baseline), in points. Items
-    that not all evaluated runs answered are left out.
+    that not all evaluated runs answered are left out. Raises TableError where runs answered different data.
     """
     if items is None:
         return ()
+    versions = items.groupby(["suite", "task"])["data_digest"].nunique()
+    if (versions > 1).any():
+        suite, task = versions[versions > 1].index[0]
+        raise TableError(f"runs were evaluated on different data of {task} ({suite}): evaluate them again")
     found = []
     for suite, frame in items[items["run_id"].isin(runs["run_id"])].groupby("suite", sort=True):
         right = frame.pivot(index=["task", "item"], columns="run_id", values="correct").dropna()

@@ -55,11 +55,13 @@ def compare_data(settings: FitTableConfig) -> Comparison | PublishedComparison:
 def compare_sweep(settings: FitTableConfig) -> Comparison:
     """Compare looped with fixed depth in a runs table and write comparison.json beside a sweep's."""
     from analysis import compare
+    from analysis.tables import read_items
 
     source = _source(settings)
     if not isinstance(source, tuple):
         raise ConfigError(f"data={settings.data}: looped and fixed depth are compared in a runs table alone")
-    comparison = compare(source[0], _fit_config(settings))
+    items = read_items(settings.folder) if settings.data is None else None
+    comparison = compare(source[0], _fit_config(settings), items)
     if settings.data is None:
         write_text(settings.folder / "comparison.json", comparison.to_json() + "\n")
     return comparison

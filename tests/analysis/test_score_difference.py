@@ -26,6 +26,7 @@ def items_of(runs, chances, tasks=(("arc", 0.25, 40), ("boolq", 0.5, 30)), seed=
                         "suite": "core",
                         "task": task,
                         "item": range(count),
+                        "data_digest": "0",
                         "baseline": baseline,
                         "correct": right,
                     }

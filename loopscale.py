@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from analysis import Comparison
+    from analysis.parcae_compare import PublishedComparison
     from harness.record import Evaluation
     from sweeps.analyse import AnyFit
     from sweeps.config import StatusConfig, StudyConfig
@@ -171,11 +172,11 @@ def fit(cfg: Overrides) -> AnyFit:
     return fit_sweep(_settings("fit", cfg))
 
 
-def compare(cfg: Overrides) -> Comparison:
+def compare(cfg: Overrides) -> Comparison | PublishedComparison:
     """Compare looped with fixed depth at equal FLOPs."""
-    from sweeps.analyse import compare_sweep
+    from sweeps.analyse import compare_data
 
-    return compare_sweep(_settings("compare", cfg))
+    return compare_data(_settings("compare", cfg))
 
 
 def report(cfg: Overrides) -> Path:

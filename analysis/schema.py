@@ -140,6 +140,16 @@ margin_se            float  its standard error over items
 cropped              float  share of items whose prompt lost its beginning to the context
 """)
 
+ITEMS = _columns("""
+run_id       str    run that was evaluated, at depth mean_recurrence
+suite        str    suite whose score the item enters
+task         str    its task
+item         int    its place in the evaluation's order
+data_digest  str    digest of the task's data: runs are paired where it agrees
+baseline     float  random baseline of the task
+correct      float  share of the few-shot seeds that answered it rightly
+""")
+
 
 class TableError(ValueError):
     """A table that cannot be read as a runs or depth table."""

@@ -12,7 +12,7 @@ import numpy as np
 from harness.distributed import Ranks, connected
 from harness.evaluation.bundle import read_suite
 from harness.evaluation.download import public_bundle
-from harness.evaluation.record import FOLDER, keep_scores
+from harness.evaluation.record import FOLDER, keep_items, keep_scores
 from harness.evaluation.scores import resampled_suite
 from harness.evaluation.subject import Subject, load_subject
 from harness.evaluation.suite import Protocol, SuiteResult, evaluate_suite
@@ -69,7 +69,10 @@ def evaluate_models(settings: EvalConfig, progress: Progress = lambda stage, fra
             ]
             rows = [score.row() for one in found for score in one.scores()]
             if ranks.first and is_run(path) and settings.limit is None:
-                keep_scores(RunFolder(path), [score for one in found for score in one.scores()])
+                run = RunFolder(path)
+                keep_scores(run, [score for one in found for score in one.scores()])
+                for one in found:
+                    keep_items(run, one.suite.name, one.results, bundle[one.suite.name])
             frames += [{"run_id": path.name} | row for row in rows]
             notes += [f"{path.name}: {note}" for one in found for note in _notes(one, settings)]
             ranks.wait()

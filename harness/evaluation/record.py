@@ -1,4 +1,4 @@
-"""What an evaluation leaves in a run's folder: its rows of the scores table, and Core in its record.
+"""What an evaluation leaves in a run's folder: rows of the scores and items tables, and Core in its record.
 
 Imports no torch.
 """
@@ -6,10 +6,15 @@ Imports no torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
-from harness.evaluation.scores import Score
+import numpy as np
+
+from harness.evaluation.bundle import data_digest
+from harness.evaluation.results import TaskResult
+from harness.evaluation.scores import Score, chance_level
 from harness.files import read_json, write_json
 from harness.runfolder import RunFolder
 
@@ -38,6 +43,46 @@ def keep_scores(run: RunFolder, scores: Iterable[Score]) -> None:
             columns |= {score.task: score.centred, f"{score.task}_tasks": int(score.tasks.split()[0])}
     if columns:
         run.set_record(record | columns)
+
+
+def keep_items(run: RunFolder, suite: str, results: Sequence[Sequence[TaskResult]], bundle: Path) -> None:
+    """Keep a finished run's answers on a suite's items at T = mean recurrence, where that was evaluated.
+
+    `results` holds each task's results, one per few-shot seed.
+    """
+    import pandas as pd
+
+    depth = round(run.record()["mean_recurrence"])
+    if run.status().state != "done" or depth not in results[0][0].depths:
+        return
+    frames = []
+    for seeds in results:
+        first = seeds[0]
+        at = first.depths.index(depth)
+        chance = chance_level(first.options)
+        frames.append(
+            pd.DataFrame(
+                {
+                    "run_id": run.run_id,
+                    "suite": suite,
+                    "task": first.task.label,
+                    "item": range(len(first.options)),
+                    "data_digest": data_digest(bundle, first.task),
+                    "baseline": chance if first.task.baseline is None else first.task.baseline,
+                    "correct": np.mean([result.correct[at] for result in seeds], axis=0),
+                }
+            )
+        )
+    path = run.path / FOLDER / f"items-{suite}.parquet"
+    path.parent.mkdir(exist_ok=True)
+    partial = path.with_suffix(".partial")
+    pd.concat(frames, ignore_index=True).to_parquet(partial, index=False)
+    partial.replace(path)
+
+
+def items_files(run: RunFolder) -> list[Path]:
+    """Return the files of the run's rows of the items table, one per suite."""
+    return sorted((run.path / FOLDER).glob("items-*.parquet"))
 
 
 def read_scores(run: RunFolder) -> list[dict[str, Any]]:

@@ -65,6 +65,10 @@ def test_scores_are_kept_and_collected(tiny_sweep, cache, tmp_path, monkeypatch)
     scores = pd.read_parquet(folder / "scores.parquet")
     assert scores["centred"].tolist() == pytest.approx(first["centred"].tolist())
     assert "chance_corrected" in set(pd.read_csv(folder / "dictionary.csv")["column"])
+    items = pd.read_parquet(folder / "items.parquet")
+    tasks = scores[scores["tasks"] == ""].set_index(["run_id", "task"])["accuracy"]
+    answered = items.groupby(["run_id", "task"])["correct"].mean()
+    assert answered.to_dict() == pytest.approx(tasks.to_dict()) and len(items) == 2 * 5 * 200
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_stopped(trained, cache, monkeypatch):

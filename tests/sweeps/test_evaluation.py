@@ -16,8 +16,11 @@ import loopscale
 from harness.evaluation.prompts import Scored
 from harness.evaluation.scoring import score_options
 from harness.evaluation.subject import load_subject
+from harness.evaluation.symbolic import write_symbolic
 from harness.tokenizer import train_tokenizer
 from model.published import load_model
+from sweeps.launch import write_ledger
+from sweeps.worker import work
 from tests.harness import core_data
 from tests.harness.processes import CONTEXT, free_port
 from tests.model import fixtures
@@ -50,9 +53,6 @@ def test_every_task_of_core_runs_and_the_record_says_of_how_many(trained, cache,
 
 
 def test_scores_are_kept_and_collected(tiny_sweep, cache, tmp_path, monkeypatch):
-    from sweeps.launch import write_ledger
-    from sweeps.worker import work
-
     write_ledger(loopscale.compose([*tiny_sweep, "sweep.tokens=[1280]", "sweep.mean_recurrences=[2]"]))
     folder = tmp_path / "runs" / "tiny"
     work(folder, stop=lambda: False)
@@ -131,8 +131,6 @@ def test_processes_share_the_items_and_agree_with_one(trained, cache, tmp_path):
 def test_core_enters_the_record_at_the_runs_own_depth(trained, cache, tmp_path):
     small = tmp_path / "bundle"
     (small / "eval_data" / "symbolic").mkdir(parents=True)
-    from harness.evaluation.symbolic import write_symbolic
-
     write_symbolic(small, items=12)
     (small / "symbolic.yaml").rename(small / "core.yaml")
     command = settings(trained, cache, f"bundle={small}", "tasks=core")
@@ -197,3 +195,15 @@ def test_a_mistake_is_one_line(capsys, tmp_path, arguments, message):
         loopscale.main(["eval", f"cache={tmp_path}", *arguments])
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and message in err
+
+
+def test_bfloat16_is_near_float32_and_kept_apart(trained, cache):
+    command = settings(
+        trained, cache, "tasks=symbolic_lookup", f"bundle={cache / 'symbolic-as-core'}", "limit=20"
+    )
+    write_symbolic(cache / "symbolic-as-core", items=30)
+    (cache / "symbolic-as-core" / "symbolic.yaml").rename(cache / "symbolic-as-core" / "core.yaml")
+    full, half = (loopscale.evaluate_tasks([*command, f"precision={p}"]) for p in ("float32", "bfloat16"))
+    assert half["log_prob_per_byte"].tolist() == pytest.approx(full["log_prob_per_byte"].tolist(), abs=0.05)
+    assert half["log_prob_per_byte"].tolist() != full["log_prob_per_byte"].tolist()
+    assert len(list((trained / "evaluation").glob("symbolic_lookup-*.npz"))) == 2

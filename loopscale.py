@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from analysis import Comparison
+    from analysis.parcae_compare import PublishedComparison
     from harness.record import Evaluation
     from sweeps.analyse import AnyFit
     from sweeps.config import StatusConfig, StudyConfig
@@ -60,13 +61,25 @@ def train(cfg: Overrides | StudyConfig = ()) -> dict[str, Any]:
 
 
 def evaluate(cfg: Overrides) -> Evaluation:
-    """Score the newest checkpoint of a run folder at every test-time depth; changes nothing."""
+    """Return the loss of a run's newest checkpoint at every test-time depth; changes nothing."""
     settings = _settings("eval", cfg)
     from harness.evaluate import evaluate_folder
 
     return evaluate_folder(
         Path(settings.run), Path(settings.cache), blocks=settings.blocks, max_depth=settings.max_depth
     )
+
+
+def evaluate_tasks(cfg: Overrides) -> pd.DataFrame:
+    """Score models on tasks=core, core_extended, symbolic or single ones; one row per task and depth.
+
+    `attrs["notes"]` of the frame says what to know about them, absent tasks first of all.
+    """
+    from sweeps.evaluation import evaluate_models
+    from sweeps.live import data_progress
+
+    with data_progress() as progress:
+        return evaluate_models(_settings("eval", cfg), progress)
 
 
 def export(cfg: Overrides) -> Path:
@@ -159,11 +172,11 @@ def fit(cfg: Overrides) -> AnyFit:
     return fit_sweep(_settings("fit", cfg))
 
 
-def compare(cfg: Overrides) -> Comparison:
+def compare(cfg: Overrides) -> Comparison | PublishedComparison:
     """Compare looped with fixed depth at equal FLOPs."""
-    from sweeps.analyse import compare_sweep
+    from sweeps.analyse import compare_data
 
-    return compare_sweep(_settings("compare", cfg))
+    return compare_data(_settings("compare", cfg))
 
 
 def report(cfg: Overrides) -> Path:
@@ -175,17 +188,20 @@ def report(cfg: Overrides) -> Path:
 
 def demo(cfg: Overrides = ()) -> Path:
     """Run a whole small study on this machine, from text to report; run again, it continues."""
+    from sweeps.compose import listed
     from sweeps.demo import run_demo
 
     quick = any(text.lstrip("+").lower() == "quick=true" for text in cfg)
-    return run_demo(compose([f"sweep={'demo_quick' if quick else 'demo'}", *cfg]))
+    return run_demo(compose([f"sweep={'demo_quick' if quick else 'demo'}", *listed(cfg, ("tasks",))]))
 
 
 def _settings(command: str, cfg: Overrides) -> Any:
     """Return the checked settings of a command on finished runs, the dataclass of `sweeps.config.TABLES`."""
-    from sweeps.compose import compose_table
+    from sweeps.compose import compose_table, listed
     from sweeps.config import TABLES
 
+    if command == "eval":
+        cfg = listed([text.removeprefix("eval.") for text in cfg], ("tasks", "depths", "seeds"))
     return compose_table(command, cfg, TABLES[command])
 
 
@@ -204,15 +220,48 @@ def _show_train(overrides: list[str]) -> None:
 
 
 def _show_eval(overrides: list[str]) -> None:
-    as_json = _settings("eval", overrides).format == "json"
+    settings = _settings("eval", overrides)
+    if settings.tasks is not None:
+        _show_tasks(overrides, settings.format)
+        return
     result = evaluate(overrides)
-    if as_json:
+    if settings.format == "json":
         print(json.dumps(vars(result), indent=1))
         return
     print(f"{'T':>3}  loss (nats)     ±  bits/byte")
     rows = zip(result.loss_nats, result.loss_se_nats, result.bits_per_byte, strict=True)
     for depth, row in enumerate(rows, start=1):
         print(f"{depth:>3}  {row[0]:11.4f}  {row[1]:.4f}  {row[2]:8.4f}")
+    print(_saturating(result.loss_nats))
+
+
+def _saturating(losses: list[float]) -> str:
+    """Return the law of a depth curve in one line."""
+    import numpy as np
+
+    from analysis.saturating import fit_saturating
+
+    law = fit_saturating(np.arange(1.0, len(losses) + 1), np.array(losses))
+    if law.rate is None:
+        return f"L(T) = L_inf + Z exp(-z T): {law.refusal}"
+    low, high = (f"{end:.2f}" if end is not None else "" for end in (law.rate_low, law.rate_high))
+    return (
+        f"L(T) = L_inf + Z exp(-z T): L_inf = {law.floor_nats:.4f} nats, Z = {law.amplitude_nats:.4f}, "
+        f"z = {law.rate:.2f} [{low}, {high}] per loop"
+    )
+
+
+def _show_tasks(overrides: list[str], form: str) -> None:
+    from sweeps.evaluation import SCORE_COLUMNS
+    from sweeps.show import as_json, as_text
+
+    frame = evaluate_tasks(overrides)
+    if int(os.environ.get("RANK", 0)) != 0:  # of the processes that torchrun starts, one answers
+        return
+    if form == "json":
+        print(as_json(frame, notes=frame.attrs["notes"]))
+    else:
+        print("\n".join([as_text(frame, SCORE_COLUMNS), *frame.attrs["notes"]]))
 
 
 def _show_export(overrides: list[str]) -> None:
@@ -359,8 +408,8 @@ COMMANDS = {
         run=_show_train,
     ),
     "eval": Command(
-        summary="validation loss and test-time depth curve of a run",
-        example="loopscale eval run=runs/demo/RUN_ID max_depth=32",
+        summary="validation loss, test-time depth curve, Core and other tasks of a run or checkpoint",
+        example="loopscale eval run=runs/demo/RUN_ID tasks=core depths=1,2,4,8",
         settings="table/eval",
         run=_show_eval,
     ),

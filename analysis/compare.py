@@ -5,27 +5,35 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from analysis import plain
 from analysis.config import FitConfig
-from analysis.difference import Difference, of_means, of_minimum
+from analysis.difference import Difference, of_lowest, of_means, of_minimum
 from analysis.group import GroupFit, fit_groups
 from analysis.isoflop import HIDDEN
-from analysis.noise import NoiseFloor, noise_floor
+from analysis.noise import NoiseFloor, noise_floor, paired_floor
 from analysis.numbers import number
 from analysis.saving import Control, Saving, saving
-from analysis.tables import LeftOut, digest, groups, select
+from analysis.score_difference import ScoreDifference, SuiteScores, suites
+from analysis.shared_shape import fit_shared
+from analysis.tables import VARIANT, LeftOut, digest, groups, select
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecurrenceRow:
-    """One recurrence against the fixed control of the same group and budget; losses are means over seeds."""
+    """One recurrence against the fixed control of the same group and budget; losses are means over seeds.
+
+    Where both were trained with the same seeds, two at least, the runs of each seed are paired.
+    """
 
     mean_recurrence: float
     seeds: int
+    paired: bool
     loss_nats: float
     difference: Difference
+    scores: tuple[ScoreDifference, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +41,7 @@ class BudgetRow:
     """The best looped model of one budget against the fixed control.
 
     `choice` says how the best recurrence was found: as the minimum of the fitted curve, or as the lowest
-    of the trained cells, which is a selection and favours looping by about one noise standard deviation.
+    of the trained cells, which lies low by chance: its interval then allows for the choice.
     """
 
     group: str
@@ -50,6 +58,11 @@ class BudgetRow:
     saving: Saving
     recurrences: tuple[RecurrenceRow, ...]
 
+    def trained(self) -> RecurrenceRow:
+        """Return the trained recurrence next to the best: chosen on the loss, judged on Core."""
+        best = np.log(self.mean_recurrence)
+        return min(self.recurrences, key=lambda cell: abs(np.log(cell.mean_recurrence) - best))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
@@ -58,6 +71,7 @@ class Comparison:
     config: FitConfig
     runs_digest: str
     noise: NoiseFloor
+    paired_noise: NoiseFloor
     rows: tuple[BudgetRow, ...]
     notes: tuple[str, ...]
     left_out: tuple[LeftOut, ...]
@@ -69,12 +83,17 @@ class Comparison:
             "Looped minus fixed depth at equal FLOPs and parameters (below zero, looping wins)",
             self.noise.sentence(),
         ]
+        pairs = sum(cell.paired for row in self.rows for cell in row.recurrences)
+        if pairs:
+            lines.append(f"{pairs} cells share their seeds with the control: {self.paired_noise.sentence()}")
         for row in self.rows:
             lines.append(
                 f"  {row.group}, {number(row.budget_flops)} FLOPs: {row.difference.sentence()} at µ = "
                 f"{row.mean_recurrence:.3g} ({row.choice}): {row.difference.verdict}"
             )
             lines.append(f"    {row.saving.sentence(self.config.confidence)}")
+            cell = row.trained()
+            lines += [f"    µ = {cell.mean_recurrence:g}: {score.sentence()}" for score in cell.scores]
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
     def to_dict(self) -> dict[str, Any]:
@@ -86,16 +105,24 @@ class Comparison:
         return plain.to_json(self)
 
 
-def compare(runs: pd.DataFrame, config: FitConfig | None = None) -> Comparison:
+def compare(
+    runs: pd.DataFrame, config: FitConfig | None = None, items: pd.DataFrame | None = None
+) -> Comparison:
     """Compare the best looped model with the fixed control at every budget of every group.
 
-    Raises TableError for a table that is malformed, empty, or holds runs of different data.
+    With the items table of evaluated runs (schema.ITEMS) also in points of Core. Raises TableError for a
+    table that is malformed, empty, or holds runs of different data.
     """
     config = config or FitConfig()
     selection = select(runs, config.max_epochs)
     floor = noise_floor(selection.runs)
-    fitted, skipped = fit_groups(selection.runs, floor, config)
+    paired = paired_floor(selection.runs)
+    budgets = selection.runs.groupby([*VARIANT, "target_flops"], dropna=False)
+    # What a seed does to all cells alike is in no difference between cells that share their seeds.
+    level = paired if all(_share_seeds(budget) for _, budget in budgets) else floor
+    fitted, skipped = fit_groups(selection.runs, level, config, (fit_shared,))
     by_label = {group.label: group for group in fitted}
+    scored = suites(selection.runs, items)
     rows: list[BudgetRow] = []
     notes = list(skipped)
     for label, frame in groups(selection.runs):
@@ -112,11 +139,14 @@ def compare(runs: pd.DataFrame, config: FitConfig | None = None) -> Comparison:
             if looped.empty:
                 notes.append(f"{label}, {number(flops)} FLOPs: no looped run")
             else:
-                rows.append(_row(label, by_label.get(label), flops, looped, control, curve, floor, config))
+                group = by_label.get(label)
+                sides = looped, control
+                rows.append(_row(label, group, flops, sides, curve, (level, paired), scored, config))
     return Comparison(
         config=config,
         runs_digest=digest(runs),
         noise=floor,
+        paired_noise=paired,
         rows=tuple(rows),
         notes=tuple(notes),
         left_out=selection.left_out,
@@ -128,16 +158,18 @@ def _row(
     label: str,
     group: GroupFit | None,
     flops: float,
-    looped: pd.DataFrame,
-    control: pd.DataFrame,
+    sides: tuple[pd.DataFrame, pd.DataFrame],
     curve: Control,
-    floor: NoiseFloor,
+    floors: tuple[NoiseFloor, NoiseFloor],
+    scored: tuple[SuiteScores, ...],
     config: FitConfig,
 ) -> BudgetRow:
     """Compare one budget: the fitted minimum where it was accepted, else the lowest trained cell."""
+    looped, control = sides
+    floor = floors[0]
     ratio = _bits_per_nat(pd.concat([looped, control]))
     fixed, seeds = float(control["val_loss_nats"].mean()), len(control)
-    cells = _cells(looped, fixed, seeds, floor, ratio, config)
+    cells = _cells(looped, control, floors, ratio, scored, config)
     found = None
     if group is not None:
         optima = group.estimator().optima["mean_recurrence"]
@@ -153,12 +185,13 @@ def _row(
     }
     if found is None or found.value is None or found.loss_nats is None:
         best = min(cells, key=lambda cell: cell.loss_nats)
+        counts = [cell.seeds for cell in cells], cells.index(best), seeds
         return BudgetRow(
             choice="lowest cell (selection)",
             why=(found.refusal or "") if found else "no isoFLOP curve was fitted",
             mean_recurrence=best.mean_recurrence,
             looped_nats=best.loss_nats,
-            difference=best.difference,
+            difference=of_lowest(best.loss_nats - fixed, counts, floor, ratio, config),
             saving=saving(curve, flops, best.loss_nats, None, best.seeds, floor, config, f"{label} {flops}"),
             **common,
         )
@@ -177,26 +210,38 @@ def _row(
 
 def _cells(
     looped: pd.DataFrame,
-    fixed: float,
-    fixed_seeds: int,
-    floor: NoiseFloor,
+    control: pd.DataFrame,
+    floors: tuple[NoiseFloor, NoiseFloor],
     ratio: float | None,
+    scored: tuple[SuiteScores, ...],
     config: FitConfig,
 ) -> tuple[RecurrenceRow, ...]:
     """Compare the mean over seeds of every trained recurrence with that of the control."""
     found = []
     for depth in sorted(set(looped["mean_recurrence"].astype(float))):
-        losses = looped["val_loss_nats"][looped["mean_recurrence"] == depth].to_numpy(float)
-        gap = float(losses.mean()) - fixed
+        cell = looped[looped["mean_recurrence"] == depth]
+        mean, paired = float(cell["val_loss_nats"].mean()), _share_seeds(pd.concat([cell, control]))
+        gap = mean - float(control["val_loss_nats"].mean())
+        floor = floors[1] if paired else floors[0]
+        ids = cell["run_id"].tolist(), control["run_id"].tolist()
+        scores = (suite.difference(*ids, paired, config) for suite in scored)
         found.append(
             RecurrenceRow(
                 mean_recurrence=depth,
-                seeds=len(losses),
-                loss_nats=float(losses.mean()),
-                difference=of_means(gap, (len(losses), fixed_seeds), floor, ratio, config),
+                seeds=len(cell),
+                paired=paired,
+                loss_nats=mean,
+                difference=of_means(gap, (len(cell), len(control)), floor, ratio, config),
+                scores=tuple(score for score in scores if score is not None),
             )
         )
     return tuple(found)
+
+
+def _share_seeds(runs: pd.DataFrame) -> bool:
+    """Say whether all cells of `runs` were trained with the same seeds, two at least."""
+    seeds = {tuple(sorted(cell["seed"])) for _, cell in runs.groupby(["kind", "mean_recurrence"])}
+    return len(seeds) == 1 and len(seeds.pop()) > 1
 
 
 def _bits_per_nat(runs: pd.DataFrame) -> float | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.optimize import brentq
+from scipy.special import chdtri, ndtr, stdtrit
 
 from analysis.config import FitConfig
 from analysis.noise import NoiseFloor
@@ -57,12 +59,54 @@ def difference(nats: float, low: float | None, high: float | None, bits_per_nat:
 def of_means(
     nats: float, runs: tuple[int, int], floor: NoiseFloor, bits_per_nat: float | None, config: FitConfig
 ) -> Difference:
-    """Return a difference of means over `runs` seeds each, with Student's interval at the pooled variance."""
+    """Return a difference of means over `runs` seeds each, with Student's interval at the pooled variance.
+
+    The same holds for a mean of paired differences at the level of `noise.paired_floor`.
+    """
     if floor.sd_nats is None:
         return difference(nats, None, None, bits_per_nat)
     quantile = float(stdtrit(floor.degrees_of_freedom, (1 + config.confidence) / 2))
     half = quantile * floor.sd_nats * float(np.sqrt(1 / runs[0] + 1 / runs[1]))
     return difference(nats, nats - half, nats + half, bits_per_nat)
+
+
+def of_lowest(
+    nats: float,
+    runs: tuple[Sequence[int], int, int],
+    floor: NoiseFloor,
+    bits_per_nat: float | None,
+    config: FitConfig,
+) -> Difference:
+    """Return the lowest of several cells less the control, with the choice in its upper end.
+
+    runs: seeds of every cell, which of them is the lowest, seeds of the control. The lowest of several
+    noisy cells lies below the control by chance: the upper end is that of Dunnett's comparison of many cells
+    with one control, so that "looped lower" is said falsely in half of 1 - confidence at most.
+    """
+    counts, lowest, fixed = runs
+    plain = of_means(nats, (counts[lowest], fixed), floor, bits_per_nat, config)
+    if floor.sd_nats is None or plain.low_nats is None:
+        return plain
+    error = floor.sd_nats * float(np.sqrt(1 / counts[lowest] + 1 / fixed))
+    high = nats + error * many_to_one(counts, fixed, floor.degrees_of_freedom, (1 + config.confidence) / 2)
+    return difference(nats, plain.low_nats, high, bits_per_nat)
+
+
+def many_to_one(cells: Sequence[int], control: int, freedom: int, level: float) -> float:
+    """Return Dunnett's one-sided quantile: of the largest t among cells of so many runs and one control.
+
+    Given the control's error and the noise level the cells are independent, which leaves two integrals.
+    """
+    share = np.sqrt(np.array(cells) / (np.array(cells) + control))[:, None, None]  # of the control's error
+    nodes, weights = np.polynomial.hermite_e.hermegauss(48)
+    levels = (np.arange(400) + 0.5) / 400
+    factor = np.sqrt(chdtri(freedom, levels) / freedom)
+
+    def missed(quantile: float) -> float:
+        inside = ndtr((quantile * factor - share * nodes[:, None]) / np.sqrt(1 - share**2)).prod(0)
+        return float(weights @ inside.mean(1) / weights.sum() - level)
+
+    return float(brentq(missed, 0.0, 1.0 + 2 * float(stdtrit(freedom, 1 - (1 - level) / len(cells)))))
 
 
 def of_minimum(

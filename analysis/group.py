@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
@@ -21,6 +22,9 @@ from analysis.schema import TableError
 from analysis.shared_shape import fit_shared
 from analysis.tables import groups
 from analysis.words import QUANTITY
+
+Estimator = Callable[[Inputs], EstimatorFit]
+ALL: tuple[Estimator, ...] = (fit_shared, fit_parabolas, fit_parametric)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +59,12 @@ class GroupFit:
 
 
 def fit_groups(
-    runs: pd.DataFrame, floor: NoiseFloor, config: FitConfig
+    runs: pd.DataFrame, floor: NoiseFloor, config: FitConfig, estimators: Sequence[Estimator] = ALL
 ) -> tuple[tuple[GroupFit, ...], tuple[str, ...]]:
-    """Fit the isoFLOP laws of every group of selected runs; return also why groups were skipped."""
+    """Fit the isoFLOP laws of every group of selected runs; return also why groups were skipped.
+
+    Only the `estimators` asked for are run.
+    """
     fitted, skipped = [], []
     for label, frame in groups(runs):
         table = frame.reset_index(drop=True)
@@ -82,7 +89,7 @@ def fit_groups(
             config=config,
         )
         names = str(table["scale"].iloc[0]), str(table["accounting"].iloc[0])
-        fitted.append(fit_group(label, names, table, inputs))
+        fitted.append(fit_group(label, names, table, inputs, estimators))
     return tuple(fitted), tuple(skipped)
 
 
@@ -98,9 +105,15 @@ def _draws(table: pd.DataFrame, label: str, config: FitConfig) -> Draws:
     return resample(drawn, config.resampling, strata, blocks, label, config.seed)
 
 
-def fit_group(label: str, names: tuple[str, str], table: pd.DataFrame, inputs: Inputs) -> GroupFit:
-    """Run all estimators on one group; `names` are its scale and FLOP accounting."""
-    estimators = (fit_shared(inputs), fit_parabolas(inputs), fit_parametric(inputs))
+def fit_group(
+    label: str,
+    names: tuple[str, str],
+    table: pd.DataFrame,
+    inputs: Inputs,
+    estimators: Sequence[Estimator] = ALL,
+) -> GroupFit:
+    """Run estimators on one group; `names` are its scale and FLOP accounting."""
+    fits = tuple(estimator(inputs) for estimator in estimators)
     return GroupFit(
         label=label,
         scale=names[0],
@@ -109,8 +122,8 @@ def fit_group(label: str, names: tuple[str, str], table: pd.DataFrame, inputs: I
         budgets_flops=tuple(inputs.cells.budgets_flops.tolist()),
         swept=tuple(np.unique(inputs.cells.values).tolist()),
         geometry=inputs.shape,
-        estimators=estimators,
-        flags=_disagreements(estimators, inputs.config) + _truncated(inputs.cells),
+        estimators=fits,
+        flags=_disagreements(fits, inputs.config) + _truncated(inputs.cells),
         table=table,
         inputs=inputs,
     )

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.numbers import number
-from analysis.tables import CELL
+from analysis.tables import CELL, VARIANT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +34,41 @@ class NoiseFloor:
         if self.sd_nats is None:
             return "training noise unknown: no cell was trained with more than one seed"
         freedom, cells = self.degrees_of_freedom, len(self.cells)
+        source = f"pooled over {cells} replicated cell{'s' * (cells > 1)}" if cells else "within seeds"
         return (
-            f"training noise {self.sd_nats:.4f} nats (pooled over {cells} replicated "
-            f"cell{'s' * (cells > 1)}, {freedom} degree{'s' * (freedom > 1)} of freedom)"
+            f"training noise {self.sd_nats:.4f} nats ({source}, {freedom} degree{'s' * (freedom > 1)} "
+            "of freedom)"
         )
+
+
+def paired_floor(runs: pd.DataFrame) -> NoiseFloor:
+    """Pool what seeds leave unexplained where cells of one budget share their seeds (nats).
+
+    Runs of one seed see the same data in the same order, which moves them together. In a block of cells by
+    seeds the residual of the two-way layout, loss - cell mean - seed mean + block mean, is free of that.
+    """
+    squares, freedom = 0.0, 0
+    for _, budget in runs.groupby([*VARIANT, "target_flops"], sort=True, dropna=False):
+        for _, block in _blocks(budget):
+            losses = block.pivot_table(
+                index=["kind", "mean_recurrence"], columns="seed", values="val_loss_nats"
+            ).to_numpy(float)
+            residual = losses - losses.mean(0) - losses.mean(1, keepdims=True) + losses.mean()
+            squares += float(np.square(residual).sum())
+            freedom += (losses.shape[0] - 1) * (losses.shape[1] - 1)
+    sd = float(np.sqrt(squares / freedom)) if freedom else None
+    return NoiseFloor(sd_nats=sd, degrees_of_freedom=freedom)
+
+
+def _blocks(budget: pd.DataFrame) -> list[tuple[tuple[int, ...], pd.DataFrame]]:
+    """Return the runs of one budget by the seeds that their cells were trained with, two seeds at least."""
+    cells = [frame for _, frame in budget.groupby(list(CELL), sort=True, dropna=False)]
+    seeds = [tuple(sorted(frame["seed"].tolist())) for frame in cells]
+    return [
+        (each, pd.concat([frame for frame, own in zip(cells, seeds, strict=True) if own == each]))
+        for each in sorted(set(seeds))
+        if len(each) > 1
+    ]
 
 
 def noise_floor(runs: pd.DataFrame) -> NoiseFloor:

@@ -8,7 +8,7 @@ from typing import Literal
 
 import pandas as pd
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 # By the version that brought them: columns of the runs table, and what their absence means in older ones.
 ADDED: dict[int, dict[str, int | float | str]] = {
     2: {
@@ -22,7 +22,8 @@ ADDED: dict[int, dict[str, int | float | str]] = {
         "devices": 1,
         "micro_batch_changed": 0,
     },
-    3: {"trunk_steps": 0, "trunk_flops": 0.0, "trunk_share_flops": 0.0},
+    3: {"core_tasks": math.nan, "core_extended_tasks": math.nan},
+    4: {"trunk_steps": 0, "trunk_flops": 0.0, "trunk_share_flops": 0.0},
 }
 
 Kind = Literal["string", "float64", "int64"]
@@ -94,8 +95,10 @@ val_loss_nats                      float  validation loss at depth mean_recurren
 val_loss_se_nats                   float  its standard error over validation blocks
 val_bits_per_byte                  float  the same loss in bits per byte of text
 val_unigram_nats                   float  entropy of the validation tokens under their own frequencies
-core                               float  Core score, NaN until evaluated
+core                               float  Core score at depth mean_recurrence, NaN until evaluated
+core_tasks                         float  of its 22 tasks, those that were scored
 core_extended                      float  Core-Extended score, NaN until evaluated
+core_extended_tasks                float  of its 46 tasks, those that were scored
 skipped_steps                      float  steps not applied, their loss or gradient not finite
 loss_spikes                        float  losses far above their running mean
 wall_s                             float  seconds of training and evaluation over all attempts
@@ -117,6 +120,38 @@ run_id            str    run that was evaluated
 depth             int    test-time depth T
 val_loss_nats     float  validation loss at that depth, nats per token
 val_loss_se_nats  float  its standard error over validation blocks
+""")
+
+SCORES = _columns("""
+run_id               str    run that was evaluated
+task                 str    task, or the suite whose tasks' mean the row is
+depth                int    test-time depth T
+tasks                str    of a suite: how many of its tasks were there, e.g. 21 of 22 tasks
+items                int    items scored
+seeds                int    few-shot seeds
+accuracy             float  share of items answered rightly (NaN for a suite)
+chance               float  accuracy of guessing among the options of the file
+baseline             float  random baseline of eval_meta_data.csv
+centred              float  (accuracy - baseline) / (1 - baseline); of a suite the mean: the Core score
+chance_corrected     float  (accuracy - chance) / (1 - chance)
+se                   float  binomial standard error of the accuracy; of a suite, of its centred score
+seeds_se             float  standard error over few-shot seeds, NaN with one
+chance_corrected_se  float  binomial standard error of chance_corrected
+log_prob_per_byte    float  mean log-probability of the gold answer, nats per byte
+log_prob_se          float  its standard error over items
+margin_per_byte      float  log_prob_per_byte above the mean of the other options, NaN without options
+margin_se            float  its standard error over items
+cropped              float  share of items whose prompt lost its beginning to the context
+""")
+
+ITEMS = _columns("""
+run_id       str    run that was evaluated, at depth mean_recurrence
+suite        str    suite whose score the item enters
+task         str    its task
+item         int    its place in the evaluation's order
+data_digest  str    digest of the task's data: runs are paired where it agrees
+baseline     float  random baseline of the task
+correct      float  share of the few-shot seeds that answered it rightly
 """)
 
 

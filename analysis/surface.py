@@ -19,6 +19,7 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 PARAMETERS = ("E", "A", "B", "alpha", "beta")
 STARTS = 8
+RESAMPLE_ITERATIONS = 120  # an identified surface takes 60; one that is not wanders in its valley for ever
 RESAMPLE_TOLERANCE = 1e-11  # far below what a resample scatters by; the data's own optimum goes to rounding
 # Bounds of (log E, log A, log B, alpha, beta) with N and D centred on their geometric means.
 LOW = np.array([-4.0, -16.0, -16.0, 0.01, 0.01])
@@ -112,7 +113,13 @@ def refit(surface: Surface, losses: Array, weights: Array | None = None) -> Surf
     """Fit resampled losses [resamples, points] (or resampled weights) from the optimum of the data."""
     start = surface.fit.parameters[:1]
     fit = minimise(
-        surface.objective, losses, start, (LOW, HIGH), weights=weights, tolerance=RESAMPLE_TOLERANCE
+        surface.objective,
+        losses,
+        start,
+        (LOW, HIGH),
+        weights=weights,
+        iterations=RESAMPLE_ITERATIONS,
+        tolerance=RESAMPLE_TOLERANCE,
     )
     return Surface(
         fit=fit,

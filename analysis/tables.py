@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.schema import DEPTHS, RUNS, TableError, conform
+from analysis.schema import DEPTHS, ITEMS, RUNS, TableError, conform
 
 # Runs may share a fit only where these agree; seeds, depths and budgets are what a study varies.
 VARIANT = (
@@ -72,6 +72,12 @@ def read_tables(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
             raise TableError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
         frames.append(conform(frame, columns))
     return frames[0], frames[1]
+
+
+def read_items(folder: Path) -> pd.DataFrame | None:
+    """Read `items.parquet` of a collected sweep; None where no run was evaluated on tasks."""
+    path = Path(folder) / "items.parquet"
+    return conform(pd.read_parquet(path), ITEMS) if path.is_file() else None
 
 
 def select(runs: pd.DataFrame, max_epochs: float) -> Selection:

@@ -5,7 +5,8 @@
     python benchmarks/train_step.py --beside 2 --threads 1  # as a sweep runs them: processes side by side
     python benchmarks/train_step.py --memory
 
-Every repeat times both forms on the same draw of depths, in alternating order; medians are printed.
+Every repeat times both forms on the same draw of depths, in alternating order; medians are printed. The limit
+is the step without all that is not a matrix product or attention: the same calls of torch's library, alone.
 """
 
 import argparse
@@ -13,11 +14,13 @@ import multiprocessing
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -77,6 +80,47 @@ def matmul_rate():
     return 2 * 2048**3 / median(seconds(lambda: torch.mm(a, b)) for _ in range(5))
 
 
+class Products(TorchDispatchMode):
+    """Keep the arguments of every matrix product and attention call, by operator and shapes, with a count."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.counts = {}, Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.name()
+        if name in ("aten::mm", "aten::addmm", "aten::bmm") or "flash_attention_for_cpu" in name:
+            shapes = tuple((a.shape, a.stride()) for a in args if isinstance(a, torch.Tensor))
+            key = name, shapes
+            self.calls.setdefault(key, (func, args, kwargs or {}))
+            self.counts[key] += 1
+        return func(*args, **(kwargs or {}))
+
+    def seconds(self):
+        """Return how long all calls take, one after the other, with warm arguments."""
+        total = 0.0
+        for key, (func, args, kwargs) in self.calls.items():
+            func(*args, **kwargs)
+            once = median(
+                seconds(lambda func=func, args=args, kwargs=kwargs: func(*args, **kwargs)) for _ in range(5)
+            )
+            total += self.counts[key] * once
+        return total
+
+
+def limit(config, args, draws):
+    """Return the median seconds of a step's matrix products and attention alone."""
+    model = build_model(config, seed=0)
+    tokens = torch.randint(args.vocabulary, (args.batch, args.sequence))
+    found = []
+    for depths in draws:
+        with Products() as products:
+            model.loss(tokens, tokens, depths, range(args.batch)).backward()
+        with torch.no_grad():
+            found.append(products.seconds())
+    return median(found)
+
+
 def time_steps(args):
     torch.set_num_threads(args.threads)
     config = configured(args)
@@ -107,7 +151,7 @@ def time_steps(args):
         for name in sorted(steps, reverse=bool(repeat % 2)):
             times[name].append(seconds(lambda name=name, depths=depths: steps[name](depths)))
         rates.append(matmul_rate())
-    report(args, config, times, median(rates))
+    report(args, config, times | {"limit": [limit(config, args, draws[:3])]}, median(rates))
 
 
 def report(args, config, times, rate):

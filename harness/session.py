@@ -108,7 +108,7 @@ def open_session(folder: RunFolder, run: RunConfig, ranks: Ranks) -> Session:
     CheckpointError when no checkpoint of an earlier attempt is whole.
     """
     check_share(run.training.batch_sequences, ranks.world)
-    device = pick_device(run, ranks)
+    device = device_named(run.training.device, ranks, key="training.device")
     if run.training.threads is not None:
         torch.set_num_threads(run.training.threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
@@ -133,11 +133,13 @@ def open_session(folder: RunFolder, run: RunConfig, ranks: Ranks) -> Session:
     return session
 
 
-def pick_device(run: RunConfig, ranks: Ranks) -> torch.device:
-    """Return the device asked for; "auto" is the GPU of this process's local rank where there is one."""
-    name = run.training.device
+def device_named(name: str, ranks: Ranks, *, key: str = "device") -> torch.device:
+    """Return a device by name; "auto" is the GPU of this process's local rank where there is one.
+
+    Raises ConfigError, naming the `key` that asks for it, for a GPU that is not there.
+    """
     if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("training.device=cuda: no GPU is visible here; use device=cpu or auto")
+        raise ConfigError(f"{key}=cuda: no GPU is visible here; use device=cpu or auto")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     # A launcher may show each process its own GPU alone.

@@ -36,6 +36,21 @@ def token_nats(x: Tensor, head: Tensor, labels: Tensor) -> Tensor:
     return nats
 
 
+@torch.no_grad()
+def token_scores(x: Tensor, head: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Give -log p of each label, float32 [N], and whether it is the likeliest token, bool [N].
+
+    x is [N, d], head [V, d], labels [N].
+    """
+    nats = torch.empty(labels.shape, device=x.device)
+    hits = torch.empty(labels.shape, dtype=torch.bool, device=x.device)
+    for part in _chunks(len(x), len(head), x.device):
+        logits = F.linear(x[part], head).float()
+        nats[part] = F.cross_entropy(logits, labels[part], reduction="none")
+        hits[part] = logits.argmax(dim=1) == labels[part]
+    return nats, hits
+
+
 class _SummedNats(torch.autograd.Function):
     """Sum -log p over labels; the gradients are made chunk by chunk in the forward pass."""
 

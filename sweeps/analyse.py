@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from analysis import Comparison, FitConfig, IsoflopFit, LawFit, StudyFit
+    from analysis.parcae_compare import PublishedComparison
 
     AnyFit: TypeAlias = StudyFit | IsoflopFit | LawFit
 
@@ -42,14 +43,25 @@ def fit_sweep(settings: FitTableConfig) -> AnyFit:
     return study
 
 
+def compare_data(settings: FitTableConfig) -> Comparison | PublishedComparison:
+    """Compare looped with fixed depth in the sweep's runs, in other runs, or in the published rows."""
+    if settings.data == PUBLISHED:
+        from analysis.parcae_compare import published_comparison
+
+        return published_comparison(settings.confidence)
+    return compare_sweep(settings)
+
+
 def compare_sweep(settings: FitTableConfig) -> Comparison:
-    """Compare looped with fixed depth in the runs table and write comparison.json beside a sweep's."""
+    """Compare looped with fixed depth in a runs table and write comparison.json beside a sweep's."""
     from analysis import compare
+    from analysis.tables import read_items
 
     source = _source(settings)
     if not isinstance(source, tuple):
         raise ConfigError(f"data={settings.data}: looped and fixed depth are compared in a runs table alone")
-    comparison = compare(source[0], _fit_config(settings))
+    items = read_items(settings.folder) if settings.data is None else None
+    comparison = compare(source[0], _fit_config(settings), items)
     if settings.data is None:
         write_text(settings.folder / "comparison.json", comparison.to_json() + "\n")
     return comparison
@@ -86,7 +98,7 @@ def _source(settings: FitTableConfig) -> tuple[pd.DataFrame, pd.DataFrame] | pd.
     if settings.data is None:
         return read_tables(settings.folder)
     if settings.data == PUBLISHED:
-        raise ConfigError(f"data={PUBLISHED} has tables and coefficients but no runs: loopscale report")
+        raise ConfigError(f"data={PUBLISHED} has tables but no runs: loopscale report or compare")
     return read_source(settings.data, settings.columns)
 
 

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.schema import DEPTHS, RUNS, SCHEMA_VERSION, Column, conform
+from analysis.schema import DEPTHS, ITEMS, RUNS, SCHEMA_VERSION, SCORES, Column, conform
+from harness.evaluation.record import items_files, read_scores
 from harness.runfolder import RunFolder
 from model.checked import ConfigError
 from sweeps.ledger import Ledger, read_ledger
@@ -26,7 +27,8 @@ def collect(folder: Path, also: Sequence[Path] = ()) -> tuple[pd.DataFrame, pd.D
     results are missing. A folder of `also` may lack its run folders and hold collected tables alone. A run
     that several sweeps have appears once, where it is done. Runs collected before are not read again unless
     their record has changed. Files: runs.parquet, runs.csv, depths.parquet, depths.csv, and dictionary.csv,
-    which explains every column.
+    which explains every column; where runs were evaluated on tasks, scores.parquet, scores.csv and, item by
+    item, items.parquet.
     """
     import pandas as pd
 
@@ -39,9 +41,16 @@ def collect(folder: Path, also: Sequence[Path] = ()) -> tuple[pd.DataFrame, pd.D
         depths = depths.drop_duplicates(["run_id", "depth"], ignore_index=True)
     _write(folder, "runs", runs)
     _write(folder, "depths", depths)
+    scores = pd.concat([_scores(one) for one in (folder, *also)], ignore_index=True)
+    if len(scores):
+        _write(folder, "scores", scores.drop_duplicates(["run_id", "task", "depth"], ignore_index=True))
+    items = pd.concat([_items(one) for one in (folder, *also)], ignore_index=True)
+    if len(items):
+        answers = items.drop_duplicates(["run_id", "suite", "task", "item"], ignore_index=True)
+        answers.to_parquet(folder / "items.parquet", index=False)
     dictionary = [
         {"table": name, "column": column.name, "type": column.kind, "meaning": column.meaning}
-        for name, columns in (("runs", RUNS), ("depths", DEPTHS))
+        for name, columns in (("runs", RUNS), ("depths", DEPTHS), ("scores", SCORES), ("items", ITEMS))
         for column in columns
     ]
     pd.DataFrame(dictionary).to_csv(folder / "dictionary.csv", index=False)
@@ -96,6 +105,28 @@ def trunk_shares(ledger: Ledger, folder: Path, trunk_steps: Mapping[str, int]) -
         for run, lineage in lineages.items()
         if costs.keys() >= set(lineage)
     }
+
+
+def _scores(folder: Path) -> pd.DataFrame:
+    """Return what the runs of one sweep scored on tasks, from their folders or from its collected table."""
+    import pandas as pd
+
+    if (folder / "sweep.json").exists():
+        runs = read_ledger(folder).runs(folder)
+        return _frame((row for run in runs for row in read_scores(run)), SCORES)
+    path = folder / "scores.parquet"
+    return conform(pd.read_parquet(path), SCORES) if path.exists() else _frame([], SCORES)
+
+
+def _items(folder: Path) -> pd.DataFrame:
+    """Return what the runs of one sweep answered, item by item, from their folders or its collected table."""
+    import pandas as pd
+
+    paths = [folder / "items.parquet"] if (folder / "items.parquet").exists() else []
+    if (folder / "sweep.json").exists():
+        paths = [path for run in read_ledger(folder).runs(folder) for path in items_files(run)]
+    frames = [conform(pd.read_parquet(path), ITEMS) for path in paths]
+    return pd.concat(frames, ignore_index=True) if frames else _frame([], ITEMS)
 
 
 def _known(folder: Path) -> dict[str, int]:

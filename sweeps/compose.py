@@ -15,7 +15,9 @@ from sweeps.config import StudyConfig, SweepConfig
 
 T = TypeVar("T")
 CONF = Path(__file__).resolve().parents[1] / "conf"
-_STUDY_KEYS = ("root", "cache", "format", "confirm", "quick", "retry_failed", "dry_run", "calibrate", "run")
+_STUDY_KEYS = (
+    *("root", "cache", "format", "confirm", "quick", "retry_failed", "dry_run", "calibrate", "run", "tasks"),
+)
 
 
 def compose_study(overrides: Sequence[str]) -> StudyConfig:
@@ -67,6 +69,16 @@ def single_run(study: StudyConfig) -> RunConfig:
     if all(getattr(run, name) is None for name in LENGTHS):
         raise ConfigError(f"how long? set one of {', '.join(LENGTHS)}, e.g. budget_flops=1e11")
     return run
+
+
+def listed(overrides: Sequence[str], keys: Sequence[str]) -> list[str]:
+    """Write `key=a,b` and `key=a` of these keys as the lists that Hydra knows: `key=[a,b]`."""
+    out = []
+    for text in overrides:
+        key, _, value = text.partition("=")
+        plain = key.lstrip("+") in keys and value not in ("", "null") and not value.startswith("[")
+        out.append(f"{key}=[{value}]" if plain else text)
+    return out
 
 
 def _compose(folder: Path, name: str, overrides: Sequence[str]) -> tuple[dict[str, Any], str]:

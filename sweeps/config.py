@@ -75,6 +75,7 @@ class StudyConfig:
     dry_run: bool = False
     calibrate: bool = False
     run: str | None = None
+    tasks: list[Annotated[str, MinLen(1)]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,13 +172,32 @@ class GenerateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """`loopscale eval`; None stands for the run's own evaluation settings."""
+    """`loopscale eval` of a run, a checkpoint's folder or all finished runs of a sweep.
 
-    run: Annotated[str, MinLen(1)]
+    Without `tasks`, the validation loss of a run; None stands for the run's own evaluation settings.
+    """
+
+    run: Annotated[str, MinLen(1)] | None = None
+    checkpoint: Annotated[str, MinLen(1)] | None = None
+    sweep: Annotated[str, MinLen(1)] | None = None
+    root: str = "runs"
     cache: str = "runs/.data"
     format: Literal["text", "json"] = "text"
     blocks: Annotated[int, Gt(1)] | None = None
     max_depth: Annotated[int, Gt(0)] | None = None
+    tasks: Annotated[list[Annotated[str, MinLen(1)]], MinLen(1)] | None = None
+    bundle: Annotated[str, MinLen(1)] | None = None
+    depths: Annotated[list[Annotated[int, Gt(0)]], MinLen(1)] | None = None
+    seeds: Annotated[list[Seed], MinLen(1)] = field(default_factory=lambda: [1234])
+    limit: Annotated[int, Gt(0)] | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    token_budget: Annotated[int, Gt(0)] | None = None
+    folder: Annotated[str, MinLen(1)] | None = None
+
+    def __post_init__(self) -> None:
+        if self.tasks is None and self.run is None:
+            raise ValueError("run is not set: run=..., or tasks=... with checkpoint=... or sweep=...")
 
 
 # The settings of every command on finished runs, whose defaults are conf/table/<command>.yaml.

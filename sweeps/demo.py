@@ -9,7 +9,7 @@ from pathlib import Path
 from model.checked import ConfigError
 from sweeps.analyse import report_sweep
 from sweeps.collect import collect
-from sweeps.config import FitTableConfig, StudyConfig
+from sweeps.config import EvalConfig, FitTableConfig, StudyConfig
 from sweeps.launch import start_workers, write_ledger
 from sweeps.live import data_progress, watch
 from sweeps.status import gaps, has_ended, status
@@ -33,6 +33,13 @@ def run_demo(study: StudyConfig) -> Path:
     complaint = f"{gaps(frame)}; loopscale status sweep={ledger.name} says why"
     if not frame["status"].map(has_ended).all():
         raise ConfigError(f"{complaint}; run the demo again to continue")
+    if study.tasks:
+        from sweeps.evaluation import evaluate_models
+
+        with data_progress() as progress:
+            evaluate_models(
+                EvalConfig(sweep=ledger.name, root=study.root, cache=study.cache, tasks=study.tasks), progress
+            )
     collect(folder)
     page, lines = report_sweep(FitTableConfig(sweep=ledger.name, root=study.root))
     print(f"report: {page}")

@@ -38,15 +38,17 @@ def status(folder: Path) -> pd.DataFrame:
     import pandas as pd
 
     ledger = read_ledger(folder)
-    states = [(run, run.status()) for run in ledger.nodes(folder)]
+    states = {run.run_id: (run, run.status()) for run in ledger.nodes(folder)}
     batches = read_batches(folder)
     places = newest_places(batches)
-    unfinished = {run.run_id for run, state in states if state.state not in ("done", "failed")}
-    elements, notes = _ask(folder, ledger, places, unfinished)
+    unfinished = [run for run, state in states.values() if state.state not in ("done", "failed")]
+    elements, notes = _ask(ledger, places, unfinished)
+    # A scheduler that does not answer takes seconds to say so, and runs go on meanwhile.
+    states |= {run.run_id: (run, run.status()) for run in unfinished}
     jobs = {batch.token: read_submitted(batch_folder(folder, batch)) for batch in batches}
     rows = []
-    for run, state in states:
-        place = places.get(run.run_id)
+    for run_id, (run, state) in states.items():
+        place = places.get(run_id)
         element = elements.get((place[0].name, place[1])) if place else None
         job = jobs[place[0].token] if place else None
         where = job.element(place[1]) if job and place and job.job_id else ""
@@ -155,10 +157,11 @@ def places_of(run: RunFolder) -> list[dict[str, Any]]:
 
 
 def _ask(
-    folder: Path, ledger: Ledger, places: dict[str, tuple[Batch, int]], unfinished: set[str]
+    ledger: Ledger, places: dict[str, tuple[Batch, int]], unfinished: list[RunFolder]
 ) -> tuple[Elements, list[str]]:
     """Ask the scheduler once about the batches of unfinished runs; its silence is a remark, not an error."""
-    asked = {batch.token: batch for run, (batch, _) in places.items() if run in unfinished}
+    batches = [places[run.run_id][0] for run in unfinished if run.run_id in places]
+    asked = {batch.token: batch for batch in batches}
     if not asked or ledger.cluster.kind != "slurm":
         return {}, []
     from sweeps.slurm import Slurm
@@ -172,14 +175,16 @@ def _ask(
 def shown_status(run: RunFolder, state: Status, element: Element | None) -> str:
     """Return how a run is shown, with the scheduler's word where the folder cannot know better."""
     if state.state == "running" and not run.is_held():
-        return "submitted" if element and element.is_live else LOST
+        state = run.status()  # it may have ended since it was read
+        if state.state == "running":
+            return "submitted" if element and element.is_live else LOST
     if state.state in ("planned", "submitted") and element:
         return "submitted" if element.is_live else "planned"
     return str(state)
 
 
 def _row(run: RunFolder, state: Status, element: Element | None, job: str, ledger: Ledger) -> dict[str, Any]:
-    record = read_json(run.path / "record.json")
+    record = read_json(f"{run.path}/record.json")
     newest = {} if state.state in ("planned", "done") else last_metrics(run.metrics)
     shown = shown_status(run, state, element)
     step = state.steps if state.state == "done" else newest.get("step", 0)

@@ -23,6 +23,7 @@ import json
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ OPTIMA = {flops: TRUTH.optimum(flops) for flops in PAPER_GRID}
 TOKENS = {flops: flops / float(TRUTH.flops(OPTIMA[flops])) for flops in PAPER_GRID}
 
 Record = dict[str, Any]
+Simulation = Callable[[range], list[Record]]
 
 
 def true_slope(quantity: str, budgets: tuple[float, ...]) -> float:
@@ -80,14 +82,14 @@ def simulate(numbers: range) -> list[Record]:
     return found
 
 
-def keep(numbers: range, path: Path) -> None:
+def keep(simulate: Simulation, numbers: range, path: Path) -> None:
     """Simulate and write one chunk, whole or not at all."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(simulate(numbers)))
     partial.replace(path)
 
 
-def run(studies: int, processes: int, folder: Path) -> list[Record]:
+def run(simulate: Simulation, studies: int, processes: int, folder: Path) -> list[Record]:
     """Simulate the chunks that `folder` lacks and return all records."""
     folder.mkdir(parents=True, exist_ok=True)
     chunks = [range(first, min(first + CHUNK, studies)) for first in range(0, studies, CHUNK)]
@@ -96,7 +98,7 @@ def run(studies: int, processes: int, folder: Path) -> list[Record]:
     start = time.monotonic()
     pool = ProcessPoolExecutor(processes)
     try:
-        waiting = [pool.submit(keep, chunk, paths[chunk]) for chunk in missing]
+        waiting = [pool.submit(keep, simulate, chunk, paths[chunk]) for chunk in missing]
         for done, job in enumerate(as_completed(waiting), start=1):
             job.result()
             left = (time.monotonic() - start) / done * (len(missing) - done)
@@ -161,7 +163,7 @@ def main(
     out: str = str(ROOT / "docs" / "validation" / "coverage.json"),
 ) -> None:
     """Simulate, print one line per estimator and quantity, and write the summary."""
-    rows = summarise(run(studies, processes, Path(folder)), studies)
+    rows = summarise(run(simulate, studies, processes, Path(folder)), studies)
     for row in rows:
         print(show(row))
     result = {

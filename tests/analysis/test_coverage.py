@@ -46,10 +46,12 @@ def test_coverage_is_counted_against_both_truths(monkeypatch):
 
 
 def test_interrupted_studies_continue_where_they_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr(coverage, "simulate", lambda numbers: [{"study": k} for k in numbers])
-    coverage.keep(range(10), tmp_path / "00000-00010.json")
+    def simulate(numbers):
+        return [{"study": k} for k in numbers]
+
+    coverage.keep(simulate, range(10), tmp_path / "00000-00010.json")
     monkeypatch.setattr(coverage, "ProcessPoolExecutor", Inline)
-    found = coverage.run(20, 1, tmp_path)
+    found = coverage.run(simulate, 20, 1, tmp_path)
     assert [record["study"] for record in found] == list(range(20))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000-00010.json", "00010-00020.json"]
 

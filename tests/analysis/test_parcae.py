@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from analysis import parcae
+from analysis.parcae_compare import published_comparison
 from analysis.parcae_figures import parcae_figures
 from analysis.parcae_report import parcae_report
 from analysis.style import settle, styled
@@ -84,3 +85,17 @@ def test_the_report_puts_every_claim_beside_its_support(tmp_path):
     assert "11.3 % (140M), 8.2 % (370M), 4.5 % (770M), 4.4 % (1.3B)" in text
     assert text.count("data:image/png;base64,") == 5
     assert len(list((tmp_path / "figures").glob("*.pdf"))) == 5
+
+
+def test_the_published_rows_together_do_not_resolve_core():
+    found = published_comparison()
+    core, extended = found.means
+    # By hand from the printed table: -.3 -1.5 +.5 -1.3 +1.6 +1.2 -1.6 0 +2.0
+    assert (core.rows, core.wins, core.ties) == (9, 4, 1)
+    assert core.points == pytest.approx(0.6 / 9)
+    squares = [0.3**2, 1.5**2, 0.5**2, 1.3**2, 1.6**2, 1.2**2, 1.6**2, 0, 2.0**2]
+    sd = np.sqrt((sum(squares) - 0.6**2 / 9) / 8)
+    assert core.high - core.points == pytest.approx(2.306004 * sd / 3, rel=1e-6)  # Student's t, 8 degrees
+    assert core.verdict == "not resolved" and extended.rows == 9
+    assert {row.verdict for row in found.rows} == {"items only, training noise unknown"}
+    assert "mean of 9 rows" in found.summary()

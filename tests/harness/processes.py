@@ -15,7 +15,7 @@ CONTEXT.set_forkserver_preload(["harness.job"])
 
 def start(world: int, folders: list[Path], cache: Path) -> list[BaseProcess]:
     """Start `world` processes that run the jobs of `folders` one after the other."""
-    port = _free_port()
+    port = free_port()
     processes = [
         CONTEXT.Process(target=_member, args=(rank, world, port, folders, cache)) for rank in range(world)
     ]
@@ -48,7 +48,7 @@ def _member(rank: int, world: int, port: int, folders: list[Path], cache: Path) 
             run_job(folder, cache)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

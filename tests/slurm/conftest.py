@@ -5,12 +5,14 @@ Collected only where LOOPSCALE_SLURM is set; there a cluster that is not up is a
 
 from __future__ import annotations
 
-import importlib.util
+import fcntl
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,14 +21,12 @@ import loopscale
 from harness.metrics import read_metrics
 from sweeps.ledger import read_ledger
 
-from .cluster import Daemons, Site
+from .cluster import NODES, Daemons, Site
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 
 collect_ignore_glob = [] if os.environ.get("LOOPSCALE_SLURM") else ["test_*.py"]
-if importlib.util.find_spec("harness.distributed") is None:
-    collect_ignore_glob.append("test_ranks.py")
 
 
 def pytest_sessionfinish(session):
@@ -46,9 +46,28 @@ def site() -> Site:
     return found
 
 
-@pytest.fixture(scope="session")
-def daemons(site) -> Daemons:
-    return Daemons(site)
+@contextmanager
+def turn(site: Site, *, alone: bool) -> Iterator[None]:
+    """Wait for a turn at the cluster: tests run side by side, but one that disturbs it runs alone."""
+    with (site.root / "turn").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _turn(request, site):
+    with turn(site, alone=request.node.get_closest_marker("alone") is not None):
+        yield
+
+
+@pytest.fixture
+def daemons(site) -> Iterator[Daemons]:
+    """The cluster's processes; whatever a test does to them, the next one finds them running."""
+    found = Daemons(site)
+    yield found
+    found.start_controller()
+    for node in NODES:
+        found.start_node(node)
 
 
 @pytest.fixture
@@ -184,6 +203,7 @@ def sweep(site, data, tmp_path):
 def calm(site, data, tmp_path_factory) -> dict[str, list[float]]:
     """The losses of the runs of EVENT in a sweep that nothing disturbs."""
     undisturbed = Sweep(tmp_path_factory.mktemp("calm"), *data, "calm", *EVENT)
-    undisturbed.launch()
-    undisturbed.finish(again=False)
+    with turn(site, alone=False):
+        undisturbed.launch()
+        undisturbed.finish(again=False)
     return undisturbed.losses()

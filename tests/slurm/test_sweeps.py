@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 import loopscale
 from sweeps.batch import read_batch
 from sweeps.status import places_of
@@ -13,6 +15,7 @@ from sweeps.status import places_of
 from .conftest import EVENT, ROOT, fault, slurm
 
 
+@pytest.mark.alone
 def test_a_sweep_of_24_cells_over_4_nodes_with_one_array_per_shape(sweep):
     made = sweep(
         "grid", "sweep.scales=[looped_40k,looped_90k]", "sweep.mean_recurrences=[2,4]", "sweep.seeds=[0,1]",

@@ -1,0 +1,96 @@
+"""How a score gains from test-time depth: C(T) = C_inf - Z exp(-z T), the mirror of the law of the loss.
+
+Items are resampled, all depths of an item together, because the errors of two depths are nearly the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+MIN_DEPTHS = 5
+_RATES = np.geomspace(0.02, 20.0, 240)  # per loop; a rate at an end is not identified
+
+
+@dataclass(frozen=True, kw_only=True)
+class GainFit:
+    """The gain from the least to the greatest depth, and ceiling and rate, each with its interval.
+
+    The gain stands where the law is refused; ceiling and rate are None then.
+    """
+
+    depths: tuple[int, ...]
+    gain: float
+    gain_low: float
+    gain_high: float
+    ceiling: float | None = None
+    ceiling_low: float | None = None
+    ceiling_high: float | None = None
+    rate: float | None = None
+    rate_low: float | None = None
+    rate_high: float | None = None
+    refusal: str | None = None
+
+    def summary(self) -> str:
+        """Return the fit in one line."""
+        first, last = self.depths[0], self.depths[-1]
+        line = f"{self.gain:+.4f} [{self.gain_low:+.4f}, {self.gain_high:+.4f}] from T = {first} to {last}"
+        if self.refusal is not None:
+            return f"{line}; no saturating exponential: {self.refusal}"
+        return (
+            f"{line}; ceiling {self.ceiling:.4f} [{self.ceiling_low:.4f}, {self.ceiling_high:.4f}], "
+            f"z = {self.rate:.2f} [{self.rate_low:.2f}, {self.rate_high:.2f}] per loop"
+        )
+
+
+def fit_gain(depths: Array, curve: Array, resampled: Array, confidence: float = 0.95) -> GainFit:
+    """Fit one score [D] over depths by least squares; `resampled` [R, D] holds it over resampled items.
+
+    Intervals are percentiles over the resamples. Refused below five depths, where the gain's interval holds
+    0, and where a rate's interval reaches an end of what is searched.
+    """
+    depths, curve = np.asarray(depths, float), np.asarray(curve, float)
+    tails = 100 * np.array([(1 - confidence) / 2, (1 + confidence) / 2])
+    gain = np.percentile(resampled[:, -1] - resampled[:, 0], tails)
+    known: dict[str, Any] = {
+        "depths": tuple(int(depth) for depth in depths),
+        "gain": float(curve[-1] - curve[0]),
+        "gain_low": float(gain[0]),
+        "gain_high": float(gain[1]),
+    }
+    if len(depths) < MIN_DEPTHS:
+        return GainFit(**known, refusal=f"{len(depths)} depths, at least {MIN_DEPTHS} are needed")
+    if gain[0] <= 0 <= gain[1]:
+        return GainFit(**known, refusal="the gain may be 0")
+    ceiling, rate = (float(value[0]) for value in _fit(depths, curve[None]))
+    ceilings, rates = _fit(depths, resampled)
+    rate_low, rate_high = np.percentile(rates, tails)
+    if rate_low <= _RATES[0] or rate_high >= _RATES[-1]:
+        return GainFit(**known, refusal="z is not identified")
+    low, high = np.percentile(ceilings, tails)
+    return GainFit(
+        **known,
+        ceiling=ceiling,
+        ceiling_low=float(low),
+        ceiling_high=float(high),
+        rate=rate,
+        rate_low=float(rate_low),
+        rate_high=float(rate_high),
+    )
+
+
+def _fit(depths: Array, curves: Array) -> tuple[Array, Array]:
+    """Return ceiling and rate of each curve [R, D], the best line in exp(-z T) at the best rate."""
+    decay = np.exp(-_RATES[:, None] * (depths - depths[0]))
+    decay -= decay.mean(axis=1, keepdims=True)  # [rates, D]
+    centred = curves - curves.mean(axis=1, keepdims=True)
+    size = np.sqrt((decay**2).sum(axis=1, keepdims=True))
+    explained = (centred @ (decay / size).T) ** 2  # [R, rates]
+    best = explained.argmax(axis=1)
+    slope = np.einsum("rd,rd->r", centred, decay[best]) / size[best, 0] ** 2
+    floor = np.exp(-_RATES[:, None] * (depths - depths[0])).mean(axis=1)[best]
+    return curves.mean(axis=1) - slope * floor, _RATES[best]

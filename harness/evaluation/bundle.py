@@ -1,0 +1,178 @@
+"""The evaluation bundle: the tasks of a suite and their items, checked line by line; imports no torch.
+
+A bundle is a folder with `core.yaml` (the tasks), `eval_meta_data.csv` (their random baselines) and
+`eval_data/` (JSON lines), as DCLM and nanochat lay it out.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+
+from model.checked import ConfigError, closest
+
+Kind = Literal["multiple_choice", "schema", "language_modeling"]
+EXTENDED = Path(__file__).parent / "core_extended.yaml"  # the tasks that Core-Extended adds to Core
+# The fields of an item, by kind of task: what stands before the delimiter, and after it.
+_FIELDS: dict[Kind, tuple[str, str]] = {
+    "multiple_choice": ("query", "choices"),
+    "schema": ("context_options", "continuation"),
+    "language_modeling": ("context", "continuation"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One task: its file under eval_data, how an item becomes a prompt, and its official baseline."""
+
+    label: str
+    file: str
+    kind: Kind
+    shots: int
+    delimiter: str = " "
+    baseline: float | None = None  # accuracy of guessing as eval_meta_data.csv has it; None: it has none
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One item. Option i is stem i, the delimiter and ending i; a list of one serves all options.
+
+    A choice shares its stem, a schema shares its ending, and a language-modelling item has one option.
+    """
+
+    stems: tuple[str, ...]
+    endings: tuple[str, ...]
+    gold: int = 0
+
+    @property
+    def options(self) -> int:
+        """Return the number of options; one where the answer is to be produced, not chosen."""
+        return max(len(self.stems), len(self.endings))
+
+    def option(self, index: int) -> tuple[str, str]:
+        """Return stem and ending of an option."""
+        return self.stems[index % len(self.stems)], self.endings[index % len(self.endings)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """The tasks of one name, split into those whose data the bundle holds and those that are absent."""
+
+    name: str
+    tasks: tuple[Task, ...]
+    absent: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Return how many tasks the suite has, absent ones counted."""
+        return len(self.tasks) + len(self.absent)
+
+
+def read_suite(bundle: Path, name: str) -> Suite:
+    """Read which tasks a suite has: core, core_extended, symbolic, or the label of one task.
+
+    Raises ConfigError for an unknown name and for a folder that is no bundle.
+    """
+    if name == "symbolic":
+        return Suite(name=name, tasks=tuple(_tasks(bundle / "symbolic.yaml", bundle)))
+    known = _tasks(bundle / "core.yaml", bundle)
+    core = tuple(task.label for task in known)
+    known += _tasks(EXTENDED, bundle)
+    chosen = {"core": core, "core_extended": tuple(task.label for task in known)}.get(name, (name,))
+    tasks = [task for task in known if task.label in chosen]
+    if not tasks:
+        options = ["core", "core_extended", "symbolic", *(task.label for task in known)]
+        raise ConfigError(f"tasks={name} is unknown{closest(name, options) or f' in {bundle}'}")
+    here = [task for task in tasks if (bundle / "eval_data" / task.file).exists()]
+    absent = [task.label for task in tasks if task not in here]
+    return Suite(name=name, tasks=tuple(here), absent=tuple(absent))
+
+
+def read_items(bundle: Path, task: Task) -> list[Item]:
+    """Read and check the items of a task, in the order of the file.
+
+    Raises ConfigError with file and line for a line that is no JSON object, lacks a field, has a field of
+    the wrong type, or a gold index out of range.
+    """
+    path = bundle / "eval_data" / task.file
+    items = []
+    with path.open("rb") as handle:
+        for number, line in enumerate(handle, start=1):
+            try:
+                items.append(_item(json.loads(line), task.kind))
+            except ValueError as error:
+                reason = "not JSON" if isinstance(error, json.JSONDecodeError | UnicodeDecodeError) else error
+                raise ConfigError(f"{path}:{number}: {reason}") from None
+    if len(items) <= task.shots:
+        raise ConfigError(f"{path}: {len(items)} items, {task.label} needs more than its {task.shots} shots")
+    return items
+
+
+def data_digest(bundle: Path, task: Task) -> str:
+    """Return the SHA-256 of a task's file."""
+    with (bundle / "eval_data" / task.file).open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _tasks(path: Path, bundle: Path) -> list[Task]:
+    """Read a list of tasks in the format of core.yaml, with the baselines of the bundle."""
+    try:
+        entries = yaml.safe_load(path.read_text(encoding="utf-8"))["icl_tasks"]
+        baselines = _baselines(bundle / "eval_meta_data.csv")
+        return [_task(entry, baselines) for entry in entries]
+    except FileNotFoundError as error:
+        name = Path(error.filename).name
+        raise ConfigError(f"{bundle} is no evaluation bundle: it has no {name}") from None
+    except (yaml.YAMLError, KeyError, TypeError, IndexError) as error:
+        raise ConfigError(f"{path} is no list of tasks: {' '.join(str(error).split())}") from None
+
+
+def _task(entry: dict[str, Any], baselines: dict[str, float]) -> Task:
+    kind, file = entry["icl_task_type"], Path(entry["dataset_uri"])
+    if kind not in get_args(Kind):
+        raise ConfigError(f"task {entry['label']}: icl_task_type={kind}, not {', '.join(get_args(Kind))}")
+    if file.is_absolute() or ".." in file.parts:
+        raise ConfigError(f"task {entry['label']}: dataset_uri={file} leads out of the bundle")
+    return Task(
+        label=entry["label"],
+        file=str(file),
+        kind=kind,
+        shots=int(entry["num_fewshot"][0]),
+        delimiter=entry.get("continuation_delimiter", " "),
+        baseline=baselines.get(entry["label"]),
+    )
+
+
+def _baselines(path: Path) -> dict[str, float]:
+    with path.open(encoding="utf-8", newline="") as handle:
+        return {row["Eval Task"]: float(row["Random baseline"]) / 100 for row in csv.DictReader(handle)}
+
+
+def _item(fields: Any, kind: Kind) -> Item:
+    if not isinstance(fields, dict):
+        raise ValueError("not a JSON object")
+    before, after = (_texts(fields, name) for name in _FIELDS[kind])
+    if kind == "language_modeling":
+        return Item((before[0].strip(),), after)
+    gold, options = fields.get("gold"), max(len(before), len(after))
+    if options < 2:
+        raise ValueError(f"{options} options, at least 2 are needed")
+    if type(gold) is not int or not 0 <= gold < options:
+        raise ValueError(f"gold={gold}, an index from 0 to {options - 1} is needed")
+    return Item(before, after, gold)
+
+
+def _texts(fields: dict[str, Any], name: str) -> tuple[str, ...]:
+    many = name in ("choices", "context_options")
+    value = fields.get(name)
+    texts: Sequence[Any] = value if many and isinstance(value, list) else [value]
+    if not texts or not all(isinstance(text, str) for text in texts) or many != isinstance(value, list):
+        raise ValueError(f"{name} must be {'a list of texts' if many else 'a text'}, got {str(value)[:40]}")
+    return tuple(texts)

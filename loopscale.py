@@ -284,7 +284,8 @@ def _show_plan(overrides: list[str]) -> None:
     frame = plan(study)
     total = sweeps.plan.totals(frame)
     if study.format == "json":
-        print(as_json(frame, totals=total, notes=frame.attrs["notes"], price=frame.attrs["price"]))
+        more = {name: frame.attrs[name] for name in ("notes", "price", "trunks")}
+        print(as_json(frame, totals=total, **more))
     else:
         print(as_text(frame, PLAN_COLUMNS))
         print(sweeps.plan.summary(frame))
@@ -309,7 +310,7 @@ def _show_launch(overrides: list[str]) -> None:
 def _show_status(overrides: list[str]) -> None:
     from sweeps.ledger import is_worked_on
     from sweeps.show import STATUS_COLUMNS, as_json, as_text
-    from sweeps.status import counts, summary
+    from sweeps.status import counts, summary, with_trunks
 
     settings = _settings("status", overrides)
     if settings.run is not None:
@@ -321,11 +322,10 @@ def _show_status(overrides: list[str]) -> None:
         watch_until_idle(settings.folder)
     frame = status(overrides)
     if settings.format == "json":
-        print(
-            as_json(frame, counts=counts(frame), notes=frame.attrs["notes"], forecast=frame.attrs["forecast"])
-        )
+        more = {name: frame.attrs[name] for name in ("notes", "forecast", "trunks")}
+        print(as_json(frame, counts=counts(frame), **more))
     else:
-        print(as_text(frame, STATUS_COLUMNS))
+        print(as_text(with_trunks(frame), STATUS_COLUMNS))
         print(summary(frame, settings.sweep, worked_on=is_worked_on(settings.folder)))
 
 

@@ -22,7 +22,13 @@ ADDED: dict[int, dict[str, int | float | str]] = {
         "devices": 1,
         "micro_batch_changed": 0,
     },
-    3: {"core_tasks": math.nan, "core_extended_tasks": math.nan},
+    3: {
+        "core_tasks": math.nan,
+        "core_extended_tasks": math.nan,
+        "trunk_steps": 0,
+        "trunk_flops": 0.0,
+        "trunk_share_flops": 0.0,
+    },
 }
 
 Kind = Literal["string", "float64", "int64"]
@@ -73,6 +79,9 @@ muon_learning_rate                 float  peak learning rate of the Muon group (
 lr_scaling                         str    how learning rates were transferred over widths: none or mup_width
 cooldown_fraction                  float  share of the steps in which the learning rate falls
 trunk_id                           str    shared trunk that the run branched from, empty for none
+trunk_steps                        int    steps taken over from it
+trunk_flops                        float  executed_flops of those steps, counted there as its own
+trunk_share_flops                  float  its share of them; executed_flops - trunk_flops + this was paid
 accounting                         str    FLOP accounting that solved the steps: paper or released
 flops_per_token_fixed              float  a of f = a + b mean_recurrence + c backprop_depth
 flops_per_token_per_loop           float  b, FLOPs per token and loop

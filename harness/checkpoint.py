@@ -84,6 +84,14 @@ def save(
     return target
 
 
+def keep_only(folder: Path, steps: Collection[int]) -> None:
+    """Delete the checkpoints under `folder` of all but these steps."""
+    kept = {f"step_{step:08d}" for step in steps}
+    for path in found(folder):
+        if path.name not in kept:
+            shutil.rmtree(path)
+
+
 def found(folder: Path) -> list[Path]:
     """Return the checkpoints under `folder`, oldest first, whole or not."""
     return sorted(folder.glob("step_*"))

@@ -36,11 +36,15 @@ def identity(run: RunConfig, data_digest: str) -> Identity:
 
 def run_id(run: RunConfig, data_digest: str) -> str:
     """Return `<readable>-<8 hex>`; only the hex digits identify, the rest is for people."""
+    return name_of(run, identity(run, data_digest))
+
+
+def name_of(run: RunConfig, fields: Identity) -> str:
+    """Return the run id of these science fields, which are those of `run` but perhaps for the steps."""
     model = run.model
     depth = {"transformer": "plain", "fixed": "fixed"}.get(model.table_kind, f"mu{model.mean_recurrence:g}")
-    text = canonical_json(identity(run, data_digest))
-    digits = hashlib.sha256(text.encode()).hexdigest()[:8]
-    return f"{run.scale}-{depth}-steps{run.steps}-seed{run.seed}-{digits}"
+    digits = hashlib.sha256(canonical_json(fields).encode()).hexdigest()[:8]
+    return f"{run.scale}-{depth}-steps{fields['steps']}-seed{run.seed}-{digits}"
 
 
 def canonical_json(fields: Identity) -> str:

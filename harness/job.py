@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from harness.branch import start_from_trunk
 from harness.data_config import DataError
 from harness.distributed import Ranks, connected, is_peer_loss
 from harness.runfolder import RunFolder, Status
@@ -89,6 +90,7 @@ def _attempt(
 
         try:
             dataset = folder.dataset(cache)
+            ranks.once(lambda: start_from_trunk(folder))
             train(folder, dataset, attempts=status.attempts, ranks=ranks, stop=asked, watch=watch)
         except Stopped as stopped:
             reasons = [reason for reason in ranks.gather(_reason(received)) if reason]

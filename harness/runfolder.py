@@ -160,10 +160,19 @@ class RunFolder:
 
 
 def create(
-    parent: Path, run: RunConfig, *, data_digest: str, unique_tokens: int, sync: bool = True
+    parent: Path,
+    run: RunConfig,
+    *,
+    data_digest: str,
+    unique_tokens: int,
+    sync: bool = True,
+    prefix: str = "",
 ) -> RunFolder:
-    """Create (or return) the folder of a solved `run` under `parent`; one that exists is checked first."""
-    name = run_id(run, data_digest)
+    """Create (or return) the folder of a solved `run` under `parent`; one that exists is checked first.
+
+    `prefix` stands before its name.
+    """
+    name = prefix + run_id(run, data_digest)
     folder = RunFolder(parent / name)
     if (folder.path / "status.json").exists():
         _settle(folder, run)

@@ -20,6 +20,7 @@ from harness.runfolder import RunFolder
 from harness.shared_optimizer import SharedOptimizer
 from harness.sharing import check_share
 from harness.throughput import Counters, peak_memory_bytes
+from harness.trunk import origin
 from model.checked import ConfigError
 from model.compilation import compile_blocks
 from model.transformer import build_model
@@ -35,9 +36,14 @@ class Session:
     replica: Replica
     optimizer: SharedOptimizer
     first_step: int = 0
+    segment: bool = False  # of a trunk: it ends in the middle of the runs that it is trained for
     counters: Counters = field(default_factory=Counters)
     guard: LossGuard = field(default_factory=LossGuard)
     clock: float = field(default_factory=time.monotonic)
+
+    def ends_at(self, step: int) -> bool:
+        """Say whether a run is over after `step` steps; a trunk's segment never is, whoever it is for."""
+        return step == self.run.steps and not self.segment
 
     def lap(self) -> None:
         """Bring the counts of time and memory up to now."""
@@ -112,7 +118,14 @@ def open_session(folder: RunFolder, run: RunConfig, ranks: Ranks) -> Session:
         compile_blocks(model)
     replica = replicate(model, ranks, run.training.parallel)
     optimizer = SharedOptimizer(replica, run.optimizer)
-    session = Session(run=run, ranks=ranks, device=device, replica=replica, optimizer=optimizer)
+    session = Session(
+        run=run,
+        ranks=ranks,
+        device=device,
+        replica=replica,
+        optimizer=optimizer,
+        segment=origin(folder).segment,
+    )
     session.restore(folder)
     # What an earlier attempt found stays: another micro-batch would round differently.
     if run.training.micro_batch is not None or not session.counters.micro_batch:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 from harness.budget import check_epochs
+from harness.checkpoint import keep_only
 from harness.config import RunConfig
 from harness.dataset import Dataset
 from harness.distributed import ALONE, Ranks
@@ -40,7 +41,7 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     watch: Watch = lambda line: None,
 ) -> None:
-    """Train the run of `folder` on `dataset` and write its record and depth curve.
+    """Train the run of `folder` on `dataset` and write its record and depth curve; of a segment, its cost.
 
     Every process of `ranks` calls it. `stop` is asked once a step, `watch` is given each line of the metrics.
     Raises Stopped after `stop` said yes in any process, Diverged as `harness.guardrails` says,
@@ -69,7 +70,10 @@ def train(
 
             saver = Saver(folder, session, flush=log.sync)
             _take_steps(session, dataset, saver, stop, write)
-    _finish(folder, session, dataset, attempts)
+    if session.segment:
+        _hand_on(folder, session, attempts)
+    else:
+        _finish(folder, session, dataset, attempts)
 
 
 def _take_steps(
@@ -85,7 +89,7 @@ def _take_steps(
         for step in range(session.first_step, run.steps):
             saver.between_steps(step, stop)
             done = step + 1
-            due = done % run.training.log_every == 0 or done == run.steps
+            due = done % run.training.log_every == 0 or session.ends_at(done)
             with meter.step():
                 with meter.waiting():
                     draws, batch = inputs.take()
@@ -143,7 +147,7 @@ def _line(session: Session, gradient: Gradient, done: int) -> Line:
         rms = gradient.state_rms
         line |= {"state_rms_first": rms[0], "state_rms_last": rms[-1], "state_rms_max": max(rms)}
     looped = run.model.kind == "looped"
-    if looped and (done % run.guardrails.spectral_radius_every == 0 or done == run.steps):
+    if looped and (done % run.guardrails.spectral_radius_every == 0 or session.ends_at(done)):
         line["spectral_radius"] = spectral_radius(session.replica)
     # JSON has no infinities: a figure that is not a number is null, as in every table.
     return {
@@ -158,6 +162,17 @@ def _show_groups(folder: RunFolder, session: Session) -> None:
     logs.mkdir(exist_ok=True)
     write_text(logs / "parameter_groups.txt", text + "\n")
     print(text, file=sys.stderr)
+
+
+def _hand_on(folder: RunFolder, session: Session, attempts: int) -> None:
+    """Close a trunk's segment: what stays is its last checkpoint, those at marked steps, and what it cost."""
+    counters, run = session.counters, session.run
+    if session.ranks.first:
+        keep_only(folder.checkpoints, [run.steps or 0, *run.training.checkpoint_at])
+        cost = {name: getattr(counters, name) for name in ("executed_flops", "wall_s", "device_s")}
+        row = folder.record() | cost | {"status": "done", "attempts": attempts}
+        folder.set_record(row | {"device": device_name(session.device), "devices": session.ranks.world})
+    session.ranks.wait()
 
 
 def _finish(folder: RunFolder, session: Session, dataset: Dataset, attempts: int) -> None:

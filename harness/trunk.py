@@ -1,18 +1,31 @@
-"""Trunks: the steps that runs of different lengths share, because nothing in them depends on the length."""
+"""Trunks: the steps that runs of different lengths share, because nothing in them depends on the length.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import json
-import shutil
+from dataclasses import dataclass
 
-from harness.checkpoint import found, open_checkpoint
-from harness.config import RunConfig, ScheduleConfig
-from harness.files import write_text
+from harness.config import LoggerConfig, RunConfig, ScheduleConfig
+from harness.files import read_json, write_json
 from harness.identity import canonical_json, identity
-from harness.metrics import read_metrics
 from harness.runfolder import RunFolder
-from model.checked import ConfigError
+
+SEGMENT = "trunk-"  # before the name of a segment's folder, which lies beside its runs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where a run or segment begins: at a checkpoint of the segment `parent` beside it, at step 0 where "".
+
+    A segment is a part of a trunk: it hands its last checkpoint on, and nothing is evaluated.
+    """
+
+    parent: str = ""
+    segment: bool = False
 
 
 def stable_steps(schedule: ScheduleConfig, steps: int) -> int:
@@ -21,9 +34,24 @@ def stable_steps(schedule: ScheduleConfig, steps: int) -> int:
     That takes a trapezoid whose weight decay follows the learning rate or is constant. The trapezoid's
     factor falls below 1 at the first step s with steps - s < cooldown + 1.
     """
-    if schedule.shape != "trapezoid" or schedule.weight_decay == "linear":
+    if why_unshared(schedule):
         return 0
     return max(0, steps - round(schedule.cooldown_fraction * steps))
+
+
+def why_unshared(schedule: ScheduleConfig) -> str:
+    """Say why runs of this schedule share no steps, and what would change that; "" where they do."""
+    if schedule.shape != "trapezoid":
+        return (
+            f"schedule.shape={schedule.shape} moves the learning rate over the whole run: "
+            "set schedule.shape=trapezoid"
+        )
+    if schedule.weight_decay == "linear":
+        return (
+            "schedule.weight_decay=linear falls to 0 over the whole run, so its stable phase depends on the "
+            "run's length: set schedule.weight_decay=follow, constant until the cool-down"
+        )
+    return ""
 
 
 def trunk_id(run: RunConfig, data_digest: str) -> str:
@@ -37,40 +65,19 @@ def trunk_id(run: RunConfig, data_digest: str) -> str:
     return hashlib.sha256(canonical_json(shared).encode()).hexdigest()[:8]
 
 
-def branch(trunk: RunFolder, into: RunFolder) -> int:
-    """Start run `into` from the newest checkpoint that it shares with `trunk`; gives its step.
-
-    Continued, it ends with the same bits as if it had been trained from the start, its counts of FLOPs and
-    time included. `training.checkpoint_at` keeps the trunk's checkpoint for this.
-
-    Raises ConfigError when the two runs share no trunk, `trunk` kept no checkpoint of it, or `into` has
-    begun; CheckpointError when that checkpoint is not whole.
-    """
-    runs = [folder.check() for folder in (trunk, into)]
-    names = [trunk_id(run, folder.data_digest()) for run, folder in zip(runs, (trunk, into), strict=True)]
-    if not names[0] or names[0] != names[1]:
-        raise ConfigError(
-            f"{into.run_id} and {trunk.run_id} share no steps: all but steps and cooldown_fraction must be "
-            "equal, schedule.shape=trapezoid and schedule.weight_decay=follow or constant"
-        )
-    if found(into.checkpoints):
-        raise ConfigError(f"{into.path} has checkpoints of its own: only a run not begun can branch")
-    limit = min(stable_steps(run.schedule, run.steps or 0) for run in runs)
-    shared = [path for path in found(trunk.checkpoints) if int(path.name.removeprefix("step_")) <= limit]
-    if not shared:
-        raise ConfigError(
-            f"{trunk.path} has no checkpoint up to step {limit}: train it with "
-            f"training.checkpoint_at=[{limit}]"
-        )
-    return _copy(trunk, into, shared[-1].name, names[0])
+def segment_run(run: RunConfig, end: int) -> RunConfig:
+    """Return what trains the trunk of `run` up to step `end`: the same run without a cool-down."""
+    schedule = dataclasses.replace(run.schedule, cooldown_fraction=0.0)
+    # Its metrics are logged by the runs that it hands them to.
+    return dataclasses.replace(run, schedule=schedule, steps=end, budget_flops=None, logger=LoggerConfig())
 
 
-def _copy(trunk: RunFolder, into: RunFolder, name: str, shared_id: str) -> int:
-    step = open_checkpoint(trunk.checkpoints / name).step
-    lines = [json.dumps(line) for line in read_metrics(trunk.metrics) if line["step"] <= step]
-    write_text(into.metrics, "".join(line + "\n" for line in lines))
-    into.set_record(into.record() | {"trunk_id": shared_id})
-    temporary = into.checkpoints / f".{name}.partial"
-    shutil.copytree(trunk.checkpoints / name, temporary)
-    temporary.rename(into.checkpoints / name)  # last, because its presence makes the run resume from it
-    return step
+def origin(folder: RunFolder) -> Origin:
+    """Return where the run in `folder` begins; an independent one begins at step 0."""
+    path = folder.path / "trunk.json"
+    return Origin(**read_json(path)) if path.exists() else Origin()
+
+
+def set_origin(folder: RunFolder, begins: Origin, *, sync: bool = True) -> None:
+    """Write down where the run in `folder` begins."""
+    write_json(folder.path / "trunk.json", dataclasses.asdict(begins), sync=sync)

@@ -33,6 +33,8 @@ class Batch:
     snapshot: str
     array_parallelism: int
     exclude: list[str] = field(default_factory=list)
+    after: str = ""  # token of the batch that it waits for, element by element
+    after_index: int | None = None  # ... or all of it for this element
     created_s: float = 0.0  # seconds since the epoch
 
     @property
@@ -68,33 +70,38 @@ def make_batches(
 ) -> list[Batch]:
     """Group runs that ask for the same resources into arrays of at most `max_array` elements.
 
-    Arrays of one shape share the cap on jobs at once. The token is a hash of the runs and of `seed`, which
-    differs from launch to launch; a dry run names the files that the launch will write.
+    A batch's token is a hash of its runs and of `seed`, which differs from launch to launch; a dry run names
+    the files that the launch will write.
     """
     shapes: dict[str, tuple[Resources, list[str]]] = {}
     for run, resources in runs:
         shapes.setdefault(repr(resources), (resources, []))[1].append(run)
     batches: list[Batch] = []
     for resources, names in shapes.values():
-        elements = list(_chunks(names, resources.runs_per_job))
-        arrays = list(_chunks(elements, max_array))
-        for array in arrays:
-            text = "\n".join([seed, str(len(batches)), *itertools.chain.from_iterable(array)])
+        elements = list(chunks(names, resources.runs_per_job))
+        for array in chunks(elements, max_array):
             batches.append(
                 Batch(
-                    token=hashlib.sha256(text.encode()).hexdigest()[:8],
+                    token=make_token(seed, len(batches), array),
                     sweep=sweep,
                     elements=array,
                     resources=resources,
                     snapshot=snapshot,
-                    array_parallelism=max(1, array_parallelism // len(arrays)),
+                    array_parallelism=array_parallelism,
                     exclude=exclude,
                 )
             )
     return batches
 
 
-def _chunks(items: list[T], size: int) -> Iterator[list[T]]:
+def make_token(seed: str, number: int, elements: list[list[str]]) -> str:
+    """Name the batch of this number in a launch."""
+    text = "\n".join([seed, str(number), *itertools.chain.from_iterable(elements)])
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def chunks(items: list[T], size: int) -> Iterator[list[T]]:
+    """Yield the items in lists of at most `size`."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
 

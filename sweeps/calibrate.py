@@ -82,7 +82,11 @@ def _train(study: StudyConfig, wanted: dict[Path, RunConfig], scratch: Path) -> 
     cluster = dataclasses.replace(study.cluster, resources=resources)
     folder = scratch / "calibration"
     probe = dataclasses.replace(
-        study, root=str(scratch), cache=str(cache), sweep=SweepConfig(name=folder.name), cluster=cluster
+        study,
+        root=str(scratch),
+        cache=str(cache),
+        sweep=SweepConfig(name=folder.name, trunk=False),
+        cluster=cluster,
     )
     enter(probe, list(cells.values()))
     with _started(probe, folder):

@@ -19,14 +19,15 @@ from sweeps.retry import reopen
 
 def find_run(folder: Path, ledger: Ledger, name: str) -> RunFolder:
     """Return the run that `name` means: its id, or the end of it. Raises ConfigError for none or several."""
-    found = [run_id for run_id in ledger.run_ids if run_id == name or run_id.endswith(name)]
+    known = [run.run_id for run in ledger.nodes(folder)]
+    found = [run_id for run_id in known if run_id == name or run_id.endswith(name)]
     if len(found) == 1:
         return RunFolder(folder / found[0])
     if found:
         raise ConfigError(
             f"run={name} means {len(found)} runs ({', '.join(found[:3])}, ...): give all of its id"
         )
-    raise ConfigError(f"run={name} is not in sweep {ledger.name}{closest(name, ledger.run_ids)}")
+    raise ConfigError(f"run={name} is not in sweep {ledger.name}{closest(name, known)}")
 
 
 def cancel(settings: ChangeConfig) -> list[str]:
@@ -36,7 +37,7 @@ def cancel(settings: ChangeConfig) -> list[str]:
     """
     folder = settings.folder
     ledger = read_ledger(folder)
-    chosen = set(ledger.run_ids)
+    chosen = {run.run_id for run in ledger.nodes(folder)}
     if settings.run is not None:
         chosen = {find_run(folder, ledger, settings.run).run_id}
     if ledger.cluster.kind != "slurm":
@@ -50,7 +51,7 @@ def retry(settings: ChangeConfig) -> list[str]:
     ledger = read_ledger(folder)
     if settings.failed == (settings.run is not None):
         raise ConfigError("retry what? failed=true for all failed runs, or run=ID for one")
-    chosen = [find_run(folder, ledger, settings.run)] if settings.run else ledger.runs(folder)
+    chosen = [find_run(folder, ledger, settings.run)] if settings.run else ledger.nodes(folder)
     failed = [run for run in chosen if run.status().state == "failed"]
     if settings.run and not failed:
         raise ConfigError(f"run={settings.run} has not failed: it is {chosen[0].status()}")

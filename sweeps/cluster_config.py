@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt
 
+from harness.encoding import available_cores
 from model.checked import ConfigError, build
 
 Count = Annotated[int, Gt(0)]
@@ -68,6 +69,7 @@ class ClusterConfig:
 
     kind: Literal["local", "slurm", "fake"] = "local"
     threads_per_run: Count = 1
+    start_s: Annotated[float, Ge(0)] = 0.0  # from a free place to a job's first step, for the plan's times
 
     # local: a pool of worker processes
     parallel_runs: Count | None = None
@@ -103,6 +105,11 @@ class ClusterConfig:
         if not isinstance(own, Mapping):
             raise ConfigError(f"cluster.per_scale.{scale}={own}: must be a group of keys")
         return build(Resources, asdict(self.resources) | dict(own), f"cluster.per_scale.{scale}.")
+
+
+def default_parallel_runs(threads_per_run: int) -> int:
+    """Return how many runs fit side by side on this machine's CPU cores."""
+    return max(1, available_cores() // threads_per_run)
 
 
 Action = Literal["resume", "halve_micro_batch", "exclude_node"]

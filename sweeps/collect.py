@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from analysis.schema import DEPTHS, ITEMS, RUNS, SCHEMA_VERSION, SCORES, Column,
 from harness.evaluation.record import items_files, read_scores
 from harness.runfolder import RunFolder
 from model.checked import ConfigError
-from sweeps.ledger import read_ledger
+from sweeps.ledger import Ledger, read_ledger
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,7 +69,8 @@ def _tables(folder: Path, target: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     depths: Rows = []
     kept: list[str] = []
     ids = []
-    for run in read_ledger(folder).runs(folder):
+    ledger = read_ledger(folder)
+    for run in ledger.runs(folder):
         ids.append(run.run_id)
         if run.run_id in known and (run.path / "record.json").stat().st_mtime_ns < known[run.run_id]:
             kept.append(run.run_id)
@@ -80,8 +82,29 @@ def _tables(folder: Path, target: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     if before is not None:
         runs_table = pd.concat([before[0][before[0]["run_id"].isin(kept)], runs_table])
         depths_table = pd.concat([before[1][before[1]["run_id"].isin(kept)], depths_table], ignore_index=True)
-    order = pd.Index(ids)
-    return runs_table.set_index("run_id", drop=False).loc[order].reset_index(drop=True), depths_table
+    runs_table = runs_table.set_index("run_id", drop=False).loc[pd.Index(ids)]
+    taken = dict(zip(ids, runs_table["trunk_steps"], strict=True))
+    if shares := trunk_shares(ledger, folder, taken):
+        fresh = pd.Series(shares).reindex(runs_table.index)
+        runs_table["trunk_share_flops"] = fresh.fillna(runs_table["trunk_share_flops"])
+    return runs_table.reset_index(drop=True), depths_table
+
+
+def trunk_shares(ledger: Ledger, folder: Path, trunk_steps: Mapping[str, int]) -> dict[str, float]:
+    """Return, for every run that took steps over, its share of what its trunk's segments executed.
+
+    What a segment cost is divided equally among all that have started from it, directly or further on, so
+    that the runs' costs add up to what was executed. A run with a segment that was deleted is left out.
+    """
+    lineages = {run: ledger.lineage(run) for run in ledger.parents if trunk_steps[run]}
+    users = Counter(name for lineage in lineages.values() for name in lineage)
+    rows = {name: RunFolder(folder / name).record() for name in users if (folder / name).exists()}
+    costs = {name: row["executed_flops"] - row["trunk_flops"] for name, row in rows.items()}
+    return {
+        run: sum(costs[name] / users[name] for name in lineage)
+        for run, lineage in lineages.items()
+        if costs.keys() >= set(lineage)
+    }
 
 
 def _scores(folder: Path) -> pd.DataFrame:

@@ -15,6 +15,8 @@ PositiveFloat = Annotated[float, Gt(0)]
 Seed = Annotated[int, Ge(0)]
 # The comparison at depth 1: exactly one loop, always; or the published clamped Poisson of mean 1.37.
 Control = Literal["fixed", "poisson", "none"]
+# Whether runs that differ in length alone are trained through a shared trunk: where it is exact, or refuse.
+TrunkMode = Literal["auto", True, False]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,7 @@ class SweepConfig:
     per_scale: dict[str, dict[str, Any]] = field(default_factory=dict)
     min_steps: Annotated[int, Gt(0)] = 20
     max_epochs: PositiveFloat = 1.0
+    trunk: TrunkMode = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)

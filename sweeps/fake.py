@@ -42,6 +42,7 @@ class FakeCluster:
     elements: Elements = field(default_factory=dict)
     _waiting: list[tuple[float, int, Batch, int]] = field(default_factory=list)  # by the time they may start
     _running: list[tuple[float, int, Batch, int, str]] = field(default_factory=list)  # by the time they end
+    _blocked: dict[tuple[str, int], list[tuple[float, Batch, int]]] = field(default_factory=dict)
     _count: int = 0
     _attempts: dict[str, int] = field(default_factory=dict)
 
@@ -75,20 +76,31 @@ class FakeCluster:
         gone = set(jobs)
         for place, element in self.elements.items():
             if element.is_live and f"{element.job_id}_{place[1]}" in gone:
-                self.elements[place] = dataclasses.replace(element, state="CANCELLED by 0")
+                self._set_state(place, "CANCELLED by 0")
 
     def step(self) -> bool:
         """Let the next thing happen; says False when nothing is queued or running."""
         if self._waiting and len(self._running) < self.script.slots:
             ready, _, batch, index = heapq.heappop(self._waiting)
             if self.elements[batch.name, index].is_live:
-                self._start(max(ready, self.now_s), batch, index)
+                self._start_or_block(max(ready, self.now_s), batch, index)
             return True
         if not self._running:
             return False
         self.now_s, _, batch, index, failure = heapq.heappop(self._running)
         self._end(batch, index, failure)
         return True
+
+    def _start_or_block(self, start_s: float, batch: Batch, index: int) -> None:
+        """Start an element, unless the one that it comes after is not done yet or never will be."""
+        first = batch.after_index if batch.after_index is not None else index
+        before = (f"{batch.sweep}-{batch.after}", first)
+        if not batch.after or self.elements[before].state == "COMPLETED":
+            self._start(start_s, batch, index)
+        elif self.elements[before].is_live:
+            self._blocked.setdefault(before, []).append((start_s, batch, index))
+        else:
+            self._set_state((batch.name, index), "CANCELLED by 0")
 
     def _start(self, start_s: float, batch: Batch, index: int) -> None:
         node = f"node{self._next() % self.script.slots}"
@@ -107,9 +119,13 @@ class FakeCluster:
         for run in batch.elements[index]:
             self._attempts[run] = self._attempts.get(run, 0) + 1
             self.train(run, failure)
-        element = self.elements[batch.name, index]
-        state = STATES.get(failure, "FAILED") if failure else "COMPLETED"
-        self.elements[batch.name, index] = dataclasses.replace(element, state=state)
+        self._set_state((batch.name, index), STATES.get(failure, "FAILED") if failure else "COMPLETED")
+
+    def _set_state(self, place: tuple[str, int], state: str) -> None:
+        """End an element and look again at those that wait for it."""
+        self.elements[place] = dataclasses.replace(self.elements[place], state=state)
+        for ready, batch, index in self._blocked.pop(place, []):
+            heapq.heappush(self._waiting, (ready, self._next(), batch, index))
 
     def _next(self) -> int:
         self._count += 1

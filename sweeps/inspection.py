@@ -11,14 +11,14 @@ from typing import Any
 from harness.runfolder import RunFolder
 from sweeps.batch import batch_folder, newest_places, read_batches
 from sweeps.ledger import Ledger
-from sweeps.status import places_of, status
+from sweeps.status import places_of, status, with_trunks
 
 LOG_LINES = 20
 
 
 def inspect_run(folder: Path, ledger: Ledger, run: RunFolder) -> dict[str, Any]:
     """Return everything known about one run of a sweep, as JSON values."""
-    frame = status(folder)
+    frame = with_trunks(status(folder))
     row = {str(key): value for key, value in frame.set_index("run_id").loc[run.run_id].items()}
     state = run.status()
     return {

@@ -9,9 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from harness.dataset import prepare
-from harness.encoding import available_cores
 from model.checked import ConfigError
-from sweeps.cluster_config import ClusterConfig
+from sweeps.cluster_config import ClusterConfig, default_parallel_runs
 from sweeps.config import StudyConfig
 from sweeps.ledger import Ledger, enter, read_ledger, would_enter
 from sweeps.plan import plan, plan_cells, summary
@@ -55,7 +54,7 @@ def launch(study: StudyConfig) -> Path:
         ledger = write_ledger(study, progress)
     folder = Path(study.root) / ledger.name
     if study.retry_failed:
-        for run in ledger.runs(folder):
+        for run in ledger.nodes(folder):
             reopen(run)
     start_missing(folder)
     return folder
@@ -80,8 +79,7 @@ def dry_run(study: StudyConfig, show: Callable[[str], None]) -> None:
         raise ConfigError(f"cluster.kind={study.cluster.kind}: only a SLURM cluster has job files")
     folder = Path(study.root) / str(study.sweep.name)
     cells = [cell for cell in plan_cells(study) if cell.verdict == "OK"]
-    ledger, runs = would_enter(study, cells)
-    show_job_files(folder, ledger, runs, Slurm(study.cluster), show)
+    show_job_files(folder, would_enter(study, cells), Slurm(study.cluster), show)
 
 
 def confirm(study: StudyConfig) -> bool:
@@ -131,8 +129,3 @@ def start_workers(
                 )
             )
     return workers
-
-
-def default_parallel_runs(threads_per_run: int) -> int:
-    """Return how many runs fit side by side on this machine's CPU cores."""
-    return max(1, available_cores() // threads_per_run)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import secrets
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from harness.config import RunConfig
 from harness.files import read_json, write_json
 from harness.locks import exclusive, is_held
 from harness.runfolder import RunFolder, create
+from harness.trunk import SEGMENT, Origin, set_origin
 from model.checked import ConfigError, build
 from sweeps.cluster_config import ClusterConfig, RetryConfig
 from sweeps.config import StudyConfig
 from sweeps.grid import Cell
+from sweeps.trunks import Segment, Trunks, cell_name, grow, in_order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +30,30 @@ class Ledger:
     retry: RetryConfig
     scales: dict[str, str]  # by run id
     nonce: str = ""  # drawn once: another sweep of this name, before or elsewhere, has other job names
+    segments: dict[str, Segment] = field(default_factory=dict)  # of trunks, by folder
+    parents: dict[str, str] = field(default_factory=dict)  # by run id: the segment that it starts from
 
     def runs(self, folder: Path) -> list[RunFolder]:
         return [RunFolder(folder / run_id) for run_id in self.run_ids]
+
+    def nodes(self, folder: Path) -> list[RunFolder]:
+        """Return all that is trained: the segments of trunks, which others wait for, then the runs.
+
+        A segment whose folder was deleted, to free its disk, is not there; launch makes it anew if needed.
+        """
+        segments = [folder / name for name in in_order(self.segments) if (folder / name).exists()]
+        return [*(RunFolder(path) for path in segments), *self.runs(folder)]
+
+    def parent_of(self, name: str) -> str:
+        """Return the segment that a run or segment starts from, "" where it starts by itself."""
+        return self.segments[name].parent if name in self.segments else self.parents.get(name, "")
+
+    def lineage(self, name: str) -> list[str]:
+        """Return the segments that a run or segment rests on, the nearest first."""
+        found = []
+        while name := self.parent_of(name):
+            found.append(name)
+        return found
 
 
 def read_ledger(folder: Path) -> Ledger:
@@ -59,6 +83,7 @@ def enter(study: StudyConfig, cells: list[Cell]) -> Ledger:
         scales = before.scales if before else {}
         known = set(names)
         _check_data(folder, names, cells)
+        trunks = _trunks(study, before, cells)
         for cell in sorted(cells, key=_cost, reverse=True):
             if cell.verdict == "DROP":
                 continue
@@ -76,6 +101,11 @@ def enter(study: StudyConfig, cells: list[Cell]) -> Ledger:
             if run.run_id not in known:
                 names.append(run.run_id)
                 known.add(run.run_id)
+            if parent := trunks.parents.get(run.run_id):
+                set_origin(run, Origin(parent=parent), sync=False)
+        for name, segment, training, cell in trunks.training():
+            _create_segment(folder, name, segment, training, cell)
+            scales[name] = training.scale
         os.sync()  # once for all folders: the ledger names nothing that a power cut can take away
         ledger = Ledger(
             name=study.sweep.name,
@@ -85,36 +115,63 @@ def enter(study: StudyConfig, cells: list[Cell]) -> Ledger:
             retry=study.retry,
             scales=scales,
             nonce=before.nonce if before else secrets.token_hex(4),
+            segments=trunks.segments,
+            parents=(before.parents if before else {}) | trunks.parents,
         )
         write_json(folder / "sweep.json", asdict(ledger))
     return ledger
 
 
-def would_enter(study: StudyConfig, cells: list[Cell]) -> tuple[Ledger, list[str]]:
-    """Return the ledger that a launch of these cells would write, and the runs not done in its order.
+def would_enter(study: StudyConfig, cells: list[Cell]) -> Ledger:
+    """Return the ledger that a launch of these cells would write.
 
     Writes nothing. Before the data is prepared the runs have no ids; they are numbered instead.
     """
     folder = Path(study.root) / str(study.sweep.name)
     scales = {
-        cell.run_id or f"run-{number}": cell.run.scale
+        cell_name(cell, number): cell.run.scale
         for number, cell in enumerate(sorted(cells, key=_cost, reverse=True))
     }
-    nonce = ""
+    nonce, before = "", None
     if (folder / "sweep.json").exists():
         before = read_ledger(folder)
         scales, nonce = before.scales | scales, before.nonce
-    missing = [name for name in scales if RunFolder(folder / name).status().state != "done"]
+    trunks = _trunks(study, before, sorted(cells, key=_cost, reverse=True))
+    scales |= {name: training.scale for name, _, training, _ in trunks.training()}
     ledger = Ledger(
         name=str(study.sweep.name),
-        run_ids=list(scales),
+        run_ids=[name for name in scales if name not in trunks.segments],
         cache="",
         cluster=study.cluster,
         retry=study.retry,
         scales=scales,
         nonce=nonce,
+        segments=trunks.segments,
+        parents=(before.parents if before else {}) | trunks.parents,
     )
-    return ledger, missing
+    return ledger
+
+
+def _trunks(study: StudyConfig, before: Ledger | None, cells: list[Cell]) -> Trunks:
+    """Grow the trunks of the ledger; the runs that stand in it stay as they are."""
+    mode = study.sweep.trunk
+    if before is None:
+        return grow(cells, mode)
+    return grow(cells, mode, before=before.segments, settled=set(before.run_ids))
+
+
+def _create_segment(folder: Path, name: str, segment: Segment, run: RunConfig, cell: Cell) -> None:
+    assert cell.data.digest is not None and cell.data.unique_tokens is not None, "prepare the data first"
+    made = create(
+        folder,
+        run,
+        data_digest=cell.data.digest,
+        unique_tokens=cell.data.unique_tokens,
+        sync=False,
+        prefix=SEGMENT,
+    )
+    assert made.run_id == name
+    set_origin(made, Origin(parent=segment.parent, segment=True), sync=False)
 
 
 def _check_data(folder: Path, names: list[str], cells: list[Cell]) -> None:

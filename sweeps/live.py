@@ -16,7 +16,7 @@ from rich.text import Text
 
 from sweeps.ledger import is_worked_on
 from sweeps.show import clock
-from sweeps.status import LOST, has_ended, status
+from sweeps.status import LOST, flops_left, flops_own, has_ended, status, with_trunks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,15 +111,16 @@ class _Meter:
         self._first: tuple[float, float] | None = None
 
     def line(self, frame: pd.DataFrame) -> str:
-        done = float((frame["nominal_flops"] * frame["step"] / frame["steps"]).sum())
-        total, now = float(frame["nominal_flops"].sum()), time.monotonic()
+        everything = with_trunks(frame)
+        total, now = float(flops_own(everything).sum()), time.monotonic()
+        done = total - float(flops_left(everything).sum())
         self._first = self._first or (now, done)
         began, before = self._first
         eta = "--"
         if done > before:
             eta = clock((total - done) * (now - began) / (done - before))
         finished = int((frame["status"] == "done").sum())
-        running = frame[frame["status"] == "running"]
+        running = everything[everything["status"] == "running"]
         losses = ", ".join(f"{loss:.3f}" for loss in running["train_loss_nats"].dropna())
         text = f"{finished}/{len(frame)} runs done, {done / total:.0%} of the FLOPs, ETA {eta}"
         return f"{text}, training losses now: {losses}" if losses else text
@@ -127,14 +128,15 @@ class _Meter:
 
 def _live_view(frame: pd.DataFrame, meter: _Meter) -> Group:
     lines = [Text(meter.line(frame), style="bold")]
-    busy = frame[frame["status"].isin(["running", LOST])]
+    everything = with_trunks(frame)
+    busy = everything[everything["status"].isin(["running", LOST])]
     for row in busy.head(BUSY_ROWS).to_dict("records"):
         loss = f"loss {row['train_loss_nats']:.3f}" if row["train_loss_nats"] else ""
         share = row["step"] / row["steps"]
         lines.append(Text(f"  {row['run_id']:<44} {'#' * round(30 * share):<30} {share:4.0%} {loss}"))
     if len(busy) > BUSY_ROWS:
         lines.append(Text(f"  and {len(busy) - BUSY_ROWS} more"))
-    failed = frame[frame["status"].str.startswith("failed")]
+    failed = everything[everything["status"].str.startswith("failed")]
     for row in failed.head(FAILED_ROWS).to_dict("records"):
         lines.append(Text(f"  {row['run_id']:<44} {row['status']}: {row['message']}", style="red"))
     return Group(*lines)

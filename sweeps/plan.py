@@ -13,9 +13,12 @@ from harness.dataset import find_prepared
 from harness.record import planned_columns
 from harness.runfolder import RunFolder
 from model.memory import memory_estimate_bytes
+from sweeps import trunk_plan
 from sweeps.config import StudyConfig
 from sweeps.grid import Cell, DataFacts, cells, truncated_curves
+from sweeps.ledger import read_ledger
 from sweeps.price import Prices, in_words, read_calibrations, shape_of
+from sweeps.trunks import cell_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,8 +35,10 @@ def plan(study: StudyConfig) -> pd.DataFrame:
     """Return one row per cell: verdict, reason, run_id, the runs table's planned columns, hours and state.
 
     `frame.attrs["notes"]` holds remarks on the grid, `frame.attrs["price"]` says where the hours come from,
-    as does the column `price` cell by cell. Hours are device-hours; a run that shares its devices with
-    others side by side is charged its part.
+    as does the column `price` cell by cell, `frame.attrs["trunks"]` what shared trunks save and cost. Hours
+    are device-hours of the whole run, `trunk_steps` those of its steps that a trunk would train; a run that
+    shares its devices with others side by side is charged its part. Raises ConfigError, with the reason,
+    where sweep.trunk=true and nothing can be shared.
     """
     import pandas as pd
 
@@ -45,9 +50,19 @@ def plan(study: StudyConfig) -> pd.DataFrame:
     rows = [_row(cell, folder, there, prices) for cell in planned]
     for row in rows:
         _price(row, study, prices)
+    before = read_ledger(folder) if "sweep.json" in there else None
+    trunks = trunk_plan.plan_trunks(study, planned, before)
+    for number, (cell, row) in enumerate(zip(planned, rows, strict=True)):
+        name = cell_name(cell, number)
+        if parent := trunks.parents.get(name):
+            row["trunk_id"] = trunks.segments[parent].trunk_id
+            row["trunk_steps"] = trunk_plan.first_step(trunks, name, cell.run)
     frame = pd.DataFrame(rows)
     kept = frame.loc[frame["verdict"] == "OK", "price"]
-    frame.attrs = {"notes": truncated_curves(planned), "price": in_words(kept, study.cluster)}
+    saved = trunk_plan.figures(study, planned, rows, trunks, folder)
+    notes = truncated_curves(planned)
+    notes += [] if saved else trunk_plan.why_not(study, planned, rows, folder)
+    frame.attrs = {"notes": notes, "price": in_words(kept, study.cluster), "trunks": saved}
     return frame
 
 
@@ -55,6 +70,7 @@ def totals(frame: pd.DataFrame) -> dict[str, float]:
     """Return counts, FLOPs and hours of the cells that count, and of those that remain to be run."""
     kept = frame[frame["verdict"] == "OK"]
     rest = kept[kept["status"] != "done"]
+    shared = frame.attrs.get("trunks", {})
     return {
         "cells": len(frame),
         "cells_ok": len(kept),
@@ -65,6 +81,7 @@ def totals(frame: pd.DataFrame) -> dict[str, float]:
         "hours": float(kept["hours"].sum(min_count=1)),
         "remaining_flops": float(rest["nominal_flops"].sum()),
         "remaining_hours": float(rest["hours"].sum(min_count=1)) if len(rest) else 0.0,
+        **{name: shared[name] for name in ("remaining_flops", "remaining_hours") if shared},
     }
 
 
@@ -85,7 +102,7 @@ def summary(frame: pd.DataFrame) -> str:
         lines.append(
             "the data is not prepared yet, so runs have no id: loopscale data with the same settings"
         )
-    return "\n".join([*lines, *frame.attrs["notes"]])
+    return "\n".join([*lines, *trunk_plan.in_words(frame.attrs["trunks"]), *frame.attrs["notes"]])
 
 
 def _facts(data: DataConfig, cache: Path) -> DataFacts:

@@ -45,13 +45,18 @@ class Element:
     def is_stuck(self) -> bool:
         """Say whether SLURM holds it for ever: a job that a failing node could not start, queued again."""
         reason = self.reason.replace("_", " ").lower()
-        return self.state == "PENDING" and reason.startswith("launch failed")
+        return self.state == "PENDING" and (reason.startswith("launch failed") or self.is_orphan)
+
+    @property
+    def is_orphan(self) -> bool:
+        """Say whether it waits for a job that has failed, and so for ever."""
+        return self.reason.replace("_", "").lower().startswith("dependencyneversatisfied")
 
     @property
     def death(self) -> str:
         """Name the failure class of a run that was running in it, "" where the user cancelled it."""
         if self.is_stuck:
-            return "node_failure"
+            return "" if self.is_orphan else "node_failure"
         return "" if self.state.startswith("CANCELLED") else DEATHS.get(self.state, "lost")
 
 

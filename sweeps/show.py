@@ -25,11 +25,13 @@ PLAN_COLUMNS = {
     "memory_bytes": "memory",
     "devices": "",
     "hours": "device-hours",
+    "trunk_steps": "shared steps",
     "status": "",
     "reason": "",
 }
 STATUS_COLUMNS = {
     "run_id": "run",
+    "trunk_id": "trunk",
     "target_flops": "target FLOPs",
     "status": "",
     "attempts": "",
@@ -71,6 +73,8 @@ def plain(value: Any) -> Any:
     """Return `value` as JSON knows it: numpy scalars unwrapped, what is not a number as None."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain(item) for item in value]
     value = value.item() if hasattr(value, "item") else value
     return None if isinstance(value, float) and not math.isfinite(value) else value
 

@@ -21,7 +21,7 @@ import submitit
 from submitit.core.utils import FailedJobError
 
 from model.checked import ConfigError
-from sweeps.batch import Batch, batch_folder
+from sweeps.batch import JOBS, Batch, batch_folder, read_submitted
 from sweeps.cluster_config import ClusterConfig
 from sweeps.scheduler import Element, Elements, SchedulerError
 
@@ -223,6 +223,8 @@ def _executor(config: ClusterConfig, sweep: Path, batch: Batch, version: str) ->
         command = _torchrun(config, batch, folder)
     executor = Executor(folder, command)
     options: dict[str, Any] = {key.replace("_", "-"): value for key, value in wanted.options.items()}
+    if batch.after:  # else it would wait for ever when that fails; cancelled, launch submits it again
+        options["kill-on-invalid-dep"] = "yes"
     if config.requeue is not None:
         options["requeue" if config.requeue else "no-requeue"] = True
     if wanted.ranks == "torchrun":  # it passes on SIGTERM and dies of SIGUSR2
@@ -236,6 +238,7 @@ def _executor(config: ClusterConfig, sweep: Path, batch: Batch, version: str) ->
         "gpus_per_node": wanted.gpus_per_node or None,
         "mem": f"{round(wanted.memory_gb * 1024)}M" if wanted.memory_gb else None,
         "exclude": ",".join(batch.exclude) or None,
+        "dependency": _dependency(sweep, batch),
         # Since SLURM 22.05 srun does not take this over from the job.
         "srun_args": [f"--cpus-per-task={wanted.cpus_per_task}"] if wanted.cpus_per_task else None,
     }
@@ -253,6 +256,15 @@ def _executor(config: ClusterConfig, sweep: Path, batch: Batch, version: str) ->
     )
     executor.parameters["map_count"] = len(batch.elements)
     return executor
+
+
+def _dependency(sweep: Path, batch: Batch) -> str | None:
+    """Say what an array waits for: element by element for another array, or for one element of it."""
+    if not batch.after:
+        return None
+    submitted = read_submitted(sweep / JOBS / batch.after)
+    job = submitted.job_id if submitted else f"JOB_OF_{batch.after}"  # in a dry run nobody knows it yet
+    return f"aftercorr:{job}" if batch.after_index is None else f"afterok:{job}_{batch.after_index}"
 
 
 def _environment(config: ClusterConfig, sweep: Path, batch: Batch, version: str) -> list[str]:

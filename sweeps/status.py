@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from harness.metrics import last_metrics
 from harness.runfolder import RunFolder, Status
 from sweeps.batch import Batch, batch_folder, newest_places, read_batches, read_submitted
 from sweeps.ledger import Ledger, read_ledger
+from sweeps.order import held_back_by, waits_for
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,15 +28,17 @@ RECORD_COLUMNS = ("scale", "kind", "mean_recurrence", "target_flops", "nominal_f
 def status(folder: Path) -> pd.DataFrame:
     """Return one row per run of the sweep in `folder`.
 
-    Columns: run_id, scale, kind, mean_recurrence, target_flops, nominal_flops, seed, status, attempts, step,
-    steps, train_loss_nats, val_loss_nats, tokens_per_s, eta_s, job, node, message. A run that is marked
-    running while no process holds it and no job is at it is shown as `lost`. `frame.attrs["notes"]` says
-    where the scheduler could not be asked. Raises ConfigError where nothing was launched.
+    Columns: run_id, trunk_id, scale, kind, mean_recurrence, target_flops, nominal_flops, seed, status,
+    attempts, first_step (where it takes over from a trunk), step, steps, train_loss_nats, val_loss_nats,
+    tokens_per_s, eta_s, job, node, message. A run that is marked running while no process holds it and no job
+    is at it is shown as `lost`. `frame.attrs["trunks"]` has a row like these for each segment of a trunk,
+    `frame.attrs["notes"]` says where the scheduler could not be asked. Raises ConfigError where nothing was
+    launched.
     """
     import pandas as pd
 
     ledger = read_ledger(folder)
-    states = {run.run_id: (run, run.status()) for run in ledger.runs(folder)}
+    states = {run.run_id: (run, run.status()) for run in ledger.nodes(folder)}
     batches = read_batches(folder)
     places = newest_places(batches)
     unfinished = [run for run, state in states.values() if state.state not in ("done", "failed")]
@@ -48,10 +52,31 @@ def status(folder: Path) -> pd.DataFrame:
         element = elements.get((place[0].name, place[1])) if place else None
         job = jobs[place[0].token] if place else None
         where = job.element(place[1]) if job and place and job.job_id else ""
-        rows.append(_row(run, state, element, where))
-    frame = pd.DataFrame(rows)
-    frame.attrs = {"notes": notes, "forecast": forecast(frame)}
+        rows.append(_row(run, state, element, where, ledger))
+    segments = len(rows) - len(ledger.run_ids)
+    frame = pd.DataFrame(rows[segments:])
+    frame.attrs = {"notes": notes, "trunks": rows[:segments]}
+    frame.attrs["forecast"] = forecast(frame)
     return frame
+
+
+def with_trunks(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of all that is trained: runs, and the segments of their trunks."""
+    import pandas as pd
+
+    trunks = frame.attrs.get("trunks", [])
+    return pd.concat([frame, pd.DataFrame(trunks)], ignore_index=True) if trunks else frame
+
+
+def flops_left(frame: pd.DataFrame) -> pd.Series:
+    """Return what is left of each row in nominal FLOPs, the steps of its trunk left out."""
+    steps = frame["steps"].clip(lower=1)
+    return (steps - frame[["step", "first_step"]].max(axis=1)) / steps * frame["nominal_flops"]
+
+
+def flops_own(frame: pd.DataFrame) -> pd.Series:
+    """Return what each row trains itself, in nominal FLOPs."""
+    return (1 - frame["first_step"] / frame["steps"].clip(lower=1)) * frame["nominal_flops"]
 
 
 def counts(frame: pd.DataFrame) -> dict[str, int]:
@@ -70,9 +95,8 @@ def forecast(frame: pd.DataFrame) -> dict[str, float | None]:
     The end supposes that as many runs go on side by side as do now, at the median speed of those that have
     one; None where nothing has been measured or nothing runs.
     """
-    share = 1 - frame["step"] / frame["steps"].clip(lower=1)
-    rest = frame["nominal_flops"].where(~frame["status"].map(has_ended), 0.0) * share
-    remaining = float(rest.sum())
+    frame = with_trunks(frame)
+    remaining = float(flops_left(frame).where(~frame["status"].map(has_ended), 0.0).sum())
     rates = (frame["tokens_per_s"] * frame["nominal_flops"] / frame["tokens"]).dropna()
     hours = remaining / statistics.median(rates) / 3600 if len(rates) else None
     running = int((frame["status"] == "running").sum())
@@ -100,7 +124,20 @@ def summary(frame: pd.DataFrame, sweep: str, *, worked_on: bool) -> str:
             clock = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + ends))
             end = f"; expected end {clock} with {left['running']} side by side"
         lines.append(f"remaining {left['remaining_flops']:.3g} nominal FLOPs{cost}{end}")
+    if trunks := frame.attrs.get("trunks"):
+        lines.append(_trunks_in_words(trunks, sweep))
     return "\n".join([*lines, *frame.attrs.get("notes", [])])
+
+
+def _trunks_in_words(trunks: list[dict[str, Any]], sweep: str) -> str:
+    shown = Counter(row["status"] for row in trunks)
+    counted = ", ".join(f"{count} {name}" for name, count in shown.most_common())
+    failed = [row["run_id"] for row in trunks if row["status"].startswith("failed")]
+    text = f"{len(trunks)} trunk segments: {counted}"
+    if failed:
+        text += f"; what starts from {', '.join(failed[:3])} is held back"
+        text += f": loopscale retry sweep={sweep} failed=true"
+    return text
 
 
 def gaps(frame: pd.DataFrame) -> str:
@@ -146,21 +183,26 @@ def shown_status(run: RunFolder, state: Status, element: Element | None) -> str:
     return str(state)
 
 
-def _row(run: RunFolder, state: Status, element: Element | None, job: str) -> dict[str, Any]:
+def _row(run: RunFolder, state: Status, element: Element | None, job: str, ledger: Ledger) -> dict[str, Any]:
     record = read_json(f"{run.path}/record.json")
     newest = {} if state.state in ("planned", "done") else last_metrics(run.metrics)
     shown = shown_status(run, state, element)
     step = state.steps if state.state == "done" else newest.get("step", 0)
     rate = record["tokens_per_s"] or newest.get("tokens_per_s")
     message = state.message
+    trunk_id, first_step, waits = _lineage(run, record, ledger, state)
+    if waits and state.state != "running":
+        message = waits
     if element is not None and element.is_live and element.state == "PENDING":
         message = message or f"waits: {element.reason}"
     return {
         "run_id": run.run_id,
+        "trunk_id": trunk_id,
         **{name: record[name] for name in RECORD_COLUMNS},
         "tokens": record["tokens"],
         "status": shown,
         "attempts": state.attempts,
+        "first_step": first_step,
         "step": step,
         "steps": record["steps"],
         "train_loss_nats": newest.get("train_loss_nats"),
@@ -173,3 +215,20 @@ def _row(run: RunFolder, state: Status, element: Element | None, job: str) -> di
         "node": element.node if element else "",
         "message": message,
     }
+
+
+def _lineage(run: RunFolder, record: dict[str, Any], ledger: Ledger, state: Status) -> tuple[str, int, str]:
+    """Return a row's trunk, the step at which it takes over from it, and what it waits for, in words."""
+    if own := ledger.segments.get(run.run_id):
+        trunk, first_step = own.trunk_id, own.start
+    elif parent := ledger.segments.get(ledger.parent_of(run.run_id)):
+        trunk, first_step = parent.trunk_id, record.get("trunk_steps") or parent.start_for(record["steps"])
+    else:
+        return "", 0, ""
+    if state.state not in ("planned", "submitted"):
+        return trunk, first_step, ""
+    waits = waits_for(ledger, run)
+    if not waits:
+        return trunk, first_step, ""
+    failed = held_back_by(ledger, run)
+    return trunk, first_step, f"held back: {failed} has failed" if failed else f"waits for {waits}"

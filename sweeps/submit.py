@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.locks import exclusive
@@ -14,18 +15,31 @@ from sweeps.batch import (
     Submitted,
     batch_folder,
     make_batches,
+    make_token,
     newest_places,
     read_batches,
     read_submitted,
     write_batch,
     write_submitted,
 )
+from sweeps.chain import by_followers, follow, shared_out
 from sweeps.ledger import Ledger
+from sweeps.order import left, waits_for
 from sweeps.retry import is_open, prepare_attempt
 from sweeps.scheduler import Element, Scheduler
 from sweeps.snapshot import Snapshot, record_environment, take_snapshot
+from sweeps.trunks import in_order
 
 Places = dict[str, tuple[Batch, int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settled:
+    """What is to be submitted, what waits or works in the queue already (run ids), and nodes to avoid."""
+
+    ready: list[RunFolder] = field(default_factory=list)
+    live: set[str] = field(default_factory=set)
+    exclude: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,36 +60,57 @@ def submit_missing(folder: Path, ledger: Ledger, scheduler: Scheduler) -> Submis
     with exclusive(folder / ".launch.lock", wait=True):
         adopt(folder, scheduler)
         batches = read_batches(folder)
-        open_runs, exclude = settle(folder, ledger, batches, scheduler)
-        if not open_runs:
+        settled = settle(folder, ledger, batches, scheduler)
+        if not settled.ready:
             return Submission(jobs=[], runs=0, notes=[])
         snapshot = take_snapshot(folder)
-        names = [run.run_id for run in open_runs]
-        fresh = plan_batches(ledger, names, scheduler, snapshot, len(batches), sorted(exclude))
+        fresh = plan_batches(ledger, settled, scheduler, snapshot, batches)
         jobs = [_submit(folder, batch, scheduler, snapshot) for batch in fresh]
         notes = _notes(folder, ledger, batches, scheduler.name)
-        return Submission(jobs=jobs, runs=len(open_runs), notes=notes)
+        return Submission(jobs=jobs, runs=sum(len(batch.runs) for batch in fresh), notes=notes)
 
 
 def plan_batches(
     ledger: Ledger,
-    runs: list[str],
+    settled: Settled,
     scheduler: Scheduler,
     snapshot: Snapshot,
-    generation: int,
-    exclude: list[str],
+    earlier: list[Batch],
 ) -> list[Batch]:
-    """Group runs into the batches that would be submitted now."""
+    """Group runs into the batches that would be submitted now, each after the one that it waits for.
+
+    What waits for a segment that is submitted with it, or stands in the queue, depends on that one's job.
+    What waits for a segment that is neither is left out: that one has failed for good.
+    """
+    seed = f"{ledger.nonce}{len(earlier)}"
+    waits = {run.run_id: parent for run in settled.ready if (parent := waits_for(ledger, run))}
+    first = [run.run_id for run in settled.ready if run.run_id not in waits]
     scales = {scale: ledger.cluster.resources_of(scale) for scale in set(ledger.scales.values())}
-    return make_batches(
+    batches = make_batches(
         ledger.name,
-        [(run, scales[ledger.scales[run]]) for run in runs],
+        [(name, scales[ledger.scales[name]]) for name in by_followers(first, waits)],
         max_array=scheduler.max_array,
         array_parallelism=ledger.cluster.array_parallelism,
         snapshot=snapshot.path,
-        exclude=exclude,
-        seed=f"{ledger.nonce}{generation}",
+        exclude=sorted(settled.exclude),
+        seed=seed,
     )
+    count = itertools.count(len(batches))
+
+    def make(elements: list[list[str]], before: Batch, index: int | None) -> Batch:
+        return dataclasses.replace(
+            before,
+            token=make_token(seed, next(count), elements),
+            elements=elements,
+            snapshot=snapshot.path,
+            exclude=sorted(settled.exclude),
+            after=before.token,
+            after_index=index,
+        )
+
+    places = newest_places(earlier)
+    batches += [make([[name]], *places[parent]) for name, parent in waits.items() if parent in settled.live]
+    return shared_out([*batches, *follow(batches, waits, make)], ledger.cluster.array_parallelism)
 
 
 def adopt(folder: Path, scheduler: Scheduler) -> None:
@@ -86,15 +121,12 @@ def adopt(folder: Path, scheduler: Scheduler) -> None:
             write_submitted(folder, batch, Submitted(cluster=scheduler.name, job_id=job_id))
 
 
-def settle(
-    folder: Path, ledger: Ledger, batches: list[Batch], scheduler: Scheduler
-) -> tuple[list[RunFolder], set[str]]:
-    """Return the runs to submit, made ready for it, and the nodes to avoid.
+def settle(folder: Path, ledger: Ledger, batches: list[Batch], scheduler: Scheduler) -> Settled:
+    """Return the runs to submit, made ready for it, those that are queued or running, and nodes to avoid.
 
     A run that stands as running while nobody holds it is given the failure class that the scheduler names.
     """
-    unfinished = [(run, run.status()) for run in ledger.runs(folder)]
-    unfinished = [(run, status) for run, status in unfinished if status.state != "done"]
+    unfinished = left(ledger, folder)
     places = newest_places(batches)
     asked = {
         places[run.run_id][0].token: places[run.run_id][0] for run, _ in unfinished if run.run_id in places
@@ -103,22 +135,24 @@ def settle(
     stuck = {f"{element.job_id}_{index}" for (_, index), element in elements.items() if element.is_stuck}
     if stuck:
         scheduler.cancel(sorted(stuck))
-    ready, exclude = [], set()
+    settled = Settled()
     for run, status in unfinished:
         batch, index = places.get(run.run_id, (None, 0))
         element = elements.get((batch.name, index)) if batch else None
         if (element and element.is_live) or (status.state == "running" and run.is_held()):
+            if element and element.is_live:
+                settled.live.add(run.run_id)
             continue
-        settled = judge_death(status, element, was_submitted=batch is not None)
-        if settled != status:
+        judged = judge_death(status, element, was_submitted=batch is not None)
+        if judged != status:
             # Not synced: what a power cut takes away, the next launch finds out again.
-            run.set_status(settled, sync=False)
-        if is_open(settled, ledger.retry) and prepare_attempt(run, settled, ledger.retry):
-            ready.append(run)
-            rule = ledger.retry.rule(settled.failure_class)
+            run.set_status(judged, sync=False)
+        if is_open(judged, ledger.retry) and prepare_attempt(run, judged, ledger.retry):
+            settled.ready.append(run)
+            rule = ledger.retry.rule(judged.failure_class)
             if rule.action == "exclude_node" and element and element.node:
-                exclude.add(element.node)
-    return ready, exclude
+                settled.exclude.add(element.node)
+    return settled
 
 
 def judge_death(status: Status, element: Element | None, *, was_submitted: bool) -> Status:
@@ -170,12 +204,12 @@ def _notes(folder: Path, ledger: Ledger, batches: list[Batch], cluster: str) -> 
     ]
 
 
-def show_job_files(
-    folder: Path, ledger: Ledger, runs: list[str], scheduler: Scheduler, show: Callable[[str], None]
-) -> None:
-    """Show the very job files that a launch would submit now for `runs`; writes and asks nothing."""
+def show_job_files(folder: Path, ledger: Ledger, scheduler: Scheduler, show: Callable[[str], None]) -> None:
+    """Show the very job files that a launch would submit now for what is left; writes and asks nothing."""
     snapshot = take_snapshot(folder, write=False)
-    for batch in plan_batches(ledger, runs, scheduler, snapshot, len(read_batches(folder)), []):
+    nodes = [RunFolder(folder / name) for name in (*in_order(ledger.segments), *ledger.run_ids)]
+    settled = Settled(ready=[run for run in nodes if run.status().state != "done"])
+    for batch in plan_batches(ledger, settled, scheduler, snapshot, read_batches(folder)):
         path = batch_folder(folder, batch)
         show(f"# {path}: {len(batch.runs)} runs in {len(batch.elements)} jobs")
         show(scheduler.job_file(folder, batch, snapshot.version))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from harness.runfolder import RunFolder
+from harness.trunk import origin
 from harness.wandb_segment import rebuild
 from model.checked import ConfigError, closest
 from sweeps.config import SyncConfig
@@ -46,7 +47,8 @@ def sync(settings: SyncConfig, progress: Progress = lambda stage, fraction: None
 
 
 def _runs(settings: SyncConfig) -> list[RunFolder]:
-    runs = {path.parent.name: RunFolder(path.parent) for path in settings.folder.glob("*/status.json")}
+    found = (RunFolder(path.parent) for path in settings.folder.glob("*/status.json"))
+    runs = {run.run_id: run for run in found if not origin(run).segment}  # their runs have all their steps
     if not runs:
         raise ConfigError(f"no runs in {settings.folder}: launch the sweep first, or set root")
     if settings.run is None:

@@ -19,9 +19,11 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from harness.runfolder import RunFolder
+from harness.trunk import origin
 from sweeps.batch import Batch, read_batch, read_submitted
 from sweeps.cluster_config import ClusterConfig, RetryConfig
 from sweeps.ledger import Ledger, read_ledger
+from sweeps.order import has_begun
 from sweeps.retry import is_open, prepare_attempt
 
 POLL_S = 0.1
@@ -69,7 +71,7 @@ def work_through(
     from sweeps.child import end_child, note_death, start_child
 
     alone = batch.resources.world_size == 1
-    waiting = [run for run in runs if is_open(run.status(), retry)]
+    waiting = [run for run in runs if is_open(run.status(), retry) and _may_start(run)]
     free = list(range(batch.resources.parallel_runs))
     active: list[tuple[BaseProcess, RunFolder, int]] = []
     started: set[str] = set()
@@ -120,6 +122,17 @@ def _meet() -> None:
         import submitit.helpers
 
         submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+
+
+def _may_start(run: RunFolder) -> bool:
+    """Say whether the segment that a run starts from is done; if not, the next launch comes back to it."""
+    parent = origin(run).parent
+    if not parent or has_begun(run) or RunFolder(run.path.with_name(parent)).status().state == "done":
+        return True
+    if os.environ.get("RANK", "0") == "0":
+        message = f"stopped before it began: {parent} is not done"
+        run.set_status(dataclasses.replace(run.status(), message=message))
+    return False
 
 
 def _note_restart(runs: list[RunFolder], retry: RetryConfig) -> None:

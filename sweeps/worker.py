@@ -19,15 +19,17 @@ from harness.locks import exclusive
 from harness.runfolder import RunFolder
 from sweeps.child import end_child, note_death, start_child
 from sweeps.ledger import read_ledger, slot
+from sweeps.order import left, waits_for
 from sweeps.retry import is_open, prepare_attempt
 
 POLL_S = 0.2
 
 
 def work(folder: Path, stop: Callable[[], bool]) -> None:
-    """Train the open runs of the sweep in `folder` until none is open.
+    """Train the open runs and trunk segments of the sweep in `folder` until none is open.
 
-    Waits while others hold the last ones, and takes those over whose process dies.
+    Waits while others hold the last ones, and takes those over whose process dies. What starts from a segment
+    that has failed for good is left.
     """
     crashes: Counter[str] = Counter()  # counted here too, for a crash that could not be written down
     while not stop():
@@ -35,16 +37,24 @@ def work(folder: Path, stop: Callable[[], bool]) -> None:
         limit = ledger.retry.lost.retries
         runs = [
             run
-            for run in ledger.runs(folder)
-            if is_open(run.status(), ledger.retry) and crashes[run.run_id] <= limit
+            for run, status in left(ledger, folder)
+            if is_open(status, ledger.retry) and crashes[run.run_id] <= limit
         ]
-        if not runs:
+        waits = {run.run_id: waits_for(ledger, run) for run in runs}
+        if not any(_may_come(name, waits) for name in waits):
             return
-        free = next((run for run in runs if not run.is_held()), None)
+        free = next((run for run in runs if not waits[run.run_id] and not run.is_held()), None)
         if free is None:
             time.sleep(POLL_S)
         elif prepare_attempt(free, free.status(), ledger.retry):
             crashes[free.run_id] += _train(free, folder / ledger.cache, stop) != 0
+
+
+def _may_come(name: str, waits: dict[str, str]) -> bool:
+    """Say whether an open run can start sooner or later: the segments that it waits for are open too."""
+    while parent := waits.get(name):
+        name = parent
+    return name in waits
 
 
 def _train(run: RunFolder, cache: Path, stop: Callable[[], bool]) -> int | None:

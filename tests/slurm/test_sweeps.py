@@ -19,7 +19,8 @@ from .conftest import EVENT, ROOT, fault, slurm
 def test_a_sweep_of_24_cells_over_4_nodes_with_one_array_per_shape(sweep):
     made = sweep(
         "grid", "sweep.scales=[looped_40k,looped_90k]", "sweep.mean_recurrences=[2,4]", "sweep.seeds=[0,1]",
-        "sweep.tokens=[640,768]", "cluster.resources.runs_per_job=3", "cluster.resources.cpus_per_task=4",
+        "sweep.tokens=[640,768]", "sweep.trunk=false", "cluster.resources.runs_per_job=3",
+        "cluster.resources.cpus_per_task=4",
         "cluster.per_scale={looped_90k: {memory_gb: 2, parallel_runs: 3}}",
     )  # fmt: skip
     frame = made.launch()

@@ -169,7 +169,7 @@ def test_nothing_launched_is_said_with_what_is_there(table):
 
 
 def test_a_crash_that_cannot_be_written_down_is_not_repeated_for_ever(tiny_sweep, tmp_path, monkeypatch):
-    write_ledger(loopscale.compose([*tiny_sweep, "retry.lost.retries=1"]))
+    write_ledger(loopscale.compose([*tiny_sweep, "retry.lost.retries=1", "sweep.trunk=false"]))
     folder = tmp_path / "runs" / "tiny"
     log = tmp_path / "started"
 

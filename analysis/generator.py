@@ -58,23 +58,15 @@ class Generator:
         return float(np.exp(found.x))
 
 
-def published(scale: str, shape: Geometry, runs: pd.DataFrame, count: str, *, optima: bool) -> Generator:
+def published(scale: str, runs: pd.DataFrame, count: str) -> Generator:
     """Return the published training law of a size (PAPER (d)), N counted as `count` says.
 
-    With `optima` A is scaled so that the law's optima have the geometric mean of the published ones under the
-    FLOP function `shape`; the printed coefficients and the printed optima do not agree. Raises TableError for
-    a size that has no published law.
+    Raises TableError for a size that has no published law.
     """
-    table = parcae.table("training_law")
-    size = next((name for name in table["size"] if str(name).lower() in scale.lower()), None)
-    if size is None:
-        known = " and ".join(str(name) for name in table["size"])
-        raise TableError(
-            f"no law is published for {scale}, only for {known}: give a fitted one, assume.law=.../laws.json"
-        )
-    row = table[table["size"] == size].iloc[0]
-    law = Generator(
-        name="the published law",
+    size = _size(scale)
+    row = parcae.table("training_law").set_index("size").loc[size]
+    return Generator(
+        name=f"the published {size} law",
         floor_nats=float(row["E"]),
         amplitude_params=float(row["A"]),
         alpha=float(row["a"]),
@@ -82,22 +74,37 @@ def published(scale: str, shape: Geometry, runs: pd.DataFrame, count: str, *, op
         beta=float(row["b"]),
         **_counted(runs, count),
     )
-    if not optima:
-        return law
+
+
+def at_published_optima(law: Generator, scale: str, shape: Geometry) -> Generator:
+    """Return `law` with A scaled so that its optima have the geometric mean of the published ones.
+
+    The printed coefficients and the printed optima of a size do not agree; `shape` gives the FLOP function.
+    """
     core = parcae.table("core")
-    mine = core[core["size"] == size]
+    mine = core[core["size"] == _size(scale)]
+    budgets = mine["budget_flops"].to_numpy(float)
     wanted = float(np.log(mine["mean_recurrence"].to_numpy(float)).mean())
 
-    def gap(log_factor: float) -> float:
-        scaled = replace(law, amplitude_params=law.amplitude_params * float(np.exp(log_factor)))
-        return float(np.mean([np.log(scaled.optimum(shape, c)) for c in mine["budget_flops"].astype(float)])) - wanted
+    def scaled(log_factor: float) -> Generator:
+        return replace(law, amplitude_params=law.amplitude_params * float(np.exp(log_factor)))
 
-    factor = float(np.exp(brentq(gap, -6.0, 3.0, xtol=1e-10)))
-    return replace(
-        law,
-        name=f"the published law, A times {factor:.3f} for the published optima",
-        amplitude_params=law.amplitude_params * factor,
-    )
+    def gap(log_factor: float) -> float:
+        return float(np.mean(np.log([scaled(log_factor).optimum(shape, c) for c in budgets]))) - wanted
+
+    found = float(brentq(gap, -6.0, 6.0, xtol=1e-10))
+    return replace(scaled(found), name=f"{law.name}, A times {np.exp(found):.3f} for the published optima")
+
+
+def _size(scale: str) -> str:
+    sizes = [str(name) for name in parcae.table("training_law")["size"]]
+    size = next((name for name in sizes if name.lower() in scale.lower()), None)
+    if size is None:
+        raise TableError(
+            f"no law is published for {scale}, only for {' and '.join(sizes)}: give a fitted one, "
+            "assume.law=.../laws.json"
+        )
+    return size
 
 
 def fitted(path: Path, runs: pd.DataFrame, count: str) -> Generator:

@@ -19,7 +19,7 @@ from analysis.isoflop import MIN_SWEPT
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Progress = Callable[[str, float], None]
 AROUND = 1.0  # e-foldings on either side of the expected optima that a new budget's recurrences span
-# Gain per cost to these powers is what a run is chosen by: 1 where the allowance binds, 0 where the number does.
+# A run is chosen by gain / cost^power: 1 where the allowance binds, 0 where the number of runs does.
 THRIFT = (0.0, 0.5, 1.0)
 GAIN = 1e-6
 PROMISING = 30  # openings that are filled
@@ -50,7 +50,9 @@ def opened(information: Information, budget: int, seeds: int = 1) -> Counts:
     return row
 
 
-def filled(information: Information, counts: Counts, limits: Limits, spent: float, runs: int, thrift: float) -> Counts:
+def filled(
+    information: Information, counts: Counts, limits: Limits, spent: float, runs: int, thrift: float
+) -> Counts:
     """Add runs to `counts` one by one, as long as they narrow the interval and the limits allow."""
     counts = counts.copy()
     width = score(information.widths(counts))
@@ -100,7 +102,9 @@ def score(widths: Array) -> Any:
     return 0.8 * widths.mean(0) + 0.2 * widths.max(0)
 
 
-def next_runs(information: Information, start: Counts, limits: Limits, progress: Progress | None = None) -> Counts:
+def next_runs(
+    information: Information, start: Counts, limits: Limits, progress: Progress | None = None
+) -> Counts:
     """Return `start` and the runs to add to it: at most `limits.runs`, within the allowance."""
     closed = [k for k in range(len(start)) if (start[k] > 0).sum() < MIN_SWEPT]
     many = limits.runs // MIN_SWEPT
@@ -132,7 +136,9 @@ def best_grids(
     """Return up to `keep` grids within the limits, the one of the least expected interval first."""
     ladder = range(len(information.budgets_flops))
     start = np.zeros((len(ladder), len(information.recurrences)), int)
-    options = sorted(_openings(information, limits, start), key=lambda item: _promise(information, item, limits))
+    options = sorted(
+        _openings(information, limits, start), key=lambda item: _promise(information, item, limits)
+    )
     options, found = options[:PROMISING], []
     for done, counts in enumerate(options):
         if progress:
@@ -161,7 +167,7 @@ def _promise(information: Information, counts: Counts, limits: Limits) -> float:
 
 
 def _openings(information: Information, limits: Limits, start: Counts) -> Iterator[Counts]:
-    """Yield every set of at least four budgets, opened with one seed a cell and with two, that is affordable."""
+    """Yield every affordable set of at least four budgets, opened with one seed a cell, two, and so on."""
     for size in range(4, len(start) + 1):
         for chosen in combinations(range(len(start)), size):
             for seeds in range(1, limits.per_cell + 1):
@@ -170,4 +176,3 @@ def _openings(information: Information, limits: Limits, start: Counts) -> Iterat
                     counts[k] = opened(information, k, seeds)
                 if cost(counts, start, limits) <= limits.allowance_flops and counts.sum() <= limits.runs:
                     yield counts
-

@@ -127,10 +127,11 @@ class Resolution:
             if size
         ]
         lines = [
-            f"{self.runs} looped runs and {self.controls} controls, {number(self.nominal_flops)} FLOPs, under "
-            f"{self.law}; noise in nats: {', '.join(parts)}; {self.config.studies} simulated studies",
+            f"{self.runs} looped runs and {self.controls} controls, {number(self.nominal_flops)} FLOPs, "
+            f"under {self.law}; noise in nats: {', '.join(parts)}; {self.config.studies} simulated studies",
             *(f"  {_sentence(item, self.config)}" for item in self.resolved[DEFAULT]),
-            f"  all minima lie inside the grid in {self.all_inside:.0%} of the studies{_worst(self.outlooks)}",
+            f"  minima all lie inside the grid in {self.all_inside:.0%} of the studies"
+            f"{_worst(self.outlooks)}",
             f"  {self._power()}",
         ]
         return "\n".join(lines)
@@ -139,19 +140,18 @@ class Resolution:
         margin = f"looped {self.config.margin_nats:g} nats below fixed depth"
         if not self.controls:
             return f"{margin}: no control in the grid"
-        last = self.outlooks[-1]
-        known = f"{last.power_known:.0%} at {number(last.budget_flops)} FLOPs" if last.power_known else ""
-        if not self.replicates:
-            return (
-                f"{margin}: not told, no cell has a second seed (`compare`: training noise unknown); with the "
-                f"noise known the power would be {known}"
-            )
-        powers = ", ".join(
-            f"{item.power:.0%} at {number(item.budget_flops)}"
+        shown = [
+            f"{power:.0%} at {number(item.budget_flops)}"
             for item in self.outlooks
-            if item.power is not None
+            if (power := item.power if self.replicates else item.power_known) is not None
+        ]
+        powers = f"{', '.join(shown)} FLOPs"
+        if self.replicates:
+            return f"{margin} is told with a power of {powers}"
+        return (
+            f"{margin}: not told, no cell has a second seed (`compare`: training noise unknown); were the "
+            f"noise known, with a power of {powers}"
         )
-        return f"{margin} is told with a power of {powers} FLOPs"
 
     def frame(self) -> pd.DataFrame:
         """Return one row per budget."""
@@ -199,7 +199,11 @@ def _worst(outlooks: tuple[Outlook, ...]) -> str:
 
 
 def resolve(
-    grid: Grid, law: Generator, noise: Noise, config: DesignConfig, progress: Progress = lambda stage, done: None
+    grid: Grid,
+    law: Generator,
+    noise: Noise,
+    config: DesignConfig,
+    progress: Progress = lambda stage, done: None,
 ) -> Resolution:
     """Simulate a study many times and return what its estimators would resolve.
 
@@ -340,7 +344,7 @@ def _outlooks(
     cells, result = grid.cells, []
     for k, flops in enumerate(cells.budgets_flops):
         swept = cells.swept("mean_recurrence", k)
-        common = {
+        common: dict[str, Any] = {
             "budget_flops": float(flops),
             "runs": int((cells.budget == k).sum()),
             "swept_low": swept[0],
@@ -349,11 +353,14 @@ def _outlooks(
         }
         if k not in found.budgets:
             result.append(
-                Outlook(**common, low=None, high=None, below=0, above=0, without=1, power=None, power_known=None)
+                Outlook(
+                    **common, low=None, high=None, below=0, above=0, without=1, power=None, power_known=None
+                )
             )
             continue
         column = found.budgets.index(k)
-        logs, within = (of["mean_recurrence"][:, column] for of in (found.log_optima, found.inside))
+        logs = found.log_optima["mean_recurrence"][:, column]
+        within = found.inside["mean_recurrence"][:, column]
         middle = float(np.log(swept).mean())
         shown = np.quantile(np.where(np.isnan(logs), middle, logs), [0.025, 0.975], method="nearest")
         low, high = (float(np.exp(end)) if abs(end) < 100 else None for end in shown)

@@ -150,7 +150,9 @@ def optima_along(
                 judged.append(refused(inputs.cells, quantity, k, refusal_before(inputs.cells, k) or ""))
                 continue
             column, flops = budgets.index(k), float(inputs.cells.budgets_flops[k])
-            place, draws = (as_quantity(quantity, inputs.shape, flops, m[0][:, column]) for m in (point, resampled))
+            place, draws = (
+                as_quantity(quantity, inputs.shape, flops, m[0][:, column]) for m in (point, resampled)
+            )
             at = (float(place[0]), float(point[1][0, column]))
             judged.append(
                 judge(inputs.cells, quantity, k, at, (draws, resampled[1][:, column], factor), inputs.config)

@@ -40,7 +40,9 @@ class Generator:
 
     def loss(self, mean_recurrence: Array | float, tokens: Array | float) -> Array:
         """Return the loss in nats."""
-        params = self.static_params + self.looped_params * np.asarray(mean_recurrence, float) ** self.loop_power
+        params = (
+            self.static_params + self.looped_params * np.asarray(mean_recurrence, float) ** self.loop_power
+        )
         by_params = self.amplitude_params * params**-self.alpha
         by_tokens = self.amplitude_tokens * np.asarray(tokens, float) ** -self.beta
         g = self.coupling
@@ -64,7 +66,8 @@ def published(scale: str, runs: pd.DataFrame, count: str) -> Generator:
     Raises TableError for a size that has no published law.
     """
     size = _size(scale)
-    row = parcae.table("training_law").set_index("size").loc[size]
+    table = parcae.table("training_law")
+    row = table[table["size"] == size].iloc[0]
     return Generator(
         name=f"the published {size} law",
         floor_nats=float(row["E"]),
@@ -119,7 +122,9 @@ def fitted(path: Path, runs: pd.DataFrame, count: str) -> Generator:
         names = {str(runs[column].iloc[0]) for column in ("scale", "accounting")}
         mine = [group for group in found["groups"] if {group["scale"], group["accounting"]} == names]
         if len(mine) != 1:
-            raise TableError(f"{path}: {len(mine)} groups of {' and '.join(sorted(names))} FLOPs, one is needed")
+            raise TableError(
+                f"{path}: {len(mine)} groups of {' and '.join(sorted(names))} FLOPs, one is needed"
+            )
         estimators = {item["name"]: item for item in mine[0]["estimators"]}
         values = estimators["surface"]["parameters"]
         if not values:

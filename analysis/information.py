@@ -47,9 +47,10 @@ class Information:
     in_exponents: Array
     in_amplitudes: Array
 
-    def widths(self, counts: Counts) -> Array:
+    def widths(self, counts: Counts, *, penalised: bool = True) -> Array:
         """Return log widths of the 95 % interval [laws], the penalty for minima off the grid added."""
-        return self._assembled(*self._pieces(counts), self._swept(counts), self._freedom(counts))
+        penalty = PENALTY if penalised else 0.0
+        return self._assembled(*self._pieces(counts), self._swept(counts), self._freedom(counts), penalty)
 
     def widths_with_one_more(self, counts: Counts) -> Array:
         """Return those of every choice of one more run [laws, budgets, recurrences]."""
@@ -74,9 +75,7 @@ class Information:
 
     def _pieces(self, counts: Counts) -> tuple[Array, Array, Array]:
         parts = [self._pieces_of(k, counts[k][None]) for k in range(len(counts))]
-        information, lever, own = (
-            np.stack([part[i][:, 0] for part in parts], 1) for i in range(3)
-        )
+        information, lever, own = (np.stack([part[i][:, 0] for part in parts], 1) for i in range(3))
         return information, lever, own
 
     def _pieces_of(self, k: int, rows: Counts) -> tuple[Array, Array, Array]:
@@ -104,7 +103,13 @@ class Information:
         return information, lever, own
 
     def _assembled(
-        self, information: Array, lever: Array, own: Array, ends: Array, freedom: Array | float
+        self,
+        information: Array,
+        lever: Array,
+        own: Array,
+        ends: Array,
+        freedom: Any,
+        penalty: float = PENALTY,
     ) -> Array:
         """Return log widths from the pieces, budgets on the axis after the choices' (if any)."""
         vague = (BOX[1] - BOX[0]) ** 2 / 12  # the fit keeps its exponents in a box
@@ -126,7 +131,7 @@ class Information:
         known = np.maximum(np.asarray(freedom, float), 1.0)
         width = np.log(2 * stdtrit(known, 0.975) * np.sqrt(np.maximum(variance, 1e-300)))
         hopeless = ~enough | (np.asarray(freedom) < 1)
-        return np.where(hopeless, HOPELESS, width) + PENALTY * np.maximum(0.0, INSIDE - chance)
+        return np.where(hopeless, HOPELESS, width) + penalty * np.maximum(0.0, INSIDE - chance)
 
     def _weights(self, used: Any) -> tuple[Array, Any]:
         """Return how the quantity is a sum over the optima of the used budgets."""
@@ -150,7 +155,7 @@ class Information:
         return np.array([values.min() + margin, values.max() - margin])
 
     def _freedom(self, counts: Counts) -> float:
-        """Return the degrees of freedom of the noise level: replicates where there are any, else residuals."""
+        """Return the degrees of freedom of the noise level: of replicates where there are any."""
         replicates = int(np.maximum(counts - 1, 0).sum())
         if replicates:
             return float(replicates)

@@ -116,7 +116,9 @@ def grid(runs: pd.DataFrame, parameter_count: ParameterCount) -> Grid:
     cells = curves(runs, shape)
     reasons = [refusal_before(cells, k) for k in range(len(cells.budgets_flops))]
     if None not in reasons:
-        raise TableError(f"no curve of the grid can be fitted: {(reasons or ['no run on an isoFLOP curve'])[0]}")
+        raise TableError(
+            f"no curve of the grid can be fitted: {(reasons or ['no run on an isoFLOP curve'])[0]}"
+        )
     return Grid(runs=runs, shape=shape, cells=cells)
 
 
@@ -147,20 +149,9 @@ def estimate(grid: Grid, clean: Array, losses: Array, *, thorough: bool = True) 
     inputs = grid.inputs(clean, FitConfig(bootstrap=100), "")
     path = inputs.path(usable)
     found = [_shared(grid, usable, clean, losses, thorough)]
-    at_each, depth_minima, token_minima = [], [], []
-    for k in usable:
-        at = cells.budget == k
-        for quantity, kept in (("mean_recurrence", depth_minima), ("tokens", token_minima)):
-            x = np.log(cells.axis(quantity)[at])  # type: ignore[arg-type]
-            place, value = minimum(x, fit_parabola(x, losses[:, cells.rows[at]])[0])
-            kept.append(place)
-            if quantity == "mean_recurrence":
-                at_each.append(value)
-    by_quantity: dict[Quantity, Array] = {
-        "mean_recurrence": np.stack(depth_minima, -1),
-        "tokens": np.stack(token_minima, -1),
-    }
-    found.append(_judged(grid, "parabola", usable, by_quantity, np.stack(at_each, -1)))
+    parabolas = {quantity: _parabolas(grid, quantity, usable, losses) for quantity in QUANTITIES}
+    places = {quantity: minima[0] for quantity, minima in parabolas.items()}
+    found.append(_judged(grid, "parabola", usable, places, parabolas["mean_recurrence"][1]))
     runs = inputs.runs
     surface = fit_surface(np.log(runs.params), np.log(runs.tokens), runs.loss_nats)
     s, value = surface_minima(path, refit(surface, losses[:, runs.rows]))
@@ -179,6 +170,17 @@ def _shared(grid: Grid, usable: list[int], clean: Array, losses: Array, thorough
     path = grid.inputs(clean, FitConfig(bootstrap=100), "").path(usable)
     s, value = shared_minima(path, fit)
     return _judged(grid, "shared shape", usable, _both(grid, usable, s), value)
+
+
+def _parabolas(grid: Grid, quantity: Quantity, usable: list[int], losses: Array) -> tuple[Array, Array]:
+    places, values = [], []
+    for k in usable:
+        at = grid.cells.budget == k
+        x = np.log(grid.cells.axis(quantity)[at])
+        place, value = minimum(x, fit_parabola(x, losses[:, grid.cells.rows[at]])[0])
+        places.append(place)
+        values.append(value)
+    return np.stack(places, -1), np.stack(values, -1)
 
 
 def _both(grid: Grid, usable: list[int], s: Array) -> dict[Quantity, Array]:

@@ -15,7 +15,10 @@ from sweeps.config import StudyConfig, SweepConfig
 
 T = TypeVar("T")
 CONF = Path(__file__).resolve().parents[1] / "conf"
-_STUDY_KEYS = ("root", "cache", "format", "confirm", "quick", "retry_failed", "dry_run", "calibrate", "run")
+_STUDY_KEYS = (
+    *("root", "cache", "format", "confirm", "quick", "retry_failed", "dry_run", "calibrate", "run"),
+    *("design", "suggest", "allowance", "assume"),
+)
 
 
 def compose_study(overrides: Sequence[str]) -> StudyConfig:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from analysis import Comparison
-    from analysis.design import Resolution
+    from analysis.resolution import Resolution
     from harness.record import Evaluation
     from sweeps.analyse import AnyFit
     from sweeps.config import StatusConfig, StudyConfig

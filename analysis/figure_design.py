@@ -10,8 +10,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis import style
-from analysis.design import Resolution
 from analysis.estimator import DEFAULT
+from analysis.resolution import Resolution
 
 COLOURS = ("#2166ac", "#b35806", "#1b7837", "#762a83", "#8c510a", "#01665e")
 

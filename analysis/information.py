@@ -50,7 +50,9 @@ class Information:
     def widths(self, counts: Counts, *, penalised: bool = True) -> Array:
         """Return log widths of the 95 % interval [laws], the penalty for minima off the grid added."""
         penalty = PENALTY if penalised else 0.0
-        return self._assembled(*self._pieces(counts), self._swept(counts), self._freedom(counts), penalty)
+        information, lever, own = self._pieces(counts)
+        ends, freedom = self._swept(counts), self._freedom(counts)
+        return self._assembled(information, lever, own, ends, freedom, penalty)
 
     def widths_with_one_more(self, counts: Counts) -> Array:
         """Return those of every choice of one more run [laws, budgets, recurrences]."""

@@ -10,9 +10,10 @@ import numpy as np
 
 from analysis import plain
 from analysis.config import FitConfig
-from analysis.design import DesignConfig, Progress, Resolution, resolve
+from analysis.design import Progress, resolve
 from analysis.generator import Generator, at_published_optima, fitted, published
 from analysis.noise import noise_floor
+from analysis.resolution import DesignConfig, Resolution
 from analysis.simulate import Grid, Noise, grid
 from analysis.tables import groups, read_tables, select
 from harness.files import write_text
@@ -113,8 +114,8 @@ def allowance(study: StudyConfig, frame: pd.DataFrame, otherwise: float) -> floa
             raise ConfigError(f"allowance={given}: give FLOPs, as 5e20, or device-hours, as 300h")
         if np.isnan(total):
             raise ConfigError(
-                f"allowance={given}: the plan has no price for hours; set cluster.device_peak_flops_per_s, or "
-                "give FLOPs"
+                f"allowance={given}: the plan has no price for hours; set cluster.device_peak_flops_per_s, "
+                "or give FLOPs"
             )
         given = float(hours) * float(frame["nominal_flops"].sum()) / total
     return float(given)

@@ -33,7 +33,7 @@ def searched_sweep(sweep: SweepConfig, knowledge: Information, counts: Counts) -
 
 
 def added_cells(sweep: SweepConfig, chosen: tuple[tuple[int, float, int], ...]) -> SweepConfig:
-    """Return `sweep` with nothing but the chosen cells (mean recurrence, budget, seed), under its own name."""
+    """Return `sweep` with the chosen cells (mean recurrence, budget, seed) alone, under its own name."""
     recurrences, lengths, seeds = (list(column) for column in zip(*chosen, strict=True))
     cells = ListedCells(mean_recurrences=recurrences, lengths=lengths, seeds=seeds, zipped=True)
     return replace(sweep, mean_recurrences=[], control="none", cells={"next": cells})

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analysis import plain
-from analysis.design import Progress, Resolution
+from analysis.design import Progress
+from analysis.resolution import Resolution
 from model.checked import ConfigError
 from sweeps.compose import CONF
 from sweeps.config import StudyConfig

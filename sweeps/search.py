@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from analysis.choice import Limits, best_grids
 from analysis.config import FitConfig
-from analysis.design import DesignConfig, Progress, Resolution, expected_losses, resolve
+from analysis.design import Progress, expected_losses, resolve
 from analysis.generator import Generator
 from analysis.information import information
 from analysis.noise import noise_floor
 from analysis.numbers import number
 from analysis.resample import student
+from analysis.resolution import DesignConfig, Resolution
 from analysis.simulate import Grid, Noise, estimate, grid
 from model.checked import ConfigError
 from sweeps.config import StudyConfig, SweepConfig
@@ -56,25 +58,24 @@ class Searched:
         return "\n".join(lines)
 
 
-def search(study: StudyConfig, progress: Progress = lambda stage, done: None) -> Searched:
+def search(
+    study: StudyConfig,
+    progress: Progress = lambda stage, done: None,
+    truths: Sequence[Generator] | None = None,
+) -> Searched:
     """Return the grid whose interval is narrowest for the allowance; writes nothing.
 
     Grids are ranked to first order; the first ones are simulated under every law, and the narrowest is taken
-    whose minima all lie inside it. Raises ConfigError where no grid of four budgets is within the allowance.
+    whose minima all lie inside it. `truths` stand in for the laws of `assume`. Raises ConfigError where no grid of four budgets is within the allowance.
     """
     frame, assume = planned(study), study.assume
     bench = grid(frame, FitConfig().parameter_count)
-    noise, config, truths = noise_of(study, frame), design_config(study, bench), laws(study, bench)
+    noise, config = noise_of(study, frame), design_config(study, bench)
+    truths = list(truths or laws(study, bench))
     spend = allowance(study, frame, float(frame["nominal_flops"].sum()))
     budgets = np.array(assume.budgets_flops or ladder(bench.cells.budgets_flops, 1.0))
-    knowledge = information(
-        truths,
-        bench.shape,
-        budgets,
-        np.array(assume.recurrences, float),
-        noise.seed_nats,
-        target_of(study, config),
-    )
+    depths, target = np.array(assume.recurrences, float), target_of(study, config)
+    knowledge = information(truths, bench.shape, budgets, depths, noise.seed_nats, target)
     limits = Limits(
         run_flops=budgets,
         control_flops=budgets if study.sweep.control != "none" else 0 * budgets,

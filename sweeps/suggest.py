@@ -59,7 +59,8 @@ class Suggestion:
 def suggest(study: StudyConfig, progress: Progress = lambda stage, done: None) -> Suggestion:
     """Return the runs that narrow the interval most, given the finished runs of the sweep; writes nothing.
 
-    The law is that of `assume.law`, or, without one, the surface of the finished runs and some resamples. Raises ConfigError where the sweep was not collected.
+    The law is that of `assume.law`, or, without one, the surface of the finished runs and some resamples.
+    Raises TableError where the sweep was not collected.
     """
     frame = planned(study)
     runs = select(read_tables(Path(study.root) / str(study.sweep.name))[0], study.sweep.max_epochs).runs

@@ -1,0 +1,347 @@
+"""Are designs calibrated, does a search find narrower grids, and are suggestions worth their FLOPs?
+
+python validation/design.py [part=calibration|search|suggest] [minutes=M] [folder=runs/.validation/design] [out=FILE]
+
+calibration: three grids under two laws. The spread of the exponents of 1,000 simulated studies (what a design
+prints) beside the median width of the 95 % intervals of the first 200 of them, each analysed as `fit` does;
+then the same where the world is not as the design was told: heavier tails, another N, a coupled law.
+search: the published 140M grid and what `design=search` finds for its FLOPs, under three laws.
+suggest: 300 studies of the same 12 cells; eight more by `suggest`, or the same recurrences at the next two
+budgets, at no more FLOPs; the ratio of the interval widths.
+
+Study k of a case is drawn from seeds that name it. What was done is kept in `folder`; with `minutes` the
+script ends with exit code 75 when they are over, and continues when called again. The summary is written to
+docs/validation/design.json once all parts are there.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import loopscale
+from analysis.config import FitConfig
+from analysis.design import expected_losses, joined, true_exponent
+from analysis.generator import Generator, at_published_optima, published
+from analysis.shared_shape import fit_shared
+from analysis.simulate import Grid, Noise, estimate, grid
+from sweeps.config import StudyConfig
+from sweeps.design import planned
+from sweeps.design_files import added_cells
+from sweeps.search import search
+from sweeps.suggest import suggest_runs
+
+ROOT = Path(__file__).resolve().parents[1]
+SEED, NOISE, RESAMPLES, CHUNK = 0, 0.005, 400, 10
+STUDIES, ANALYSES, SUGGESTIONS = 1000, 200, 300
+COUNT = FitConfig().parameter_count
+SCALE = "looped_140m"
+STARTED = time.monotonic()
+Record = dict[str, Any]
+
+SMALL = {"mean_recurrences": [2, 4, 6, 9, 14], "budgets_flops": [2e18, 4e18, 8e18, 16e18]}
+WIDE = {
+    "mean_recurrences": [2, 4, 6, 10, 16, 24],
+    "budgets_flops": [4e18, 8e18, 16e18, 32e18],
+    "seeds": [0, 1],
+}
+GRIDS = {"published 140M grid": {}, "four budgets by five": SMALL, "four budgets by six, two seeds": WIDE}
+FIRST = {"mean_recurrences": [2, 4, 8, 12], "budgets_flops": [2e18, 4e18, 8e18]}
+NEXT_BUDGETS = [16e18, 32e18]
+
+
+def study(cache: Path, **sweep: Any) -> StudyConfig:
+    """Return the published 140M sweep without its control, its grid replaced where `sweep` says so."""
+    base = loopscale.compose(["sweep=isoflop_140m", f"cache={cache}", f"root={cache}"])
+    return replace(base, sweep=replace(base.sweep, control="none", **sweep))
+
+
+def worlds(bench: Grid) -> dict[str, Generator]:
+    """Return the laws of the study, all with A scaled to the published optima."""
+    own = published(SCALE, bench.runs, COUNT)
+    larger = published("370m", bench.runs, COUNT)
+    found = {
+        "published law": own,
+        "exponents of 370M": replace(larger, floor_nats=own.floor_nats),
+        "N counts all": published(SCALE, bench.runs, "all"),
+        "coupled": replace(own, coupling=1.2),
+        "loop worth less": replace(own, loop_power=0.7),
+    }
+    return {name: at_published_optima(law, SCALE, bench.shape) for name, law in found.items()}
+
+
+def cases() -> list[tuple[str, str, float | None]]:
+    """Return (grid, law, tail) of every calibration: what a design is told, then what it is not told."""
+    told = [(name, law, None) for name in GRIDS for law in ("published law", "exponents of 370M")]
+    untold: list[tuple[str, str, float | None]] = []
+    for name in GRIDS:
+        untold += [(name, "published law", 3.0), (name, "N counts all", None), (name, "coupled", None)]
+    return [*told, *untold]
+
+
+def losses_of(bench: Grid, law: Generator, tail: float | None, studies: int, seed: int) -> tuple[Any, Any]:
+    """Return the noise-free losses [runs] and those of all studies [studies, runs]."""
+    clean = expected_losses(bench, law, 0.01)
+    return clean, clean + Noise(seed_nats=NOISE, tail=tail).draw(bench.runs, studies, seed)
+
+
+def interval_of(bench: Grid, losses: Any, seed: int) -> Record:
+    """Return the exponent of µ* and its 95 % interval as `fit` gives them to one study."""
+    config = FitConfig(bootstrap=RESAMPLES, seed=seed, validation=False)
+    law = fit_shared(bench.inputs(losses, config, f"study {seed}")).laws["mean_recurrence"]
+    return {
+        "exponent": law.exponent,
+        "low": law.exponent_low,
+        "high": law.exponent_high,
+        "refusal": law.refusal,
+    }
+
+
+def width(record: Record) -> float:
+    """Return the width of an interval, NaN where there is none."""
+    return np.nan if None in (record["low"], record["high"]) else record["high"] - record["low"]
+
+
+def calibration(folder: Path) -> list[Record]:
+    """Return one row per case."""
+    rows: list[Record] = []
+    for number, (name, law_name, tail) in enumerate(cases()):
+        bench = grid(planned(study(folder, **GRIDS[name])), COUNT)
+        law = worlds(bench)[law_name]
+        clean, losses = losses_of(bench, law, tail, STUDIES, SEED + number)
+
+        def analyse(numbers: range, bench: Grid = bench, losses: Any = losses) -> list[Record]:
+            return [interval_of(bench, losses[k], k) for k in numbers]
+
+        analysed = kept(folder, f"calibration-{number:02}", ANALYSES, analyse)
+        parts = [estimate(bench, clean, losses[first : first + 250])[0] for first in range(0, STUDIES, 250)]
+        slopes = joined(parts).line(bench, "mean_recurrence", 1.0)[1]
+        known = slopes[np.isfinite(slopes)]
+        widths = np.array([width(record) for record in analysed])
+        spread, middle = float(np.ptp(np.quantile(known, [0.025, 0.975]))), float(np.nanmedian(widths))
+        rows.append(
+            {
+                "grid": name,
+                "law": law_name,
+                "tail": tail,
+                "runs": len(bench.runs),
+                "true_exponent": true_exponent(bench, law, "mean_recurrence", budgets(bench)),
+                "median_exponent": float(np.median(known)),
+                "spread": spread,
+                "median_interval": middle,
+                "interval_over_spread": middle / spread,
+                "studies": STUDIES,
+                "without_estimate": 1 - len(known) / STUDIES,
+                "analyses": ANALYSES,
+                "without_interval": float(np.mean(~np.isfinite(widths))),
+            }
+        )
+        told = next(
+            row for row in rows if (row["grid"], row["law"], row["tail"]) == (name, "published law", None)
+        )
+        rows[-1]["spread_over_design"] = spread / told["spread"]
+        rows[-1]["interval_over_design"] = middle / told["median_interval"]
+        print(show(rows[-1]))
+    return rows
+
+
+def budgets(bench: Grid) -> list[int]:
+    """Return the indices of all budgets."""
+    return list(range(len(bench.cells.budgets_flops)))
+
+
+def searched(folder: Path) -> list[Record]:
+    """Return what the published grid and the one found for its FLOPs resolve under three laws."""
+
+    def find(numbers: range) -> list[Record]:
+        base = study(folder)
+        base = replace(base, assume=replace(base.assume, analysts=100, seed_nats=NOISE))
+        own = worlds(grid(planned(base), COUNT))
+        chosen = ("published law", "coupled", "loop worth less")
+        found = search(base, progress, [own[name] for name in chosen])
+        rows: list[Record] = []
+        for name, before, after in zip(chosen, found.planned, found.found, strict=True):
+            one, other = before.of(), after.of()
+            rows.append(
+                {
+                    "law": name,
+                    "planned": {"runs": before.runs, "flops": before.nominal_flops, **of(one)},
+                    "found": {"runs": after.runs, "flops": after.nominal_flops, **of(other)},
+                    "interval_ratio": None if not one.interval else (other.interval or np.nan) / one.interval,
+                    "all_inside": after.all_inside,
+                    "cells": {
+                        key: [cells.mean_recurrences, cells.lengths, cells.seeds]
+                        for key, cells in found.sweep.cells.items()
+                    },
+                }
+            )
+        return rows
+
+    rows = kept(folder, "search", 1, find)
+    for row in rows:
+        print(
+            f"{row['law']}: interval {row['found']['interval']} instead of {row['planned']['interval']} "
+            f"(ratio {row['interval_ratio']}), minima inside in {row['all_inside']:.3f}"
+        )
+    return rows
+
+
+def of(item: Any) -> Record:
+    """Return what a report keeps of one resolved number."""
+    return {
+        "true": item.true,
+        "median": item.median,
+        "spread": item.spread,
+        "interval": item.interval,
+        "without_interval": item.without_interval,
+    }
+
+
+def suggestions(folder: Path) -> Record:
+    """Return the ratio of interval widths, suggestion over uniform refinement, with its own interval."""
+    base = replace(study(folder, **FIRST), suggest=8)
+    start = planned(base)
+    more = planned(study(folder, mean_recurrences=FIRST["mean_recurrences"], budgets_flops=NEXT_BUDGETS))
+    spend = float(more["target_flops"].sum())
+    base = replace(base, allowance=spend)
+    uniform = grid(pd.concat([start, more]), COUNT)
+    law = worlds(uniform)["published law"]
+
+    def compare(numbers: range) -> list[Record]:
+        return [one(k, base, start, uniform, law) for k in numbers]
+
+    records = kept(folder, "suggest", SUGGESTIONS, compare)
+    pairs = np.array([[width(r["suggested"]), width(r["uniform"])] for r in records])
+    both = np.isfinite(pairs).all(1)
+    logs = np.log(pairs[both, 0] / pairs[both, 1])
+    again = np.random.default_rng(SEED).choice(logs, (10_000, len(logs))).mean(1)
+    low, high = np.exp(np.quantile(again, [0.025, 0.975]))
+    told = [
+        [np.median(pairs[np.isfinite(pairs[:, i]), i]), np.mean(~np.isfinite(pairs[:, i]))] for i in (0, 1)
+    ]
+    result = {
+        "law": law.name,
+        "studies": SUGGESTIONS,
+        "studies_with_both": int(both.sum()),
+        "ratio_of_widths": float(np.exp(logs.mean())),
+        "ratio_low": float(low),
+        "ratio_high": float(high),
+        "suggested": {"median_width": told[0][0], "without_interval": told[0][1]},
+        "uniform": {"median_width": told[1][0], "without_interval": told[1][1]},
+        "flops_ratio": float(np.mean([record["flops"] for record in records]) / spend),
+    }
+    print(json.dumps(result, indent=1))
+    return result
+
+
+def one(k: int, base: StudyConfig, start: pd.DataFrame, uniform: Grid, law: Generator) -> Record:
+    """Simulate one study of the 12 cells, continue it both ways and return the two intervals."""
+    noise = Noise(seed_nats=NOISE)
+    clean = uniform.expected(law)
+    losses = clean + noise.draw(uniform.runs, 1, 10_000 + k)[0]
+    first = uniform.runs.iloc[: len(start)].assign(val_loss_nats=losses[: len(start)])
+    found = suggest_runs(base, start, first)
+    added = planned(replace(base, sweep=added_cells(base.sweep, found.cells)))
+    suggested = grid(pd.concat([start, added]), COUNT)
+    fresh = noise.draw(added.reset_index(drop=True), 1, 20_000 + k)[0]
+    ended = suggested.expected(law) + np.concatenate([losses[: len(start)] - clean[: len(start)], fresh])
+    return {
+        "suggested": interval_of(suggested, ended, k),
+        "uniform": interval_of(uniform, losses, k),
+        "cells": [list(cell) for cell in found.cells],
+        "flops": float(added["target_flops"].sum()),
+    }
+
+
+def kept(folder: Path, name: str, count: int, work: Callable[[range], list[Record]]) -> list[Record]:
+    """Return the records of `count` studies, those of finished chunks from `folder`."""
+    records: list[Record] = []
+    for chunk in chunks(count):
+        path = folder / f"{name}-{chunk.start:05}.json"
+        if not path.exists():
+            out_of_time()
+            partial = path.with_suffix(".partial")
+            partial.write_text(json.dumps(work(chunk)))
+            partial.replace(path)
+            print(f"{name}: {chunk.stop} of {count}, {time.monotonic() - STARTED:.0f} s", file=sys.stderr)
+        records += json.loads(path.read_text())
+    return records
+
+
+def chunks(count: int) -> Iterator[range]:
+    """Return the studies in chunks."""
+    return (range(first, min(first + CHUNK, count)) for first in range(0, count, CHUNK))
+
+
+def out_of_time() -> None:
+    """End with exit code 75 when the minutes are over."""
+    if time.monotonic() - STARTED > 60 * float(os.environ.get("LOOPSCALE_VALIDATION_MINUTES", "inf")):
+        sys.exit(75)
+
+
+def progress(stage: str, done: float) -> None:
+    """Print where a search is."""
+    print(f"{stage}: {done:.0%}", file=sys.stderr)
+
+
+def show(row: Record) -> str:
+    """Return one calibration in a line."""
+    tail = f", t({row['tail']:g}) noise" if row["tail"] else ""
+    return (
+        f"{row['grid']}, {row['law']}{tail}: spread {row['spread']:.3f}, median interval "
+        f"{row['median_interval']:.3f}, ratio {row['interval_over_spread']:.2f}, against the design "
+        f"{row['interval_over_design']:.2f}"
+    )
+
+
+PARTS: dict[str, Callable[[Path], Any]] = {
+    "calibration": calibration,
+    "search": searched,
+    "suggest": suggestions,
+}
+
+
+def main(
+    part: str = "",
+    folder: str = "runs/.validation/design",
+    out: str = str(ROOT / "docs/validation/design.json"),
+) -> None:
+    """Carry out one part, or all, and add the results to the summary."""
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    path = Path(out)
+    result = json.loads(path.read_text()) if path.exists() else {}
+    settings = {
+        "command": "python validation/design.py",
+        "seed": SEED,
+        "noise_nats": NOISE,
+        "resamples": RESAMPLES,
+    }
+    for name in [part] if part else PARTS:
+        result = (
+            settings
+            | {key: value for key, value in result.items() if key in PARTS}
+            | {name: PARTS[name](place)}
+        )
+        path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    given = dict(text.split("=", 1) for text in sys.argv[1:])
+    if "minutes" in given:
+        os.environ["LOOPSCALE_VALIDATION_MINUTES"] = given.pop("minutes")
+    main(**given)

@@ -72,7 +72,7 @@ class Information:
             freedom = np.array(
                 [self._freedom(np.concatenate([counts[:k], row[None], counts[k + 1 :]])) for row in more[k]]
             )
-            found[:, k] = self._assembled(*pieces, ends, freedom)
+            found[:, k] = self._assembled(pieces[0], pieces[1], pieces[2], ends, freedom)
         return found
 
     def _pieces(self, counts: Counts) -> tuple[Array, Array, Array]:

@@ -66,7 +66,8 @@ def search(
     """Return the grid whose interval is narrowest for the allowance; writes nothing.
 
     Grids are ranked to first order; the first ones are simulated under every law, and the narrowest is taken
-    whose minima all lie inside it. `truths` stand in for the laws of `assume`. Raises ConfigError where no grid of four budgets is within the allowance.
+    whose minima all lie inside it. `truths` stand in for the laws of `assume`. Raises ConfigError where no
+    grid of four budgets is within the allowance.
     """
     frame, assume = planned(study), study.assume
     bench = grid(frame, FitConfig().parameter_count)

@@ -1,6 +1,6 @@
 """Are designs calibrated, does a search find narrower grids, and are suggestions worth their FLOPs?
 
-python validation/design.py [part=calibration|search|suggest] [minutes=M] [folder=runs/.validation/design] [out=FILE]
+python validation/design.py [part=calibration|search|suggest] [minutes=M] [folder=DIR] [out=FILE]
 
 calibration: three grids under two laws. The spread of the exponents of 1,000 simulated studies (what a design
 prints) beside the median width of the 95 % intervals of the first 200 of them, each analysed as `fit` does;
@@ -9,9 +9,9 @@ search: the published 140M grid and what `design=search` finds for its FLOPs, un
 suggest: 300 studies of the same 12 cells; eight more by `suggest`, or the same recurrences at the next two
 budgets, at no more FLOPs; the ratio of the interval widths.
 
-Study k of a case is drawn from seeds that name it. What was done is kept in `folder`; with `minutes` the
-script ends with exit code 75 when they are over, and continues when called again. The summary is written to
-docs/validation/design.json once all parts are there.
+Study k of a case is drawn from seeds that name it. What was done is kept in `folder`, by default
+runs/.validation/design; with `minutes` the script ends with exit code 75 when they are over, and continues
+when called again. The summary, docs/validation/design.json or `out`, gains each part as it is there.
 """
 
 from __future__ import annotations

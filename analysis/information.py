@@ -9,6 +9,7 @@ chosen is simulated afterwards.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,106 +34,88 @@ HOPELESS = 20.0  # log width of a study that gives no interval
 class Information:
     """Derivatives of the loss in the parameters of the fit at all candidate cells, under some laws.
 
-    x [laws, budgets, recurrences, 2] in the shared exponents, z [.., 3] in a budget's amplitudes; `optima`
-    [laws, budgets] with their derivatives `in_exponents` [.., 2] and `in_amplitudes` [.., 3].
+    Kept as products [laws, budgets, recurrences, i, j] of those in the shared exponents, x, and in a budget's
+    amplitudes, z; `optima` [laws, budgets] with their derivatives `in_exponents` [.., 2] and `in_amplitudes`
+    [.., 3].
     """
 
     budgets_flops: Array
     recurrences: Array
     sd_nats: float
     target_flops: float | None  # None: the interval of the exponent, else that of the log optimum there
-    x: Array
-    z: Array
+    xx: Array
+    xz: Array
+    zz: Array
     optima: Array
     in_exponents: Array
     in_amplitudes: Array
 
     def widths(self, counts: Counts, *, penalised: bool = True) -> Array:
         """Return log widths of the 95 % interval [laws], the penalty for minima off the grid added."""
-        penalty = PENALTY if penalised else 0.0
-        information, lever, own = self._pieces(counts)
-        ends, freedom = self._swept(counts), self._freedom(counts)
-        return self._assembled(information, lever, own, ends, freedom, penalty)
+        pieces = self._pieces(counts[None])
+        ends, freedom = self._ends(counts)[None], np.array([_freedom(counts)])
+        return self._assembled(pieces, ends, freedom, PENALTY if penalised else 0.0)[:, 0]
 
     def widths_with_one_more(self, counts: Counts) -> Array:
         """Return those of every choice of one more run [laws, budgets, recurrences]."""
         budgets, choices = counts.shape
-        base = self._pieces(counts)
-        swept = self._swept(counts)
-        more = counts[:, None, :] + np.eye(choices, dtype=counts.dtype)  # [budgets, choices, recurrences]
-        found = np.empty((len(self.x), budgets, choices))
-        for k in range(budgets):
-            added = self._pieces_of(k, more[k])
-            wider = np.stack([self._ends(row) for row in more[k]])
-            pieces = [np.repeat(piece[:, None], choices, 1) for piece in base]
-            for piece, own in zip(pieces, added, strict=True):
-                piece[:, :, k] = own
-            ends = np.repeat(swept[None], choices, 0)
-            ends[:, k] = wider
-            freedom = np.array(
-                [self._freedom(np.concatenate([counts[:k], row[None], counts[k + 1 :]])) for row in more[k]]
-            )
-            found[:, k] = self._assembled(pieces[0], pieces[1], pieces[2], ends, freedom)
-        return found
+        more = counts + np.eye(choices, dtype=counts.dtype)[:, None]  # [choices, budgets, recurrences]
+        before, after = self._pieces(counts[None]), self._pieces(more)
+        own = np.eye(budgets, dtype=bool)  # [budget that gains a run, budget]
+        pieces = [
+            np.where(_like(own, new), new[:, :, None], old[:, :, None])
+            for old, new in zip(before, after, strict=True)
+        ]
+        flat = [piece.reshape(len(piece), choices * budgets, *piece.shape[3:]) for piece in pieces]
+        ends = np.where(own[..., None], self._ends(more)[:, None], self._ends(counts)[None, None])
+        freedom = np.array(
+            [_freedom(np.where(own[k][:, None], row, counts)) for row in more for k in range(budgets)]
+        )
+        found = self._assembled(flat, ends.reshape(choices * budgets, budgets, 2), freedom, PENALTY)
+        return np.swapaxes(found.reshape(-1, choices, budgets), 1, 2)
 
-    def _pieces(self, counts: Counts) -> tuple[Array, Array, Array]:
-        parts = [self._pieces_of(k, counts[k][None]) for k in range(len(counts))]
-        information, lever, own = (np.stack([part[i][:, 0] for part in parts], 1) for i in range(3))
-        return information, lever, own
+    def _pieces(self, rows: Counts) -> list[Array]:
+        """Return what each budget says, for choices `rows` [choices, budgets, recurrences] of its runs.
 
-    def _pieces_of(self, k: int, rows: Counts) -> tuple[Array, Array, Array]:
-        """Return what budget k says, for choices `rows` [choices, recurrences] of its runs.
-
-        The information on the shared exponents [laws, choices, 2, 2], the derivative of its optimum in them
-        once its amplitudes follow [laws, choices, 2], and the variance of the optimum at known exponents.
-        A budget with fewer than four recurrences is not fitted and says nothing.
+        The information on the shared exponents [laws, choices, budgets, 2, 2], the derivative of the optimum
+        in them once the budget's amplitudes follow [.., 2], and its variance at known exponents in squares of
+        the noise. A budget with fewer than four recurrences is not fitted and says nothing.
         """
-        x, z = self.x[:, k], self.z[:, k]
-        zz = np.einsum("cm,lmi,lmj->lcij", rows, z, z)
-        xz = np.einsum("cm,lmi,lmj->lcij", rows, x, z)
-        xx = np.einsum("cm,lmi,lmj->lcij", rows, x, x)
+        zz, xz, xx = (
+            np.einsum("ckm,lkmij->lckij", rows, pair, optimize=True) for pair in (self.zz, self.xz, self.xx)
+        )
         fitted = (rows > 0).sum(-1) >= MIN_SWEPT
         scale = np.sqrt(np.maximum(np.diagonal(zz, axis1=-2, axis2=-1), 1e-300))
         unit = zz / (scale[..., :, None] * scale[..., None, :])
         unit[:, ~fitted] = np.eye(3)
         inverse = np.linalg.inv(unit) / (scale[..., :, None] * scale[..., None, :])
-        slope = self.in_amplitudes[:, k, None, :]
-        through = np.einsum("lcij,lcjk->lcik", xz, inverse)
-        information = xx - np.einsum("lcik,lcjk->lcij", through, xz)
-        lever = self.in_exponents[:, k, None, :] - np.einsum("lcik,lxk->lci", through, slope)
-        own = np.einsum("lxi,lcij,lxj->lc", slope, inverse, slope)
+        through = xz @ inverse
+        slope = self.in_amplitudes[:, None, :, :, None]
+        information = xx - through @ np.swapaxes(xz, -1, -2)
+        lever = self.in_exponents[:, None] - (through @ slope)[..., 0]
+        own = (np.swapaxes(slope, -1, -2) @ inverse @ slope)[..., 0, 0]
         information[:, ~fitted], lever[:, ~fitted], own[:, ~fitted] = 0.0, 0.0, 0.0
-        return information, lever, own
+        return [information, lever, own]
 
-    def _assembled(
-        self,
-        information: Array,
-        lever: Array,
-        own: Array,
-        ends: Array,
-        freedom: Any,
-        penalty: float = PENALTY,
-    ) -> Array:
-        """Return log widths from the pieces, budgets on the axis after the choices' (if any)."""
+    def _assembled(self, pieces: Sequence[Array], ends: Array, freedom: Array, penalty: float) -> Array:
+        """Return log widths [laws, choices]; ends [choices, budgets, 2] and freedom [choices]."""
+        information, lever, own = pieces
         vague = (BOX[1] - BOX[0]) ** 2 / 12  # the fit keeps its exponents in a box
-        total = information.sum(-3) / self.sd_nats**2 + np.eye(2) / vague
-        covariance = np.linalg.inv(total)
-        optima = self.optima if lever.ndim == 3 else self.optima[:, None]
-        spread = np.einsum("...ki,...ij,...kj->...k", lever, covariance, lever) + own * self.sd_nats**2
-        low, high = ends[..., 0], ends[..., 1]
+        covariance = np.linalg.inv(information.sum(2) / self.sd_nats**2 + np.eye(2) / vague)
+        spread = ((lever @ covariance) * lever).sum(-1) + own * self.sd_nats**2
+        optima, (low, high) = self.optima[:, None], np.moveaxis(ends, -1, 0)
         with np.errstate(invalid="ignore", divide="ignore"):  # a budget without runs has no spread
             sd = np.sqrt(spread)
             chance = ndtr((high - optima) / sd) - ndtr((low - optima) / sd)
         fitted = own > 0
-        used = fitted & (optima > low) & (optima < high)
         chance = np.where(fitted, chance, 1.0).prod(-1)
-        weight, enough = self._weights(used)
-        gradient = np.einsum("...k,...ki->...i", weight, lever)
-        variance = np.einsum("...i,...ij,...j->...", gradient, covariance, gradient)
+        weight, enough = self._weights(fitted & (optima > low) & (optima < high))
+        gradient = (weight[..., None] * lever).sum(-2)
+        variance = ((gradient[..., None, :] @ covariance)[..., 0, :] * gradient).sum(-1)
         variance = variance + (weight**2 * own).sum(-1) * self.sd_nats**2
-        known = np.maximum(np.asarray(freedom, float), 1.0)
-        width = np.log(2 * stdtrit(known, 0.975) * np.sqrt(np.maximum(variance, 1e-300)))
-        hopeless = ~enough | (np.asarray(freedom) < 1)
+        student = stdtrit(np.maximum(freedom, 1.0), 0.975)
+        width = np.log(2 * student * np.sqrt(np.maximum(variance, 1e-300)))
+        hopeless = ~enough | (freedom < 1)
         return np.where(hopeless, HOPELESS, width) + penalty * np.maximum(0.0, INSIDE - chance)
 
     def _weights(self, used: Any) -> tuple[Array, Any]:
@@ -147,22 +130,27 @@ class Information:
             return slope, enough
         return used / count + slope * (np.log(self.target_flops) - mean), enough
 
-    def _swept(self, counts: Counts) -> Array:
-        return np.stack([self._ends(row) for row in counts])
+    def _ends(self, rows: Counts) -> Array:
+        """Return the logs between which a minimum is believed [..., budgets, 2], given the runs there."""
+        logs, there = np.log(self.recurrences), rows > 0
+        low, high = np.where(there, logs, np.inf).min(-1), np.where(there, logs, -np.inf).max(-1)
+        low, high = np.where(there.any(-1), low, 0.0), np.where(there.any(-1), high, 0.0)
+        margin = EDGE_SHARE * (high - low)
+        return np.stack([low + margin, high - margin], -1)
 
-    def _ends(self, row: Counts) -> Array:
-        """Return the logs between which a minimum is believed, given the runs of its budget."""
-        values = np.log(self.recurrences[row > 0]) if row.any() else np.zeros(1)
-        margin = EDGE_SHARE * (values.max() - values.min())
-        return np.array([values.min() + margin, values.max() - margin])
 
-    def _freedom(self, counts: Counts) -> float:
-        """Return the degrees of freedom of the noise level: of replicates where there are any."""
-        replicates = int(np.maximum(counts - 1, 0).sum())
-        if replicates:
-            return float(replicates)
-        fitted = (counts > 0).sum(-1) >= MIN_SWEPT
-        return float(counts[fitted].sum() - 3 * fitted.sum() - 2)
+def _freedom(counts: Counts) -> float:
+    """Return the degrees of freedom of the noise level: replicates where there are any, else residuals."""
+    replicates = int(np.maximum(counts - 1, 0).sum())
+    if replicates:
+        return float(replicates)
+    fitted = (counts > 0).sum(-1) >= MIN_SWEPT
+    return float(counts[fitted].sum() - 3 * fitted.sum() - 2)
+
+
+def _like(own: Any, piece: Array) -> Any:
+    """Return the mask [budget, budget] with the trailing axes of a piece [laws, choices, budgets, ...]."""
+    return own.reshape(*own.shape, *(1 for _ in piece.shape[3:]))
 
 
 def information(
@@ -205,13 +193,15 @@ def _linearised(
     s = optimum(path, fit.exponents, fit.amplitudes, means)
     at = np.where(np.isfinite(s), s, path.middle)
     more, in_a, in_b = response(path, at, fit.exponents, means)
+    x, z = np.stack([by_a, by_b], -1), np.stack([np.ones_like(size), -size, -data], -1)
     return Information(
         budgets_flops=path.budgets_flops,
         recurrences=recurrences,
         sd_nats=sd_nats,
         target_flops=target_flops,
-        x=np.stack([by_a, by_b], -1),
-        z=np.stack([np.ones_like(size), -size, -data], -1),
+        xx=x[..., :, None] * x[..., None, :],
+        xz=x[..., :, None] * z[..., None, :],
+        zz=z[..., :, None] * z[..., None, :],
         optima=np.where(np.isnan(s), np.inf, s),
         in_exponents=np.stack([in_a, in_b], -1),
         in_amplitudes=np.stack([0 * more, more / p, -more / r], -1),

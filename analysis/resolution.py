@@ -31,7 +31,7 @@ class DesignConfig:
     """How a design is simulated; the same grid and settings give the same bytes."""
 
     studies: Annotated[int, Ge(100)] = 1000
-    analysts: Annotated[int, Ge(10)] = 40  # of them, how many are analysed as `fit` does, intervals included
+    analysts: Annotated[int, Ge(1)] = 40  # of them, how many are analysed as `fit` does, intervals included
     bootstrap: Annotated[int, Ge(100)] = 400  # resamples of each analysis
     seed: Annotated[int, Ge(0)] = 0
     target_flops: float | None = None  # budget of the predicted optimum; None: four times the largest

@@ -13,7 +13,7 @@ from analysis.estimator import EstimatorName, Inputs, Points, as_quantity
 from analysis.generator import Generator
 from analysis.geometry import Geometry, geometry
 from analysis.isoflop import Curves, Quantity, curves, inside, refusal_before
-from analysis.noise import noise_floor
+from analysis.noise import NoiseFloor, noise_floor
 from analysis.parabola import fit_parabola, minimum
 from analysis.parametric import minima as surface_minima
 from analysis.powerlaw import lines
@@ -22,8 +22,10 @@ from analysis.resample import draws
 from analysis.schema import TableError
 from analysis.shared_shape import minima as shared_minima
 from analysis.surface import fit_surface, refit
+from analysis.tables import CELL
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
+UNKNOWN = NoiseFloor(sd_nats=None, degrees_of_freedom=0)
 QUANTITIES: tuple[Quantity, Quantity] = ("mean_recurrence", "tokens")
 
 
@@ -73,6 +75,8 @@ class Grid:
     shape: Geometry
     cells: Curves
 
+    replicated: bool  # some cell has several seeds, so that a study knows its noise
+
     @property
     def looped(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Return the rows of looped runs."""
@@ -96,7 +100,7 @@ class Grid:
             ),
             shape=self.shape,
             draws=draws(config.bootstrap, len(runs), config.seed, label),
-            floor=noise_floor(runs),
+            floor=noise_floor(runs) if self.replicated else UNKNOWN,
             config=config,
         )
 
@@ -119,7 +123,8 @@ def grid(runs: pd.DataFrame, parameter_count: ParameterCount) -> Grid:
         raise TableError(
             f"no curve of the grid can be fitted: {(reasons or ['no run on an isoFLOP curve'])[0]}"
         )
-    return Grid(runs=runs, shape=shape, cells=cells)
+    replicated = bool(runs.duplicated(list(CELL)).any())
+    return Grid(runs=runs, shape=shape, cells=cells, replicated=replicated)
 
 
 @dataclass(frozen=True, kw_only=True)

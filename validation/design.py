@@ -3,7 +3,7 @@
 python validation/design.py [part=calibration|search|suggest] [minutes=M] [folder=DIR] [out=FILE]
 
 calibration: three grids under two laws. The spread of the exponents of 1,000 simulated studies (what a design
-prints) beside the median width of the 95 % intervals of the first 200 of them, each analysed as `fit` does;
+prints) beside the median width of the 95 % intervals of the first 100 of them, each analysed as `fit` does;
 then the same where the world is not as the design was told: heavier tails, another N, a coupled law.
 search: the published 140M grid and what `design=search` finds for its FLOPs, under three laws.
 suggest: 300 studies of the same 12 cells; eight more by `suggest`, or the same recurrences at the next two
@@ -47,7 +47,7 @@ from sweeps.suggest import suggest_runs
 
 ROOT = Path(__file__).resolve().parents[1]
 SEED, NOISE, RESAMPLES, CHUNK = 0, 0.005, 400, 10
-STUDIES, ANALYSES, SUGGESTIONS = 1000, 200, 300
+STUDIES, ANALYSES, SUGGESTIONS = 1000, 100, 300
 COUNT = FitConfig().parameter_count
 SCALE = "looped_140m"
 STARTED = time.monotonic()

@@ -149,7 +149,7 @@ def best_grids(
         for thrift in THRIFT[1:]:
             trial = filled(information, counts, own, spent, runs, thrift)
             found.append((float(score(information.widths(trial))), trial))
-    if progress:
+    if progress and options:
         progress("choices of budgets", 1.0)
     found.sort(key=lambda item: item[0])
     distinct: list[Counts] = []

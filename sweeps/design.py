@@ -11,8 +11,11 @@ import numpy as np
 from analysis import plain
 from analysis.config import FitConfig
 from analysis.design import Progress, resolve
-from analysis.generator import Generator, at_published_optima, fitted, published
+from analysis.generator import REACH, Generator, at_published_optima, fitted, published
+from analysis.information import Information
 from analysis.noise import noise_floor
+from analysis.numbers import number
+from analysis.powerlaw import MIN_BUDGETS
 from analysis.resolution import DesignConfig, Resolution
 from analysis.simulate import Grid, Noise, grid
 from analysis.tables import groups, read_tables, select
@@ -33,6 +36,21 @@ def design(study: StudyConfig, progress: Progress = lambda stage, done: None) ->
     bench = grid(frame, FitConfig().parameter_count)
     noise, config = noise_of(study, frame), design_config(study, bench)
     return tuple(resolve(bench, law, noise, config, progress) for law in laws(study, bench))
+
+
+def check_reachable(knowledge: Information) -> None:
+    """Raise ConfigError where no choice of cells can bracket three optima under any of the laws."""
+    logs = np.log(knowledge.recurrences)
+    within = (knowledge.optima > logs.min()) & (knowledge.optima < logs.max())
+    if (within.sum(1) >= MIN_BUDGETS).any():
+        return
+    budgets, first = knowledge.budgets_flops, np.exp(np.clip(knowledge.optima[0], *np.log(REACH)))
+    raise ConfigError(
+        f"fewer than {MIN_BUDGETS} budgets have their optimum within µ = {np.exp(logs.min()):g} to "
+        f"{np.exp(logs.max()):g}: at {number(budgets[0])} FLOPs the law has it at {first[0]:.3g}, at "
+        f"{number(budgets[-1])} at {first[-1]:.3g}; choose from others with assume.budgets_flops=[...] or "
+        "assume.recurrences=[...]"
+    )
 
 
 def write_design(results: tuple[Resolution, ...], folder: Path) -> Path:

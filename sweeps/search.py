@@ -19,7 +19,16 @@ from analysis.resolution import DesignConfig, Resolution
 from analysis.simulate import Grid, Noise, estimate, grid
 from model.checked import ConfigError
 from sweeps.config import StudyConfig, SweepConfig
-from sweeps.design import allowance, design_config, ladder, laws, noise_of, planned, target_of
+from sweeps.design import (
+    allowance,
+    check_reachable,
+    design_config,
+    ladder,
+    laws,
+    noise_of,
+    planned,
+    target_of,
+)
 from sweeps.design_files import searched_sweep
 
 FINALISTS, FINAL_STUDIES = 6, 300
@@ -77,6 +86,7 @@ def search(
     budgets = np.array(assume.budgets_flops or ladder(bench.cells.budgets_flops, 1.0))
     depths, target = np.array(assume.recurrences, float), target_of(study, config)
     knowledge = information(truths, bench.shape, budgets, depths, noise.seed_nats, target)
+    check_reachable(knowledge)
     limits = Limits(
         run_flops=budgets,
         control_flops=budgets if study.sweep.control != "none" else 0 * budgets,

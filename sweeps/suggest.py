@@ -19,7 +19,16 @@ from analysis.simulate import Grid, grid
 from analysis.surface import fit_surface, refit
 from analysis.tables import read_tables, select
 from sweeps.config import StudyConfig
-from sweeps.design import allowance, design_config, ladder, laws, one_group, planned, target_of
+from sweeps.design import (
+    allowance,
+    check_reachable,
+    design_config,
+    ladder,
+    laws,
+    one_group,
+    planned,
+    target_of,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,6 +94,7 @@ def suggest_runs(
     budgets = np.array(sorted({*known, *(assume.budgets_flops or ladder(known, BEYOND))}))
     recurrences = np.array(sorted({*bench.cells.values.tolist(), *map(float, assume.recurrences)}))
     knowledge = information(truths, bench.shape, budgets, recurrences, sd, target_of(study, config))
+    check_reachable(knowledge)
     start = np.zeros((len(budgets), len(recurrences)), int)
     for budget, value in zip(bench.cells.budget, bench.cells.values, strict=True):
         start[np.searchsorted(budgets, known[budget]), np.searchsorted(recurrences, value)] += 1

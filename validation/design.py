@@ -2,7 +2,7 @@
 
 python validation/design.py [part=calibration|search|suggest] [minutes=M] [folder=DIR] [out=FILE]
 
-calibration: three grids under two laws. The spread of the exponents of 1,000 simulated studies (what a design
+calibration: four grids under two laws. The spread of the exponents of 1,000 simulated studies (what a design
 prints) beside the median width of the 95 % intervals of the first 100 of them, each analysed as `fit` does;
 then the same where the world is not as the design was told: heavier tails, another N, a coupled law.
 search: the published 140M grid and what `design=search` finds for its FLOPs, under three laws.
@@ -60,6 +60,10 @@ WIDE = {
     "seeds": [0, 1],
 }
 GRIDS = {"published 140M grid": {}, "four budgets by five": SMALL, "four budgets by six, two seeds": WIDE}
+DENSE = {
+    "mean_recurrences": [2, 4, 6, 8, 10, 12, 16, 20],
+    "budgets_flops": [2e18, 4e18, 8e18, 16e18, 32e18],
+}
 FIRST = {"mean_recurrences": [2, 4, 8, 12], "budgets_flops": [2e18, 4e18, 8e18]}
 NEXT_BUDGETS = [16e18, 32e18]
 
@@ -90,7 +94,8 @@ def cases() -> list[tuple[str, str, float | None]]:
     untold: list[tuple[str, str, float | None]] = []
     for name in GRIDS:
         untold += [(name, "published law", 3.0), (name, "N counts all", None), (name, "coupled", None)]
-    return [*told, *untold]
+    more = [("five budgets by eight", law, None) for law in ("published law", "exponents of 370M")]
+    return [*told, *untold, *more]
 
 
 def losses_of(bench: Grid, law: Generator, tail: float | None, studies: int, seed: int) -> tuple[Any, Any]:
@@ -120,7 +125,7 @@ def calibration(folder: Path) -> list[Record]:
     """Return one row per case."""
     rows: list[Record] = []
     for number, (name, law_name, tail) in enumerate(cases()):
-        bench = grid(planned(study(folder, **GRIDS[name])), COUNT)
+        bench = grid(planned(study(folder, **(GRIDS | {"five budgets by eight": DENSE})[name])), COUNT)
         law = worlds(bench)[law_name]
         clean, losses = losses_of(bench, law, tail, STUDIES, SEED + number)
 
@@ -233,6 +238,8 @@ def suggestions(folder: Path) -> Record:
     told = [
         [np.median(pairs[np.isfinite(pairs[:, i]), i]), np.mean(~np.isfinite(pairs[:, i]))] for i in (0, 1)
     ]
+    ends = [[r[kind]["exponent"] for r in records if r[kind]["exponent"]] for kind in ("suggested", "uniform")]
+    spreads = [float(np.ptp(np.quantile(values, [0.025, 0.975]))) for values in ends]
     result = {
         "law": law.name,
         "studies": SUGGESTIONS,
@@ -240,8 +247,8 @@ def suggestions(folder: Path) -> Record:
         "ratio_of_widths": float(np.exp(logs.mean())),
         "ratio_low": float(low),
         "ratio_high": float(high),
-        "suggested": {"median_width": told[0][0], "without_interval": told[0][1]},
-        "uniform": {"median_width": told[1][0], "without_interval": told[1][1]},
+        "suggested": {"median_width": told[0][0], "without_interval": told[0][1], "spread": spreads[0]},
+        "uniform": {"median_width": told[1][0], "without_interval": told[1][1], "spread": spreads[1]},
         "flops_ratio": float(np.mean([record["flops"] for record in records]) / spend),
     }
     print(json.dumps(result, indent=1))

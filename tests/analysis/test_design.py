@@ -170,10 +170,10 @@ def test_a_noiseless_design_resolves_the_truth():
 def test_the_interval_of_an_analyst_is_near_the_spread_of_the_estimates():
     """At a noise so low that the fit is linear; `validation/design.py` has the rest."""
     made = bench(budgets=INSIDE, recurrences=(2, 3.0, 4, 6, 8, 10, 12, 16, 20))
-    found = resolve(made, law_of(Truth()), Noise(seed_nats=0.0005), replace(QUICK, studies=400, analysts=12))
+    found = resolve(made, law_of(Truth()), Noise(seed_nats=0.0005), replace(QUICK, studies=300, analysts=9))
     item = found.of()
     assert item.without_interval == 0
-    # A median of 12 and a quantile of 400 scatter by some per cent each; Student's factor adds 4 %.
+    # A median of 9 and a quantile of 300 scatter by some per cent each; Student's factor adds 4 %.
     assert 0.8 < item.interval / item.spread < 1.3
 
 
@@ -184,30 +184,27 @@ def test_a_grid_that_misses_the_optima_says_so():
     assert found.of().true is None and found.of().interval is None
     assert found.all_inside == 0.0
     assert found.outlooks[0].below > 0.95
-    assert "not resolved" in found.summary() and "mostly below it" in found.summary()
+    for words in ("not resolved", "mostly below it", "no control in the grid"):
+        assert words in found.summary()
     assert true_exponent(made, low, "mean_recurrence", [0, 1, 2]) is None
 
 
 def test_power_grows_with_the_margin_and_needs_replicates():
-    made = bench(replicates=((0, 0), (1, 1), (2, 2), (3, 3), (4, 4)), fixed=True)
+    made = bench(budgets=INSIDE[1:4], replicates=((0, 0), (1, 1), (2, 2)), fixed=True)
     noise, law = Noise(seed_nats=0.002), law_of(Truth())
-    none, some, wide = (
-        resolve(made, law, noise, replace(QUICK, margin_nats=margin)).outlooks[2]
-        for margin in (1e-6, 0.004, 0.03)
+    none, wide = (
+        resolve(made, law, noise, replace(QUICK, margin_nats=margin)).outlooks[1] for margin in (1e-6, 0.03)
     )
-    assert none.power < 0.1 < some.power < wide.power
-    assert wide.power > 0.95
-    bare = resolve(bench(fixed=True), law, noise, QUICK)
-    assert bare.outlooks[2].power is None and bare.outlooks[2].power_known is not None
+    assert none.power < 0.15 and wide.power > 0.95
+    bare = resolve(bench(budgets=INSIDE[1:4], fixed=True), law, noise, QUICK)
+    assert bare.outlooks[1].power is None and bare.outlooks[1].power_known is not None
     assert "training noise unknown" in bare.summary()
-    assert "no control in the grid" in resolve(bench(), law, noise, QUICK).summary()
 
 
 def test_the_same_settings_give_the_same_bytes():
-    made, law, noise = bench(budgets=INSIDE[:3]), law_of(Truth()), Noise(seed_nats=0.002)
+    made, law, noise = bench(budgets=INSIDE[1:4]), law_of(Truth()), Noise(seed_nats=0.002)
     one, other = (resolve(made, law, noise, QUICK).to_json() for _ in range(2))
     assert one == other
-    assert resolve(made, law, noise, replace(QUICK, seed=1)).to_json() != one
 
 
 def test_a_grid_without_curves_is_refused():
@@ -221,7 +218,7 @@ def test_a_grid_without_curves_is_refused():
 def test_the_figure_is_clean_for_one_law_and_for_a_law_that_is_not_resolved():
     noise, laws = Noise(seed_nats=0.005), (law_of(Truth()), law_of(Truth(a_amplitude=1e4)))
     made = bench(budgets=PAPER_GRID)
-    results = [resolve(made, law, noise, QUICK) for law in laws]
+    results = [resolve(made, law, noise, replace(QUICK, analysts=1)) for law in laws]
     for shown in (results[:1], results):
         drawn = design_figure(shown)
         with styled():

@@ -142,6 +142,10 @@ def test_noise_comes_from_replicate_seeds(place, capsys):
         (["design=true", "assume.tail=2"], "assume.tail=2: input should be greater than 2"),
         (["suggest=4"], "no runs table in"),
         (["design=search", "allowance=300", *QUICK], "allowance=300 FLOPs pays for no grid of four budgets"),
+        (
+            ["design=search", "assume.recurrences=[2,4,6,8]", "assume.parameter_count=non_embedding"],
+            "fewer than 3 budgets have their optimum within µ = 2 to 8: at 1e18 FLOPs the law has it at 8.2",
+        ),
         (["design=search", "allowance=ten"], "allowance=ten: give FLOPs, as 5e20, or device-hours, as 300h"),
         (["design=search", "allowance=30h"], "the plan has no price for hours"),
         (

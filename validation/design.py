@@ -59,11 +59,12 @@ WIDE = {
     "budgets_flops": [4e18, 8e18, 16e18, 32e18],
     "seeds": [0, 1],
 }
-GRIDS = {"published 140M grid": {}, "four budgets by five": SMALL, "four budgets by six, two seeds": WIDE}
 DENSE = {
     "mean_recurrences": [2, 4, 6, 8, 10, 12, 16, 20],
     "budgets_flops": [2e18, 4e18, 8e18, 16e18, 32e18],
 }
+PUBLISHED, TWO_SEEDS = "published 140M grid", "four budgets by six, two seeds"
+GRIDS = {PUBLISHED: {}, "four budgets by five": SMALL, TWO_SEEDS: WIDE, "five budgets by eight": DENSE}
 FIRST = {"mean_recurrences": [2, 4, 8, 12], "budgets_flops": [2e18, 4e18, 8e18]}
 NEXT_BUDGETS = [16e18, 32e18]
 
@@ -92,10 +93,9 @@ def cases() -> list[tuple[str, str, float | None]]:
     """Return (grid, law, tail) of every calibration: what a design is told, then what it is not told."""
     told = [(name, law, None) for name in GRIDS for law in ("published law", "exponents of 370M")]
     untold: list[tuple[str, str, float | None]] = []
-    for name in GRIDS:
+    for name in (PUBLISHED, TWO_SEEDS):
         untold += [(name, "published law", 3.0), (name, "N counts all", None), (name, "coupled", None)]
-    more = [("five budgets by eight", law, None) for law in ("published law", "exponents of 370M")]
-    return [*told, *untold, *more]
+    return [*told, *untold]
 
 
 def losses_of(bench: Grid, law: Generator, tail: float | None, studies: int, seed: int) -> tuple[Any, Any]:
@@ -121,18 +121,29 @@ def width(record: Record) -> float:
     return np.nan if None in (record["low"], record["high"]) else record["high"] - record["low"]
 
 
+def made(folder: Path, number: int) -> tuple[Grid, Generator, Any, Any]:
+    """Return grid, law, noise-free losses and those of all studies of a case."""
+    name, law_name, tail = cases()[number]
+    bench = grid(planned(study(folder, **GRIDS[name])), COUNT)
+    law = worlds(bench)[law_name]
+    return bench, law, *losses_of(bench, law, tail, STUDIES, SEED + number)
+
+
+def analyses(folder: Path, number: int, bench: Grid, losses: Any) -> list[Record]:
+    """Return what `fit` says of the first studies of a case."""
+
+    def work(numbers: range) -> list[Record]:
+        return [interval_of(bench, losses[k], k) for k in numbers]
+
+    return kept(folder, f"calibration-{number:02}", ANALYSES, work)
+
+
 def calibration(folder: Path) -> list[Record]:
     """Return one row per case."""
     rows: list[Record] = []
     for number, (name, law_name, tail) in enumerate(cases()):
-        bench = grid(planned(study(folder, **(GRIDS | {"five budgets by eight": DENSE})[name])), COUNT)
-        law = worlds(bench)[law_name]
-        clean, losses = losses_of(bench, law, tail, STUDIES, SEED + number)
-
-        def analyse(numbers: range, bench: Grid = bench, losses: Any = losses) -> list[Record]:
-            return [interval_of(bench, losses[k], k) for k in numbers]
-
-        analysed = kept(folder, f"calibration-{number:02}", ANALYSES, analyse)
+        bench, law, clean, losses = made(folder, number)
+        analysed = analyses(folder, number, bench, losses)
         parts = [estimate(bench, clean, losses[first : first + 250])[0] for first in range(0, STUDIES, 250)]
         slopes = joined(parts).line(bench, "mean_recurrence", 1.0)[1]
         known = slopes[np.isfinite(slopes)]
@@ -238,7 +249,9 @@ def suggestions(folder: Path) -> Record:
     told = [
         [np.median(pairs[np.isfinite(pairs[:, i]), i]), np.mean(~np.isfinite(pairs[:, i]))] for i in (0, 1)
     ]
-    ends = [[r[kind]["exponent"] for r in records if r[kind]["exponent"]] for kind in ("suggested", "uniform")]
+    ends = [
+        [r[kind]["exponent"] for r in records if r[kind]["exponent"]] for kind in ("suggested", "uniform")
+    ]
     spreads = [float(np.ptp(np.quantile(values, [0.025, 0.975]))) for values in ends]
     result = {
         "law": law.name,

@@ -18,7 +18,9 @@ from analysis.shared_shape import fit_shared
 from analysis.simulate import QUANTITIES, Estimates, Grid, Noise, estimate
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
+Analysis = tuple[Inputs, EstimatorFit]
 Progress = Callable[[str, float], None]
+MOST = 0.5  # past this share of analyses without an interval there is no typical one
 BATCH = 250  # studies fitted at once between two steps of the progress bar
 
 
@@ -41,13 +43,7 @@ def resolve(
         parts.append(estimate(grid, clean, losses[first : first + BATCH]))
     progress("simulated studies", 1.0)
     found = [joined([part[k] for part in parts]) for k in range(len(parts[0]))]
-    analyses = []
-    for k in range(min(config.analysts, config.studies)):
-        progress("analyses with intervals", k / config.analysts)
-        settings = FitConfig(bootstrap=config.bootstrap, seed=config.seed + k, validation=False)
-        inputs = grid.inputs(losses[k], settings, f"study {k}")
-        analyses.append((inputs, fit_shared(inputs)))
-    progress("analyses with intervals", 1.0)
+    analyses = _analyses(grid, losses[: config.analysts], config, progress)
     target = config.target_flops or 4 * float(grid.cells.budgets_flops.max())
     default = next(item for item in found if item.name == DEFAULT)
     outlooks = _outlooks(grid, law, default, losses, analyses)
@@ -67,6 +63,18 @@ def resolve(
         estimates=default.line(grid, "mean_recurrence", target)[1],
         grid=grid,
     )
+
+
+def _analyses(grid: Grid, losses: Array, config: DesignConfig, progress: Progress) -> list[Analysis]:
+    """Return what an analyst of each study [studies, runs] is given by the default estimator."""
+    found = []
+    for k, ended in enumerate(losses):
+        progress("analyses with intervals", k / len(losses))
+        settings = FitConfig(bootstrap=config.bootstrap, seed=config.seed + k, validation=False)
+        inputs = grid.inputs(ended, settings, f"study {k}")
+        found.append((inputs, fit_shared(inputs)))
+    progress("analyses with intervals", 1.0)
+    return found
 
 
 def expected_losses(grid: Grid, law: Generator, margin_nats: float) -> Array:
@@ -110,43 +118,41 @@ def true_exponent(grid: Grid, law: Generator, quantity: Quantity, budgets: list[
 
 
 def _resolved(
-    grid: Grid, law: Generator, found: Estimates, target: float, analyses: list[tuple[Inputs, EstimatorFit]]
+    grid: Grid, law: Generator, found: Estimates, target: float, analyses: list[Analysis]
 ) -> tuple[Resolved, ...]:
     result = []
     for quantity in QUANTITIES:
         logs, slopes = found.line(grid, quantity, target)
-        intervals = _intervals(analyses, quantity, target) if found.name == DEFAULT else None
-        for at, values in ((None, slopes), (target, np.exp(logs))):
-            known = values[np.isfinite(values)]
-            ends = np.quantile(known, [0.025, 0.5, 0.975]) if len(known) else [None] * 3
-            truth = (
-                true_exponent(grid, law, quantity, found.budgets)
-                if at is None
-                else float(true_optima(grid, law, np.array([target]), quantity)[0])
-            )
-            widths = np.empty(0) if intervals is None else intervals[0 if at is None else 1]
-            lacking = float(np.mean(~np.isfinite(widths))) if len(widths) else None
-            told = lacking is not None and lacking <= 0.5
-            low, middle, high = (None if end is None else float(end) for end in ends)
-            result.append(
-                Resolved(
-                    quantity=quantity,
-                    at_flops=at,
-                    true=truth,
-                    median=middle,
-                    low=low,
-                    high=high,
-                    interval=float(np.median(widths[np.isfinite(widths)])) if told else None,
-                    without_estimate=1 - len(known) / len(values),
-                    without_interval=lacking,
-                )
-            )
+        widths = _intervals(analyses, quantity, target) if found.name == DEFAULT else (None, None)
+        exponent = true_exponent(grid, law, quantity, found.budgets)
+        optimum = float(true_optima(grid, law, np.array([target]), quantity)[0])
+        result.append(_summarised(quantity, None, exponent, slopes, widths[0]))
+        result.append(_summarised(quantity, target, optimum, np.exp(logs), widths[1]))
     return tuple(result)
 
 
-def _intervals(
-    analyses: list[tuple[Inputs, EstimatorFit]], quantity: Quantity, target: float
-) -> tuple[Array, Array]:
+def _summarised(
+    quantity: Quantity, at_flops: float | None, true: float | None, values: Array, widths: Array | None
+) -> Resolved:
+    """Summarise estimates [studies] and the widths of intervals [analyses], NaN where there is none."""
+    known = values[np.isfinite(values)]
+    ends = [float(end) for end in np.quantile(known, [0.025, 0.5, 0.975])] if len(known) else [None] * 3
+    lacking = None if widths is None else float(np.mean(~np.isfinite(widths)))
+    told = widths is not None and lacking is not None and lacking <= MOST
+    return Resolved(
+        quantity=quantity,
+        at_flops=at_flops,
+        true=true,
+        low=ends[0],
+        median=ends[1],
+        high=ends[2],
+        interval=float(np.nanmedian(widths)) if told and widths is not None else None,
+        without_estimate=1 - len(known) / len(values),
+        without_interval=lacking,
+    )
+
+
+def _intervals(analyses: list[Analysis], quantity: Quantity, target: float) -> tuple[Array, Array]:
     """Return the widths of the analysts' intervals of the exponent and of the log optimum at `target`."""
     exponents, optima = np.full((2, len(analyses)), np.nan)
     for k, (inputs, fit) in enumerate(analyses):
@@ -163,7 +169,7 @@ def _outlooks(
     law: Generator,
     found: Estimates,
     losses: Array,
-    analyses: list[tuple[Inputs, EstimatorFit]],
+    analyses: list[Analysis],
 ) -> tuple[Outlook, ...]:
     cells, result = grid.cells, []
     for k, flops in enumerate(cells.budgets_flops):
@@ -210,7 +216,7 @@ def _power(
     within: np.ndarray[Any, np.dtype[np.bool_]],
     minimum: Array,
     losses: Array,
-    analyses: list[tuple[Inputs, EstimatorFit]],
+    analyses: list[Analysis],
 ) -> tuple[float | None, float | None]:
     """Return how often looped less fixed has an interval below zero, as given and were the noise known.
 

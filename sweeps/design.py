@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,14 +54,16 @@ def check_reachable(knowledge: Information) -> None:
     )
 
 
-def write_design(results: tuple[Resolution, ...], folder: Path) -> Path:
-    """Write design.json and the figure (PDF, PNG, CSV) into `folder`; return it."""
+def write_design(
+    results: Sequence[Resolution], folder: Path, name: str = "design", labels: Sequence[str] = ()
+) -> Path:
+    """Write NAME.json and the figure (PDF, PNG, CSV) into `folder`; return it."""
     from analysis.figure_design import design_figure
     from analysis.style import save
 
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "design.json", plain.to_json(results) + "\n")
-    save(design_figure(results), folder)
+    write_text(folder / f"{name}.json", plain.to_json(results) + "\n")
+    save(replace(design_figure(results, labels), name=name), folder)
     return folder
 
 

@@ -37,7 +37,7 @@ def show(study: StudyConfig, overrides: Sequence[str]) -> str:
 
 def _show_design(study: StudyConfig, progress: Progress) -> str:
     results = design(study, progress)
-    folder = write_design(results, Path(study.root) / str(study.sweep.name) / "design")
+    folder = write_design(results, _folder(study))
     if study.format == "json":
         return plain.to_json({"results": results, "folder": str(folder)})
     return "\n".join(
@@ -50,9 +50,11 @@ def _show_search(study: StudyConfig, overrides: Sequence[str], progress: Progres
     head = [f"Found by loopscale plan {' '.join(overrides)}:", *found.summary().splitlines()[:1]]
     path = write_sweep(found.sweep, _parent(overrides), "design", CONF / "sweep", head, rename=True)
     launch = _launch(path, overrides)
+    folder = write_design((found.planned[0], found.found[0]), _folder(study), "search", ("planned", "found"))
     if study.format == "json":
         return plain.to_json({"search": found, "file": str(path), "launch": launch})
-    return "\n".join([*(_text(result) for result in found.found), found.summary(), f"{path}: {launch}"])
+    told = [*(_text(result) for result in found.found), found.summary()]
+    return "\n".join([*told, f"{folder}: search.json, search.pdf, search.png", f"{path}: {launch}"])
 
 
 def _show_suggestion(study: StudyConfig, overrides: Sequence[str], progress: Progress) -> str:
@@ -68,6 +70,10 @@ def _show_suggestion(study: StudyConfig, overrides: Sequence[str], progress: Pro
     if study.format == "json":
         return json.dumps(plain.plain({"suggestion": found, "file": str(path), "launch": launch}), indent=2)
     return "\n".join([found.summary(), f"{path}: {launch}"])
+
+
+def _folder(study: StudyConfig) -> Path:
+    return Path(study.root) / str(study.sweep.name) / "design"
 
 
 def _text(result: Resolution) -> str:

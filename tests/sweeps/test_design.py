@@ -122,7 +122,8 @@ def test_suggested_runs_join_the_sweep_they_come_from(place, capsys, tmp_path):
     listed = [line.split() for line in out.splitlines() if line.startswith("  µ =")]
     rows = zip(frame["mean_recurrence"], frame["target_flops"], frame["seed"], strict=True)
     assert sorted((float(row[2]), float(row[4]), int(row[7])) for row in listed) == sorted(rows)
-    run(capsys, "plan", *place, *few)
+    code, out, _ = run(capsys, "plan", *place, *few, "format=json")
+    assert code == 0 and len(json.loads(out)["suggestion"]["cells"]) == 4
     assert (tmp_path / "conf/sweep/isoflop_140m_next2.yaml").exists()  # the first one is not overwritten
 
 

@@ -1,7 +1,7 @@
 """Which cells to run: whole grids for an allowance, or the next few of a study.
 
 Candidates are budgets by recurrences. A budget counts from four recurrences on, so new budgets are opened
-whole, in every combination; then single runs are added, the best one first, and exchanged at the end.
+whole, in many combinations; then single runs are added, the best one first, and exchanged at the end.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ AROUND = 1.0  # e-foldings on either side of the expected optima that a new budg
 # A run is chosen by gain / cost^power: 1 where the allowance binds, 0 where the number of runs does.
 THRIFT = (0.0, 0.5, 1.0)
 GAIN = 1e-6
+OPENED_AT_ONCE = 3  # new budgets that a suggestion opens
 PROMISING = 30  # openings that are filled
 
 
@@ -107,7 +108,7 @@ def next_runs(
 ) -> Counts:
     """Return `start` and the runs to add to it: at most `limits.runs`, within the allowance."""
     closed = [k for k in range(len(start)) if (start[k] > 0).sum() < MIN_SWEPT]
-    many = limits.runs // MIN_SWEPT
+    many = min(limits.runs // MIN_SWEPT, OPENED_AT_ONCE)
     options = [list(chosen) for size in range(many + 1) for chosen in combinations(closed, size)]
     found: list[tuple[float, Counts]] = []
     for done, option in enumerate(options):

@@ -69,7 +69,7 @@ def published(scale: str, runs: pd.DataFrame, count: str) -> Generator:
     table = parcae.table("training_law")
     row = table[table["size"] == size].iloc[0]
     return Generator(
-        name=f"the published {size} law",
+        name=f"the published {size} law (N {count.replace('_', ' ')})",
         floor_nats=float(row["E"]),
         amplitude_params=float(row["A"]),
         alpha=float(row["a"]),

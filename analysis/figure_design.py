@@ -24,9 +24,10 @@ def design_figure(results: Sequence[Resolution], labels: Sequence[str] = ()) -> 
     names = list(labels) or [f"law {k + 1}" for k in range(len(results))]
     with style.styled():
         made, (left, right) = style.figure(2, width=style.PAGE_INCHES, height=2.7)
+        edges = _edges(results)
         for place, result in enumerate(results):
             _optima(left, result, COLOURS[place % len(COLOURS)], place - (len(results) - 1) / 2)
-            _exponents(right, result, COLOURS[place % len(COLOURS)], names[place])
+            _exponents(right, result, edges, COLOURS[place % len(COLOURS)], names[place])
         left.set_xscale("log")
         left.set_yscale("log")
         left.set_xlabel("training budget C (FLOPs)")
@@ -63,13 +64,19 @@ def _in(value: float, item: Any) -> bool:
     return bool(item.swept_low <= value <= item.swept_high)
 
 
-def _exponents(ax: Axes, result: Resolution, colour: Any, label: str) -> None:
+def _edges(results: Sequence[Resolution]) -> Any:
+    """Return bins that all results share, so that their heights can be compared."""
+    each = [result.estimates[np.isfinite(result.estimates)] for result in results]
+    ends = [np.quantile(values, [0.005, 0.995]) for values in each if len(values) > 1]
+    return np.linspace(min(low for low, _ in ends), max(high for _, high in ends), 31) if ends else None
+
+
+def _exponents(ax: Axes, result: Resolution, edges: Any, colour: Any, label: str) -> None:
     found, values = result.of(), result.estimates[np.isfinite(result.estimates)]
     if len(values) < 2:
         ax.plot([], [], color=colour, label=f"{label}: no exponent")
         return
-    low, high = np.quantile(values, [0.005, 0.995])
-    heights, edges = np.histogram(values, bins=30, range=(low, high))
+    heights, _ = np.histogram(values, bins=edges)
     share = 100 * heights / len(result.estimates)
     ax.stairs(share, edges, color=colour, linewidth=1.0, label=label)
     if found.true is not None:

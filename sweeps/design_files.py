@@ -16,6 +16,8 @@ from sweeps.config import ListedCells, SweepConfig
 if TYPE_CHECKING:
     from analysis.information import Counts, Information
 
+GRID = ("name", "mean_recurrences", "control", "budgets_flops", "seeds", "cells")  # what a choice replaces
+
 
 def searched_sweep(sweep: SweepConfig, knowledge: Information, counts: Counts) -> SweepConfig:
     """Return `sweep` with its grid replaced by chosen cells, budget by budget; the control stays at each."""
@@ -57,14 +59,9 @@ def write_sweep(
     while (path := folder / f"{sweep.name}_{suffix}{number}.yaml").exists():
         number += 1
     content: dict[str, Any] = yaml.safe_load(source.read_text())
-    grid = {
-        "name": path.stem if rename else sweep.name,
-        "mean_recurrences": sweep.mean_recurrences,
-        "control": sweep.control,
-        "budgets_flops": sweep.budgets_flops,
-        "seeds": sweep.seeds,
-        "cells": {name: _given(cells) for name, cells in sweep.cells.items()},
-    }
+    grid = {name: getattr(sweep, name) for name in GRID}
+    grid["name"] = path.stem if rename else sweep.name
+    grid["cells"] = {name: _given(cells) for name, cells in sweep.cells.items()}
     content["sweep"] = content.get("sweep", {}) | grid
     comments = [f"# {line}".rstrip() for line in head]
     text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=110)

@@ -13,7 +13,7 @@ from model.checked import ConfigError
 from sweeps.compose import CONF
 from sweeps.config import StudyConfig
 from sweeps.design import design, write_design
-from sweeps.design_files import added_cells, write_sweep
+from sweeps.design_files import GRID, added_cells, write_sweep
 from sweeps.live import data_progress
 from sweeps.search import search
 from sweeps.show import DESIGN_COLUMNS, as_text
@@ -87,6 +87,7 @@ def _parent(overrides: Sequence[str]) -> str | None:
 
 def _launch(path: Path, overrides: Sequence[str]) -> str:
     """Return the command that launches a written sweep, with what else was given on the command line."""
-    asked = ("sweep=", "design=", "suggest=", "allowance=", "assume.", "format=")
+    of_file = (f"sweep.{name}" for name in GRID)
+    asked = ("sweep=", "design=", "suggest=", "allowance=", "assume.", "format=", *of_file)
     kept = [text for text in overrides if not text.lstrip("+").startswith(asked)]
     return " ".join(["loopscale launch", f"sweep={path.stem}", *kept])

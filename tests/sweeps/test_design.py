@@ -26,7 +26,8 @@ SMALL = ["sweep.budgets_flops=[2e18,4e18,8e18,16e18]", "sweep.mean_recurrences=[
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """Overrides under tmp_path, and a copy of conf/ that may be written to."""
-    shutil.copytree(compose.CONF, tmp_path / "conf")
+    written = shutil.ignore_patterns("*_design[0-9]*", "*_next[0-9]*")  # by whoever uses this checkout
+    shutil.copytree(compose.CONF, tmp_path / "conf", ignore=written)
     monkeypatch.setattr(compose, "CONF", tmp_path / "conf")
     monkeypatch.setattr(design_show, "CONF", tmp_path / "conf")
     return ["sweep=isoflop_140m", f"root={tmp_path / 'runs'}", f"cache={tmp_path / 'cache'}"]
@@ -98,7 +99,9 @@ def test_a_search_writes_a_sweep_within_the_allowance(place, capsys, tmp_path, m
     few = ["assume.recurrences=[2,4,6,10,16,24]", "assume.max_runs=30", "allowance=3e20"]
     code, out, _ = run(capsys, "plan", *place, *SMALL, *QUICK, *few, "design=search")
     assert code == 0 and "loopscale launch sweep=isoflop_140m_design1 root=" in out
-    frame = loopscale.plan([place[1], place[2], "sweep=isoflop_140m_design1"])
+    launch = out.splitlines()[-1].partition("loopscale launch ")[2].split()
+    assert launch == ["sweep=isoflop_140m_design1", *place[1:]]  # the grid is the file's alone
+    frame = loopscale.plan(launch)
     assert (frame["verdict"] == "OK").all() and frame["nominal_flops"].sum() <= 3e20
     looped = frame[frame["kind"] == "looped"]
     assert looped["target_flops"].nunique() >= 4 and len(looped) <= 30

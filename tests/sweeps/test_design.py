@@ -5,13 +5,14 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import loopscale
 from analysis.schema import DEPTHS, RUNS, conform
 from model.checked import ConfigError
 from sweeps import compose, design_show
-from sweeps.design import allowance, planned
+from sweeps.design import allowance, noise_of, planned
 
 QUICK = [
     "assume.studies=100",
@@ -44,10 +45,15 @@ def run(capsys, *arguments):
     return code, out, err
 
 
-def collected(place, budgets, recurrences, noise_nats=0.004):
+def collected(place, budgets, recurrences, noise_nats=0.004, seeds=(0,)):
     """Write the runs and depth tables of finished runs as collect does; losses are of the published law."""
     study = loopscale.compose(
-        [*place, f"sweep.budgets_flops={budgets}", f"sweep.mean_recurrences={recurrences}", *QUICK]
+        [
+            *place,
+            f"sweep.budgets_flops={budgets}",
+            f"sweep.mean_recurrences={recurrences}",
+            f"sweep.seeds={list(seeds)}",
+        ]
     )
     frame = planned(study)
     frame["run_id"] = [f"run-{k}" for k in range(len(frame))]
@@ -130,7 +136,17 @@ def test_suggested_runs_join_the_sweep_they_come_from(place, capsys, tmp_path):
     assert (tmp_path / "conf/sweep/isoflop_140m_next2.yaml").exists()  # the first one is not overwritten
 
 
-def test_noise_comes_from_replicate_seeds(place, capsys):
+def test_noise_comes_from_replicate_seeds(place):
+    folder = collected(place, [2e18, 4e18], [2, 4], seeds=(0, 1))
+    runs = pd.read_parquet(folder / "runs.parquet").set_index(["kind", "target_flops", "mean_recurrence"])
+    first, second = (runs.loc[runs["seed"] == seed, "val_loss_nats"] for seed in (0, 1))
+    study = loopscale.compose([*place, f"assume.noise_from={folder}", "assume.trunk_nats=0.001"])
+    found = noise_of(study, planned(study))
+    assert found.seed_nats == pytest.approx(np.sqrt(np.mean((first - second) ** 2 / 2)), rel=1e-9)
+    assert found.trunk_nats == 0.001
+
+
+def test_a_table_without_replicates_gives_no_noise(place, capsys):
     folder = collected(place, [2e18, 4e18, 8e18], [2, 4, 8, 12])
     code, _, err = run(capsys, "plan", *place, *SMALL, *QUICK, "design=true", f"assume.noise_from={folder}")
     assert code == 2 and "training noise unknown: no cell was trained with more than one seed" in err

@@ -53,7 +53,7 @@ SCALE = "looped_140m"
 STARTED = time.monotonic()
 Record = dict[str, Any]
 
-SMALL = {"mean_recurrences": [2, 4, 6, 9, 14], "budgets_flops": [2e18, 4e18, 8e18, 16e18]}
+SMALL = {"mean_recurrences": [2, 4, 6, 10, 14], "budgets_flops": [2e18, 4e18, 8e18, 16e18]}
 WIDE = {
     "mean_recurrences": [2, 4, 6, 10, 16, 24],
     "budgets_flops": [4e18, 8e18, 16e18, 32e18],

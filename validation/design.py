@@ -1,14 +1,11 @@
-"""Are designs calibrated, does a search find narrower grids, and are suggestions worth their FLOPs?
+"""Are designs calibrated, and does a search find narrower grids?
 
-python validation/design.py [part=calibration|search|suggest] [minutes=M] [folder=DIR] [out=FILE]
+python validation/design.py [part=calibration|search] [minutes=M] [folder=DIR] [out=FILE]
 
 calibration: four grids under two laws. The spread of the exponents of 1,000 simulated studies (what a design
 prints) beside the median width of the 95 % intervals of the first 100 of them, each analysed as `fit` does;
 then the same where the world is not as the design was told: heavier tails, another N, a coupled law.
 search: the published 140M grid and what `design=search` finds for its FLOPs, under three laws.
-suggest: 300 studies of the same 12 cells; eight more by `suggest`, or the same recurrences at the next two
-budgets, at no more FLOPs; the ratio of the interval widths.
-
 Study k of a case is drawn from seeds that name it. What was done is kept in `folder`, by default
 runs/.validation/design; with `minutes` the script ends with exit code 75 when they are over, and continues
 when called again. The summary, docs/validation/design.json or `out`, gains each part as it is there.
@@ -29,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -41,13 +37,11 @@ from analysis.shared_shape import fit_shared
 from analysis.simulate import Grid, Noise, estimate, grid
 from sweeps.config import StudyConfig
 from sweeps.design import planned
-from sweeps.design_files import added_cells
 from sweeps.search import search
-from sweeps.suggest import suggest_runs
 
 ROOT = Path(__file__).resolve().parents[1]
 SEED, NOISE, RESAMPLES, CHUNK = 0, 0.005, 400, 10
-STUDIES, ANALYSES, SUGGESTIONS = 1000, 100, 300
+STUDIES, ANALYSES = 1000, 100
 COUNT = FitConfig().parameter_count
 SCALE = "looped_140m"
 STARTED = time.monotonic()
@@ -65,8 +59,6 @@ DENSE = {
 }
 PUBLISHED, TWO_SEEDS = "published 140M grid", "four budgets by six, two seeds"
 GRIDS = {PUBLISHED: {}, "four budgets by five": SMALL, TWO_SEEDS: WIDE, "five budgets by eight": DENSE}
-FIRST = {"mean_recurrences": [2, 4, 8, 12], "budgets_flops": [2e18, 4e18, 8e18]}
-NEXT_BUDGETS = [16e18, 32e18]
 
 
 def study(cache: Path, **sweep: Any) -> StudyConfig:
@@ -227,66 +219,6 @@ def of(item: Any) -> Record:
     }
 
 
-def suggestions(folder: Path) -> Record:
-    """Return the ratio of interval widths, suggestion over uniform refinement, with its own interval."""
-    base = replace(study(folder, **FIRST), suggest=8)
-    start = planned(base)
-    more = planned(study(folder, mean_recurrences=FIRST["mean_recurrences"], budgets_flops=NEXT_BUDGETS))
-    spend = float(more["target_flops"].sum())
-    base = replace(base, allowance=spend)
-    uniform = grid(pd.concat([start, more]), COUNT)
-    law = worlds(uniform)["published law"]
-
-    def compare(numbers: range) -> list[Record]:
-        return [one(k, base, start, uniform, law) for k in numbers]
-
-    records = kept(folder, "suggest", SUGGESTIONS, compare)
-    pairs = np.array([[width(r["suggested"]), width(r["uniform"])] for r in records])
-    both = np.isfinite(pairs).all(1)
-    logs = np.log(pairs[both, 0] / pairs[both, 1])
-    again = np.random.default_rng(SEED).choice(logs, (10_000, len(logs))).mean(1)
-    low, high = np.exp(np.quantile(again, [0.025, 0.975]))
-    told = [
-        [np.median(pairs[np.isfinite(pairs[:, i]), i]), np.mean(~np.isfinite(pairs[:, i]))] for i in (0, 1)
-    ]
-    ends = [
-        [r[kind]["exponent"] for r in records if r[kind]["exponent"]] for kind in ("suggested", "uniform")
-    ]
-    spreads = [float(np.ptp(np.quantile(values, [0.025, 0.975]))) for values in ends]
-    result = {
-        "law": law.name,
-        "studies": SUGGESTIONS,
-        "studies_with_both": int(both.sum()),
-        "ratio_of_widths": float(np.exp(logs.mean())),
-        "ratio_low": float(low),
-        "ratio_high": float(high),
-        "suggested": {"median_width": told[0][0], "without_interval": told[0][1], "spread": spreads[0]},
-        "uniform": {"median_width": told[1][0], "without_interval": told[1][1], "spread": spreads[1]},
-        "flops_ratio": float(np.mean([record["flops"] for record in records]) / spend),
-    }
-    print(json.dumps(result, indent=1))
-    return result
-
-
-def one(k: int, base: StudyConfig, start: pd.DataFrame, uniform: Grid, law: Generator) -> Record:
-    """Simulate one study of the 12 cells, continue it both ways and return the two intervals."""
-    noise = Noise(seed_nats=NOISE)
-    clean = uniform.expected(law)
-    losses = clean + noise.draw(uniform.runs, 1, 10_000 + k)[0]
-    first = uniform.runs.iloc[: len(start)].assign(val_loss_nats=losses[: len(start)])
-    found = suggest_runs(base, start, first)
-    added = planned(replace(base, sweep=added_cells(base.sweep, found.cells)))
-    suggested = grid(pd.concat([start, added]), COUNT)
-    fresh = noise.draw(added.reset_index(drop=True), 1, 20_000 + k)[0]
-    ended = suggested.expected(law) + np.concatenate([losses[: len(start)] - clean[: len(start)], fresh])
-    return {
-        "suggested": interval_of(suggested, ended, k),
-        "uniform": interval_of(uniform, losses, k),
-        "cells": [list(cell) for cell in found.cells],
-        "flops": float(added["target_flops"].sum()),
-    }
-
-
 def kept(folder: Path, name: str, count: int, work: Callable[[range], list[Record]]) -> list[Record]:
     """Return the records of `count` studies, those of finished chunks from `folder`."""
     records: list[Record] = []
@@ -331,7 +263,6 @@ def show(row: Record) -> str:
 PARTS: dict[str, Callable[[Path], Any]] = {
     "calibration": calibration,
     "search": searched,
-    "suggest": suggestions,
 }
 
 

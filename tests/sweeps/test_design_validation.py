@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from validation import design
+from validation import design, suggest
 
 
 def test_a_case_is_what_it_says(tmp_path, monkeypatch):
@@ -25,8 +25,8 @@ def test_a_case_is_what_it_says(tmp_path, monkeypatch):
 
 def test_one_suggestion_and_its_rival_start_from_the_same_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(design, "RESAMPLES", 100)
-    monkeypatch.setattr(design, "SUGGESTIONS", 1)
-    result = design.suggestions(tmp_path)
+    monkeypatch.setattr(suggest, "STUDIES", 1)
+    result = suggest.suggestions(tmp_path)
     (record,) = json.loads((tmp_path / "suggest-00000.json").read_text())
     assert 0 < len(record["cells"]) <= 8 and record["flops"] <= 4 * (16e18 + 32e18)
     widths = [design.width(record[kind]) for kind in ("suggested", "uniform")]

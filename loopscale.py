@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 
     from analysis import Comparison
     from analysis.parcae_compare import PublishedComparison
+    from analysis.resolution import Resolution
     from harness.record import Evaluation
     from sweeps.analyse import AnyFit
     from sweeps.config import StatusConfig, StudyConfig
+    from sweeps.suggest import Suggestion
 
 Overrides = Sequence[str]
 
@@ -115,6 +117,20 @@ def plan(cfg: Overrides | StudyConfig = ()) -> pd.DataFrame:
     import sweeps.plan
 
     return sweeps.plan.plan(compose(cfg))
+
+
+def design(cfg: Overrides | StudyConfig = ()) -> tuple[Resolution, ...]:
+    """Return what the planned grid would resolve under each law assumed; writes nothing."""
+    import sweeps.design
+
+    return sweeps.design.design(compose(cfg))
+
+
+def suggest(cfg: Overrides | StudyConfig = ()) -> Suggestion:
+    """Return the runs (suggest=N) that narrow a collected sweep's interval most; writes nothing."""
+    import sweeps.suggest
+
+    return sweeps.suggest.suggest(compose(cfg))
 
 
 def cancel(cfg: Overrides) -> list[str]:
@@ -277,6 +293,11 @@ def _show_plan(overrides: list[str]) -> None:
     from sweeps.show import PLAN_COLUMNS, as_json, as_text
 
     study = compose(overrides)
+    if study.design or study.suggest:
+        from sweeps.design_show import show
+
+        print(show(study, overrides))
+        return
     if study.calibrate:
         from sweeps.calibrate import calibrate
 

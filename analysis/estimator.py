@@ -150,7 +150,9 @@ def optima_along(
                 judged.append(refused(inputs.cells, quantity, k, refusal_before(inputs.cells, k) or ""))
                 continue
             column, flops = budgets.index(k), float(inputs.cells.budgets_flops[k])
-            place, draws = (_as(quantity, inputs.shape, flops, m[0][:, column]) for m in (point, resampled))
+            place, draws = (
+                as_quantity(quantity, inputs.shape, flops, m[0][:, column]) for m in (point, resampled)
+            )
             at = (float(place[0]), float(point[1][0, column]))
             judged.append(
                 judge(inputs.cells, quantity, k, at, (draws, resampled[1][:, column], factor), inputs.config)
@@ -159,7 +161,7 @@ def optima_along(
     return found
 
 
-def _as(quantity: Quantity, shape: Geometry, flops: float, log_depth: Array) -> Array:
+def as_quantity(quantity: Quantity, shape: Geometry, flops: float, log_depth: Array) -> Array:
     """Turn logs of the swept variable into those of a quantity; tokens fall as it rises."""
     if quantity != "tokens":
         return log_depth

@@ -67,12 +67,12 @@ def power_law(quantity: Quantity, optima: Sequence[Optimum], factor: Array, conf
         return PowerLaw(quantity=quantity, budgets_flops=chosen, refusal=_too_few(len(accepted)))
     reference = float(np.exp(np.mean(np.log(budgets))))
     values = np.log([[optimum.value or np.nan for optimum in accepted]])
-    level, slope = _lines(np.log(budgets / reference), values, np.ones(values.shape, bool))
+    level, slope = lines(np.log(budgets / reference), values, np.ones(values.shape, bool))
     fitted = [optimum for optimum in optima if optimum.fitted]
     logs = np.stack([optimum.log_draws for optimum in fitted], -1)
     used = np.stack([inside(optimum.log_draws, optimum.swept) for optimum in fitted], -1)
     x = np.log(np.array([optimum.budget_flops for optimum in fitted]) / reference)
-    levels, slopes = _lines(x, logs, used)
+    levels, slopes = lines(x, logs, used)
     lacking = float(np.mean(np.isnan(slopes)))
     if lacking > MAX_WITHOUT_LAW:
         reason = f"{lacking:.0%} of the resamples have fewer than {MIN_BUDGETS} budgets with an optimum"
@@ -94,7 +94,7 @@ def power_law(quantity: Quantity, optima: Sequence[Optimum], factor: Array, conf
     )
 
 
-def _lines(x: Array, logs: Array, used: Any) -> tuple[Array, Array]:
+def lines(x: Array, logs: Array, used: Any) -> tuple[Array, Array]:
     """Return level at x = 0 and slope of each row's line through its used points, NaN with fewer than
     three.
     """

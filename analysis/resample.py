@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from scipy.special import chdtri, stdtrit
+from scipy.special import chdtri, ndtri, stdtrit
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 FEW_BLOCKS = 10  # below this many, percentiles over resampled blocks cover far too seldom
@@ -88,6 +88,11 @@ def studentised(samples: Array, factor: Array) -> Array:
         return samples
     middle = float(np.median(known))
     return np.asarray(middle + (samples - middle) / factor)
+
+
+def student(freedom: float, confidence: float = 0.95) -> float:
+    """Return how much wider Student's interval is than the normal one."""
+    return float(stdtrit(freedom, (1 + confidence) / 2) / ndtri((1 + confidence) / 2))
 
 
 def interval(samples: Array, confidence: float) -> tuple[float | None, float | None]:

@@ -8,7 +8,7 @@ from typing import Literal
 
 import pandas as pd
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 3
 # By the version that brought them: columns of the runs table, and what their absence means in older ones.
 ADDED: dict[int, dict[str, int | float | str]] = {
     2: {
@@ -22,8 +22,13 @@ ADDED: dict[int, dict[str, int | float | str]] = {
         "devices": 1,
         "micro_batch_changed": 0,
     },
-    3: {"core_tasks": math.nan, "core_extended_tasks": math.nan},
-    4: {"trunk_steps": 0, "trunk_flops": 0.0, "trunk_share_flops": 0.0},
+    3: {
+        "core_tasks": math.nan,
+        "core_extended_tasks": math.nan,
+        "trunk_steps": 0,
+        "trunk_flops": 0.0,
+        "trunk_share_flops": 0.0,
+    },
 }
 
 Kind = Literal["string", "float64", "int64"]

@@ -15,7 +15,7 @@ from harness.config import RunConfig
 from model.depth import expected_depths
 from model.flops import flops_per_token, parameter_counts
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 3
 VERSION = "0.1.0"
 # How fast a run went and what it took: not the same from one attempt, or machine, to the next.
 MEASURED = ("wall_s", "device_s", "tokens_per_s", "mfu", "data_wait_share", "peak_memory_bytes")

@@ -17,6 +17,7 @@ T = TypeVar("T")
 CONF = Path(__file__).resolve().parents[1] / "conf"
 _STUDY_KEYS = (
     *("root", "cache", "format", "confirm", "quick", "retry_failed", "dry_run", "calibrate", "run", "tasks"),
+    *("design", "suggest", "allowance", "assume"),
 )
 
 

@@ -17,6 +17,7 @@ Seed = Annotated[int, Ge(0)]
 Control = Literal["fixed", "poisson", "none"]
 # Whether runs that differ in length alone are trained through a shared trunk: where it is exact, or refuse.
 TrunkMode = Literal["auto", True, False]
+ParameterCount = Literal["non_embedding", "no_token_embedding", "all"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,32 @@ class SweepConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AssumeConfig:
+    """What `plan design=...` and `suggest=...` assume of a study that has not been run."""
+
+    law: str | list[str] | None = None
+    parameter_count: ParameterCount = "all"
+    coupling: PositiveFloat = 1.0
+    loop_power: PositiveFloat = 1.0
+    seed_nats: PositiveFloat = 0.005
+    noise_from: str | None = None
+    trunk_nats: Annotated[float, Ge(0)] = 0.0
+    evaluation_nats: Annotated[float, Ge(0)] = 0.0
+    tail: Annotated[float, Gt(2)] | None = None
+    studies: int = 1000
+    analysts: int = 40
+    bootstrap: int = 400
+    seed: Seed = 0
+    target_flops: PositiveFloat | None = None
+    margin_nats: float = 0.01
+    quantity: Literal["exponent", "optimum"] = "exponent"
+    budgets_flops: list[PositiveFloat] = field(default_factory=list)
+    recurrences: list[Annotated[int, Ge(2)]] = field(default_factory=lambda: list(range(2, 34, 2)))
+    max_runs: Annotated[int, Ge(16)] = 72
+    max_seeds: Annotated[int, Ge(1)] = 2
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudyConfig:
     """A composed command: one run template per scale, the sweep over them and the machine."""
 
@@ -76,6 +103,10 @@ class StudyConfig:
     calibrate: bool = False
     run: str | None = None
     tasks: list[Annotated[str, MinLen(1)]] = field(default_factory=list)
+    design: Literal[False, True, "search"] = False
+    suggest: Annotated[int, Ge(1)] | None = None
+    allowance: float | str | None = None
+    assume: AssumeConfig = field(default_factory=AssumeConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -116,8 +116,8 @@ def _check(sweep: SweepConfig) -> None:
     for key in sweep.axes:
         if key in ("seed", "steps", *_LENGTHS.values(), "model.mean_recurrence", "model.depth_sampling"):
             raise ConfigError(f"sweep.axes.{key}: the grid sets it; use the sweep's own field")
-    if not sweep.mean_recurrences and sweep.control == "none":
-        raise ConfigError("sweep.mean_recurrences=[]: give at least one mean recurrence, or a control")
+    if not sweep.mean_recurrences and sweep.control == "none" and not sweep.cells:
+        raise ConfigError("sweep.mean_recurrences=[]: give at least one mean recurrence, a control, or cells")
 
 
 _LENGTHS = {"budgets_flops": "budget_flops", "tokens": "tokens", "tokens_per_param": "tokens_per_param"}

@@ -47,6 +47,20 @@ STATUS_COLUMNS = {
 }
 
 
+DESIGN_COLUMNS = {
+    "budget_flops": "budget FLOPs",
+    "runs": "",
+    "true": "true µ*",
+    "low": "2.5 % of µ*",
+    "high": "97.5 %",
+    "below": "below grid",
+    "above": "above",
+    "without": "no minimum",
+    "power": "",
+    "power_known": "power, noise known",
+}
+
+
 def as_text(frame: pd.DataFrame, columns: dict[str, str]) -> str:
     """Return the named columns of `frame` as an aligned table; empty columns are left out."""
     kept = {
@@ -83,7 +97,7 @@ def cell_text(name: str, value: Any) -> str:
     """Return one value as a table shows it: FLOPs and tokens to four digits, losses to four decimals."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
-    if name in ("target_flops", "nominal_flops", "tokens"):
+    if name in ("target_flops", "nominal_flops", "budget_flops", "tokens"):
         return f"{value:.4g}"
     if name == "memory_bytes":
         return f"{value / 2**30:.2f} GiB"

@@ -28,7 +28,8 @@ def test_every_choice_of_a_group_composes(override):
     assert len(loopscale.compose([override]).runs) == 1
 
 
-@pytest.mark.parametrize("name", [name for name in shipped("sweep") if name != "none"])
+# What `plan suggest=N` wrote here joins the sweep that it came from.
+@pytest.mark.parametrize("name", [n for n in shipped("sweep") if n != "none" and "_next" not in n])
 def test_every_sweep_composes_and_has_its_own_name(name):
     assert loopscale.compose([f"sweep={name}"]).sweep.name == name
 

@@ -1,0 +1,148 @@
+"""`plan design=search`: the grid whose interval is narrowest for an allowance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from analysis.choice import Limits, best_grids
+from analysis.config import FitConfig
+from analysis.design import Progress, expected_losses, resolve
+from analysis.generator import Generator
+from analysis.information import information
+from analysis.noise import noise_floor
+from analysis.numbers import number
+from analysis.resample import student
+from analysis.resolution import DesignConfig, Resolution
+from analysis.simulate import Grid, Noise, estimate, grid
+from model.checked import ConfigError
+from sweeps.config import StudyConfig, SweepConfig
+from sweeps.design import (
+    allowance,
+    check_reachable,
+    design_config,
+    ladder,
+    laws,
+    noise_of,
+    planned,
+    target_of,
+)
+from sweeps.design_files import searched_sweep
+
+FINALISTS, FINAL_STUDIES = 6, 300
+WANTED_INSIDE = 0.9  # share of the studies whose minima all lie inside a grid that a search returns
+
+
+@dataclass(frozen=True, kw_only=True)
+class Searched:
+    """A grid for an allowance, and what it and the planned one resolve under each law."""
+
+    sweep: SweepConfig
+    allowance_flops: float
+    planned: tuple[Resolution, ...]
+    found: tuple[Resolution, ...]
+    considered: int
+
+    def summary(self) -> str:
+        """Return the grid and the comparison in words."""
+        worst = min(item.all_inside for item in self.found)
+        lines = [
+            f"best of {self.considered} simulated grids within {number(self.allowance_flops)} FLOPs: "
+            f"{self.found[0].runs} looped runs, {number(self.found[0].nominal_flops)} FLOPs",
+            *(
+                f"  {number(item.lengths[0])} FLOPs: µ = {', '.join(str(mu) for mu in item.mean_recurrences)}"
+                + (f", seeds {', '.join(map(str, item.seeds))}" if len(item.seeds) > 1 else "")
+                for item in self.sweep.cells.values()
+            ),
+        ]
+        for before, after in zip(self.planned, self.found, strict=True):
+            lines.append(f"  {_narrower(before, after)}; minima all inside in {after.all_inside:.0%}")
+        if worst < WANTED_INSIDE:
+            lines.append(
+                f"  no simulated grid keeps all minima inside in {WANTED_INSIDE:.0%} of the studies under "
+                "every law; more recurrences may: assume.recurrences=[...]"
+            )
+        return "\n".join(lines)
+
+
+def search(
+    study: StudyConfig,
+    progress: Progress = lambda stage, done: None,
+    truths: Sequence[Generator] | None = None,
+) -> Searched:
+    """Return the grid whose interval is narrowest for the allowance; writes nothing.
+
+    Grids are ranked to first order; the first ones are simulated under every law, and the narrowest is taken
+    whose minima all lie inside it. `truths` stand in for the laws of `assume`. Raises ConfigError where no
+    grid of four budgets is within the allowance.
+    """
+    frame, assume = planned(study), study.assume
+    bench = grid(frame, FitConfig().parameter_count)
+    noise, config = noise_of(study, frame), design_config(study, bench)
+    truths = list(truths or laws(study, bench))
+    spend = allowance(study, frame, float(frame["nominal_flops"].sum()))
+    budgets = np.array(assume.budgets_flops or ladder(bench.cells.budgets_flops, 1.0))
+    depths, target = np.array(assume.recurrences, float), target_of(study, config)
+    knowledge = information(truths, bench.shape, budgets, depths, noise.seed_nats, target)
+    check_reachable(knowledge)
+    limits = Limits(
+        run_flops=budgets,
+        control_flops=budgets if study.sweep.control != "none" else 0 * budgets,
+        allowance_flops=spend,
+        runs=assume.max_runs,
+        per_cell=assume.max_seeds,
+    )
+    ranked = best_grids(knowledge, limits, FINALISTS, progress)
+    if not ranked:
+        raise ConfigError(
+            f"allowance={spend:.3g} FLOPs pays for no grid of four budgets by four recurrences: raise it, "
+            "or lower assume.budgets_flops"
+        )
+    tried = []
+    for done, counts in enumerate(ranked):
+        progress("grids simulated", done / len(ranked))
+        sweep = searched_sweep(study.sweep, knowledge, counts)
+        other = grid(planned(replace(study, sweep=sweep)), FitConfig().parameter_count)
+        outcomes = [_brief(other, law, noise, config) for law in truths]
+        inside = min(share for _, share in outcomes)
+        width = float(np.mean([width for width, _ in outcomes]))
+        tried.append((min(inside, WANTED_INSIDE), -width, sweep, other))
+    progress("grids simulated", 1.0)
+    _, _, sweep, other = max(tried, key=lambda item: item[:2])
+    return Searched(
+        sweep=sweep,
+        allowance_flops=spend,
+        planned=tuple(resolve(bench, law, noise, config, progress) for law in truths),
+        found=tuple(resolve(other, law, noise, config, progress) for law in truths),
+        considered=len(tried),
+    )
+
+
+def _brief(bench: Grid, law: Generator, noise: Noise, config: DesignConfig) -> tuple[float, float]:
+    """Return the log of a short simulation's interval, and how often all minima lie inside the grid."""
+    clean = expected_losses(bench, law, config.margin_nats)
+    losses = clean + noise.draw(bench.runs, FINAL_STUDIES, config.seed)
+    found = estimate(bench, clean, losses, thorough=False)[0]
+    slopes = found.line(bench, "mean_recurrence", 1.0)[1]
+    known = slopes[np.isfinite(slopes)]
+    if len(known) < FINAL_STUDIES / 2:
+        return np.inf, 0.0
+    floor = noise_floor(bench.runs.assign(val_loss_nats=losses[0]))
+    freedom = floor.degrees_of_freedom or len(bench.cells.rows) - 3 * len(found.budgets) - 2
+    low, high = np.quantile(known, [0.025, 0.975])
+    return float(np.log((high - low) * student(freedom))), float(
+        found.inside["mean_recurrence"].all(1).mean()
+    )
+
+
+def _narrower(before: Resolution, after: Resolution) -> str:
+    one, other = before.of(), after.of()
+    if other.interval is None:
+        return f"{after.law}: no interval"
+    if one.interval is None:
+        return f"{after.law}: interval of the exponent {other.interval:.3f}, the planned grid gives none"
+    change = other.interval / one.interval - 1
+    widths = f"{other.interval:.3f} instead of {one.interval:.3f} ({change:+.0%})"
+    return f"{after.law}: interval of the exponent {widths}"

@@ -1,0 +1,164 @@
+"""`plan suggest=N`: the runs to do next in the middle of a study."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from analysis.choice import Limits, cost, next_runs
+from analysis.config import FitConfig
+from analysis.design import Progress
+from analysis.generator import Generator
+from analysis.information import Counts, Information, information
+from analysis.noise import noise_floor
+from analysis.numbers import number
+from analysis.simulate import Grid, grid
+from analysis.surface import fit_surface, refit
+from analysis.tables import read_tables, select
+from sweeps.config import StudyConfig
+from sweeps.design import (
+    allowance,
+    check_reachable,
+    design_config,
+    ladder,
+    laws,
+    one_group,
+    planned,
+    target_of,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+LAWS_OF_RUNS = 4  # resampled laws beside the fitted one that a suggestion has to serve
+BEYOND = 4.0  # times the largest budget: how far new budgets go
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suggestion:
+    """The runs to do next: cells as (mean recurrence, budget, seed), and what they are expected to bring."""
+
+    cells: tuple[tuple[int, float, int], ...]
+    flops: float
+    allowance_flops: float
+    law: str
+    runs: int
+    width_before: float | None  # to first order, of the 95 % interval; None: no interval yet
+    width_after: float | None
+
+    def summary(self) -> str:
+        """Return the suggestion in words."""
+        before, after = (
+            "none" if width is None else f"{width:.3f}" for width in (self.width_before, self.width_after)
+        )
+        return "\n".join(
+            [
+                f"{len(self.cells)} runs to do next, {number(self.flops)} of at most "
+                f"{number(self.allowance_flops)} FLOPs, from {self.runs} finished runs ({self.law})",
+                *(f"  µ = {mu} at {number(flops)} FLOPs, seed {seed}" for mu, flops, seed in self.cells),
+                f"  expected width of the 95 % interval, to first order: {before} before, {after} after",
+            ]
+        )
+
+
+def suggest(study: StudyConfig, progress: Progress = lambda stage, done: None) -> Suggestion:
+    """Return the runs that narrow the interval most, given the finished runs of the sweep; writes nothing.
+
+    The law is that of `assume.law`, or, without one, the surface of the finished runs and some resamples.
+    Raises TableError where the sweep was not collected.
+    """
+    frame = planned(study)
+    runs = select(read_tables(Path(study.root) / str(study.sweep.name))[0], study.sweep.max_epochs).runs
+    runs = one_group(runs)
+    return suggest_runs(study, frame, runs, progress)
+
+
+def suggest_runs(
+    study: StudyConfig, frame: pd.DataFrame, runs: pd.DataFrame, progress: Progress = lambda stage, done: None
+) -> Suggestion:
+    """Return the suggestion for finished `runs` of the sweep that `frame` plans."""
+    assert study.suggest is not None
+    bench = grid(runs, FitConfig().parameter_count)
+    config = design_config(study, bench)
+    losses = runs["val_loss_nats"].to_numpy(float)
+    floor, assume = noise_floor(runs), study.assume
+    truths, sd = laws_of_runs(bench, losses, LAWS_OF_RUNS, config.seed)
+    sd = sd if floor.sd_nats is None else floor.sd_nats
+    if assume.law is not None:
+        truths = laws(study, bench)
+    known = bench.cells.budgets_flops
+    budgets = np.array(sorted({*known, *(assume.budgets_flops or ladder(known, BEYOND))}))
+    recurrences = np.array(sorted({*bench.cells.values.tolist(), *map(float, assume.recurrences)}))
+    knowledge = information(truths, bench.shape, budgets, recurrences, sd, target_of(study, config))
+    check_reachable(knowledge)
+    start = np.zeros((len(budgets), len(recurrences)), int)
+    for budget, value in zip(bench.cells.budget, bench.cells.values, strict=True):
+        start[np.searchsorted(budgets, known[budget]), np.searchsorted(recurrences, value)] += 1
+    spend = allowance(study, frame, study.suggest * float(known.max()))
+    limits = Limits(
+        run_flops=budgets,
+        control_flops=0 * budgets,
+        allowance_flops=spend,
+        runs=study.suggest,
+        per_cell=max(assume.max_seeds, int(start.max())),
+    )
+    counts = next_runs(knowledge, start, limits, progress)
+    return Suggestion(
+        cells=tuple(_cells(knowledge, start, counts, runs)),
+        flops=cost(counts, start, limits),
+        allowance_flops=spend,
+        law=truths[0].name,
+        runs=len(runs),
+        width_before=_width(knowledge, start),
+        width_after=_width(knowledge, counts),
+    )
+
+
+def laws_of_runs(bench: Grid, losses: Array, resamples: int, seed: int) -> tuple[list[Generator], float]:
+    """Return the surface fitted to `losses` [runs], resamples of it, and the sd of its residuals."""
+    inputs = bench.inputs(losses, FitConfig(bootstrap=100), "")
+    u, v, seen = np.log(inputs.runs.params), np.log(inputs.runs.tokens), inputs.runs.loss_nats
+    surface = fit_surface(u, v, seen)
+    base = surface.loss(u, v)
+    sd = float(np.sqrt(np.square(seen - base).sum() / max(len(seen) - 5, 1)))
+    errors = np.random.default_rng(seed).standard_normal((resamples, len(seen)))
+    again = refit(surface, base + sd * errors)
+    found = []
+    for k, one in [(0, surface), *((k, again) for k in range(resamples))]:
+        values = one.coefficients(k)
+        found.append(
+            Generator(
+                name="law fitted to them, and resamples of it",
+                floor_nats=values["E"],
+                amplitude_params=values["A"],
+                alpha=values["alpha"],
+                amplitude_tokens=values["B"],
+                beta=values["beta"],
+                static_params=bench.shape.static_params,
+                looped_params=bench.shape.looped_params,
+            )
+        )
+    return found, sd
+
+
+def _cells(
+    knowledge: Information, start: Counts, counts: Counts, runs: pd.DataFrame
+) -> list[tuple[int, float, int]]:
+    found = []
+    for k, m in np.argwhere(counts > start):
+        flops, mu = float(knowledge.budgets_flops[k]), int(knowledge.recurrences[m])
+        same = (runs["target_flops"] == flops) & (runs["mean_recurrence"] == mu)
+        taken = set(runs.loc[same, "seed"].astype(int))
+        first = int(runs["seed"].min())
+        free = [seed for seed in range(first, first + 1000) if seed not in taken]
+        found += [(mu, flops, seed) for seed in free[: counts[k, m] - start[k, m]]]
+    return found
+
+
+def _width(knowledge: Information, counts: Counts) -> float | None:
+    widths = knowledge.widths(counts, penalised=False)
+    return float(np.exp(np.median(widths))) if np.median(widths) < 10 else None

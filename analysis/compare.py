@@ -12,13 +12,22 @@ from analysis import plain
 from analysis.config import FitConfig
 from analysis.difference import Difference, of_lowest, of_means, of_minimum
 from analysis.group import GroupFit, fit_groups
-from analysis.isoflop import HIDDEN
+from analysis.isoflop import HIDDEN, Optimum
 from analysis.noise import NoiseFloor, noise_floor, paired_floor
 from analysis.numbers import number
 from analysis.saving import Control, Saving, saving
-from analysis.score_difference import ScoreDifference, SuiteScores, suites
+from analysis.score_difference import ScoreDifference, SuiteScores, left_out_of_suites, suites
 from analysis.shared_shape import fit_shared
 from analysis.tables import VARIANT, LeftOut, digest, groups, select
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    """Levels of training noise: of differences within a budget, across budgets, and of paired runs."""
+
+    within: NoiseFloor
+    across: NoiseFloor
+    paired: NoiseFloor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,13 +127,15 @@ def compare(
     floor = noise_floor(selection.runs)
     paired = paired_floor(selection.runs)
     budgets = selection.runs.groupby([*VARIANT, "target_flops"], dropna=False)
-    # What a seed does to all cells alike is in no difference between cells that share their seeds.
-    level = paired if all(_share_seeds(budget) for _, budget in budgets) else floor
-    fitted, skipped = fit_groups(selection.runs, level, config, (fit_shared,))
-    by_label = {group.label: group for group in fitted}
+    # What a seed does to all cells alike is in no difference between those that share their seeds.
+    whole = all(_share_seeds(budget) for _, budget in budgets)
+    noise = Noise(within=paired if whole else floor, across=floor, paired=paired)
+    fitted, skipped = fit_groups(selection.runs, noise.within, config, (fit_shared,))
+    again = fit_groups(selection.runs, floor, config, (fit_shared,))[0] if whole else fitted
+    fits = {group.label: (group, other) for group, other in zip(fitted, again, strict=True)}
     scored = suites(selection.runs, items)
     rows: list[BudgetRow] = []
-    notes = list(skipped)
+    notes = [*skipped, *left_out_of_suites(selection.runs, items, scored)]
     for label, frame in groups(selection.runs):
         fixed = frame[(frame["kind"] == "fixed") & frame["target_flops"].notna()]
         means = fixed.groupby(fixed["target_flops"].astype(float))["val_loss_nats"].agg(["mean", "size"])
@@ -139,9 +150,8 @@ def compare(
             if looped.empty:
                 notes.append(f"{label}, {number(flops)} FLOPs: no looped run")
             else:
-                group = by_label.get(label)
-                sides = looped, control
-                rows.append(_row(label, group, flops, sides, curve, (level, paired), scored, config))
+                optima = _optima(fits.get(label), flops)
+                rows.append(_row(label, optima, flops, (looped, control), curve, noise, scored, config))
     return Comparison(
         config=config,
         runs_digest=digest(runs),
@@ -154,26 +164,32 @@ def compare(
     )
 
 
+def _optima(fits: tuple[GroupFit, GroupFit] | None, flops: float) -> tuple[Optimum, Optimum] | None:
+    """Return a budget's optimum with resamples at both levels of noise, None where it was not accepted."""
+    if fits is None:
+        return None
+    found = []
+    for group in fits:
+        optima = group.estimator().optima["mean_recurrence"]
+        found += [optimum for optimum in optima if optimum.budget_flops == flops]
+    return (found[0], found[1]) if len(found) == 2 else None
+
+
 def _row(
     label: str,
-    group: GroupFit | None,
+    optima: tuple[Optimum, Optimum] | None,
     flops: float,
     sides: tuple[pd.DataFrame, pd.DataFrame],
     curve: Control,
-    floors: tuple[NoiseFloor, NoiseFloor],
+    noise: Noise,
     scored: tuple[SuiteScores, ...],
     config: FitConfig,
 ) -> BudgetRow:
     """Compare one budget: the fitted minimum where it was accepted, else the lowest trained cell."""
     looped, control = sides
-    floor = floors[0]
     ratio = _bits_per_nat(pd.concat([looped, control]))
     fixed, seeds = float(control["val_loss_nats"].mean()), len(control)
-    cells = _cells(looped, control, floors, ratio, scored, config)
-    found = None
-    if group is not None:
-        optima = group.estimator().optima["mean_recurrence"]
-        found = next((optimum for optimum in optima if optimum.budget_flops == flops), None)
+    cells = _cells(looped, control, noise, ratio, scored, config)
     common: dict[str, Any] = {
         "group": label,
         "scale": str(looped["scale"].iloc[0]),
@@ -183,27 +199,31 @@ def _row(
         "fixed_seeds": seeds,
         "recurrences": cells,
     }
-    if found is None or found.value is None or found.loss_nats is None:
+    stream = f"{label} {flops}"
+    found = optima[0] if optima else None
+    if optima is None or found is None or found.value is None or found.loss_nats is None:
         best = min(cells, key=lambda cell: cell.loss_nats)
-        counts = [cell.seeds for cell in cells], cells.index(best), seeds
+        counts, lowest = [cell.seeds for cell in cells], cells.index(best)
         return BudgetRow(
             choice="lowest cell (selection)",
             why=(found.refusal or "") if found else "no isoFLOP curve was fitted",
             mean_recurrence=best.mean_recurrence,
             looped_nats=best.loss_nats,
-            difference=of_lowest(best.loss_nats - fixed, counts, floor, ratio, config),
-            saving=saving(curve, flops, best.loss_nats, None, best.seeds, floor, config, f"{label} {flops}"),
+            difference=of_lowest(
+                best.loss_nats - fixed, (counts, lowest, seeds), noise.within, ratio, config
+            ),
+            saving=saving(curve, flops, best.loss_nats, (counts, lowest), noise.across, config, stream),
             **common,
         )
-    draws = (found.loss_draws, found.factor)
+    within, across = ((each.loss_draws, each.factor) for each in optima)
     losses = (found.loss_nats, fixed)
     return BudgetRow(
         choice="fitted curve",
         why="the minimum of the shared-shape fit was accepted",
         mean_recurrence=found.value,
         looped_nats=found.loss_nats,
-        difference=of_minimum(losses, draws, seeds, floor, ratio, config, f"{label} {flops}"),
-        saving=saving(curve, flops, found.loss_nats, draws, 1, floor, config, f"{label} {flops}"),
+        difference=of_minimum(losses, within, seeds, noise.within, ratio, config, stream),
+        saving=saving(curve, flops, found.loss_nats, across, noise.across, config, stream),
         **common,
     )
 
@@ -211,7 +231,7 @@ def _row(
 def _cells(
     looped: pd.DataFrame,
     control: pd.DataFrame,
-    floors: tuple[NoiseFloor, NoiseFloor],
+    noise: Noise,
     ratio: float | None,
     scored: tuple[SuiteScores, ...],
     config: FitConfig,
@@ -222,7 +242,7 @@ def _cells(
         cell = looped[looped["mean_recurrence"] == depth]
         mean, paired = float(cell["val_loss_nats"].mean()), _share_seeds(pd.concat([cell, control]))
         gap = mean - float(control["val_loss_nats"].mean())
-        floor = floors[1] if paired else floors[0]
+        floor = noise.paired if paired else noise.within
         ids = cell["run_id"].tolist(), control["run_id"].tolist()
         scores = (suite.difference(*ids, paired, config) for suite in scored)
         found.append(

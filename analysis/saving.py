@@ -71,16 +71,17 @@ def saving(
     control: Control,
     flops: float,
     loss_nats: float,
-    resampled: tuple[Array, Array] | None,
-    seeds: int,
+    found: tuple[Array, Array] | tuple[Sequence[int], int],
     floor: NoiseFloor,
     config: FitConfig,
     label: str,
 ) -> Saving:
     """Return the saving of a looped model with `loss_nats` at `flops`.
 
-    `resampled` holds the resamples of a fitted minimum and the factors of their noise level; without it the
-    loss is the mean of `seeds` runs. The control's noise is drawn apart, under a stream named by `label`.
+    `found` says how: the resamples of a fitted minimum with the factors of their noise level, or the seeds of
+    every trained cell and which of them is the lowest. That one lies low by chance, so for the lower end its
+    loss is raised by the largest error among the cells. The control's noise is drawn apart, under a stream
+    named by `label`.
     """
     if len(control.budgets_flops) < 2:
         return Saving(refusal="the control has one budget")
@@ -97,14 +98,26 @@ def saving(
     level = NoiseLevel(
         sd_nats=floor.sd_nats, degrees_of_freedom=floor.degrees_of_freedom, source="replicate seeds"
     )
-    drawn = draws(config.bootstrap, len(losses) + 1, config.seed, f"saving, {label}")
-    error = drawn.noise(level) / np.sqrt([*control.seeds, seeds])
-    looped = loss_nats + error[:, -1]
-    factor = drawn.factor(level)
-    if resampled is not None:
-        looped, factor = resampled
-        error = error[: len(looped)]
-    at_draws = equivalent(losses + error[:, :-1], looped, control.budgets_flops)
-    low, high = interval(studentised(at_draws, factor[: len(at_draws)]), config.confidence)
-    ends = [None if end is None else float(np.exp(end) / flops) for end in (low, high)]
-    return Saving(ratio=ratio, low=ends[0], high=ends[1])
+    count = len(losses)
+    if isinstance(found[1], int):
+        seeds, lowest = found[0], found[1]
+        drawn = draws(config.bootstrap, count + len(seeds), config.seed, f"saving, {label}")
+        error = drawn.noise(level) / np.sqrt([*control.seeds, *seeds])
+        factor = drawn.factor(level)
+        worst, looped = loss_nats + error[:, count:].max(1), loss_nats + error[:, count + lowest]
+    else:
+        looped, factor = found[0], found[1]
+        worst = looped
+        drawn = draws(len(looped), count, config.seed, f"saving, {label}")
+        error = drawn.noise(level) / np.sqrt(control.seeds)
+
+    def ends(losses_at: Array) -> tuple[float | None, float | None]:
+        at_draws = equivalent(losses + error[:, :count], losses_at, control.budgets_flops)
+        return interval(studentised(at_draws, factor), config.confidence)
+
+    low, high = ends(worst)[0], ends(looped)[1]
+    return Saving(
+        ratio=ratio,
+        low=None if low is None else float(np.exp(low) / flops),
+        high=None if high is None else float(np.exp(high) / flops),
+    )

@@ -128,6 +128,26 @@ def suites(runs: pd.DataFrame, items: pd.DataFrame | None) -> tuple[SuiteScores,
     return tuple(found)
 
 
+def left_out_of_suites(
+    runs: pd.DataFrame, items: pd.DataFrame | None, scored: Sequence[SuiteScores]
+) -> list[str]:
+    """Say which looped and fixed runs a suite has no answers of, and how many items not all runs answered."""
+    notes = []
+    for suite in scored:
+        missing = sorted(set(runs["run_id"]) - set(suite.right.columns))
+        if missing:
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            notes.append(f"{suite.suite}: not evaluated: {', '.join(missing[:3])}{more}")
+        assert items is not None
+        own = items[(items["suite"] == suite.suite) & items["run_id"].isin(runs["run_id"])]
+        asked = len(own[["task", "item"]].drop_duplicates())
+        if asked > len(suite.right):
+            notes.append(
+                f"{suite.suite}: {asked - len(suite.right)} of {asked} items not answered by all runs"
+            )
+    return notes
+
+
 def _item_variance(gap: pd.Series, weight: Array) -> float:
     """Return the variance of the weighted sum over a fresh draw of every task's items."""
     tasks = gap.groupby(level="task")

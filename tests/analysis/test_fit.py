@@ -74,7 +74,7 @@ def test_intervals_hold_the_truth_at_small_noise(fitted):
 def test_rows_in_any_order_give_the_same_bytes(noisy, fitted):
     runs, depths = noisy
     shuffled = fit(runs.sample(frac=1, random_state=3), depths.sample(frac=1, random_state=4))
-    assert shuffled.to_json() == fitted.to_json() == fit(runs, depths).to_json()
+    assert shuffled.to_json() == fitted.to_json()
     json.loads(fitted.to_json())
     assert "NaN" not in fitted.to_json()
 

@@ -33,8 +33,8 @@ def frontier_figure(group: GroupFit, rows: Sequence[BudgetRow], confidence: floa
     )
     caption += (
         "; open diamonds: fixed depth (a). FLOPs that fixed depth needs over those of the best looped model "
-        "at equal loss (b): above one, looping saves; an arrow marks a loss that no control reached, a lower "
-        "bound."
+        "at equal loss (b): above one, looping saves; an arrow alone marks a loss that no control reached, a "
+        "lower bound, an arrow from a mark an interval that is open; a budget without either was refused."
         if rows
         else "."
     )
@@ -89,15 +89,17 @@ def _ratios(ax: Axes, rows: Sequence[BudgetRow]) -> None:
     look: dict[str, Any] = {"color": style.INK, "marker": "D", "markersize": 3.8, "linestyle": "none"}
     tops = [1.0]
     for row in rows:
-        ratio, bound = row.saving.ratio, last / row.budget_flops
+        at, ratio, bound = row.budget_flops, row.saving.ratio, last / row.budget_flops
         if ratio is None and "lower than" in (row.saving.refusal or "") and bound > 1:
-            arrow = {"arrowstyle": "->", "color": style.INK, "linewidth": 0.9, "shrinkA": 0, "shrinkB": 0}
-            ax.annotate("", (row.budget_flops, bound * 1.35), (row.budget_flops, bound), arrowprops=arrow)
-            tops.append(bound * 1.35)
+            tops.append(_arrow(ax, at, bound, 1.35))
         elif ratio is not None:
             low, high = row.saving.low or ratio, row.saving.high or ratio
+            if row.saving.high is None and row.saving.low is not None:
+                tops.append(_arrow(ax, at, ratio, 1.5))
+            if row.saving.low is None and row.saving.high is not None:
+                tops.append(_arrow(ax, at, ratio, 1 / 1.5))
             ax.errorbar(
-                [row.budget_flops],
+                [at],
                 [ratio],
                 yerr=[[ratio - low], [high - ratio]],
                 elinewidth=0.8,
@@ -110,6 +112,13 @@ def _ratios(ax: Axes, rows: Sequence[BudgetRow]) -> None:
     ax.set_ylabel("FLOPs of fixed / looped at equal loss")
     style.log_axis(ax.xaxis, [row.budget_flops for row in rows])
     style.plain_log_axis(ax.yaxis)
+
+
+def _arrow(ax: Axes, at: float, start: float, factor: float) -> float:
+    """Draw an arrow from `start` to so many times it, for an end that is open; return where it points."""
+    look = {"arrowstyle": "->", "color": style.INK, "linewidth": 0.9, "shrinkA": 0, "shrinkB": 0}
+    ax.annotate("", (at, start * factor), (at, start), arrowprops=look)
+    return start * factor
 
 
 def _tables(group: GroupFit, rows: Sequence[BudgetRow]) -> dict[str, pd.DataFrame]:

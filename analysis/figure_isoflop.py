@@ -34,9 +34,9 @@ def isoflop_figure(group: GroupFit, noise: NoiseFloor) -> style.Drawn:
     caption = (
         f"{style.sentence(group.label)}. isoFLOP curves: loss against "
         f"{words.QUANTITY[group.quantities[0]]} (a) and training tokens (b); one colour and marker per "
-        "budget. Solid: shared-shape fit; dashed: parabola in the variable of the panel. Stars: accepted "
-        "optima of the shared shape, with their intervals within the swept range."
-        + (" Open symbols: fixed-depth control, which enters no fit." if control else "")
+        "budget. Solid: shared-shape fit; dashed: parabola in the variable of the panel; faint where the "
+        "minimum was refused. Stars: accepted optima of the shared shape, with their intervals within the "
+        "swept range." + (" Open symbols: fixed-depth control, which enters no fit." if control else "")
     )
     return style.Drawn(name="isoflop", caption=caption, figure=made, tables=_tables(group))
 
@@ -86,6 +86,7 @@ def _curve(
         color=colour,
         linestyle=LINES[estimator.name],
         linewidth=0.7 if thin else 1.1,
+        alpha=0.35 if found.value is None else 1.0,
     )
     if found.value is not None and found.loss_nats is not None and not thin:
         ends = [[found.value - max(found.low or low, low)], [min(found.high or high, high) - found.value]]

@@ -177,7 +177,9 @@ def implied(points: pd.DataFrame, x: Swept) -> pd.DataFrame:
 def _checked(points: pd.DataFrame) -> pd.DataFrame:
     missing = [name for name in COLUMNS if name not in points]
     if missing:
-        raise TableError(f"points need the columns {', '.join(COLUMNS)}; missing: {', '.join(missing)}")
+        there = ", ".join(map(str, points.columns))
+        named = " ".join(f"columns.{name}=NAME" for name in missing)
+        raise TableError(f"points need {', '.join(missing)}: say {named} (the table has {there})")
     table = points[list(COLUMNS)].astype(float)
     wrong = ~(np.isfinite(table) & (table > 0)).all(axis=1)
     if wrong.any():

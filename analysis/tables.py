@@ -65,13 +65,20 @@ def read_tables(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     for name, columns in (("runs", RUNS), ("depths", DEPTHS)):
         path = Path(folder) / f"{name}.parquet"
         if not path.is_file():
-            raise TableError(f"no {name} table in {folder}: run loopscale collect sweep=NAME")
+            others = _beside(Path(folder))
+            raise TableError(f"no {name} table in {folder}{others}: run loopscale collect sweep=NAME")
         try:
             frame = pd.read_parquet(path)
         except (OSError, ValueError) as error:
             raise TableError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
         frames.append(conform(frame, columns))
     return frames[0], frames[1]
+
+
+def _beside(folder: Path) -> str:
+    """Name the collected sweeps that lie beside a folder without tables."""
+    names = sorted(path.parent.name for path in folder.parent.glob("*/runs.parquet"))
+    return f" (collected there: {', '.join(names)})" if names else ""
 
 
 def read_items(folder: Path) -> pd.DataFrame | None:

@@ -38,7 +38,7 @@ def law(fitted: PowerLaw) -> str:
 def optimum(found: Optimum, quantity: Quantity) -> str:
     """Return one optimum with its interval, or its refusal."""
     if found.refusal:
-        return f"refused: {found.refusal}"
+        return f"{SYMBOL[quantity]} refused: {found.refusal}"
     return (
         f"{SYMBOL[quantity]} = {number(found.value)} {span(found.low, found.high)}, "
         f"loss {found.loss_nats:.4f} [{fixed(found.loss_low_nats, 4)}, {fixed(found.loss_high_nats, 4)}] nats"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from sweeps.config import StudyConfig, SweepConfig
 
 T = TypeVar("T")
 CONF = Path(__file__).resolve().parents[1] / "conf"
+_TEXT_KEYS = ("prompt",)
 _STUDY_KEYS = (
     *("root", "cache", "format", "confirm", "quick", "retry_failed", "dry_run", "calibrate", "run", "tasks"),
     *("design", "suggest", "allowance", "assume"),
@@ -106,9 +108,22 @@ def _forced(folder: Path, overrides: Sequence[str]) -> list[str]:
     # Configuration files show only what differs from a default, so Hydra does not know every key: let all
     # keys pass here, and have the dataclasses refuse what they do not know.
     return [
-        text if text.startswith("~") or _is_group(folder, text.partition("=")[0]) else "++" + text.lstrip("+")
+        text
+        if text.startswith("~") or _is_group(folder, text.partition("=")[0])
+        else "++" + _quoted(text.lstrip("+"))
         for text in overrides
     ]
+
+
+def _quoted(text: str) -> str:
+    """Quote the value of a key that is free text: Hydra's grammar has a use for brackets and commas."""
+    key, _, value = text.partition("=")
+    if key not in _TEXT_KEYS or (value[:1] in ("'", '"') and value[-1:] == value[0]):
+        return text
+    # Backslashes count only before a quote or at the end, where each is written twice.
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
+    escaped = re.sub(r"(\\+)$", r"\1\1", escaped).replace("${", "\\${")
+    return f"{key}='{escaped}'"
 
 
 def _is_group(folder: Path, key: str) -> bool:

@@ -8,6 +8,8 @@ import pytest
 
 import loopscale
 from model.checked import ConfigError
+from sweeps.compose import compose_table
+from sweeps.config import GenerateConfig
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -71,3 +73,9 @@ def test_a_study_is_immutable():
 def test_a_group_where_a_value_belongs_is_refused():
     with pytest.raises(ConfigError, match="training=5: must be a group of keys"):
         loopscale.compose(["training=5"])
+
+
+@pytest.mark.parametrize("prompt", ["def main(", "x = 1", "it's", "a,b{c}[d]", "${x}", "end\\", "a\\'b"])
+def test_a_prompt_is_taken_as_it_is_written(prompt):
+    settings = compose_table("generate", ["model=a", f"prompt={prompt}"], GenerateConfig)
+    assert settings.prompt == prompt

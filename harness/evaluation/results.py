@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -81,7 +82,7 @@ def save_result(path: Path, result: TaskResult) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {name: getattr(result, name) for name in ("correct", "log_prob", "margin", "options")}
     about = {"seed": result.seed, "depths": result.depths, "cropped": result.cropped}
-    temporary = path.with_name(f".{path.name}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("wb") as handle:
         np.savez_compressed(handle, about=json.dumps(about), **arrays)
     temporary.replace(path)

@@ -128,11 +128,42 @@ def test_processes_share_the_items_and_agree_with_one(trained, cache, tmp_path):
     assert len(list((tmp_path / "together").glob("*.npz"))) == 5
 
 
-def test_core_enters_the_record_at_the_runs_own_depth(trained, cache, tmp_path):
-    small = tmp_path / "bundle"
-    (small / "eval_data" / "symbolic").mkdir(parents=True)
-    write_symbolic(small, items=12)
-    (small / "symbolic.yaml").rename(small / "core.yaml")
+@pytest.fixture
+def small(tmp_path):
+    """A bundle whose Core is five generated tasks."""
+    folder = tmp_path / "bundle"
+    (folder / "eval_data" / "symbolic").mkdir(parents=True)
+    write_symbolic(folder, items=12)
+    (folder / "symbolic.yaml").rename(folder / "core.yaml")
+    return folder
+
+
+def test_core_enters_the_record_of_a_model_without_a_loop(tiny, cache, tmp_path, small):
+    plain = ["model=transformer_140m", "model.width=32", "model.heads=1", "model.prelude_layers=2"]
+    fields = ["model.vocabulary_size=300", "model.sequence_length=64", "tokens=1280"]
+    run_id = loopscale.train([*tiny, *plain, *fields])["run_id"]
+    run = tmp_path / "runs" / "single" / run_id
+    frame = loopscale.evaluate_tasks(settings(run, cache, f"bundle={small}", "tasks=core"))
+    record = json.loads((run / "record.json").read_text())
+    (core,) = frame[frame["task"] == "core"].to_dict("records")
+    assert record["mean_recurrence"] == 2 and core["depth"] == 1  # a setting that the model does not use
+    assert record["core"] == core["centred"] and record["core_tasks"] == 5
+    assert len(pd.read_parquet(run / "evaluation" / "items-core.parquet")) == 5 * 12
+
+
+def test_suites_that_share_tasks_show_and_keep_each_once(trained, cache, small, capsys):
+    command = settings(trained, cache, f"bundle={small}", "tasks=core,core_extended", "depths=1,2")
+    loopscale.main(["eval", *command, "format=json"])
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    kept = json.loads((trained / "evaluation" / "scores.json").read_text())["rows"]
+    for table in (rows, kept):
+        names = [(row["task"], row["depth"]) for row in table]
+        assert len(names) == len(set(names)) == 2 * (5 + 2)
+    record = json.loads((trained / "record.json").read_text())
+    assert record["core_tasks"] == record["core_extended_tasks"] == 5
+
+
+def test_core_enters_the_record_at_the_runs_own_depth(trained, cache, small):
     command = settings(trained, cache, f"bundle={small}", "tasks=core")
     frame = loopscale.evaluate_tasks([*command, "depths=1"])
     assert json.loads((trained / "record.json").read_text())["core"] is None

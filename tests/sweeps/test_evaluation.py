@@ -94,13 +94,37 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(trained, cache, monk
     shutil.rmtree(trained / "evaluation")
     monkeypatch.undo()
     assert loopscale.evaluate_tasks(command).equals(resumed)
-    # A damaged file is scored anew, and another depth is another question.
+    # A damaged file is scored anew, and of other depths those that are not there.
     next((trained / "evaluation").glob("*.npz")).write_bytes(b"PK")
     assert loopscale.evaluate_tasks(command).equals(resumed)
     deeper = loopscale.evaluate_tasks(settings(trained, cache, "tasks=symbolic", "depths=3,5", "limit=20"))
     assert deeper.loc[deeper["depth"] == 3, "log_prob_per_byte"].tolist() == pytest.approx(
         resumed.loc[resumed["depth"] == 3, "log_prob_per_byte"].tolist(), abs=1e-6
     )
+
+
+def test_a_depth_is_scored_once_whatever_it_is_asked_with(trained, cache, monkeypatch):
+    asked = []
+
+    def recorded(model, items, depths, **more):
+        asked.append(tuple(depths))
+        return score_options(model, items, depths, **more)
+
+    monkeypatch.setattr("harness.evaluation.suite.score_options", recorded)
+
+    def scores(depths):
+        return loopscale.evaluate_tasks(
+            settings(trained, cache, "tasks=symbolic", f"depths={depths}", "limit=20")
+        )
+
+    scores("1,4")
+    scores("2,4,6")
+    assert asked == [(1, 4)] * 5 + [(2, 6)] * 5
+    asked.clear()
+    together = scores("1,2,4,6")
+    assert not asked
+    shutil.rmtree(trained / "evaluation")
+    pd.testing.assert_frame_equal(scores("1,2,4,6"), together, rtol=1e-5)
 
 
 def evaluated(folder, command, rank, world, port):

@@ -233,7 +233,13 @@ def test_a_published_checkpoint_is_evaluated_on_core(published, tmp_path, capsys
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "run is not set: run=..., or tasks=... with checkpoint=... or sweep=..."),
+        ([], "set run=..., or checkpoint=... with data=RUN, or tasks=... with run, checkpoint or sweep"),
+        (["run=a", "sweep=b"], "set run=..., or checkpoint=... with data=RUN"),
+        (
+            ["checkpoint=a", "data=b", "tasks=core"],
+            "data is for the validation loss: leave out data or tasks",
+        ),
+        (["checkpoint=a"], "data is not set: data=RUN names the run whose held-out data"),
         (["tasks=core"], "what is evaluated? set one of run, checkpoint, sweep, got none"),
         (["run=a", "sweep=b", "tasks=core"], "set one of run, checkpoint, sweep, got run and sweep"),
         (["run=a", "tasks=core", "depths=0"], "depths.0=0: input should be greater than 0"),
@@ -250,6 +256,19 @@ def test_a_mistake_is_one_line(capsys, tmp_path, arguments, message):
         loopscale.main(["eval", f"cache={tmp_path}", *arguments])
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and message in err
+
+
+def test_an_export_has_the_validation_loss_of_its_run(trained, cache, published, tmp_path):
+    folder, place = tmp_path / "export", f"cache={cache}"
+    loopscale.export([f"model={trained}", f"folder={folder}", place])
+    of_run = loopscale.evaluate([f"run={trained}", place])
+    of_export = loopscale.evaluate([f"checkpoint={folder}", f"data={trained}", place])
+    assert of_export.tokens == of_run.tokens
+    assert of_export.loss_nats == pytest.approx(of_run.loss_nats, rel=1e-6)
+    record = json.loads((trained / "record.json").read_text())
+    assert of_run.loss_nats[1] == pytest.approx(record["val_loss_nats"], rel=1e-6)  # at T = µ = 2
+    with pytest.raises(ValueError, match="is another tokenizer than"):
+        loopscale.evaluate([f"checkpoint={published}", f"data={trained}", place])
 
 
 def test_bfloat16_is_near_float32_and_kept_apart(trained, cache):

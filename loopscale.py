@@ -63,12 +63,16 @@ def train(cfg: Overrides | StudyConfig = ()) -> dict[str, Any]:
 
 
 def evaluate(cfg: Overrides) -> Evaluation:
-    """Return the loss of a run's newest checkpoint at every test-time depth; changes nothing."""
+    """Return the loss of a run or a checkpoint at every test-time depth; changes nothing."""
     settings = _settings("eval", cfg)
     from harness.evaluate import evaluate_folder
 
     return evaluate_folder(
-        Path(settings.run), Path(settings.cache), blocks=settings.blocks, max_depth=settings.max_depth
+        Path(settings.run or settings.checkpoint),
+        Path(settings.cache),
+        data=None if settings.data is None else Path(settings.data),
+        blocks=settings.blocks,
+        max_depth=settings.max_depth,
     )
 
 

@@ -51,7 +51,7 @@ def complete(
             model,
             torch.tensor([encoded[i] for i in rows], device=model.embedding.device),
             new_tokens=new_tokens,
-            depth=depth or max(1, round(model.config.mean_recurrence)),
+            depth=depth or model.config.own_depth,
             state_seeds=[counter_seed("completion", seed, i) for i in rows],
             temperature=temperature,
             seed=seed,

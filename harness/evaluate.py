@@ -14,28 +14,44 @@ from harness.dataset import Dataset
 from harness.loader import IGNORED, validation_rows
 from harness.record import Evaluation
 from harness.runfolder import RunFolder
-from harness.weights import load_run
+from harness.weights import load_weights, tokenizer_file
+from model.checked import ConfigError
 from model.config import ModelConfig
 from model.depth import counter_seed
 from model.transformer import LoopedTransformer
 
 
 def evaluate_folder(
-    path: Path, cache: Path, *, blocks: int | None = None, max_depth: int | None = None
+    path: Path,
+    cache: Path,
+    *,
+    data: Path | None = None,
+    blocks: int | None = None,
+    max_depth: int | None = None,
 ) -> Evaluation:
-    """Score the newest whole checkpoint of the run folder `path`; changes nothing.
+    """Score a run's newest whole checkpoint, an export or a published checkpoint; changes nothing.
 
-    `blocks` and `max_depth` default to those of the run. Warns when the run has not ended yet.
+    Data, packing, `blocks` and `max_depth` are those of the run `data`, by default of the run at `path`
+    itself. Warns when that has not ended yet.
 
-    Raises ConfigError for a folder without a checkpoint, CheckpointError when none is whole, DataError when
-    its data is not under `cache`.
+    Raises ConfigError for a folder without a checkpoint or with another tokenizer than the data's,
+    CheckpointError when none is whole, DataError when the data is not under `cache`.
     """
-    folder = RunFolder(path)
-    run = folder.check()
-    model = load_run(folder)
+    folder = RunFolder(data or path)
+    run, model = folder.check(), load_weights(path)
+    if data is not None:
+        _same_tokenizer(tokenizer_file(path, cache), tokenizer_file(data, cache))
     own = run.evaluation
     settings = dataclasses.replace(own, blocks=blocks or own.blocks, max_depth=max_depth or own.max_depth)
-    return evaluate(model, run.model, folder.dataset(cache), settings, training=run.training)
+    return evaluate(model, model.config, folder.dataset(cache), settings, training=run.training)
+
+
+def _same_tokenizer(mine: Path, other: Path) -> None:
+    from tokenizers import Tokenizer
+
+    first, second = (Tokenizer.from_file(str(path)).to_str() for path in (mine, other))
+    if first != second:
+        raise ConfigError(f"{mine} is another tokenizer than {other}: the ids of that data mean other text")
 
 
 def evaluate(

@@ -24,7 +24,7 @@ class HubStream:
             import datasets
         except ModuleNotFoundError:
             raise DataError(
-                "data.source=huggingface needs the datasets library: install loopscale[huggingface]"
+                'data.source=huggingface needs the datasets library: pip install -e ".[huggingface]"'
             ) from None
         self._name = str(config.repository)
         try:

@@ -5,6 +5,8 @@ lm_eval finds models in its own registry alone, so this module registers ours an
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,12 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from harness.evaluation.prompts import FEWSHOT_SEED, Scored
 from harness.evaluation.scoring import score_options
 from harness.evaluation.subject import load_subject
+from model.checked import ConfigError, closest
 from model.depth import counter_seed
 from model.generate import stream_tokens
 
 NEW_TOKENS = 256  # where a task does not say how many it generates
+ARGUMENTS = ("path", "depth", "cache", "seed", "device", "token_budget")
 
 
 @register_model("loopscale")
@@ -41,9 +45,16 @@ class LoopscaleLM(TemplateLM):
         seed: int = FEWSHOT_SEED,
         device: str | None = None,
         token_budget: int | None = None,
-        **_of_lm_eval: Any,  # batch_size and max_batch_size: batches are made by tokens here
+        batch_size: int
+        | str
+        | None = None,  # of lm_eval, as the two after it: batches are made by tokens here
+        max_batch_size: int | None = None,
+        trust_remote_code: bool = False,  # which lm_eval hands to every model
+        **unknown: Any,
     ) -> None:
         super().__init__()
+        for name in unknown:
+            raise ConfigError(f"unknown model argument {name}{closest(name, ARGUMENTS)}")
         self._subject = load_subject(Path(path), Path(cache), device="auto" if device is None else device)
         self._depth = self._subject.own_depth if depth is None else int(depth)
         self._seed, self._token_budget = int(seed), token_budget
@@ -100,24 +111,29 @@ class LoopscaleLM(TemplateLM):
         return sums
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Return greedy continuations, each cut before the first of its stop texts."""
+        """Return greedy continuations, each cut before the first of its stop texts and where a document ends.
+
+        Where prompt and continuation outgrow the context, the prompt's first token and its end are kept, the
+        end as far as the continuation leaves room and in at least half of the context.
+        """
         return [self._generated(*request.args) for request in requests]
 
     def _generated(self, context: str, options: dict[str, Any]) -> str:
         if options.get("do_sample") or options.get("temperature"):
             raise ValueError("loopscale generates greedily in lm_eval: set do_sample=false, temperature=0")
-        new = min(int(options.get("max_gen_toks", NEW_TOKENS)), self.max_length - 1)
-        prompt = torch.tensor([self.tok_encode(context)[new - self.max_length :]])
+        prompt, new = self._fitted(self.tok_encode(context), int(options.get("max_gen_toks", NEW_TOKENS)))
         stops: Iterable[str] = options.get("until") or ()
         stops = [stops] if isinstance(stops, str) else list(stops)
         ids, text = [], ""
         for token in stream_tokens(
             self._subject.model,
-            prompt.to(self._subject.model.embedding.device),
+            torch.tensor([prompt], device=self._subject.model.embedding.device),
             new_tokens=new,
             depth=self._depth,
             state_seeds=[counter_seed("options", self._seed)],
         ):
+            if int(token[0]) == self._subject.bos:  # the next document
+                break
             ids.append(int(token[0]))
             text = self._subject.tokenizer.decode(ids, skip_special_tokens=True)
             found = [text.index(stop) for stop in stops if stop in text]
@@ -125,8 +141,25 @@ class LoopscaleLM(TemplateLM):
                 return text[: min(found)]
         return text
 
+    def _fitted(self, prompt: list[int], new: int) -> tuple[list[int], int]:
+        """Return a prompt and a number of new tokens that fit the context together."""
+        if len(prompt) + new <= self.max_length:
+            return prompt, new
+        room = max(self.max_length - new, self.max_length // 2)
+        if len(prompt) > room:
+            prompt = [prompt[0], *prompt[len(prompt) - room + 1 :]]
+        warnings.warn(
+            f"max_gen_toks={new}: some prompts lose their beginning or get fewer new tokens, "
+            f"the context is {self.max_length}",
+            stacklevel=2,
+        )
+        return prompt, self.max_length - len(prompt)
+
 
 if __name__ == "__main__":
     from lm_eval.__main__ import cli_evaluate
 
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except ConfigError as error:
+        sys.exit(f"loopscale: {error}")

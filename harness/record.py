@@ -123,13 +123,18 @@ def planned_record(
 
 
 def finished_record(
-    planned: dict[str, Any], evaluation: Evaluation, counters: dict[str, float], **more: Any
+    planned: dict[str, Any],
+    evaluation: Evaluation,
+    counters: dict[str, float],
+    *,
+    own_depth: int,
+    **more: Any,
 ) -> dict[str, Any]:
     """Return `planned` with the results filled in; `counters` are those of `harness.throughput`.
 
     A figure that is not a number is stored as None, NaN in the table.
     """
-    own = evaluation.at(round(planned["mean_recurrence"]))
+    own = evaluation.at(own_depth)
     train_s = counters["train_s"]
     return planned | {
         "executed_flops": counters["executed_flops"],

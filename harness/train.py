@@ -181,7 +181,7 @@ def _finish(folder: RunFolder, session: Session, dataset: Dataset, attempts: int
     evaluation = session.ranks.once(
         lambda: evaluate(model, run.model, dataset, run.evaluation, training=run.training)
     )
-    own_loss = evaluation.loss_nats[evaluation.at(round(run.model.mean_recurrence))]
+    own_loss = evaluation.loss_nats[evaluation.at(run.model.own_depth)]
     if not math.isfinite(own_loss):
         raise Diverged(f"validation loss {own_loss} after {run.steps} steps")
     session.lap()
@@ -199,6 +199,7 @@ def _record(
         folder.record(),
         evaluation,
         vars(session.counters),
+        own_depth=run.model.own_depth,
         val_unigram_nats=dataset.unigram_nats,
         attempts=attempts,
         tokens_padded=_rows(run, dataset).padded_tokens(run.steps or 0),

@@ -104,6 +104,11 @@ class ModelConfig:
         return self.backprop_depth or max(1, math.ceil(self.mean_recurrence / 2))
 
     @property
+    def own_depth(self) -> int:
+        """Give T = µ, the loops at which the model itself is judged; 1 for a model without a loop."""
+        return round(self.mean_recurrence) if self.kind == "looped" else 1
+
+    @property
     def gate_channels(self) -> int:
         """Give the leading channels that a value-embedding gate reads."""
         return min(GATE_CHANNELS, self.width)

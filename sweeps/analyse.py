@@ -60,7 +60,8 @@ def compare_sweep(settings: FitTableConfig) -> Comparison:
     source = _source(settings)
     if not isinstance(source, tuple):
         raise ConfigError(f"data={settings.data}: looped and fixed depth are compared in a runs table alone")
-    items = read_items(settings.folder) if settings.data is None else None
+    folder = settings.folder if settings.data is None else Path(settings.data)
+    items = read_items(folder) if folder.is_dir() else None
     comparison = compare(source[0], _fit_config(settings), items)
     if settings.data is None:
         write_text(settings.folder / "comparison.json", comparison.to_json() + "\n")

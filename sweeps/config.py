@@ -205,7 +205,8 @@ class GenerateConfig:
 class EvalConfig:
     """`loopscale eval` of a run, a checkpoint's folder or all finished runs of a sweep.
 
-    Without `tasks`, the validation loss of a run; None stands for the run's own evaluation settings.
+    Without `tasks`, the validation loss of a run, or of a checkpoint on the data of the run `data`; None
+    stands for that run's own evaluation settings.
     """
 
     run: Annotated[str, MinLen(1)] | None = None
@@ -214,6 +215,7 @@ class EvalConfig:
     root: str = "runs"
     cache: str = "runs/.data"
     format: Literal["text", "json"] = "text"
+    data: Annotated[str, MinLen(1)] | None = None
     blocks: Annotated[int, Gt(1)] | None = None
     max_depth: Annotated[int, Gt(0)] | None = None
     tasks: Annotated[list[Annotated[str, MinLen(1)]], MinLen(1)] | None = None
@@ -227,8 +229,18 @@ class EvalConfig:
     folder: Annotated[str, MinLen(1)] | None = None
 
     def __post_init__(self) -> None:
-        if self.tasks is None and self.run is None:
-            raise ValueError("run is not set: run=..., or tasks=... with checkpoint=... or sweep=...")
+        if self.tasks is not None:
+            if self.data is not None:
+                raise ValueError("data is for the validation loss: leave out data or tasks")
+            return
+        if (self.run is None) == (self.checkpoint is None) or self.sweep is not None:
+            raise ValueError(
+                "set run=..., or checkpoint=... with data=RUN, or tasks=... with run, checkpoint or sweep"
+            )
+        if self.run is None and self.data is None:
+            raise ValueError(
+                "data is not set: data=RUN names the run whose held-out data the checkpoint is scored on"
+            )
 
 
 # The settings of every command on finished runs, whose defaults are conf/table/<command>.yaml.

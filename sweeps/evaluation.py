@@ -67,13 +67,14 @@ def evaluate_models(settings: EvalConfig, progress: Progress = lambda stage, fra
             found = [
                 _evaluate(path, subject, bundle[name], name, settings, ranks, progress) for name in bundle
             ]
-            rows = [score.row() for one in found for score in one.scores()]
+            # Suites share tasks: each stands once.
+            scores = {(score.task, score.depth): score for one in found for score in one.scores()}
             if ranks.first and is_run(path) and settings.limit is None:
                 run = RunFolder(path)
-                keep_scores(run, [score for one in found for score in one.scores()])
+                keep_scores(run, scores.values())
                 for one in found:
                     keep_items(run, one.suite.name, one.results, bundle[one.suite.name])
-            frames += [{"run_id": path.name} | row for row in rows]
+            frames += [{"run_id": path.name} | score.row() for score in scores.values()]
             notes += [f"{path.name}: {note}" for one in found for note in _notes(one, settings)]
             ranks.wait()
     frame = pd.DataFrame(frames)

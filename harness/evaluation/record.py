@@ -6,6 +6,7 @@ Imports no torch.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from harness.evaluation.bundle import data_digest
 from harness.evaluation.results import TaskResult
 from harness.evaluation.scores import Score, chance_level
 from harness.files import read_json, write_json
+from harness.locks import exclusive
 from harness.runfolder import RunFolder
 
 FOLDER, SCORES = "evaluation", "scores.json"
@@ -29,20 +31,20 @@ def keep_scores(run: RunFolder, scores: Iterable[Score]) -> None:
     """
     if run.status().state != "done":
         return
-    fresh = list(scores)
-    path = run.path / FOLDER / SCORES
-    replaced = {(score.task, score.depth) for score in fresh}
-    rows = [row for row in read_scores(run) if (row["task"], row["depth"]) not in replaced]
-    rows += [_plain({"run_id": run.run_id} | score.row()) for score in fresh]
-    path.parent.mkdir(exist_ok=True)
-    write_json(path, {"rows": rows})
-    record = run.record()
+    fresh = {(score.task, score.depth): score for score in scores}  # suites share tasks: each is kept once
+    own = run.config().model.own_depth
     columns: dict[str, Any] = {}
-    for score in fresh:
-        if score.task in IN_RECORD and score.depth == round(record["mean_recurrence"]):
-            columns |= {score.task: score.centred, f"{score.task}_tasks": int(score.tasks.split()[0])}
-    if columns:
-        run.set_record(record | columns)
+    for (task, depth), score in fresh.items():
+        if task in IN_RECORD and depth == own:
+            columns |= {task: score.centred, f"{task}_tasks": int(score.tasks.split()[0])}
+    folder = run.path / FOLDER
+    folder.mkdir(exist_ok=True)
+    with exclusive(folder / "scores.lock", wait=True):
+        rows = [row for row in read_scores(run) if (row["task"], row["depth"]) not in fresh]
+        rows += [_plain({"run_id": run.run_id} | score.row()) for score in fresh.values()]
+        write_json(folder / SCORES, {"rows": rows})
+        if columns:
+            run.set_record(run.record() | columns)
 
 
 def keep_items(run: RunFolder, suite: str, results: Sequence[Sequence[TaskResult]], bundle: Path) -> None:
@@ -52,7 +54,7 @@ def keep_items(run: RunFolder, suite: str, results: Sequence[Sequence[TaskResult
     """
     import pandas as pd
 
-    depth = round(run.record()["mean_recurrence"])
+    depth = run.config().model.own_depth
     if run.status().state != "done" or depth not in results[0][0].depths:
         return
     frames = []
@@ -75,7 +77,7 @@ def keep_items(run: RunFolder, suite: str, results: Sequence[Sequence[TaskResult
         )
     path = run.path / FOLDER / f"items-{suite}.parquet"
     path.parent.mkdir(exist_ok=True)
-    partial = path.with_suffix(".partial")
+    partial = path.with_name(f".{path.stem}.{os.getpid()}")
     pd.concat(frames, ignore_index=True).to_parquet(partial, index=False)
     partial.replace(path)
 

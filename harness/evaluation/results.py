@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +15,7 @@ import numpy as np
 
 from harness.evaluation.bundle import Task
 from harness.evaluation.scores import predictions
+from harness.locks import exclusive
 
 Array = np.ndarray
 FORMAT = 1  # of the file, and of how prompts are made: a new one makes every result anew
@@ -42,6 +44,16 @@ class TaskResult:
         rows = [self.depths.index(depth) for depth in depths]
         parts = {name: getattr(self, name)[rows] for name in ("correct", "log_prob", "margin")}
         return TaskResult(**{**vars(self), **parts, "depths": tuple(depths)})
+
+    def joined(self, other: TaskResult) -> TaskResult:
+        """Return the result with the depths that `other`, of the same question, has beyond it."""
+        new = other.at([depth for depth in other.depths if depth not in self.depths])
+        parts = {
+            name: np.concatenate([getattr(self, name), getattr(new, name)])
+            for name in ("correct", "log_prob", "margin")
+        }
+        depths = self.depths + new.depths
+        return TaskResult(**{**vars(self), **parts, "depths": depths}).at(sorted(depths))
 
 
 def judge(
@@ -76,28 +88,31 @@ def result_file(folder: Path, task: Task, seed: int, key: str) -> Path:
     return folder / f"{task.label}-seed{seed}-{key}.npz"
 
 
-def save_result(path: Path, result: TaskResult) -> None:
-    """Write a result, whole or not at all."""
+def keep_result(path: Path, result: TaskResult) -> None:
+    """Add a result to the depths that are there, whole or not at all, whoever else adds some."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    with exclusive(path.parent / "results.lock", wait=True):
+        there = load_result(path, result.task)
+        _save(path, result if there is None else result.joined(there))
+
+
+def _save(path: Path, result: TaskResult) -> None:
     arrays = {name: getattr(result, name) for name in ("correct", "log_prob", "margin", "options")}
     about = {"seed": result.seed, "depths": result.depths, "cropped": result.cropped}
-    temporary = path.with_name(f".{path.name}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("wb") as handle:
         np.savez_compressed(handle, about=json.dumps(about), **arrays)
     temporary.replace(path)
 
 
-def load_result(path: Path, task: Task, depths: Sequence[int]) -> TaskResult | None:
-    """Read a result at these depths; None where there is no whole file or it lacks one of them."""
+def load_result(path: Path, task: Task) -> TaskResult | None:
+    """Read a result at all its depths; None where there is no whole file."""
     try:
         with np.load(path) as stored:
             about = json.loads(str(stored["about"]))
             arrays = {name: stored[name] for name in ("correct", "log_prob", "margin", "options")}
     except (FileNotFoundError, zipfile.BadZipFile, ValueError, KeyError):
         return None
-    if not set(depths) <= set(about["depths"]):
-        return None
-    result = TaskResult(
+    return TaskResult(
         task=task, seed=about["seed"], depths=tuple(about["depths"]), cropped=about["cropped"], **arrays
     )
-    return result.at(depths)

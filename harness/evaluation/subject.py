@@ -37,7 +37,7 @@ class Subject:
     @property
     def own_depth(self) -> int:
         """Return T = µ, at which a model is scored unless depths are asked for."""
-        return round(self.model.config.mean_recurrence) if self.model.config.kind == "looped" else 1
+        return self.model.config.own_depth
 
 
 def load_subject(path: Path, cache: Path, *, device: str = "auto", ranks: Ranks = ALONE) -> Subject:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,10 +15,10 @@ from harness.evaluation.prompts import FEWSHOT_SEED, encode, shuffled
 from harness.evaluation.results import (
     TaskResult,
     judge,
+    keep_result,
     load_result,
     result_file,
     result_key,
-    save_result,
 )
 from harness.evaluation.scores import Score, suite_score, task_score
 from harness.evaluation.scoring import score_options
@@ -64,7 +64,7 @@ def evaluate_suite(
     ranks: Ranks = ALONE,
     progress: Progress = lambda stage, fraction: None,
 ) -> SuiteResult:
-    """Score a suite's tasks; each is kept in `folder` once done, and one that is there is not done again.
+    """Score a suite's tasks, each kept in `folder` once done; depths that are there are not done again.
 
     Every process calls this; each scores its share of a task's items, and all get the result.
     """
@@ -110,16 +110,19 @@ def _evaluate_task(
         bfloat16=protocol.bfloat16,
     )
     path = result_file(folder, task, seed, key)
-    kept = ranks.once(lambda: load_result(path, task, protocol.depths))
-    if kept is not None:
-        return kept
+    kept = ranks.once(lambda: load_result(path, task))
+    depths = tuple(depth for depth in protocol.depths if kept is None or depth not in kept.depths)
+    if kept is not None and not depths:
+        return kept.at(protocol.depths)
     items = shuffled(read_items(bundle, task))
     own = range(ranks.rank, len(items[: protocol.limit]), ranks.world)
-    parts = ranks.gather(_score_items(subject, task, items, own, seed, protocol, progress))
-    result = _joined(task, seed, protocol.depths, parts)
+    missing = replace(protocol, depths=depths)
+    result = _joined(
+        task, seed, depths, ranks.gather(_score_items(subject, task, items, own, seed, missing, progress))
+    )
     if ranks.first:
-        save_result(path, result)
-    return result
+        keep_result(path, result)
+    return (result if kept is None else kept.joined(result)).at(protocol.depths)
 
 
 def _score_items(

@@ -9,6 +9,7 @@ import pytest
 import loopscale
 from tests.analysis.synthetic import INSIDE, study
 from tests.analysis.test_resampling import points
+from tests.analysis.test_score_difference import items_of
 
 QUICK = ("bootstrap=100", "validation=false")
 
@@ -95,3 +96,19 @@ def test_bad_requests_are_one_line(csv, arguments, line, capsys):
     error = capsys.readouterr().err
     assert line in error
     assert error.count("\n") == 1
+
+
+def test_answers_beside_other_peoples_tables_are_compared(tmp_path, capsys):
+    runs, depths = study(budgets=INSIDE[:2], recurrences=(2, 4), replicates=((0, 0),))
+    runs.to_parquet(tmp_path / "runs.parquet")
+    depths.to_parquet(tmp_path / "depths.parquet")
+    points = []
+    for _ in range(2):
+        loopscale.main(["compare", f"data={tmp_path}", "bootstrap=100", "format=json"])
+        found = json.loads(capsys.readouterr().out)
+        cells = [cell for row in found["rows"] for cell in row["recurrences"]]
+        points.append([score["points"] for cell in cells for score in cell["scores"]])
+        # Looped models answer everything, those of fixed depth nothing: 100 centred points and more apart.
+        chances = {run.run_id: float(run.kind == "looped") for run in runs.itertuples()}
+        items_of(runs, chances, tasks=(("arc", 0.0, 40),)).to_parquet(tmp_path / "items.parquet")
+    assert points == [[], [pytest.approx(100.0)] * 4]

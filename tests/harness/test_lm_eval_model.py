@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from harness.tokenizer import train_tokenizer
+from model.checked import ConfigError
 from model.depth import counter_seed
 from model.published import export_model
 from tests.harness import core_data
@@ -21,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore")  # what lm_eval and its dependencies warn of is theirs
 
 if os.environ.get("CI") != "true":
-    pytest.importorskip("lm_eval", reason="lm_eval is not installed: pip install loopscale[lm_eval]")
+    pytest.importorskip("lm_eval", reason="lm_eval is not installed: pip install -e .[lm_eval]")
 
 TASK = """task: colours
 dataset_path: json
@@ -133,3 +134,73 @@ def test_texts_are_scored_whole_and_continued_greedily(exported, cache):
     assert math.isfinite(first[0][0])
     with pytest.raises(ValueError, match="generates greedily"):
         adapter.generate_until([request("generate_until", "lona", {"do_sample": True})])
+
+
+def test_an_unknown_model_argument_is_refused_and_lm_evals_own_are_not(exported):
+    from harness.lm_eval_model import LoopscaleLM
+
+    with pytest.raises(ConfigError, match=r"^unknown model argument deph \(did you mean depth\?\)$"):
+        LoopscaleLM.create_from_arg_string("path=X,deph=8")
+    own = {"batch_size": 4, "max_batch_size": None, "device": "cpu", "trust_remote_code": True}
+    made = LoopscaleLM.create_from_arg_obj({"path": str(exported[2] / "model"), "depth": 3}, own)
+    assert made.max_length == 64
+
+
+def greedy(model, ids, new, depth):
+    """Continue ids by the definition, the whole sequence anew for every token."""
+    ids = list(ids)
+    for _ in range(new):
+        logits = model.logits(torch.tensor([ids]), [depth], [counter_seed("options", 1234)])[0, -1]
+        ids.append(int(logits.argmax()))
+    return ids[len(ids) - new :]
+
+
+def continued(adapter, prompt, new):
+    from lm_eval.api.instance import Instance
+
+    options = {"until": [], "max_gen_toks": new}
+    request = Instance(request_type="generate_until", doc={}, arguments=(prompt, options), idx=0)
+    (text,) = adapter.generate_until([request])
+    return text
+
+
+def test_a_text_ends_where_the_next_document_begins(exported, cache):
+    from harness.lm_eval_model import LoopscaleLM
+
+    model, tokenizer, folder = exported
+    with torch.no_grad():
+        model.embedding[0] *= -2  # which makes the first token of documents likely, not certain
+    export_model(model, folder / "ending")
+    (folder / "model" / "tokenizer.json").rename(folder / "ending" / "tokenizer.json")
+    adapter = LoopscaleLM(path=str(folder / "ending"), depth=2, cache=str(cache), device="cpu")
+    lengths = set()
+    for prompt in ("lona", "lona ranting", "sero muro", "ting rastinglona", "tising"):
+        ids = greedy(model, [0, *tokenizer.encode(prompt).ids], 12, 2)
+        end = ids.index(0) if 0 in ids else len(ids)
+        assert continued(adapter, prompt, 12) == tokenizer.decode(ids[:end])
+        lengths.add(end)
+    assert any(0 < length < 12 for length in lengths), lengths  # or nothing was tested
+
+
+@pytest.mark.parametrize(
+    ("words", "new", "kept", "generated"),
+    [
+        (60, 8, 56, 8),  # a long prompt loses its beginning but for the first token
+        (4, 1000, None, None),  # a short one is kept whole, and gets what room there is
+        (60, 1000, 32, 32),  # and where both are long, each has half of the context
+    ],
+)
+def test_what_outgrows_the_context_is_cut_and_said(exported, cache, words, new, kept, generated):
+    from harness.lm_eval_model import LoopscaleLM
+
+    model, tokenizer, folder = exported
+    adapter = LoopscaleLM(path=str(folder / "model"), depth=2, cache=str(cache), device="cpu")
+    prompt = " ".join(["lona", "ranting", "sero"][n % 3] for n in range(words))
+    ids = [0, *tokenizer.encode(prompt).ids]
+    kept = kept or len(ids)
+    assert (len(ids) > 64) == (words == 60)
+    wanted = greedy(model, [0, *ids[len(ids) - kept + 1 :]], generated or 64 - kept, 2)
+    assert 0 not in wanted
+    with pytest.warns(UserWarning, match=f"max_gen_toks={new}: .* the context is 64"):
+        text = continued(adapter, prompt, new)
+    assert text == tokenizer.decode(wanted)

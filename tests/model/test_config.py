@@ -60,3 +60,16 @@ def test_published_wiring_agrees_with_ours_for_even_layer_counts(mean):
     fields = {**SHAPE, "prelude_layers": 2, "core_layers": 4, "coda_layers": 2, "mean_recurrence": mean}
     published = ModelConfig(**fields, value_embedding_wiring="published")
     assert gated_layers(published) == gated_layers(ModelConfig(**fields)) == (1, 3, 5, 7)
+
+
+@pytest.mark.parametrize(
+    ("fields", "depth"),
+    [({"kind": "looped", "mean_recurrence": 2.6}, 3), ({"kind": "looped", "mean_recurrence": 1}, 1)],
+)
+def test_a_looped_model_is_judged_at_its_mean_recurrence(fields, depth):
+    assert ModelConfig(**SHAPE, **LAYERS, **fields).own_depth == depth
+
+
+def test_a_model_without_a_loop_is_judged_at_one_whatever_its_mean_recurrence():
+    layers = {"prelude_layers": 2, "core_layers": 0, "coda_layers": 0}
+    assert ModelConfig(**SHAPE, **layers, kind="transformer", mean_recurrence=8).own_depth == 1

@@ -3,36 +3,22 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 import loopscale
-from harness.evaluation.prompts import Scored
 from harness.evaluation.scoring import score_options
-from harness.evaluation.subject import load_subject
 from harness.evaluation.symbolic import write_symbolic
-from harness.tokenizer import train_tokenizer
-from model.published import load_model
 from sweeps.launch import write_ledger
 from sweeps.worker import work
 from tests.harness import core_data
 from tests.harness.processes import CONTEXT, free_port
-from tests.model import fixtures
-from tests.model.test_published import checkpoint
 
 torch.set_num_threads(1)
-
-
-@pytest.fixture
-def trained(tiny, tmp_path):
-    record = loopscale.train([*tiny, "tokens=2560", "model.sequence_length=64"])
-    return tmp_path / "runs" / "single" / record["run_id"]
 
 
 def settings(run, cache, *more):
@@ -94,13 +80,37 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(trained, cache, monk
     shutil.rmtree(trained / "evaluation")
     monkeypatch.undo()
     assert loopscale.evaluate_tasks(command).equals(resumed)
-    # A damaged file is scored anew, and another depth is another question.
+    # A damaged file is scored anew, and of other depths those that are not there.
     next((trained / "evaluation").glob("*.npz")).write_bytes(b"PK")
     assert loopscale.evaluate_tasks(command).equals(resumed)
     deeper = loopscale.evaluate_tasks(settings(trained, cache, "tasks=symbolic", "depths=3,5", "limit=20"))
     assert deeper.loc[deeper["depth"] == 3, "log_prob_per_byte"].tolist() == pytest.approx(
         resumed.loc[resumed["depth"] == 3, "log_prob_per_byte"].tolist(), abs=1e-6
     )
+
+
+def test_a_depth_is_scored_once_whatever_it_is_asked_with(trained, cache, monkeypatch):
+    asked = []
+
+    def recorded(model, items, depths, **more):
+        asked.append(tuple(depths))
+        return score_options(model, items, depths, **more)
+
+    monkeypatch.setattr("harness.evaluation.suite.score_options", recorded)
+
+    def scores(depths):
+        return loopscale.evaluate_tasks(
+            settings(trained, cache, "tasks=symbolic", f"depths={depths}", "limit=20")
+        )
+
+    scores("1,4")
+    scores("2,4,6")
+    assert asked == [(1, 4)] * 5 + [(2, 6)] * 5
+    asked.clear()
+    together = scores("1,2,4,6")
+    assert not asked
+    shutil.rmtree(trained / "evaluation")
+    pd.testing.assert_frame_equal(scores("1,2,4,6"), together, rtol=1e-5)
 
 
 def evaluated(folder, command, rank, world, port):
@@ -128,11 +138,42 @@ def test_processes_share_the_items_and_agree_with_one(trained, cache, tmp_path):
     assert len(list((tmp_path / "together").glob("*.npz"))) == 5
 
 
-def test_core_enters_the_record_at_the_runs_own_depth(trained, cache, tmp_path):
-    small = tmp_path / "bundle"
-    (small / "eval_data" / "symbolic").mkdir(parents=True)
-    write_symbolic(small, items=12)
-    (small / "symbolic.yaml").rename(small / "core.yaml")
+@pytest.fixture
+def small(tmp_path):
+    """A bundle whose Core is five generated tasks."""
+    folder = tmp_path / "bundle"
+    (folder / "eval_data" / "symbolic").mkdir(parents=True)
+    write_symbolic(folder, items=12)
+    (folder / "symbolic.yaml").rename(folder / "core.yaml")
+    return folder
+
+
+def test_core_enters_the_record_of_a_model_without_a_loop(tiny, cache, tmp_path, small):
+    plain = ["model=transformer_140m", "model.width=32", "model.heads=1", "model.prelude_layers=2"]
+    fields = ["model.vocabulary_size=300", "model.sequence_length=64", "tokens=1280"]
+    run_id = loopscale.train([*tiny, *plain, *fields])["run_id"]
+    run = tmp_path / "runs" / "single" / run_id
+    frame = loopscale.evaluate_tasks(settings(run, cache, f"bundle={small}", "tasks=core"))
+    record = json.loads((run / "record.json").read_text())
+    (core,) = frame[frame["task"] == "core"].to_dict("records")
+    assert record["mean_recurrence"] == 2 and core["depth"] == 1  # a setting that the model does not use
+    assert record["core"] == core["centred"] and record["core_tasks"] == 5
+    assert len(pd.read_parquet(run / "evaluation" / "items-core.parquet")) == 5 * 12
+
+
+def test_suites_that_share_tasks_show_and_keep_each_once(trained, cache, small, capsys):
+    command = settings(trained, cache, f"bundle={small}", "tasks=core,core_extended", "depths=1,2")
+    loopscale.main(["eval", *command, "format=json"])
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    kept = json.loads((trained / "evaluation" / "scores.json").read_text())["rows"]
+    for table in (rows, kept):
+        names = [(row["task"], row["depth"]) for row in table]
+        assert len(names) == len(set(names)) == 2 * (5 + 2)
+    record = json.loads((trained / "record.json").read_text())
+    assert record["core_tasks"] == record["core_extended_tasks"] == 5
+
+
+def test_core_enters_the_record_at_the_runs_own_depth(trained, cache, small):
     command = settings(trained, cache, f"bundle={small}", "tasks=core")
     frame = loopscale.evaluate_tasks([*command, "depths=1"])
     assert json.loads((trained / "record.json").read_text())["core"] is None
@@ -143,42 +184,16 @@ def test_core_enters_the_record_at_the_runs_own_depth(trained, cache, tmp_path):
     assert core["seeds"] == 2 and core["seeds_se"] >= 0 and record["core_extended"] is None
 
 
-@pytest.fixture
-def published(tmp_path, corpus):
-    """A folder in the published layout, with the weights of the published implementation's fixtures."""
-    folder = checkpoint(tmp_path, "parcae_222")
-    texts = [path.read_text() for path in sorted(corpus.iterdir())]
-    train_tokenizer(texts, 300).save(str(folder / "tokenizer.json"))
-    return folder
-
-
-def test_a_published_checkpoint_is_scored_by_the_published_logits(published, tmp_path):
-    out = fixtures.load("parcae_222_out")
-    subject = load_subject(published, tmp_path, device="cpu")
-    ids = out["input_ids"].numpy().astype(np.int32)
-    scores = score_options(subject.model, [[Scored(row, 1)] for row in ids], [3], seed=0)
-    log_p = torch.log_softmax(out["logits_T3"].double(), dim=-1)[:, :-1]
-    expected = -log_p.gather(2, out["input_ids"][:, 1:, None]).sum(dim=(1, 2))
-    assert scores.nats[0, :, 0] == pytest.approx(expected.numpy(), abs=2e-3)  # of 63 tokens each
-    torch.testing.assert_close(
-        load_model(published).logits(out["input_ids"], [3, 3], [0, 0]), out["logits_T3"], rtol=0, atol=5e-5
-    )
-
-
-def test_a_published_checkpoint_is_evaluated_on_core(published, tmp_path, capsys):
-    command = [f"checkpoint={published}", f"bundle={core_data.bundle()}", "tasks=core", "limit=1"]
-    loopscale.main(["eval", *command, f"cache={tmp_path}", "format=json"])
-    told = json.loads(capsys.readouterr().out)
-    (core,) = [row for row in told["rows"] if row["task"] == "core"]
-    assert (
-        core["tasks"] == "21 of 22 tasks" and core["depth"] == 4 and math.isfinite(core["log_prob_per_byte"])
-    )
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "run is not set: run=..., or tasks=... with checkpoint=... or sweep=..."),
+        ([], "set run=..., or checkpoint=... with data=RUN, or tasks=... with run, checkpoint or sweep"),
+        (["run=a", "sweep=b"], "set run=..., or checkpoint=... with data=RUN"),
+        (
+            ["checkpoint=a", "data=b", "tasks=core"],
+            "data is for the validation loss: leave out data or tasks",
+        ),
+        (["checkpoint=a"], "data is not set: data=RUN names the run whose held-out data"),
         (["tasks=core"], "what is evaluated? set one of run, checkpoint, sweep, got none"),
         (["run=a", "sweep=b", "tasks=core"], "set one of run, checkpoint, sweep, got run and sweep"),
         (["run=a", "tasks=core", "depths=0"], "depths.0=0: input should be greater than 0"),

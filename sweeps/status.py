@@ -14,7 +14,7 @@ from harness.metrics import last_metrics
 from harness.runfolder import RunFolder, Status
 from sweeps.batch import Batch, batch_folder, newest_places, read_batches, read_submitted
 from sweeps.ledger import Ledger, read_ledger
-from sweeps.order import held_back_by, waits_for
+from sweeps.order import held_back_by, waits_for, wanted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sweeps.scheduler import Element, Elements
 
 LOST = "lost"  # its process is gone; the next launch resumes it
+UNNEEDED = "unneeded"  # a segment from which nothing open has still to start
 RECORD_COLUMNS = ("scale", "kind", "mean_recurrence", "target_flops", "nominal_flops", "seed")
 
 
@@ -32,8 +33,8 @@ def status(folder: Path) -> pd.DataFrame:
     attempts, first_step (where it takes over from a trunk), step, steps, train_loss_nats, val_loss_nats,
     tokens_per_s, eta_s, job, node, message. A run that is marked running while no process holds it and no job
     is at it is shown as `lost`. `frame.attrs["trunks"]` has a row like these for each segment of a trunk,
-    `frame.attrs["notes"]` says where the scheduler could not be asked. Raises ConfigError where nothing was
-    launched.
+    where `unneeded` is one from which nothing open has still to start; `frame.attrs["notes"]` says where the
+    scheduler could not be asked. Raises ConfigError where nothing was launched.
     """
     import pandas as pd
 
@@ -46,13 +47,17 @@ def status(folder: Path) -> pd.DataFrame:
     # A scheduler that does not answer takes seconds to say so, and runs go on meanwhile.
     states |= {run.run_id: (run, run.status()) for run in unfinished}
     jobs = {batch.token: read_submitted(batch_folder(folder, batch)) for batch in batches}
+    needed = wanted(ledger, folder, {name: state for name, (_, state) in states.items()})
     rows = []
     for run_id, (run, state) in states.items():
         place = places.get(run_id)
         element = elements.get((place[0].name, place[1])) if place else None
         job = jobs[place[0].token] if place else None
         where = job.element(place[1]) if job and place and job.job_id else ""
-        rows.append(_row(run, state, element, where, ledger))
+        row = _row(run, state, element, where, ledger)
+        if run_id in ledger.segments and run_id not in needed and row["status"] in ("planned", LOST):
+            row |= {"status": UNNEEDED, "message": ""}
+        rows.append(row)
     segments = len(rows) - len(ledger.run_ids)
     frame = pd.DataFrame(rows[segments:])
     frame.attrs = {"notes": notes, "trunks": rows[:segments]}
@@ -71,7 +76,8 @@ def with_trunks(frame: pd.DataFrame) -> pd.DataFrame:
 def flops_left(frame: pd.DataFrame) -> pd.Series:
     """Return what is left of each row in nominal FLOPs, the steps of its trunk left out."""
     steps = frame["steps"].clip(lower=1)
-    return (steps - frame[["step", "first_step"]].max(axis=1)) / steps * frame["nominal_flops"]
+    left = (steps - frame[["step", "first_step"]].max(axis=1)) / steps * frame["nominal_flops"]
+    return left.where(frame["status"] != UNNEEDED, 0.0)
 
 
 def flops_own(frame: pd.DataFrame) -> pd.Series:

@@ -43,12 +43,15 @@ class Trunks:
             if cell := self.templates.get(segment.trunk_id):
                 yield name, segment, segment_run(cell.run, segment.end), cell
 
+    def parent_of(self, name: str) -> str:
+        """Return the segment that a run or segment starts from, "" where it starts by itself."""
+        return self.segments[name].parent if name in self.segments else self.parents.get(name, "")
+
     def lineage(self, run: str) -> Iterable[str]:
         """Yield the segments below a run, the nearest first."""
-        name = self.parents.get(run, "")
-        while name:
+        name = run
+        while name := self.parent_of(name):
             yield name
-            name = self.segments[name].parent
 
 
 def in_order(segments: Mapping[str, Segment]) -> list[str]:

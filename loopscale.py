@@ -141,18 +141,29 @@ def cancel(cfg: Overrides) -> list[str]:
 
 
 def retry(cfg: Overrides) -> list[str]:
-    """Open failed runs again and start them; returns their ids."""
+    """Open failed runs again and start them; returns their ids. Remarks are warnings."""
+    import warnings
+
     import sweeps.change
 
-    return sweeps.change.retry(_settings("retry", cfg))
+    opened, notes = sweeps.change.retry(_settings("retry", cfg))
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
+    return opened
 
 
 def launch(cfg: Overrides | StudyConfig = ()) -> pd.DataFrame:
-    """Enter the sweep into its ledger, start what is missing and return its status at once."""
+    """Enter the sweep into its ledger, start what is missing and return its status at once.
+
+    What the launch has to remark comes first in `attrs["notes"]`.
+    """
     from sweeps.launch import launch
     from sweeps.status import status
 
-    return status(launch(compose(cfg)))
+    folder, notes = launch(compose(cfg))
+    frame = status(folder)
+    frame.attrs["notes"] = [*notes, *frame.attrs["notes"]]
+    return frame
 
 
 def status(cfg: Overrides) -> pd.DataFrame:
@@ -313,9 +324,8 @@ def _show_plan(overrides: list[str]) -> None:
 
 
 def _show_launch(overrides: list[str]) -> None:
-    from sweeps.launch import confirm, dry_run, launch
-    from sweeps.show import as_json
-    from sweeps.status import status, summary
+    from sweeps.launch import confirm, dry_run
+    from sweeps.status import summary
 
     study = compose(overrides)
     if study.dry_run:
@@ -323,15 +333,15 @@ def _show_launch(overrides: list[str]) -> None:
         return
     if study.confirm and not confirm(study):
         return
-    folder = launch(study)
-    frame = status(folder)
-    print(as_json(frame) if study.format == "json" else summary(frame, folder.name, worked_on=True))
+    frame = launch(study)
+    sweep = frame.attrs["sweep"]  # a rehearsal has its own
+    print(_status_json(frame) if study.format == "json" else summary(frame, sweep, worked_on=True))
 
 
 def _show_status(overrides: list[str]) -> None:
     from sweeps.ledger import is_worked_on
-    from sweeps.show import STATUS_COLUMNS, as_json, as_text
-    from sweeps.status import counts, summary, with_trunks
+    from sweeps.show import STATUS_COLUMNS, as_text
+    from sweeps.status import summary, with_trunks
 
     settings = _settings("status", overrides)
     if settings.run is not None:
@@ -343,11 +353,18 @@ def _show_status(overrides: list[str]) -> None:
         watch_until_idle(settings.folder)
     frame = status(overrides)
     if settings.format == "json":
-        more = {name: frame.attrs[name] for name in ("notes", "forecast", "trunks")}
-        print(as_json(frame, counts=counts(frame), **more))
+        print(_status_json(frame))
     else:
         print(as_text(with_trunks(frame), STATUS_COLUMNS))
         print(summary(frame, settings.sweep, worked_on=is_worked_on(settings.folder)))
+
+
+def _status_json(frame: pd.DataFrame) -> str:
+    from sweeps.show import as_json
+    from sweeps.status import counts
+
+    more = {name: frame.attrs[name] for name in ("notes", "forecast", "trunks")}
+    return as_json(frame, counts=counts(frame), **more)
 
 
 def _shown_run(settings: StatusConfig) -> str:
@@ -368,8 +385,11 @@ def _show_cancel(overrides: list[str]) -> None:
 
 
 def _show_retry(overrides: list[str]) -> None:
-    opened = retry(overrides)
-    print("\n".join(f"started again: {run}" for run in opened) or "no run has failed")
+    from sweeps.change import retry
+
+    opened, notes = retry(_settings("retry", overrides))
+    lines = [f"started again: {run}" for run in opened] or ["no run has failed"]
+    print("\n".join([*lines, *notes]))
 
 
 def _show_collect(overrides: list[str]) -> None:

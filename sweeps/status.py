@@ -60,7 +60,7 @@ def status(folder: Path) -> pd.DataFrame:
         rows.append(row)
     segments = len(rows) - len(ledger.run_ids)
     frame = pd.DataFrame(rows[segments:])
-    frame.attrs = {"notes": notes, "trunks": rows[:segments]}
+    frame.attrs = {"sweep": folder.name, "notes": notes, "trunks": rows[:segments]}
     frame.attrs["forecast"] = forecast(frame)
     return frame
 

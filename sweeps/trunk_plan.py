@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ class Work:
     device_hours: dict[str, float] = field(default_factory=dict)
     wall_hours: dict[str, float] = field(default_factory=dict)
     parents: dict[str, str] = field(default_factory=dict)
+    scales: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, row: Row, share: float, *, parent: str = "") -> None:
         """Add a job that trains `share` of the steps of the run in `row`."""
@@ -37,13 +38,19 @@ class Work:
         self.device_hours[name] = share * row["hours"]
         self.wall_hours[name] = share * row["hours"] / row["devices"]
         self.parents[name] = parent
+        self.scales[name] = row["scale"]
 
-    def end(self, cluster: ClusterConfig, workers: int) -> float:
+    def end(self, cluster: ClusterConfig) -> float:
         """Return the time to solution in hours, in FLOPs of one worker where no speed is known."""
         known = not any(math.isnan(hours) for hours in self.wall_hours.values())
         start = cluster.start_s / 3600 if known else 0.0
         lengths = self.wall_hours if known else self.flops
-        return makespan({name: start + length for name, length in lengths.items()}, self.parents, workers)
+        pools = pools_at_hand(cluster, self.scales.values())
+        ends = []
+        for scales, workers in pools:
+            own = {name: start + length for name, length in lengths.items() if self.scales[name] in scales}
+            ends.append(makespan(own, self.parents, workers))
+        return max(ends)
 
 
 def figures(
@@ -67,8 +74,7 @@ def figures(
     steps = [segment.end - segment.start for name, segment in trunks.segments.items() if name in needed]
     steps += [row["steps"] - first_step(trunks, name, run) for name, run, row in kept]
     cooldowns = [row["steps"] - stable_steps(run.schedule, row["steps"]) for _, run, row in kept]
-    workers = workers_at_hand(study.cluster)
-    time_alone, time = alone.end(study.cluster, workers), shared.end(study.cluster, workers)
+    time_alone, time = alone.end(study.cluster), shared.end(study.cluster)
     in_hours = not any(math.isnan(row["hours"]) for _, _, row in kept)
     left = _left(kept, trunks, folder)
     return {
@@ -80,7 +86,7 @@ def figures(
         "hours": sum(shared.device_hours.values()),
         "remaining_flops": sum(shared.flops[name] for name in left),
         "remaining_hours": sum(shared.device_hours[name] for name in left),
-        "workers": workers,
+        "workers": sum(workers for _, workers in pools_at_hand(study.cluster, shared.scales.values())),
         "time_h": time if in_hours else None,
         "independent_time_h": time_alone if in_hours else None,
         "time_ratio": time / time_alone,
@@ -180,13 +186,22 @@ def why_not(study: StudyConfig, cells: Sequence[Cell], rows: Sequence[Row], fold
     return [f"no shared trunks: {reason}; trunks would then save {saved:.0%} of the FLOPs"]
 
 
-def workers_at_hand(cluster: ClusterConfig) -> int:
-    """Return how many runs go on side by side."""
+def pools_at_hand(cluster: ClusterConfig, scales: Iterable[str]) -> list[tuple[set[str], int]]:
+    """Return groups of scales, each with how many of its runs go on side by side.
+
+    On SLURM the scales of one resource shape share job arrays, which are submitted with a cap of their own.
+    """
     if cluster.kind == "fake":
-        return cluster.fake.slots
-    if cluster.kind == "slurm":
-        return cluster.array_parallelism * cluster.resources.parallel_runs
-    return cluster.parallel_runs or default_parallel_runs(cluster.threads_per_run)
+        return [(set(scales), cluster.fake.slots)]
+    if cluster.kind != "slurm":
+        workers = cluster.parallel_runs or default_parallel_runs(cluster.threads_per_run)
+        return [(set(scales), workers)]
+    shapes: dict[str, tuple[set[str], int]] = {}
+    for scale in set(scales):
+        resources = cluster.resources_of(scale)
+        workers = cluster.array_parallelism * min(resources.parallel_runs, resources.runs_per_job)
+        shapes.setdefault(repr(resources), (set(), workers))[0].add(scale)
+    return list(shapes.values())
 
 
 def checkpoint_bytes(run: RunConfig) -> int:

@@ -324,8 +324,8 @@ def _show_plan(overrides: list[str]) -> None:
 
 
 def _show_launch(overrides: list[str]) -> None:
+    from sweeps.forecast import summary
     from sweeps.launch import confirm, dry_run
-    from sweeps.status import summary
 
     study = compose(overrides)
     if study.dry_run:
@@ -339,9 +339,9 @@ def _show_launch(overrides: list[str]) -> None:
 
 
 def _show_status(overrides: list[str]) -> None:
+    from sweeps.forecast import summary, with_trunks
     from sweeps.ledger import is_worked_on
     from sweeps.show import STATUS_COLUMNS, as_text
-    from sweeps.status import summary, with_trunks
 
     settings = _settings("status", overrides)
     if settings.run is not None:
@@ -360,8 +360,8 @@ def _show_status(overrides: list[str]) -> None:
 
 
 def _status_json(frame: pd.DataFrame) -> str:
+    from sweeps.forecast import counts
     from sweeps.show import as_json
-    from sweeps.status import counts
 
     more = {name: frame.attrs[name] for name in ("notes", "forecast", "trunks")}
     return as_json(frame, counts=counts(frame), **more)
@@ -393,8 +393,8 @@ def _show_retry(overrides: list[str]) -> None:
 
 
 def _show_collect(overrides: list[str]) -> None:
+    from sweeps.forecast import gaps
     from sweeps.show import as_json
-    from sweeps.status import gaps
 
     settings = _settings("collect", overrides)
     runs, depths = collect(overrides)

@@ -145,18 +145,29 @@ def cancel(cfg: Overrides) -> list[str]:
 
 
 def retry(cfg: Overrides) -> list[str]:
-    """Open failed runs again and start them; returns their ids."""
+    """Open failed runs again and start them; returns their ids. Remarks are warnings."""
+    import warnings
+
     import sweeps.change
 
-    return sweeps.change.retry(_settings("retry", cfg))
+    opened, notes = sweeps.change.retry(_settings("retry", cfg))
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
+    return opened
 
 
 def launch(cfg: Overrides | StudyConfig = ()) -> pd.DataFrame:
-    """Enter the sweep into its ledger, start what is missing and return its status at once."""
+    """Enter the sweep into its ledger, start what is missing and return its status at once.
+
+    What the launch has to remark comes first in `attrs["notes"]`.
+    """
     from sweeps.launch import launch
     from sweeps.status import status
 
-    return status(launch(compose(cfg)))
+    folder, notes = launch(compose(cfg))
+    frame = status(folder)
+    frame.attrs["notes"] = [*notes, *frame.attrs["notes"]]
+    return frame
 
 
 def status(cfg: Overrides) -> pd.DataFrame:
@@ -317,9 +328,8 @@ def _show_plan(overrides: list[str]) -> None:
 
 
 def _show_launch(overrides: list[str]) -> None:
-    from sweeps.launch import confirm, dry_run, launch
-    from sweeps.show import as_json
-    from sweeps.status import status, summary
+    from sweeps.forecast import summary
+    from sweeps.launch import confirm, dry_run
 
     study = compose(overrides)
     if study.dry_run:
@@ -327,15 +337,15 @@ def _show_launch(overrides: list[str]) -> None:
         return
     if study.confirm and not confirm(study):
         return
-    folder = launch(study)
-    frame = status(folder)
-    print(as_json(frame) if study.format == "json" else summary(frame, folder.name, worked_on=True))
+    frame = launch(study)
+    sweep = frame.attrs["sweep"]  # a rehearsal has its own
+    print(_status_json(frame) if study.format == "json" else summary(frame, sweep, worked_on=True))
 
 
 def _show_status(overrides: list[str]) -> None:
+    from sweeps.forecast import summary, with_trunks
     from sweeps.ledger import is_worked_on
-    from sweeps.show import STATUS_COLUMNS, as_json, as_text
-    from sweeps.status import counts, summary, with_trunks
+    from sweeps.show import STATUS_COLUMNS, as_text
 
     settings = _settings("status", overrides)
     if settings.run is not None:
@@ -347,11 +357,18 @@ def _show_status(overrides: list[str]) -> None:
         watch_until_idle(settings.folder)
     frame = status(overrides)
     if settings.format == "json":
-        more = {name: frame.attrs[name] for name in ("notes", "forecast", "trunks")}
-        print(as_json(frame, counts=counts(frame), **more))
+        print(_status_json(frame))
     else:
         print(as_text(with_trunks(frame), STATUS_COLUMNS))
         print(summary(frame, settings.sweep, worked_on=is_worked_on(settings.folder)))
+
+
+def _status_json(frame: pd.DataFrame) -> str:
+    from sweeps.forecast import counts
+    from sweeps.show import as_json
+
+    more = {name: frame.attrs[name] for name in ("notes", "forecast", "trunks")}
+    return as_json(frame, counts=counts(frame), **more)
 
 
 def _shown_run(settings: StatusConfig) -> str:
@@ -372,13 +389,16 @@ def _show_cancel(overrides: list[str]) -> None:
 
 
 def _show_retry(overrides: list[str]) -> None:
-    opened = retry(overrides)
-    print("\n".join(f"started again: {run}" for run in opened) or "no run has failed")
+    from sweeps.change import retry
+
+    opened, notes = retry(_settings("retry", overrides))
+    lines = [f"started again: {run}" for run in opened] or ["no run has failed"]
+    print("\n".join([*lines, *notes]))
 
 
 def _show_collect(overrides: list[str]) -> None:
+    from sweeps.forecast import gaps
     from sweeps.show import as_json
-    from sweeps.status import gaps
 
     settings = _settings("collect", overrides)
     runs, depths = collect(overrides)

@@ -58,11 +58,22 @@ def by_followers(names: list[str], parents: Mapping[str, str]) -> list[str]:
 
 
 def shared_out(batches: list[Batch], array_parallelism: int) -> list[Batch]:
-    """Let the arrays of one shape share the cap on jobs at once."""
-    arrays = Counter(repr(batch.resources) for batch in batches if len(batch.elements) > 1)
+    """Let the arrays of one shape and generation share the cap on jobs at once, by their sizes.
+
+    Generations come one after the other, so each has the whole cap. An array has one job at least.
+    """
+    depths: dict[str, int] = {}
+    for batch in batches:  # each after the one that it waits for
+        depths[batch.token] = depths.get(batch.after, -1) + 1
+    groups = [(repr(batch.resources), depths[batch.token]) for batch in batches]
+    sizes: Counter[tuple[str, int]] = Counter()
+    for group, batch in zip(groups, batches, strict=True):
+        sizes[group] += len(batch.elements)
     return [
-        dataclasses.replace(
-            batch, array_parallelism=max(1, array_parallelism // max(1, arrays[repr(batch.resources)]))
-        )
-        for batch in batches
+        dataclasses.replace(batch, array_parallelism=max(1, _part(array_parallelism, batch, sizes[group])))
+        for group, batch in zip(groups, batches, strict=True)
     ]
+
+
+def _part(cap: int, batch: Batch, jobs: int) -> int:
+    return cap if jobs <= cap else cap * len(batch.elements) // jobs

@@ -45,8 +45,11 @@ def cancel(settings: ChangeConfig) -> list[str]:
     return _cancel_jobs(folder, ledger, chosen)
 
 
-def retry(settings: ChangeConfig) -> list[str]:
-    """Open failed runs again, all (`failed=true`) or one (`run=ID`), and start them; returns their ids."""
+def retry(settings: ChangeConfig) -> tuple[list[str], list[str]]:
+    """Open failed runs again, all (`failed=true`) or one (`run=ID`), and start them.
+
+    Returns their ids, and remarks.
+    """
     folder = settings.folder
     ledger = read_ledger(folder)
     if settings.failed == (settings.run is not None):
@@ -58,9 +61,8 @@ def retry(settings: ChangeConfig) -> list[str]:
     with exclusive(folder / ".launch.lock", wait=True):
         for run in failed:
             reopen(run)
-    if failed:
-        start_missing(folder)
-    return [run.run_id for run in failed]
+    notes = start_missing(folder) if failed else []
+    return [run.run_id for run in failed], notes
 
 
 def _cancel_jobs(folder: Path, ledger: Ledger, chosen: set[str]) -> list[str]:

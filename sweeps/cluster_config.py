@@ -78,7 +78,7 @@ class ClusterConfig:
     name: str | None = None  # None: as the controller says
     resources: Resources = field(default_factory=Resources)
     per_scale: dict[str, dict[str, Any]] = field(default_factory=dict)  # fields of resources, by scale
-    array_parallelism: Count = 256  # jobs of the sweep that run at once
+    array_parallelism: Count = 256  # jobs of one resource shape that run at once
     signal_s: Count = 90  # a job is told this long before its time limit, and saves a checkpoint
     requeue: bool | None = None  # a stopped job queues itself again; None: where the site allows it
     patience_s: Annotated[float, Ge(0)] = 120.0  # how long a controller that does not answer is waited for

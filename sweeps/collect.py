@@ -94,11 +94,13 @@ def trunk_shares(ledger: Ledger, folder: Path, trunk_steps: Mapping[str, int]) -
     """Return, for every run that took steps over, its share of what its trunk's segments executed.
 
     What a segment cost is divided equally among all that have started from it, directly or further on, so
-    that the runs' costs add up to what was executed. A run with a segment that was deleted is left out.
+    that the runs' costs add up to what was executed. A run with a segment that was deleted is left out, also
+    where that one is planned anew.
     """
     lineages = {run: ledger.lineage(run) for run in ledger.parents if trunk_steps[run]}
     users = Counter(name for lineage in lineages.values() for name in lineage)
-    rows = {name: RunFolder(folder / name).record() for name in users if (folder / name).exists()}
+    there = [segment for name in users if (segment := RunFolder(folder / name)).status().state == "done"]
+    rows = {segment.run_id: segment.record() for segment in there}
     costs = {name: row["executed_flops"] - row["trunk_flops"] for name, row in rows.items()}
     return {
         run: sum(costs[name] / users[name] for name in lineage)

@@ -10,9 +10,10 @@ from model.checked import ConfigError
 from sweeps.analyse import report_sweep
 from sweeps.collect import collect
 from sweeps.config import EvalConfig, FitTableConfig, StudyConfig
+from sweeps.forecast import gaps, has_ended
 from sweeps.launch import start_workers, write_ledger
 from sweeps.live import data_progress, watch
-from sweeps.status import gaps, has_ended, status
+from sweeps.status import status
 
 
 def run_demo(study: StudyConfig) -> Path:

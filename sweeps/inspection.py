@@ -10,8 +10,9 @@ from typing import Any
 
 from harness.runfolder import RunFolder
 from sweeps.batch import batch_folder, newest_places, read_batches
+from sweeps.forecast import with_trunks
 from sweeps.ledger import Ledger
-from sweeps.status import places_of, status, with_trunks
+from sweeps.status import places_of, status
 
 LOG_LINES = 20
 

@@ -38,8 +38,8 @@ def write_ledger(study: StudyConfig, progress: Progress | None = None) -> Ledger
     return enter(study, planned)
 
 
-def launch(study: StudyConfig) -> Path:
-    """Enter the study into its ledger, start or submit what is missing and return the sweep's folder at once.
+def launch(study: StudyConfig) -> tuple[Path, list[str]]:
+    """Enter the study into its ledger and start or submit what is missing; return its folder and remarks.
 
     With `retry_failed`, failed runs are opened again; otherwise they stay as they are. A fake cluster is
     stepped to its end, in a folder of its own.
@@ -49,15 +49,14 @@ def launch(study: StudyConfig) -> Path:
     if study.cluster.kind == "fake":
         from sweeps.rehearsal import rehearse
 
-        return rehearse(study)
+        return rehearse(study), []
     with data_progress() as progress:
         ledger = write_ledger(study, progress)
     folder = Path(study.root) / ledger.name
     if study.retry_failed:
         for run in ledger.nodes(folder):
             reopen(run)
-    start_missing(folder)
-    return folder
+    return folder, start_missing(folder)
 
 
 def start_missing(folder: Path) -> list[str]:

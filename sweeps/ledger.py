@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from model.checked import ConfigError, build
 from sweeps.cluster_config import ClusterConfig, RetryConfig
 from sweeps.config import StudyConfig
 from sweeps.grid import Cell
+from sweeps.order import wanted
 from sweeps.trunks import Segment, Trunks, cell_name, grow, in_order
 
 
@@ -83,7 +85,7 @@ def enter(study: StudyConfig, cells: list[Cell]) -> Ledger:
         scales = before.scales if before else {}
         known = set(names)
         _check_data(folder, names, cells)
-        trunks = _trunks(study, before, cells)
+        trunks = trunks_of(study, before, cells)
         for cell in sorted(cells, key=_cost, reverse=True):
             if cell.verdict == "DROP":
                 continue
@@ -98,15 +100,12 @@ def enter(study: StudyConfig, cells: list[Cell]) -> Ledger:
                 sync=False,
             )
             scales[run.run_id] = cell.run.scale
+            parent = trunks.parents.get(run.run_id)
+            if parent and not (run.run_id in known and (run.path / "trunk.json").exists()):
+                set_origin(run, Origin(parent=parent), sync=False)
             if run.run_id not in known:
                 names.append(run.run_id)
                 known.add(run.run_id)
-            if parent := trunks.parents.get(run.run_id):
-                set_origin(run, Origin(parent=parent), sync=False)
-        for name, segment, training, cell in trunks.training():
-            _create_segment(folder, name, segment, training, cell)
-            scales[name] = training.scale
-        os.sync()  # once for all folders: the ledger names nothing that a power cut can take away
         ledger = Ledger(
             name=study.sweep.name,
             run_ids=names,
@@ -116,8 +115,15 @@ def enter(study: StudyConfig, cells: list[Cell]) -> Ledger:
             scales=scales,
             nonce=before.nonce if before else secrets.token_hex(4),
             segments=trunks.segments,
-            parents=(before.parents if before else {}) | trunks.parents,
+            parents=trunks.parents,
         )
+        states = {run.run_id: run.status() for run in ledger.nodes(folder)}
+        needed = wanted(ledger, folder, states, failed_too=True)
+        for name, segment, training, cell in trunks.training():
+            scales[name] = training.scale
+            if name in needed or name in states:  # one that was deleted comes back for who needs it alone
+                _create_segment(folder, name, segment, training, cell)
+        os.sync()  # once for all folders: the ledger names nothing that a power cut can take away
         write_json(folder / "sweep.json", asdict(ledger))
     return ledger
 
@@ -136,7 +142,7 @@ def would_enter(study: StudyConfig, cells: list[Cell]) -> Ledger:
     if (folder / "sweep.json").exists():
         before = read_ledger(folder)
         scales, nonce = before.scales | scales, before.nonce
-    trunks = _trunks(study, before, sorted(cells, key=_cost, reverse=True))
+    trunks = trunks_of(study, before, sorted(cells, key=_cost, reverse=True))
     scales |= {name: training.scale for name, _, training, _ in trunks.training()}
     ledger = Ledger(
         name=str(study.sweep.name),
@@ -147,17 +153,21 @@ def would_enter(study: StudyConfig, cells: list[Cell]) -> Ledger:
         scales=scales,
         nonce=nonce,
         segments=trunks.segments,
-        parents=(before.parents if before else {}) | trunks.parents,
+        parents=trunks.parents,
     )
     return ledger
 
 
-def _trunks(study: StudyConfig, before: Ledger | None, cells: list[Cell]) -> Trunks:
-    """Grow the trunks of the ledger; the runs that stand in it stay as they are."""
-    mode = study.sweep.trunk
+def trunks_of(study: StudyConfig, before: Ledger | None, cells: Sequence[Cell]) -> Trunks:
+    """Return the trunks of a sweep grown by the study's cells; the runs of `before` stay as they are.
+
+    Raises ConfigError as `grow`.
+    """
     if before is None:
-        return grow(cells, mode)
-    return grow(cells, mode, before=before.segments, settled=set(before.run_ids))
+        return grow(cells, study.sweep.trunk)
+    trunks = grow(cells, study.sweep.trunk, before=before.segments, settled=set(before.run_ids))
+    trunks.parents.update(before.parents)
+    return trunks
 
 
 def _create_segment(folder: Path, name: str, segment: Segment, run: RunConfig, cell: Cell) -> None:

@@ -14,9 +14,10 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from sweeps.forecast import LOST, flops_left, flops_own, has_ended, with_trunks
 from sweeps.ledger import is_worked_on
 from sweeps.show import clock
-from sweeps.status import LOST, flops_left, flops_own, has_ended, status, with_trunks
+from sweeps.status import status
 
 if TYPE_CHECKING:
     import pandas as pd

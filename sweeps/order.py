@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.runfolder import RunFolder, Status
-from sweeps.ledger import Ledger
 from sweeps.retry import is_open
 from sweeps.trunks import in_order
+
+if TYPE_CHECKING:
+    from sweeps.ledger import Ledger
 
 Left = list[tuple[RunFolder, Status]]
 
@@ -17,25 +21,67 @@ def has_begun(run: RunFolder) -> bool:
     return any(run.checkpoints.glob("step_*"))
 
 
-def left(ledger: Ledger, folder: Path) -> Left:
+def segments_below(
+    runs: Iterable[str],
+    parent_of: Callable[[str], str],
+    *,
+    is_done: Callable[[str], bool],
+    needs_parent: Callable[[str], bool],
+) -> set[str]:
+    """Return the segments, not done, that must be trained before all of `runs` can start.
+
+    `needs_parent` says whether a run or segment that is not done waits for what it starts from.
+    """
+    found: set[str] = set()
+    for run in runs:
+        name = run
+        while not is_done(name) and needs_parent(name):
+            parent = parent_of(name)
+            if not parent or parent in found or is_done(parent):
+                break
+            found.add(parent)
+            name = parent
+    return found
+
+
+def wanted(
+    ledger: Ledger, folder: Path, states: Mapping[str, Status], *, failed_too: bool = False
+) -> set[str]:
+    """Return the segments, not done, from which something open starts that has not begun.
+
+    `states` has the statuses by name; what is missing there is planned. With `failed_too`, what has failed
+    for good counts as well: it may be opened again.
+    """
+    planned = Status(state="planned")
+
+    def needs_parent(name: str) -> bool:
+        status = states.get(name, planned)
+        begun = status.attempts and has_begun(RunFolder(folder / name))
+        return not begun and (failed_too or is_open(status, ledger.retry))
+
+    return segments_below(
+        ledger.run_ids,
+        ledger.parent_of,
+        is_done=lambda name: states.get(name, planned).state == "done",
+        needs_parent=needs_parent,
+    )
+
+
+def left(ledger: Ledger, folder: Path, *, entered: bool = True) -> Left:
     """Return what is not done and still wanted, with its status: segments first, then runs.
 
-    A segment is wanted while something open that has not begun starts from it.
+    A segment is wanted while something open that has not begun starts from it. One whose folder was deleted
+    is left out; `entered=False` keeps it, for a ledger that was not written yet.
     """
-    segments = {name: RunFolder(folder / name) for name in ledger.segments}
-    states = {name: segment.status() for name, segment in segments.items()}
-    runs = [(run, run.status()) for run in ledger.runs(folder)]
-    runs = [(run, status) for run, status in runs if status.state != "done"]
-    wanted: set[str] = set()
-    for run, status in runs:
-        below, parent = (run, status), ledger.parent_of(run.run_id)
-        while parent and parent not in wanted and states[parent].state != "done":
-            if not is_open(below[1], ledger.retry) or (below[1].attempts and has_begun(below[0])):
-                break
-            wanted.add(parent)
-            below, parent = (segments[parent], states[parent]), ledger.parent_of(parent)
-    there = (name for name in in_order(ledger.segments) if name in wanted and segments[name].path.exists())
-    return [*((segments[name], states[name]) for name in there), *runs]
+    names = [*in_order(ledger.segments), *ledger.run_ids]
+    states = {name: RunFolder(folder / name).status() for name in names}
+    segments = wanted(ledger, folder, states)
+    return [
+        (RunFolder(folder / name), states[name])
+        for name in names
+        if (name in segments and (not entered or (folder / name).exists()))
+        or (name not in ledger.segments and states[name].state != "done")
+    ]
 
 
 def waits_for(ledger: Ledger, run: RunFolder) -> str:

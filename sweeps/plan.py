@@ -16,7 +16,7 @@ from model.memory import memory_estimate_bytes
 from sweeps import trunk_plan
 from sweeps.config import StudyConfig
 from sweeps.grid import Cell, DataFacts, cells, truncated_curves
-from sweeps.ledger import read_ledger
+from sweeps.ledger import read_ledger, trunks_of
 from sweeps.price import Prices, in_words, read_calibrations, shape_of
 from sweeps.trunks import cell_name
 
@@ -51,7 +51,7 @@ def plan(study: StudyConfig) -> pd.DataFrame:
     for row in rows:
         _price(row, study, prices)
     before = read_ledger(folder) if "sweep.json" in there else None
-    trunks = trunk_plan.plan_trunks(study, planned, before)
+    trunks = trunks_of(study, before, planned)
     for number, (cell, row) in enumerate(zip(planned, rows, strict=True)):
         name = cell_name(cell, number)
         if parent := trunks.parents.get(name):

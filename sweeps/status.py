@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
-import time
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +10,15 @@ from harness.files import read_json
 from harness.metrics import last_metrics
 from harness.runfolder import RunFolder, Status
 from sweeps.batch import Batch, batch_folder, newest_places, read_batches, read_submitted
+from sweeps.forecast import LOST, UNNEEDED, forecast
 from sweeps.ledger import Ledger, read_ledger
-from sweeps.order import held_back_by, waits_for
+from sweeps.order import held_back_by, waits_for, wanted
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from sweeps.scheduler import Element, Elements
 
-LOST = "lost"  # its process is gone; the next launch resumes it
 RECORD_COLUMNS = ("scale", "kind", "mean_recurrence", "target_flops", "nominal_flops", "seed")
 
 
@@ -32,8 +29,8 @@ def status(folder: Path) -> pd.DataFrame:
     attempts, first_step (where it takes over from a trunk), step, steps, train_loss_nats, val_loss_nats,
     tokens_per_s, eta_s, job, node, message. A run that is marked running while no process holds it and no job
     is at it is shown as `lost`. `frame.attrs["trunks"]` has a row like these for each segment of a trunk,
-    `frame.attrs["notes"]` says where the scheduler could not be asked. Raises ConfigError where nothing was
-    launched.
+    where `unneeded` is one from which nothing open has still to start; `frame.attrs["notes"]` says where the
+    scheduler could not be asked. Raises ConfigError where nothing was launched.
     """
     import pandas as pd
 
@@ -46,108 +43,22 @@ def status(folder: Path) -> pd.DataFrame:
     # A scheduler that does not answer takes seconds to say so, and runs go on meanwhile.
     states |= {run.run_id: (run, run.status()) for run in unfinished}
     jobs = {batch.token: read_submitted(batch_folder(folder, batch)) for batch in batches}
+    needed = wanted(ledger, folder, {name: state for name, (_, state) in states.items()})
     rows = []
     for run_id, (run, state) in states.items():
         place = places.get(run_id)
         element = elements.get((place[0].name, place[1])) if place else None
         job = jobs[place[0].token] if place else None
         where = job.element(place[1]) if job and place and job.job_id else ""
-        rows.append(_row(run, state, element, where, ledger))
+        row = _row(run, state, element, where, ledger)
+        if run_id in ledger.segments and run_id not in needed and row["status"] in ("planned", LOST):
+            row |= {"status": UNNEEDED, "message": ""}
+        rows.append(row)
     segments = len(rows) - len(ledger.run_ids)
     frame = pd.DataFrame(rows[segments:])
-    frame.attrs = {"notes": notes, "trunks": rows[:segments]}
+    frame.attrs = {"sweep": folder.name, "notes": notes, "trunks": rows[:segments]}
     frame.attrs["forecast"] = forecast(frame)
     return frame
-
-
-def with_trunks(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of all that is trained: runs, and the segments of their trunks."""
-    import pandas as pd
-
-    trunks = frame.attrs.get("trunks", [])
-    return pd.concat([frame, pd.DataFrame(trunks)], ignore_index=True) if trunks else frame
-
-
-def flops_left(frame: pd.DataFrame) -> pd.Series:
-    """Return what is left of each row in nominal FLOPs, the steps of its trunk left out."""
-    steps = frame["steps"].clip(lower=1)
-    return (steps - frame[["step", "first_step"]].max(axis=1)) / steps * frame["nominal_flops"]
-
-
-def flops_own(frame: pd.DataFrame) -> pd.Series:
-    """Return what each row trains itself, in nominal FLOPs."""
-    return (1 - frame["first_step"] / frame["steps"].clip(lower=1)) * frame["nominal_flops"]
-
-
-def counts(frame: pd.DataFrame) -> dict[str, int]:
-    """Return how many runs have each status, done first."""
-    return {str(name): int(count) for name, count in frame["status"].value_counts().items()}
-
-
-def has_ended(shown: str) -> bool:
-    """Say whether a run shown like this needs nothing more: done, or failed for good."""
-    return shown == "done" or shown.startswith("failed")
-
-
-def forecast(frame: pd.DataFrame) -> dict[str, float | None]:
-    """Return what is left: nominal FLOPs, run-hours at the measured speed, and seconds until the end.
-
-    The end supposes that as many runs go on side by side as do now, at the median speed of those that have
-    one; None where nothing has been measured or nothing runs.
-    """
-    frame = with_trunks(frame)
-    remaining = float(flops_left(frame).where(~frame["status"].map(has_ended), 0.0).sum())
-    rates = (frame["tokens_per_s"] * frame["nominal_flops"] / frame["tokens"]).dropna()
-    hours = remaining / statistics.median(rates) / 3600 if len(rates) else None
-    running = int((frame["status"] == "running").sum())
-    ends = hours * 3600 / running if hours is not None and running else None
-    if remaining == 0:
-        hours, ends = 0.0, 0.0
-    return {"remaining_flops": remaining, "remaining_run_hours": hours, "ends_in_s": ends, "running": running}
-
-
-def summary(frame: pd.DataFrame, sweep: str, *, worked_on: bool) -> str:
-    """Return a line of counts and what to do next, one of what is left, and the remarks."""
-    text = ", ".join(f"{count} {name}" for name, count in counts(frame).items())
-    advice = ""
-    if worked_on or frame["status"].isin(["submitted", "running"]).any():
-        advice = f"; loopscale status sweep={sweep} watch=true follows them"
-    elif frame["status"].isin(["planned", LOST]).any():
-        advice = f"; loopscale launch sweep={sweep} continues what is missing"
-    lines = [f"{len(frame)} runs: {text}{advice}"]
-    left = frame.attrs.get("forecast", {})
-    if left.get("remaining_flops"):
-        hours, ends = left["remaining_run_hours"], left["ends_in_s"]
-        cost = f", {hours:.3g} run-hours at the measured speed" if hours is not None else ""
-        end = ""
-        if ends is not None:
-            clock = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + ends))
-            end = f"; expected end {clock} with {left['running']} side by side"
-        lines.append(f"remaining {left['remaining_flops']:.3g} nominal FLOPs{cost}{end}")
-    if trunks := frame.attrs.get("trunks"):
-        lines.append(_trunks_in_words(trunks, sweep))
-    return "\n".join([*lines, *frame.attrs.get("notes", [])])
-
-
-def _trunks_in_words(trunks: list[dict[str, Any]], sweep: str) -> str:
-    shown = Counter(row["status"] for row in trunks)
-    counted = ", ".join(f"{count} {name}" for name, count in shown.most_common())
-    failed = [row["run_id"] for row in trunks if row["status"].startswith("failed")]
-    text = f"{len(trunks)} trunk segments: {counted}"
-    if failed:
-        text += f"; what starts from {', '.join(failed[:3])} is held back"
-        text += f": loopscale retry sweep={sweep} failed=true"
-    return text
-
-
-def gaps(frame: pd.DataFrame) -> str:
-    """Name the runs that are not done, at most five of them."""
-    missing = frame.loc[frame["status"] != "done", ["run_id", "status"]]
-    if missing.empty:
-        return "all runs done"
-    named = ", ".join(f"{row.run_id} ({row.status})" for row in missing.head(5).itertuples())
-    more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-    return f"{len(missing)} of {len(frame)} runs are not done: {named}{more}"
 
 
 def places_of(run: RunFolder) -> list[dict[str, Any]]:

@@ -28,7 +28,6 @@ from sweeps.order import left, waits_for
 from sweeps.retry import is_open, prepare_attempt
 from sweeps.scheduler import Element, Scheduler
 from sweeps.snapshot import Snapshot, record_environment, take_snapshot
-from sweeps.trunks import in_order
 
 Places = dict[str, tuple[Batch, int]]
 
@@ -102,6 +101,7 @@ def plan_batches(
             before,
             token=make_token(seed, next(count), elements),
             elements=elements,
+            resources=scales[ledger.scales[elements[0][0]]],
             snapshot=snapshot.path,
             exclude=sorted(settled.exclude),
             after=before.token,
@@ -205,10 +205,13 @@ def _notes(folder: Path, ledger: Ledger, batches: list[Batch], cluster: str) -> 
 
 
 def show_job_files(folder: Path, ledger: Ledger, scheduler: Scheduler, show: Callable[[str], None]) -> None:
-    """Show the very job files that a launch would submit now for what is left; writes and asks nothing."""
+    """Show the job files that a launch would submit now for what is left and not given up.
+
+    Writes nothing and does not ask the queue: what waits or runs there already is shown as well.
+    """
     snapshot = take_snapshot(folder, write=False)
-    nodes = [RunFolder(folder / name) for name in (*in_order(ledger.segments), *ledger.run_ids)]
-    settled = Settled(ready=[run for run in nodes if run.status().state != "done"])
+    unfinished = left(ledger, folder, entered=False)
+    settled = Settled(ready=[run for run, status in unfinished if is_open(status, ledger.retry)])
     for batch in plan_batches(ledger, settled, scheduler, snapshot, read_batches(folder)):
         path = batch_folder(folder, batch)
         show(f"# {path}: {len(batch.runs)} runs in {len(batch.elements)} jobs")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ from model.flops import parameter_counts
 from sweeps.cluster_config import ClusterConfig, default_parallel_runs
 from sweeps.config import StudyConfig
 from sweeps.grid import Cell
-from sweeps.ledger import Ledger
 from sweeps.makespan import makespan
+from sweeps.order import has_begun, segments_below
 from sweeps.trunks import Trunks, cell_name, grow, in_order, shareable, why_nothing_is_shared
 
 Row = dict[str, Any]
@@ -30,33 +30,27 @@ class Work:
     device_hours: dict[str, float] = field(default_factory=dict)
     wall_hours: dict[str, float] = field(default_factory=dict)
     parents: dict[str, str] = field(default_factory=dict)
-    done: set[str] = field(default_factory=set)
+    scales: dict[str, str] = field(default_factory=dict)
 
-    def add(self, name: str, row: Row, share: float, *, parent: str = "", done: bool = False) -> None:
+    def add(self, name: str, row: Row, share: float, *, parent: str = "") -> None:
         """Add a job that trains `share` of the steps of the run in `row`."""
         self.flops[name] = share * row["nominal_flops"]
         self.device_hours[name] = share * row["hours"]
         self.wall_hours[name] = share * row["hours"] / row["devices"]
         self.parents[name] = parent
-        if done:
-            self.done.add(name)
+        self.scales[name] = row["scale"]
 
-    def end(self, cluster: ClusterConfig, workers: int) -> float:
+    def end(self, cluster: ClusterConfig) -> float:
         """Return the time to solution in hours, in FLOPs of one worker where no speed is known."""
         known = not any(math.isnan(hours) for hours in self.wall_hours.values())
         start = cluster.start_s / 3600 if known else 0.0
         lengths = self.wall_hours if known else self.flops
-        return makespan({name: start + length for name, length in lengths.items()}, self.parents, workers)
-
-
-def plan_trunks(study: StudyConfig, cells: Sequence[Cell], before: Ledger | None) -> Trunks:
-    """Return the trunks of a launched sweep grown by the study's cells; raises ConfigError as `grow`."""
-    if before is None:
-        return grow(cells, study.sweep.trunk)
-    settled = set(before.run_ids)
-    trunks = grow(cells, study.sweep.trunk, before=before.segments, settled=settled)
-    trunks.parents.update(before.parents)
-    return trunks
+        pools = pools_at_hand(cluster, self.scales.values())
+        ends = []
+        for scales, workers in pools:
+            own = {name: start + length for name, length in lengths.items() if self.scales[name] in scales}
+            ends.append(makespan(own, self.parents, workers))
+        return max(ends)
 
 
 def figures(
@@ -76,14 +70,13 @@ def figures(
     needed = {segment: row for name, _, row in kept for segment in trunks.lineage(name)}
     if not needed:
         return {}
-    alone, shared = _works(kept, needed, trunks, folder)
+    alone, shared = _works(kept, needed, trunks)
     steps = [segment.end - segment.start for name, segment in trunks.segments.items() if name in needed]
     steps += [row["steps"] - first_step(trunks, name, run) for name, run, row in kept]
     cooldowns = [row["steps"] - stable_steps(run.schedule, row["steps"]) for _, run, row in kept]
-    workers = workers_at_hand(study.cluster)
-    time_alone, time = alone.end(study.cluster, workers), shared.end(study.cluster, workers)
+    time_alone, time = alone.end(study.cluster), shared.end(study.cluster)
     in_hours = not any(math.isnan(row["hours"]) for _, _, row in kept)
-    left = [name for name in shared.flops if name not in shared.done]
+    left = _left(kept, trunks, folder)
     return {
         "trunks": len({trunks.segments[name].trunk_id for name in needed}),
         "segments": len(needed),
@@ -93,7 +86,7 @@ def figures(
         "hours": sum(shared.device_hours.values()),
         "remaining_flops": sum(shared.flops[name] for name in left),
         "remaining_hours": sum(shared.device_hours[name] for name in left),
-        "workers": workers,
+        "workers": sum(workers for _, workers in pools_at_hand(study.cluster, shared.scales.values())),
         "time_h": time if in_hours else None,
         "independent_time_h": time_alone if in_hours else None,
         "time_ratio": time / time_alone,
@@ -103,21 +96,39 @@ def figures(
     }
 
 
+def _left(kept: list[tuple[str, RunConfig, Row]], trunks: Trunks, folder: Path) -> list[str]:
+    """Return the runs that are not done and the segments that those of them need which have not begun."""
+    launched = folder.exists()
+    done = {name for name, _, row in kept if row["status"] == "done"}
+
+    def is_done(name: str) -> bool:
+        if name in trunks.segments:
+            return launched and RunFolder(folder / name).status().state == "done"
+        return name in done
+
+    runs = [name for name, _, _ in kept if name not in done]
+    segments = segments_below(
+        runs,
+        trunks.parent_of,
+        is_done=is_done,
+        needs_parent=lambda name: not (launched and has_begun(RunFolder(folder / name))),
+    )
+    return [*segments, *runs]
+
+
 def _works(
-    kept: list[tuple[str, RunConfig, Row]], needed: dict[str, Row], trunks: Trunks, folder: Path
+    kept: list[tuple[str, RunConfig, Row]], needed: dict[str, Row], trunks: Trunks
 ) -> tuple[Work, Work]:
     """Return both ways to train the cells, independently and through trunks."""
-    alone, shared, launched = Work(), Work(), folder.exists()
+    alone, shared = Work(), Work()
     for name in (name for name in in_order(trunks.segments) if name in needed):
         segment, row = trunks.segments[name], needed[name]
-        done = launched and RunFolder(folder / name).status().state == "done"
         share = (segment.end - segment.start) / row["steps"]
-        shared.add(name, row, share, parent=segment.parent, done=done)
+        shared.add(name, row, share, parent=segment.parent)
     for name, run, row in kept:
-        done = row["status"] == "done"
-        alone.add(name, row, 1.0, done=done)
+        alone.add(name, row, 1.0)
         share = 1 - first_step(trunks, name, run) / row["steps"]
-        shared.add(name, row, share, parent=trunks.parents.get(name, ""), done=done)
+        shared.add(name, row, share, parent=trunks.parents.get(name, ""))
     return alone, shared
 
 
@@ -175,13 +186,22 @@ def why_not(study: StudyConfig, cells: Sequence[Cell], rows: Sequence[Row], fold
     return [f"no shared trunks: {reason}; trunks would then save {saved:.0%} of the FLOPs"]
 
 
-def workers_at_hand(cluster: ClusterConfig) -> int:
-    """Return how many runs go on side by side."""
+def pools_at_hand(cluster: ClusterConfig, scales: Iterable[str]) -> list[tuple[set[str], int]]:
+    """Return groups of scales, each with how many of its runs go on side by side.
+
+    On SLURM the scales of one resource shape share job arrays, which are submitted with a cap of their own.
+    """
     if cluster.kind == "fake":
-        return cluster.fake.slots
-    if cluster.kind == "slurm":
-        return cluster.array_parallelism * cluster.resources.parallel_runs
-    return cluster.parallel_runs or default_parallel_runs(cluster.threads_per_run)
+        return [(set(scales), cluster.fake.slots)]
+    if cluster.kind != "slurm":
+        workers = cluster.parallel_runs or default_parallel_runs(cluster.threads_per_run)
+        return [(set(scales), workers)]
+    shapes: dict[str, tuple[set[str], int]] = {}
+    for scale in set(scales):
+        resources = cluster.resources_of(scale)
+        workers = cluster.array_parallelism * min(resources.parallel_runs, resources.runs_per_job)
+        shapes.setdefault(repr(resources), (set(), workers))[0].add(scale)
+    return list(shapes.values())
 
 
 def checkpoint_bytes(run: RunConfig) -> int:

@@ -43,12 +43,15 @@ class Trunks:
             if cell := self.templates.get(segment.trunk_id):
                 yield name, segment, segment_run(cell.run, segment.end), cell
 
+    def parent_of(self, name: str) -> str:
+        """Return the segment that a run or segment starts from, "" where it starts by itself."""
+        return self.segments[name].parent if name in self.segments else self.parents.get(name, "")
+
     def lineage(self, run: str) -> Iterable[str]:
         """Yield the segments below a run, the nearest first."""
-        name = self.parents.get(run, "")
-        while name:
+        name = run
+        while name := self.parent_of(name):
             yield name
-            name = self.segments[name].parent
 
 
 def in_order(segments: Mapping[str, Segment]) -> list[str]:
@@ -86,10 +89,24 @@ def grow(
         fresh = [member for member in members if member[0] not in settled]
         if len(fresh) > 1 or shared in trunks:
             _grow_one(grown, shared, trunks.get(shared, {}), fresh)
-    if mode is True and not grown.segments and any(cell.verdict == "OK" for cell in cells):
-        why = why_nothing_is_shared(cells) or "its runs were launched without: choose another sweep.name"
-        raise ConfigError(f"sweep.trunk=true, but {why}")
+    if mode is True:
+        _demand(grown, cells, settled)
     return grown
+
+
+def _demand(grown: Trunks, cells: Sequence[Cell], settled: Collection[str]) -> None:
+    """Raise ConfigError unless a cell that comes in shares a trunk or, where none comes in, one is there."""
+    names = {cell_name(cell, number): cell for number, cell in enumerate(cells) if cell.verdict == "OK"}
+    fresh = {name: cell for name, cell in names.items() if name not in settled}
+    if not names or (grown.parents.keys() & fresh.keys() if fresh else grown.segments):
+        return
+    joins = any(
+        any(member[0] in settled for member in members) and any(member[0] in fresh for member in members)
+        for members in _groups(cells).values()
+    )
+    without = "its runs were launched without: choose another sweep.name"
+    why = "" if joins or not fresh else why_nothing_is_shared(list(fresh.values()))
+    raise ConfigError(f"sweep.trunk=true, but {why or why_nothing_is_shared(cells) or without}")
 
 
 def why_nothing_is_shared(cells: Sequence[Cell]) -> str:

@@ -18,9 +18,9 @@ from analysis.schema import DEPTHS, RUNS
 from harness.metrics import read_metrics
 from model.checked import ConfigError
 from sweeps.cluster_config import ClusterConfig
+from sweeps.forecast import LOST
 from sweeps.launch import start_workers, write_ledger
 from sweeps.ledger import read_ledger
-from sweeps.status import LOST
 from sweeps.worker import work
 
 ONE_WORKER = ClusterConfig(parallel_runs=1)

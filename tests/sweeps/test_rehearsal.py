@@ -10,6 +10,7 @@ import pytest
 import loopscale
 from model.checked import ConfigError
 from sweeps.batch import read_batches
+from sweeps.chain import shared_out
 from sweeps.cluster_config import FakeConfig, RetryConfig, RetryRule
 from sweeps.fake import FakeCluster
 from sweeps.grid import DataFacts, cells
@@ -97,7 +98,9 @@ def test_arrays_are_split_below_the_limit_and_share_the_cap(entered):
     submit_missing(folder, ledger, cluster)
     batches = read_batches(folder)
     assert sorted(len(batch.elements) for batch in batches) == [8, 64, 64, 64]
-    assert {batch.array_parallelism for batch in batches} == {256 // 4}
+    assert {batch.array_parallelism for batch in batches} == {256}, "all 200 jobs may run at once"
+    caps = {len(batch.elements): batch.array_parallelism for batch in shared_out(batches, 100)}
+    assert caps == {64: 32, 8: 4}, "half of each array"
     assert sorted(run for batch in batches for run in batch.runs) == sorted(ledger.run_ids)
 
 

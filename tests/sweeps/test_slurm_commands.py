@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,7 @@ import loopscale
 from model.checked import ConfigError
 from sweeps.batch import Batch, write_batch
 from sweeps.cluster_config import ClusterConfig, Resources
+from sweeps.ledger import read_ledger
 from sweeps.scheduler import Element, SchedulerError
 from sweeps.slurm import Slurm, parse_accounting
 from sweeps.snapshot import take_snapshot
@@ -188,3 +191,28 @@ def test_outside_of_git_the_rooms_are_copied(tmp_path):
     taken = take_snapshot(tmp_path / "sweep", checkout)
     assert (tmp_path / "sweep" / taken.path / "model" / "config.py").read_text() == "a = 1\n"
     assert taken.commit == "" and not taken.dirty
+
+
+def test_what_waits_on_another_cluster_is_named_by_launch_and_retry(commands, tiny, capsys):
+    commands("squeue", "true")
+    commands("sbatch", "echo 'Submitted batch job 5'")
+    sweep = ["sweep.name=moved", "sweep.tokens=[640]", "sweep.min_steps=5", "sweep.control=none"]
+    launch = ["launch", *tiny, *sweep, "sweep.mean_recurrences=[2]", "cluster=slurm", "confirm=false"]
+    loopscale.main(launch)
+    assert "another cluster" not in capsys.readouterr().out
+    commands("scontrol", "echo 'ClusterName = elsewhere'; echo 'MaxArraySize = 50'")
+    note = "submitted before on another cluster, cancel there what still waits: somewhere:5"
+    loopscale.main(launch)
+    assert note in capsys.readouterr().out
+    loopscale.main([*launch, "format=json"])
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["notes"] == [note] and len(shown["rows"]) == 1 and shown["counts"]
+    table = [tiny[0], "sweep=moved", "failed=true"]
+    folder = Path(tiny[0].removeprefix("root=")) / "moved"
+    (run,) = read_ledger(folder).runs(folder)
+    run.set_status(run.status().failed("diverged", "on purpose"))
+    loopscale.main(["retry", *table])
+    assert note in capsys.readouterr().out
+    run.set_status(run.status().failed("diverged", "on purpose"))
+    with pytest.warns(UserWarning, match="cancel there what still waits: somewhere:5"):
+        assert loopscale.retry(table) == [run.run_id]

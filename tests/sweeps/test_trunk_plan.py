@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import loopscale
 from harness.config import ScheduleConfig
+from harness.runfolder import RunFolder, Status
 from harness.trunk import stable_steps
 from model.checked import ConfigError
 from sweeps.batch import Batch, Submitted, newest_places, read_batches, write_batch, write_submitted
@@ -26,8 +27,8 @@ from sweeps.makespan import makespan
 from sweeps.rehearsal import rehearse_with, stand_in
 from sweeps.scheduler import Element
 from sweeps.slurm import Slurm
-from sweeps.submit import submit_missing
-from sweeps.trunk_plan import first_step
+from sweeps.submit import show_job_files, submit_missing
+from sweeps.trunk_plan import first_step, pools_at_hand
 from sweeps.trunks import grow
 
 FACTS = DataFacts(digest="d" * 16, unique_tokens=10**15)
@@ -144,6 +145,32 @@ def test_a_sweep_that_has_its_trunks_is_launched_again(study, tmp_path):
         enter(later, cells(later, lambda _: FACTS))
 
 
+def test_a_demand_for_trunks_is_put_to_the_cells_that_come_in(study):
+    enter(study, cells(study, lambda _: FACTS))
+
+    def later(**changes):
+        sweep = dataclasses.replace(study.sweep, trunk=True, **changes)
+        demanding = dataclasses.replace(study, sweep=sweep)
+        return enter(demanding, cells(demanding, lambda _: FACTS))
+
+    assert len(later(budgets_flops=[1e18, 3e18]).run_ids) == 12
+    with pytest.raises(ConfigError, match=r"sweep\.trunk=true, but no two runs differ in length alone"):
+        later(mean_recurrences=[2, 8], budgets_flops=[1e18])
+
+
+def test_a_dry_run_leaves_out_what_is_given_up_and_what_nothing_needs(entered):
+    folder, ledger, cluster = entered
+    first, *_ = ledger.run_ids
+    lineage = ledger.lineage(first)
+    needed = {name for run in ledger.run_ids[1:] for name in ledger.lineage(run)}
+    assert set(lineage) - needed == {lineage[0]}, "the last segment serves the longest run alone"
+    RunFolder(folder / first).set_status(Status(state="planned").failed("diverged", "on purpose"))
+    shown = []
+    show_job_files(folder, ledger, cluster, shown.append)
+    jobs = sum(int(text.split(": ")[1].split()[0]) for text in shown if "simulated jobs" in text)
+    assert jobs == 20 - 2
+
+
 def test_a_dry_run_shows_what_waits_for_what(tmp_path, monkeypatch):
     scontrol = tmp_path / "bin" / "scontrol"
     scontrol.parent.mkdir()
@@ -226,6 +253,35 @@ def test_a_gap_makes_an_array_of_its_own_and_jobs_of_several_runs_stay_together(
     assert [b.array_parallelism for b in shared_out([], 8)] == []
 
 
+def test_generations_follow_each_other_and_each_has_the_whole_cap():
+    trunks, budgets = range(300), range(5)
+    root = Batch(
+        token="root", sweep="s", elements=[[f"s0-{t}"] for t in trunks], resources=Resources(),
+        snapshot="", array_parallelism=256,
+    )  # fmt: skip
+    parents = {f"s{b + 1}-{t}": f"s{b}-{t}" for b in budgets[:-1] for t in trunks}
+    parents |= {f"r{b}-{t}": f"s{b}-{t}" for b in budgets for t in trunks}
+    count = itertools.count()
+
+    def make(elements, before, index):
+        token = f"t{next(count)}"
+        return dataclasses.replace(
+            before, token=token, elements=elements, after=before.token, after_index=index
+        )
+
+    arrays = shared_out([root, *follow([root], parents, make)], 256)
+    caps = {array.elements[0][0].split("-")[0]: array.array_parallelism for array in arrays}
+    assert len(arrays) == 10 and caps.pop("s0") == caps.pop("r4") == 256, "alone in their generations"
+    assert set(caps.values()) == {128}, "a segment's and a branch's array at a time"
+
+
+def test_the_plan_counts_the_places_that_each_shape_is_submitted_with():
+    packed = {"small": {"runs_per_job": 8, "parallel_runs": 4}}
+    cluster = ClusterConfig(kind="slurm", array_parallelism=64, per_scale=packed)
+    pools = pools_at_hand(cluster, ["small", "large", "larger", "small"])
+    assert sorted(pools, key=lambda pool: pool[1]) == [({"large", "larger"}, 64), ({"small"}, 256)]
+
+
 def test_a_job_file_says_what_it_waits_for(tmp_path):
     first = Batch(
         token="aa", sweep="s", elements=[["a"]], resources=Resources(), snapshot="c", array_parallelism=1
@@ -286,10 +342,12 @@ def test_a_branch_that_was_cancelled_waits_for_the_segment_in_the_queue(entered)
     branch = next(name for name in ledger.run_ids if len(ledger.lineage(name)) == 1)
     batch, index = places[branch]
     cluster.cancel([f"{cluster.jobs[batch.name]}_{index}"])
-    assert submit_missing(folder, ledger, cluster).runs == 1
+    asking = dataclasses.replace(ledger.cluster, resources=Resources(time_min=77))
+    assert submit_missing(folder, dataclasses.replace(ledger, cluster=asking), cluster).runs == 1
     again, _ = newest_places(read_batches(folder))[branch]
     first, place = places[ledger.parents[branch]]
     assert (again.after, again.after_index) == (first.token, place)
+    assert again.resources.time_min == 77, "as this launch asks"
     run_dry(cluster)
     assert {run.status().state for run in ledger.nodes(folder)} == {"done"}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 import time
 from pathlib import Path
 
@@ -164,6 +166,46 @@ def test_budgets_added_later_start_at_the_nearest_checkpoint(grid, independent):
     starts = {run.record()["steps"]: run.record()["trunk_steps"] for run in runs(folder).values()}
     assert starts == {5: 3, 10: 5, 20: 10, 40: 20}
     assert_equal_runs(runs(folder), runs(independent))
+
+
+def test_deleted_segments_come_back_for_what_needs_them_alone(grid):
+    folder = trained(grid, "freed", "sweep.tokens=[640,1280]")
+    table = [f"root={folder.parent}", "sweep=freed"]
+    before, _ = loopscale.collect(table)
+    for segment in segments(folder):
+        shutil.rmtree(segment.path)
+    enter(grid, "freed", "sweep.tokens=[640,1280]")
+    assert not list(folder.glob("trunk-*")), "all is done"
+    enter(grid, "freed", "sweep.tokens=[640,1024,1280]")  # 8 steps, the first 4 of them stable
+    parts = read_ledger(folder).segments
+    there = {(parts[path.name].start, parts[path.name].end) for path in folder.glob("trunk-*")}
+    assert there == {(0, 3), (3, 4)}, "not the one from 3 to 5"
+    runs_table, _ = loopscale.collect(table)
+    kept = runs_table.set_index("run_id").loc[before["run_id"], "trunk_share_flops"]
+    assert list(kept) == list(before["trunk_share_flops"]) and (kept > 0).all()
+    work(folder, stop=lambda: False)
+    assert set(loopscale.status(table)["status"]) == {"done"} and len(list(folder.glob("trunk-*"))) == 2
+
+
+def test_segments_that_nothing_waits_for_are_no_work_left(grid):
+    folder = enter(grid, "begun", "sweep.tokens=[640,1280]")  # 5 and 10 steps, 3 and 5 of them shared
+    table = [f"root={folder.parent}", "sweep=begun"]
+    frame = loopscale.status(table)
+    step = frame["nominal_flops"].max() / 10
+
+    def planned():
+        rows = loopscale.plan([*grid, "sweep.name=begun", "sweep.tokens=[640,1280]"])
+        return rows.attrs["trunks"]["remaining_flops"]
+
+    assert frame.attrs["forecast"]["remaining_flops"] == pytest.approx(12 * step, rel=1e-6)
+    assert planned() == pytest.approx(12 * step, rel=1e-6)
+    for run in runs(folder).values():
+        (run.checkpoints / "step_00000006").mkdir(parents=True)
+        run.set_status(dataclasses.replace(run.status(), attempts=1))
+    frame = loopscale.status(table)
+    assert [row["status"] for row in frame.attrs["trunks"]] == ["unneeded", "unneeded"]
+    assert frame.attrs["forecast"]["remaining_flops"] == pytest.approx(7 * step, rel=1e-6)
+    assert planned() == pytest.approx(7 * step, rel=1e-6)
 
 
 def test_a_marked_checkpoint_inside_a_segment_serves_too(grid, independent):

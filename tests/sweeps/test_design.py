@@ -9,10 +9,13 @@ import pandas as pd
 import pytest
 
 import loopscale
+from analysis.config import FitConfig
+from analysis.information import information
 from analysis.schema import DEPTHS, RUNS, conform
+from analysis.simulate import Noise, grid
 from model.checked import ConfigError
-from sweeps import compose, design_show
-from sweeps.design import allowance, noise_of, planned
+from sweeps import compose, design_show, search
+from sweeps.design import allowance, design_config, laws, noise_of, planned, target_of
 
 QUICK = [
     "assume.studies=100",
@@ -116,6 +119,32 @@ def test_a_search_writes_a_sweep_within_the_allowance(place, capsys, tmp_path, m
     study = loopscale.compose([place[1], place[2], "sweep=isoflop_140m_design1"])
     assert study.sweep.name == "isoflop_140m_design1"
     assert study.runs["looped_140m"].training.micro_batch == 32  # everything else is the parent's
+
+
+@pytest.mark.parametrize("quantity", ["exponent", "optimum"])
+def test_finalists_are_compared_by_the_quantity_asked_for(place, quantity):
+    """At low noise the simulated width is the first-order one, of the exponent or of the target's optimum."""
+    study = loopscale.compose([*place, *SMALL, *QUICK, f"assume.quantity={quantity}", "sweep.control=none"])
+    bench = grid(planned(study), FitConfig().parameter_count)
+    (law,), config, sd = laws(study, bench), design_config(study, bench), 2e-4
+    target = target_of(study, config)
+    assert target == (4 * 16e18 if quantity == "optimum" else None)
+    found, _ = search._brief(bench, law, Noise(seed_nats=sd), config, target)
+    depths = np.array(study.sweep.mean_recurrences, float)
+    known = information([law], bench.shape, bench.cells.budgets_flops, depths, sd, target)
+    assert found == pytest.approx(known.widths(np.ones((4, len(depths)), int), penalised=False)[0], abs=0.15)
+
+
+def test_a_search_for_the_optimum_tells_the_width_of_the_optimum(place, monkeypatch):
+    monkeypatch.setattr(search, "FINALISTS", 1)
+    monkeypatch.setattr(search, "FINAL_STUDIES", 100)
+    monkeypatch.setattr("analysis.choice.PROMISING", 1)
+    few = ["assume.recurrences=[2,4,6,10,16]", "assume.max_runs=20", "assume.seed_nats=0.001"]
+    asked = ["assume.quantity=optimum", "assume.target_flops=1e20", "assume.analysts=1", "assume.max_seeds=1"]
+    found = search.search(loopscale.compose([*place, *SMALL, *QUICK, *few, *asked, "allowance=3e20"]))
+    resolved = found.found[0].resolved["shared shape"]
+    (other,) = (i for i in resolved if i.at_flops == 1e20 and i.quantity == "mean_recurrence")
+    assert f"interval of µ* at 1e20 FLOPs a factor of {np.exp(other.interval):.3g}" in found.summary()
 
 
 def test_suggested_runs_join_the_sweep_they_come_from(place, capsys, tmp_path):

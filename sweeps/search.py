@@ -59,9 +59,8 @@ class Searched:
             ),
         ]
         for before, after in zip(self.planned, self.found, strict=True):
-            lines.append(
-                f"  {_narrower(before, after, self.target_flops)}; minima all inside in {after.all_inside:.0%}"
-            )
+            told = _narrower(before, after, self.target_flops)
+            lines.append(f"  {told}; minima all inside in {after.all_inside:.0%}")
         if worst < WANTED_INSIDE:
             lines.append(
                 f"  no simulated grid keeps all minima inside in {WANTED_INSIDE:.0%} of the studies under "

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,14 @@ from analysis.config import FitConfig
 from analysis.information import information
 from analysis.schema import DEPTHS, RUNS, conform
 from analysis.simulate import Noise, grid
+from harness.runfolder import Status
 from model.checked import ConfigError
 from sweeps import compose, design_show, search
 from sweeps.design import allowance, design_config, laws, noise_of, planned, target_of
+from sweeps.design_files import added_cells
+from sweeps.grid import DataFacts, cells
+from sweeps.ledger import enter
+from sweeps.suggest import suggest
 
 QUICK = [
     "assume.studies=100",
@@ -165,6 +171,35 @@ def test_suggested_runs_join_the_sweep_they_come_from(place, capsys, tmp_path):
     assert (tmp_path / "conf/sweep/isoflop_140m_next2.yaml").exists()  # the first one is not overwritten
 
 
+def test_runs_under_way_are_counted_and_not_suggested_again(place):
+    collected(place, [2e18, 4e18, 8e18], [2, 4, 8, 12])
+    few = ["assume.recurrences=[2,4,6,8,10,12,16,20]", "suggest=4", "allowance=6e19"]
+    study = loopscale.compose([*place, *few])
+    alone = suggest(study)
+    sweep = added_cells(study.sweep, alone.cells)
+    facts = DataFacts(digest="0123abcd" * 2, unique_tokens=10**12)
+    under_way = cells(replace(study, sweep=sweep), lambda _: facts)
+    ledger = enter(replace(study, sweep=sweep), under_way)
+    runs = ledger.runs(Path(study.root) / "isoflop_140m")
+    assert len(runs) == 4
+    runs[0].set_status(Status(state="running"))
+    after = suggest(study)
+    assert not set(after.cells) & set(alone.cells) and len(after.cells) > 0
+    assert (alone.runs, alone.under_way, after.runs, after.under_way) == (
+        15,
+        0,
+        15,
+        4,
+    )  # 3 controls among them
+    assert after.width_before == pytest.approx(alone.width_after), "the law is that of the finished runs"
+    assert "from 15 finished runs" in after.summary() and "beside 4 under way" in after.summary()
+    for run in runs:  # a class that is not tried again
+        run.set_status(Status(state="failed", failure_class="diverged", failures={"diverged": 1}))
+    again = suggest(study)
+    assert again.under_way == 0 and again.width_before == pytest.approx(alone.width_before)
+    assert not set(again.cells) & set(alone.cells), "launch would not start a failed run again"
+
+
 def test_noise_comes_from_replicate_seeds(place):
     folder = collected(place, [2e18, 4e18], [2, 4], seeds=(0, 1))
     runs = pd.read_parquet(folder / "runs.parquet").set_index(["kind", "target_flops", "mean_recurrence"])
@@ -173,6 +208,23 @@ def test_noise_comes_from_replicate_seeds(place):
     found = noise_of(study, planned(study))
     assert found.seed_nats == pytest.approx(np.sqrt(np.mean((first - second) ** 2 / 2)), rel=1e-9)
     assert found.trunk_nats == 0.001
+
+
+def test_trunk_noise_is_that_of_equal_first_steps_however_they_are_computed(place):
+    """Independent runs of one recurrence and seed follow one trajectory: sharing changes no statistics."""
+    grid_of = [*place, *SMALL, "sweep.control=none", "assume.seed_nats=1e-9", "assume.trunk_nats=0.002"]
+    drawn = {}
+    for mode in ("auto", "false"):
+        study = loopscale.compose([*grid_of, "schedule=trapezoid", f"sweep.trunk={mode}"])
+        frame = planned(study)
+        assert (frame["trunk_id"] != "").all() == (mode == "auto")
+        drawn[mode] = noise_of(study, frame).draw(frame, 50, 0)
+    assert np.array_equal(drawn["auto"], drawn["false"])
+    for recurrence in (2, 4, 8, 12):
+        same = drawn["false"][:, frame["mean_recurrence"] == recurrence]
+        assert same.shape == (50, 4) and np.ptp(same, axis=1).max() < 1e-7 < same.std(0).min()
+    apart = planned(loopscale.compose([*grid_of, "schedule=published"]))  # decays over the whole run
+    assert (apart["trajectory"] == "").all()
 
 
 def test_a_table_without_replicates_gives_no_noise(place, capsys):

@@ -113,7 +113,11 @@ def generate(cfg: Overrides) -> str:
 
 
 def plan(cfg: Overrides | StudyConfig = ()) -> pd.DataFrame:
-    """Return the plan of a sweep, one row per cell; writes nothing."""
+    """Return the plan of a sweep, one row per cell; writes nothing.
+
+    On the command line, `design` and `suggest` write the figures and sweeps that conf/config.yaml names
+    beside them, and `calibrate=true` trains each shape for seconds, on SLURM in a job, and keeps its speed.
+    """
     import sweeps.plan
 
     return sweeps.plan.plan(compose(cfg))
@@ -364,11 +368,17 @@ def _shown_run(settings: StatusConfig) -> str:
 
 def _show_cancel(overrides: list[str]) -> None:
     stopped = cancel(overrides)
+    if _settings("cancel", overrides).format == "json":
+        print(json.dumps({"cancelled": stopped}, indent=1))
+        return
     print("\n".join(f"cancelled {what}" for what in stopped) or "nothing was queued or running")
 
 
 def _show_retry(overrides: list[str]) -> None:
     opened = retry(overrides)
+    if _settings("retry", overrides).format == "json":
+        print(json.dumps({"started": opened}, indent=1))
+        return
     print("\n".join(f"started again: {run}" for run in opened) or "no run has failed")
 
 
@@ -408,7 +418,8 @@ def _show_compare(overrides: list[str]) -> None:
 
 
 def _show_report(overrides: list[str]) -> None:
-    print(report(overrides))
+    page = str(report(overrides))
+    print(json.dumps({"path": page}, indent=1) if _settings("report", overrides).format == "json" else page)
 
 
 def _show_demo(overrides: list[str]) -> None:
@@ -447,7 +458,7 @@ COMMANDS = {
         run=_show_generate,
     ),
     "plan": Command(
-        summary="solve a grid and price it; no side effect",
+        summary="solve a grid and price it; writes only for design=, suggest= and calibrate=",
         example="loopscale plan sweep=isoflop_140m accounting=released",
         settings="config",
         run=_show_plan,

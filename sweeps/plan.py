@@ -1,4 +1,4 @@
-"""The plan: every cell with its verdict, length, cost and state, as a table; no side effect."""
+"""The plan: every cell with its verdict, length, cost and state, as a table; writes nothing."""
 
 from __future__ import annotations
 

@@ -97,6 +97,16 @@ def test_a_design_says_what_the_grid_resolves_and_writes_its_figure(place, capsy
     assert [item["budget_flops"] for item in found["outlooks"]] == [2e18, 4e18, 8e18, 16e18]
 
 
+def test_a_plain_plan_writes_nothing_and_its_help_says_what_does(place, capsys, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    assert run(capsys, "plan", *place)[0] == 0
+    assert sorted(tmp_path.rglob("*")) == before
+    _, out, _ = run(capsys, "plan", "--help")
+    for written in ("<root>/<sweep>/design/", "NAME_design1.yaml", "NAME_next1.yaml", "<root>/.calibration"):
+        assert written in out
+    assert "no side effect" not in out
+
+
 def test_a_design_in_json_holds_every_law(place, capsys):
     laws = "assume.law=[paper,paper_optima]"
     code, out, _ = run(capsys, "plan", *place, *SMALL, *QUICK, laws, "design=true", "format=json")

@@ -189,7 +189,9 @@ def test_cancel_and_retry_answer_in_json(tiny_sweep, table, tmp_path, capsys):
         run.set_status(run.status().failed("diverged", "loss rose"))
         assert answer("retry", "failed=true") == {"started": [run.run_id]}
         assert run.status().state == "submitted"
-        wait_for(lambda: all(process.poll() is not None for process in launch._DETACHED))  # no slot was free
+        started = launch._DETACHED.pop()
+        started.kill()  # before it has a slot: what it would train is no part of this
+        assert started.wait(10) == -signal.SIGKILL
 
 
 def test_nothing_launched_is_said_with_what_is_there(table):

@@ -117,7 +117,11 @@ def generate(cfg: Overrides) -> str:
 
 
 def plan(cfg: Overrides | StudyConfig = ()) -> pd.DataFrame:
-    """Return the plan of a sweep, one row per cell; writes nothing."""
+    """Return the plan of a sweep, one row per cell; writes nothing.
+
+    On the command line, `design` and `suggest` write the figures and sweeps that conf/config.yaml names
+    beside them, and `calibrate=true` trains each shape for seconds, on SLURM in a job, and keeps its speed.
+    """
     import sweeps.plan
 
     return sweeps.plan.plan(compose(cfg))
@@ -385,13 +389,20 @@ def _shown_run(settings: StatusConfig) -> str:
 
 def _show_cancel(overrides: list[str]) -> None:
     stopped = cancel(overrides)
+    if _settings("cancel", overrides).format == "json":
+        print(json.dumps({"cancelled": stopped}, indent=1))
+        return
     print("\n".join(f"cancelled {what}" for what in stopped) or "nothing was queued or running")
 
 
 def _show_retry(overrides: list[str]) -> None:
     from sweeps.change import retry
 
-    opened, notes = retry(_settings("retry", overrides))
+    settings = _settings("retry", overrides)
+    opened, notes = retry(settings)
+    if settings.format == "json":
+        print(json.dumps({"started": opened, "notes": notes}, indent=1))
+        return
     lines = [f"started again: {run}" for run in opened] or ["no run has failed"]
     print("\n".join([*lines, *notes]))
 
@@ -432,7 +443,8 @@ def _show_compare(overrides: list[str]) -> None:
 
 
 def _show_report(overrides: list[str]) -> None:
-    print(report(overrides))
+    page = str(report(overrides))
+    print(json.dumps({"path": page}, indent=1) if _settings("report", overrides).format == "json" else page)
 
 
 def _show_demo(overrides: list[str]) -> None:
@@ -471,7 +483,7 @@ COMMANDS = {
         run=_show_generate,
     ),
     "plan": Command(
-        summary="solve a grid and price it; no side effect",
+        summary="solve a grid and price it; writes only for design=, suggest= and calibrate=",
         example="loopscale plan sweep=isoflop_140m accounting=released",
         settings="config",
         run=_show_plan,

@@ -33,10 +33,11 @@ QUANTITIES: tuple[Quantity, Quantity] = ("mean_recurrence", "tokens")
 class Noise:
     """Standard deviations in nats of what makes a run's loss differ from the law.
 
-    `seed` is drawn for every run. `trunk` is drawn once for the runs of one shared trunk, and for every run
-    that has none. `evaluation` is what the held-out sample adds to one cell and not to others: all its seeds
-    are scored on the same text, so that replicates neither show nor average it. `tail` is the degrees of
-    freedom of Student's t in place of the normal law, at the same standard deviation.
+    `seed` is drawn for every run. `trunk` is drawn once for the runs of one `trajectory`, whose first steps
+    are the same whether they share a trunk or not, and for every run that has none. `evaluation` is what the
+    held-out sample adds to one cell and not to others: all its seeds are scored on the same text, so that
+    replicates neither show nor average it. `tail` is the degrees of freedom of Student's t in place of the
+    normal law, at the same standard deviation.
     """
 
     seed_nats: float
@@ -47,7 +48,7 @@ class Noise:
     def draw(self, runs: pd.DataFrame, studies: int, seed: int) -> Array:
         """Return errors [studies, runs]."""
         generator = np.random.default_rng(seed)
-        trunks = runs["trunk_id"].to_numpy(str) if "trunk_id" in runs else np.full(len(runs), "")
+        trunks = runs["trajectory"].to_numpy(str) if "trajectory" in runs else np.full(len(runs), "")
         trunks = np.where(trunks == "", [f"run {k}" for k in range(len(runs))], trunks)
         cells = runs[["kind", "mean_recurrence", "target_flops"]].astype(str).agg("|".join, axis=1)
         total = np.zeros((studies, len(runs)))

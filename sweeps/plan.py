@@ -1,4 +1,4 @@
-"""The plan: every cell with its verdict, length, cost and state, as a table; no side effect."""
+"""The plan: every cell with its verdict, length, cost and state, as a table; writes nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sweeps.config import StudyConfig
 from sweeps.grid import Cell, DataFacts, cells, truncated_curves
 from sweeps.ledger import read_ledger, trunks_of
 from sweeps.price import Prices, in_words, read_calibrations, shape_of
-from sweeps.trunks import cell_name
+from sweeps.trunks import cell_name, trajectories
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,8 +37,9 @@ def plan(study: StudyConfig) -> pd.DataFrame:
     `frame.attrs["notes"]` holds remarks on the grid, `frame.attrs["price"]` says where the hours come from,
     as does the column `price` cell by cell, `frame.attrs["trunks"]` what shared trunks save and cost. Hours
     are device-hours of the whole run, `trunk_steps` those of its steps that a trunk would train; a run that
-    shares its devices with others side by side is charged its part. Raises ConfigError, with the reason,
-    where sweep.trunk=true and nothing can be shared.
+    shares its devices with others side by side is charged its part. `trajectory` is equal for runs with the
+    same first steps, whether they compute them together or not; "" where all rates depend on the length.
+    Raises ConfigError, with the reason, where sweep.trunk=true and nothing can be shared.
     """
     import pandas as pd
 
@@ -52,8 +53,10 @@ def plan(study: StudyConfig) -> pd.DataFrame:
         _price(row, study, prices)
     before = read_ledger(folder) if "sweep.json" in there else None
     trunks = trunks_of(study, before, planned)
+    follows = trajectories(planned)
     for number, (cell, row) in enumerate(zip(planned, rows, strict=True)):
         name = cell_name(cell, number)
+        row["trajectory"] = follows.get(name, "")
         if parent := trunks.parents.get(name):
             row["trunk_id"] = trunks.segments[parent].trunk_id
             row["trunk_steps"] = trunk_plan.first_step(trunks, name, cell.run)

@@ -44,6 +44,7 @@ class Searched:
     planned: tuple[Resolution, ...]
     found: tuple[Resolution, ...]
     considered: int
+    target_flops: float | None = None  # of the optimum that was narrowed, None: the exponent
 
     def summary(self) -> str:
         """Return the grid and the comparison in words."""
@@ -58,7 +59,8 @@ class Searched:
             ),
         ]
         for before, after in zip(self.planned, self.found, strict=True):
-            lines.append(f"  {_narrower(before, after)}; minima all inside in {after.all_inside:.0%}")
+            told = _narrower(before, after, self.target_flops)
+            lines.append(f"  {told}; minima all inside in {after.all_inside:.0%}")
         if worst < WANTED_INSIDE:
             lines.append(
                 f"  no simulated grid keeps all minima inside in {WANTED_INSIDE:.0%} of the studies under "
@@ -105,7 +107,7 @@ def search(
         progress("grids simulated", done / len(ranked))
         sweep = searched_sweep(study.sweep, knowledge, counts)
         other = grid(planned(replace(study, sweep=sweep)), FitConfig().parameter_count)
-        outcomes = [_brief(other, law, noise, config) for law in truths]
+        outcomes = [_brief(other, law, noise, config, target) for law in truths]
         inside = min(share for _, share in outcomes)
         width = float(np.mean([width for width, _ in outcomes]))
         tried.append((min(inside, WANTED_INSIDE), -width, sweep, other))
@@ -117,16 +119,23 @@ def search(
         planned=tuple(resolve(bench, law, noise, config, progress) for law in truths),
         found=tuple(resolve(other, law, noise, config, progress) for law in truths),
         considered=len(tried),
+        target_flops=target,
     )
 
 
-def _brief(bench: Grid, law: Generator, noise: Noise, config: DesignConfig) -> tuple[float, float]:
-    """Return the log of a short simulation's interval, and how often all minima lie inside the grid."""
+def _brief(
+    bench: Grid, law: Generator, noise: Noise, config: DesignConfig, target_flops: float | None
+) -> tuple[float, float]:
+    """Return the log of a short simulation's interval, and how often all minima lie inside the grid.
+
+    The interval is that of the log optimum at `target_flops`, or of the exponent where that is None.
+    """
     clean = expected_losses(bench, law, config.margin_nats)
     losses = clean + noise.draw(bench.runs, FINAL_STUDIES, config.seed)
     found = estimate(bench, clean, losses, thorough=False)[0]
-    slopes = found.line(bench, "mean_recurrence", 1.0)[1]
-    known = slopes[np.isfinite(slopes)]
+    level, slope = found.line(bench, "mean_recurrence", target_flops or 1.0)
+    wanted = slope if target_flops is None else level
+    known = wanted[np.isfinite(wanted)]
     if len(known) < FINAL_STUDIES / 2:
         return np.inf, 0.0
     floor = noise_floor(bench.runs.assign(val_loss_nats=losses[0]))
@@ -137,12 +146,19 @@ def _brief(bench: Grid, law: Generator, noise: Noise, config: DesignConfig) -> t
     )
 
 
-def _narrower(before: Resolution, after: Resolution) -> str:
-    one, other = before.of(), after.of()
+def _narrower(before: Resolution, after: Resolution, target_flops: float | None) -> str:
+    at_target = target_flops is not None
+    one, other = before.of(target=at_target), after.of(target=at_target)
+    what = "the exponent" if target_flops is None else f"µ* at {number(target_flops)} FLOPs"
     if other.interval is None:
-        return f"{after.law}: no interval"
+        return f"{after.law}: no interval of {what}"
+    width = _width(other.interval, at_target)
     if one.interval is None:
-        return f"{after.law}: interval of the exponent {other.interval:.3f}, the planned grid gives none"
+        return f"{after.law}: interval of {what} {width}, the planned grid gives none"
     change = other.interval / one.interval - 1
-    widths = f"{other.interval:.3f} instead of {one.interval:.3f} ({change:+.0%})"
-    return f"{after.law}: interval of the exponent {widths}"
+    widths = f"{width} instead of {_width(one.interval, at_target)} ({change:+.0%})"
+    return f"{after.law}: interval of {what} {widths}"
+
+
+def _width(interval: float, is_log: bool) -> str:
+    return f"a factor of {number(float(np.exp(interval)))}" if is_log else f"{interval:.3f}"

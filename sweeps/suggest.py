@@ -29,6 +29,8 @@ from sweeps.design import (
     planned,
     target_of,
 )
+from sweeps.ledger import read_ledger
+from sweeps.retry import is_open
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,6 +49,7 @@ class Suggestion:
     allowance_flops: float
     law: str
     runs: int
+    under_way: int = 0  # launched, not collected yet; both widths count them
     width_before: float | None  # to first order, of the 95 % interval; None: no interval yet
     width_after: float | None
 
@@ -58,7 +61,8 @@ class Suggestion:
         return "\n".join(
             [
                 f"{len(self.cells)} runs to do next, {number(self.flops)} of at most "
-                f"{number(self.allowance_flops)} FLOPs, from {self.runs} finished runs ({self.law})",
+                f"{number(self.allowance_flops)} FLOPs, from {self.runs} finished runs ({self.law})"
+                + (f", beside {self.under_way} under way" if self.under_way else ""),
                 *(f"  µ = {mu} at {number(flops)} FLOPs, seed {seed}" for mu, flops, seed in self.cells),
                 f"  expected width of the 95 % interval, to first order: {before} before, {after} after",
             ]
@@ -69,19 +73,50 @@ def suggest(study: StudyConfig, progress: Progress = lambda stage, done: None) -
     """Return the runs that narrow the interval most, given the finished runs of the sweep; writes nothing.
 
     The law is that of `assume.law`, or, without one, the surface of the finished runs and some resamples.
-    Raises TableError where the sweep was not collected.
+    Runs that were launched and are not in the tables yet count as done when cells are chosen, and no run of
+    the ledger is suggested again. Raises TableError where the sweep was not collected.
     """
-    frame = planned(study)
-    runs = select(read_tables(Path(study.root) / str(study.sweep.name))[0], study.sweep.max_epochs).runs
-    runs = one_group(runs)
-    return suggest_runs(study, frame, runs, progress)
+    frame, folder = planned(study), Path(study.root) / str(study.sweep.name)
+    table = read_tables(folder)[0]
+    runs = one_group(select(table, study.sweep.max_epochs).runs)
+    return suggest_runs(study, frame, runs, progress, launched(folder, table, runs))
+
+
+def launched(folder: Path, table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the looped runs of the sweep's ledger that are like `runs` and not among them.
+
+    Columns: mean_recurrence, target_flops, seed, and `expected`, False where the collected `table` has the
+    run already and it cannot be used, or where it has failed for good.
+    """
+    import pandas as pd
+
+    used, collected = set(runs["run_id"]), set(table.loc[table["status"] == "done", "run_id"])
+    alike = {"kind": "looped"} | {name: runs[name].iloc[0] for name in ("scale", "accounting")}
+    rows = []
+    ledgers = [read_ledger(folder)] if (folder / "sweep.json").exists() else []
+    for ledger in ledgers:
+        for run in ledger.runs(folder):
+            record = run.record()
+            if run.run_id in used or any(record[name] != value for name, value in alike.items()):
+                continue
+            status = run.status()
+            expected = status.state == "done" or is_open(status, ledger.retry)
+            row = {name: record[name] for name in ("mean_recurrence", "target_flops", "seed")}
+            rows.append(row | {"expected": expected and run.run_id not in collected})
+    return pd.DataFrame(rows, columns=["mean_recurrence", "target_flops", "seed", "expected"])
 
 
 def suggest_runs(
-    study: StudyConfig, frame: pd.DataFrame, runs: pd.DataFrame, progress: Progress = lambda stage, done: None
+    study: StudyConfig,
+    frame: pd.DataFrame,
+    runs: pd.DataFrame,
+    progress: Progress = lambda stage, done: None,
+    others: pd.DataFrame | None = None,
 ) -> Suggestion:
-    """Return the suggestion for finished `runs` of the sweep that `frame` plans."""
+    """Return the suggestion for finished `runs` of the sweep that `frame` plans, beside `others` launched."""
     assert study.suggest is not None
+    others = runs.iloc[:0].assign(expected=False) if others is None else others
+    coming = others[others["expected"].astype(bool)]
     bench = grid(runs, FitConfig().parameter_count)
     config = design_config(study, bench)
     losses = runs["val_loss_nats"].to_numpy(float)
@@ -91,13 +126,17 @@ def suggest_runs(
     if assume.law is not None:
         truths = laws(study, bench)
     known = bench.cells.budgets_flops
-    budgets = np.array(sorted({*known, *(assume.budgets_flops or ladder(known, BEYOND))}))
-    recurrences = np.array(sorted({*bench.cells.values.tolist(), *map(float, assume.recurrences)}))
+    choices = assume.budgets_flops or ladder(known, BEYOND)
+    budgets = np.array(sorted({*known, *coming["target_flops"].astype(float), *choices}))
+    swept = (*bench.cells.values.tolist(), *coming["mean_recurrence"], *assume.recurrences)
+    recurrences = np.array(sorted(set(map(float, swept))))
     knowledge = information(truths, bench.shape, budgets, recurrences, sd, target_of(study, config))
     check_reachable(knowledge)
     start = np.zeros((len(budgets), len(recurrences)), int)
-    for budget, value in zip(bench.cells.budget, bench.cells.values, strict=True):
-        start[np.searchsorted(budgets, known[budget]), np.searchsorted(recurrences, value)] += 1
+    counted = [*zip(known[bench.cells.budget], bench.cells.values, strict=True)]
+    counted += zip(coming["target_flops"], coming["mean_recurrence"], strict=True)
+    for flops, value in counted:
+        start[np.searchsorted(budgets, flops), np.searchsorted(recurrences, value)] += 1
     spend = allowance(study, frame, study.suggest * float(known.max()))
     limits = Limits(
         run_flops=budgets,
@@ -108,11 +147,12 @@ def suggest_runs(
     )
     counts = next_runs(knowledge, start, limits, progress)
     return Suggestion(
-        cells=tuple(_cells(knowledge, start, counts, runs)),
+        cells=tuple(_cells(knowledge, start, counts, runs, others)),
         flops=cost(counts, start, limits),
         allowance_flops=spend,
         law=truths[0].name,
         runs=len(runs),
+        under_way=len(coming),
         width_before=_width(knowledge, start),
         width_after=_width(knowledge, counts),
     )
@@ -146,15 +186,14 @@ def laws_of_runs(bench: Grid, losses: Array, resamples: int, seed: int) -> tuple
 
 
 def _cells(
-    knowledge: Information, start: Counts, counts: Counts, runs: pd.DataFrame
+    knowledge: Information, start: Counts, counts: Counts, runs: pd.DataFrame, others: pd.DataFrame
 ) -> list[tuple[int, float, int]]:
     found = []
+    cells = [[*zip(f["target_flops"], f["mean_recurrence"], f["seed"], strict=True)] for f in (runs, others)]
+    there, first = {*cells[0], *cells[1]}, int(runs["seed"].min())
     for k, m in np.argwhere(counts > start):
         flops, mu = float(knowledge.budgets_flops[k]), int(knowledge.recurrences[m])
-        same = (runs["target_flops"] == flops) & (runs["mean_recurrence"] == mu)
-        taken = set(runs.loc[same, "seed"].astype(int))
-        first = int(runs["seed"].min())
-        free = [seed for seed in range(first, first + 1000) if seed not in taken]
+        free = [seed for seed in range(first, first + 1000) if (flops, mu, seed) not in there]
         found += [(mu, flops, seed) for seed in free[: counts[k, m] - start[k, m]]]
     return found
 

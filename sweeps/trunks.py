@@ -109,6 +109,11 @@ def _demand(grown: Trunks, cells: Sequence[Cell], settled: Collection[str]) -> N
     raise ConfigError(f"sweep.trunk=true, but {why or why_nothing_is_shared(cells) or without}")
 
 
+def trajectories(cells: Sequence[Cell]) -> dict[str, str]:
+    """Return by name the trunk of each cell whose first steps are those of others, shared or not."""
+    return {name: shared for shared, members in _groups(cells).items() for name, _, _ in members}
+
+
 def why_nothing_is_shared(cells: Sequence[Cell]) -> str:
     """Say why no two of the OK cells share a trunk, "" where some do."""
     for cell in cells:

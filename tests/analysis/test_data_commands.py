@@ -68,9 +68,9 @@ def test_a_runs_csv_alone_is_a_study(tmp_path, capsys):
 
 
 def test_reports_of_points_and_of_published_numbers_are_written(csv, tmp_path, capsys):
-    loopscale.main(["report", f"data={csv}", *MAPPED, *QUICK, f"root={tmp_path}"])
+    loopscale.main(["report", f"data={csv}", *MAPPED, *QUICK, f"root={tmp_path}", "format=json"])
     page = tmp_path / "reports" / "points" / "index.html"
-    assert capsys.readouterr().out.strip() == str(page)
+    assert json.loads(capsys.readouterr().out) == {"path": str(page)}
     assert "Optimal parameters: N* = " in page.read_text()
     table = pd.read_csv(page.parent / "figures" / "isoflop_points.csv")
     assert np.isfinite(table["params"]).all()

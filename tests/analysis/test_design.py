@@ -112,7 +112,7 @@ def test_a_fitted_law_is_read_back(tmp_path):
 
 def test_noise_components_are_shared_as_they_say():
     runs = study(budgets=INSIDE[:2], replicates=((0, 0),), fixed=False)[0]
-    runs["trunk_id"] = [
+    runs["trajectory"] = [
         f"{mu:g}/{seed}" for mu, seed in zip(runs["mean_recurrence"], runs["seed"], strict=True)
     ]
     noise = Noise(seed_nats=0.003, trunk_nats=0.004, evaluation_nats=0.012)

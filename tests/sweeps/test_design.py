@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,18 @@ import pandas as pd
 import pytest
 
 import loopscale
+from analysis.config import FitConfig
+from analysis.information import information
 from analysis.schema import DEPTHS, RUNS, conform
+from analysis.simulate import Noise, grid
+from harness.runfolder import Status
 from model.checked import ConfigError
-from sweeps import compose, design_show
-from sweeps.design import allowance, noise_of, planned
+from sweeps import compose, design_show, search
+from sweeps.design import allowance, design_config, laws, noise_of, planned, target_of
+from sweeps.design_files import added_cells
+from sweeps.grid import DataFacts, cells
+from sweeps.ledger import enter
+from sweeps.suggest import suggest
 
 QUICK = [
     "assume.studies=100",
@@ -88,6 +97,16 @@ def test_a_design_says_what_the_grid_resolves_and_writes_its_figure(place, capsy
     assert [item["budget_flops"] for item in found["outlooks"]] == [2e18, 4e18, 8e18, 16e18]
 
 
+def test_a_plain_plan_writes_nothing_and_its_help_says_what_does(place, capsys, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    assert run(capsys, "plan", *place)[0] == 0
+    assert sorted(tmp_path.rglob("*")) == before
+    _, out, _ = run(capsys, "plan", "--help")
+    for written in ("<root>/<sweep>/design/", "NAME_design1.yaml", "NAME_next1.yaml", "<root>/.calibration"):
+        assert written in out
+    assert "no side effect" not in out
+
+
 def test_a_design_in_json_holds_every_law(place, capsys):
     laws = "assume.law=[paper,paper_optima]"
     code, out, _ = run(capsys, "plan", *place, *SMALL, *QUICK, laws, "design=true", "format=json")
@@ -118,6 +137,32 @@ def test_a_search_writes_a_sweep_within_the_allowance(place, capsys, tmp_path, m
     assert study.runs["looped_140m"].training.micro_batch == 32  # everything else is the parent's
 
 
+@pytest.mark.parametrize("quantity", ["exponent", "optimum"])
+def test_finalists_are_compared_by_the_quantity_asked_for(place, quantity):
+    """At low noise the simulated width is the first-order one, of the exponent or of the target's optimum."""
+    study = loopscale.compose([*place, *SMALL, *QUICK, f"assume.quantity={quantity}", "sweep.control=none"])
+    bench = grid(planned(study), FitConfig().parameter_count)
+    (law,), config, sd = laws(study, bench), design_config(study, bench), 2e-4
+    target = target_of(study, config)
+    assert target == (4 * 16e18 if quantity == "optimum" else None)
+    found, _ = search._brief(bench, law, Noise(seed_nats=sd), config, target)
+    depths = np.array(study.sweep.mean_recurrences, float)
+    known = information([law], bench.shape, bench.cells.budgets_flops, depths, sd, target)
+    assert found == pytest.approx(known.widths(np.ones((4, len(depths)), int), penalised=False)[0], abs=0.15)
+
+
+def test_a_search_for_the_optimum_tells_the_width_of_the_optimum(place, monkeypatch):
+    monkeypatch.setattr(search, "FINALISTS", 1)
+    monkeypatch.setattr(search, "FINAL_STUDIES", 100)
+    monkeypatch.setattr("analysis.choice.PROMISING", 1)
+    few = ["assume.recurrences=[2,4,6,10,16]", "assume.max_runs=20", "assume.seed_nats=0.001"]
+    asked = ["assume.quantity=optimum", "assume.target_flops=1e20", "assume.analysts=1", "assume.max_seeds=1"]
+    found = search.search(loopscale.compose([*place, *SMALL, *QUICK, *few, *asked, "allowance=3e20"]))
+    resolved = found.found[0].resolved["shared shape"]
+    (other,) = (i for i in resolved if i.at_flops == 1e20 and i.quantity == "mean_recurrence")
+    assert f"interval of µ* at 1e20 FLOPs a factor of {np.exp(other.interval):.3g}" in found.summary()
+
+
 def test_suggested_runs_join_the_sweep_they_come_from(place, capsys, tmp_path):
     collected(place, [2e18, 4e18, 8e18], [2, 4, 8, 12])
     few = ["assume.recurrences=[2,4,6,8,10,12,16,20]", "suggest=4", "allowance=6e19"]
@@ -136,6 +181,35 @@ def test_suggested_runs_join_the_sweep_they_come_from(place, capsys, tmp_path):
     assert (tmp_path / "conf/sweep/isoflop_140m_next2.yaml").exists()  # the first one is not overwritten
 
 
+def test_runs_under_way_are_counted_and_not_suggested_again(place):
+    collected(place, [2e18, 4e18, 8e18], [2, 4, 8, 12])
+    few = ["assume.recurrences=[2,4,6,8,10,12,16,20]", "suggest=4", "allowance=6e19"]
+    study = loopscale.compose([*place, *few])
+    alone = suggest(study)
+    sweep = added_cells(study.sweep, alone.cells)
+    facts = DataFacts(digest="0123abcd" * 2, unique_tokens=10**12)
+    under_way = cells(replace(study, sweep=sweep), lambda _: facts)
+    ledger = enter(replace(study, sweep=sweep), under_way)
+    runs = ledger.runs(Path(study.root) / "isoflop_140m")
+    assert len(runs) == 4
+    runs[0].set_status(Status(state="running"))
+    after = suggest(study)
+    assert not set(after.cells) & set(alone.cells) and len(after.cells) > 0
+    assert (alone.runs, alone.under_way, after.runs, after.under_way) == (
+        15,
+        0,
+        15,
+        4,
+    )  # 3 controls among them
+    assert after.width_before == pytest.approx(alone.width_after), "the law is that of the finished runs"
+    assert "from 15 finished runs" in after.summary() and "beside 4 under way" in after.summary()
+    for run in runs:  # a class that is not tried again
+        run.set_status(Status(state="failed", failure_class="diverged", failures={"diverged": 1}))
+    again = suggest(study)
+    assert again.under_way == 0 and again.width_before == pytest.approx(alone.width_before)
+    assert not set(again.cells) & set(alone.cells), "launch would not start a failed run again"
+
+
 def test_noise_comes_from_replicate_seeds(place):
     folder = collected(place, [2e18, 4e18], [2, 4], seeds=(0, 1))
     runs = pd.read_parquet(folder / "runs.parquet").set_index(["kind", "target_flops", "mean_recurrence"])
@@ -144,6 +218,23 @@ def test_noise_comes_from_replicate_seeds(place):
     found = noise_of(study, planned(study))
     assert found.seed_nats == pytest.approx(np.sqrt(np.mean((first - second) ** 2 / 2)), rel=1e-9)
     assert found.trunk_nats == 0.001
+
+
+def test_trunk_noise_is_that_of_equal_first_steps_however_they_are_computed(place):
+    """Independent runs of one recurrence and seed follow one trajectory: sharing changes no statistics."""
+    grid_of = [*place, *SMALL, "sweep.control=none", "assume.seed_nats=1e-9", "assume.trunk_nats=0.002"]
+    drawn = {}
+    for mode in ("auto", "false"):
+        study = loopscale.compose([*grid_of, "schedule=trapezoid", f"sweep.trunk={mode}"])
+        frame = planned(study)
+        assert (frame["trunk_id"] != "").all() == (mode == "auto")
+        drawn[mode] = noise_of(study, frame).draw(frame, 50, 0)
+    assert np.array_equal(drawn["auto"], drawn["false"])
+    for recurrence in (2, 4, 8, 12):
+        same = drawn["false"][:, frame["mean_recurrence"] == recurrence]
+        assert same.shape == (50, 4) and np.ptp(same, axis=1).max() < 1e-7 < same.std(0).min()
+    apart = planned(loopscale.compose([*grid_of, "schedule=published"]))  # decays over the whole run
+    assert (apart["trajectory"] == "").all()
 
 
 def test_a_table_without_replicates_gives_no_noise(place, capsys):

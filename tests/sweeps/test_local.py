@@ -15,12 +15,14 @@ import pytest
 
 import loopscale
 from analysis.schema import DEPTHS, RUNS
+from harness.locks import exclusive
 from harness.metrics import read_metrics
 from model.checked import ConfigError
+from sweeps import launch
 from sweeps.cluster_config import ClusterConfig
 from sweeps.forecast import LOST
 from sweeps.launch import start_workers, write_ledger
-from sweeps.ledger import read_ledger
+from sweeps.ledger import read_ledger, slot
 from sweeps.worker import work
 
 ONE_WORKER = ClusterConfig(parallel_runs=1)
@@ -161,6 +163,35 @@ def test_status_prints_machine_readable_json_and_nothing_else(tiny_sweep, table,
     loopscale.main(["status", *table, "format=json"])
     parsed = json.loads(capsys.readouterr().out)
     assert parsed["counts"] == {"planned": 6} and len(parsed["rows"]) == 6
+
+
+def test_cancel_and_retry_answer_in_json(tiny_sweep, table, tmp_path, capsys):
+    one = [
+        "sweep.tokens=[1280]",
+        "sweep.mean_recurrences=[2]",
+        "sweep.control=none",
+        "cluster.parallel_runs=1",
+    ]
+    ledger = write_ledger(loopscale.compose([*tiny_sweep, *one]))
+    folder = tmp_path / "runs" / "tiny"
+
+    def answer(*command):
+        capsys.readouterr()
+        loopscale.main([*command, *table, "format=json"])
+        return json.loads(capsys.readouterr().out)
+
+    assert answer("cancel") == {"cancelled": []} and answer("retry", "failed=true") == {"started": []}
+    with subprocess.Popen(["sleep", "60"]) as worker, exclusive(slot(folder, 0), wait=True):
+        slot(folder, 0).with_suffix(".pid").write_text(str(worker.pid))
+        assert answer("cancel") == {"cancelled": [f"worker process {worker.pid}"]}
+        assert worker.wait(10) == -signal.SIGTERM
+        (run,) = ledger.runs(folder)
+        run.set_status(run.status().failed("diverged", "loss rose"))
+        assert answer("retry", "failed=true") == {"started": [run.run_id]}
+        assert run.status().state == "submitted"
+        started = launch._DETACHED.pop()
+        started.kill()  # before it has a slot: what it would train is no part of this
+        assert started.wait(10) == -signal.SIGKILL
 
 
 def test_nothing_launched_is_said_with_what_is_there(table):

@@ -86,7 +86,7 @@ def _curve(
         color=colour,
         linestyle=LINES[estimator.name],
         linewidth=0.7 if thin else 1.1,
-        alpha=0.35 if found.value is None else 1.0,
+        alpha=0.5 if found.value is None else 1.0,
     )
     if found.value is not None and found.loss_nats is not None and not thin:
         ends = [[found.value - max(found.low or low, low)], [min(found.high or high, high) - found.value]]

@@ -80,7 +80,10 @@ def test_reports_of_points_and_of_published_numbers_are_written(csv, tmp_path, c
     ("arguments", "line"),
     [
         (["data=none.csv"], "loopscale: no table at none.csv"),
-        (["data={csv}"], "loopscale: points need the columns compute, x, loss; missing: compute, x, loss"),
+        (
+            ["data={csv}"],
+            "columns.compute=NAME columns.x=NAME columns.loss=NAME (the table has flops, size, val)",
+        ),
         (["data={csv}", "columns.compute=flop"], "points.csv has no such column (did you mean flops?)"),
         (["data={csv}", "law=surfac", *MAPPED], "law=surfac is unknown: choose isoflop, power_law, surface"),
         (["data=wandb:here"], "it must be wandb:ENTITY/PROJECT or an existing folder"),

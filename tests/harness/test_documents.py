@@ -268,7 +268,7 @@ def test_hub_data_asked_for_by_a_wrong_name_is_refused(hub, changes, message):
 def test_hub_data_without_the_library_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     config = DataConfig(name="hub", source="huggingface", repository="org/set", max_documents=1)
-    with pytest.raises(DataError, match=r"install loopscale\[huggingface\]"):
+    with pytest.raises(DataError, match=r"pip install -e .\.\[huggingface\]"):
         read(config)
 
 

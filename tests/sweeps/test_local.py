@@ -180,7 +180,10 @@ def test_cancel_and_retry_answer_in_json(tiny_sweep, table, tmp_path, capsys):
         loopscale.main([*command, *table, "format=json"])
         return json.loads(capsys.readouterr().out)
 
-    assert answer("cancel") == {"cancelled": []} and answer("retry", "failed=true") == {"started": []}
+    assert answer("cancel") == {"cancelled": []} and answer("retry", "failed=true") == {
+        "started": [],
+        "notes": [],
+    }
     with subprocess.Popen(["sleep", "60"]) as worker, exclusive(slot(folder, 0), wait=True):
         slot(folder, 0).with_suffix(".pid").write_text(str(worker.pid))
         assert answer("cancel") == {"cancelled": [f"worker process {worker.pid}"]}

@@ -180,17 +180,15 @@ def test_cancel_and_retry_answer_in_json(tiny_sweep, table, tmp_path, capsys):
         loopscale.main([*command, *table, "format=json"])
         return json.loads(capsys.readouterr().out)
 
-    assert answer("cancel") == {"cancelled": []} and answer("retry", "failed=true") == {
-        "started": [],
-        "notes": [],
-    }
+    assert answer("cancel") == {"cancelled": []}
+    assert answer("retry", "failed=true") == {"started": [], "notes": []}
     with subprocess.Popen(["sleep", "60"]) as worker, exclusive(slot(folder, 0), wait=True):
         slot(folder, 0).with_suffix(".pid").write_text(str(worker.pid))
         assert answer("cancel") == {"cancelled": [f"worker process {worker.pid}"]}
         assert worker.wait(10) == -signal.SIGTERM
         (run,) = ledger.runs(folder)
         run.set_status(run.status().failed("diverged", "loss rose"))
-        assert answer("retry", "failed=true") == {"started": [run.run_id]}
+        assert answer("retry", "failed=true") == {"started": [run.run_id], "notes": []}
         assert run.status().state == "submitted"
         started = launch._DETACHED.pop()
         started.kill()  # before it has a slot: what it would train is no part of this

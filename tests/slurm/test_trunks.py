@@ -13,7 +13,7 @@ from harness.runfolder import RunFolder
 from sweeps.ledger import read_ledger
 from sweeps.status import places_of
 
-from .conftest import Sweep, fault, slurm, wait_for
+from .conftest import Sweep, fault, slurm, turn, wait_for
 
 GROUPS = [
     "sweep.mean_recurrences=[2]", "sweep.control=none", "sweep.seeds=[0,1]", "sweep.tokens=[1920,7680]",
@@ -26,9 +26,10 @@ PATIENCE_S = 400  # four jobs in a row, each of which imports torch on a machine
 def alone(site, data, tmp_path_factory) -> dict[str, list[float]]:
     """The losses of the same runs, each trained by itself."""
     made = Sweep(tmp_path_factory.mktemp("alone"), *data, "alone", *GROUPS, "sweep.trunk=false")
-    made.launch()
-    made.wait_until_idle(PATIENCE_S)
-    made.finish(again=False)
+    with turn(site, alone=False):
+        made.launch()
+        made.wait_until_idle(PATIENCE_S)
+        made.finish(again=False)
     return made.losses()
 
 

@@ -21,7 +21,6 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one process per core beats threads inside numpy
 
-import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -35,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from analysis import FitConfig, compare
 from analysis.saving import equivalent
 from tests.analysis.synthetic import INSIDE, PAPER_GRID, Truth, study
-from validation.coverage import run
+from validation.coverage import given, run, write
 
 ROOT = Path(__file__).resolve().parents[1]
 SEED = 0
@@ -197,12 +196,8 @@ def main(
         "resamples": RESAMPLES,
         "rows": rows,
     }
-    path = Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    write(Path(out), result)
 
 
 if __name__ == "__main__":
-    given = dict(text.split("=", 1) for text in sys.argv[1:])
-    numbers = {name: int(given[name]) for name in ("studies", "processes") if name in given}
-    main(**numbers, **{name: given[name] for name in ("folder", "out") if name in given})
+    main(**given(sys.argv[1:]))

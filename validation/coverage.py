@@ -156,6 +156,18 @@ def show(row: Record) -> str:
     )
 
 
+def given(arguments: list[str]) -> dict[str, Any]:
+    """Return what the command line says: studies=, processes=, folder= and out=."""
+    settings = dict(text.split("=", 1) for text in arguments)
+    return {name: int(v) if name in ("studies", "processes") else v for name, v in settings.items()}
+
+
+def write(path: Path, result: Record) -> None:
+    """Write the summary of a study."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+
+
 def main(
     studies: int = 2000,
     processes: int = 2,
@@ -174,12 +186,8 @@ def main(
         "true_optima": {f"{flops:g}": value for flops, value in OPTIMA.items()},
         "rows": rows,
     }
-    path = Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    write(Path(out), result)
 
 
 if __name__ == "__main__":
-    given = dict(text.split("=", 1) for text in sys.argv[1:])
-    numbers = {name: int(given[name]) for name in ("studies", "processes") if name in given}
-    main(**numbers, **{name: given[name] for name in ("folder", "out") if name in given})
+    main(**given(sys.argv[1:]))

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from analysis.laws import LAWS
 from analysis.schema import DEPTHS, RUNS, TableError, conform
 from analysis.tables import read_tables
 from analysis.wandb_runs import read_wandb
 
 WANDB = "wandb:"
+ROLES = {"loss", "compute", "block"}.union(*(law.columns for law in LAWS.values()))
 TEXT = [column.name for column in RUNS if column.kind == "string"]  # a digest of digits is no number
 Tables = tuple[pd.DataFrame, pd.DataFrame]
 
@@ -62,8 +64,12 @@ def _as_runs(frame: pd.DataFrame, data: str) -> Tables:
 def rename(frame: pd.DataFrame, columns: Mapping[str, str], name: str) -> pd.DataFrame:
     """Return `frame` with the mapped columns under this room's names, the others as they are.
 
-    Raises TableError for a column that the table does not have or a mapped value that is no number.
+    Raises TableError for a role that no law knows, a column that the table does not have or a mapped value
+    that is no number.
     """
+    for target in columns:
+        if target not in ROLES:
+            raise TableError(f"columns.{target} is unknown: choose from {', '.join(sorted(ROLES))}")
     listed = ", ".join(map(str, frame.columns))
     for target, source in columns.items():
         if source not in frame:

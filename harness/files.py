@@ -10,6 +10,8 @@ from typing import Any
 
 from model.checked import ConfigError
 
+_encode = json.JSONEncoder(sort_keys=True, allow_nan=False).encode  # json.dumps would make one for each value
+
 
 def read_json(path: str | Path) -> dict[str, Any]:
     """Return the JSON object in `path`; raises ConfigError naming the file when it is damaged."""
@@ -38,16 +40,12 @@ def write_json(path: Path, content: Mapping[str, Any] | Sequence[Any], *, sync: 
     """Write JSON atomically, one line per key or item: a reader sees the old file or the new one."""
     # json's own indenting is written in Python and takes five times as long.
     if isinstance(content, Mapping):
-        lines = [f" {json.dumps(key)}: {_compact(value)}" for key, value in sorted(content.items())]
+        lines = [f" {_encode(key)}: {_encode(value)}" for key, value in sorted(content.items())]
         first, last = "{", "}"
     else:
-        lines = [f" {_compact(item)}" for item in content]
+        lines = [f" {_encode(item)}" for item in content]
         first, last = "[", "]"
     write_text(path, "\n".join([first, ",\n".join(lines), last, ""]), sync=sync)
-
-
-def _compact(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, allow_nan=False)
 
 
 def write_text(path: Path, text: str, *, sync: bool = True) -> None:

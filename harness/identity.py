@@ -13,6 +13,7 @@ IDENTITY_VERSION = 1
 TRAINING_SCIENCE = ("batch_sequences", "packing", "document_mask", "gradient_clip", "precision")
 
 Identity = dict[str, Any]
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 
 
 def identity(run: RunConfig, data_digest: str) -> Identity:
@@ -49,7 +50,7 @@ def name_of(run: RunConfig, fields: Identity) -> str:
 
 def canonical_json(fields: Identity) -> str:
     """Return JSON with sorted keys and no spaces; equal identities give equal text."""
-    return json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _encode(fields)
 
 
 def difference(ours: Identity, theirs: Identity) -> str:

@@ -38,11 +38,14 @@ def load_weights(path: Path) -> LoopedTransformer:
 
     Raises ConfigError for a folder that is none of them, ValueError for weights that do not fit.
     """
-    if is_run(path):
-        return load_run(RunFolder(path))
-    if not (path / "config.json").exists():
+    check_model(path)
+    return load_run(RunFolder(path)) if is_run(path) else load_model(path)
+
+
+def check_model(path: Path) -> None:
+    """Raise ConfigError unless a run or a model's config.json lies at `path`."""
+    if not is_run(path) and not (path / "config.json").exists():
         raise ConfigError(f"{path} holds no model: neither a run nor a config.json beside weights")
-    return load_model(path)
 
 
 def is_run(path: Path) -> bool:

@@ -18,7 +18,11 @@ from sweeps.retry import reopen
 
 
 def find_run(folder: Path, ledger: Ledger, name: str) -> RunFolder:
-    """Return the run that `name` means: its id, or the end of it. Raises ConfigError for none or several."""
+    """Return the run that `name` means: its id, the end of it, or its folder in the sweep.
+
+    Raises ConfigError for none or several.
+    """
+    name = Path(name).name if Path(name).parent == folder else name
     known = [run.run_id for run in ledger.nodes(folder)]
     found = [run_id for run_id in known if run_id == name or run_id.endswith(name)]
     if len(found) == 1:

@@ -28,7 +28,7 @@ def collect(folder: Path, also: Sequence[Path] = ()) -> tuple[pd.DataFrame, pd.D
     that several sweeps have appears once, where it is done. Runs collected before are not read again unless
     their record has changed. Files: runs.parquet, runs.csv, depths.parquet, depths.csv, and dictionary.csv,
     which explains every column; where runs were evaluated on tasks, scores.parquet, scores.csv and, item by
-    item, items.parquet.
+    item, items.parquet; `attrs["beside"]` of the runs table counts their rows.
     """
     import pandas as pd
 
@@ -43,11 +43,15 @@ def collect(folder: Path, also: Sequence[Path] = ()) -> tuple[pd.DataFrame, pd.D
     _write(folder, "depths", depths)
     scores = pd.concat([_scores(one) for one in (folder, *also)], ignore_index=True)
     if len(scores):
-        _write(folder, "scores", scores.drop_duplicates(["run_id", "task", "depth"], ignore_index=True))
+        scores = scores.drop_duplicates(["run_id", "task", "depth"], ignore_index=True)
+        _write(folder, "scores", scores)
     items = pd.concat([_items(one) for one in (folder, *also)], ignore_index=True)
     if len(items):
-        answers = items.drop_duplicates(["run_id", "suite", "task", "item"], ignore_index=True)
-        answers.to_parquet(folder / "items.parquet", index=False)
+        items = items.drop_duplicates(["run_id", "suite", "task", "item"], ignore_index=True)
+        items.to_parquet(folder / "items.parquet", index=False)
+    runs.attrs["beside"] = {
+        name: len(frame) for name, frame in (("scores", scores), ("items", items)) if len(frame)
+    }
     dictionary = [
         {"table": name, "column": column.name, "type": column.kind, "meaning": column.meaning}
         for name, columns in (("runs", RUNS), ("depths", DEPTHS), ("scores", SCORES), ("items", ITEMS))

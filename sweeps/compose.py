@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from sweeps.config import StudyConfig, SweepConfig
 T = TypeVar("T")
 CONF = Path(__file__).resolve().parents[1] / "conf"
 _TEXT_KEYS = ("prompt",)
+_QUOTED = re.compile(r"[\[{('\"]")  # what is no plain list
 _STUDY_KEYS = (
     *("root", "cache", "format", "confirm", "quick", "retry_failed", "dry_run", "calibrate", "run", "tasks"),
     *("design", "suggest", "allowance", "assume"),
@@ -74,14 +76,35 @@ def single_run(study: StudyConfig) -> RunConfig:
     return run
 
 
-def listed(overrides: Sequence[str], keys: Sequence[str]) -> list[str]:
-    """Write `key=a,b` and `key=a` of these keys as the lists that Hydra knows: `key=[a,b]`."""
+def listed(overrides: Sequence[str], keys: Sequence[str] = ()) -> list[str]:
+    """Write `key=a,b`, and `key=a` of these keys, as the lists that Hydra knows: `key=[a,b]`."""
     out = []
     for text in overrides:
         key, _, value = text.partition("=")
-        plain = key.lstrip("+") in keys and value not in ("", "null") and not value.startswith("[")
-        out.append(f"{key}=[{value}]" if plain else text)
+        name = key.lstrip("+")
+        plain = name not in _TEXT_KEYS and value not in ("", "null") and not _QUOTED.search(value)
+        out.append(f"{key}=[{value}]" if plain and (name in keys or "," in value) else text)
     return out
+
+
+def each(overrides: Sequence[str]) -> list[list[str]]:
+    """Return the overrides of every run of `train -m`: the product of all `key=a,b` and `key=range(...)`.
+
+    Raises ConfigError, in one line, for what Hydra cannot read.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    def values(text: str) -> list[str]:
+        try:
+            item = OverridesParser.create().parse_override(text)
+        except HydraException as error:
+            raise ConfigError(f"{text}: {_one_line(str(error))}") from error
+        if not item.is_sweep_override():
+            return [text]
+        return [f"{item.get_key_element()}={value}" for value in item.sweep_string_iterator()]
+
+    return [list(chosen) for chosen in itertools.product(*map(values, overrides))]
 
 
 def _compose(folder: Path, name: str, overrides: Sequence[str]) -> tuple[dict[str, Any], str]:
@@ -93,7 +116,7 @@ def _compose(folder: Path, name: str, overrides: Sequence[str]) -> tuple[dict[st
     _check_groups(folder, overrides)
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(folder)):
-            config = compose(name, _forced(folder, overrides), return_hydra_config=True)
+            config = compose(name, _forced(folder, listed(overrides)), return_hydra_config=True)
             chosen = str(config.hydra.runtime.choices.get("model", ""))
             OmegaConf.set_struct(config, False)
             config.pop("hydra")

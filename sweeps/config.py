@@ -182,7 +182,7 @@ class FitTableConfig(TableConfig):
 class ExportConfig:
     """`loopscale export`: one model's config, weights and tokenizer as a folder that stands alone."""
 
-    model: Annotated[str, MinLen(1)]
+    checkpoint: Annotated[str, MinLen(1)]
     folder: Annotated[str, MinLen(1)]
     cache: str = "runs/.data"
     published: bool = False
@@ -192,7 +192,7 @@ class ExportConfig:
 class GenerateConfig:
     """`loopscale generate`; a depth of None stands for the model's mean recurrence."""
 
-    model: Annotated[str, MinLen(1)]
+    checkpoint: Annotated[str, MinLen(1)]
     prompt: str
     cache: str = "runs/.data"
     tokens: Annotated[int, Gt(0)] = 64
@@ -203,7 +203,9 @@ class GenerateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """`loopscale eval` of a run, a checkpoint's folder or all finished runs of a sweep.
+    """`loopscale eval` of one run, a checkpoint's folder or all finished runs of a sweep.
+
+    `run` is a folder, or with `sweep` a run id or the end of one.
 
     Without `tasks`, the validation loss of a run, or of a checkpoint on the data of the run `data`; None
     stands for that run's own evaluation settings.
@@ -233,9 +235,9 @@ class EvalConfig:
             if self.data is not None:
                 raise ValueError("data is for the validation loss: leave out data or tasks")
             return
-        if (self.run is None) == (self.checkpoint is None) or self.sweep is not None:
+        if (self.run is None) == (self.checkpoint is None):
             raise ValueError(
-                "set run=..., or checkpoint=... with data=RUN, or tasks=... with run, checkpoint or sweep"
+                "set run=..., or checkpoint=... with data=RUN; a whole sweep=... needs tasks=..."
             )
         if self.run is None and self.data is None:
             raise ValueError(

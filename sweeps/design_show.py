@@ -47,7 +47,9 @@ def _show_design(study: StudyConfig, progress: Progress) -> str:
 
 def _show_search(study: StudyConfig, overrides: Sequence[str], progress: Progress) -> str:
     found = search(study, progress)
-    head = [f"Found by loopscale plan {' '.join(overrides)}:", *found.summary().splitlines()[:1]]
+    lines = found.summary().splitlines()
+    kept = lines[:1] if found.keeps_minima_inside else [lines[0], lines[-1]]
+    head = [f"Found by loopscale plan {' '.join(overrides)}:", *kept]
     path = write_sweep(found.sweep, _parent(overrides), "design", CONF / "sweep", head, rename=True)
     launch = _launch(path, overrides)
     folder = write_design((found.planned[0], found.found[0]), _folder(study), "search", ("planned", "found"))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness.distributed import Ranks, connected
-from harness.evaluation.bundle import read_suite
+from harness.evaluation.bundle import Suite, read_suite
 from harness.evaluation.download import public_bundle
 from harness.evaluation.record import FOLDER, keep_items, keep_scores
 from harness.evaluation.scores import resampled_suite
@@ -18,7 +18,7 @@ from harness.evaluation.subject import Subject, load_subject
 from harness.evaluation.suite import Protocol, SuiteResult, evaluate_suite
 from harness.evaluation.symbolic import symbolic_bundle
 from harness.runfolder import RunFolder
-from harness.weights import is_run
+from harness.weights import check_model, is_run
 from model.checked import ConfigError
 from sweeps.config import EvalConfig
 
@@ -59,13 +59,17 @@ def evaluate_models(settings: EvalConfig, progress: Progress = lambda stage, fra
 
     frames: list[dict[str, Any]] = []
     notes: list[str] = []
-    paths = _models(settings)
+    paths = models_of(settings)
+    for path in paths:
+        check_model(path)
     with connected() as ranks:
         bundle = {name: ranks.once(partial(_bundle, settings, name, progress)) for name in _names(settings)}
+        suites = {name: _suite(folder, name) for name, folder in bundle.items()}
         for path in paths:
             subject = load_subject(path, Path(settings.cache), device=settings.device, ranks=ranks)
             found = [
-                _evaluate(path, subject, bundle[name], name, settings, ranks, progress) for name in bundle
+                _evaluate(path, subject, bundle[name], suite, settings, ranks, progress)
+                for name, suite in suites.items()
             ]
             # Suites share tasks: each stands once.
             scores = {(score.task, score.depth): score for one in found for score in one.scores()}
@@ -86,14 +90,11 @@ def _evaluate(
     path: Path,
     subject: Subject,
     bundle: Path,
-    name: str,
+    suite: Suite,
     settings: EvalConfig,
     ranks: Ranks,
     progress: Progress,
 ) -> SuiteResult:
-    suite = read_suite(bundle, name)
-    if not suite.tasks:
-        raise ConfigError(f"{bundle} has the data of no task of {name}")
     protocol = Protocol(
         depths=tuple(sorted(set(settings.depths or [subject.own_depth]))),
         seeds=tuple(settings.seeds),
@@ -119,6 +120,13 @@ def _names(settings: EvalConfig) -> list[str]:
     return list(dict.fromkeys(settings.tasks or []))
 
 
+def _suite(bundle: Path, name: str) -> Suite:
+    suite = read_suite(bundle, name)
+    if not suite.tasks:
+        raise ConfigError(f"{bundle} has the data of no task of {name}")
+    return suite
+
+
 def _bundle(settings: EvalConfig, name: str, progress: Progress) -> Path:
     cache = Path(settings.cache)
     if name == "symbolic":
@@ -129,20 +137,25 @@ def _bundle(settings: EvalConfig, name: str, progress: Progress) -> Path:
     return public_bundle(cache, progress=progress)
 
 
-def _models(settings: EvalConfig) -> list[Path]:
-    """Return the folders of the models; raises ConfigError unless exactly one key names them."""
+def models_of(settings: EvalConfig) -> list[Path]:
+    """Return the folders of the models; raises ConfigError where none is named, or two in different ways."""
     named = {"run": settings.run, "checkpoint": settings.checkpoint, "sweep": settings.sweep}
     given = [name for name, value in named.items() if value is not None]
-    if len(given) != 1:
+    if len(given) != 1 and given != ["run", "sweep"]:
         raise ConfigError(
-            f"what is evaluated? set one of {', '.join(named)}, got {' and '.join(given) or 'none'}"
+            "what is evaluated? set run=FOLDER, sweep=NAME, sweep=NAME with run=ID, or checkpoint=FOLDER; "
+            f"got {' and '.join(given) or 'none'}"
         )
     if settings.sweep is None:
         return [Path(settings.run or settings.checkpoint or "")]
+    from sweeps.change import find_run
     from sweeps.ledger import read_ledger
 
     folder = Path(settings.root) / settings.sweep
-    done = [run.path for run in read_ledger(folder).runs(folder) if run.status().state == "done"]
+    ledger = read_ledger(folder)
+    if settings.run is not None:
+        return [find_run(folder, ledger, settings.run).path]
+    done = [run.path for run in ledger.runs(folder) if run.status().state == "done"]
     if not done:
         raise ConfigError(f"no run of {folder} is done: loopscale status sweep={settings.sweep}")
     return done

@@ -82,8 +82,11 @@ def dry_run(study: StudyConfig, show: Callable[[str], None]) -> None:
 
 
 def confirm(study: StudyConfig) -> bool:
-    """Show what the plan costs on stderr and ask; `confirm=false` skips this."""
-    print(summary(plan(study)), file=sys.stderr)
+    """Show what the plan costs on stderr and ask; `confirm=false` skips this, and a finished sweep too."""
+    frame = plan(study)
+    print(summary(frame), file=sys.stderr)
+    if (frame.loc[frame["verdict"] == "OK", "status"] == "done").all():
+        return True
     if not sys.stdin.isatty():
         raise ConfigError("launch asks before it starts and there is no terminal to ask: add confirm=false")
     print("start? [y/N] ", end="", file=sys.stderr, flush=True)

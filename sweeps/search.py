@@ -46,9 +46,13 @@ class Searched:
     considered: int
     target_flops: float | None = None  # of the optimum that was narrowed, None: the exponent
 
+    @property
+    def keeps_minima_inside(self) -> bool:
+        """Tell whether the minima lie inside the grid in enough studies, under every law."""
+        return min(item.all_inside for item in self.found) >= WANTED_INSIDE
+
     def summary(self) -> str:
         """Return the grid and the comparison in words."""
-        worst = min(item.all_inside for item in self.found)
         lines = [
             f"best of {self.considered} simulated grids within {number(self.allowance_flops)} FLOPs: "
             f"{self.found[0].runs} looped runs, {number(self.found[0].nominal_flops)} FLOPs",
@@ -61,7 +65,7 @@ class Searched:
         for before, after in zip(self.planned, self.found, strict=True):
             told = _narrower(before, after, self.target_flops)
             lines.append(f"  {told}; minima all inside in {after.all_inside:.0%}")
-        if worst < WANTED_INSIDE:
+        if not self.keeps_minima_inside:
             lines.append(
                 f"  no simulated grid keeps all minima inside in {WANTED_INSIDE:.0%} of the studies under "
                 "every law; more recurrences may: assume.recurrences=[...]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,8 @@ def train_one(study: StudyConfig) -> dict[str, Any]:
         folder = ranks.once(
             lambda: create(parent, run, data_digest=dataset.digest, unique_tokens=dataset.unique_tokens)
         )
+        if ranks.first and folder.status().state == "done":
+            print(f"{folder.path} is done: nothing is trained again", file=sys.stderr)
         with step_progress(folder.run_id, run.steps or 0) if ranks.first else nullcontext(_unseen) as watch:
             ended = run_job(folder.path, Path(study.cache), watch=watch)
     if ended == BUSY:

@@ -17,7 +17,7 @@ from sweeps.config import StudyConfig
 from sweeps.grid import Cell
 from sweeps.makespan import makespan
 from sweeps.order import has_begun, segments_below
-from sweeps.trunks import Trunks, cell_name, grow, in_order, shareable, why_nothing_is_shared
+from sweeps.trunks import Trunks, cell_name, in_order, shareable, trajectories, why_nothing_is_shared
 
 Row = dict[str, Any]
 
@@ -173,17 +173,23 @@ def in_words(found: dict[str, Any]) -> list[str]:
     ]
 
 
-def why_not(study: StudyConfig, cells: Sequence[Cell], rows: Sequence[Row], folder: Path) -> list[str]:
+def why_not(study: StudyConfig, cells: Sequence[Cell], rows: Sequence[Row]) -> list[str]:
     """Say what keeps the study from sharing trunks and what they would save; [] where nothing does."""
     reason = why_nothing_is_shared(cells)
     if study.sweep.trunk is False or "weight_decay" not in reason:
         return []
     changed = shareable(cells)
-    found = figures(study, changed, rows, grow(changed, "auto"), folder)
-    if not found:
+    names = (cell_name(cell, number) for number, cell in enumerate(changed))
+    costs = {name: row["nominal_flops"] for name, row in zip(names, rows, strict=True)}
+    saved = 0.0
+    for members in trajectories(changed).values():
+        # The longest stable phase is trained once, for all.
+        shared = sorted(costs[name] * point / (cell.run.steps or 1) for name, point, cell in members)
+        saved += sum(shared[:-1])
+    whole = sum(row["nominal_flops"] for row in rows if row["verdict"] == "OK")
+    if not saved:
         return []
-    saved = 1 - found["nominal_flops"] / found["independent_flops"]
-    return [f"no shared trunks: {reason}; trunks would then save {saved:.0%} of the FLOPs"]
+    return [f"no shared trunks: {reason}; trunks would then save {saved / whole:.0%} of the FLOPs"]
 
 
 def pools_at_hand(cluster: ClusterConfig, scales: Iterable[str]) -> list[tuple[set[str], int]]:

@@ -77,7 +77,7 @@ def grow(
     before its cool-down, and the steps in between become a segment, so that later cells start there. Cells
     named in `settled` are left as they are. Raises ConfigError where `mode` is True and nothing is shared.
     """
-    groups = _groups(cells)
+    groups = trajectories(cells)
     grown = Trunks(
         segments=dict(before or {}),
         templates={shared: members[0][2] for shared, members in groups.items()},
@@ -102,16 +102,11 @@ def _demand(grown: Trunks, cells: Sequence[Cell], settled: Collection[str]) -> N
         return
     joins = any(
         any(member[0] in settled for member in members) and any(member[0] in fresh for member in members)
-        for members in _groups(cells).values()
+        for members in trajectories(cells).values()
     )
     without = "its runs were launched without: choose another sweep.name"
     why = "" if joins or not fresh else why_nothing_is_shared(list(fresh.values()))
     raise ConfigError(f"sweep.trunk=true, but {why or why_nothing_is_shared(cells) or without}")
-
-
-def trajectories(cells: Sequence[Cell]) -> dict[str, str]:
-    """Return by name the trunk of each cell whose first steps are those of others, shared or not."""
-    return {name: shared for shared, members in _groups(cells).items() for name, _, _ in members}
 
 
 def why_nothing_is_shared(cells: Sequence[Cell]) -> str:
@@ -119,7 +114,7 @@ def why_nothing_is_shared(cells: Sequence[Cell]) -> str:
     for cell in cells:
         if cell.verdict == "OK" and (why := why_unshared(cell.run.schedule)):
             return why
-    if any(len(members) > 1 for members in _groups(cells).values()):
+    if any(len(members) > 1 for members in trajectories(cells).values()):
         return ""
     return "no two runs differ in length alone: give several budgets"
 
@@ -134,8 +129,8 @@ def shareable(cells: Sequence[Cell]) -> list[Cell]:
     ]
 
 
-def _groups(cells: Sequence[Cell]) -> dict[str, list[tuple[str, int, Cell]]]:
-    """Return name, last stable step and cell of those that may share a trunk, by trunk."""
+def trajectories(cells: Sequence[Cell]) -> dict[str, list[tuple[str, int, Cell]]]:
+    """Return name, last stable step and cell of those that have a stable phase, by trunk, shared or not."""
     groups: dict[str, list[tuple[str, int, Cell]]] = {}
     names: dict[tuple[object, ...], str] = {}  # by the objects that cells of one trunk have in common
     for number, cell in enumerate(cells):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 import loopscale
@@ -75,6 +77,8 @@ def test_every_command_has_help_with_an_example(capsys, command):
         (["status"], "sweep is not set: sweep=..."),
         (["fit", "sweep=demo", "bootstra=3"], "unknown key bootstra (did you mean bootstrap?)"),
         (["plan"], "no sweep chosen: add sweep=NAME"),
+        (["plan", "sweep=demo", "allowance=1e12"], "allowance is for design=search and suggest=N"),
+        (["train", "-m", "seed=0,("], "seed=0,("),
         (["launch"], "no sweep chosen: add sweep=NAME"),
         (["status", "sweep=123"], "sweep=123: input should be a valid string"),
         (["status", "sweep=demo", "watch=no"], "watch=no: input should be a valid boolean"),
@@ -99,9 +103,30 @@ def test_an_empty_text_folder_is_one_line(capsys, tmp_path):
     assert code == 2 and "no documents in" in err and "Traceback" not in err
 
 
-def test_train_prints_its_record(capsys, tiny):
-    code, out, _ = run(capsys, "train", *tiny, "tokens=640")
-    assert code == 0 and '"status": "done"' in out
+def test_help_shows_the_keys_of_every_group(capsys):
+    _, out, _ = run(capsys, "plan", "--help")
+    for key in (
+        "sweep.min_steps=20",
+        "cluster.resources.time_min=60",
+        "retry.oom.retries=6",
+        "model.width=...",
+    ):
+        assert key in out.split()
+
+
+def test_train_prints_its_record_and_says_when_nothing_is_left_to_do(capsys, tiny):
+    code, out, err = run(capsys, "train", *tiny, "tokens=640")
+    assert code == 0 and '"status": "done"' in out and "nothing is trained again" not in err
+    code, again, err = run(capsys, "train", *tiny, "tokens=640")
+    assert code == 0 and again == out and "is done: nothing is trained again" in err
+
+
+def test_train_goes_through_a_product(capsys, tiny):
+    code, out, _ = run(capsys, "train", "-m", *tiny, "tokens=640", "seed=0,1", "model.mean_recurrence=1,2")
+    assert code == 0
+    records = json.loads(out)
+    assert [(one["seed"], one["mean_recurrence"]) for one in records] == [(0, 1), (0, 2), (1, 1), (1, 2)]
+    assert {one["status"] for one in records} == {"done"}
 
 
 def test_launch_asks_before_it_starts(capsys, tiny_sweep, monkeypatch):

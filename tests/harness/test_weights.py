@@ -31,7 +31,9 @@ def logits(path):
 @pytest.mark.parametrize("published", ["true", "false"])
 def test_an_export_computes_what_the_run_computes(trained, tmp_path, published):
     run, cache = trained
-    folder = loopscale.export([f"model={run}", cache, f"folder={tmp_path / 'out'}", f"published={published}"])
+    folder = loopscale.export(
+        [f"checkpoint={run}", cache, f"folder={tmp_path / 'out'}", f"published={published}"]
+    )
     assert sorted(path.name for path in folder.iterdir()) == [
         "config.json",
         "model.safetensors",
@@ -42,14 +44,14 @@ def test_an_export_computes_what_the_run_computes(trained, tmp_path, published):
 
 def test_an_export_of_an_export_is_the_same(trained, tmp_path):
     run, cache = trained
-    first = loopscale.export([f"model={run}", cache, "folder=first", "published=true"])
-    second = loopscale.export([f"model={first}", "folder=second"])
+    first = loopscale.export([f"checkpoint={run}", cache, "folder=first", "published=true"])
+    second = loopscale.export([f"checkpoint={first}", "folder=second"])
     assert torch.equal(logits(tmp_path / second), logits(run))
 
 
 def test_generated_text_depends_on_prompt_and_seed_alone(trained, capsys):
     run, cache = trained
-    command = [f"model={run}", cache, "prompt=lona ran", "tokens=12", "depth=3"]
+    command = [f"checkpoint={run}", cache, "prompt=lona ran", "tokens=12", "depth=3"]
     greedy = loopscale.generate(command)
     assert len(greedy) >= 12 and loopscale.generate(command) == greedy
     warm = [loopscale.generate([*command, "temperature=2", f"seed={seed}"]) for seed in (1, 1, 2)]
@@ -71,7 +73,7 @@ def test_what_is_no_model_is_refused(tmp_path):
 
 def test_an_export_without_tokenizer_says_what_to_do(trained, tmp_path):
     run, cache = trained
-    folder = loopscale.export([f"model={run}", cache, f"folder={tmp_path / 'out'}"])
+    folder = loopscale.export([f"checkpoint={run}", cache, f"folder={tmp_path / 'out'}"])
     (folder / "tokenizer.json").unlink()
     with pytest.raises(ConfigError, match=r"no tokenizer\.json: put the one that the model was trained with"):
-        loopscale.generate([f"model={folder}", "prompt=a"])
+        loopscale.generate([f"checkpoint={folder}", "prompt=a"])

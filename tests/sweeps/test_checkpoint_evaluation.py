@@ -56,7 +56,7 @@ def test_a_published_checkpoint_is_evaluated_on_core(published, tmp_path, capsys
 
 def test_an_export_has_the_validation_loss_of_its_run(trained, cache, published, tmp_path):
     folder, place = tmp_path / "export", f"cache={cache}"
-    loopscale.export([f"model={trained}", f"folder={folder}", place])
+    loopscale.export([f"checkpoint={trained}", f"folder={folder}", place])
     of_run = loopscale.evaluate([f"run={trained}", place])
     of_export = loopscale.evaluate([f"checkpoint={folder}", f"data={trained}", place])
     assert of_export.tokens == of_run.tokens

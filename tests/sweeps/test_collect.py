@@ -39,6 +39,12 @@ def test_collecting_again_reads_only_what_changed(finished, tiny_sweep, monkeypa
     assert runs.loc[0, "core"] == 0.5 and list(runs["status"]).count("planned") == 3
 
 
+def test_a_finished_sweep_is_launched_again_without_a_question(finished, tiny_sweep, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", type("Closed", (), {"isatty": staticmethod(lambda: False)})())
+    loopscale.main(["launch", *tiny_sweep, "confirm=true"])
+    assert "6 done" in capsys.readouterr().err
+
+
 def test_sweeps_merge_and_a_run_of_both_appears_once(finished, tiny_sweep, tmp_path):
     collect(finished)
     write_ledger(loopscale.compose([*tiny_sweep, "sweep.name=more", "sweep.tokens=[2560,3840]"]))

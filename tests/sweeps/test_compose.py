@@ -64,6 +64,11 @@ def test_numbers_in_scientific_notation_stay_numbers():
     assert run.budget_flops == 2.5e11
 
 
+def test_lists_need_no_brackets():
+    plain, bracketed = (loopscale.compose(["sweep=demo", f"sweep.seeds={text}"]) for text in ("1,2", "[1,2]"))
+    assert plain == bracketed and plain.sweep.seeds == [1, 2]
+
+
 def test_a_study_is_immutable():
     study = loopscale.compose(["sweep=demo"])
     with pytest.raises(AttributeError):
@@ -77,5 +82,5 @@ def test_a_group_where_a_value_belongs_is_refused():
 
 @pytest.mark.parametrize("prompt", ["def main(", "x = 1", "it's", "a,b{c}[d]", "${x}", "end\\", "a\\'b"])
 def test_a_prompt_is_taken_as_it_is_written(prompt):
-    settings = compose_table("generate", ["model=a", f"prompt={prompt}"], GenerateConfig)
+    settings = compose_table("generate", ["checkpoint=a", f"prompt={prompt}"], GenerateConfig)
     assert settings.prompt == prompt

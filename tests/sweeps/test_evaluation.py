@@ -187,15 +187,16 @@ def test_core_enters_the_record_at_the_runs_own_depth(trained, cache, small):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "set run=..., or checkpoint=... with data=RUN, or tasks=... with run, checkpoint or sweep"),
-        (["run=a", "sweep=b"], "set run=..., or checkpoint=... with data=RUN"),
+        ([], "set run=..., or checkpoint=... with data=RUN; a whole sweep=... needs tasks=..."),
+        (["sweep=b"], "set run=..., or checkpoint=... with data=RUN; a whole sweep=... needs tasks=..."),
+        (["run=a", "sweep=b"], "no sweep 'b' under runs"),
         (
             ["checkpoint=a", "data=b", "tasks=core"],
             "data is for the validation loss: leave out data or tasks",
         ),
         (["checkpoint=a"], "data is not set: data=RUN names the run whose held-out data"),
-        (["tasks=core"], "what is evaluated? set one of run, checkpoint, sweep, got none"),
-        (["run=a", "sweep=b", "tasks=core"], "set one of run, checkpoint, sweep, got run and sweep"),
+        (["tasks=core"], "what is evaluated? set run=FOLDER, sweep=NAME, sweep=NAME with run=ID, or"),
+        (["checkpoint=a", "sweep=b", "tasks=core"], "or checkpoint=FOLDER; got checkpoint and sweep"),
         (["run=a", "tasks=core", "depths=0"], "depths.0=0: input should be greater than 0"),
         (["checkpoint=/nowhere", "tasks=symbolic"], "/nowhere holds no model"),
         (["checkpoint=/nowhere", "tasks=core", "bundle=/nowhere"], "/nowhere holds no model"),

@@ -1,0 +1,140 @@
+"""What the command line prints: results in, text or JSON out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from sweeps.show import as_json, as_text, plain
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from harness.record import Evaluation
+    from sweeps.config import CollectConfig, StatusConfig, StudyConfig
+
+
+def curve(result: Evaluation, form: str) -> str:
+    """Return a run's loss at every test-time depth, with the law of that curve."""
+    if form == "json":
+        return json.dumps(vars(result), indent=1)
+    rows = zip(result.loss_nats, result.loss_se_nats, result.bits_per_byte, strict=True)
+    lines = [
+        f"{depth:>3}  {row[0]:11.4f}  {row[1]:.4f}  {row[2]:8.4f}" for depth, row in enumerate(rows, start=1)
+    ]
+    return "\n".join(["  T  loss (nats)     ±  bits/byte", *lines, _saturating(result.loss_nats)])
+
+
+def _saturating(losses: list[float]) -> str:
+    """Return the law of a depth curve in one line."""
+    import numpy as np
+
+    from analysis.saturating import fit_saturating
+
+    law = fit_saturating(np.arange(1.0, len(losses) + 1), np.array(losses))
+    if law.rate is None:
+        return f"L(T) = L_inf + Z exp(-z T): {law.refusal}"
+    low, high = (f"{end:.2f}" if end is not None else "" for end in (law.rate_low, law.rate_high))
+    return (
+        f"L(T) = L_inf + Z exp(-z T): L_inf = {law.floor_nats:.4f} nats, Z = {law.amplitude_nats:.4f}, "
+        f"z = {law.rate:.2f} [{low}, {high}] per loop"
+    )
+
+
+def scores(frame: pd.DataFrame, form: str) -> str:
+    """Return the scores of tasks, one row per model, task and depth, and the remarks on them."""
+    from sweeps.evaluation import SCORE_COLUMNS
+
+    if form == "json":
+        return as_json(frame, notes=frame.attrs["notes"])
+    return "\n".join([as_text(frame, SCORE_COLUMNS), *frame.attrs["notes"]])
+
+
+def planned(frame: pd.DataFrame, form: str) -> str:
+    """Return a plan: its cells, totals, price and shared trunks."""
+    from sweeps.plan import summary, totals
+    from sweeps.show import PLAN_COLUMNS
+
+    if form == "json":
+        more = {name: frame.attrs[name] for name in ("notes", "price", "trunks")}
+        return as_json(frame, totals=totals(frame), **more)
+    return f"{as_text(frame, PLAN_COLUMNS)}\n{summary(frame)}"
+
+
+def launched(frame: pd.DataFrame, study: StudyConfig) -> str:
+    """Return what a launch has started and how the sweep stands."""
+    from sweeps.forecast import summary
+
+    if study.format == "json":
+        return _status_json(frame)
+    return summary(frame, frame.attrs["sweep"], worked_on=True)  # a rehearsal has its own name
+
+
+def status(frame: pd.DataFrame, settings: StatusConfig) -> str:
+    """Return how a launched sweep stands, cell by cell, its counts, forecast and next command."""
+    from sweeps.forecast import summary, with_trunks
+    from sweeps.ledger import is_worked_on
+    from sweeps.show import STATUS_COLUMNS
+
+    if settings.format == "json":
+        return _status_json(frame)
+    told = summary(frame, settings.sweep, worked_on=is_worked_on(settings.folder))
+    return f"{as_text(with_trunks(frame), STATUS_COLUMNS)}\n{told}"
+
+
+def _status_json(frame: pd.DataFrame) -> str:
+    from sweeps.forecast import counts
+
+    more = {name: frame.attrs[name] for name in ("notes", "forecast", "trunks")}
+    return as_json(frame, counts=counts(frame), **more)
+
+
+def one_run(settings: StatusConfig) -> str:
+    """Return all that is known of the run `settings.run`."""
+    from sweeps.change import find_run
+    from sweeps.inspection import as_text, inspect_run
+    from sweeps.ledger import read_ledger
+
+    ledger = read_ledger(settings.folder)
+    run = find_run(settings.folder, ledger, str(settings.run))
+    found = inspect_run(settings.folder, ledger, run)
+    return json.dumps(plain(found), indent=1) if settings.format == "json" else as_text(found)
+
+
+def stopped(what: Sequence[str], form: str) -> str:
+    """Return what was cancelled."""
+    if form == "json":
+        return json.dumps({"cancelled": what}, indent=1)
+    return "\n".join(f"cancelled {one}" for one in what) or "nothing was queued or running"
+
+
+def opened(runs: Sequence[str], notes: Sequence[str], form: str) -> str:
+    """Return which failed runs were started again."""
+    if form == "json":
+        return json.dumps({"started": runs, "notes": notes}, indent=1)
+    return "\n".join([*([f"started again: {run}" for run in runs] or ["no run has failed"]), *notes])
+
+
+def collected(runs: pd.DataFrame, depths: pd.DataFrame, settings: CollectConfig) -> str:
+    """Return which tables were written and what they lack."""
+    from sweeps.forecast import gaps
+
+    if settings.format == "json":
+        return as_json(runs)
+    rows = {"runs": len(runs), "depths": len(depths), **runs.attrs["beside"]}
+    written = ", ".join(f"{name}.parquet ({count} rows)" for name, count in rows.items())
+    return f"{settings.folder}: {written}\n{gaps(runs)}"
+
+
+def synced(frame: pd.DataFrame, settings: Any) -> str:
+    """Return how many wandb histories were rebuilt."""
+    if settings.format == "json":
+        return as_json(frame)
+    counts = frame["wandb"].value_counts().items()
+    return f"{settings.folder}: " + ", ".join(f"{count} {told}" for told, count in counts)
+
+
+def fitted(result: Any, form: str) -> str:
+    """Return a fit or a comparison."""
+    return str(result.to_json() if form == "json" else result.summary())

@@ -91,6 +91,7 @@ def test_a_killed_segment_holds_up_what_starts_from_it_and_nothing_else(sweep, a
     assert last.status().failures == {"lost": 1} and last.status().attempts == 2
 
 
+@pytest.mark.alone
 def test_a_preempted_branch_goes_on_from_its_own_checkpoint(sweep, alone):
     made = sweep(
         "branch_preempted", *GROUPS, "sweep.seeds=[0]", SLOW,

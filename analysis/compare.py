@@ -260,7 +260,10 @@ def _cells(
 
 def _share_seeds(runs: pd.DataFrame) -> bool:
     """Say whether all cells of `runs` were trained with the same seeds, two at least."""
-    seeds = {tuple(sorted(cell["seed"])) for _, cell in runs.groupby(["kind", "mean_recurrence"])}
+    cells: dict[tuple[str, float], list[int]] = {}
+    for kind, depth, seed in zip(runs["kind"], runs["mean_recurrence"], runs["seed"], strict=True):
+        cells.setdefault((kind, depth), []).append(seed)
+    seeds = {tuple(sorted(each)) for each in cells.values()}
     return len(seeds) == 1 and len(seeds.pop()) > 1
 
 

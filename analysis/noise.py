@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from analysis.numbers import number
 from analysis.tables import CELL, VARIANT
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,47 +51,50 @@ def paired_floor(runs: pd.DataFrame) -> NoiseFloor:
     Runs of one seed see the same data in the same order, which moves them together. In a block of cells by
     seeds the residual of the two-way layout, loss - cell mean - seed mean + block mean, is free of that.
     """
+    budgets = _numbered(runs, (*VARIANT, "target_flops"))
+    losses, seeds = runs["val_loss_nats"].to_numpy(float), runs["seed"].to_numpy(int)
+    blocks: dict[tuple[int, ...], list[Array]] = {}
+    for rows in _cells(runs):
+        rows = rows[np.argsort(seeds[rows], kind="stable")]
+        if len(rows) > 1:
+            blocks.setdefault((budgets[rows[0]], *seeds[rows]), []).append(losses[rows])
     squares, freedom = 0.0, 0
-    for _, budget in runs.groupby([*VARIANT, "target_flops"], sort=True, dropna=False):
-        for _, block in _blocks(budget):
-            losses = block.pivot_table(
-                index=["kind", "mean_recurrence"], columns="seed", values="val_loss_nats"
-            ).to_numpy(float)
-            residual = losses - losses.mean(0) - losses.mean(1, keepdims=True) + losses.mean()
-            squares += float(np.square(residual).sum())
-            freedom += (losses.shape[0] - 1) * (losses.shape[1] - 1)
+    for block in map(np.array, blocks.values()):  # [cells, seeds]
+        residual = block - block.mean(0) - block.mean(1, keepdims=True) + block.mean()
+        squares += float(np.square(residual).sum())
+        freedom += (block.shape[0] - 1) * (block.shape[1] - 1)
     sd = float(np.sqrt(squares / freedom)) if freedom else None
     return NoiseFloor(sd_nats=sd, degrees_of_freedom=freedom)
-
-
-def _blocks(budget: pd.DataFrame) -> list[tuple[tuple[int, ...], pd.DataFrame]]:
-    """Return the runs of one budget by the seeds that their cells were trained with, two seeds at least."""
-    cells = [frame for _, frame in budget.groupby(list(CELL), sort=True, dropna=False)]
-    seeds = [tuple(sorted(frame["seed"].tolist())) for frame in cells]
-    return [
-        (each, pd.concat([frame for frame, own in zip(cells, seeds, strict=True) if own == each]))
-        for each in sorted(set(seeds))
-        if len(each) > 1
-    ]
 
 
 def noise_floor(runs: pd.DataFrame) -> NoiseFloor:
     """Pool the variance over seeds of all cells with replicates (nats)."""
     cells = []
-    for _, frame in runs.groupby(list(CELL), sort=True, dropna=False):
-        if frame["seed"].nunique() > 1:
-            losses = frame["val_loss_nats"].to_numpy(float)
-            first = frame.iloc[0]
+    values, seeds = runs["val_loss_nats"].to_numpy(float), runs["seed"].to_numpy()
+    for rows in _cells(runs):
+        if len(set(seeds[rows].tolist())) > 1:
+            losses, first = values[rows], runs.iloc[rows[0]]
             depth = f"µ={first['mean_recurrence']:g}" if first["kind"] == "looped" else str(first["kind"])
             cells.append(
                 ReplicateCell(
                     label=f"{first['scale']} {depth} at {number(first['target_flops'])} FLOPs",
                     mean_nats=float(losses.mean()),
                     deviations_nats=tuple(float(v) for v in losses - losses.mean()),
-                    run_ids=tuple(str(v) for v in frame["run_id"]),
+                    run_ids=tuple(str(v) for v in runs["run_id"].iloc[rows]),
                 )
             )
     freedom = sum(len(cell.deviations_nats) - 1 for cell in cells)
     squares = sum(float(np.square(cell.deviations_nats).sum()) for cell in cells)
     sd = float(np.sqrt(squares / freedom)) if freedom else None
     return NoiseFloor(sd_nats=sd, degrees_of_freedom=freedom, cells=tuple(cells))
+
+
+def _cells(runs: pd.DataFrame) -> list[Rows]:
+    """Return the rows of every cell, cells in the order of their columns."""
+    cells = _numbered(runs, CELL)
+    return [np.flatnonzero(cells == number) for number in range(int(cells.max(initial=-1)) + 1)]
+
+
+def _numbered(runs: pd.DataFrame, columns: tuple[str, ...]) -> Rows:
+    """Return for every run the number of the group that it is in [runs]; as arrays, as frames are slow."""
+    return np.asarray(runs.groupby(list(columns), sort=True, dropna=False).ngroup(), dtype=np.int64)

@@ -59,7 +59,8 @@ def planned(frame: pd.DataFrame, form: str) -> str:
     if form == "json":
         more = {name: frame.attrs[name] for name in ("notes", "price", "trunks")}
         return as_json(frame, totals=totals(frame), **more)
-    return f"{as_text(frame, PLAN_COLUMNS)}\n{summary(frame)}"
+    axes = {key: key.rpartition(".")[2] for key in frame.attrs["axes"]}
+    return f"{as_text(frame, axes | PLAN_COLUMNS)}\n{summary(frame)}"
 
 
 def launched(frame: pd.DataFrame, study: StudyConfig) -> str:

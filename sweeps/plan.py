@@ -6,6 +6,7 @@ import dataclasses
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,8 @@ def plan(study: StudyConfig) -> pd.DataFrame:
     `frame.attrs["notes"]` holds remarks on the grid, `frame.attrs["price"]` says where the hours come from,
     as does the column `price` cell by cell, `frame.attrs["trunks"]` what shared trunks save and cost. Hours
     are device-hours of the whole run, `trunk_steps` those of its steps that a trunk would train; a run that
-    shares its devices with others side by side is charged its part. `trajectory` is equal for runs with the
+    shares its devices with others side by side is charged its part. Every axis of the sweep is a column under
+    its dotted key. `trajectory` is equal for runs with the
     same first steps, whether they compute them together or not; "" where all rates depend on the length.
     Raises ConfigError, with the reason, where sweep.trunk=true and nothing can be shared.
     """
@@ -71,6 +73,7 @@ def plan(study: StudyConfig) -> pd.DataFrame:
     trunks = trunks_of(study, before, planned)
     follows = {name: key for key, members in trajectories(planned).items() for name, _, _ in members}
     for number, (cell, row) in enumerate(zip(planned, rows, strict=True)):
+        row |= {key: reduce(getattr, key.split("."), cell.run) for key in study.sweep.axes}
         name = cell_name(cell, number)
         row["trajectory"] = follows.get(name, "")
         if parent := trunks.parents.get(name):
@@ -81,7 +84,12 @@ def plan(study: StudyConfig) -> pd.DataFrame:
     saved = trunk_plan.figures(study, planned, rows, trunks, folder)
     notes = truncated_curves(planned)
     notes += [] if saved else trunk_plan.why_not(study, planned, rows)
-    frame.attrs = {"notes": notes, "price": in_words(kept, study.cluster), "trunks": saved}
+    frame.attrs = {
+        "axes": list(study.sweep.axes),
+        "notes": notes,
+        "price": in_words(kept, study.cluster),
+        "trunks": saved,
+    }
     return frame
 
 

@@ -127,7 +127,7 @@ def test_the_papers_grids_are_priced_for_an_h100():
     assert (four["devices"] == 4).all() and (four["hours"] <= four["target_flops"] / 3.956e14 / 3600).all()
 
 
-def test_any_key_is_an_axis(tiny_sweep):
+def test_any_key_is_an_axis(tiny_sweep, capsys):
     found = planned(
         [
             *tiny_sweep,
@@ -136,6 +136,11 @@ def test_any_key_is_an_axis(tiny_sweep):
     )
     assert len(found) == 6 * 4 and len({cell.run_id for cell in found}) == 24
     assert {cell.run.optimizer.muon_learning_rate for cell in found} == {0.01, 0.02}
+    axes = "sweep.axes={optimizer.muon_learning_rate: [0.01, 0.02]}"
+    frame = loopscale.plan([*tiny_sweep, axes])
+    assert frame.groupby("optimizer.muon_learning_rate").size().to_dict() == {0.01: 6, 0.02: 6}
+    loopscale.main(["plan", *tiny_sweep, axes])
+    assert capsys.readouterr().out.split()[0] == "muon_learning_rate"
     with pytest.raises(ConfigError, match=r"sweep\.axes\.optimizer\.lr: a run has no such key"):
         planned([*tiny_sweep, "sweep.axes={optimizer.lr: [1]}"])
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import pandas as pd
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 # By the version that brought them: columns of the runs table, and what their absence means in older ones.
 ADDED: dict[int, dict[str, int | float | str]] = {
     2: {
@@ -29,6 +29,7 @@ ADDED: dict[int, dict[str, int | float | str]] = {
         "trunk_flops": 0.0,
         "trunk_share_flops": 0.0,
     },
+    4: {"recipe": ""},
 }
 
 Kind = Literal["string", "float64", "int64"]
@@ -78,6 +79,7 @@ adamw_learning_rate                float  peak learning rate of the AdamW group
 muon_learning_rate                 float  peak learning rate of the Muon group (NaN without Muon)
 lr_scaling                         str    how learning rates were transferred over widths: none or mup_width
 cooldown_fraction                  float  share of the steps in which the learning rate falls
+recipe                             str    other settings that change what is trained and are not default
 trunk_id                           str    shared trunk that the run branched from, empty for none
 trunk_steps                        int    steps taken over from it
 trunk_flops                        float  executed_flops of those steps, counted there as its own

@@ -27,6 +27,7 @@ VARIANT = (
     "muon_learning_rate",
     "cooldown_fraction",
     "sequence_length",
+    "recipe",
 )
 CELL = (
     *VARIANT,
@@ -147,7 +148,10 @@ def groups(runs: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
         scale, accounting = frame["scale"].iloc[0], frame["accounting"].iloc[0]
         siblings = runs[(runs["scale"] == scale) & (runs["accounting"] == accounting)]
         varied = [name for name in extra if siblings[name].nunique(dropna=False) > 1]
-        parts = [f"{scale}", f"{accounting} FLOPs", *(f"{name}={frame[name].iloc[0]}" for name in varied)]
+        told = [f"{name}={frame[name].iloc[0]}" for name in varied if name != "recipe"]
+        common = set.intersection(*(set(text.split()) for text in siblings["recipe"]))
+        told += [text for text in frame["recipe"].iloc[0].split() if text not in common]
+        parts = [f"{scale}", f"{accounting} FLOPs", *told]
         labels.append(", ".join(parts))
     return list(zip(labels, split, strict=True))
 

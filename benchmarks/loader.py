@@ -65,9 +65,9 @@ def main():
                     Path(folder), run, data_digest=dataset.digest, unique_tokens=dataset.unique_tokens
                 )
                 train(made, dataset, attempts=1)
-                line, record = last_metrics(made.metrics), made.record()
+                record = made.record()
             step_s = record["tokens"] / record["tokens_per_s"]
-            told = f"{length:5} {packing:9} waited {line['data_wait_s'] / step_s:7.3%} of {step_s:.1f} s"
+            told = f"{length:5} {packing:9} waited {record['data_wait_share']:7.3%} of {step_s:.1f} s"
             if packing == "best_fit":
                 rows = training_rows(
                     dataset, packing="best_fit", seed=0, batch_sequences=1, sequence_length=length

@@ -12,6 +12,12 @@ from harness.config import RunConfig
 IDENTITY_VERSION = 1
 TRAINING_SCIENCE = ("batch_sequences", "packing", "document_mask", "gradient_clip", "precision")
 
+SHOWN = (  # in columns of their own, or what a study varies
+    *("kind", "width", "prelude_layers", "core_layers", "coda_layers", "vocabulary_size", "sequence_length"),
+    *("injection", "mean_recurrence", "backprop_depth", "depth_sampling", "cooldown_fraction"),
+    *("name", "adamw_learning_rate", "muon_learning_rate", "lr_scaling", "batch_sequences"),
+)
+
 Identity = dict[str, Any]
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 
@@ -33,6 +39,22 @@ def identity(run: RunConfig, data_digest: str) -> Identity:
         "steps": run.steps,
         "seed": run.seed,
     }
+
+
+def recipe(run: RunConfig) -> str:
+    """Return the science fields that no other column of the runs table shows, where they are not default."""
+    sections = {
+        "model": run.model,
+        "optimizer": run.optimizer,
+        "schedule": run.schedule,
+        "training": run.training,
+    }
+    return " ".join(
+        f"{section}.{key}={value}"
+        for section, config in sections.items()
+        for key, value in _changed(config).items()
+        if key not in SHOWN and (section != "training" or key in TRAINING_SCIENCE)
+    )
 
 
 def run_id(run: RunConfig, data_digest: str) -> str:

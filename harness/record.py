@@ -12,6 +12,7 @@ from typing import Any
 
 from harness.budget import nominal_flops_per_token
 from harness.config import RunConfig
+from harness.identity import recipe
 from model.depth import expected_depths
 from model.flops import flops_per_token, parameter_counts
 
@@ -80,6 +81,7 @@ def planned_columns(run: RunConfig) -> dict[str, Any]:
         "muon_learning_rate": optimizer.muon_learning_rate if optimizer.name == "muon_adamw" else None,
         "lr_scaling": optimizer.lr_scaling,
         "cooldown_fraction": run.schedule.cooldown_fraction,
+        "recipe": recipe(run),
         "trunk_id": "",
         "trunk_steps": 0,
         "trunk_flops": 0.0,

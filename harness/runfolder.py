@@ -102,6 +102,14 @@ class RunFolder:
     def set_record(self, row: dict[str, Any], *, sync: bool = True) -> None:
         write_json(self.path / "record.json", row, sync=sync)
 
+    def micro_batch(self) -> int | None:
+        """Return how many sequences a process of the last attempt took at once, None before there was one."""
+        path = self.path / "micro_batch.json"
+        return int(read_json(path)["micro_batch"]) if path.exists() else None
+
+    def set_micro_batch(self, sequences: int) -> None:
+        write_json(self.path / "micro_batch.json", {"micro_batch": sequences})
+
     def config(self) -> RunConfig:
         """Return the run's configuration. Raises ConfigError when the folder holds none."""
         path = self.path / "config.yaml"

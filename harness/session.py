@@ -130,6 +130,8 @@ def open_session(folder: RunFolder, run: RunConfig, ranks: Ranks) -> Session:
     # What an earlier attempt found stays: another micro-batch would round differently.
     if run.training.micro_batch is not None or not session.counters.micro_batch:
         session.counters.micro_batch = find_micro_batch(run, replica)
+    if ranks.first:
+        folder.set_micro_batch(session.counters.micro_batch)  # what a retry halves when memory runs out
     return session
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from harness.data_config import DataConfig
 from harness.dataset import prepare
 from model.checked import ConfigError
 from sweeps.cluster_config import ClusterConfig, default_parallel_runs
@@ -22,9 +23,17 @@ _DETACHED: list[subprocess.Popen[bytes]] = []  # workers that outlive this proce
 
 
 def prepare_data(study: StudyConfig, progress: Progress | None = None) -> None:
-    """Prepare every data set that the study's scales name, under `study.cache`."""
-    for run in study.runs.values():
-        prepare(run.data, Path(study.cache), progress)
+    """Prepare every data set that the study's scales and axes name, under `study.cache`."""
+    for data in data_sets(study):
+        prepare(data, Path(study.cache), progress)
+
+
+def data_sets(study: StudyConfig) -> list[DataConfig]:
+    """Return the data sets of the study's scales and axes, each once."""
+    found = [run.data for run in study.runs.values()]
+    if study.sweep.axes:
+        found += {id(cell.run.data): cell.run.data for cell in plan_cells(study)}.values()
+    return [data for number, data in enumerate(found) if data not in found[:number]]
 
 
 def write_ledger(study: StudyConfig, progress: Progress | None = None) -> Ledger:
@@ -96,7 +105,7 @@ def confirm(study: StudyConfig) -> bool:
 def describe_data(study: StudyConfig) -> str:
     """Return one line per prepared data set: name, digest, tokens and folder."""
     lines = []
-    for config in {run.data.name: run.data for run in study.runs.values()}.values():
+    for config in data_sets(study):
         dataset = prepare(config, Path(study.cache))
         lines.append(
             f"{dataset.name} {dataset.digest}: {len(dataset.train):,} training and "

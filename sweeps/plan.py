@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import reduce
@@ -18,6 +19,7 @@ from harness.record import planned_columns
 from harness.runfolder import RunFolder
 from model.memory import memory_estimate_bytes
 from sweeps import trunk_plan
+from sweeps.cluster_config import ClusterConfig
 from sweeps.config import StudyConfig
 from sweeps.grid import Cell, DataFacts, cells, truncated_curves
 from sweeps.ledger import read_ledger, trunks_of
@@ -31,8 +33,9 @@ if TYPE_CHECKING:
 def plan_cells(study: StudyConfig) -> list[Cell]:
     """Return the study's cells, named where the data is prepared under `study.cache`."""
     found = cells(study, lambda data: _facts(data, Path(study.cache)))
-    limit = study.cluster.device_memory_gb
-    return found if limit is None else [_fitting(cell, limit * 1e9) for cell in found]
+    return (
+        found if study.cluster.device_memory_gb is None else [_fitting(cell, study.cluster) for cell in found]
+    )
 
 
 @contextmanager
@@ -66,7 +69,7 @@ def plan(study: StudyConfig) -> pd.DataFrame:
     folder = root / str(study.sweep.name)
     prices = Prices(cluster=study.cluster, calibrated=read_calibrations(root))
     there = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    rows = [_row(cell, folder, there, prices) for cell in planned]
+    rows = [_row(cell, folder, there, prices, study.cluster) for cell in planned]
     for row in rows:
         _price(row, study, prices)
     before = read_ledger(folder) if "sweep.json" in there else None
@@ -139,7 +142,9 @@ def _facts(data: DataConfig, cache: Path) -> DataFacts:
     return DataFacts(digest=prepared.digest, unique_tokens=prepared.unique_tokens)
 
 
-def _row(cell: Cell, folder: Path, there: set[str], prices: Prices) -> dict[str, object]:
+def _row(
+    cell: Cell, folder: Path, there: set[str], prices: Prices, cluster: ClusterConfig
+) -> dict[str, object]:
     row: dict[str, object] = {"verdict": cell.verdict, "reason": cell.reason, "run_id": cell.run_id}
     columns = planned_columns(cell.run) if cell.run.steps else _unsolved_columns(cell)
     unique = cell.data.unique_tokens
@@ -147,7 +152,7 @@ def _row(cell: Cell, folder: Path, there: set[str], prices: Prices) -> dict[str,
         "data_digest": cell.data.digest,
         "unique_tokens": unique,
         "epochs": (cell.run.steps or 0) * cell.run.batch_tokens / unique if unique else None,
-        "memory_bytes": _memory_bytes(cell),
+        "memory_bytes": _memory_bytes(cell, cluster),
         "status": None,
     }
     if cell.run_id in there:
@@ -169,21 +174,31 @@ def _price(row: dict[str, Any], study: StudyConfig, prices: Prices) -> None:
     row["price"] = origin
 
 
-def _fitting(cell: Cell, limit_bytes: float) -> Cell:
-    needed = _memory_bytes(cell)
-    if cell.verdict == "DROP" or needed <= limit_bytes:
+def _fitting(cell: Cell, cluster: ClusterConfig) -> Cell:
+    needed, limit_gb = _memory_bytes(cell, cluster), cluster.device_memory_gb or math.inf
+    if cell.verdict == "DROP" or needed <= limit_gb * 1e9:
         return cell
-    reason = (
-        f"needs about {needed / 1e9:.3g} GB, cluster.device_memory_gb={limit_bytes / 1e9:g}: "
-        "lower training.micro_batch"
-    )
+    found = cell.run.training.micro_batch
+    advice = "take more devices" if found in (None, 1) else "lower training.micro_batch"
+    reason = f"needs about {needed / 1e9:.3g} GB, cluster.device_memory_gb={limit_gb:g}: {advice}"
     return dataclasses.replace(cell, verdict="DROP", reason=reason)
 
 
-def _memory_bytes(cell: Cell) -> int:
-    training = cell.run.training
-    micro_batch = training.micro_batch or training.batch_sequences
-    return memory_estimate_bytes(cell.run.model, micro_batch, precision=training.precision).total
+def _memory_bytes(cell: Cell, cluster: ClusterConfig) -> float:
+    """Estimate what one device holds; a micro-batch that is not set is the most that fits it."""
+    training, world = cell.run.training, cluster.resources_of(cell.run.scale).world_size
+    limit_bytes = (cluster.device_memory_gb or math.inf) * 1e9
+
+    def needed(size: int) -> float:
+        estimate = memory_estimate_bytes(cell.run.model, size, precision=training.precision)
+        held = estimate.total - estimate.activations
+        return estimate.activations + held / (world if training.parallel == "fsdp" else 1)
+
+    share = max(1, training.batch_sequences // world)
+    size = min(training.micro_batch or share, share)
+    while training.micro_batch is None and size > 1 and needed(size) > limit_bytes:
+        size = math.ceil(size / 2)
+    return needed(size)
 
 
 def _unsolved_columns(cell: Cell) -> dict[str, object]:

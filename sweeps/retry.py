@@ -30,10 +30,11 @@ def prepare_attempt(run: RunFolder, status: Status, retry: RetryConfig) -> bool:
 def halve_micro_batch(run: RunFolder) -> bool:
     """Halve the micro-batch of a run and say so in its record; False when it is one sequence already.
 
-    The global batch and everything that is trained stay as they are; only the order of summation changes.
+    What is halved is what the last attempt took at once, configured or found. The global batch and everything
+    that is trained stay as they are; only the order of summation changes.
     """
-    config = run.config()
-    now = config.training.micro_batch or config.training.batch_sequences
+    config, used = run.config(), run.micro_batch()
+    now = used or config.training.micro_batch or config.training.batch_sequences
     if now == 1:
         return False
     training = dataclasses.replace(config.training, micro_batch=now // 2)

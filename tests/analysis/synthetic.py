@@ -130,6 +130,7 @@ def run(truth: Truth, scale: str, kind: str, mu: float, budget: float, seed: int
         "adamw_learning_rate": 8e-3,
         "muon_learning_rate": 8e-3,
         "cooldown_fraction": 0.5,
+        "recipe": "",
         "accounting": "paper",
         "flops_per_token_fixed": truth.flops_fixed,
         "flops_per_token_per_loop": truth.flops_per_loop,

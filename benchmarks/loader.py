@@ -41,7 +41,6 @@ def main():
     from harness.budget import solve
     from harness.dataset import prepare
     from harness.loader import training_rows
-    from harness.metrics import last_metrics
     from harness.runfolder import create
     from harness.train import train
 

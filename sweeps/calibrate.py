@@ -29,6 +29,7 @@ from sweeps.plan import plan_cells
 from sweeps.price import calibration_file, shape_of
 from sweeps.submit import submit_missing
 
+TIME_MIN = 15  # of a job that times shapes
 STEPS = 8
 WARM_STEPS = 3  # the first ones also compile, allocate and read data
 WORDS = 600_000  # of the stand-in text, where the sweep's data is not prepared
@@ -78,8 +79,9 @@ def _train(study: StudyConfig, wanted: dict[Path, RunConfig], scratch: Path) -> 
         short = _short(run, data)
         name = run_id(short, str(facts.digest))
         cells[path] = Cell(run=short, data=facts, run_id=name, verdict="OK")
-    resources = dataclasses.replace(study.cluster.resources, time_min=15)
-    cluster = dataclasses.replace(study.cluster, resources=resources)
+    resources = dataclasses.replace(study.cluster.resources, time_min=TIME_MIN)
+    per_scale = {scale: {**own, "time_min": TIME_MIN} for scale, own in study.cluster.per_scale.items()}
+    cluster = dataclasses.replace(study.cluster, resources=resources, per_scale=per_scale)
     folder = scratch / "calibration"
     probe = dataclasses.replace(
         study,

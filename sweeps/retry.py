@@ -34,7 +34,7 @@ def halve_micro_batch(run: RunFolder) -> bool:
     that is trained stay as they are; only the order of summation changes.
     """
     config, used = run.config(), run.micro_batch()
-    now = used or config.training.micro_batch or config.training.batch_sequences
+    now = min(filter(None, (used, config.training.micro_batch, config.training.batch_sequences)))
     if now == 1:
         return False
     training = dataclasses.replace(config.training, micro_batch=now // 2)

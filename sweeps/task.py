@@ -84,7 +84,8 @@ def work_through(
                 if os.environ.get("RANK", "0") == "0":
                     _note_place(run)
                 started.add(run.run_id)
-                active.append((start_child(run, cache, asked=told, gpu=_gpu(slot, len(free) + 1)), run, slot))
+                gpu = _gpu(slot, batch.resources.parallel_runs)
+                active.append((start_child(run, cache, asked=told, gpu=gpu), run, slot))
         time.sleep(POLL_S)
         for entry in active if told() else [entry for entry in active if not entry[0].is_alive()]:
             child, run, slot = entry
@@ -166,10 +167,10 @@ def _note_place(run: RunFolder) -> None:
         handle.write(json.dumps(line) + "\n")
 
 
-def _gpu(slot: int, free: int) -> str | None:
-    """Return the device of a slot where runs share a node with several, None where all see all."""
+def _gpu(slot: int, slots: int) -> str | None:
+    """Return the device of a slot where runs side by side share several, None where all see all."""
     devices = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    return devices[slot % len(devices)] if len(devices) > 1 and slot + free > 1 else None
+    return devices[slot % len(devices)] if len(devices) > 1 and slots > 1 else None
 
 
 def _out_of_memory_kills() -> int:

@@ -1,8 +1,9 @@
 import numpy as np
+import pandas as pd
 import pytest
 
 from analysis import FitConfig, TableError, fit, read_tables
-from analysis.tables import select
+from analysis.tables import groups, select
 from tests.analysis.synthetic import study
 
 
@@ -58,6 +59,14 @@ def test_empty_and_hopeless_tables_are_refused():
     runs["status"] = "running"
     with pytest.raises(TableError, match=r"none of 7 runs can be used: .* is not done \(status running\)"):
         fit(runs, depths)
+
+
+def test_runs_of_another_recipe_are_another_group():
+    runs, _ = study(budgets=(1e18,))
+    other = runs.assign(run_id=runs["run_id"] + "b", recipe="model.heads=2 training.gradient_clip=0.5")
+    both = pd.concat([runs.assign(recipe="model.heads=2"), other])
+    labels = [label for label, _ in groups(both)]
+    assert len(labels) == 2 and labels[1] == f"{labels[0]}, training.gradient_clip=0.5"
 
 
 def test_a_run_listed_twice_is_refused():

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import loopscale
 from harness.data_config import DataError
-from harness.dataset import Dataset
+from harness.dataset import Dataset, prepare
 from harness.loader import IGNORED, training_rows, validation_rows
 
 NO_FOLDER = Path("/dev/null/nowhere")  # nothing can be kept there
@@ -137,6 +138,17 @@ def test_at_least_99_percent_of_packed_slots_are_tokens_of_the_documents(sequenc
     how = {"seed": 0, "batch_sequences": 1, "sequence_length": sequence_length}
     rows = training_rows(dataset(stream, bos=0), packing="best_fit", **how)
     assert len(stream) / (len(rows.rows) * (sequence_length + 1)) >= 0.99
+
+
+@pytest.mark.parametrize("sequence_length", [256, 2048])
+def test_at_least_99_percent_of_the_embedded_sets_slots_are_tokens(cache, sequence_length):
+    """Counted from the rows themselves: what is neither padding nor a <|bos|> put before a cut document."""
+    (run,) = loopscale.compose(["data=installed_python_tiny", "data.vocabulary_size=512"]).runs.values()
+    embedded = prepare(run.data, cache)
+    how = {"seed": 0, "batch_sequences": 1, "sequence_length": sequence_length}
+    rows = training_rows(embedded, packing="best_fit", **how).rows
+    slots = len(rows) * (sequence_length + 1)
+    assert len(embedded.train) / slots >= 0.99
 
 
 def test_documents_that_fit_a_row_are_seldom_cut():

@@ -51,9 +51,11 @@ def test_processes_and_micro_batches_change_nothing_but_rounding(make, cache, wo
         assert norms[0] == pytest.approx(norms[1], rel=1e-4)
 
 
-def test_a_lost_process_is_named_and_the_run_resumes_to_the_same_bits(make, cache):
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_a_lost_process_is_named_and_the_run_resumes_to_the_same_bits(make, cache, way):
     # Three, because two numbers have the same sum in any order.
     settings = ("steps=60", "training.batch_sequences=6", "training.checkpoint_every_s=0.05")
+    settings += (f"training.parallel={way}",)
     whole, _ = make(*settings, parent="whole")
     broken, _ = make(*settings, parent="broken")
     run_together(3, [whole.path], cache)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pandas as pd
 import pytest
 
 import loopscale
@@ -117,6 +118,23 @@ def test_a_cell_that_does_not_fit_the_device_is_dropped():
     assert frame["reason"][dropped].str.contains("GB, cluster.device_memory_gb=20: lower").all()
 
 
+def test_a_micro_batch_that_is_not_set_is_judged_at_what_fits():
+    for sweep, world in (("isoflop_140m", 1), ("isoflop_370m", 4)):
+        settings = [f"sweep={sweep}", "cluster=slurm_h100"]
+        frame = loopscale.plan([*settings, "training.micro_batch=null"])
+        assert (frame["verdict"] == "OK").all() and frame["memory_bytes"].between(1e9, 80e9).all()
+        # Halved from a device's share of 256 sequences, the next size up would not have fitted.
+        sizes = [
+            loopscale.plan([*settings, f"training.micro_batch={2**k}"])["memory_bytes"] for k in range(9)
+        ]
+        fitting = pd.concat([size.where(size <= 80e9) for size in sizes[: 9 - (world == 4) * 2]], axis=1).max(
+            axis=1
+        )
+        assert (frame["memory_bytes"] == fitting).all()
+    frame = loopscale.plan([*settings, "training.micro_batch=null", "cluster.device_memory_gb=1"])
+    assert frame["reason"].str.contains("take more devices").all()
+
+
 def test_the_papers_grids_are_priced_for_an_h100():
     frame = loopscale.plan(["sweep=isoflop_140m", "cluster=slurm_h100"])
     # All cells but the deepest cost their budget, to within one step: FLOPs / (9.89e14 x 0.4) / 3600.
@@ -141,6 +159,9 @@ def test_any_key_is_an_axis(tiny_sweep, capsys):
     assert frame.groupby("optimizer.muon_learning_rate").size().to_dict() == {0.01: 6, 0.02: 6}
     loopscale.main(["plan", *tiny_sweep, axes])
     assert capsys.readouterr().out.split()[0] == "muon_learning_rate"
+    recipes = loopscale.plan([*tiny_sweep, "sweep.axes={training.gradient_clip: [0.5, 1.0]}"])["recipe"]
+    (own,) = {text.replace(" training.gradient_clip=0.5", "") for text in recipes}
+    assert recipes.value_counts().to_dict() == {own: 6, f"{own} training.gradient_clip=0.5": 6}
     with pytest.raises(ConfigError, match=r"sweep\.axes\.optimizer\.lr: a run has no such key"):
         planned([*tiny_sweep, "sweep.axes={optimizer.lr: [1]}"])
 

@@ -56,6 +56,23 @@ def test_launch_returns_at_once_and_the_sweep_ends_in_two_tables(tiny_sweep, tab
     assert (plan["status"] == "done").all() and plan["hours"].notna().all()
 
 
+def test_a_data_set_is_an_axis_like_any_other(tiny_sweep, table, tmp_path):
+    grid = [*tiny_sweep, "sweep.mean_recurrences=[2]", "sweep.control=none", "sweep.tokens=[1280]"]
+    grid.append("sweep.axes={data.validation_fraction: [0.2, 0.4]}")
+    frame = loopscale.launch([*grid, "cluster.parallel_runs=2"])
+    assert len(frame) == 2
+    wait_for(lambda: (loopscale.status(table)["status"] == "done").all())
+    assert loopscale.collect(table)[0]["data_digest"].nunique() == 2
+
+
+def test_a_shape_is_timed_for_the_price(tiny_sweep, tmp_path, capsys):
+    loopscale.main(["plan", *tiny_sweep, "calibrate=true"])
+    assert "calibrated" in capsys.readouterr().out
+    frame = loopscale.plan(tiny_sweep)
+    assert (frame["hours"] > 0).all() and frame["price"].str.startswith("calibrated").all()
+    assert (tmp_path / "runs").exists() and not (tmp_path / "runs" / "tiny").exists()
+
+
 def test_launching_again_adds_only_what_is_missing(tiny_sweep, tmp_path):
     write_ledger(loopscale.compose(tiny_sweep))
     folder = tmp_path / "runs" / "tiny"

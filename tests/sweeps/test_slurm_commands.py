@@ -11,6 +11,7 @@ import pytest
 
 import loopscale
 from model.checked import ConfigError
+from sweeps import task
 from sweeps.batch import Batch, write_batch
 from sweeps.cluster_config import ClusterConfig, Resources
 from sweeps.ledger import read_ledger
@@ -216,3 +217,11 @@ def test_what_waits_on_another_cluster_is_named_by_launch_and_retry(commands, ti
     run.set_status(run.status().failed("diverged", "on purpose"))
     with pytest.warns(UserWarning, match="cancel there what still waits: somewhere:5"):
         assert loopscale.retry(table) == [run.run_id]
+
+
+def test_runs_side_by_side_see_one_device_each(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    assert [task._gpu(slot, 3) for slot in range(3)] == ["4", "7", "4"]
+    assert task._gpu(0, 1) is None  # a run by itself sees all
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4")
+    assert task._gpu(1, 2) is None

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from harness.data_config import DataConfig
-from harness.dataset import prepare
+from harness.dataset import open_dataset, prepare
 from model.checked import ConfigError
 from sweeps.cluster_config import ClusterConfig, default_parallel_runs
 from sweeps.config import StudyConfig
@@ -103,10 +103,10 @@ def confirm(study: StudyConfig) -> bool:
 
 
 def describe_data(study: StudyConfig) -> str:
-    """Return one line per prepared data set: name, digest, tokens and folder."""
+    """Return one line per prepared data set: name, digest, tokens and folder; checks its content first."""
     lines = []
     for config in data_sets(study):
-        dataset = prepare(config, Path(study.cache))
+        dataset = open_dataset(prepare(config, Path(study.cache)).folder, checksums=True)
         lines.append(
             f"{dataset.name} {dataset.digest}: {len(dataset.train):,} training and "
             f"{len(dataset.validation):,} validation tokens, vocabulary {dataset.vocabulary_size}, "

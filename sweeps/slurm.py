@@ -274,7 +274,7 @@ def _environment(config: ClusterConfig, sweep: Path, batch: Batch, version: str)
         f'export PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}"',
         f"export LOOPSCALE_CODE_VERSION={shlex.quote(version)}",
         f"export OMP_NUM_THREADS={config.threads_per_run}",
-        # Data, tokenizer and bundles were checked before submission; compute nodes may have no internet.
+        # Data and tokenizer were checked before submission; compute nodes may have no internet.
         "export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1",
     ]
 

@@ -43,7 +43,7 @@ SEED_NATS = 0.01
 PENALTY_NATS = 0.02
 RESAMPLES = 400
 TRUTH = Truth()
-KINDS = ("law", "seeds", "equal")
+KINDS = ("law", "equal", "seeds")
 REPLICATES = tuple((budget, cell) for budget in (0, 2, 4) for cell in (1, 6))  # 6 is the control
 
 Record = dict[str, Any]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -29,7 +30,7 @@ ONE_WORKER = ClusterConfig(parallel_runs=1)
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def wait_for(condition, seconds=60.0):
+def wait_for(condition, seconds=120.0):
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "waited too long"
@@ -180,6 +181,43 @@ def test_status_prints_machine_readable_json_and_nothing_else(tiny_sweep, table,
     loopscale.main(["status", *table, "format=json"])
     parsed = json.loads(capsys.readouterr().out)
     assert parsed["counts"] == {"planned": 6} and len(parsed["rows"]) == 6
+
+
+def test_one_run_is_shown_whole_and_repeated_by_its_command(tiny_sweep, table, tmp_path, capsys):
+    write_ledger(loopscale.compose([*tiny_sweep, "sweep.tokens=[1280]", "sweep.control=none"]))
+    folder = tmp_path / "runs" / "tiny"
+    work(folder, stop=lambda: False)
+    run = read_ledger(folder).runs(folder)[0]
+    capsys.readouterr()
+    loopscale.main(["status", *table, f"run={run.run_id[-8:]}", "format=json"])
+    (command,) = [
+        line for line in json.loads(capsys.readouterr().out)["repeat"].splitlines() if "train" in line
+    ]
+    words = shlex.split(command)
+    loopscale.main(words[words.index("train") :])
+    again = json.loads(capsys.readouterr().out)
+    assert again["val_loss_nats"] == run.record()["val_loss_nats"] and again["run_id"] == run.run_id
+    assert again["sweep"] == "single"
+
+
+def test_a_finished_sweep_is_watched_to_its_end(tiny_sweep, table, tmp_path, capsys):
+    write_ledger(loopscale.compose([*tiny_sweep, "sweep.tokens=[1280]", "sweep.control=none"]))
+    work(tmp_path / "runs" / "tiny", stop=lambda: False)
+    capsys.readouterr()
+    loopscale.main(["status", *table, "watch=true"])
+    assert "2 done" in capsys.readouterr().out
+
+
+def test_one_failed_run_is_retried_alone(tiny_sweep, table, tmp_path):
+    ledger = write_ledger(loopscale.compose([*tiny_sweep, "sweep.tokens=[1280]", "cluster.parallel_runs=1"]))
+    folder = tmp_path / "runs" / "tiny"
+    work(folder, stop=lambda: False)
+    first, second, *_ = ledger.runs(folder)
+    for run in (first, second):
+        run.set_status(run.status().failed("diverged", "loss rose"))
+    assert loopscale.retry([*table, f"run={first.path}"]) == [first.run_id]
+    wait_for(lambda: first.status().state == "done")
+    assert second.status().state == "failed"
 
 
 def test_cancel_and_retry_answer_in_json(tiny_sweep, table, tmp_path, capsys):

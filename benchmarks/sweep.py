@@ -4,12 +4,13 @@ python benchmarks/sweep.py [cells]
 
 With a SLURM cluster that answers (make slurm-up; SLURM_CONF set), 1,000 cells are submitted to it as job
 arrays, and the same job file as 1,000 single sbatch calls. The rest runs on folders alone, all of `cells`
-runs (10,000 by default): a plan, a rehearsal in which 20 % of the attempts fail, status (second call, files
-in cache), and collect, first and again.
+runs (10,000 by default): a plan, a rehearsal in which 20 % of the attempts fail, then, with depth curves of
+24 rows and a tenth of the runs at work, status (second call, files in cache), and collect, first and again.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -17,15 +18,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import loopscale
+from harness.files import write_json
 from sweeps.collect import collect
 from sweeps.launch import start_missing
-from sweeps.ledger import enter
+from sweeps.ledger import enter, read_ledger
 from sweeps.plan import plan_cells
 from sweeps.rehearsal import rehearse_with
 
@@ -107,11 +110,28 @@ def on_folders(folder: Path, cells: int) -> None:
     print(f"  {len(frame)} cells")
     sweep = timed(f"rehearsal of {cells} cells, 20 % failures", 60, lambda: rehearse_with(study))[0]
     settings = [f"root={folder}", f"sweep={sweep.name}"]
+    left = loopscale.status(settings).query("status != 'done'")
+    assert left.empty, f"{len(left)} runs did not end"
+    lifelike(sweep)
     timed("status, first", None, lambda: loopscale.status(settings))
     counts = timed("status, warm", 2, lambda: loopscale.status(settings))["status"].value_counts()
     print(f"  {dict(counts)}")
     timed("collect, first", 10, lambda: collect(sweep))
     timed("collect, again", None, lambda: collect(sweep))
+
+
+def lifelike(sweep: Path) -> None:
+    """Give every run a depth curve of 24 rows, and let every tenth be at work, with 100 lines of metrics."""
+    for number, run in enumerate(read_ledger(sweep).runs(sweep)):
+        rows = [
+            {"run_id": run.run_id, "depth": depth, "val_loss_nats": 3 + 1 / depth, "val_loss_se_nats": 0.01}
+            for depth in range(1, 25)
+        ]
+        write_json(run.depth_curve, rows, sync=False)
+        if number % 10 == 0:
+            run.set_status(replace(run.status(), state="running"), sync=False)
+            lines = [{"step": step, "train_loss_nats": 3.0, "tokens_per_s": 1e6} for step in range(100)]
+            run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def main(cells: int) -> None:

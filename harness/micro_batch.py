@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from model.checked import ConfigError
 from model.memory import memory_estimate_bytes
 
 _SHARE = 0.9  # of the device's memory that a step may take: the optimiser and other users need some too
-_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_CGROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def find_micro_batch(run: RunConfig, replica: Replica) -> int:
@@ -49,11 +49,22 @@ def largest_fitting(share: int, fits: Callable[[int], bool]) -> int | None:
 
 
 def available_bytes() -> int:
-    """Give the memory that this process may still take: the machine's, or its control group's if less."""
+    """Give the memory that this process may still take: the machine's, or its control groups' if less."""
     fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
     free = int(fields["MemAvailable"].split()[0]) * 1024
-    limits = [Path(name).read_text().strip() for name in _CGROUP_LIMITS if Path(name).exists()]
+    limits = [file.read_text().strip() for file in _limit_files() if file.exists()]
     return min([free, *(int(limit) for limit in limits if limit != "max")])
+
+
+def _limit_files() -> Iterator[Path]:
+    """Yield the files that may limit this process: of its own control group, a job's say, and those above."""
+    for line in _OWN_GROUPS.read_text().splitlines():
+        number, controllers, path = line.split(":", 2)
+        if number == "0" or "memory" in controllers.split(","):
+            root = _CGROUPS if number == "0" else _CGROUPS / "memory"
+            folder = root / path.lstrip("/")
+            name = "memory.max" if number == "0" else "memory.limit_in_bytes"
+            yield from (each / name for each in (folder, *folder.parents) if each.is_relative_to(root))
 
 
 def _estimated(run: RunConfig, processes: int) -> Callable[[int], bool]:

@@ -40,3 +40,17 @@ def test_on_a_cpu_the_estimate_meets_the_memory_there_is(run, monkeypatch):
     monkeypatch.setattr(micro_batch, "available_bytes", lambda: 1000)
     with pytest.raises(ConfigError, match="not even one sequence of 32 tokens fits"):
         find_micro_batch(run, replica)
+
+
+def test_the_control_group_of_a_job_limits_it_and_so_do_those_above(tmp_path, monkeypatch):
+    job = tmp_path / "slurm" / "job_7"
+    job.mkdir(parents=True)
+    (job / "memory.max").write_text("max\n")
+    (job.parent / "memory.max").write_text("1048576\n")
+    own = tmp_path / "cgroup"
+    own.write_text("5:devices:/\n0::/slurm/job_7\n")
+    monkeypatch.setattr(micro_batch, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(micro_batch, "_OWN_GROUPS", own)
+    assert available_bytes() == 1048576
+    (job / "memory.max").write_text("65536\n")
+    assert available_bytes() == 65536

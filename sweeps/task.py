@@ -81,10 +81,10 @@ def work_through(
             run = waiting.pop(0)
             if not alone or prepare_attempt(run, run.status(), retry):
                 slot = free.pop(0)
-                if os.environ.get("RANK", "0") == "0":
-                    _note_place(run)
-                started.add(run.run_id)
                 gpu = _gpu(slot, batch.resources.parallel_runs)
+                if os.environ.get("RANK", "0") == "0":
+                    _note_place(run, gpu)
+                started.add(run.run_id)
                 active.append((start_child(run, cache, asked=told, gpu=gpu), run, slot))
         time.sleep(POLL_S)
         for entry in active if told() else [entry for entry in active if not entry[0].is_alive()]:
@@ -150,8 +150,8 @@ def _note_restart(runs: list[RunFolder], retry: RetryConfig) -> None:
             )
 
 
-def _note_place(run: RunFolder) -> None:
-    """Add where the next attempt runs to the run's logs."""
+def _note_place(run: RunFolder, gpu: str | None) -> None:
+    """Add where the next attempt runs, and on which device where that is not every one, to the run's logs."""
     job = "_".join(os.environ.get(f"SLURM_ARRAY_{part}_ID", "") for part in ("JOB", "TASK")).strip("_")
     line = {
         "attempt": run.status().attempts + 1,
@@ -160,7 +160,7 @@ def _note_place(run: RunFolder) -> None:
         "node": os.environ.get("SLURMD_NODENAME", platform.node()),
         "pid": os.getpid(),
         "started_s": time.time(),
-        "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+        "gpus": gpu or os.environ.get("CUDA_VISIBLE_DEVICES", ""),
     }
     (run.path / "logs").mkdir(exist_ok=True)
     with (run.path / "logs" / "attempts.jsonl").open("a") as handle:

@@ -87,6 +87,16 @@ def test_editing_the_checkout_does_not_change_a_queued_run(sweep, calm, tmp_path
     assert made.losses() == calm
 
 
+def test_runs_that_share_a_job_have_a_gpu_each(sweep, calm):
+    packed = ["cluster.resources.gpus_per_node=2", "cluster.resources.runs_per_job=2"]
+    made = sweep("packed", *EVENT, *packed, "cluster.resources.parallel_runs=2")
+    made.launch()
+    made.finish(again=False)
+    places = [places_of(run)[0] for run in made.runs()]
+    assert {place["gpus"] for place in places} == {"0", "1"} and len({place["job"] for place in places}) == 1
+    assert made.losses() == calm
+
+
 def test_a_dry_run_prints_the_file_that_the_launch_submits(sweep):
     made = sweep("dry", *EVENT)
     made.launch("sweep.seeds=[7]")  # prepares the data

@@ -12,7 +12,7 @@ For the best recurrence (by how it was found) and for each trained one: how ofte
 true difference, and how often a side was said to win, over budgets whose true optimum lies inside the grid;
 the same for the FLOPs that looping saves at equal loss, where the control's budgets reach it.
 Study k is drawn from the generator [SEED, k]. Studies are kept in `folder`, so that an interrupted run
-continues; the summary is written to docs/validation/compare.json (or `out`) once all are there.
+continues; the summary, docs/validation/compare.json (or `out`), gains each kind as it ends.
 """
 
 from __future__ import annotations
@@ -180,23 +180,23 @@ def main(
     folder: str = "runs/.validation/compare",
     out: str = str(ROOT / "docs" / "validation" / "compare.json"),
 ) -> None:
-    """Simulate, print one line per kind and entry, and write the summary."""
-    rows = []
+    """Simulate, print one line per kind and entry, and write the summary, which gains each kind as it ends."""
+    rows: list[Record] = []
     for kind in KINDS:
         records = run(partial(simulate, kind), studies, processes, Path(folder) / kind)
-        rows += summarise(kind, records)
-    for row in rows:
-        print(show(row))
-    result = {
-        "command": f"python validation/compare.py studies={studies}",
-        "seed": SEED,
-        "studies": studies,
-        "noise_nats": NOISE_NATS,
-        "seed_nats": SEED_NATS,
-        "resamples": RESAMPLES,
-        "rows": rows,
-    }
-    write(Path(out), result)
+        found = summarise(kind, records)
+        print("\n".join(map(show, found)))
+        rows += found
+        result = {
+            "command": f"python validation/compare.py studies={studies}",
+            "seed": SEED,
+            "studies": studies,
+            "noise_nats": NOISE_NATS,
+            "seed_nats": SEED_NATS,
+            "resamples": RESAMPLES,
+            "rows": rows,
+        }
+        write(Path(out), result)
 
 
 if __name__ == "__main__":

@@ -180,7 +180,7 @@ def main(
     folder: str = "runs/.validation/compare",
     out: str = str(ROOT / "docs" / "validation" / "compare.json"),
 ) -> None:
-    """Simulate, print one line per kind and entry, and write the summary, which gains each kind as it ends."""
+    """Simulate, print one line per kind and entry, and write the summary as each kind ends."""
     rows: list[Record] = []
     for kind in KINDS:
         records = run(partial(simulate, kind), studies, processes, Path(folder) / kind)

@@ -61,7 +61,9 @@ def answers(runs):
 
 
 def test_points_are_drawn_and_listed_as_they_were_compared(tmp_path):
-    runs, depths = study(budgets=INSIDE[:2], recurrences=(2, 4, 8), noise_nats=0.002, replicates=((0, 0), (0, 3)))
+    runs, depths = study(
+        budgets=INSIDE[:2], recurrences=(2, 4, 8), noise_nats=0.002, replicates=((0, 0), (0, 3))
+    )
     comparison = compare(runs, QUICK, answers(runs))
     page = report(runs, depths, fit(runs, depths, QUICK), comparison, tmp_path, title="scored")
     drawn = pd.read_csv(tmp_path / "figures" / "looped_vs_fixed_core_extended_points.csv")

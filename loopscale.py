@@ -334,7 +334,13 @@ def _fit(overrides: list[str]) -> str:
 
 
 def _compare(overrides: list[str]) -> str:
-    return answers.fitted(compare(overrides), _settings("compare", overrides).format)
+    from sweeps.analyse import comparison_figures
+
+    found, settings = compare(overrides), _settings("compare", overrides)
+    text = answers.fitted(found, settings.format)
+    if settings.format == "json" or not (figures := comparison_figures(settings, found)):
+        return text
+    return f"{text}\n\nfigures (PNG and data as CSV beside them): {', '.join(map(str, figures))}"
 
 
 def _report(overrides: list[str]) -> str:

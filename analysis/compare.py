@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from analysis import plain
+from analysis import compare_words, plain
 from analysis.config import FitConfig
 from analysis.difference import Difference, of_lowest, of_means, of_minimum
 from analysis.group import GroupFit, fit_groups
@@ -88,22 +88,7 @@ class Comparison:
 
     def summary(self) -> str:
         """Return the comparison as plain text."""
-        lines = [
-            "Looped minus fixed depth at equal FLOPs and parameters (below zero, looping wins)",
-            self.noise.sentence(),
-        ]
-        pairs = sum(cell.paired for row in self.rows for cell in row.recurrences)
-        if pairs:
-            lines.append(f"{pairs} cells share their seeds with the control: {self.paired_noise.sentence()}")
-        for row in self.rows:
-            lines.append(
-                f"  {row.group}, {number(row.budget_flops)} FLOPs: {row.difference.sentence()} at µ = "
-                f"{row.mean_recurrence:.3g} ({row.choice}): {row.difference.verdict}"
-            )
-            lines.append(f"    {row.saving.sentence(self.config.confidence)}")
-            cell = row.trained()
-            lines += [f"    µ = {cell.mean_recurrence:g}: {score.sentence()}" for score in cell.scores]
-        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
+        return compare_words.summary(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the comparison as JSON values."""

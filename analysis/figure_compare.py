@@ -1,4 +1,4 @@
-"""Looped against fixed depth at equal FLOPs: the difference in nats over the budget."""
+"""Looped against fixed depth at equal FLOPs: the difference in nats over the budget, in points over µ."""
 
 from __future__ import annotations
 
@@ -11,29 +11,51 @@ from matplotlib.lines import Line2D
 
 from analysis import style
 from analysis.compare import BudgetRow, Comparison
+from analysis.compare_words import suites
 from analysis.difference import Difference
+
+NAME = "looped_vs_fixed"
+JUDGED: dict[str, Any] = {
+    "color": style.INK,
+    "marker": "D",
+    "markersize": 4,
+    "markerfacecolor": "none",
+    "linestyle": "none",
+}
+
+
+def names(comparison: Comparison) -> list[str]:
+    """Return the names of the figures that `compare_figures` draws."""
+    found = [f"{NAME}_{suite}" for suite in suites(comparison.rows)]
+    return [NAME, *found] if comparison.rows else []
+
+
+def compare_figures(comparison: Comparison) -> list[style.Drawn]:
+    """Draw the differences of losses, and those of points for every suite that has some; see `names`."""
+    losses = compare_figure(comparison)
+    return [*([losses] if losses else []), *(_points_figure(comparison, s) for s in suites(comparison.rows))]
 
 
 def compare_figure(comparison: Comparison) -> style.Drawn | None:
     """Draw looped minus fixed for the best recurrence (with intervals) and for each one; None without a
     control.
     """
-    names = sorted({row.group for row in comparison.rows})
-    if not names:
+    groups = sorted({row.group for row in comparison.rows})
+    if not groups:
         return None
     with style.styled():
-        width = style.COLUMN_INCHES if len(names) == 1 else style.PAGE_INCHES
-        made, panels = style.figure(len(names), width=width, height=2.8, sharey=True)
+        width = style.COLUMN_INCHES if len(groups) == 1 else style.PAGE_INCHES
+        made, panels = style.figure(len(groups), width=width, height=2.8, sharey=True)
         depths = sorted({cell.mean_recurrence for row in comparison.rows for cell in row.recurrences})
         colours = style.recurrence_colours(depths)
-        for ax, name in zip(panels, names, strict=True):
+        for ax, name in zip(panels, groups, strict=True):
             _panel(ax, [row for row in comparison.rows if row.group == name], colours)
-            if len(names) > 1:
+            if len(groups) > 1:
                 ax.set_title(name)
         panels[0].set_ylabel("looped minus fixed (nats per token)")
-        _mark_sides(panels[-1])
+        _mark_sides(panels[-1], ("fixed better →", "← looped better"))
         handles = _handles(colours, {row.choice for row in comparison.rows})
-        made.legend(handles=handles, loc="outside lower center", ncols=3 if len(names) == 1 else 8)
+        made.legend(handles=handles, loc="outside lower center", ncols=3 if len(groups) == 1 else 8)
     known = comparison.noise.sd_nats is not None
     caption = (
         "Validation loss of looped models minus that of the fixed-depth control at equal FLOPs and "
@@ -46,9 +68,7 @@ def compare_figure(comparison: Comparison) -> style.Drawn | None:
             else "Training noise unknown: no bars."
         )
     )
-    return style.Drawn(
-        name="looped_vs_fixed", caption=caption, figure=made, tables={"differences": _table(comparison)}
-    )
+    return style.Drawn(name=NAME, caption=caption, figure=made, tables={"differences": _table(comparison)})
 
 
 def _panel(ax: Axes, rows: list[BudgetRow], colours: dict[float, Any]) -> None:
@@ -104,11 +124,12 @@ def _handles(colours: dict[float, Any], choices: set[str]) -> list[Line2D]:
     return handles
 
 
-def _mark_sides(ax: Axes) -> None:
+def _mark_sides(ax: Axes, sides: tuple[str, str]) -> None:
+    """Say beside a panel what lies above and what below zero."""
     low, high = ax.get_ylim()
     reach = max(abs(low), abs(high))
     ax.set_ylim(min(low, -0.25 * reach), max(high, 0.25 * reach))
-    for text, place, side in (("fixed better →", 1.0, "top"), ("← looped better", 0.0, "bottom")):
+    for text, place, side in zip(sides, (1.0, 0.0), ("top", "bottom"), strict=True):
         ax.annotate(
             text,
             (1.015, place),
@@ -142,4 +163,71 @@ def _table(comparison: Comparison) -> pd.DataFrame:
                     "verdict": d.verdict,
                 }
             )
+    return pd.DataFrame(rows)
+
+
+def _points_figure(comparison: Comparison, suite: str) -> style.Drawn:
+    """Draw looped minus fixed in points of a suite at every recurrence, one curve per budget."""
+    table = _points_table(comparison, suite)
+    groups = sorted(set(table["group"]))
+    colours = style.budget_colours(table["budget_flops"].tolist())
+    with style.styled():
+        width = style.COLUMN_INCHES if len(groups) == 1 else style.PAGE_INCHES
+        made, panels = style.figure(len(groups), width=width, height=2.8, sharey=True)
+        for ax, name in zip(panels, groups, strict=True):
+            _points_panel(ax, table[table["group"] == name], colours)
+            if len(groups) > 1:
+                ax.set_title(name)
+        panels[0].set_ylabel(f"looped minus fixed\n({suite} points)")
+        _mark_sides(panels[-1], ("looped better →", "← fixed better"))
+        handles = [
+            Line2D([], [], marker="o", markersize=2.6, color=colour, label=style.scientific(budget))
+            for budget, colour in colours.items()
+        ]
+        handles.append(Line2D([], [], **JUDGED, label="next to best µ"))
+        ncols = 3 if len(groups) == 1 else 7
+        made.legend(handles=handles, loc="outside lower center", ncols=ncols, title="budget C (FLOPs)")
+    noise = "items alone" if table["seeds_se"].isna().any() else "items and training seeds"
+    caption = (
+        f"Points of {suite} ({table['tasks'].iloc[0]} tasks) of looped models minus those of the fixed-depth "
+        "control at equal FLOPs and parameters; above zero, looping wins. Colours: budgets, moved apart. "
+        "Diamonds: the trained recurrence next to the best, which is chosen on the loss. "
+        f"Bars: {comparison.config.confidence:.0%} intervals over {noise}."
+    )
+    return style.Drawn(name=f"{NAME}_{suite}", caption=caption, figure=made, tables={"points": table})
+
+
+def _points_panel(ax: Axes, table: pd.DataFrame, colours: dict[float, Any]) -> None:
+    ax.set_xscale("log")
+    ax.axhline(0, color=style.INK, linewidth=0.6)
+    depths = sorted(set(table["mean_recurrence"]))
+    ax.set_xlim(depths[0] / 1.25, depths[-1] * 1.25)
+    for place, (budget, colour) in enumerate(colours.items()):
+        rows = table[table["budget_flops"] == budget].sort_values("mean_recurrence")
+        shift = 1.02 ** (place - (len(colours) - 1) / 2)  # bars of several budgets side by side
+        x, points = rows["mean_recurrence"] * shift, rows["points"]
+        bars = (points - rows["low"], rows["high"] - points)
+        ax.errorbar(
+            x, points, yerr=bars, color=colour, marker="o", markersize=2.6, linewidth=0.6, capsize=1.5
+        )
+        best = rows["next_to_best"]
+        ax.plot(x[best], points[best], **JUDGED, zorder=4)
+    ax.set_xlabel("mean recurrence µ (loops)")
+    ax.margins(y=0.1)
+    style.recurrence_axis(ax.xaxis, depths)
+
+
+def _points_table(comparison: Comparison, suite: str) -> pd.DataFrame:
+    rows = []
+    for row in comparison.rows:
+        for cell in row.recurrences:
+            common = {
+                "group": row.group,
+                "budget_flops": row.budget_flops,
+                "mean_recurrence": cell.mean_recurrence,
+                "next_to_best": cell == row.trained(),
+                "seeds": cell.seeds,
+                "paired": cell.paired,
+            }
+            rows += [common | vars(score) for score in cell.scores if score.suite == suite]
     return pd.DataFrame(rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from analysis.compare import BudgetRow, Comparison
-from analysis.figure_compare import compare_figure
+from analysis.figure_compare import compare_figures
 from analysis.figure_depth import depth_figure
 from analysis.figure_frontier import frontier_figure
 from analysis.figure_isoflop import isoflop_figure, plot_isoflop
@@ -46,5 +46,5 @@ def draw_all(study: StudyFit, comparison: Comparison) -> list[Drawn]:
             frontier_figure(group, _rows(comparison, group.label), study.config.confidence),
         )
         drawn += [replace(one, name=one.name + suffix) for one in of_group]
-    optional = (compare_figure(comparison), depth_figure(study), seeds_figure(study.noise))
+    optional = (*compare_figures(comparison), depth_figure(study), seeds_figure(study.noise))
     return drawn + [one for one in optional if one is not None]

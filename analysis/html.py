@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.metadata
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,11 +17,13 @@ import scipy
 
 from analysis import style, words
 from analysis.compare import Comparison
+from analysis.compare_words import interval_nats, paragraph, suites
 from analysis.group import GroupFit
 from analysis.isoflop import Quantity
 from analysis.numbers import number, span
 from analysis.points import IsoflopFit
 from analysis.saving import Saving
+from analysis.score_difference import ScoreDifference
 from analysis.sensitivity import Variant
 from analysis.study import StudyFit
 from analysis.validation import Validation
@@ -63,6 +66,8 @@ def render(
         headlines=study.headlines(),
         groups=_groups(study.groups),
         differences=_differences(comparison),
+        suites=suites(comparison.rows),
+        compared=paragraph(comparison),
         rate_rows=study.depth.by_recurrence,
         run_laws=[law.summary().splitlines() for law in study.run_laws],
         held_out=held_out(study.validation),
@@ -136,10 +141,12 @@ def _optimum_rows(group: GroupFit, quantity: Quantity) -> list[list[str]]:
 
 
 def _differences(comparison: Comparison) -> dict[str, list[list[str]]]:
+    """Return per group one row a budget; points are those of the trained recurrence next to the best."""
+    names = suites(comparison.rows)
     found: dict[str, list[list[str]]] = {}
     for row in comparison.rows:
-        d = row.difference
-        known = d.low_nats is not None and d.high_nats is not None
+        d, trained = row.difference, row.trained()
+        scores = {score.suite: score for score in trained.scores}
         found.setdefault(row.group, []).append(
             [
                 number(row.budget_flops),
@@ -148,13 +155,21 @@ def _differences(comparison: Comparison) -> dict[str, list[list[str]]]:
                 f"{row.looped_nats:.4f}",
                 f"{row.fixed_nats:.4f}",
                 f"{d.nats:+.4f}",
-                f"[{d.low_nats:+.4f}, {d.high_nats:+.4f}]" if known else "unknown",
+                interval_nats(d),
                 "–" if d.bits_per_byte is None else f"{d.bits_per_byte:+.4f}",
                 d.verdict,
                 _saving(row.saving),
+                *(_points(trained.mean_recurrence, scores.get(name)) for name in names),
             ]
         )
     return found
+
+
+def _points(depth: float, found: ScoreDifference | None) -> str:
+    if found is None:
+        return "not evaluated"
+    ends = f"[{found.low:+.2f}, {found.high:+.2f}]"
+    return f"{found.points:+.2f} {ends} at µ = {depth:g}: {found.verdict}"
 
 
 def _saving(found: Saving) -> str:
@@ -237,7 +252,12 @@ def _run_rows(runs: pd.DataFrame) -> list[list[str]]:
 
 
 def _versions() -> dict[str, str]:
+    try:
+        own = importlib.metadata.version("loopscale")
+    except importlib.metadata.PackageNotFoundError:
+        own = "not installed: run from its source"
     return {
+        "loopscale": own,
         "python": platform.python_version(),
         "numpy": np.__version__,
         "scipy": scipy.__version__,

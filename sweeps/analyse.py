@@ -53,8 +53,10 @@ def compare_data(settings: FitTableConfig) -> Comparison | PublishedComparison:
 
 
 def compare_sweep(settings: FitTableConfig) -> Comparison:
-    """Compare looped with fixed depth in a runs table and write comparison.json beside a sweep's."""
+    """Compare looped with fixed depth in a runs table; write comparison.json and figures beside a sweep's."""
     from analysis import compare
+    from analysis.figure_compare import compare_figures
+    from analysis.style import save
     from analysis.tables import read_items
 
     source = _source(settings)
@@ -65,7 +67,19 @@ def compare_sweep(settings: FitTableConfig) -> Comparison:
     comparison = compare(source[0], _fit_config(settings), items)
     if settings.data is None:
         write_text(settings.folder / "comparison.json", comparison.to_json() + "\n")
+        for drawn in compare_figures(comparison):
+            save(drawn, settings.folder)
     return comparison
+
+
+def comparison_figures(settings: FitTableConfig, comparison: Comparison | PublishedComparison) -> list[Path]:
+    """Return the figures that `compare_sweep` wrote: those of a sweep, and none of other data."""
+    from analysis import Comparison
+    from analysis.figure_compare import names
+
+    if settings.data is not None or not isinstance(comparison, Comparison):
+        return []
+    return [settings.folder / f"{name}.pdf" for name in names(comparison)]
 
 
 def report_sweep(settings: FitTableConfig) -> tuple[Path, list[str]]:

@@ -1,9 +1,11 @@
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import t as student
 
 from analysis import FitConfig, compare
 from tests.analysis.synthetic import INSIDE, PAPER_GRID, Truth, study
+from tests.analysis.test_score_difference import items_of
 
 QUICK = FitConfig(bootstrap=200, validation=False)
 
@@ -62,3 +64,64 @@ def test_a_study_without_a_control_says_so():
 def test_shuffled_rows_give_the_same_bytes():
     runs = study(noise_nats=0.002, replicates=((0, 1),))[0]
     assert compare(runs.sample(frac=1, random_state=0)).to_json() == compare(runs).to_json()
+
+
+def test_the_summary_tells_every_recurrence_and_marks_the_best():
+    runs = study(budgets=PAPER_GRID[3:], noise_nats=0.003, replicates=((0, 1), (2, 2)), seed=5)[0]
+    comparison = compare(runs, QUICK)
+    lines = comparison.summary().splitlines()
+    head = next(line for line in lines if line.lstrip().startswith("budget"))
+    told = lines[lines.index(head) + 1 :][: 3 * 7]
+    trained = [line for line in told if "*" not in line]
+    cells = [cell for row in comparison.rows for cell in row.recurrences]
+    assert len(trained) == len(cells) == 18
+    for line, cell in zip(trained, cells, strict=True):
+        d = cell.difference
+        assert f"  {cell.mean_recurrence:g}  " in line
+        assert f"{d.nats:+.4f}  [{d.low_nats:+.4f}, {d.high_nats:+.4f}]" in line
+        assert f"{d.bits_per_byte:+.4f}  {d.verdict}" in line
+        assert line.find("[") == told[0].find("[")  # aligned
+    assert sum(" 3/1 " in line for line in trained) == 2
+    for line, row in zip([line for line in told if "*" in line], comparison.rows, strict=True):
+        d = row.difference
+        assert line.split("*")[1].split()[0] == f"{row.mean_recurrence:.3g}"
+        assert f"{d.nats:+.4f}  [{d.low_nats:+.4f}, {d.high_nats:+.4f}]" in line
+        assert ("curve" if row.choice == "fitted curve" else "lowest") in line
+
+
+def test_one_paragraph_says_who_is_lower_by_how_much_and_what_is_not_known():
+    runs = study(budgets=PAPER_GRID[3:], noise_nats=0.003, replicates=((0, 1), (2, 2)), seed=5)[0]
+    comparison = compare(runs, QUICK)
+    text = " ".join(comparison.summary().split("\n\n")[-1].split())
+    lowest = min(comparison.rows, key=lambda row: row.difference.nats)
+    d = lowest.difference
+    assert "3 budgets: 3 with looped lower." in text
+    least = f"{d.nats:+.4f} [{d.low_nats:+.4f}, {d.high_nats:+.4f}]"
+    assert f"goes from {least} at {lowest.budget_flops / 1e19:g}e19 FLOPs to " in text
+    assert "the best recurrence at 1 budget, where no minimum of a fitted curve was accepted" in text
+    refused = sum(row.saving.ratio is None for row in comparison.rows)
+    assert f"the compute at equal loss at {refused} budget" in text
+    assert "Core (no runs to compare were evaluated on tasks)" in text
+
+
+def test_verdicts_of_all_kinds_are_counted():
+    budgets = INSIDE[:3]
+    runs = study(noise_nats=0.0, budgets=budgets, fixed_penalty_nats=0.0)[0]
+    fixed = runs["kind"] == "fixed"
+    best = runs[~fixed].groupby("target_flops")["val_loss_nats"].min()
+    for budget, gap in zip(budgets, (0.1, 0.0, -0.1), strict=True):  # looped lower, equal, fixed lower
+        runs.loc[fixed & (runs["target_flops"] == budget), "val_loss_nats"] = best[budget] + gap
+    twice = [runs.assign(seed=seed, run_id=runs["run_id"] + f"-{seed}") for seed in (0, 1)]
+    runs = pd.concat(twice)
+    runs["val_loss_nats"] += 0.003 * np.random.default_rng(0).standard_normal(len(runs))
+    chances = {run.run_id: 0.9 if run.kind == "looped" else 0.3 for run in runs.itertuples()}
+    comparison = compare(runs, QUICK, items_of(runs, chances))
+    text = " ".join(comparison.summary().split("\n\n")[-1].split())
+    assert "3 budgets: 1 with looped lower, 1 with fixed depth lower, 1 not resolved." in text
+    assert "In core points (2 tasks), at the trained recurrence next to the best, at 3 of 3 budgets: " in text
+    assert "2 paired" in comparison.summary()
+    quiet = compare(runs[runs["seed"] == 0], QUICK)
+    text = " ".join(quiet.summary().split("\n\n")[-1].split())
+    assert "3 budgets: 3 unknown." in text
+    assert "[" not in text
+    assert "the training noise (no cell has two seeds), so that no difference has a verdict" in text

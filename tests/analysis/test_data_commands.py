@@ -115,3 +115,26 @@ def test_answers_beside_other_peoples_tables_are_compared(tmp_path, capsys):
         chances = {run.run_id: float(run.kind == "looped") for run in runs.itertuples()}
         items_of(runs, chances, tasks=(("arc", 0.0, 40),)).to_parquet(tmp_path / "items.parquet")
     assert points == [[], [pytest.approx(100.0)] * 4]
+
+
+def test_a_sweep_gets_its_comparison_with_figures_and_other_data_nothing(tmp_path, capsys):
+    folder = tmp_path / "small"
+    folder.mkdir()
+    runs, depths = study(budgets=INSIDE[:2], recurrences=(2, 4), replicates=((0, 0),))
+    runs.to_parquet(folder / "runs.parquet")
+    depths.to_parquet(folder / "depths.parquet")
+    items_of(runs, dict.fromkeys(runs["run_id"], 0.5)).to_parquet(folder / "items.parquet")
+    before = sorted(path.name for path in folder.iterdir())
+    loopscale.main(["compare", f"data={folder}", "bootstrap=100"])
+    assert "figures" not in capsys.readouterr().out
+    assert sorted(path.name for path in folder.iterdir()) == before
+    loopscale.main(["compare", "sweep=small", f"root={tmp_path}", "bootstrap=100"])
+    pages = [folder / "looped_vs_fixed.pdf", folder / "looped_vs_fixed_core.pdf"]
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f": {pages[0]}, {pages[1]}")
+    assert all(path.is_file() and path.with_suffix(".png").is_file() for path in pages)
+    drawn = pd.read_csv(folder / "looped_vs_fixed_differences.csv")
+    told = json.loads((folder / "comparison.json").read_text())
+    cells = [cell["difference"]["nats"] for row in told["rows"] for cell in row["recurrences"]]
+    assert drawn.query("entry == 'cell'")["difference_nats"].tolist() == pytest.approx(cells)
+    loopscale.main(["compare", "sweep=small", f"root={tmp_path}", "bootstrap=100", "format=json"])
+    assert json.loads(capsys.readouterr().out) == told

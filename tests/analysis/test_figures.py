@@ -1,4 +1,5 @@
 import re
+from importlib.metadata import version
 
 import pandas as pd
 import pytest
@@ -9,6 +10,7 @@ from analysis.figures import draw_all
 from analysis.style import apart, save, settle, styled
 from tests.analysis import extents
 from tests.analysis.synthetic import INSIDE, PAPER_GRID, Truth, study
+from tests.analysis.test_score_difference import items_of
 
 QUICK = FitConfig(bootstrap=100, validation=False)
 
@@ -41,13 +43,46 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_no_text_overlaps_or_is_clipped(case):
     runs, depths = CASES[case]()
-    study_fit, comparison = fit(runs, depths, QUICK), compare(runs, QUICK)
-    found = []
-    for drawn in draw_all(study_fit, comparison):
+    comparison = compare(runs, QUICK, answers(runs))
+    found, names = [], []
+    for drawn in draw_all(fit(runs, depths, QUICK), comparison):
+        names.append(drawn.name)
         with styled():
             settle(drawn.figure)
             found += [f"{drawn.name}: {problem}" for problem in extents.problems(drawn.figure)]
     assert found == []
+    assert ("looped_vs_fixed_core_extended" in names) == bool(comparison.rows)
+
+
+def answers(runs):
+    """Answers to the suite with the longest name; the more loops, the better."""
+    chances = {run.run_id: 0.3 + 0.02 * run.mean_recurrence for run in runs.itertuples()}
+    return items_of(runs, chances).assign(suite="core_extended")
+
+
+def test_points_are_drawn_and_listed_as_they_were_compared(tmp_path):
+    runs, depths = study(
+        budgets=INSIDE[:2], recurrences=(2, 4, 8), noise_nats=0.002, replicates=((0, 0), (0, 3))
+    )
+    comparison = compare(runs, QUICK, answers(runs))
+    page = report(runs, depths, fit(runs, depths, QUICK), comparison, tmp_path, title="scored")
+    drawn = pd.read_csv(tmp_path / "figures" / "looped_vs_fixed_core_extended_points.csv")
+    cells = [(row, cell) for row in comparison.rows for cell in row.recurrences]
+    assert drawn["points"].tolist() == pytest.approx([cell.scores[0].points for _, cell in cells])
+    assert drawn["next_to_best"].tolist() == [cell == row.trained() for row, cell in cells]
+    text = page.read_text()
+    assert "<th>core_extended points</th>" in text
+    for row in comparison.rows:
+        score, depth = row.trained().scores[0], row.trained().mean_recurrence
+        shown = f"{score.points:+.2f} [{score.low:+.2f}, {score.high:+.2f}] at µ = {depth:g}: {score.verdict}"
+        assert f"<td>{shown}</td>" in text
+
+
+def test_a_report_says_what_it_was_made_with(written):
+    text = written[1].read_text()
+    assert "<td>100 (noise), 0, 0.95</td>" in text
+    assert "<tr><td>Huber delta of the surface's cost</td><td>0.001</td></tr>" in text
+    assert f"<tr><td>loopscale</td><td>{version('loopscale')}</td></tr>" in text
 
 
 def test_the_check_sees_an_overlap_and_a_clipped_text():

@@ -1,0 +1,34 @@
+"""What the documents say of the long studies is what the committed results say."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = {path.stem: json.loads(path.read_text()) for path in (ROOT / "docs/validation").glob("*.json")}
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_a_result_names_the_script_that_made_it(name):
+    program, script = RESULTS[name]["command"].split()[:2]
+    assert program == "python"
+    assert (ROOT / script).is_file()
+    assert Path(script).stem == name
+
+
+def test_committed_results_support_what_is_claimed():
+    rows = [row for row in RESULTS["coverage"]["rows"] if row["estimator"] in ("shared shape", "surface")]
+    assert {row["quantity"] for row in rows} == {"mean_recurrence", "tokens"}
+    assert len(rows) == 4
+    for row in rows:
+        assert 0.935 <= row["coverage"] <= 0.965
+        assert row["width_over_spread"] <= 1.25
+    assert RESULTS["suggest"]["ratio_of_widths"] <= 0.8
+    assert len(RESULTS["design"]["search"]) == 3
+    for row in RESULTS["design"]["search"]:
+        assert row["interval_ratio"] <= 0.75
+        assert row["all_inside"] >= 0.9
+    assert len(RESULTS["core"]["tasks"]) == 12
+    assert sum(task["items"] for task in RESULTS["core"]["tasks"]) == 12_478
+    assert all(task["other_predictions"] == 0 for task in RESULTS["core"]["tasks"])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from scipy.special import fdtrc
 
 from analysis import compare_words, plain
 from analysis.config import FitConfig
@@ -19,6 +21,8 @@ from analysis.saving import Control, Saving, saving
 from analysis.score_difference import ScoreDifference, SuiteScores, left_out_of_suites, suites
 from analysis.shared_shape import fit_shared
 from analysis.tables import VARIANT, LeftOut, digest, groups, select
+
+FLAT = 0.01  # above this chance of equal recurrences, the minimum of a fitted curve is noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +174,11 @@ def _row(
     scored: tuple[SuiteScores, ...],
     config: FitConfig,
 ) -> BudgetRow:
-    """Compare one budget: the fitted minimum where it was accepted, else the lowest trained cell."""
+    """Compare one budget: the fitted minimum where it was accepted, else the lowest trained cell.
+
+    A curve whose cells do not differ by more than noise has its minimum wherever noise has put it, and low by
+    chance: there too the lowest cell is taken, whose interval allows for the choice.
+    """
     looped, control = sides
     ratio = _bits_per_nat(pd.concat([looped, control]))
     fixed, seeds = float(control["val_loss_nats"].mean()), len(control)
@@ -186,12 +194,16 @@ def _row(
     }
     stream = f"{label} {flops}"
     found = optima[0] if optima else None
-    if optima is None or found is None or found.value is None or found.loss_nats is None:
+    flat = _chance_of_equal(cells, noise.within)
+    why = (found.refusal or "") if found else "no isoFLOP curve was fitted"
+    if not why and flat > FLAT:
+        why = f"the recurrences do not differ by more than noise (F-test, p = {flat:.2g})"
+    if optima is None or found is None or found.value is None or found.loss_nats is None or flat > FLAT:
         best = min(cells, key=lambda cell: cell.loss_nats)
         counts, lowest = [cell.seeds for cell in cells], cells.index(best)
         return BudgetRow(
             choice="lowest cell (selection)",
-            why=(found.refusal or "") if found else "no isoFLOP curve was fitted",
+            why=why,
             mean_recurrence=best.mean_recurrence,
             looped_nats=best.loss_nats,
             difference=of_lowest(
@@ -211,6 +223,17 @@ def _row(
         saving=saving(curve, flops, found.loss_nats, across, noise.across, config, stream),
         **common,
     )
+
+
+def _chance_of_equal(cells: Sequence[RecurrenceRow], floor: NoiseFloor) -> float:
+    """Return how often equal recurrences would differ as much; 0 where the noise is not known."""
+    if floor.sd_nats is None or len(cells) < 2:
+        return 0.0
+    seeds = np.array([cell.seeds for cell in cells], float)
+    losses = np.array([cell.loss_nats for cell in cells])
+    squares = float(seeds @ np.square(losses - np.average(losses, weights=seeds)))
+    ratio = squares / (len(cells) - 1) / floor.sd_nats**2
+    return float(fdtrc(len(cells) - 1, floor.degrees_of_freedom, ratio))
 
 
 def _cells(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -94,15 +95,24 @@ def fit_groups(
 
 
 def _draws(table: pd.DataFrame, label: str, config: FitConfig) -> Draws:
-    """Return the resamples of a group's runs; runs without a block are blocks of their own."""
-    if config.resampling == "block" and config.block not in table:
-        raise TableError(f"block={config.block} is no column of the runs table")
+    """Return the resamples of a group's runs."""
     drawn = draws(config.bootstrap, len(table), config.seed, label)
-    names = table["run_id"].to_numpy(str)
-    blocks = table[config.block].to_numpy(str) if config.block in table else names
-    blocks = np.where(blocks == "", names, blocks)
-    strata = table["target_flops"].to_numpy(float)
+    strata, blocks = table["target_flops"].to_numpy(float), blocks_of(table, config)
     return resample(drawn, config.resampling, strata, blocks, label, config.seed)
+
+
+def blocks_of(runs: pd.DataFrame, config: FitConfig) -> np.ndarray[Any, np.dtype[np.str_]]:
+    """Return the block of every run [runs]; runs without one are blocks of their own.
+
+    Raises TableError where resampling=block asks for a column that is not there.
+    """
+    names = runs["run_id"].to_numpy(str)
+    if config.block not in runs:
+        if config.resampling == "block":
+            raise TableError(f"block={config.block} is no column of the runs table")
+        return names
+    blocks = runs[config.block].to_numpy(str)
+    return np.where(blocks == "", names, blocks)
 
 
 def fit_group(

@@ -1,14 +1,16 @@
 import re
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import FitConfig, compare, fit, report
+from analysis import FitConfig, compare, fit, isoflop, report
 from analysis.figure_powerlaw import powerlaw_figure
-from analysis.figures import draw_all
+from analysis.figures import draw_all, draw_points
 from analysis.style import apart, save, settle, styled
 from tests.analysis import extents
 from tests.analysis.synthetic import INSIDE, PAPER_GRID, Truth, study
+from tests.analysis.test_resampling import points
 
 QUICK = FitConfig(bootstrap=100, validation=False)
 
@@ -46,8 +48,39 @@ def test_no_text_overlaps_or_is_clipped(case):
     for drawn in draw_all(study_fit, comparison):
         with styled():
             settle(drawn.figure)
-            found += [f"{drawn.name}: {problem}" for problem in extents.problems(drawn.figure)]
+            problems = extents.problems(drawn.figure) + extents.unlabelled(drawn.figure)
+            found += [f"{drawn.name}: {problem}" for problem in problems]
     assert found == []
+
+
+@pytest.mark.parametrize("swept", ["params", "tokens"])
+@pytest.mark.parametrize("case", ["accepted", "refused", "two budgets"])
+def test_no_text_of_a_table_of_points_overlaps(case, swept):
+    table = points(noise=0.004)
+    if case == "refused":  # every curve falls over its whole range
+        table["loss"] = 3.0 + 1e4 / table["x"] ** 0.5
+    if case == "two budgets":
+        table = table[table["compute"] < 1.2 * np.unique(table["compute"])[1]].reset_index(drop=True)
+    if swept == "tokens":
+        table["x"] = table["compute"] / 6 / table["x"]
+    found = []
+    for drawn in draw_points(isoflop(table, x=swept, config=QUICK)):
+        with styled():
+            settle(drawn.figure)
+            problems = extents.problems(drawn.figure) + extents.unlabelled(drawn.figure)
+            found += [f"{drawn.name}: {problem}" for problem in problems]
+    assert found == []
+
+
+def test_the_check_sees_an_axis_without_its_unit():
+    from matplotlib.figure import Figure
+
+    left, right = Figure().subplots(1, 2)
+    left.set(xlabel="training budget C", ylabel="validation loss (nats per token)")
+    right.set(xlabel="mean recurrence µ (loops)")
+    assert extents.unlabelled(left.figure) == ["panel 0, x: 'training budget C'"]
+    left.set(ylabel="")
+    assert len(extents.unlabelled(left.figure)) == 3
 
 
 def test_the_check_sees_an_overlap_and_a_clipped_text():

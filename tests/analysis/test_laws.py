@@ -75,6 +75,8 @@ def test_overtraining_law_predicts_the_large_models():
     small = (data["chinchilla_multiplier"] == 1) & (data["params"] < 5e8)
     used = data[small | ((data["params"] < 2e7) & (data["token_multiplier"] == 320))]
     fit = fit_law("overtraining", used, used["loss_c4_val"], delta=np.inf, log_loss=False)
+    # .7103 and .7320 here. No choice of N, C, M, cost or start gives the printed digits; the gap is 2e-5 nats
+    # of the predicted loss, less than a fourth decimal of the table's losses leaves open.
     for name, per_cent in (("rpj-open_lm_1b-32.0", 0.711), ("rpj-open_lm_7b-1.0", 0.7325)):
         row = data[data["name"] == name]
         error = abs(fit.predict(row)[0] / row["loss_c4_val"].iloc[0] - 1)
@@ -89,7 +91,7 @@ def test_counting_of_parameters_decides_the_exponent(accounting, exponent):
     data = published.table("nanochat_isoflop_optima")
     data = data[(data["model"] == "nanochat_jan26") & (data["accounting"] == accounting)]
     fit = fit_law("power_law", {"x": data["budget"]}, data["N_opt"], delta=np.inf)
-    assert fit.parameters["g"] == pytest.approx(exponent, abs=0.01)
+    assert fit.parameters["g"] == pytest.approx(exponent, abs=5e-3)
 
 
 @pytest.mark.parametrize("model", ["S20_r4_sample", "S20_r6_sample"])

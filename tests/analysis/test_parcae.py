@@ -73,7 +73,7 @@ def test_figures_have_no_overlap(tmp_path):
     for drawn in parcae_figures():
         with styled():
             settle(drawn.figure)
-            assert extents.problems(drawn.figure) == [], drawn.name
+            assert extents.problems(drawn.figure) + extents.unlabelled(drawn.figure) == [], drawn.name
 
 
 def test_the_report_puts_every_claim_beside_its_support(tmp_path):

@@ -59,7 +59,7 @@ def unlabelled(figure: Figure) -> list[str]:
     for place, axes in enumerate(figure.axes):
         for side, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
             words = [tick.get_text() for tick in axis.get_ticklabels()]
-            if any(re.match(r"[^\W\d_]{2}", word) for word in words):
+            if any(re.search(r"[^\W\d_]{2}", re.sub(r"\$.*\$", "", word)) for word in words):
                 continue
             label = axis.get_label_text() or shared_label(figure, axes, side)
             if not UNIT.search(label):

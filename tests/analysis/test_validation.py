@@ -3,6 +3,7 @@ import pandas as pd
 import pytest
 
 from analysis import FitConfig, fit, isoflop
+from analysis.geometry import geometry
 from analysis.sensitivity import recounted
 from tests.analysis.synthetic import PAPER_GRID, Truth, study
 from tests.analysis.test_resampling import points
@@ -48,6 +49,7 @@ def test_other_choices_are_listed_with_the_surface_under_the_other_accounting(tw
     assert choices[0] == "as reported (Huber 0.001, N non_embedding)"
     assert "cost: squared error" in choices
     assert "N counts all" in choices
+    assert "N counts flops_over_six" in choices
     assert choices[-1] == "FLOPs counted as released (surface alone)"
     last = next(v for v in two_sizes.sensitivity if v.choice == choices[-1])
     assert last.exponents["tokens"]["parabola"] is None
@@ -58,3 +60,15 @@ def test_other_choices_are_listed_with_the_surface_under_the_other_accounting(tw
     text = two_sizes.summary()
     assert "size, 370M: " in text
     assert "FLOPs counted as released (surface alone), D*: shared shape –, parabola –, surface 0." in text
+
+
+@pytest.mark.parametrize("accounting", ["paper", "released"])
+def test_flops_over_six_count_what_the_released_code_does(accounting):
+    """PAPER (c.2): 1057.9 MFLOP per token of 140M at mu = 8 as the text counts, 1359.9 as the code does."""
+    runs = study(budgets=PAPER_GRID[:1], fixed=False)[0].assign(accounting=accounting)
+    if accounting == "released":
+        runs["flops_per_token_fixed"] += 302.0e6
+    found = geometry(runs, "flops_over_six")
+    assert float(found.params(8.0)) == pytest.approx(1359.9e6 / 6, rel=1e-3)
+    other = 1057.9e6 if accounting == "paper" else 1359.9e6
+    assert float(found.flops_per_token(8.0)) == pytest.approx(other, rel=1e-3)

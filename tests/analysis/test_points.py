@@ -29,6 +29,8 @@ def test_a_known_surface_gives_its_exponents_by_every_unbiased_estimator():
     best = (0.34 * 406.4 / 0.28 / 410.7) ** (1 / 0.62) * (1e24 / 6) ** (0.28 / 0.62)
     assert found["params"].iloc[0] == pytest.approx(best, rel=1e-5)
     assert found["tokens"].iloc[0] == pytest.approx(1e24 / 6 / best, rel=1e-5)
+    loss = 1.69 + 406.4 * best**-0.34 + 410.7 * (1e24 / 6 / best) ** -0.28
+    assert found["loss"].iloc[0] == pytest.approx(loss, rel=1e-6)
 
 
 def test_llama3_points_read_from_csv_with_mapped_columns():

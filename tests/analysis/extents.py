@@ -53,13 +53,13 @@ def unused_tick_labels(figure: Figure) -> set[int]:
 def unlabelled(figure: Figure) -> list[str]:
     """Return one line per axis that neither has a label with a unit nor takes over that of its row or column.
 
-    An axis of words (the names of cells or forms) needs none.
+    An axis of names (of cells, of forms of a law) needs none: their letters are not those of numbers.
     """
     found = []
     for place, axes in enumerate(figure.axes):
         for side, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
             words = [tick.get_text() for tick in axis.get_ticklabels()]
-            if any(re.search(r"[^\W\d_]{2}", re.sub(r"\$.*\$", "", word)) for word in words):
+            if any(re.search("[A-Z]", word) for word in words):
                 continue
             label = axis.get_label_text() or shared_label(figure, axes, side)
             if not UNIT.search(label):

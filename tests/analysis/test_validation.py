@@ -23,7 +23,7 @@ def two_sizes():
 def test_a_law_without_noise_predicts_what_it_did_not_see(two_sizes):
     rows = two_sizes.validation.rows()
     kinds = {kind for kind, row in rows if row.error_nats is not None}
-    assert kinds == {"budget", "recurrence", "size", "larger budgets", "depths beyond µ"}
+    assert kinds == {"budget", "recurrence", "size", "larger budgets", "one depth", "depths beyond µ"}
     assert [row.left_out for row in two_sizes.validation.sizes] == ["140M", "370M"]
     assert max(row.error_nats for _, row in rows if row.error_nats is not None) < 1e-4
 
@@ -72,3 +72,19 @@ def test_flops_over_six_count_what_the_released_code_does(accounting):
     assert float(found.params(8.0)) == pytest.approx(1359.9e6 / 6, rel=1e-3)
     other = 1057.9e6 if accounting == "paper" else 1359.9e6
     assert float(found.flops_per_token(8.0)) == pytest.approx(other, rel=1e-3)
+
+
+def test_one_depth_is_predicted_from_the_others_and_a_spoilt_one_is_seen():
+    runs, depths = study(budgets=PAPER_GRID[:3], recurrences=(4, 6, 8, 10), depth_noise_nats=0.0)
+    config = FitConfig(bootstrap=100, profiles=False)
+    rows = fit(runs, depths, config).validation.one_depth
+    assert [row.left_out for row in rows] == [f"each depth at µ = {mu}" for mu in (4, 6, 8, 10)]
+    assert {row.points for row in rows} == {3 * 11}  # three budgets, eleven depths
+    assert max(row.error_nats for row in rows) < 1e-6
+    spoilt = depths.copy()
+    at = (depths["depth"] == 6) & depths["run_id"].str.contains("mu8-")
+    spoilt.loc[at, "val_loss_nats"] += 0.002
+    found = {row.left_out: row for row in fit(runs, spoilt, config).validation.one_depth}
+    # One of eleven predictions is off by .002 of its own, the others by what the spoilt depth does to them.
+    assert 0.002 / 11 < found["each depth at µ = 8"].error_nats < 0.001
+    assert found["each depth at µ = 6"].error_nats < 1e-6

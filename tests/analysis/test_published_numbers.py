@@ -90,6 +90,24 @@ def test_chinchilla_surface_reaches_the_certified_optimum():
     assert surface.starts_agreeing >= 2
 
 
+def test_a_descent_moves_from_the_printed_coefficients_and_tells_when_it_has_not():
+    """The optimiser behind the printed ones reported success far from the optimum of its own objective."""
+    u, v, losses = chinchilla()
+    means = (u.mean(), v.mean())
+    objective = Objective(terms=features(u - means[0], v - means[1]))
+    logs = np.log([1.8169, 482.0, 2085.0]) - [0.0, 0.3478 * means[0], 0.3658 * means[1]]
+    printed = np.array([[*logs, 0.3478, 0.3658]])
+    stayed = minimise(objective, losses[None], printed, (LOW, HIGH), iterations=0)
+    moved = minimise(objective, losses[None], printed, (LOW, HIGH))
+    assert stayed.parameters == pytest.approx(printed)
+    assert stayed.gradient[0] > 1e-3  # its certificate does not pass
+    assert moved.gradient[0] < 1e-8
+    assert moved.objective[0] == pytest.approx(1.018274017801e-3, abs=1e-15)
+    # A mean in place of the sum, 240 times flatter, must not end the descent early either.
+    mean = minimise(objective, losses[None], printed, (LOW, HIGH), weights=np.full((1, 240), 1 / 240))
+    assert 240 * mean.objective[0] == pytest.approx(1.018274017801e-3, abs=1e-14)
+
+
 def test_chinchilla_bootstrap_gives_the_published_intervals():
     u, v, losses = chinchilla()
     surface = fit_surface(u, v, losses)

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Lt
 
-ParameterCount = Literal["non_embedding", "no_token_embedding", "all"]
+# flops_over_six: the released accounting's FLOPs per token over six, the size that C = 6 N D would give
+ParameterCount = Literal["non_embedding", "no_token_embedding", "all", "flops_over_six"]
 
 Resampling = Literal["noise", "pairs", "stratified", "block"]
 

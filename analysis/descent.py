@@ -26,6 +26,17 @@ class Fit:
     curvature: Array
     at_bound: np.ndarray[Any, np.dtype[np.bool_]]  # [rows, parameters]
 
+    def row(self, place: int) -> Fit:
+        """Return one row as a fit of its own."""
+        one = slice(place, place + 1)
+        return Fit(
+            parameters=self.parameters[one],
+            objective=self.objective[one],
+            gradient=self.gradient[one],
+            curvature=self.curvature[one],
+            at_bound=self.at_bound[one],
+        )
+
 
 def descend(
     evaluate: Evaluate,

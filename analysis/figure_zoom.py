@@ -38,9 +38,9 @@ def zoom_figure(group: GroupFit, noise: NoiseFloor) -> style.Drawn:
             _panel(ax, group, k, noise, width=112 // columns)
             if k + columns >= len(budgets):
                 ax.set_xlabel(LABELS[group.cells.variable])
-        unit = "nats" if group.cells.variable == "mean_recurrence" else "unit of the table"
+        unit = " (nats)" if group.cells.variable == "mean_recurrence" else "\n(unit of the table)"
         for ax in panels[::columns]:
-            ax.set_ylabel(f"loss above lowest cell ({unit})", fontsize=6.5)
+            ax.set_ylabel(f"loss above lowest cell{unit}", fontsize=6.5)
         made.legend(handles=_handles(), loc="outside upper center", ncols=4)
     caption = (
         f"{style.sentence(group.label)}. Each isoFLOP curve on its own scale, relative to its lowest cell"

@@ -12,7 +12,8 @@ import pandas as pd
 from scipy.optimize import brentq, minimize_scalar
 
 from analysis import parcae
-from analysis.geometry import Geometry
+from analysis.config import ParameterCount
+from analysis.geometry import Geometry, geometry
 from analysis.schema import TableError
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -60,7 +61,7 @@ class Generator:
         return float(np.exp(found.x))
 
 
-def published(scale: str, runs: pd.DataFrame, count: str) -> Generator:
+def published(scale: str, runs: pd.DataFrame, count: ParameterCount) -> Generator:
     """Return the published training law of a size (PAPER (d)), N counted as `count` says.
 
     Raises TableError for a size that has no published law.
@@ -110,7 +111,7 @@ def _size(scale: str) -> str:
     return size
 
 
-def fitted(path: Path, runs: pd.DataFrame, count: str) -> Generator:
+def fitted(path: Path, runs: pd.DataFrame, count: ParameterCount) -> Generator:
     """Return the surface of a laws.json, or the law of `fit law=surface` or `law=iso_depth` as JSON.
 
     N is counted as the file's own settings say, else as `count` does. Raises TableError where the file holds
@@ -145,11 +146,6 @@ def fitted(path: Path, runs: pd.DataFrame, count: str) -> Generator:
     )
 
 
-def _counted(runs: pd.DataFrame, count: str) -> dict[str, float]:
-    first = runs.iloc[0]
-    static = float(first["n_params_other"])
-    if count in ("no_token_embedding", "all"):
-        static += float(first["n_params_value_embedding"])
-    if count == "all":
-        static += float(first["n_params_embedding"])
-    return {"static_params": static, "looped_params": float(first["n_params_core"])}
+def _counted(runs: pd.DataFrame, count: ParameterCount) -> dict[str, float]:
+    shape = geometry(runs[runs["kind"] == "looped"], count)
+    return {"static_params": shape.static_params, "looped_params": shape.looped_params}

@@ -49,6 +49,9 @@ class Geometry:
 SIZES = Geometry(static_params=0.0, looped_params=1.0, flops_fixed=0.0, flops_slope=6.0, backprop_share=1.0)
 
 
+FLOPS_PER_PARAM = 6.0  # forward and backward, per token
+
+
 def geometry(looped: pd.DataFrame, parameter_count: ParameterCount) -> Geometry:
     """Return the constants that all looped runs of a group share.
 
@@ -57,18 +60,38 @@ def geometry(looped: pd.DataFrame, parameter_count: ParameterCount) -> Geometry:
     columns = ("flops_per_token_fixed", "flops_per_token_per_loop", "flops_per_token_per_backprop_loop")
     fixed, per_loop, per_backprop = (_shared(looped, name) for name in columns)
     share = backprop_share(looped)
-    static = _shared(looped, "n_params_other")
-    if parameter_count in ("no_token_embedding", "all"):
-        static += _shared(looped, "n_params_value_embedding")
-    if parameter_count == "all":
-        static += _shared(looped, "n_params_embedding")
+    slope = per_loop + share * per_backprop
+    static, looped_params = _counted(looped, parameter_count, fixed, slope)
     return Geometry(
         static_params=static,
-        looped_params=_shared(looped, "n_params_core"),
+        looped_params=looped_params,
         flops_fixed=fixed,
-        flops_slope=per_loop + share * per_backprop,
+        flops_slope=slope,
         backprop_share=share,
     )
+
+
+def _counted(looped: pd.DataFrame, count: ParameterCount, fixed: float, slope: float) -> tuple[float, float]:
+    """Return what N counts outside and per loop, from the FLOPs per token where it counts those."""
+    if count == "flops_over_six":
+        if (looped["accounting"] == "paper").all():
+            fixed += released_gap(looped)
+        return fixed / FLOPS_PER_PARAM, slope / FLOPS_PER_PARAM
+    static = _shared(looped, "n_params_other")
+    if count in ("no_token_embedding", "all"):
+        static += _shared(looped, "n_params_value_embedding")
+    if count == "all":
+        static += _shared(looped, "n_params_embedding")
+    return static, _shared(looped, "n_params_core")
+
+
+def released_gap(runs: pd.DataFrame) -> float:
+    """Return what the released accounting counts per token beyond the paper's.
+
+    Paper: the unembedding in, value-embedding tables out; released: the other way round (PAPER c.2).
+    """
+    tables, unembedding = (_shared(runs, f"n_params_{name}") for name in ("value_embedding", "embedding"))
+    return FLOPS_PER_PARAM * (tables - unembedding)
 
 
 def backprop_share(looped: pd.DataFrame) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ from analysis.shared_shape import fit_shared
 from analysis.tables import groups
 from analysis.words import QUANTITY
 
+Values = float | np.ndarray[Any, Any]
 Estimator = Callable[[Inputs], EstimatorFit]
 ALL: tuple[Estimator, ...] = (fit_shared, fit_parabolas, fit_parametric)
 
@@ -56,6 +58,24 @@ class GroupFit:
     def estimator(self, name: str = DEFAULT) -> EstimatorFit:
         """Return one estimator's results."""
         return next(item for item in self.estimators if item.name == name)
+
+    def predict(self, flops: Values, estimator: str = DEFAULT) -> pd.DataFrame:
+        """Return the optima at budgets of `flops` by one estimator's power laws, a row each.
+
+        L* (loss_nats) is that of the fitted surface, the one law of the loss across budgets, where the swept
+        variable is optimal and the rest of the budget buys tokens: NaN where the surface was refused. Raises
+        ValueError where the estimator has no power law.
+        """
+        budgets = np.atleast_1d(np.asarray(flops, float))
+        found = {str(name): law.predict(budgets) for name, law in self.estimator(estimator).laws.items()}
+        surface = self.estimator("surface").parameters
+        swept = found[self.cells.variable]
+        loss = np.full(len(budgets), np.nan)
+        if surface:
+            by_params = surface["A"] * self.geometry.params(swept) ** -surface["alpha"]
+            by_tokens = surface["B"] * self.geometry.tokens(swept, budgets) ** -surface["beta"]
+            loss = surface["E"] + by_params + by_tokens
+        return pd.DataFrame({"flops": budgets, **found, "loss_nats": loss})
 
 
 def fit_groups(
@@ -94,15 +114,24 @@ def fit_groups(
 
 
 def _draws(table: pd.DataFrame, label: str, config: FitConfig) -> Draws:
-    """Return the resamples of a group's runs; runs without a block are blocks of their own."""
-    if config.resampling == "block" and config.block not in table:
-        raise TableError(f"block={config.block} is no column of the runs table")
+    """Return the resamples of a group's runs."""
     drawn = draws(config.bootstrap, len(table), config.seed, label)
-    names = table["run_id"].to_numpy(str)
-    blocks = table[config.block].to_numpy(str) if config.block in table else names
-    blocks = np.where(blocks == "", names, blocks)
-    strata = table["target_flops"].to_numpy(float)
+    strata, blocks = table["target_flops"].to_numpy(float), blocks_of(table, config)
     return resample(drawn, config.resampling, strata, blocks, label, config.seed)
+
+
+def blocks_of(runs: pd.DataFrame, config: FitConfig) -> np.ndarray[Any, np.dtype[np.str_]]:
+    """Return the block of every run [runs]; runs without one are blocks of their own.
+
+    Raises TableError where resampling=block asks for a column that is not there.
+    """
+    names = runs["run_id"].to_numpy(str)
+    if config.block not in runs:
+        if config.resampling == "block":
+            raise TableError(f"block={config.block} is no column of the runs table")
+        return names
+    blocks = runs[config.block].to_numpy(str)
+    return np.where(blocks == "", names, blocks)
 
 
 def fit_group(
@@ -123,7 +152,11 @@ def fit_group(
         swept=tuple(np.unique(inputs.cells.values).tolist()),
         geometry=inputs.shape,
         estimators=fits,
-        flags=_disagreements(fits, inputs.config) + _truncated(inputs.cells),
+        flags=(
+            *_disagreements(fits, inputs.config),
+            *_truncated(inputs.cells),
+            *_shared_trunks(table, inputs.config),
+        ),
         table=table,
         inputs=inputs,
     )
@@ -162,3 +195,21 @@ def _truncated(cells: Curves) -> tuple[str, ...]:
                 "a curve cut on one side biases its parabola"
             )
     return tuple(found)
+
+
+def _shared_trunks(table: pd.DataFrame, config: FitConfig) -> tuple[str, ...]:
+    """Say that runs of one trunk share its noise, where they are resampled as if they did not."""
+    if "trunk_id" not in table or config.resampling == "block":
+        return ()
+    branched = table[table["trunk_id"].astype(str) != ""]
+    budgets = branched.groupby("trunk_id")["target_flops"].nunique()
+    trunks = budgets.index[budgets > 1]
+    if not len(trunks):
+        return ()
+    runs = int(branched["trunk_id"].isin(trunks).sum())
+    count = f"{len(trunks)} trunk{'s' * (len(trunks) > 1)}"
+    return (
+        f"{runs} runs branch from {count} over several budgets and share the noise of those steps: intervals "
+        "assume independent runs and are too narrow where that noise is large; resampling=block "
+        "block=trunk_id draws whole trunks, from ten on",
+    )

@@ -5,24 +5,32 @@ intervals.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import combinations, product
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from analysis import plain
+from analysis.identification import slopes_at, undetermined
 from analysis.law import Array, Data, Law
+from analysis.law_intervals import Intervals, band, intervals, told
 from analysis.laws import LAWS
-from analysis.loglinear import Objective, Terms, log_terms, minimise, predict
+from analysis.loglinear import (
+    RESAMPLE_ITERATIONS,
+    RESAMPLE_TOLERANCE,
+    Objective,
+    Terms,
+    log_terms,
+    minimise,
+    predict,
+)
 from analysis.numbers import number, span
-from analysis.resample import FEW_BLOCKS, few_blocks, interval, resampling_weights
+from analysis.resample import resampling_weights
 from analysis.schema import TableError
 
 STARTS = 12
 HIDDEN: dict[str, Any] = {"json": False}
-Intervals = dict[str, tuple[float | None, float | None]]
-TRADE_OFF = 0.98  # correlation past which two parameters are said to be determined only together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,15 +52,18 @@ class LawFit:
 
     law: str
     formula: str
+    source: str
     points: int
     delta: float
     objective: float
     parameters: dict[str, float]
-    intervals: dict[str, tuple[float | None, float | None]]
+    units: dict[str, str]
+    intervals: Intervals
     resampling: str
     certificate: Certificate
     undetermined: tuple[str, ...]
     rms_nats: float
+    blocks: int = field(default=0, repr=False, metadata=HIDDEN)  # that were resampled, 0 for none
     draws: Array = field(repr=False, compare=False, metadata=HIDDEN)  # fitted form [resamples, parameters]
     fitted: Array = field(repr=False, compare=False, metadata=HIDDEN)
     model: Law = field(repr=False, compare=False, metadata=HIDDEN)
@@ -62,17 +73,21 @@ class LawFit:
         return predict(self.model.terms(columns(self.model, data)), self.fitted[None])[0]
 
     def band(self, data: Data | pd.DataFrame, confidence: float = 0.95) -> tuple[Array, Array]:
-        """Return the pointwise interval of the law's loss at new points."""
-        tail, terms = (1 - confidence) / 2, self.model.terms(columns(self.model, data))
-        low, high = np.quantile(predict(terms, self.draws), [tail, 1 - tail], axis=0)
-        return low, high
+        """Return the pointwise interval of the law's loss at new points.
+
+        Student's where few blocks were resampled. Raises ValueError for a law fitted with bootstrap=0.
+        """
+        terms = self.model.terms(columns(self.model, data))
+        drawn = predict(terms, self.draws) if len(self.draws) else self.draws
+        return band(predict(terms, self.fitted[None])[0], drawn, self.blocks, confidence)
 
     def summary(self) -> str:
         """Return the fit as plain text."""
         mark = self.certificate
         starts = f"{mark.starts_agreeing} of {mark.starts} starts agree"
         lines = [
-            f"{self.law}: L = {self.formula}, {self.points} points, rms {self.rms_nats:.4f} nats",
+            f"{self.law}: L = {self.formula} ({self.source}), {self.points} points, "
+            f"rms {self.rms_nats:.4f} nats",
             f"  objective {self.objective:.9g} (Huber delta {self.delta:g}); {starts}, "
             f"gradient {mark.gradient:.1e}, least curvature {mark.curvature:.1e}",
         ]
@@ -101,7 +116,7 @@ def fit_law(
     log_loss: bool = True,
     bootstrap: int = 0,
     resampling: str = "pairs",
-    labels: Array | None = None,
+    labels: np.ndarray[Any, Any] | None = None,
     seed: int = 0,
     confidence: float = 0.95,
 ) -> LawFit:
@@ -123,27 +138,36 @@ def fit_law(
     best = int(np.argmin(tried.objective))
     agreeing = tried.objective <= tried.objective[best] * (1 + 1e-8) + 1e-14
     fitted = tried.parameters[best]
-    draws, blocks = fitted[None], 0
+    point = tried.row(best)
+    resampled, blocks = None, 0
     if bootstrap:
         groups = None if labels is None else np.asarray(labels)[order]
         blocks = len(np.unique(groups)) if resampling == "block" and groups is not None else 0
         weights = resampling_weights(resampling, len(losses), groups, bootstrap, seed)
         repeated = np.repeat(losses[None], bootstrap, 0)
-        draws = minimise(
-            objective, repeated, fitted[None], law.bounds, weights=weights, iterations=120
-        ).parameters
+        resampled = minimise(
+            objective,
+            repeated,
+            fitted[None],
+            law.bounds,
+            weights=weights,
+            iterations=RESAMPLE_ITERATIONS,
+            tolerance=RESAMPLE_TOLERANCE,
+        )
+    slopes = slopes_at(terms, fitted)
     names = [parameter.name for parameter in law.parameters]
-    bound = tuple(name for name, held in zip(names, tried.at_bound[best], strict=True) if held)
-    public = law.public(fitted)
+    bound = tuple(name for name, at in zip(names, point.at_bound[0], strict=True) if at)
     return LawFit(
         law=law.name,
         formula=law.formula,
+        source=law.source,
         points=len(losses),
         delta=delta,
         objective=float(tried.objective[best]),
-        parameters={name: float(value[0]) for name, value in public.items()},
-        intervals=_intervals(law, fitted, draws, blocks, confidence, bound) if bootstrap else {},
-        resampling=_told(bootstrap, resampling, seed, blocks),
+        parameters={name: float(value[0]) for name, value in law.public(fitted).items()},
+        units={parameter.name: parameter.unit for parameter in law.parameters},
+        intervals=intervals(law, slopes, point, resampled, blocks, confidence) if resampled else {},
+        resampling=told(bootstrap, resampling, seed, blocks),
         certificate=Certificate(
             gradient=float(tried.gradient[best]),
             curvature=float(tried.curvature[best]),
@@ -151,37 +175,13 @@ def fit_law(
             starts_agreeing=int(agreeing.sum()),
             at_bound=bound,
         ),
-        undetermined=undetermined(law, terms, fitted, bound),
+        undetermined=undetermined(law, terms, point),
         rms_nats=float(np.sqrt(np.mean((predict(terms, fitted[None])[0] - losses) ** 2))),
-        draws=draws,
+        blocks=blocks,
+        draws=resampled.parameters if resampled else np.empty((0, len(names))),
         fitted=fitted,
         model=law,
     )
-
-
-def _intervals(
-    law: Law, fitted: Array, draws: Array, blocks: int, confidence: float, bound: tuple[str, ...]
-) -> Intervals:
-    """Return percentile intervals, or Student's where few blocks were resampled (see `few_blocks`).
-
-    Both ends are open for a parameter at a bound: nothing holds it but the bound.
-    """
-    if 0 < blocks < FEW_BLOCKS:
-        low, high = (law.public(end) for end in few_blocks(fitted, draws, blocks, confidence))
-        found: Intervals = {name: (float(low[name][0]), float(high[name][0])) for name in low}
-    else:
-        found = {name: interval(value, confidence) for name, value in law.public(draws).items()}
-    return {name: (None, None) if name in bound else ends for name, ends in found.items()}
-
-
-def _told(bootstrap: int, resampling: str, seed: int, blocks: int) -> str:
-    if not bootstrap:
-        return "none"
-    told = f"{bootstrap} resamples, {resampling}, seed {seed}"
-    if not 0 < blocks < FEW_BLOCKS:
-        return told
-    freedom = f"{blocks - 1} degree{'s' * (blocks > 2)} of freedom"
-    return f"{told}; {blocks} blocks are too few for percentiles: Student's t with {freedom}"
 
 
 def columns(law: Law, data: Data | pd.DataFrame) -> dict[str, Array]:
@@ -227,31 +227,3 @@ def projected_starts(law: Law, terms: Terms, losses: Array) -> Array:
         errors[row] = np.square(np.log(design / scale @ solved) - np.log(losses)).sum()
         found[row, places] = np.log(solved) - np.log(scale)
     return found[np.argsort(errors, kind="stable")[:STARTS]]
-
-
-def undetermined(law: Law, terms: Terms, fitted: Array, bound: tuple[str, ...]) -> tuple[str, ...]:
-    """Say in words which parameters the points determine only together, or not at all.
-
-    An amplitude and its own exponent always trade off (the units of the column decide how much), so
-    amplitudes other than the floor are left out of the pairs.
-    """
-    said = [f"{name} lies at a bound: these points do not identify it" for name in bound]
-    logs, slopes = log_terms(terms, fitted[None])
-    slopes = slopes[0] if slopes.ndim == 4 else slopes
-    share = np.exp(logs[0]) / np.exp(logs[0]).sum(0)
-    jacobian = np.einsum("tn,tnp->np", share, slopes)
-    free = [i for i, parameter in enumerate(law.parameters) if parameter.name not in bound]
-    normal = jacobian[:, free].T @ jacobian[:, free]
-    scale = np.sqrt(np.maximum(np.diagonal(normal), 1e-300))
-    covariance = np.linalg.pinv(normal / np.outer(scale, scale), hermitian=True)
-    spread = np.sqrt(np.maximum(np.diagonal(covariance), 1e-300))
-    correlation = covariance / np.outer(spread, spread)
-    names = [law.parameters[i].name for i in free]
-    shown = [
-        k for k, i in enumerate(free) if law.parameters[i].kind != "amplitude" or names[k] in ("E", "L_inf")
-    ]
-    for first, second in combinations(shown, 2):
-        together = correlation[first, second]
-        if abs(together) > TRADE_OFF:
-            said.append(f"{names[first]} and {names[second]} are determined only together ({together:+.3f})")
-    return tuple(said)

@@ -17,6 +17,9 @@ import numpy as np
 
 from analysis.descent import Evaluation, Fit, descend
 
+RESAMPLE_ITERATIONS = 120  # an identified surface takes 60; one that is not wanders in its valley for ever
+RESAMPLE_TOLERANCE = 1e-11  # far below what a resample scatters by; the data's own optimum goes to rounding
+
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 # Features [terms, points, parameters], or parameters [rows, parameters] -> log terms [rows, terms, points]

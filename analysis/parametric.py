@@ -10,7 +10,9 @@ from scipy.special import ndtr
 
 from analysis.estimator import EstimatorFit, Inputs, Minima, laws, nothing, optima_along
 from analysis.frontier import REACH, Path, optimum, response
+from analysis.identification import undetermined
 from analysis.isoflop import Quantity
+from analysis.laws import LAWS
 from analysis.loglinear import evaluate
 from analysis.profile import Model, with_profiles
 from analysis.resample import NoiseLevel
@@ -104,8 +106,13 @@ def minima(path: Path, surface: Surface) -> Minima:
 
 
 def _notes(point: Surface) -> tuple[str, ...]:
-    starts = f"{point.starts_agreeing} of {point.starts} starts reach the optimum"
-    bound = [name for name, held in zip(PARAMETERS, point.fit.at_bound[0], strict=True) if held]
-    if not bound:
-        return (starts,)
-    return starts, f"{', '.join(bound)} at a bound: not identified by these runs"
+    """Return the certificate of the fit and what the runs do not determine.
+
+    The fit is centred, which moves amplitudes alone: floor and exponents trade off as in the law itself.
+    """
+    fit = point.fit
+    certificate = (
+        f"{point.starts_agreeing} of {point.starts} starts reach the optimum, "
+        f"gradient {fit.gradient[0]:.1e}, least curvature {fit.curvature[0]:.1e}"
+    )
+    return certificate, *undetermined(LAWS["surface"], point.objective.terms, fit)

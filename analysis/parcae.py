@@ -15,7 +15,7 @@ import pandas as pd
 
 from analysis.frontier import Path as Curve
 from analysis.frontier import optimum
-from analysis.geometry import Geometry
+from analysis.geometry import FLOPS_PER_PARAM, Geometry
 from analysis.numbers import number
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -35,6 +35,7 @@ COUNTS = {
     "all": ("n_embedding", "n_value_embedding"),
     "no token embedding": ("n_value_embedding",),
     "non-embedding": (),
+    "FLOPs per token over six": None,  # as the released accounting counts them
 }
 SWEPT = (2.0, 12.0)  # mean recurrences of the published grid
 
@@ -66,11 +67,18 @@ def shape(size: str, accounting: str, count: str = "all") -> Geometry:
     values = dict(zip(depths, 1e6 * mine["mflop_per_token"].to_numpy(float), strict=True))
     loop = values[2, 1] - values[1, 1]
     backprop = values[4, 2] - values[2, 1] - 2 * loop
+    fixed, slope = float(values[1, 1] - loop - backprop), float(loop + backprop / 2)
+    counted = COUNTS[count]
+    if counted is None:
+        released = fixed if accounting == "released" else shape(size, "released").flops_fixed
+        static, looped = released / FLOPS_PER_PARAM, slope / FLOPS_PER_PARAM
+    else:
+        static, looped = float(row["n_other"] + sum(row[name] for name in counted)), float(row["n_core"])
     return Geometry(
-        static_params=float(row["n_other"] + sum(row[name] for name in COUNTS[count])),
-        looped_params=float(row["n_core"]),
-        flops_fixed=float(values[1, 1] - loop - backprop),
-        flops_slope=float(loop + backprop / 2),
+        static_params=static,
+        looped_params=looped,
+        flops_fixed=fixed,
+        flops_slope=slope,
         backprop_share=0.5,
     )
 

@@ -66,12 +66,11 @@ class IsoflopFit:
         return [words.headline(self.group, quantity) for quantity in self.group.quantities]
 
     def predict(self, flops: float | np.ndarray[Any, Any], estimator: str = DEFAULT) -> pd.DataFrame:
-        """Return the optimal parameters and tokens at budgets of `flops` by one estimator's power laws."""
-        budgets = np.atleast_1d(np.asarray(flops, float))
-        laws = self.group.estimator(estimator).laws
-        return pd.DataFrame(
-            {"flops": budgets, **{str(name): law.predict(budgets) for name, law in laws.items()}}
-        )
+        """Return optimal parameters and tokens at budgets of `flops`, and L* there (see `GroupFit.predict`).
+
+        The column loss is in the table's unit.
+        """
+        return self.group.predict(flops, estimator).rename(columns={"loss_nats": "loss"})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fit as JSON values."""

@@ -1,8 +1,8 @@
 """The laws of single runs and of depth curves that a study carries beside its isoFLOP laws.
 
 Training: the worth of a loop (the iso-depth law) over all sizes of one accounting. Test time: the unified law
-per group, and over sizes with shared exponents. Points of one run share its training noise, so depth curves
-are resampled run by run.
+per group, and over sizes with shared exponents. Points of one run share its training noise, so that depth
+curves are never resampled point by point: `_labels` says how each choice of resampling reads here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pandas as pd
 
 from analysis.config import FitConfig
 from analysis.geometry import geometry
-from analysis.group import GroupFit, fit_groups
+from analysis.group import GroupFit, blocks_of, fit_groups
 from analysis.joint import SIZE, joint
 from analysis.law import Law
 from analysis.law_fit import LawFit, fit_law
@@ -24,7 +24,8 @@ from analysis.noise import noise_floor
 from analysis.schema import TableError
 from analysis.tables import select
 
-RESAMPLES = 200  # at most; these laws have many points
+MIN_BLOCKS = 3  # two tell next to nothing of their own scatter
+Strings = np.ndarray[Any, np.dtype[np.str_]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,21 +53,17 @@ def run_laws(groups: tuple[GroupFit, ...], depths: pd.DataFrame, config: FitConf
     for accounting in accountings:
         mine = [group for group in groups if group.accounting == accounting]
         points = pd.concat([training_points(group, config) for group in mine], ignore_index=True)
-        found.append(
-            _fit(", ".join(group.label for group in mine), LAWS["iso_depth"], points, "pairs", config)
-        )
+        found.append(_fit(", ".join(group.label for group in mine), LAWS["iso_depth"], points, config))
     tables = {group.label: depth_points(group, depths, config) for group in groups}
     for group in groups:
         if len(tables[group.label]):
-            found.append(_fit(group.label, LAWS["unified"], tables[group.label], "block", config))
+            found.append(_fit(group.label, LAWS["unified"], tables[group.label], config))
     for accounting in accountings:
         mine = [g for g in groups if g.accounting == accounting and len(tables[g.label])]
         if len({group.scale for group in mine}) > 1:
             numbered = [tables[group.label].assign(**{SIZE: i}) for i, group in enumerate(mine, start=1)]
             law = joint(LAWS["unified"], [group.label.replace(f", {accounting} FLOPs", "") for group in mine])
-            found.append(
-                _fit(f"{accounting} FLOPs", law, pd.concat(numbered, ignore_index=True), "block", config)
-            )
+            found.append(_fit(f"{accounting} FLOPs", law, pd.concat(numbered, ignore_index=True), config))
     return tuple(found)
 
 
@@ -78,7 +75,9 @@ def fit_run_law(name: str, runs: pd.DataFrame, depths: pd.DataFrame, config: Fit
     if name not in LAWS:
         raise TableError(f"law={name} is unknown: choose isoflop, {', '.join(LAWS)}")
     selected = select(runs, config.max_epochs).runs
-    groups = fit_groups(selected, noise_floor(selected), replace(config, bootstrap=100, profiles=False))[0]
+    # Only the groups are wanted here: what their isoFLOP laws refuse is none of this law's business.
+    base = replace(config, bootstrap=100, profiles=False, resampling="noise")
+    groups = fit_groups(selected, noise_floor(selected), base)[0]
     accountings = sorted({group.accounting for group in groups})
     if len(accountings) != 1:
         raise TableError(f"law={name} needs runs of one accounting; these have {accountings or 'no isoFLOP'}")
@@ -88,7 +87,7 @@ def fit_run_law(name: str, runs: pd.DataFrame, depths: pd.DataFrame, config: Fit
         points = pd.concat([depth_points(group, depths, config) for group in groups], ignore_index=True)
     else:
         points = pd.concat([training_points(group, config) for group in groups], ignore_index=True)
-    found = _fit(name, law, points, "block" if "depth" in law.columns else "pairs", config)
+    found = _fit(name, law, points, config)
     if found.fit is None:
         raise TableError(f"law={name}: {found.refusal}")
     return found.fit
@@ -101,6 +100,8 @@ def training_points(group: GroupFit, config: FitConfig) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "run_id": runs["run_id"],
+            "block": blocks_of(runs, config),
+            "budget_flops": runs["target_flops"].astype(float),
             "params_once": shape.static_params,
             "params_looped": shape.looped_params,
             "recurrence": runs["mean_recurrence"].astype(float),
@@ -124,23 +125,40 @@ def depth_points(group: GroupFit, depths: pd.DataFrame, config: FitConfig) -> pd
     )
 
 
-def _fit(label: str, law: Law, points: pd.DataFrame, resampling: str, config: FitConfig) -> RunLaw:
-    if resampling == "block" and points["run_id"].nunique() < 3:
-        return RunLaw(group=label, law=law.name, refusal="fewer than 3 runs have a depth curve")
-    settings: dict[str, Any] = {
-        "seed": config.seed,
-        "confidence": config.confidence,
-        "delta": config.huber_delta,
-    }
+def _labels(law: Law, points: pd.DataFrame, config: FitConfig) -> tuple[str, Strings | None]:
+    """Return how the points of a law are resampled, and the label of every point.
+
+    Drawing runs of depth curves is drawing whole curves: noise and pairs are both blocks of one run there.
+    Raises TableError for what has no such reading.
+    """
+    depth, how = "depth" in law.columns, config.resampling
+    if how == "block":
+        return "block", points["block"].to_numpy(str)
+    if how == "stratified" and depth:
+        raise TableError(
+            f"resampling=stratified: the {law.name} law draws whole depth curves; use pairs or block"
+        )
+    if how == "stratified":
+        return "stratified", points["budget_flops"].to_numpy(str)
+    return ("block", points["run_id"].to_numpy(str)) if depth else ("pairs", None)
+
+
+def _fit(label: str, law: Law, points: pd.DataFrame, config: FitConfig) -> RunLaw:
     try:
+        resampling, labels = _labels(law, points, config)
+        if resampling == "block" and labels is not None and len(np.unique(labels)) < MIN_BLOCKS:
+            found = f"{len(np.unique(labels))} block{'s' * (len(np.unique(labels)) > 1)}"
+            raise TableError(f"{found} of runs, at least {MIN_BLOCKS} are needed")
         fitted = fit_law(
             law,
             points,
             points["loss"].to_numpy(float),
-            bootstrap=min(config.bootstrap, RESAMPLES),
+            bootstrap=config.bootstrap,
             resampling=resampling,
-            labels=points["run_id"].to_numpy(str),
-            **settings,
+            labels=labels,
+            seed=config.seed,
+            confidence=config.confidence,
+            delta=config.huber_delta,
         )
     except TableError as error:
         return RunLaw(group=label, law=law.name, refusal=str(error))

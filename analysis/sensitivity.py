@@ -14,14 +14,13 @@ from typing import Any, get_args
 import numpy as np
 
 from analysis.config import FitConfig, ParameterCount
-from analysis.geometry import Geometry
+from analysis.geometry import Geometry, released_gap
 from analysis.group import GroupFit
 from analysis.parametric import fit_parametric
 
 RESAMPLES = 100  # the table shows point estimates, whose acceptance alone asks for resamples
 OUTLIERS = 0.05  # share of the runs with the largest residuals that one variant leaves out
 SQUARED = 10.0
-FLOPS_PER_PARAM = 6.0  # forward and backward, per token
 # (config, run ids to leave out) -> the groups fitted again
 Refit = Callable[[FitConfig, tuple[str, ...]], Sequence[GroupFit]]
 
@@ -110,11 +109,6 @@ def _other_accounting(group: GroupFit, config: FitConfig) -> list[Variant]:
 
 
 def recounted(group: GroupFit, shape: Geometry) -> Geometry:
-    """Return the FLOPs per token of the other accounting.
-
-    Paper: the unembedding in, value-embedding tables out; released: the other way round (PAPER c.2).
-    """
-    first = group.table.iloc[0]
-    gap = FLOPS_PER_PARAM * float(first["n_params_value_embedding"] - first["n_params_embedding"])
+    """Return the FLOPs per token of the other accounting."""
     sign = 1.0 if group.accounting == "paper" else -1.0
-    return replace(shape, flops_fixed=shape.flops_fixed + sign * gap)
+    return replace(shape, flops_fixed=shape.flops_fixed + sign * released_gap(group.table))

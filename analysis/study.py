@@ -11,7 +11,8 @@ from analysis import plain, words
 from analysis.checks import Check, checks
 from analysis.config import FitConfig
 from analysis.depth import DepthStudy, depth_study
-from analysis.group import GroupFit, fit_groups
+from analysis.estimator import DEFAULT
+from analysis.group import GroupFit, Values, fit_groups
 from analysis.isoflop import HIDDEN
 from analysis.noise import NoiseFloor, noise_floor
 from analysis.run_laws import RunLaw, run_laws
@@ -51,6 +52,25 @@ class StudyFit:
     def headlines(self) -> list[str]:
         """Return the laws, or the refusals with their reasons, in at most three lines."""
         return words.headlines(self)
+
+    def predict(self, flops: Values, estimator: str = DEFAULT) -> pd.DataFrame:
+        """Return optimal recurrence and tokens at budgets of `flops` and L* there, per group.
+
+        A group whose estimator has no power law is left out (see `GroupFit.predict`). Raises ValueError, with
+        the first refusal, where none has one.
+        """
+        found, refused = [], []
+        for group in self.groups:
+            try:
+                rows = group.predict(flops, estimator)
+            except ValueError as error:
+                refused.append(f"{group.label}: {error}")
+                continue
+            rows.insert(0, "group", group.label)
+            found.append(rows)
+        if not found:
+            raise ValueError((refused or ["no group of runs lies on isoFLOP curves"])[0])
+        return pd.concat(found, ignore_index=True)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON values."""

@@ -13,14 +13,19 @@ from typing import Any
 import numpy as np
 
 from analysis.descent import Fit
-from analysis.loglinear import Objective, log_terms, minimise, predict
+from analysis.loglinear import (
+    RESAMPLE_ITERATIONS,
+    RESAMPLE_TOLERANCE,
+    Objective,
+    log_terms,
+    minimise,
+    predict,
+)
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 PARAMETERS = ("E", "A", "B", "alpha", "beta")
 STARTS = 8
-RESAMPLE_ITERATIONS = 120  # an identified surface takes 60; one that is not wanders in its valley for ever
-RESAMPLE_TOLERANCE = 1e-11  # far below what a resample scatters by; the data's own optimum goes to rounding
 # Bounds of (log E, log A, log B, alpha, beta) with N and D centred on their geometric means.
 LOW = np.array([-4.0, -16.0, -16.0, 0.01, 0.01])
 HIGH = np.array([4.0, 8.0, 8.0, 4.0, 4.0])
@@ -91,16 +96,8 @@ def fit_surface(log_params: Array, log_tokens: Array, losses: Array, delta: floa
     tried = minimise(objective, np.repeat(losses[None], len(starts), 0), starts, (LOW, HIGH))
     best = int(np.argmin(tried.objective))
     agreeing = int(np.sum(tried.objective <= tried.objective[best] * (1 + 1e-8) + 1e-14))
-    one = slice(best, best + 1)
-    fit = Fit(
-        parameters=tried.parameters[one],
-        objective=tried.objective[one],
-        gradient=tried.gradient[one],
-        curvature=tried.curvature[one],
-        at_bound=tried.at_bound[one],
-    )
     return Surface(
-        fit=fit,
+        fit=tried.row(best),
         objective=objective,
         log_params_mean=means[0],
         log_tokens_mean=means[1],

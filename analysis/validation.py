@@ -1,8 +1,8 @@
 """How well the training law predicts runs that it did not see.
 
 The surface is refitted without one budget, one recurrence or one size at a time, and without everything at
-and above each of the larger budgets; the depth law without the depths beyond the mean recurrence. Errors
-are in the loss's unit and in per cent of it.
+and above each of the larger budgets; the depth law without one depth at a time and without the depths beyond
+the mean recurrence. Errors are in the loss's unit and in per cent of it.
 """
 
 from __future__ import annotations
@@ -50,12 +50,14 @@ class Validation:
     recurrences: tuple[HeldOut, ...]
     sizes: tuple[HeldOut, ...]
     extrapolation: tuple[HeldOut, ...]
+    one_depth: tuple[HeldOut, ...]
     depths: tuple[HeldOut, ...]
 
     def rows(self) -> list[tuple[str, HeldOut]]:
         """Return (kind, prediction) in order."""
-        kinds = ("budget", "recurrence", "size", "larger budgets", "depths beyond µ")
-        parts = (self.budgets, self.recurrences, self.sizes, self.extrapolation, self.depths)
+        kinds = ("budget", "recurrence", "size", "larger budgets", "one depth", "depths beyond µ")
+        of_runs = (self.budgets, self.recurrences, self.sizes, self.extrapolation)
+        parts = (*of_runs, self.one_depth, self.depths)
         return [(kind, row) for kind, part in zip(kinds, parts, strict=True) for row in part]
 
 
@@ -106,12 +108,14 @@ def validate(
         if group.cells.variable == "mean_recurrence":
             values = group.cells.values
             recurrences += [cells.without(values == level, f"µ = {level:g}") for level in np.unique(values)]
+    one_depth, beyond = ((), ()) if depth is None or depths is None else _depths(depth, depths, config)
     return Validation(
         budgets=tuple(budgets),
         recurrences=tuple(recurrences),
         sizes=tuple(_sizes(groups, config)),
         extrapolation=tuple(extrapolation),
-        depths=() if depth is None or depths is None else _depths(depth, depths, config),
+        one_depth=one_depth,
+        depths=beyond,
     )
 
 
@@ -136,30 +140,47 @@ def _sizes(groups: Sequence[GroupFit], config: FitConfig) -> list[HeldOut]:
     return found
 
 
-def _depths(study: DepthStudy, depths: pd.DataFrame, config: FitConfig) -> tuple[HeldOut, ...]:
-    """Fit each curve up to T = mu and predict the depths beyond, per recurrence."""
+def _depths(
+    study: DepthStudy, depths: pd.DataFrame, config: FitConfig
+) -> tuple[tuple[HeldOut, ...], tuple[HeldOut, ...]]:
+    """Predict one depth of each curve at a time from its others, and those beyond mu from the others.
+
+    Returns the two, by recurrence.
+    """
     points = {str(run_id): frame for run_id, frame in depths.groupby("run_id")}
-    found = []
+    one: list[HeldOut] = []
+    beyond: list[HeldOut] = []
     for row in study.by_recurrence:
-        predicted, seen, refused = [], [], 0
-        for curve in study.curves:
-            if curve.mean_recurrence != row.mean_recurrence:
-                continue
-            depth, loss = (points[curve.run_id][name].to_numpy(float) for name in ("depth", "val_loss_nats"))
-            within = depth <= curve.mean_recurrence
-            fit = fit_saturating(depth[within], loss[within], config.confidence)
-            if fit.rate is None or within.all():
-                refused += 1
-                continue
-            predicted.append(fit.predict(depth[~within]))
-            seen.append(loss[~within])
-        name = f"T > {row.mean_recurrence:g}"
-        if predicted:
-            found.append(_held_out("depth curves", name, np.concatenate(predicted), np.concatenate(seen)))
-        else:
-            reason = f"none of {refused} curves identifies its rate from the depths up to µ"
-            found.append(HeldOut(group="depth curves", left_out=name, points=0, refusal=reason))
-    return tuple(found)
+        mu = row.mean_recurrence
+        curves = [
+            (
+                points[curve.run_id]["depth"].to_numpy(float),
+                points[curve.run_id]["val_loss_nats"].to_numpy(float),
+            )
+            for curve in study.curves
+            if curve.mean_recurrence == mu
+        ]
+        each = [(depth, loss, depth == left) for depth, loss in curves for left in depth]
+        one.append(_without_depths(each, f"each depth at µ = {mu:g}", "the others", config))
+        past = [(depth, loss, depth > mu) for depth, loss in curves]
+        beyond.append(_without_depths(past, f"T > {mu:g}", "the depths up to µ", config))
+    return tuple(one), tuple(beyond)
+
+
+def _without_depths(
+    curves: list[tuple[Array, Array, Mask]], name: str, kept: str, config: FitConfig
+) -> HeldOut:
+    """Fit each curve (depths, losses, which are left out) without the marked depths and predict them."""
+    predicted, seen = [], []
+    for depth, loss, out in curves:
+        fit = fit_saturating(depth[~out], loss[~out], config.confidence)
+        if fit.rate is not None and out.any():
+            predicted.append(fit.predict(depth[out]))
+            seen.append(loss[out])
+    if predicted:
+        return _held_out("depth curves", name, np.concatenate(predicted), np.concatenate(seen))
+    reason = f"none of {len(curves)} fits identifies its rate from {kept}"
+    return HeldOut(group="depth curves", left_out=name, points=0, refusal=reason)
 
 
 def _held_out(group: str, name: str, predicted: Array, seen: Array) -> HeldOut:

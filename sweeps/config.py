@@ -17,7 +17,7 @@ Seed = Annotated[int, Ge(0)]
 Control = Literal["fixed", "poisson", "none"]
 # Whether runs that differ in length alone are trained through a shared trunk: where it is exact, or refuse.
 TrunkMode = Literal["auto", True, False]
-ParameterCount = Literal["non_embedding", "no_token_embedding", "all"]
+ParameterCount = Literal["non_embedding", "no_token_embedding", "all", "flops_over_six"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,21 @@
-"""Texts of a figure that overlap one another or leave the page."""
+"""Texts of a figure that overlap one another or leave the page, and axes that do not say what they show."""
 
 from __future__ import annotations
 
+import re
 from itertools import combinations
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+# Units in brackets or in words. Parameters, tokens and loops are counts that name themselves; an exponent,
+# a cost of log losses or a ratio has no unit.
+UNIT = re.compile(
+    r"\((nats|nats per token|FLOPs|loops|per loop|(\w+ )?points|%|millions|unit of the table)\)$"
+    r"|^(optimal )?(parameters N|training tokens D|tokens D)\*?$"
+    r"|^exponent of|Huber cost of the log loss$|^T / µ$|^FLOPs of fixed / looped"
+)
 SLACK = 0.5  # pixels at 100 dpi: antialiasing, not an overlap
 
 
@@ -39,3 +48,37 @@ def unused_tick_labels(figure: Figure) -> set[int]:
                 if id(tick) not in live or not low <= tick.get_loc() <= high:
                     unused |= {id(tick.label1), id(tick.label2)}
     return unused
+
+
+def unlabelled(figure: Figure) -> list[str]:
+    """Return one line per axis that neither has a label with a unit nor takes over that of its row or column.
+
+    An axis of names (of cells, of forms of a law) needs none: their letters are not those of numbers.
+    """
+    found = []
+    for place, axes in enumerate(figure.axes):
+        for side, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
+            words = [tick.get_text() for tick in axis.get_ticklabels()]
+            if any(re.search("[A-Z]", word) for word in words):
+                continue
+            label = axis.get_label_text() or shared_label(figure, axes, side)
+            if not UNIT.search(label):
+                found.append(f"panel {place}, {side}: {label!r}")
+    return found
+
+
+def shared_label(figure: Figure, axes: Axes, side: str) -> str:
+    """Return the label that an axis without one shares with the panels of its column (x) or row (y)."""
+    of_all = figure.get_supxlabel() if side == "x" else figure.get_supylabel()
+    if of_all:
+        return of_all
+    spec = axes.get_subplotspec()
+    for other in figure.axes:
+        there = other.get_subplotspec()
+        if spec is None or there is None or other is axes:
+            continue
+        same = there.colspan == spec.colspan if side == "x" else there.rowspan == spec.rowspan
+        label = other.get_xlabel() if side == "x" else other.get_ylabel()
+        if same and label:
+            return label
+    return ""

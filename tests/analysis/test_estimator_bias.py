@@ -15,6 +15,7 @@ BUDGETS = np.geomspace(1e17, 1e21, 5)
 FAR = 1e24
 SYMMETRIC = (400.0, 400.0, 0.31, 0.31)
 CHINCHILLA = (406.4, 410.7, 0.34, 0.28)
+ASYMMETRIC = (400.0, 400.0, 0.465, 0.155)  # exponents in the ratio of three
 
 
 def design(truth, width, drift):
@@ -59,6 +60,32 @@ def test_parabola_has_the_published_bias_and_the_default_estimator_none(truth, d
         means = (shape.log_params_mean, shape.log_tokens_mean)
         best = optimum(path, shape.exponents, shape.amplitudes, means)[0]
         assert abs(relative_error(truth, np.log(BUDGETS / 6) - best)) < 1e-6
+
+
+def cubic_minimum(x, losses):
+    """Where numpy's cubic is least."""
+    cubic = np.polynomial.Polynomial.fit(x, losses, 3)
+    roots = cubic.deriv().roots()
+    (least,) = [root.real for root in roots if root.imag == 0 and cubic.deriv(2)(root.real) > 0]
+    return least
+
+
+def test_a_cubic_is_no_way_out_off_centre():
+    """A cubic in place of the parabola errs by +23.8 % off-centre, and by more than the parabola does."""
+    index, u, v, losses = design(ASYMMETRIC, 16, True)
+    by_cubic = [cubic_minimum(v[index == k], losses[index == k]) for k in range(5)]
+    assert 100 * relative_error(ASYMMETRIC, by_cubic) == pytest.approx(23.8, abs=0.05)
+    by_parabola = [
+        minimum(v[index == k], fit_parabola(v[index == k], losses[index == k])[0])[0] for k in range(5)
+    ]
+    # Quadratic in the log of the swept variable, by numpy: nothing of a higher degree has crept in.
+    plain = [-b / 2 / a for a, b, _ in (np.polyfit(v[index == k], losses[index == k], 2) for k in range(5))]
+    np.testing.assert_allclose(by_parabola, plain, rtol=1e-9)
+    assert 100 * relative_error(ASYMMETRIC, by_parabola) < 14.1
+    shape = fit_shared_shape(u, v, losses[None], index)
+    path = Path(shape=SIZES, budgets_flops=BUDGETS, middle=float(u.mean()))
+    best = optimum(path, shape.exponents, shape.amplitudes, (shape.log_params_mean, shape.log_tokens_mean))[0]
+    assert abs(relative_error(ASYMMETRIC, np.log(BUDGETS / 6) - best)) < 1e-6
 
 
 def test_surface_recovers_the_truth_without_noise():

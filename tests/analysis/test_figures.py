@@ -1,15 +1,17 @@
 import re
 from importlib.metadata import version
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import FitConfig, compare, fit, report
+from analysis import FitConfig, compare, fit, isoflop, report
 from analysis.figure_powerlaw import powerlaw_figure
-from analysis.figures import draw_all
+from analysis.figures import draw_all, draw_points
 from analysis.style import apart, save, settle, styled
 from tests.analysis import extents
 from tests.analysis.synthetic import INSIDE, PAPER_GRID, Truth, study
+from tests.analysis.test_resampling import points
 from tests.analysis.test_score_difference import items_of
 
 QUICK = FitConfig(bootstrap=100, validation=False)
@@ -49,7 +51,8 @@ def test_no_text_overlaps_or_is_clipped(case):
         names.append(drawn.name)
         with styled():
             settle(drawn.figure)
-            found += [f"{drawn.name}: {problem}" for problem in extents.problems(drawn.figure)]
+            problems = extents.problems(drawn.figure) + extents.unlabelled(drawn.figure)
+            found += [f"{drawn.name}: {problem}" for problem in problems]
     assert found == []
     assert ("looped_vs_fixed_core_extended" in names) == bool(comparison.rows)
 
@@ -83,6 +86,36 @@ def test_a_report_says_what_it_was_made_with(written):
     assert "<td>100 (noise), 0, 0.95</td>" in text
     assert "<tr><td>Huber delta of the surface's cost</td><td>0.001</td></tr>" in text
     assert f"<tr><td>loopscale</td><td>{version('loopscale')}</td></tr>" in text
+
+
+@pytest.mark.parametrize("swept", ["params", "tokens"])
+@pytest.mark.parametrize("case", ["accepted", "refused", "two budgets"])
+def test_no_text_of_a_table_of_points_overlaps(case, swept):
+    table = points(noise=0.004)
+    if case == "refused":  # every curve falls over its whole range
+        table["loss"] = 3.0 + 1e4 / table["x"] ** 0.5
+    if case == "two budgets":
+        table = table[table["compute"] < 1.2 * np.unique(table["compute"])[1]].reset_index(drop=True)
+    if swept == "tokens":
+        table["x"] = table["compute"] / 6 / table["x"]
+    found = []
+    for drawn in draw_points(isoflop(table, x=swept, config=QUICK)):
+        with styled():
+            settle(drawn.figure)
+            problems = extents.problems(drawn.figure) + extents.unlabelled(drawn.figure)
+            found += [f"{drawn.name}: {problem}" for problem in problems]
+    assert found == []
+
+
+def test_the_check_sees_an_axis_without_its_unit():
+    from matplotlib.figure import Figure
+
+    left, right = Figure().subplots(1, 2)
+    left.set(xlabel="training budget C", ylabel="validation loss (nats per token)")
+    right.set(xlabel="mean recurrence µ (loops)")
+    assert extents.unlabelled(left.figure) == ["panel 0, x: 'training budget C'"]
+    left.set(ylabel="")
+    assert len(extents.unlabelled(left.figure)) == 3
 
 
 def test_the_check_sees_an_overlap_and_a_clipped_text():

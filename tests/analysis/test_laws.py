@@ -75,6 +75,8 @@ def test_overtraining_law_predicts_the_large_models():
     small = (data["chinchilla_multiplier"] == 1) & (data["params"] < 5e8)
     used = data[small | ((data["params"] < 2e7) & (data["token_multiplier"] == 320))]
     fit = fit_law("overtraining", used, used["loss_c4_val"], delta=np.inf, log_loss=False)
+    # .7103 and .7320 here. No choice of N, C, M, cost or start gives the printed digits; the gap is 2e-5 nats
+    # of the predicted loss, less than a fourth decimal of the table's losses leaves open.
     for name, per_cent in (("rpj-open_lm_1b-32.0", 0.711), ("rpj-open_lm_7b-1.0", 0.7325)):
         row = data[data["name"] == name]
         error = abs(fit.predict(row)[0] / row["loss_c4_val"].iloc[0] - 1)
@@ -89,7 +91,7 @@ def test_counting_of_parameters_decides_the_exponent(accounting, exponent):
     data = published.table("nanochat_isoflop_optima")
     data = data[(data["model"] == "nanochat_jan26") & (data["accounting"] == accounting)]
     fit = fit_law("power_law", {"x": data["budget"]}, data["N_opt"], delta=np.inf)
-    assert fit.parameters["g"] == pytest.approx(exponent, abs=0.01)
+    assert fit.parameters["g"] == pytest.approx(exponent, abs=5e-3)
 
 
 @pytest.mark.parametrize("model", ["S20_r4_sample", "S20_r6_sample"])
@@ -176,6 +178,76 @@ def test_resampled_intervals_hold_the_estimate(how):
     assert "alpha" in fit.summary()
     low, high = fit.band({"params": [1e8], "tokens": [1e10]})
     assert low < fit.predict({"params": [1e8], "tokens": [1e10]}) < high
+
+
+def isoflops(data_amplitude=410.7, noise=0.003):
+    """Eight isoFLOP curves of eight sizes of the surface 1.69 + 406.4 N^-.34 + B D^-.28."""
+    budget = np.repeat(np.geomspace(1e17, 1e20, 8), 8)
+    params = np.sqrt(budget / 120) * np.tile(np.geomspace(0.2, 5, 8), 8)
+    points = {"params": params, "tokens": budget / 6 / params}
+    losses = 1.69 + 406.4 * params**-0.34 + data_amplitude * points["tokens"] ** -0.28
+    return points, losses + noise * np.random.default_rng(0).standard_normal(64), budget
+
+
+def test_a_band_needs_resamples_and_few_blocks_take_students():
+    points, losses, budget = isoflops()
+    with pytest.raises(ValueError, match=r"^the law was fitted without resamples, so that it has no band"):
+        fit_law("surface", points, losses).band(points)
+    fit = fit_law("surface", points, losses, bootstrap=300, resampling="block", labels=budget)
+    low, high = fit.band(points)
+    seen = np.array([fit.model.terms({k: np.asarray(v) for k, v in points.items()}) @ d for d in fit.draws])
+    error = np.exp(seen).sum(1).std(0, ddof=1) * np.sqrt(8 / 7)
+    # Student's quantile for 7 degrees of freedom, from a table.
+    np.testing.assert_allclose((high - low) / 2, 2.364624 * error, rtol=1e-6)
+    assert fit.resampling.endswith(
+        "8 blocks are too few for percentiles: Student's t with 7 degrees of freedom"
+    )
+
+
+def test_an_exponent_of_a_term_that_is_not_there_is_open():
+    """No data term: its amplitude runs to a bound, and its exponent is then whatever it was on the way."""
+    points, losses, _ = isoflops(data_amplitude=0.0)
+    fit = fit_law("surface", points, losses, bootstrap=200)
+    assert fit.certificate.at_bound == ("B",)
+    assert fit.intervals["B"] == fit.intervals["beta"] == (None, None)
+    assert "beta is not identified: the amplitude of its term lies at a bound" in fit.undetermined
+    assert "beta" in fit.summary() and "[open, open]" in fit.summary()
+    low, high = fit.intervals["alpha"]
+    assert low < 0.34 < high
+
+
+def test_an_end_that_a_bound_holds_is_open():
+    """Noise bends this depth curve to a line: in many resamples its rate falls to the lower bound."""
+    depth = np.tile(np.arange(1.0, 13.0), 3)
+    losses = 2.0 + 0.02 * np.exp(-2.5 * depth) + 0.003 * np.random.default_rng(6).standard_normal(36)
+    fit = fit_law("saturating", {"depth": depth}, losses, bootstrap=400)
+    least = LAWS["saturating"].bounds[0][2]
+    assert fit.certificate.at_bound == ()
+    assert np.mean(fit.draws[:, 2] <= least) > 0.025  # what the test is about
+    assert fit.intervals["z"][0] is None
+    assert fit.intervals["z"][1] > fit.parameters["z"]
+
+
+def test_a_direction_that_no_point_sees_is_named():
+    """Only the first depth lies off the plateau: Z exp(-z) is seen, Z and z are not."""
+    depth = np.tile(np.arange(1.0, 13.0), 3)
+    losses = 2.0 + 0.1 * (depth == 1) + 0.0003 * np.random.default_rng(4).standard_normal(36)
+    said = fit_law("saturating", {"depth": depth}, losses).undetermined
+    assert "Z and z are not identified: the loss is flat along them" in said
+
+
+def test_a_law_names_its_source_and_units():
+    points, losses, _ = isoflops()
+    fit = fit_law("surface", points, losses)
+    told = fit.to_dict()
+    assert "Hoffmann et al. 2022" in told["source"] and told["source"] in fit.summary()
+    assert told["units"] == {
+        "E": "nats",
+        "A": "nats x parameters^alpha",
+        "B": "nats x tokens^beta",
+        "alpha": "1",
+        "beta": "1",
+    }
 
 
 def test_bad_input_is_one_line():

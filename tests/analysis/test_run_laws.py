@@ -1,0 +1,74 @@
+"""`fit law=NAME` on runs: how its points are resampled is what the user asked for."""
+
+import numpy as np
+import pytest
+
+from analysis import FitConfig, TableError, fit
+from analysis.run_laws import fit_run_law
+from tests.analysis.synthetic import INSIDE, PAPER_GRID, Truth, study
+
+
+def width(found, name="beta"):
+    low, high = found.intervals[name]
+    return high - low
+
+
+@pytest.fixture(scope="module")
+def shared_noise():
+    """Six recurrences at six budgets; the runs of one recurrence branched from one trunk, whose noise of .01
+    nats they share, with .0005 nats of their own.
+    """
+    runs, depths = study(budgets=PAPER_GRID, noise_nats=0.0005, fixed=False)
+    runs["trunk_id"] = "trunk " + runs["mean_recurrence"].astype(int).astype(str)
+    trunks = runs["trunk_id"].unique()
+    shared = dict(zip(trunks, 0.01 * np.random.default_rng(3).standard_normal(len(trunks)), strict=True))
+    return runs.assign(val_loss_nats=runs["val_loss_nats"] + runs["trunk_id"].map(shared)), depths
+
+
+def test_a_law_of_runs_is_resampled_as_asked(shared_noise):
+    said = {
+        how: fit_run_law("surface", *shared_noise, FitConfig(bootstrap=300, resampling=how))
+        for how in ("noise", "pairs", "stratified", "block")
+    }
+    assert said["noise"].resampling == said["pairs"].resampling == "300 resamples, pairs, seed 0"
+    assert said["stratified"].resampling == "300 resamples, stratified, seed 0"
+    assert said["block"].resampling == (
+        "300 resamples, block, seed 0; 6 blocks are too few for percentiles: "
+        "Student's t with 5 degrees of freedom"
+    )
+    # Six recurrences tell of alpha through six trunks, not through 36 independent runs.
+    assert width(said["block"], "E") > 1.5 * width(said["pairs"], "E")
+
+
+def test_budgets_and_other_columns_may_be_blocks(shared_noise):
+    by_budget = FitConfig(bootstrap=100, resampling="block", block="target_flops")
+    assert "6 blocks are too few" in fit_run_law("surface", *shared_noise, by_budget).resampling
+    with pytest.raises(TableError, match=r"^block=nothing is no column of the runs table$"):
+        fit_run_law("surface", *shared_noise, FitConfig(resampling="block", block="nothing"))
+
+
+def test_depth_curves_are_drawn_whole():
+    """Every run's own trunk, or none: 24 and more blocks; pairs of points would pretend to 264."""
+    runs, depths = study(budgets=INSIDE[:4], noise_nats=0.002, fixed=False)
+    for how in ("noise", "pairs"):
+        found = fit_run_law("unified", runs, depths, FitConfig(bootstrap=100, resampling=how))
+        assert found.resampling == "100 resamples, block, seed 0"
+        assert found.blocks == len(runs) == 24
+    trunks = runs.assign(trunk_id=runs["mean_recurrence"].astype(str))
+    found = fit_run_law("unified", trunks, depths, FitConfig(bootstrap=100, resampling="block"))
+    assert found.blocks == 6
+    with pytest.raises(TableError, match=r"^law=unified: resampling=stratified: the unified law draws whole"):
+        fit_run_law("unified", runs, depths, FitConfig(bootstrap=100, resampling="stratified"))
+
+
+def test_the_laws_beside_a_study_take_its_resamples(shared_noise):
+    config = FitConfig(bootstrap=250, validation=False, profiles=False)
+    laws = {law.law: law.fit for law in fit(*shared_noise, config).run_laws}
+    assert laws["iso_depth"].resampling == "250 resamples, pairs, seed 0"
+    assert laws["unified"].resampling == "250 resamples, block, seed 0"
+
+
+def test_two_runs_cannot_give_an_interval():
+    runs, depths = study(Truth(), budgets=INSIDE[:1], recurrences=(2, 6), fixed=False)
+    with pytest.raises(TableError, match=r"^law=unified: 2 blocks of runs, at least 3 are needed$"):
+        fit_run_law("unified", runs, depths, FitConfig(bootstrap=100))

@@ -226,8 +226,8 @@ def _row(
 
 
 def _chance_of_equal(cells: Sequence[RecurrenceRow], floor: NoiseFloor) -> float:
-    """Return how often equal recurrences would differ as much; 0 where the noise is not known."""
-    if floor.sd_nats is None or len(cells) < 2:
+    """Return how often equal recurrences would differ as much; 0 where noise is not known, or none."""
+    if not floor.sd_nats or len(cells) < 2:  # without noise every difference is one
         return 0.0
     seeds = np.array([cell.seeds for cell in cells], float)
     losses = np.array([cell.loss_nats for cell in cells])

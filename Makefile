@@ -26,7 +26,7 @@ validate: $(INSTALLED) ## the long studies, some hours; interrupted, they contin
 slurm-up: $(INSTALLED) ## start a real SLURM cluster on this machine (root installs its Debian packages)
 	$(BIN)/python tests/slurm/cluster.py up
 
-test-slurm: $(INSTALLED) ## run the tests against that cluster (about 6 minutes)
+test-slurm: $(INSTALLED) ## run the tests against that cluster (about 12 minutes)
 	LOOPSCALE_SLURM=1 $(BIN)/pytest tests/slurm -n 3 $(ARGS)
 
 slurm-down: $(INSTALLED) ## stop it and delete its files

@@ -245,7 +245,8 @@ def different(reference: RunFolder, folder: RunFolder) -> list[str]:
     for name in ("model.safetensors", "optimizer.safetensors"):
         if (ours / name).read_bytes() != (theirs / name).read_bytes():
             wrong.append(name)
-    volatile = {*MEASURED, "attempts", "sweep"}
+    # The checkout becomes dirty when this script writes its first result.
+    volatile = {*MEASURED, "attempts", "sweep", "code_version"}
     records = [{k: v for k, v in run.record().items() if k not in volatile} for run in (reference, folder)]
     lines = [
         [{k: v for k, v in line.items() if k not in volatile} for line in read_metrics(run.metrics)]

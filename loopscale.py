@@ -225,11 +225,13 @@ def demo(cfg: Overrides = ()) -> Path:
     return run_demo(compose([f"sweep={'demo_quick' if quick else 'demo'}", *listed(cfg, ("tasks",))]))
 
 
-def _settings(command: str, cfg: Overrides) -> Any:
+def _settings(command: str, cfg: Any) -> Any:
     """Return the checked settings of a command on finished runs, the dataclass of `sweeps.config.TABLES`."""
     from sweeps.compose import compose_table, listed
     from sweeps.config import TABLES
 
+    if isinstance(cfg, TABLES[command]):
+        return cfg
     if command == "eval":
         cfg = listed([text.removeprefix("eval.") for text in cfg], ("tasks", "depths", "seeds"))
     return compose_table(command, cfg, TABLES[command])
@@ -257,19 +259,15 @@ def _train(overrides: list[str]) -> str | None:
 
 
 def _eval(overrides: list[str]) -> str | None:
-    form = _settings("eval", overrides).format
-    if _settings("eval", overrides).tasks is None:
-        return answers.curve(evaluate(overrides), form)
-    frame = evaluate_tasks(overrides)
-    return answers.scores(frame, form) if _first() else None
+    settings = _settings("eval", overrides)
+    if settings.tasks is None:
+        return answers.curve(evaluate(settings), settings.format)
+    frame = evaluate_tasks(settings)
+    return answers.scores(frame, settings.format) if _first() else None
 
 
 def _export(overrides: list[str]) -> str:
     return str(export(overrides))
-
-
-def _generate(overrides: list[str]) -> str:
-    return generate(overrides)
 
 
 def _plan(overrides: list[str]) -> str:
@@ -307,11 +305,12 @@ def _status(overrides: list[str]) -> str:
         from sweeps.live import watch_until_idle
 
         watch_until_idle(settings.folder)
-    return answers.status(status(overrides), settings)
+    return answers.status(status(settings), settings)
 
 
 def _cancel(overrides: list[str]) -> str:
-    return answers.stopped(cancel(overrides), _settings("cancel", overrides).format)
+    settings = _settings("cancel", overrides)
+    return answers.stopped(cancel(settings), settings.format)
 
 
 def _retry(overrides: list[str]) -> str:
@@ -322,21 +321,25 @@ def _retry(overrides: list[str]) -> str:
 
 
 def _collect(overrides: list[str]) -> str:
-    return answers.collected(*collect(overrides), _settings("collect", overrides))
+    settings = _settings("collect", overrides)
+    return answers.collected(*collect(settings), settings)
 
 
 def _sync(overrides: list[str]) -> str:
-    return answers.synced(sync(overrides), _settings("sync", overrides))
+    settings = _settings("sync", overrides)
+    return answers.synced(sync(settings), settings)
 
 
 def _fit(overrides: list[str]) -> str:
-    return answers.fitted(fit(overrides), _settings("fit", overrides).format)
+    settings = _settings("fit", overrides)
+    return answers.fitted(fit(settings), settings.format)
 
 
 def _compare(overrides: list[str]) -> str:
     from sweeps.analyse import comparison_figures
 
-    found, settings = compare(overrides), _settings("compare", overrides)
+    settings = _settings("compare", overrides)
+    found = compare(settings)
     text = answers.fitted(found, settings.format)
     if settings.format == "json" or not (figures := comparison_figures(settings, found)):
         return text
@@ -344,8 +347,9 @@ def _compare(overrides: list[str]) -> str:
 
 
 def _report(overrides: list[str]) -> str:
-    page = str(report(overrides))
-    return json.dumps({"path": page}, indent=1) if _settings("report", overrides).format == "json" else page
+    settings = _settings("report", overrides)
+    page = str(report(settings))
+    return json.dumps({"path": page}, indent=1) if settings.format == "json" else page
 
 
 def _demo(overrides: list[str]) -> None:
@@ -357,7 +361,7 @@ _RUN: dict[str, Callable[[list[str]], str | None]] = {
     "train": _train,
     "eval": _eval,
     "export": _export,
-    "generate": _generate,
+    "generate": generate,
     "plan": _plan,
     "launch": _launch,
     "status": _status,

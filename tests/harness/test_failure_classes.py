@@ -57,10 +57,10 @@ def test_oom(make, cache):
     ],
 )
 def test_preempted_timeout_interrupted_and_lost(make, cache, number, state, failure_class):
-    whole, _ = make("steps=100", parent="whole")
+    whole, _ = make("steps=60", parent="whole")
     run_job(whole.path, cache)
-    folder, _ = make("steps=100", "training.checkpoint_every_s=0.02", parent="signalled")
-    moments = (20, 45, 70) if number == signal.SIGKILL else (20,)
+    folder, _ = make("steps=60", "training.checkpoint_every_s=0.02", parent="signalled")
+    moments = (10, 25, 40) if number == signal.SIGKILL else (10,)
     for step in moments:
         child = CONTEXT.Process(target=run_job, args=(folder.path, cache))
         child.start()

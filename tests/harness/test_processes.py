@@ -54,7 +54,7 @@ def test_processes_and_micro_batches_change_nothing_but_rounding(make, cache, wo
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
 def test_a_lost_process_is_named_and_the_run_resumes_to_the_same_bits(make, cache, way):
     # Three, because two numbers have the same sum in any order.
-    settings = ("steps=60", "training.batch_sequences=6", "training.checkpoint_every_s=0.05")
+    settings = ("steps=40", "training.batch_sequences=6", "training.checkpoint_every_s=0.05")
     settings += (f"training.parallel={way}",)
     whole, _ = make(*settings, parent="whole")
     broken, _ = make(*settings, parent="broken")
@@ -69,7 +69,7 @@ def test_a_lost_process_is_named_and_the_run_resumes_to_the_same_bits(make, cach
     # Now one of them is asked to stop, and all do.
     reached = last_metrics(broken.metrics)["step"]
     processes = start(3, [broken.path], cache)
-    _wait_for_step(broken, min(reached + 5, 55))
+    _wait_for_step(broken, min(reached + 5, 35))
     os.kill(processes[1].pid, signal.SIGTERM)
     for process in processes:
         process.join(timeout=60)

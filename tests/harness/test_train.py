@@ -112,7 +112,8 @@ def test_more_epochs_than_allowed_are_refused_before_anything_is_made(make, cach
     with pytest.raises(ConfigError, match=message):
         loopscale.train([*tiny, f"tokens={tokens}"])
     assert not (tmp_path / "runs" / "single").exists()
-    folder, _ = make(f"tokens={tokens}", "training.max_epochs=3", "training.log_every=500")
+    settings = ("training.max_epochs=3", "training.batch_sequences=32", "training.log_every=50")
+    folder, _ = make(f"tokens={tokens}", *settings)
     assert run_job(folder.path, cache) == "done"
     assert folder.record()["epochs"] == pytest.approx(2.5, rel=0.01)
     assert last_metrics(folder.metrics)["epoch"] == pytest.approx(2.5, rel=0.05)

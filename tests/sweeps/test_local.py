@@ -88,7 +88,7 @@ def test_launching_again_adds_only_what_is_missing(tiny_sweep, tmp_path):
 
 
 def test_a_killed_sweep_loses_nothing(tiny_sweep, table, tmp_path):
-    overrides = [*tiny_sweep, "sweep.tokens=[1280,25600]", "training.checkpoint_every_s=0.05"]
+    overrides = [*tiny_sweep, "sweep.tokens=[1280,10240]", "training.checkpoint_every_s=0.05"]
     study = loopscale.compose(overrides)
     ledger = write_ledger(study)
     folder = tmp_path / "runs" / "tiny"
@@ -104,7 +104,7 @@ def test_a_killed_sweep_loses_nothing(tiny_sweep, table, tmp_path):
     frame = loopscale.status(table)
     assert (frame["status"] == "done").all()
     assert longest.status().attempts == 2 and (frame["attempts"].sum() == len(frame) + 1)
-    assert [line["step"] for line in read_metrics(longest.metrics)] == list(range(1, 201))
+    assert [line["step"] for line in read_metrics(longest.metrics)] == list(range(1, 81))
 
 
 def test_workers_end_with_their_owner_and_leave_a_checkpoint(tiny_sweep, tmp_path):

@@ -18,7 +18,7 @@ from analysis.geometry import Geometry
 from analysis.isoflop import HIDDEN, Curves, Optimum, Quantity, judge, refusal_before, refused
 from analysis.noise import NoiseFloor
 from analysis.powerlaw import PowerLaw, power_law
-from analysis.resample import Draws, NoiseLevel
+from analysis.resample import Draws, NoiseLevel, interval, studentised
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 EstimatorName = Literal["shared shape", "parabola", "surface"]
@@ -27,6 +27,8 @@ DEFAULT: EstimatorName = "shared shape"
 
 # (quantity, index of the budget, values of the swept variable) -> loss in nats
 Curve = Callable[[Quantity, int, Array], Array]
+# the same, to the ends of the loss's interval
+Band = Callable[[Quantity, int, Array], tuple[Array, Array]]
 # log mean recurrence of the optimum and the loss there, both [resamples, budgets]
 Minima = tuple[Array, Array]
 
@@ -44,6 +46,7 @@ class EstimatorFit:
     optima: dict[Quantity, tuple[Optimum, ...]] = field(default_factory=dict)
     laws: dict[Quantity, PowerLaw] = field(default_factory=dict)
     curve: Curve | None = field(default=None, repr=False, compare=False, metadata=HIDDEN)
+    band: Band | None = field(default=None, repr=False, compare=False, metadata=HIDDEN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +100,18 @@ class Inputs:
         if weights is None:
             return base + self.draws.noise(level, rows), None
         return np.broadcast_to(seen, (len(weights), len(seen))), weights[:, rows]
+
+    def band(self, level: NoiseLevel, resampled: Curve) -> Band:
+        """Return the pointwise band of a fitted curve; `resampled` gives its losses [resamples, values]."""
+        factor = self.draws.factor(level)
+
+        def ends(quantity: Quantity, budget: int, values: Array) -> tuple[Array, Array]:
+            losses = resampled(quantity, budget, values)
+            found = [interval(studentised(at, factor), self.config.confidence) for at in losses.T]
+            low, high = np.array(found, dtype=float).T
+            return low, high
+
+        return ends
 
     def path(self, budgets: list[int]) -> Path:
         """Return the isoFLOP curves of some budgets as functions of the log of the swept variable."""

@@ -34,9 +34,10 @@ def isoflop_figure(group: GroupFit, noise: NoiseFloor) -> style.Drawn:
     caption = (
         f"{style.sentence(group.label)}. isoFLOP curves: loss against "
         f"{words.QUANTITY[group.quantities[0]]} (a) and training tokens (b); one colour and marker per "
-        "budget. Solid: shared-shape fit; dashed: parabola in the variable of the panel; faint where the "
-        "minimum was refused. Stars: accepted optima of the shared shape, with their intervals within the "
-        "swept range." + (" Open symbols: fixed-depth control, which enters no fit." if control else "")
+        "budget. Solid: shared-shape fit with its pointwise interval; dashed: parabola in the variable of "
+        "the panel; faint where the minimum was refused. Stars: accepted optima of the shared shape, with "
+        "their intervals within the swept range."
+        + (" Open symbols: fixed-depth control, which enters no fit." if control else "")
     )
     return style.Drawn(name="isoflop", caption=caption, figure=made, tables=_tables(group))
 
@@ -80,6 +81,8 @@ def _curve(
     low, high = found.swept
     x = np.geomspace(low, high, 120)
     thin = estimator.name != "shared shape"
+    if estimator.band is not None and not thin:
+        ax.fill_between(x, *estimator.band(quantity, k, x), color=colour, alpha=0.15, linewidth=0)
     ax.plot(
         x,
         estimator.curve(quantity, k, x),
@@ -192,6 +195,8 @@ def _curve_table(group: GroupFit) -> pd.DataFrame:
                 if not found.fitted:
                     continue
                 x = np.geomspace(*found.swept, 40)
-                for value, loss in zip(x, estimator.curve(quantity, k, x), strict=True):
-                    rows.append((estimator.name, quantity, found.budget_flops, value, loss))
-    return pd.DataFrame(rows, columns=["estimator", "quantity", "budget_flops", "value", "loss_nats"])
+                ends = estimator.band(quantity, k, x) if estimator.band else (np.nan * x, np.nan * x)
+                for row in zip(x, estimator.curve(quantity, k, x), *ends, strict=True):
+                    rows.append((estimator.name, quantity, found.budget_flops, *row))
+    names = "estimator quantity budget_flops value loss_nats loss_low_nats loss_high_nats"
+    return pd.DataFrame(rows, columns=names.split())

@@ -57,6 +57,7 @@ def fit_parabolas(inputs: Inputs) -> EstimatorFit:
         return nothing("parabola", inputs)
     optima: dict[Quantity, tuple[Optimum, ...]] = {}
     fitted: dict[tuple[Quantity, int], tuple[Array, Array]] = {}
+    resampled: dict[tuple[Quantity, int], Array] = {}
     for quantity in cells.quantities:
         squares, freedom = 0.0, 0
         for k in usable:
@@ -65,8 +66,9 @@ def fit_parabolas(inputs: Inputs) -> EstimatorFit:
             fitted[quantity, k] = x, coefficients
             squares, freedom = squares + float(residual @ residual), freedom + len(x) - 3
         level = inputs.level(squares, freedom)
+        resampled |= {(quantity, k): _resampled(inputs, k, fitted[quantity, k], level) for k in usable}
         optima[quantity] = tuple(
-            _optimum(inputs, quantity, k, fitted[quantity, k], level)
+            _optimum(inputs, quantity, k, fitted[quantity, k], resampled[quantity, k], level)
             if k in usable
             else refused(cells, quantity, k, refusal_before(cells, k) or "")
             for k in range(inputs.budgets)
@@ -75,20 +77,40 @@ def fit_parabolas(inputs: Inputs) -> EstimatorFit:
     def curve(quantity: Quantity, budget: int, values: Array) -> Array:
         return predict(*fitted[quantity, budget], np.log(values))
 
+    def curves(quantity: Quantity, budget: int, values: Array) -> Array:
+        x, coefficients = fitted[quantity, budget][0], resampled[quantity, budget]
+        return predict(x, coefficients.T[..., None], np.log(values))
+
     return EstimatorFit(
-        name="parabola", noise=level, optima=optima, laws=laws(inputs, optima, level), curve=curve
+        name="parabola",
+        noise=level,
+        optima=optima,
+        laws=laws(inputs, optima, level),
+        curve=curve,
+        band=inputs.band(level, curves),
     )
 
 
-def _optimum(
-    inputs: Inputs, quantity: Quantity, budget: int, fitted: tuple[Array, Array], level: NoiseLevel
-) -> Optimum:
+def _resampled(inputs: Inputs, budget: int, fitted: tuple[Array, Array], level: NoiseLevel) -> Array:
+    """Return the coefficients of every resample of one budget [resamples, 3]."""
     x, coefficients = fitted
     at = inputs.cells.budget == budget
     base, seen = predict(x, coefficients, x), inputs.cells.loss_nats[at]
-    resampled, weights = inputs.resamples(level, base, inputs.cells.rows[at], seen)
+    losses, weights = inputs.resamples(level, base, inputs.cells.rows[at], seen)
+    return fit_parabola(x, losses, weights)[0]
+
+
+def _optimum(
+    inputs: Inputs,
+    quantity: Quantity,
+    budget: int,
+    fitted: tuple[Array, Array],
+    resampled: Array,
+    level: NoiseLevel,
+) -> Optimum:
+    x, coefficients = fitted
     place, value = minimum(x, coefficients)
-    draws, losses = minimum(x, fit_parabola(x, resampled, weights)[0])
+    draws, losses = minimum(x, resampled)
     point = (float(place), float(value))
     spread = (draws, losses, inputs.draws.factor(level))
     return judge(inputs.cells, quantity, budget, point, spread, inputs.config)

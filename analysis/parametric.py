@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,12 +32,12 @@ def fit_parametric(inputs: Inputs) -> EstimatorFit:
         return nothing("surface", inputs, reason)
     u, v, losses = np.log(runs.params), np.log(runs.tokens), runs.loss_nats
     point = fit_surface(u, v, losses, inputs.config.huber_delta)
-    base = point.loss(u, v)
+    base = point.losses(u, v)[0]
     level = inputs.level(float(np.square(losses - base).sum()), count - len(PARAMETERS))
     resampled = refit(point, *inputs.resamples(level, base, runs.rows, losses))
 
-    def curve(quantity: Quantity, budget: int, values: Array) -> Array:
-        return point.loss(*inputs.along(quantity, budget, values))
+    def curves(surface: Surface, quantity: Quantity, budget: int, values: Array) -> Array:
+        return surface.losses(*inputs.along(quantity, budget, values))
 
     everywhere = list(range(inputs.budgets))
     path = inputs.path(everywhere)
@@ -49,7 +50,8 @@ def fit_parametric(inputs: Inputs) -> EstimatorFit:
         notes=_notes(point),
         optima=optima,
         laws=laws(inputs, optima, level),
-        curve=curve,
+        curve=lambda *place: curves(point, *place)[0],
+        band=inputs.band(level, partial(curves, resampled)),
     )
     if not inputs.config.profiles or inputs.draws.weights is not None:
         return replace(fitted, intervals="by bootstrap")

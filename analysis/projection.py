@@ -32,10 +32,10 @@ class SharedShape:
     log_params_mean: float
     log_tokens_mean: float
 
-    def loss(self, budget: int, log_params: Array, log_tokens: Array, resample: int = 0) -> Array:
-        """Return the fitted loss of one budget along a path of parameters and tokens."""
-        a, b = self.exponents[resample]
-        level, p, r = self.amplitudes[resample, budget]
+    def losses(self, budget: int, log_params: Array, log_tokens: Array) -> Array:
+        """Return the fitted losses of one budget along a path [resamples, points]."""
+        a, b = self.exponents.T[..., None]
+        level, p, r = self.amplitudes[:, budget].T[..., None]
         return np.asarray(
             level
             - p * _saturation(a, log_params - self.log_params_mean)

@@ -8,6 +8,7 @@ continuous isoFLOP curve.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,12 +36,12 @@ def fit_shared(inputs: Inputs) -> EstimatorFit:
     level = inputs.level(float(point.squared_error[0]), freedom)
     base = np.zeros(len(index))
     for k in range(len(usable)):
-        base[index == k] = point.loss(k, u[index == k], v[index == k])
+        base[index == k] = point.losses(k, u[index == k], v[index == k])[0]
     losses, weights = inputs.resamples(level, base, cells.rows[at], cells.loss_nats[at])
     resampled = fit_shared_shape(u, v, losses, index, start=point.exponents[0], weights=weights)
 
-    def curve(quantity: Quantity, budget: int, values: Array) -> Array:
-        return point.loss(usable.index(budget), *inputs.along(quantity, budget, values))
+    def curves(fitted: SharedShape, quantity: Quantity, budget: int, values: Array) -> Array:
+        return fitted.losses(usable.index(budget), *inputs.along(quantity, budget, values))
 
     path = inputs.path(usable)
     optima = optima_along(inputs, usable, minima(path, point), minima(path, resampled), level)
@@ -51,7 +52,8 @@ def fit_shared(inputs: Inputs) -> EstimatorFit:
         parameters={"a": a, "b": b},
         optima=optima,
         laws=laws(inputs, optima, level),
-        curve=curve,
+        curve=lambda *place: curves(point, *place)[0],
+        band=inputs.band(level, partial(curves, resampled)),
     )
 
 

@@ -68,9 +68,9 @@ class Surface:
         share = np.exp(logs[0])
         return np.asarray(np.einsum("tn,tnp->np", share / share.sum(0), slopes))
 
-    def loss(self, log_params: Array, log_tokens: Array, resample: int = 0) -> Array:
-        """Return the fitted loss in nats."""
-        e, a, b, alpha, beta = self.fit.parameters[resample]
+    def losses(self, log_params: Array, log_tokens: Array) -> Array:
+        """Return the fitted losses in nats [resamples, points]."""
+        e, a, b, alpha, beta = self.fit.parameters.T[..., None]
         u, v = log_params - self.log_params_mean, log_tokens - self.log_tokens_mean
         return np.asarray(np.exp(e) + np.exp(a - alpha * u) + np.exp(b - beta * v))
 

@@ -163,7 +163,7 @@ def laws_of_runs(bench: Grid, losses: Array, resamples: int, seed: int) -> tuple
     inputs = bench.inputs(losses, FitConfig(bootstrap=100), "")
     u, v, seen = np.log(inputs.runs.params), np.log(inputs.runs.tokens), inputs.runs.loss_nats
     surface = fit_surface(u, v, seen)
-    base = surface.loss(u, v)
+    base = surface.losses(u, v)[0]
     sd = float(np.sqrt(np.square(seen - base).sum() / max(len(seen) - 5, 1)))
     errors = np.random.default_rng(seed).standard_normal((resamples, len(seen)))
     again = refit(surface, base + sd * errors)

@@ -2,8 +2,8 @@
 
 python validation/design.py [part=calibration|search] [minutes=M] [folder=DIR] [out=FILE]
 
-calibration: four grids under two laws. The spread of the exponents of 1,000 simulated studies (what a design
-prints) beside the median width of the 95 % intervals of the first 100 of them, each analysed as `fit` does;
+calibration: four grids under two laws. The spread of the exponents of 4,000 simulated studies (what a design
+prints) beside the median width of the 95 % intervals of the first 200 of them, each analysed as `fit` does;
 then the same where the world is not as the design was told: heavier tails, another N, a coupled law.
 search: the published 140M grid and what `design=search` finds for its FLOPs, under three laws.
 Study k of a case is drawn from seeds that name it. What was done is kept in `folder`, by default
@@ -41,7 +41,7 @@ from sweeps.search import search
 
 ROOT = Path(__file__).resolve().parents[1]
 SEED, NOISE, RESAMPLES, CHUNK = 0, 0.005, 400, 10
-STUDIES, ANALYSES = 1000, 100
+STUDIES, ANALYSES = 4000, 200
 COUNT = FitConfig().parameter_count
 SCALE = "looped_140m"
 STARTED = time.monotonic()

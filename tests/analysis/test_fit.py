@@ -4,6 +4,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from analysis import FitConfig, fit
 from analysis.isoflop import inside
@@ -70,6 +71,34 @@ def test_intervals_hold_the_truth_at_small_noise(fitted):
         law = estimator.laws["mean_recurrence"]
         slope = true_slope(law.budgets_flops, [truth.optimum(c) for c in law.budgets_flops])
         assert law.exponent_low < slope < law.exponent_high
+
+
+def test_the_band_of_a_parabola_is_that_of_least_squares(noisy, fitted):
+    group, x = fitted.groups[0], np.array([2.0, 5.0, 12.0])
+    parabola, noise = group.estimator("parabola"), fitted.noise
+    looped = noisy[0][noisy[0]["kind"] == "looped"]
+    for k, flops in enumerate(INSIDE):
+        depths = looped.loc[looped["target_flops"] == flops, "mean_recurrence"]
+        design, at = (np.vander(np.log(values), 3) for values in (depths, x))
+        leverage = np.einsum("ij,jk,ik->i", at, np.linalg.inv(design.T @ design), at)
+        low, high = parabola.band("mean_recurrence", k, x)
+        half = stats.t.ppf(0.975, noise.degrees_of_freedom) * noise.sd_nats * np.sqrt(leverage)
+        assert (high - low) / 2 == pytest.approx(half, rel=0.15)
+        assert (low + high) / 2 == pytest.approx(
+            parabola.curve("mean_recurrence", k, x), abs=0.2 * half.max()
+        )
+
+
+@pytest.mark.parametrize("name", ["shared shape", "surface"])
+def test_bands_hold_the_true_curve(name, fitted):
+    truth, estimator = Truth(), fitted.groups[0].estimator(name)
+    for k, flops in enumerate(INSIDE):
+        depths = np.array([2.5, 5.0, 10.0])
+        tokens = flops / truth.flops(depths)
+        for quantity, x in (("mean_recurrence", depths), ("tokens", tokens)):
+            low, high = estimator.band(quantity, k, x)
+            assert ((low < truth.loss(depths, tokens)) & (truth.loss(depths, tokens) < high)).all()
+            assert (high - low < 0.02).all()
 
 
 def test_rows_and_columns_in_any_order_give_the_same_bytes(noisy, fitted):

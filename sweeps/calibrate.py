@@ -20,13 +20,14 @@ from harness.files import write_json
 from harness.identity import run_id
 from harness.metrics import read_metrics
 from harness.runfolder import RunFolder
+from sweeps.cluster_config import Resources
 from sweeps.config import StudyConfig, SweepConfig
 from sweeps.grid import Cell, DataFacts
 from sweeps.launch import start_workers
 from sweeps.ledger import enter, read_ledger
 from sweeps.live import watch
 from sweeps.plan import plan_cells
-from sweeps.price import calibration_file, shape_of
+from sweeps.price import calibration_file, cluster_name, shape_of
 from sweeps.submit import submit_missing
 
 TIME_MIN = 15  # of a job that times shapes
@@ -42,7 +43,7 @@ def calibrate(study: StudyConfig) -> int:
     The speeds lie in `<root>/.calibration/<cluster>` and price every later plan under that root.
     """
     root = Path(study.root)
-    name = cluster_name(study)
+    name = cluster_name(study.cluster)
     wanted: dict[Path, RunConfig] = {}
     for cell in plan_cells(study):
         resources = study.cluster.resources_of(cell.run.scale)
@@ -55,18 +56,9 @@ def calibrate(study: StudyConfig) -> int:
     scratch = root / ".calibration" / name / "runs"
     runs = _train(study, wanted, scratch)
     for path, run in wanted.items():
-        _keep(path, run, runs[path])
+        _keep(path, run, study.cluster.resources_of(run.scale), runs[path])
     shutil.rmtree(scratch)
     return len(wanted)
-
-
-def cluster_name(study: StudyConfig) -> str:
-    """Return the name under which the speeds of this study's cluster are kept."""
-    if study.cluster.kind != "slurm":
-        return study.cluster.name or study.cluster.kind
-    from sweeps.slurm import Slurm
-
-    return Slurm(study.cluster).name
 
 
 def _train(study: StudyConfig, wanted: dict[Path, RunConfig], scratch: Path) -> dict[Path, RunFolder]:
@@ -145,7 +137,7 @@ def _data(study: StudyConfig, scratch: Path) -> tuple[DataFacts, DataConfig, Pat
     return DataFacts(digest=prepared.digest, unique_tokens=prepared.unique_tokens), data, cache
 
 
-def _keep(path: Path, run: RunConfig, trained: RunFolder) -> None:
+def _keep(path: Path, run: RunConfig, resources: Resources, trained: RunFolder) -> None:
     lines = read_metrics(trained.metrics)[WARM_STEPS:]
     if not lines:
         print(f"{path.stem} was not timed: {trained.status().message}", file=sys.stderr)
@@ -156,6 +148,7 @@ def _keep(path: Path, run: RunConfig, trained: RunFolder) -> None:
         path,
         {
             "shape": list(shape),
+            "resources": dataclasses.asdict(resources),
             "tokens_per_s": tokens_per_s,
             "flops_per_s": tokens_per_s * nominal_flops_per_token(run),
             "device": trained.record()["device"],

@@ -19,11 +19,11 @@ from harness.record import planned_columns
 from harness.runfolder import RunFolder
 from model.memory import memory_estimate_bytes
 from sweeps import trunk_plan
-from sweeps.cluster_config import ClusterConfig
+from sweeps.cluster_config import ClusterConfig, Resources
 from sweeps.config import StudyConfig
 from sweeps.grid import Cell, DataFacts, cells, truncated_curves
 from sweeps.ledger import read_ledger, trunks_of
-from sweeps.price import Prices, in_words, read_calibrations, shape_of
+from sweeps.price import Prices, in_words, known_prices, shape_of
 from sweeps.trunks import cell_name, trajectories
 
 if TYPE_CHECKING:
@@ -67,9 +67,12 @@ def plan(study: StudyConfig) -> pd.DataFrame:
     planned = plan_cells(study)
     root = Path(study.root)
     folder = root / str(study.sweep.name)
-    prices = Prices(cluster=study.cluster, calibrated=read_calibrations(root))
+    prices, asked = known_prices(study.cluster, root, folder)
     there = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    rows = [_row(cell, folder, there, prices, study.cluster) for cell in planned]
+    rows = [_row(cell, folder, there, study.cluster) for cell in planned]
+    for row in rows:
+        if row["status"] == "done" and (resources := _trained_with(row, study, asked)):
+            prices.add_record(RunFolder(folder / str(row["run_id"])).record(), resources)
     for row in rows:
         _price(row, study, prices)
     before = read_ledger(folder) if "sweep.json" in there else None
@@ -142,10 +145,8 @@ def _facts(data: DataConfig, cache: Path) -> DataFacts:
     return DataFacts(digest=prepared.digest, unique_tokens=prepared.unique_tokens)
 
 
-def _row(
-    cell: Cell, folder: Path, there: set[str], prices: Prices, cluster: ClusterConfig
-) -> dict[str, object]:
-    row: dict[str, object] = {"verdict": cell.verdict, "reason": cell.reason, "run_id": cell.run_id}
+def _row(cell: Cell, folder: Path, there: set[str], cluster: ClusterConfig) -> dict[str, Any]:
+    row: dict[str, Any] = {"verdict": cell.verdict, "reason": cell.reason, "run_id": cell.run_id}
     columns = planned_columns(cell.run) if cell.run.steps else _unsolved_columns(cell)
     unique = cell.data.unique_tokens
     row |= columns | {
@@ -156,12 +157,17 @@ def _row(
         "status": None,
     }
     if cell.run_id in there:
-        run = RunFolder(folder / str(cell.run_id))
-        status = run.status()
-        row["status"] = str(status)
-        if status.state == "done":
-            prices.add_record(run.record())
+        row["status"] = str(RunFolder(folder / str(cell.run_id)).status())
     return row
+
+
+def _trained_with(
+    row: dict[str, Any], study: StudyConfig, asked: dict[str, Resources | None]
+) -> Resources | None:
+    """Return what a finished run asked for on the study's cluster, None where it was trained elsewhere."""
+    if row["run_id"] in asked or study.cluster.kind != "local":
+        return asked.get(row["run_id"])
+    return study.cluster.resources_of(row["scale"])  # in the local pool nothing is submitted
 
 
 def _price(row: dict[str, Any], study: StudyConfig, prices: Prices) -> None:

@@ -7,50 +7,77 @@ import json
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from harness.config import RunConfig
 from harness.files import read_json
+from model.checked import ConfigError, build
+from sweeps.batch import batch_folder, read_batches, read_submitted
 from sweeps.cluster_config import ClusterConfig, Resources
+from sweeps.scheduler import SchedulerError
 
 MEASURED, SIMILAR, CALIBRATED = "measured", "measured on the same scale", "calibrated"
 ESTIMATED, UNKNOWN = "estimated from peak", "unknown"
 
 Shape = tuple[Any, ...]
+Hardware = tuple[Any, ...]
 
 
 def shape_of(scale: str, kind: str, mean_recurrence: float, batch_tokens: int) -> Shape:
-    """Name what decides the throughput of a run on one machine, as far as the runs table knows it."""
+    """Name what decides the throughput of a run on given hardware, as far as the runs table knows it."""
     return scale, kind, float(mean_recurrence), int(batch_tokens)
+
+
+def hardware_of(resources: Resources) -> Hardware:
+    """Name what a job of these resources runs on, within one cluster."""
+    wanted = ("nodes", "tasks_per_node", "gpus_per_node", "cpus_per_task", "partition", "constraint")
+    return tuple(getattr(resources, name) for name in (*wanted, "parallel_runs"))
+
+
+def cluster_name(cluster: ClusterConfig) -> str:
+    """Return the name under which a cluster's speeds are kept; a SLURM cluster may have to be asked for it.
+
+    Raises ConfigError or SchedulerError where it cannot be.
+    """
+    if cluster.name or cluster.kind != "slurm":
+        return cluster.name or cluster.kind
+    from sweeps.slurm import Slurm
+
+    return Slurm(replace(cluster, patience_s=0.0)).name
 
 
 @dataclass(kw_only=True)
 class Prices:
-    """Throughputs known so far, in nominal FLOPs per second of a whole run, all its devices together."""
+    """Throughputs known of one cluster, in nominal FLOPs per second of a whole run, all its devices together.
+
+    They are kept by hardware and shape: what one kind of device needs says nothing of another.
+    """
 
     cluster: ClusterConfig
-    measured: dict[Shape, list[float]] = field(default_factory=lambda: defaultdict(list))
-    calibrated: dict[Shape, float] = field(default_factory=dict)
+    measured: dict[tuple[Hardware, Shape], list[float]] = field(default_factory=lambda: defaultdict(list))
+    calibrated: dict[tuple[Hardware, Shape], float] = field(default_factory=dict)
 
-    def add_record(self, record: dict[str, Any]) -> None:
-        """Learn from the record of a finished run."""
+    def add_record(self, record: dict[str, Any], resources: Resources) -> None:
+        """Learn from the record of a run that was trained with these resources."""
         if record.get("tokens_per_s"):
             shape = shape_of(*(record[name] for name in ("scale", "kind", "mean_recurrence", "batch_tokens")))
             rate = record["tokens_per_s"] * record["nominal_flops"] / record["tokens"]
-            self.measured[shape].append(rate)
+            self.measured[hardware_of(resources), shape].append(rate)
 
     def flops_per_s(self, shape: Shape, resources: Resources) -> tuple[float | None, str]:
         """Return the throughput of a run of this shape and where the figure comes from."""
-        if shape in self.measured:
-            return statistics.median(self.measured[shape]), MEASURED
-        if shape in self.calibrated:
-            return self.calibrated[shape], CALIBRATED
+        hardware = hardware_of(resources)
+        if (hardware, shape) in self.measured:
+            return statistics.median(self.measured[hardware, shape]), MEASURED
+        if (hardware, shape) in self.calibrated:
+            return self.calibrated[hardware, shape], CALIBRATED
+        alike = (hardware, shape[0])
         same_scale = [
-            rate for known, rates in self.measured.items() if known[0] == shape[0] for rate in rates
+            rate for (at, k), rates in self.measured.items() if (at, k[0]) == alike for rate in rates
         ]
-        same_scale += [rate for known, rate in self.calibrated.items() if known[0] == shape[0]]
+        same_scale += [rate for (at, k), rate in self.calibrated.items() if (at, k[0]) == alike]
         if same_scale:
             return statistics.median(same_scale), SIMILAR
         peak = self.cluster.device_peak_flops_per_s
@@ -86,10 +113,29 @@ def calibration_file(root: Path, cluster: str, run: RunConfig, resources: Resour
     return root / ".calibration" / cluster / f"{run.scale}-{run.model.table_kind}-mu{mean:g}-{digest}.json"
 
 
-def read_calibrations(root: Path) -> dict[Shape, float]:
-    """Return every calibrated throughput under `root`, the newest where there are several of a shape."""
-    found: dict[Shape, float] = {}
-    for path in sorted((root / ".calibration").glob("*/*.json"), key=lambda path: path.stat().st_mtime):
+def known_prices(
+    cluster: ClusterConfig, root: Path, sweep: Path
+) -> tuple[Prices, dict[str, Resources | None]]:
+    """Return what was calibrated on a cluster under `root`, and what each submitted run of a sweep asked for.
+
+    That is None for a run that went to another cluster. Where nothing was calibrated or submitted the
+    cluster is not asked for its name; of one that does not answer nothing is known.
+    """
+    batches = read_batches(sweep)
+    found, asked = Prices(cluster=cluster), dict[str, Resources | None]()
+    if not batches and not (root / ".calibration").exists():
+        return found, asked
+    try:
+        name = cluster_name(cluster)
+    except (ConfigError, SchedulerError):
+        name = ""
+    kept = (root / ".calibration" / name).glob("*.json") if name else ()
+    for path in sorted(kept, key=lambda path: path.stat().st_mtime):
         fields = read_json(path)
-        found[shape_of(*fields["shape"])] = fields["flops_per_s"]
-    return found
+        place = hardware_of(build(Resources, fields["resources"], f"{path}: resources."))
+        found.calibrated[place, shape_of(*fields["shape"])] = fields["flops_per_s"]
+    for batch in batches:
+        submitted = read_submitted(batch_folder(sweep, batch))
+        here = submitted is not None and submitted.cluster == name
+        asked |= dict.fromkeys(batch.runs, batch.resources if here else None)
+    return found, asked

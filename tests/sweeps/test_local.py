@@ -54,7 +54,8 @@ def test_launch_returns_at_once_and_the_sweep_ends_in_two_tables(tiny_sweep, tab
     assert (runs["attempts"] == 1).all() and runs["val_loss_nats"].notna().all()
     assert pd.read_csv(tmp_path / "runs" / "tiny" / "runs.csv")["run_id"].tolist() == runs["run_id"].tolist()
     plan = loopscale.plan(tiny_sweep)
-    assert (plan["status"] == "done").all() and plan["hours"].notna().all()
+    assert (plan["status"] == "done").all() and (plan["price"] == "measured").all()
+    assert (loopscale.plan([*tiny_sweep, "cluster=slurm_h100"])["price"] == "estimated from peak").all()
 
 
 def test_a_data_set_is_an_axis_like_any_other(tiny_sweep, table, tmp_path):
@@ -71,6 +72,10 @@ def test_a_shape_is_timed_for_the_price(tiny_sweep, tmp_path, capsys):
     assert "calibrated" in capsys.readouterr().out
     frame = loopscale.plan(tiny_sweep)
     assert (frame["hours"] > 0).all() and frame["price"].str.startswith("calibrated").all()
+    for elsewhere in (["cluster=slurm_h100"], ["cluster.resources.cpus_per_task=7"]):
+        assert (
+            not loopscale.plan([*tiny_sweep, *elsewhere])["price"].str.contains("calibrated|measured").any()
+        )
     assert (tmp_path / "runs").exists() and not (tmp_path / "runs" / "tiny").exists()
 
 

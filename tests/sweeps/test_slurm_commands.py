@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -12,9 +13,10 @@ import pytest
 import loopscale
 from model.checked import ConfigError
 from sweeps import task
-from sweeps.batch import Batch, write_batch
+from sweeps.batch import Batch, Submitted, write_batch, write_submitted
 from sweeps.cluster_config import ClusterConfig, Resources
 from sweeps.ledger import read_ledger
+from sweeps.price import ESTIMATED, MEASURED, SIMILAR, Prices, known_prices, shape_of
 from sweeps.scheduler import Element, SchedulerError
 from sweeps.slurm import Slurm, parse_accounting
 from sweeps.snapshot import take_snapshot
@@ -51,6 +53,28 @@ def batch(tmp_path):
     )
     write_batch(tmp_path, made)
     return made
+
+
+def test_a_price_is_learnt_from_runs_of_the_same_cluster_alone(commands, batch, tmp_path):
+    other = dataclasses.replace(batch, token="def", elements=[["b"], ["c"]])
+    write_batch(tmp_path, other)
+    for one, cluster in ((batch, "somewhere"), (other, "elsewhere")):
+        write_submitted(tmp_path, one, Submitted(cluster=cluster, job_id="1"))
+    here, there, unnamed = (
+        known_prices(ClusterConfig(kind="slurm", name=name), tmp_path, tmp_path)[1]
+        for name in ("somewhere", "elsewhere", None)
+    )
+    assert here == unnamed == {"a": batch.resources, "b": None, "c": None}
+    assert there == {"a": None, "b": batch.resources, "c": batch.resources}
+    record = {"scale": "s", "kind": "looped", "mean_recurrence": 2.0, "batch_tokens": 8}
+    prices = Prices(cluster=ClusterConfig(device_peak_flops_per_s=10.0, device_utilisation=0.5))
+    prices.add_record(record | {"tokens_per_s": 3.0, "nominal_flops": 40, "tokens": 20}, batch.resources)
+    for depth, resources, expected in (
+        (2, Resources(), (6.0, MEASURED)),
+        (4, Resources(), (6.0, SIMILAR)),
+        (2, Resources(gpus_per_node=2), (10.0, ESTIMATED)),
+    ):
+        assert prices.flops_per_s(shape_of("s", "looped", depth, 8), resources) == expected
 
 
 def test_a_lost_answer_is_not_sent_twice(commands, batch, tmp_path):

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.config import FitConfig
+from analysis.curve_laws import RIVALS, CurveLaws, fit_curves
 from analysis.geometry import geometry
 from analysis.group import GroupFit, blocks_of, fit_groups
 from analysis.joint import SIZE, joint
@@ -67,9 +68,10 @@ def run_laws(groups: tuple[GroupFit, ...], depths: pd.DataFrame, config: FitConf
     return tuple(found)
 
 
-def fit_run_law(name: str, runs: pd.DataFrame, depths: pd.DataFrame, config: FitConfig) -> LawFit:
+def fit_run_law(name: str, runs: pd.DataFrame, depths: pd.DataFrame, config: FitConfig) -> LawFit | CurveLaws:
     """Fit one law of the registry to the runs of a study, or to their depth curves where it needs depths.
 
+    A law of depth alone is fitted to every curve apart: nothing ties the curves of two runs together.
     Raises TableError for an unknown law or runs of several accountings.
     """
     if name not in LAWS:
@@ -85,6 +87,8 @@ def fit_run_law(name: str, runs: pd.DataFrame, depths: pd.DataFrame, config: Fit
     if "depth" in law.columns:
         depths = depths.sort_values(["run_id", "depth"], kind="stable")
         points = pd.concat([depth_points(group, depths, config) for group in groups], ignore_index=True)
+        if name in RIVALS:
+            return fit_curves(name, points, config.huber_delta)
     else:
         points = pd.concat([training_points(group, config) for group in groups], ignore_index=True)
     found = _fit(name, law, points, config)

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from analysis import Comparison, FitConfig, IsoflopFit, LawFit, StudyFit
+    from analysis.curve_laws import CurveLaws
     from analysis.parcae_compare import PublishedComparison
 
-    AnyFit: TypeAlias = StudyFit | IsoflopFit | LawFit
+    AnyFit: TypeAlias = StudyFit | IsoflopFit | LawFit | CurveLaws
 
 PUBLISHED = "parcae_published"
 

@@ -1,5 +1,7 @@
 """`fit law=NAME` on runs: how its points are resampled is what the user asked for."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -72,3 +74,23 @@ def test_two_runs_cannot_give_an_interval():
     runs, depths = study(Truth(), budgets=INSIDE[:1], recurrences=(2, 6), fixed=False)
     with pytest.raises(TableError, match=r"^law=unified: 2 blocks of runs, at least 3 are needed$"):
         fit_run_law("unified", runs, depths, FitConfig(bootstrap=100))
+
+
+def test_a_law_of_depth_is_fitted_to_every_curve_apart_and_beside_its_rivals():
+    """The curves decay with z = 7 / mu by construction; pooled they would have one z and one floor."""
+    runs, depths = study(budgets=INSIDE[:2], recurrences=(2, 4, 8), depth_noise_nats=0.0)
+    found = fit_run_law("saturating", runs, depths, FitConfig())
+    assert len(found.curves) == 6
+    for curve in found.curves:
+        assert curve.parameters["z"] == pytest.approx(7 / curve.mean_recurrence, rel=1e-3)
+        assert curve.rms_nats < 1e-6
+    rms = {rival.law: rival.rms_nats for rival in found.rivals}
+    ahead = {rival.law: rival.ahead_nats for rival in found.rivals}
+    assert list(rms) == ["saturating", "shifted_power", "power", "pure_power"]
+    assert min(rms, key=rms.get) == min(ahead, key=ahead.get) == "saturating"
+    assert rms["pure_power"] > 100 * rms["saturating"]
+    assert "µ = 8, 2 curves: L_inf = " in found.summary() and ", z = 0.875 [0.875, 0.875]" in found.summary()
+    assert len(json.loads(found.to_json())["curves"]) == 6
+    few = depths[depths["depth"] <= 3]
+    with pytest.raises(TableError, match=r"^law=power: no depth curve has 4 depths: evaluate with a larger"):
+        fit_run_law("power", runs, few, FitConfig())

@@ -1,0 +1,145 @@
+"""A law of depth alone, fitted to every depth curve of a study apart, with its rivals beside it.
+
+Curves of different runs share no parameter, so that they are never pooled: one run gives one fit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis import plain
+from analysis.law import Array
+from analysis.law_fit import fit_law
+from analysis.laws import LAWS
+from analysis.numbers import number, span
+from analysis.schema import TableError
+
+RIVALS = tuple(name for name, law in LAWS.items() if law.columns == ("depth",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurveLaw:
+    """One law of one run's depth curve."""
+
+    run_id: str
+    mean_recurrence: float
+    parameters: dict[str, float]
+    rms_nats: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rival:
+    """How well one law describes depth curves, medians over them, and how well it foresees their deep half.
+
+    `ahead_nats` is the mean absolute error at the deeper half of a curve's depths of the law fitted to the
+    shallower half; None where that is too short.
+    """
+
+    law: str
+    rms_nats: float
+    ahead_nats: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurveLaws:
+    """One law at every depth curve, and all laws of depth compared on the same curves."""
+
+    law: str
+    formula: str
+    source: str
+    curves: tuple[CurveLaw, ...]
+    rivals: tuple[Rival, ...]
+
+    def summary(self) -> str:
+        """Return one line per mean recurrence (medians and range over its runs) and one per rival."""
+        lines = [
+            f"{self.law}: L = {self.formula} ({self.source}), {len(self.curves)} depth curves fitted apart"
+        ]
+        for depth in sorted({curve.mean_recurrence for curve in self.curves}):
+            mine = [curve for curve in self.curves if curve.mean_recurrence == depth]
+            shown = (
+                f"{name} = {_middle([curve.parameters[name] for curve in mine])}"
+                for name in mine[0].parameters
+            )
+            lines.append(f"  µ = {depth:g}, {len(mine)} curves: {', '.join(shown)}")
+        lines.append(
+            "  median and range over the runs of a recurrence; the laws of depth on the same curves:"
+        )
+        for rival in self.rivals:
+            ahead = (
+                "" if rival.ahead_nats is None else f", deeper half foreseen to {rival.ahead_nats:.2g} nats"
+            )
+            lines.append(f"  {rival.law:>13}: rms {rival.rms_nats:.2g} nats{ahead}")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fits as JSON values."""
+        return dict(plain.plain(self))
+
+    def to_json(self) -> str:
+        """Return the fits as JSON text."""
+        return plain.to_json(self)
+
+
+def fit_curves(name: str, points: pd.DataFrame, delta: float) -> CurveLaws:
+    """Fit a law of depth to the depth curve of every run in `points` (run_id, mean_recurrence, depth, loss).
+
+    Raises TableError where no curve has more depths than the law has parameters.
+    """
+    law = LAWS[name]
+    curves = {
+        str(run_id): rows.sort_values("depth")
+        for run_id, rows in points.groupby("run_id")
+        if _enough(rows, name)
+    }
+    if not curves:
+        needed = len(law.parameters) + 1
+        raise TableError(f"law={name}: no depth curve has {needed} depths: evaluate with a larger max_depth")
+    found = []
+    for run_id, rows in curves.items():
+        fit = fit_law(law, rows, rows["loss"].to_numpy(float), delta=delta)
+        found.append(
+            CurveLaw(
+                run_id=run_id,
+                mean_recurrence=float(rows["mean_recurrence"].iloc[0]),
+                parameters=fit.parameters,
+                rms_nats=fit.rms_nats,
+            )
+        )
+    return CurveLaws(
+        law=name,
+        formula=law.formula,
+        source=law.source,
+        curves=tuple(found),
+        rivals=tuple(_rival(rival, list(curves.values()), delta) for rival in RIVALS),
+    )
+
+
+def _enough(rows: pd.DataFrame, name: str) -> bool:
+    return rows["depth"].nunique() > len(LAWS[name].parameters)
+
+
+def _rival(name: str, curves: list[pd.DataFrame], delta: float) -> Rival:
+    errors, ahead = [], []
+    for rows in curves:
+        losses = rows["loss"].to_numpy(float)
+        errors.append(fit_law(name, rows, losses, delta=delta).rms_nats)
+        near = (rows["depth"] <= rows["depth"].median()).to_numpy()
+        if _enough(rows[near], name):
+            fit = fit_law(name, rows[near], losses[near], delta=delta)
+            ahead.append(float(np.abs(fit.predict(rows[~near]) - losses[~near]).mean()))
+    return Rival(
+        law=name,
+        rms_nats=float(np.median(errors)),
+        ahead_nats=float(np.median(ahead)) if ahead else None,
+    )
+
+
+def _middle(values: list[float]) -> str:
+    known: Array = np.array(values)
+    ends = "" if len(values) == 1 else f" {span(float(known.min()), float(known.max()))}"
+    return f"{number(float(np.median(known)))}{ends}"

@@ -29,6 +29,8 @@ DEFAULT: EstimatorName = "shared shape"
 Curve = Callable[[Quantity, int, Array], Array]
 # the same, to the ends of the loss's interval
 Band = Callable[[Quantity, int, Array], tuple[Array, Array]]
+# (values of the swept variable, FLOPs) -> loss in nats and the ends of its interval
+Across = Callable[[Array, Array], tuple[Array, Array, Array]]
 # log mean recurrence of the optimum and the loss there, both [resamples, budgets]
 Minima = tuple[Array, Array]
 
@@ -47,6 +49,7 @@ class EstimatorFit:
     laws: dict[Quantity, PowerLaw] = field(default_factory=dict)
     curve: Curve | None = field(default=None, repr=False, compare=False, metadata=HIDDEN)
     band: Band | None = field(default=None, repr=False, compare=False, metadata=HIDDEN)
+    across: Across | None = field(default=None, repr=False, compare=False, metadata=HIDDEN)  # budgets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,15 +106,14 @@ class Inputs:
 
     def band(self, level: NoiseLevel, resampled: Curve) -> Band:
         """Return the pointwise band of a fitted curve; `resampled` gives its losses [resamples, values]."""
+        return lambda *place: self.ends(level, resampled(*place))
+
+    def ends(self, level: NoiseLevel, resampled: Array) -> tuple[Array, Array]:
+        """Return the ends of the interval at each place from values [resamples, places] there."""
         factor = self.draws.factor(level)
-
-        def ends(quantity: Quantity, budget: int, values: Array) -> tuple[Array, Array]:
-            losses = resampled(quantity, budget, values)
-            found = [interval(studentised(at, factor), self.config.confidence) for at in losses.T]
-            low, high = np.array(found, dtype=float).T
-            return low, high
-
-        return ends
+        found = [interval(studentised(at, factor), self.config.confidence) for at in resampled.T]
+        low, high = np.array(found, dtype=float).T
+        return low, high
 
     def path(self, budgets: list[int]) -> Path:
         """Return the isoFLOP curves of some budgets as functions of the log of the swept variable."""

@@ -60,22 +60,24 @@ class GroupFit:
         return next(item for item in self.estimators if item.name == name)
 
     def predict(self, flops: Values, estimator: str = DEFAULT) -> pd.DataFrame:
-        """Return the optima at budgets of `flops` by one estimator's power laws, a row each.
+        """Return the optima at budgets of `flops` by one estimator's power laws with intervals, a row each.
 
         L* (loss_nats) is that of the fitted surface, the one law of the loss across budgets, where the swept
         variable is optimal and the rest of the budget buys tokens: NaN where the surface was refused. Raises
         ValueError where the estimator has no power law.
         """
         budgets = np.atleast_1d(np.asarray(flops, float))
-        found = {str(name): law.predict(budgets) for name, law in self.estimator(estimator).laws.items()}
-        surface = self.estimator("surface").parameters
-        swept = found[self.cells.variable]
-        loss = np.full(len(budgets), np.nan)
-        if surface:
-            by_params = surface["A"] * self.geometry.params(swept) ** -surface["alpha"]
-            by_tokens = surface["B"] * self.geometry.tokens(swept, budgets) ** -surface["beta"]
-            loss = surface["E"] + by_params + by_tokens
-        return pd.DataFrame({"flops": budgets, **found, "loss_nats": loss})
+        found = {"flops": budgets}
+        for name, law in self.estimator(estimator).laws.items():
+            found[name] = law.predict(budgets)
+            low, high = law.band(budgets, self.inputs.config.confidence)
+            found |= {f"{name}_low": low, f"{name}_high": high}
+        surface = self.estimator("surface").across
+        losses = (
+            surface(found[self.cells.variable], budgets) if surface else [np.full(len(budgets), np.nan)] * 3
+        )
+        found |= dict(zip(("loss_nats", "loss_low_nats", "loss_high_nats"), losses, strict=True))
+        return pd.DataFrame(found)
 
 
 def fit_groups(

@@ -39,6 +39,10 @@ def fit_parametric(inputs: Inputs) -> EstimatorFit:
     def curves(surface: Surface, quantity: Quantity, budget: int, values: Array) -> Array:
         return surface.losses(*inputs.along(quantity, budget, values))
 
+    def across(values: Array, flops: Array) -> tuple[Array, Array, Array]:
+        place = np.log(inputs.shape.params(values)), np.log(inputs.shape.tokens(values, flops))
+        return point.losses(*place)[0], *inputs.ends(level, resampled.losses(*place))
+
     everywhere = list(range(inputs.budgets))
     path = inputs.path(everywhere)
     optima = optima_along(inputs, everywhere, minima(path, point), minima(path, resampled), level)
@@ -52,6 +56,7 @@ def fit_parametric(inputs: Inputs) -> EstimatorFit:
         laws=laws(inputs, optima, level),
         curve=lambda *place: curves(point, *place)[0],
         band=inputs.band(level, partial(curves, resampled)),
+        across=across,
     )
     if not inputs.config.profiles or inputs.draws.weights is not None:
         return replace(fitted, intervals="by bootstrap")

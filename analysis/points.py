@@ -70,7 +70,8 @@ class IsoflopFit:
 
         The column loss is in the table's unit.
         """
-        return self.group.predict(flops, estimator).rename(columns={"loss_nats": "loss"})
+        found = self.group.predict(flops, estimator)
+        return found.rename(columns=lambda name: name.replace("_nats", ""))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fit as JSON values."""

@@ -11,6 +11,7 @@ from analysis.isoflop import inside
 from tests.analysis.synthetic import INSIDE, PAPER_GRID, Truth, study
 
 QUICK = FitConfig(bootstrap=200, validation=False)
+LOW_HIGH = (("_low", "_high"), ("_low_nats", "_high_nats"))
 
 
 def true_slope(budgets, values):
@@ -247,6 +248,22 @@ def test_runs_that_branch_from_shared_trunks_are_flagged():
     assert "block=trunk_id" in told
     apart = runs.assign(trunk_id=runs["run_id"])  # one budget each: nothing is shared
     assert not any("trunk" in flag for flag in fit(apart, depths, QUICK).groups[0].flags)
+
+
+@pytest.mark.parametrize("estimator", ["shared shape", "parabola", "surface"])
+def test_predictions_hold_the_true_optima_and_their_loss(estimator, fitted):
+    truth, flops = Truth(), np.array([3e18, 6e18])
+    found = fitted.predict(flops, estimator)
+    best = np.array([truth.optimum(c) for c in flops])
+    tokens = flops / truth.flops(best)
+    true = {"mean_recurrence": best, "tokens": tokens, "loss_nats": truth.loss(best, tokens)}
+    for name, values in true.items():
+        low, high = (found[name.replace("_nats", "") + end] for end in LOW_HIGH[name == "loss_nats"])
+        assert (low < found[name]).all() and (found[name] < high).all()
+        if estimator != "parabola":  # which is biased by design
+            slack = 1 if name == "loss_nats" else 1.03  # the optima are no straight line in logs
+            assert ((low / slack < values) & (values < high * slack)).all()
+    assert (found["loss_high_nats"] - found["loss_low_nats"] < 0.01).all()
 
 
 def test_predictions_are_the_true_optima_and_their_loss():

@@ -33,7 +33,7 @@ def _below_unigram(runs: pd.DataFrame) -> Check:
     margin = (known["val_unigram_nats"] - known["val_loss_nats"]).astype(float)
     worst = known.iloc[int(margin.argmin())]
     numbers = (
-        f"{int((margin > 0).sum())} of {len(known)} runs; the closest is {worst['run_id']} with "
+        f"{int((margin > 0).sum())} of {len(known)} runs do; nearest or above: {worst['run_id']} with "
         f"{worst['val_loss_nats']:.4f} of {worst['val_unigram_nats']:.4f} nats"
     )
     return Check(name=name, holds=bool((margin > 0).all()), numbers=numbers)

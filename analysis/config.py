@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 # flops_over_six: the released accounting's FLOPs per token over six, the size that C = 6 N D would give
 ParameterCount = Literal["non_embedding", "no_token_embedding", "all", "flops_over_six"]
@@ -25,5 +25,6 @@ class FitConfig:
     profiles: bool = True  # profile intervals of the surface; without them they are the bootstrap's
     resampling: Resampling = "noise"  # of isoFLOP laws; see `resample` for what each assumes
     block: str = "trunk_id"  # resampling=block: the column whose equal values are one block
+    shared_noise: Annotated[float, Ge(0), Le(1)] = 1.0  # of the noise's variance: what runs of a trunk share
     validation: bool = True  # predict what was left out, and refit under other choices
     max_epochs: Annotated[float, Gt(0)] = 1.0  # runs that repeat their data more often are left out

@@ -93,7 +93,7 @@ class Inputs:
             )
         return NoiseLevel(
             sd_nats=float(np.sqrt(squares / freedom)),
-            degrees_of_freedom=freedom,
+            degrees_of_freedom=max(1, round(freedom * self.draws.independent)),
             source="residuals of this fit, training noise unknown",
         )
 

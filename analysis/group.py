@@ -117,7 +117,7 @@ def fit_groups(
 
 def _draws(table: pd.DataFrame, label: str, config: FitConfig) -> Draws:
     """Return the resamples of a group's runs."""
-    drawn = draws(config.bootstrap, len(table), config.seed, label)
+    drawn = draws(config.bootstrap, len(table), config.seed, label, trunks_of(table), config.shared_noise)
     strata, blocks = table["target_flops"].to_numpy(float), blocks_of(table, config)
     return resample(drawn, config.resampling, strata, blocks, label, config.seed)
 
@@ -127,13 +127,20 @@ def blocks_of(runs: pd.DataFrame, config: FitConfig) -> np.ndarray[Any, np.dtype
 
     Raises TableError where resampling=block asks for a column that is not there.
     """
+    if config.block not in runs and config.resampling == "block":
+        raise TableError(f"block={config.block} is no column of the runs table")
+    return _labels(runs, config.block)
+
+
+def trunks_of(runs: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.str_]]:
+    """Return the trunk of every run [runs], for one without its own name."""
+    return _labels(runs, "trunk_id")
+
+
+def _labels(runs: pd.DataFrame, column: str) -> np.ndarray[Any, np.dtype[np.str_]]:
     names = runs["run_id"].to_numpy(str)
-    if config.block not in runs:
-        if config.resampling == "block":
-            raise TableError(f"block={config.block} is no column of the runs table")
-        return names
-    blocks = runs[config.block].to_numpy(str)
-    return np.where(blocks == "", names, blocks)
+    labels = runs[column].fillna("").to_numpy(str) if column in runs else np.full(len(names), "")
+    return np.where(labels == "", names, labels)
 
 
 def fit_group(
@@ -200,7 +207,7 @@ def _truncated(cells: Curves) -> tuple[str, ...]:
 
 
 def _shared_trunks(table: pd.DataFrame, config: FitConfig) -> tuple[str, ...]:
-    """Say that runs of one trunk share its noise, where they are resampled as if they did not."""
+    """Say that runs of one trunk share its noise, and how much of it the intervals take as shared."""
     if "trunk_id" not in table or config.resampling == "block":
         return ()
     branched = table[table["trunk_id"].astype(str) != ""]
@@ -210,8 +217,11 @@ def _shared_trunks(table: pd.DataFrame, config: FitConfig) -> tuple[str, ...]:
         return ()
     runs = int(branched["trunk_id"].isin(trunks).sum())
     count = f"{len(trunks)} trunk{'s' * (len(trunks) > 1)}"
-    return (
+    told = (
         f"{runs} runs branch from {count} over several budgets and share the noise of those steps: intervals "
-        "assume independent runs and are too narrow where that noise is large; resampling=block "
-        "block=trunk_id draws whole trunks, from ten on",
     )
+    if config.resampling == "noise" and config.shared_noise == 1:
+        return (f"{told}take all noise of a trunk's runs as common, the widest reading (shared_noise=1)",)
+    if config.resampling == "noise" and config.shared_noise:
+        return (f"{told}take {config.shared_noise:.0%} of its variance as common (shared_noise)",)
+    return (f"{told}take the runs for independent and are too narrow where that noise is large",)

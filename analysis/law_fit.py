@@ -30,6 +30,7 @@ from analysis.resample import resampling_weights
 from analysis.schema import TableError
 
 STARTS = 12
+FLAT = 1e-6  # of the scaled gradient and curvature; an optimum reaches 1e-10 or less
 HIDDEN: dict[str, Any] = {"json": False}
 
 
@@ -44,6 +45,17 @@ class Certificate:
     starts: int
     starts_agreeing: int
     at_bound: tuple[str, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Say whether this is an optimum, not a point of a valley along which the descent was still going."""
+        return self.gradient < FLAT and self.curvature > -FLAT
+
+    def __str__(self) -> str:
+        return (
+            f"{self.starts_agreeing} of {self.starts} starts agree, gradient {self.gradient:.1e}, "
+            f"least curvature {self.curvature:.1e}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,13 +96,13 @@ class LawFit:
     def summary(self) -> str:
         """Return the fit as plain text."""
         mark = self.certificate
-        starts = f"{mark.starts_agreeing} of {mark.starts} starts agree"
         lines = [
             f"{self.law}: L = {self.formula} ({self.source}), {self.points} points, "
             f"rms {self.rms_nats:.4f} nats",
-            f"  objective {self.objective:.9g} (Huber delta {self.delta:g}); {starts}, "
-            f"gradient {mark.gradient:.1e}, least curvature {mark.curvature:.1e}",
+            f"  objective {self.objective:.6g} (Huber delta {self.delta:g}); {mark}",
         ]
+        if not mark.holds:
+            lines.append("  no optimum was reached: the points do not determine these parameters")
         for parameter in self.model.parameters:
             ends = f" {span(*self.intervals[parameter.name], 4)}" if parameter.name in self.intervals else ""
             value = number(self.parameters[parameter.name], 6)

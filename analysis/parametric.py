@@ -58,7 +58,8 @@ def fit_parametric(inputs: Inputs) -> EstimatorFit:
         band=inputs.band(level, partial(curves, resampled)),
         across=across,
     )
-    if not inputs.config.profiles or inputs.draws.weights is not None:
+    # A profile takes the errors of all runs for independent.
+    if not inputs.config.profiles or inputs.draws.weights is not None or inputs.draws.independent < 1:
         return replace(fitted, intervals="by bootstrap")
     model = _profiled(point, path, losses, level)
     return with_profiles(fitted, path.budgets_flops, model, inputs.config.confidence)

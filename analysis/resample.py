@@ -38,6 +38,7 @@ class Draws:
     normal: Array = field(repr=False)
     uniform: Array = field(repr=False)
     weights: Array | None = field(default=None, repr=False)
+    independent: float = 1.0  # errors that are independent, per run; less where trunks are shared
 
     def noise(self, level: NoiseLevel, columns: Any = slice(None)) -> Array:
         """Return errors in nats [resamples, runs]."""
@@ -54,10 +55,29 @@ class Draws:
         return np.asarray(np.sqrt(chdtri(freedom, self.uniform) / freedom))
 
 
-def draws(resamples: int, runs: int, seed: int, label: str) -> Draws:
-    """Draw the noise of one group; `label` keeps the groups' streams apart and independent of their order."""
+def draws(
+    resamples: int,
+    runs: int,
+    seed: int,
+    label: str,
+    trunks: np.ndarray[Any, Any] | None = None,
+    share: float = 1.0,
+) -> Draws:
+    """Draw the noise of one group; `label` keeps the groups' streams apart and independent of their order.
+
+    Runs of one trunk (`trunks` [runs]) have `share` of the variance of their errors in common.
+    """
     generator = np.random.default_rng([seed, zlib.crc32(label.encode())])
-    return Draws(normal=generator.standard_normal((resamples, runs)), uniform=generator.random(resamples))
+    normal, uniform = generator.standard_normal((resamples, runs)), generator.random(resamples)
+    labels = np.arange(runs) if trunks is None else trunks
+    names, place, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    together = counts[place] > 1
+    if not together.any() or not share:
+        return Draws(normal=normal, uniform=uniform)
+    common = generator.standard_normal((resamples, len(names)))[:, place]
+    mixed = np.sqrt(share) * common + np.sqrt(1 - share) * normal
+    independent = 1 - share**2 * (1 - len(names) / runs)
+    return Draws(normal=np.where(together, mixed, normal), uniform=uniform, independent=independent)
 
 
 def resample(

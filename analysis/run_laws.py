@@ -166,4 +166,7 @@ def _fit(label: str, law: Law, points: pd.DataFrame, config: FitConfig) -> RunLa
         )
     except TableError as error:
         return RunLaw(group=label, law=law.name, refusal=str(error))
+    if not fitted.certificate.holds:
+        reason = f"no optimum was reached ({fitted.certificate}): the runs do not determine its parameters"
+        return RunLaw(group=label, law=law.name, refusal=reason)
     return RunLaw(group=label, law=law.name, fit=fitted)

@@ -12,6 +12,7 @@ from analysis.config import FitConfig, ParameterCount
 from analysis.estimator import EstimatorName, Inputs, Points, as_quantity
 from analysis.generator import Generator
 from analysis.geometry import Geometry, geometry
+from analysis.group import trunks_of
 from analysis.isoflop import Curves, Quantity, curves, inside, refusal_before
 from analysis.noise import NoiseFloor, noise_floor
 from analysis.parabola import fit_parabola, minimum
@@ -100,7 +101,9 @@ class Grid:
                 loss_nats=losses[self.looped],
             ),
             shape=self.shape,
-            draws=draws(config.bootstrap, len(runs), config.seed, label),
+            draws=draws(
+                config.bootstrap, len(runs), config.seed, label, trunks_of(runs), config.shared_noise
+            ),
             floor=noise_floor(runs) if self.replicated else UNKNOWN,
             config=config,
         )

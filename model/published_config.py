@@ -99,7 +99,8 @@ def config_to_published(config: ModelConfig) -> dict[str, Any]:
             raise ConfigError(f"{field}={getattr(config, field)} has no published counterpart, only {only}")
     if gated_layers(config) != gated_layers(replace(config, value_embedding_wiring="published")):
         raise ConfigError(
-            f"core_layers={config.core_layers} has no published counterpart: gates would miss their tables"
+            f"core_layers={config.core_layers} has no published counterpart: the value gates of that layout "
+            "would sit on other layers; export it without published=true"
         )
     fields = {**asdict(config), "mlp_width": config.resolved_mlp_width, "kv_heads": config.resolved_kv_heads}
     fields["backprop_depth"] = config.resolved_backprop_depth

@@ -69,7 +69,7 @@ def launched(frame: pd.DataFrame, study: StudyConfig) -> str:
 
     if study.format == "json":
         return _status_json(frame)
-    return summary(frame, frame.attrs["sweep"], worked_on=True)  # a rehearsal has its own name
+    return summary(frame, frame.attrs["sweep"], study.root, worked_on=True)  # a rehearsal has its own name
 
 
 def status(frame: pd.DataFrame, settings: StatusConfig) -> str:
@@ -80,7 +80,7 @@ def status(frame: pd.DataFrame, settings: StatusConfig) -> str:
 
     if settings.format == "json":
         return _status_json(frame)
-    told = summary(frame, settings.sweep, worked_on=is_worked_on(settings.folder))
+    told = summary(frame, settings.sweep, settings.root, worked_on=is_worked_on(settings.folder))
     return f"{as_text(with_trunks(frame), STATUS_COLUMNS)}\n{told}"
 
 

@@ -65,7 +65,8 @@ def _tables(folder: Path, target: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the tables of one sweep, read anew where its tables are not newer than a run."""
     import pandas as pd
 
-    if not (folder / "sweep.json").exists():
+    found = _runs(folder)
+    if not found:
         return _collected(folder)
     known = _known(folder) if folder == target else {}
     before = _collected(folder) if known else None
@@ -73,8 +74,7 @@ def _tables(folder: Path, target: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     depths: Rows = []
     kept: list[str] = []
     ids = []
-    ledger = read_ledger(folder)
-    for run in ledger.runs(folder):
+    for run in found:
         ids.append(run.run_id)
         if run.run_id in known and (run.path / "record.json").stat().st_mtime_ns < known[run.run_id]:
             kept.append(run.run_id)
@@ -88,7 +88,8 @@ def _tables(folder: Path, target: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         depths_table = pd.concat([before[1][before[1]["run_id"].isin(kept)], depths_table], ignore_index=True)
     runs_table = runs_table.set_index("run_id", drop=False).loc[pd.Index(ids)]
     taken = dict(zip(ids, runs_table["trunk_steps"], strict=True))
-    if shares := trunk_shares(ledger, folder, taken):
+    launched = (folder / "sweep.json").exists()
+    if launched and (shares := trunk_shares(read_ledger(folder), folder, taken)):
         fresh = pd.Series(shares).reindex(runs_table.index)
         runs_table["trunk_share_flops"] = fresh.fillna(runs_table["trunk_share_flops"])
     return runs_table.reset_index(drop=True), depths_table
@@ -117,8 +118,7 @@ def _scores(folder: Path) -> pd.DataFrame:
     """Return what the runs of one sweep scored on tasks, from their folders or from its collected table."""
     import pandas as pd
 
-    if (folder / "sweep.json").exists():
-        runs = read_ledger(folder).runs(folder)
+    if runs := _runs(folder):
         return _frame((row for run in runs for row in read_scores(run)), SCORES)
     path = folder / "scores.parquet"
     return conform(pd.read_parquet(path), SCORES) if path.exists() else _frame([], SCORES)
@@ -129,8 +129,8 @@ def _items(folder: Path) -> pd.DataFrame:
     import pandas as pd
 
     paths = [folder / "items.parquet"] if (folder / "items.parquet").exists() else []
-    if (folder / "sweep.json").exists():
-        paths = [path for run in read_ledger(folder).runs(folder) for path in items_files(run)]
+    if runs := _runs(folder):
+        paths = [path for run in runs for path in items_files(run)]
     frames = [conform(pd.read_parquet(path), ITEMS) for path in paths]
     return pd.concat(frames, ignore_index=True) if frames else _frame([], ITEMS)
 
@@ -150,11 +150,20 @@ def _known(folder: Path) -> dict[str, int]:
     return dict.fromkeys(done["run_id"], written)
 
 
+def _runs(folder: Path) -> list[RunFolder]:
+    """Return the runs of a sweep's ledger, of a folder without one those that lie there."""
+    if (folder / "sweep.json").exists():
+        return read_ledger(folder).runs(folder)
+    return [RunFolder(path.parent) for path in sorted(folder.glob("*/identity.json"))]
+
+
 def _collected(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     import pandas as pd
 
     if not (folder / "runs.parquet").exists():
-        raise ConfigError(f"{folder} is no sweep: it holds neither sweep.json nor a collected runs.parquet")
+        raise ConfigError(
+            f"{folder} is no sweep: it holds no sweep.json, no run and no collected runs.parquet"
+        )
     runs = conform(pd.read_parquet(folder / "runs.parquet"), RUNS)
     return runs, conform(pd.read_parquet(folder / "depths.parquet"), DEPTHS)
 

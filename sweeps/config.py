@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, MinLen
 
 from harness.config import RunConfig
+from model.checked import ConfigError
 from sweeps.cluster_config import ClusterConfig, RetryConfig
 
 PositiveFloat = Annotated[float, Gt(0)]
@@ -57,6 +58,14 @@ class SweepConfig:
     min_steps: Annotated[int, Gt(0)] = 20
     max_epochs: PositiveFloat = 1.0
     trunk: TrunkMode = "auto"
+
+    def __post_init__(self) -> None:
+        for scale, own in self.per_scale.items():
+            if both := sorted(set(own) & set(self.axes)):
+                raise ConfigError(
+                    f"sweep.per_scale.{scale} and sweep.axes both set {', '.join(both)}: an axis takes its "
+                    "values at every scale; keep one of the two"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +181,7 @@ class FitTableConfig(TableConfig):
     confidence: float = 0.95
     resampling: str = "noise"
     block: str = "trunk_id"
+    shared_noise: float = 1.0
     huber_delta: float = 1e-3
     parameter_count: str = "non_embedding"
     validation: bool = True

@@ -61,14 +61,14 @@ def forecast(frame: pd.DataFrame) -> dict[str, float | None]:
     return {"remaining_flops": remaining, "remaining_run_hours": hours, "ends_in_s": ends, "running": running}
 
 
-def summary(frame: pd.DataFrame, sweep: str, *, worked_on: bool) -> str:
+def summary(frame: pd.DataFrame, sweep: str, root: str, *, worked_on: bool) -> str:
     """Return a line of counts and what to do next, one of what is left, and the remarks."""
     text = ", ".join(f"{count} {name}" for name, count in counts(frame).items())
-    advice = ""
+    advice, at = "", f"sweep={sweep}" + ("" if root == "runs" else f" root={root}")
     if worked_on or frame["status"].isin(["submitted", "running"]).any():
-        advice = f"; loopscale status sweep={sweep} watch=true follows them"
+        advice = f"; loopscale status {at} watch=true follows them"
     elif frame["status"].isin(["planned", LOST]).any():
-        advice = f"; loopscale launch sweep={sweep} continues what is missing"
+        advice = f"; loopscale launch {at} continues what is missing"
     lines = [f"{len(frame)} runs: {text}{advice}"]
     left = frame.attrs.get("forecast", {})
     if left.get("remaining_flops"):
@@ -80,18 +80,18 @@ def summary(frame: pd.DataFrame, sweep: str, *, worked_on: bool) -> str:
             end = f"; expected end {clock} with {left['running']} side by side"
         lines.append(f"remaining {left['remaining_flops']:.3g} nominal FLOPs{cost}{end}")
     if trunks := frame.attrs.get("trunks"):
-        lines.append(_trunks_in_words(trunks, sweep))
+        lines.append(_trunks_in_words(trunks, at))
     return "\n".join([*lines, *frame.attrs.get("notes", [])])
 
 
-def _trunks_in_words(trunks: list[dict[str, Any]], sweep: str) -> str:
+def _trunks_in_words(trunks: list[dict[str, Any]], at: str) -> str:
     shown = Counter(row["status"] for row in trunks)
     counted = ", ".join(f"{count} {name}" for name, count in shown.most_common())
     failed = [row["run_id"] for row in trunks if row["status"].startswith("failed")]
     text = f"{len(trunks)} trunk segments: {counted}"
     if failed:
         text += f"; what starts from {', '.join(failed[:3])} is held back"
-        text += f": loopscale retry sweep={sweep} failed=true"
+        text += f": loopscale retry {at} failed=true"
     return text
 
 

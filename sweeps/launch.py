@@ -87,11 +87,15 @@ def dry_run(study: StudyConfig, show: Callable[[str], None]) -> None:
         raise ConfigError(f"cluster.kind={study.cluster.kind}: only a SLURM cluster has job files")
     folder = Path(study.root) / str(study.sweep.name)
     cells = [cell for cell in plan_cells(study) if cell.verdict == "OK"]
-    show_job_files(folder, would_enter(study, cells), Slurm(study.cluster), show)
+    show_job_files(folder, would_enter(study, cells), Slurm(study.cluster, dry_run=True), show)
 
 
 def confirm(study: StudyConfig) -> bool:
-    """Show what the plan costs on stderr and ask; `confirm=false` skips this, and a finished sweep too."""
+    """Show what the plan costs on stderr and ask; not for a rehearsal, which costs nothing, a finished sweep
+    or `confirm=false`.
+    """
+    if study.cluster.kind == "fake":
+        return True
     frame = plan(study)
     print(summary(frame), file=sys.stderr)
     if (frame.loc[frame["verdict"] == "OK", "status"] == "done").all():

@@ -50,8 +50,10 @@ def train_one(study: StudyConfig) -> dict[str, Any]:
         folder = ranks.once(
             lambda: create(parent, run, data_digest=dataset.digest, unique_tokens=dataset.unique_tokens)
         )
-        if ranks.first and folder.status().state == "done":
-            print(f"{folder.path} is done: nothing is trained again", file=sys.stderr)
+        if folder.status().state == "done":
+            if ranks.first:
+                print(f"{folder.path} is done: nothing is trained again", file=sys.stderr)
+            return folder.record()
         with step_progress(folder.run_id, run.steps or 0) if ranks.first else nullcontext(_unseen) as watch:
             ended = run_job(folder.path, Path(study.cache), watch=watch)
     if ended == BUSY:

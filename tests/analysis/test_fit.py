@@ -245,9 +245,25 @@ def test_runs_that_branch_from_shared_trunks_are_flagged():
     flags = fit(branched, depths, QUICK).groups[0].flags
     (told,) = [flag for flag in flags if "trunk" in flag]
     assert told.startswith("18 runs branch from 6 trunks over several budgets and share the noise")
-    assert "block=trunk_id" in told
+    assert told.endswith("take all noise of a trunk's runs as common, the widest reading (shared_noise=1)")
     apart = runs.assign(trunk_id=runs["run_id"])  # one budget each: nothing is shared
     assert not any("trunk" in flag for flag in fit(apart, depths, QUICK).groups[0].flags)
+
+
+@pytest.mark.parametrize("name", ["shared shape", "parabola", "surface"])
+def test_exponents_of_branched_runs_are_less_certain(name):
+    """Noise that all budgets of a recurrence share does not average out over budgets."""
+    runs, depths = study(noise_nats=0.002, replicates=((0, 1), (3, 2)), fixed=False)
+    runs["trunk_id"] = runs["mean_recurrence"].astype(str) + runs["seed"].astype(str)
+    widths = {}
+    for share in (0.0, 0.5, 1.0):
+        config = FitConfig(bootstrap=1000, validation=False, profiles=False, shared_noise=share)
+        estimator = fit(runs, depths, config).groups[0].estimator(name)
+        law, optimum = estimator.laws["mean_recurrence"], estimator.optima["mean_recurrence"][2]
+        widths[share] = law.exponent_high - law.exponent_low, np.log(optimum.high / optimum.low)
+    assert widths[0.0][0] * 1.03 < widths[0.5][0] and widths[0.0][0] * 1.08 < widths[1.0][0]
+    if name == "parabola":  # nothing ties the curve of one budget to those of others
+        assert widths[1.0][1] == pytest.approx(widths[0.0][1], rel=0.1)
 
 
 @pytest.mark.parametrize("estimator", ["shared shape", "parabola", "surface"])

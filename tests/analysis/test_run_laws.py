@@ -94,3 +94,11 @@ def test_a_law_of_depth_is_fitted_to_every_curve_apart_and_beside_its_rivals():
     few = depths[depths["depth"] <= 3]
     with pytest.raises(TableError, match=r"^law=power: no depth curve has 4 depths: evaluate with a larger"):
         fit_run_law("power", runs, few, FitConfig())
+
+
+@pytest.mark.parametrize("name", ["surface", "iso_depth"])
+def test_a_law_whose_descent_ends_in_a_valley_is_refused(name):
+    """Under noise a size term of exponent .01 is a constant: floor, amplitude and exponent trade off."""
+    runs, depths = study(Truth(a=0.01, a_amplitude=1.0), budgets=INSIDE[:4], noise_nats=0.05, seed=3)
+    with pytest.raises(TableError, match=rf"^law={name}: no optimum was reached \(\d+ of 12 starts agree"):
+        fit_run_law(name, runs, depths, FitConfig(bootstrap=100))

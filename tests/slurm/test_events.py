@@ -151,10 +151,23 @@ def test_the_controller_away_while_launching_and_while_looking(sweep, calm, daem
     frame = loopscale.status([f"root={made.root}", f"sweep={made.name}"])
     assert "running" in set(frame["status"]) and "scheduler was not asked" in frame.attrs["notes"][0]
     assert made.launch_process("cluster.patience_s=1").wait(60) == 2  # says that SLURM does not answer
+    looking = made.launch_process()
+    time.sleep(20)
     daemons.start_controller()
+    assert looking.wait(120) == 0
     made.finish()
     assert made.losses() == calm and len(made.batches()) == 1
     assert [run.status().attempts for run in made.runs()] == [1, 1]
+
+
+def test_shapes_are_timed_in_jobs_of_this_cluster(sweep):
+    made = sweep("timed", *EVENT)
+    loopscale.main(["plan", *made.overrides, "calibrate=true"])
+    frame = loopscale.plan(made.overrides)
+    assert frame["price"].str.startswith("calibrated").all() and (frame["hours"] > 0).all()
+    assert not made.folder.exists()
+    for elsewhere in ("cluster.resources.cpus_per_task=2", "cluster.name=another", "cluster=local"):
+        assert not loopscale.plan([*made.overrides, elsewhere])["price"].str.contains("calibrated").any()
 
 
 def test_two_launches_at_once_submit_every_cell_once(sweep, calm):

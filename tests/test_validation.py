@@ -9,6 +9,10 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = {path.stem: json.loads(path.read_text()) for path in (ROOT / "docs/validation").glob("*.json")}
 
 
+def test_every_study_has_a_result():
+    assert set(RESULTS) == {path.stem for path in (ROOT / "validation").glob("*.py")}
+
+
 @pytest.mark.parametrize("name", RESULTS)
 def test_a_result_names_the_script_that_made_it(name):
     program, script = RESULTS[name]["command"].split()[:2]
@@ -29,6 +33,17 @@ def test_committed_results_support_what_is_claimed():
     for row in RESULTS["design"]["search"]:
         assert row["interval_ratio"] <= 0.75
         assert row["all_inside"] >= 0.9
+    laws = ("published law", "exponents of 370M")
+    told = [row for row in RESULTS["design"]["calibration"] if row["law"] in laws and row["tail"] is None]
+    told = [row for row in told if row["runs"] > 20]  # twenty leave 6 degrees of freedom for the noise
+    assert len(told) == 6 and len({row["grid"] for row in told}) == 3
+    assert all(0.85 <= row["interval_over_spread"] <= 1.15 for row in told)
+    storms = RESULTS["kill_storm"]["cases"].values()
+    assert len(storms) == 4
+    for storm in storms:
+        assert set(storm) == {"sigkill", "sigterm", "sigusr2", "truncation"}
+        assert storm["sigkill"]["landed"] >= 49 and storm["truncation"]["truncations"] == 20
+        assert all(part["lost"] == 0 and part["different"] == [] for part in storm.values())
     assert len(RESULTS["core"]["tasks"]) == 12
     assert sum(task["items"] for task in RESULTS["core"]["tasks"]) == 12_478
     assert all(task["other_predictions"] == 0 for task in RESULTS["core"]["tasks"])

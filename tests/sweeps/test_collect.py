@@ -65,7 +65,7 @@ def test_tables_alone_are_enough_to_join(finished, tiny_sweep, tmp_path):
     write_ledger(loopscale.compose([*tiny_sweep, "sweep.name=more", "sweep.tokens=[3840]"]))
     runs, depths = collect(tmp_path / "runs" / "more", [copied])
     assert len(runs) == 3 + 6 and len(depths) == 24
-    with pytest.raises(ConfigError, match="it holds no sweep.json"):
+    with pytest.raises(ConfigError, match=r"it holds no sweep\.json"):
         collect(tmp_path / "runs" / "more", [tmp_path])
 
 

@@ -7,7 +7,7 @@ curves are never resampled point by point: `_labels` says how each choice of res
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from analysis.config import FitConfig
 from analysis.curve_laws import RIVALS, CurveLaws, fit_curves
 from analysis.geometry import geometry
 from analysis.group import GroupFit, blocks_of, fit_groups
+from analysis.isoflop import HIDDEN
 from analysis.joint import SIZE, joint
 from analysis.law import Law
 from analysis.law_fit import LawFit, fit_law
@@ -37,6 +38,9 @@ class RunLaw:
     law: str
     fit: LawFit | None = None
     refusal: str | None = None
+    points: pd.DataFrame = field(  # that it was fitted to
+        default_factory=pd.DataFrame, repr=False, compare=False, metadata=HIDDEN
+    )
 
     def summary(self) -> str:
         """Return the law as plain text."""
@@ -169,4 +173,4 @@ def _fit(label: str, law: Law, points: pd.DataFrame, config: FitConfig) -> RunLa
     if not fitted.certificate.holds:
         reason = f"no optimum was reached ({fitted.certificate}): the runs do not determine its parameters"
         return RunLaw(group=label, law=law.name, refusal=reason)
-    return RunLaw(group=label, law=law.name, fit=fitted)
+    return RunLaw(group=label, law=law.name, fit=fitted, points=points)

@@ -123,6 +123,6 @@ def fit(runs: pd.DataFrame, depths: pd.DataFrame, config: FitConfig | None = Non
 
     return replace(
         study,
-        validation=validate(fitted, config, study.depth, depths),
+        validation=validate(fitted, config, study.depth, depths, study.run_laws),
         sensitivity=sensitivity(fitted, again, config),
     )

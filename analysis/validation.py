@@ -1,8 +1,9 @@
 """How well the training law predicts runs that it did not see.
 
 The surface is refitted without one budget, one recurrence or one size at a time, and without everything at
-and above each of the larger budgets; the depth law without one depth at a time and without the depths beyond
-the mean recurrence. Errors are in the loss's unit and in per cent of it.
+and above each of the larger budgets, and so are the iso-depth and the unified law; the law of one depth curve
+without one depth at a time and without the depths beyond the mean recurrence. Errors are in the loss's unit
+and in per cent of it.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from analysis.config import FitConfig
 from analysis.depth import DepthStudy
 from analysis.estimator import Array
 from analysis.group import GroupFit
-from analysis.law_fit import fit_law
+from analysis.law_fit import FLAT, columns, fit_law
 from analysis.laws import LAWS
+from analysis.loglinear import Objective, minimise, predict
 from analysis.numbers import number
+from analysis.run_laws import RunLaw
 from analysis.saturating import fit_saturating
 from analysis.schema import TableError
 
@@ -92,6 +95,7 @@ def validate(
     config: FitConfig,
     depth: DepthStudy | None = None,
     depths: pd.DataFrame | None = None,
+    laws: Sequence[RunLaw] = (),
 ) -> Validation:
     """Predict every budget, recurrence, size and depth of a study from the others."""
     budgets: list[HeldOut] = []
@@ -108,6 +112,18 @@ def validate(
         if group.cells.variable == "mean_recurrence":
             values = group.cells.values
             recurrences += [cells.without(values == level, f"µ = {level:g}") for level in np.unique(values)]
+    for law in laws:
+        if law.fit is None:
+            continue
+        points = law.points.rename(columns={"mean_recurrence": "recurrence"})
+        flops, values = points["budget_flops"].to_numpy(float), points["recurrence"].to_numpy(float)
+        levels, label = np.unique(flops), f"{law.group}, {law.law} law"
+        each = [(f"{number(level)} FLOPs", flops == level) for level in levels]
+        above = [(f"{number(level)} FLOPs and above", flops >= level) for level in levels[MIN_BUDGETS:]]
+        depths_left = [(f"µ = {level:g}", values == level) for level in np.unique(values)]
+        budgets += _law_without(label, law, each)
+        extrapolation += _law_without(label, law, above)
+        recurrences += _law_without(label, law, depths_left)
     one_depth, beyond = ((), ()) if depth is None or depths is None else _depths(depth, depths, config)
     return Validation(
         budgets=tuple(budgets),
@@ -117,6 +133,30 @@ def validate(
         one_depth=one_depth,
         depths=beyond,
     )
+
+
+def _law_without(label: str, law: RunLaw, left_out: list[tuple[str, Mask]]) -> list[HeldOut]:
+    """Fit a law of runs or depth curves without the marked points, from its fit to all, and predict them."""
+    if law.fit is None or not left_out:
+        return []
+    fit, losses = law.fit, law.points["loss"].to_numpy(float)
+    terms = fit.model.terms(columns(fit.model, law.points))
+    refitted = minimise(
+        Objective(terms=terms, delta=fit.delta),
+        np.repeat(losses[None], len(left_out), 0),
+        fit.fitted[None],
+        fit.model.bounds,
+        weights=np.array([~mask for _, mask in left_out], float),
+    )
+    predicted = predict(terms, refitted.parameters)
+    found = []
+    for row, (name, mask) in enumerate(left_out):
+        if refitted.gradient[row] < FLAT:
+            found.append(_held_out(label, name, predicted[row, mask], losses[mask]))
+        else:
+            reason = "no optimum was reached: the rest does not determine the law"
+            found.append(HeldOut(group=label, left_out=name, points=int(mask.sum()), refusal=reason))
+    return found
 
 
 def _cells(groups: Sequence[GroupFit], label: str, config: FitConfig) -> _Cells:

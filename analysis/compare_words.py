@@ -188,8 +188,8 @@ def _unknown(comparison: Comparison) -> list[str]:
     lowest = sum(row.choice != "fitted curve" for row in rows)
     if lowest:
         found.append(
-            f"the best recurrence at {_budgets(lowest)}, where no minimum of a fitted curve was accepted and "
-            "the lowest trained cell stands for it"
+            f"the best recurrence at {_budgets(lowest)}, where no minimum of a fitted curve was accepted or "
+            "the recurrences do not differ beyond noise, and the lowest trained cell stands for it"
         )
     refused = sum(row.saving.ratio is None for row in rows)
     if refused:
@@ -217,7 +217,7 @@ def _counts(verdicts: Sequence[str], told: dict[str, str]) -> str:
 def _range(ends: Sequence[tuple[float, str]]) -> str:
     """Return the least and the greatest of (value, phrase), or the only one."""
     least, greatest = min(ends)[1], max(ends)[1]
-    return f"is {least}" if len(ends) == 1 else f"goes from {least} to {greatest}"
+    return f"is {least}" if len(ends) == 1 else f"lies between {least} and {greatest}"
 
 
 def _ends(found: Difference) -> str:

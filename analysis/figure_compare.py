@@ -15,13 +15,13 @@ from analysis.compare_words import suites
 from analysis.difference import Difference
 
 NAME = "looped_vs_fixed"
-JUDGED: dict[str, Any] = {
-    "color": style.INK,
-    "marker": "D",
-    "markersize": 4,
-    "markerfacecolor": "none",
-    "linestyle": "none",
+LOWEST = "lowest cell (selection)"
+POINT: dict[str, Any] = {"color": style.INK, "linestyle": "none"}
+BEST: dict[str, dict[str, Any]] = {  # by how the best recurrence was chosen
+    "fitted curve": {**POINT, "marker": "*", "markersize": 7},
+    LOWEST: {**POINT, "marker": "o", "markersize": 4.5, "markerfacecolor": "white"},
 }
+JUDGED: dict[str, Any] = {**POINT, "marker": "s", "markersize": 5.5, "markerfacecolor": "none"}
 
 
 def names(comparison: Comparison) -> list[str]:
@@ -60,8 +60,8 @@ def compare_figure(comparison: Comparison) -> style.Drawn | None:
     caption = (
         "Validation loss of looped models minus that of the fixed-depth control at equal FLOPs and "
         "parameters; below zero, looping wins. Black: the best recurrence, at the minimum of the fitted "
-        "curve where that is accepted (filled), else the lowest trained cell (open), which is a "
-        "selection. Colours: each recurrence. "
+        "curve (star), or, where that was not accepted or the recurrences do not differ beyond noise, the "
+        "lowest trained cell (circle), which is a selection. Colours: each recurrence. "
         + (
             f"Bars: {comparison.config.confidence:.0%} intervals from replicate seeds."
             if known
@@ -93,17 +93,7 @@ def _panel(ax: Axes, rows: list[BudgetRow], colours: dict[float, Any]) -> None:
         budgets, values, yerr=bars, color=style.INK, linestyle="none", elinewidth=0.8, capsize=2, zorder=3
     )
     for row in rows:
-        face = style.INK if row.choice == "fitted curve" else "white"
-        ax.plot(
-            [row.budget_flops],
-            [row.difference.nats],
-            marker="D",
-            markersize=4,
-            color=style.INK,
-            markerfacecolor=face,
-            linestyle="none",
-            zorder=4,
-        )
+        ax.plot([row.budget_flops], [row.difference.nats], **BEST[row.choice], zorder=4)
     ax.set_xlabel("training budget C (FLOPs)")
     ax.margins(x=0.08, y=0.1)
     style.log_axis(ax.xaxis, budgets.tolist())
@@ -114,14 +104,8 @@ def _handles(colours: dict[float, Any], choices: set[str]) -> list[Line2D]:
         Line2D([], [], marker="o", markersize=2.6, color=colour, label=f"µ = {depth:g}")
         for depth, colour in colours.items()
     ]
-    for choice, label, face in (
-        ("fitted curve", "best µ, fitted curve", style.INK),
-        ("lowest cell (selection)", "best µ, lowest cell", "white"),
-    ):
-        if choice in choices:
-            look: dict[str, Any] = {"color": style.INK, "marker": "D", "markersize": 4, "linestyle": "none"}
-            handles.append(Line2D([], [], **look, markerfacecolor=face, label=label))
-    return handles
+    labels = {choice: f"best µ, {choice.split(' (')[0]}" for choice in BEST if choice in choices}
+    return [*handles, *(Line2D([], [], **BEST[choice], label=label) for choice, label in labels.items())]
 
 
 def _mark_sides(ax: Axes, sides: tuple[str, str]) -> None:
@@ -191,7 +175,7 @@ def _points_figure(comparison: Comparison, suite: str) -> style.Drawn:
     caption = (
         f"Points of {suite} ({table['tasks'].iloc[0]} tasks) of looped models minus those of the fixed-depth "
         "control at equal FLOPs and parameters; above zero, looping wins. Colours: budgets, moved apart. "
-        "Diamonds: the trained recurrence next to the best, which is chosen on the loss. "
+        "Squares: the trained recurrence next to the best, which is chosen on the loss. "
         f"Bars: {comparison.config.confidence:.0%} intervals over {noise}."
     )
     return style.Drawn(name=f"{NAME}_{suite}", caption=caption, figure=made, tables={"points": table})

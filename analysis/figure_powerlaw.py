@@ -40,7 +40,8 @@ def powerlaw_figure(group: GroupFit, confidence: float) -> style.Drawn:
     caption = (
         f"{style.sentence(group.label)}. Compute-optimal {words.QUANTITY[group.quantities[0]]} (a) and "
         f"tokens (b) over the budget, by estimator, with {confidence:.0%} intervals; the band is that of the "
-        "shared-shape law. Grey: the swept range; an arrow marks a budget whose minimum lies outside it."
+        "shared-shape law. Grey: the swept range; an arrow marks a budget whose minimum lies outside it, an "
+        "arrowhead an interval that goes on beyond the panel."
     )
     return style.Drawn(name="power_laws", caption=caption, figure=made, tables=_tables(group, confidence))
 
@@ -75,22 +76,12 @@ def _panel(ax: Axes, group: GroupFit, quantity: Quantity, confidence: float) -> 
 def _optima(ax: Axes, estimator: EstimatorFit, quantity: Quantity) -> None:
     look = LOOKS[estimator.name]
     accepted = [o for o in estimator.optima[quantity] if o.value is not None]
-    values = np.array([o.value for o in accepted], float)
-    # An open end leaves the panel.
-    ends = [(o.low or o.swept[0] / 10, o.high or o.swept[1] * 10) for o in accepted]
-    ax.errorbar(
-        [o.budget_flops * OFFSETS[estimator.name] for o in accepted],
-        values,
-        yerr=np.abs(np.array(ends, float).reshape(-1, 2).T - values),
-        color=look["color"],
-        marker=look["marker"],
-        linestyle="none",
-        markersize=3.6,
-        elinewidth=0.7,
-        capsize=1.5,
-        label=_label(estimator, quantity),
-        zorder=3,
-    )
+    places = [o.budget_flops * OFFSETS[estimator.name] for o in accepted]
+    for place, o in zip(places, accepted, strict=True):
+        style.whisker(ax, place, (o.low, o.high), ax.get_ylim(), color=look["color"])
+    values: Any = [o.value for o in accepted]
+    line = {**look, "linestyle": "none", "markersize": 3.6}
+    ax.plot(places, values, **line, label=_label(estimator, quantity), zorder=3)
 
 
 def _arrows(ax: Axes, estimator: EstimatorFit, quantity: Quantity, reach: float) -> None:

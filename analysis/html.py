@@ -151,7 +151,7 @@ def _differences(comparison: Comparison) -> dict[str, list[list[str]]]:
             [
                 number(row.budget_flops),
                 f"{row.mean_recurrence:.3g}",
-                row.choice,
+                f"{row.choice}: {row.why}",
                 f"{row.looped_nats:.4f}",
                 f"{row.fixed_nats:.4f}",
                 f"{d.nats:+.4f}",

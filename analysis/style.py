@@ -181,6 +181,26 @@ def thinned(values: Sequence[float], distance: float) -> list[float]:
     return kept
 
 
+def whisker(
+    ax: Axes,
+    at: float,
+    ends: Sequence[float | None],
+    limits: Sequence[float],
+    *,
+    color: Any,
+    width: float = 0.7,
+    horizontal: bool = False,
+) -> None:
+    """Draw an interval within `limits`: capped where it ends, an arrowhead where it is open or goes on."""
+    cut = ends[0] is None or ends[0] < limits[0], ends[1] is None or ends[1] > limits[1]
+    inside = [limit if end is None else end for end, limit in zip(ends, limits, strict=True)]
+    shown = np.clip(np.array(inside, float), limits[0], limits[1])
+    heads, cap = ("<>", "|") if horizontal else ("v^", "_")
+    for place, points in (("", shown), *((heads[k] if cut[k] else cap, shown[k : k + 1]) for k in (0, 1))):
+        pair = [points, [at] * len(points)] if horizontal else [[at] * len(points), points]
+        ax.plot(*pair, color=color, linewidth=width, marker=place, markersize=2.8, clip_on=False)
+
+
 def end_labels(ax: Axes, labels: Sequence[tuple[float, str, Any]], heading: str = "") -> None:
     """Write (y, text, colour) beside the right end of a panel, moved apart where they would touch.
 

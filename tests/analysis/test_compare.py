@@ -122,6 +122,6 @@ def test_verdicts_of_all_kinds_are_counted():
     assert "2 paired" in comparison.summary()
     quiet = compare(runs[runs["seed"] == 0], QUICK)
     text = " ".join(quiet.summary().split("\n\n")[-1].split())
-    assert "3 budgets: 3 unknown." in text
+    assert "3 budgets: 3 with the verdict unknown." in text
     assert "[" not in text
     assert "the training noise (no cell has two seeds), so that no difference has a verdict" in text

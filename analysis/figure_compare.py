@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from analysis import style
 from analysis.compare import BudgetRow, Comparison
-from analysis.compare_words import suites
+from analysis.compare_words import SUITES, suites
 from analysis.difference import Difference
 
 NAME = "looped_vs_fixed"
@@ -162,7 +162,7 @@ def _points_figure(comparison: Comparison, suite: str) -> style.Drawn:
             _points_panel(ax, table[table["group"] == name], colours)
             if len(groups) > 1:
                 ax.set_title(name)
-        panels[0].set_ylabel(f"looped minus fixed\n({suite} points)")
+        panels[0].set_ylabel(f"looped minus fixed\n({SUITES.get(suite, suite)} points)")
         _mark_sides(panels[-1], ("looped better →", "← fixed better"))
         handles = [
             Line2D([], [], marker="o", markersize=2.6, color=colour, label=style.scientific(budget))
@@ -173,9 +173,9 @@ def _points_figure(comparison: Comparison, suite: str) -> style.Drawn:
         made.legend(handles=handles, loc="outside lower center", ncols=ncols, title="budget C (FLOPs)")
     noise = "items alone" if table["seeds_se"].isna().any() else "items and training seeds"
     caption = (
-        f"Points of {suite} ({table['tasks'].iloc[0]} tasks) of looped models minus those of the fixed-depth "
-        "control at equal FLOPs and parameters; above zero, looping wins. Colours: budgets, moved apart. "
-        "Squares: the trained recurrence next to the best, which is chosen on the loss. "
+        f"Points of {SUITES.get(suite, suite)} ({table['tasks'].iloc[0]} tasks) of looped models minus those "
+        "of the fixed-depth control at equal FLOPs and parameters; above zero, looping wins. Colours: "
+        "budgets, moved apart. Squares: the trained recurrence next to the best, chosen on the loss. "
         f"Bars: {comparison.config.confidence:.0%} intervals over {noise}."
     )
     return style.Drawn(name=f"{NAME}_{suite}", caption=caption, figure=made, tables={"points": table})
@@ -191,9 +191,8 @@ def _points_panel(ax: Axes, table: pd.DataFrame, colours: dict[float, Any]) -> N
         shift = 1.02 ** (place - (len(colours) - 1) / 2)  # bars of several budgets side by side
         x, points = rows["mean_recurrence"] * shift, rows["points"]
         bars = (points - rows["low"], rows["high"] - points)
-        ax.errorbar(
-            x, points, yerr=bars, color=colour, marker="o", markersize=2.6, linewidth=0.6, capsize=1.5
-        )
+        look: dict[str, Any] = {"marker": "o", "markersize": 2.2, "linewidth": 0.6, "elinewidth": 0.6}
+        ax.errorbar(x, points, yerr=bars, color=colour, **look)  # caps of neighbours would touch
         best = rows["next_to_best"]
         ax.plot(x[best], points[best], **JUDGED, zorder=4)
     ax.set_xlabel("mean recurrence µ (loops)")

@@ -30,7 +30,7 @@ def frontier_figure(group: GroupFit, rows: Sequence[BudgetRow], confidence: floa
             *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5 if rows else 2
         )
     caption = (
-        f"{style.sentence(group.label)}. Least loss of each budget at the accepted optima of each estimator, "
+        f"{group.label}: least loss of each budget at the accepted optima of each estimator, "
         f"with {confidence:.0%} intervals (bands)"
     )
     caption += (

@@ -27,12 +27,11 @@ def isoflop_figure(group: GroupFit, noise: NoiseFloor) -> style.Drawn:
             ax.set_title(letter)
         panels[1].set_ylabel("")
         made.legend(handles=_handles(group), loc="outside lower center", ncols=5)
-        colours = style.budget_colours(group.budgets_flops)
-        ends = [(_right_end(group, budget), style.scientific(budget), colours[budget]) for budget in colours]
+        ends = [(_right_end(group, budget), style.scientific(budget)) for budget in group.budgets_flops]
         style.end_labels(panels[0], ends, heading="FLOPs")
     control = (group.table["kind"] == "fixed").any()
     caption = (
-        f"{style.sentence(group.label)}. isoFLOP curves: loss against "
+        f"{group.label}: isoFLOP curves: loss against "
         f"{words.QUANTITY[group.quantities[0]]} (a) and training tokens (b); one colour and marker per "
         "budget. Solid: shared-shape fit with its pointwise interval; dashed: parabola in the variable of "
         "the panel; faint where the minimum was refused. Stars: accepted optima of the shared shape, with "

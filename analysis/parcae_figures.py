@@ -187,7 +187,7 @@ def law_figure() -> style.Drawn:
                     ax.plot(mu[lowest], loss[lowest], marker="*", markersize=7, color=colours[budget])
                 at = float(np.interp(best, mu, loss))
                 ax.plot(best, at, marker="o", markersize=3.6, color=style.INK, zorder=3)
-                ends.append((float(loss[-1]), style.scientific(budget, 3), colours[budget]))
+                ends.append((float(loss[-1]), style.scientific(budget, 3)))
                 rows += [(size, budget, m, value) for m, value in zip(mu[::6], loss[::6], strict=True)]
             ax.set_title(size)
             ax.set_xlabel("mean recurrence µ (loops)")

@@ -27,7 +27,12 @@ def parcae_report(folder: Path) -> tuple[Path, list[str]]:
         title=TITLE,
         claims=claims,
         differences=[
-            [size, number(flops), f"{depth:g}", *(f"{value:+.1f}" for value in points[::2])]
+            [
+                size,
+                number(flops),
+                f"{depth:g}",
+                *(f"{value:+.1f}" if value else "0.0" for value in points[::2]),
+            ]
             + [f"{value:.2f}" for value in points[1::2]]
             for size, flops, depth, *points in parcae.core_differences().to_numpy()
         ],

@@ -48,7 +48,7 @@ def _budgets_matter(runs: pd.DataFrame, floor: NoiseFloor) -> tuple[Check, ...]:
         for (kind, depth), cells in frame.groupby(["kind", "mean_recurrence"], sort=True):
             means = cells.groupby("target_flops")["val_loss_nats"].mean()
             if len(means) > 1:
-                label = f"µ={depth:g}" if kind == "looped" else str(kind)
+                label = f"µ = {depth:g}" if kind == "looped" else str(kind)
                 gains[label] = float(means.iloc[0] - means.iloc[-1])
         if gains:
             found.append(_gain_check(f"{scale}, {accounting} FLOPs", gains, floor))
@@ -58,7 +58,7 @@ def _budgets_matter(runs: pd.DataFrame, floor: NoiseFloor) -> tuple[Check, ...]:
 def _gain_check(group: str, gains: dict[str, float], floor: NoiseFloor) -> Check:
     bar_text = f"{FLOOR_MULTIPLE:g}x the noise floor"
     name = f"{group}: at each recurrence the largest budget beats the smallest by more than {bar_text}"
-    listed = ", ".join(f"{label} {gain:.3f}" for label, gain in gains.items())
+    listed = ", ".join(f"{gain:.3f} at {label}" for label, gain in gains.items())
     if floor.sd_nats is None:
         return Check(name=name, holds=None, numbers=f"gains in nats: {listed}; training noise unknown")
     bar = FLOOR_MULTIPLE * floor.sd_nats

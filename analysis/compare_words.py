@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from analysis.difference import Difference
     from analysis.score_difference import ScoreDifference
 
+SUITES = {"core": "Core", "core_extended": "Core-Extended"}  # as figures and pages write them
 WIDTH = 100  # of the paragraph
 BEST = "*"
 JUDGED = "+"  # the trained recurrence next to the best, where it is judged on scores
@@ -130,7 +131,7 @@ def _losses(rows: Sequence[BudgetRow]) -> str:
         "looped lower": "with looped lower",
         "fixed lower": "with fixed depth lower",
         "not resolved": "not resolved",
-        "training noise unknown": "unknown",
+        "training noise unknown": "with the verdict unknown",
     }
     ends = [
         (row.difference.nats, f"{row.difference.nats:+.4f}{_ends(row.difference)}{_where(row, rows)}")
@@ -167,7 +168,7 @@ def _scores(rows: Sequence[BudgetRow], suite: str) -> str:
         "looped higher": "with looped higher",
         "fixed higher": "with fixed depth higher",
         "not resolved": "not resolved",
-        "items only, training noise unknown": "unknown (intervals over items alone)",
+        "items only, training noise unknown": "with the verdict unknown (intervals over items alone)",
     }
     ends = [
         (score.points, f"{score.points:+.2f} [{score.low:+.2f}, {score.high:+.2f}]{_where(row, rows)}")
@@ -188,8 +189,8 @@ def _unknown(comparison: Comparison) -> list[str]:
     lowest = sum(row.choice != "fitted curve" for row in rows)
     if lowest:
         found.append(
-            f"the best recurrence at {_budgets(lowest)}, where no minimum of a fitted curve was accepted and "
-            "the lowest trained cell stands for it"
+            f"the best recurrence at {_budgets(lowest)}, where no minimum of a fitted curve was accepted or "
+            "the recurrences do not differ beyond noise, and the lowest trained cell stands for it"
         )
     refused = sum(row.saving.ratio is None for row in rows)
     if refused:
@@ -217,7 +218,7 @@ def _counts(verdicts: Sequence[str], told: dict[str, str]) -> str:
 def _range(ends: Sequence[tuple[float, str]]) -> str:
     """Return the least and the greatest of (value, phrase), or the only one."""
     least, greatest = min(ends)[1], max(ends)[1]
-    return f"is {least}" if len(ends) == 1 else f"goes from {least} to {greatest}"
+    return f"is {least}" if len(ends) == 1 else f"lies between {least} and {greatest}"
 
 
 def _ends(found: Difference) -> str:

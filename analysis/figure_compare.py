@@ -11,17 +11,17 @@ from matplotlib.lines import Line2D
 
 from analysis import style
 from analysis.compare import BudgetRow, Comparison
-from analysis.compare_words import suites
+from analysis.compare_words import SUITES, suites
 from analysis.difference import Difference
 
 NAME = "looped_vs_fixed"
-JUDGED: dict[str, Any] = {
-    "color": style.INK,
-    "marker": "D",
-    "markersize": 4,
-    "markerfacecolor": "none",
-    "linestyle": "none",
+LOWEST = "lowest cell (selection)"
+POINT: dict[str, Any] = {"color": style.INK, "linestyle": "none"}
+BEST: dict[str, dict[str, Any]] = {  # by how the best recurrence was chosen
+    "fitted curve": {**POINT, "marker": "*", "markersize": 7},
+    LOWEST: {**POINT, "marker": "o", "markersize": 4.5, "markerfacecolor": "white"},
 }
+JUDGED: dict[str, Any] = {**POINT, "marker": "s", "markersize": 5.5, "markerfacecolor": "none"}
 
 
 def names(comparison: Comparison) -> list[str]:
@@ -60,8 +60,8 @@ def compare_figure(comparison: Comparison) -> style.Drawn | None:
     caption = (
         "Validation loss of looped models minus that of the fixed-depth control at equal FLOPs and "
         "parameters; below zero, looping wins. Black: the best recurrence, at the minimum of the fitted "
-        "curve where that is accepted (filled), else the lowest trained cell (open), which is a "
-        "selection. Colours: each recurrence. "
+        "curve (star), or, where that was not accepted or the recurrences do not differ beyond noise, the "
+        "lowest trained cell (circle), which is a selection. Colours: each recurrence. "
         + (
             f"Bars: {comparison.config.confidence:.0%} intervals from replicate seeds."
             if known
@@ -93,17 +93,7 @@ def _panel(ax: Axes, rows: list[BudgetRow], colours: dict[float, Any]) -> None:
         budgets, values, yerr=bars, color=style.INK, linestyle="none", elinewidth=0.8, capsize=2, zorder=3
     )
     for row in rows:
-        face = style.INK if row.choice == "fitted curve" else "white"
-        ax.plot(
-            [row.budget_flops],
-            [row.difference.nats],
-            marker="D",
-            markersize=4,
-            color=style.INK,
-            markerfacecolor=face,
-            linestyle="none",
-            zorder=4,
-        )
+        ax.plot([row.budget_flops], [row.difference.nats], **BEST[row.choice], zorder=4)
     ax.set_xlabel("training budget C (FLOPs)")
     ax.margins(x=0.08, y=0.1)
     style.log_axis(ax.xaxis, budgets.tolist())
@@ -114,14 +104,8 @@ def _handles(colours: dict[float, Any], choices: set[str]) -> list[Line2D]:
         Line2D([], [], marker="o", markersize=2.6, color=colour, label=f"µ = {depth:g}")
         for depth, colour in colours.items()
     ]
-    for choice, label, face in (
-        ("fitted curve", "best µ, fitted curve", style.INK),
-        ("lowest cell (selection)", "best µ, lowest cell", "white"),
-    ):
-        if choice in choices:
-            look: dict[str, Any] = {"color": style.INK, "marker": "D", "markersize": 4, "linestyle": "none"}
-            handles.append(Line2D([], [], **look, markerfacecolor=face, label=label))
-    return handles
+    labels = {choice: f"best µ, {choice.split(' (')[0]}" for choice in BEST if choice in choices}
+    return [*handles, *(Line2D([], [], **BEST[choice], label=label) for choice, label in labels.items())]
 
 
 def _mark_sides(ax: Axes, sides: tuple[str, str]) -> None:
@@ -178,7 +162,7 @@ def _points_figure(comparison: Comparison, suite: str) -> style.Drawn:
             _points_panel(ax, table[table["group"] == name], colours)
             if len(groups) > 1:
                 ax.set_title(name)
-        panels[0].set_ylabel(f"looped minus fixed\n({suite} points)")
+        panels[0].set_ylabel(f"looped minus fixed\n({SUITES.get(suite, suite)} points)")
         _mark_sides(panels[-1], ("looped better →", "← fixed better"))
         handles = [
             Line2D([], [], marker="o", markersize=2.6, color=colour, label=style.scientific(budget))
@@ -189,9 +173,9 @@ def _points_figure(comparison: Comparison, suite: str) -> style.Drawn:
         made.legend(handles=handles, loc="outside lower center", ncols=ncols, title="budget C (FLOPs)")
     noise = "items alone" if table["seeds_se"].isna().any() else "items and training seeds"
     caption = (
-        f"Points of {suite} ({table['tasks'].iloc[0]} tasks) of looped models minus those of the fixed-depth "
-        "control at equal FLOPs and parameters; above zero, looping wins. Colours: budgets, moved apart. "
-        "Diamonds: the trained recurrence next to the best, which is chosen on the loss. "
+        f"Points of {SUITES.get(suite, suite)} ({table['tasks'].iloc[0]} tasks) of looped models minus those "
+        "of the fixed-depth control at equal FLOPs and parameters; above zero, looping wins. Colours: "
+        "budgets, moved apart. Squares: the trained recurrence next to the best, chosen on the loss. "
         f"Bars: {comparison.config.confidence:.0%} intervals over {noise}."
     )
     return style.Drawn(name=f"{NAME}_{suite}", caption=caption, figure=made, tables={"points": table})
@@ -207,9 +191,8 @@ def _points_panel(ax: Axes, table: pd.DataFrame, colours: dict[float, Any]) -> N
         shift = 1.02 ** (place - (len(colours) - 1) / 2)  # bars of several budgets side by side
         x, points = rows["mean_recurrence"] * shift, rows["points"]
         bars = (points - rows["low"], rows["high"] - points)
-        ax.errorbar(
-            x, points, yerr=bars, color=colour, marker="o", markersize=2.6, linewidth=0.6, capsize=1.5
-        )
+        look: dict[str, Any] = {"marker": "o", "markersize": 2.2, "linewidth": 0.6, "elinewidth": 0.6}
+        ax.errorbar(x, points, yerr=bars, color=colour, **look)  # caps of neighbours would touch
         best = rows["next_to_best"]
         ax.plot(x[best], points[best], **JUDGED, zorder=4)
     ax.set_xlabel("mean recurrence µ (loops)")

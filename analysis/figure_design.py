@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from analysis import style
 from analysis.estimator import DEFAULT
 from analysis.resolution import Resolution
 
 COLOURS = ("#2166ac", "#b35806", "#1b7837", "#762a83", "#8c510a", "#01665e")
+DASHES = (0, (3, 2))
+OUT = 1.15  # how far an arrow points out of the swept range
 
 
 def design_figure(results: Sequence[Resolution], labels: Sequence[str] = ()) -> style.Drawn:
@@ -23,11 +26,13 @@ def design_figure(results: Sequence[Resolution], labels: Sequence[str] = ()) -> 
     """
     names = list(labels) or [f"law {k + 1}" for k in range(len(results))]
     with style.styled():
-        made, (left, right) = style.figure(2, width=style.PAGE_INCHES, height=2.7)
+        made, (left, right) = style.figure(2, width=style.PAGE_INCHES, height=3.0)
         edges = _edges(results)
         for place, result in enumerate(results):
             _optima(left, result, COLOURS[place % len(COLOURS)], place - (len(results) - 1) / 2)
             _exponents(right, result, edges, COLOURS[place % len(COLOURS)], names[place])
+        left.set_title("a")
+        right.set_title("b")
         left.set_xscale("log")
         left.set_yscale("log")
         left.set_xlabel("training budget C (FLOPs)")
@@ -40,8 +45,8 @@ def design_figure(results: Sequence[Resolution], labels: Sequence[str] = ()) -> 
         right.set_xlabel("exponent of µ* over C")
         right.set_ylabel("share of the studies (%)")
         right.set_ylim(bottom=0)
-        if len(results) > 1:
-            made.legend(loc="outside lower center", ncols=len(results))
+        handles = [*_handles(), *right.get_legend_handles_labels()[0]]
+        made.legend(handles=handles, loc="outside lower center", ncols=3)
     return style.Drawn(name="design", caption=_caption(results), figure=made, tables=_tables(results, names))
 
 
@@ -51,17 +56,29 @@ def _optima(ax: Axes, result: Resolution, colour: Any, shift: float) -> None:
     ax.plot(
         flops * aside, cells.values, marker=".", markersize=2, linestyle="none", color=style.FAINT, zorder=1
     )
+    true = []
     for item in result.outlooks:
-        low, high = item.low or item.swept_low, item.high or item.swept_high
-        ends = np.clip([low, high], item.swept_low, item.swept_high)
-        ax.plot([item.budget_flops * aside] * 2, ends, color=colour, linewidth=2.2, alpha=0.55, zorder=2)
-    true = [(item.budget_flops, item.true) for item in result.outlooks if _in(item.true, item)]
+        at, swept = item.budget_flops * aside, (item.swept_low, item.swept_high)
+        style.whisker(ax, at, (item.low, item.high), swept, color=colour, width=1.2)
+        if swept[0] <= item.true <= swept[1]:
+            true.append((at, item.true))
+        elif item.true > swept[1]:
+            style.arrow(ax, at, swept[1], swept[1] * OUT, colour)
+        else:
+            style.arrow(ax, at, swept[0], swept[0] / OUT, colour)
     if true:
         ax.plot(*zip(*true, strict=True), marker="D", markersize=3.2, linewidth=0.8, color=colour, zorder=3)
 
 
-def _in(value: float, item: Any) -> bool:
-    return bool(item.swept_low <= value <= item.swept_high)
+def _handles() -> list[Line2D]:
+    looks: dict[str, dict[str, Any]] = {
+        "true optimum": {"marker": "D", "markersize": 3.2},
+        "central 95 % of the estimates": {"marker": "_", "markersize": 2.8, "linewidth": 1.2},
+        "cell of the grid": {"marker": ".", "markersize": 2, "linestyle": "none", "color": style.FAINT},
+        "true exponent": {"linestyle": DASHES, "linewidth": 0.7},
+        "median 95 % interval of an analysis": {"marker": "|", "markersize": 5},
+    }
+    return [Line2D([], [], **{"color": style.INK, **look}, label=label) for label, look in looks.items()]
 
 
 def _edges(results: Sequence[Resolution]) -> Any:
@@ -73,14 +90,16 @@ def _edges(results: Sequence[Resolution]) -> Any:
 
 def _exponents(ax: Axes, result: Resolution, edges: Any, colour: Any, label: str) -> None:
     found, values = result.of(), result.estimates[np.isfinite(result.estimates)]
+    label += f": no exponent in {found.without_estimate:.0%} of the studies" if found.without_estimate else ""
     if len(values) < 2:
-        ax.plot([], [], color=colour, label=f"{label}: no exponent")
+        ax.plot([], [], color=colour, label=label)
         return
     heights, _ = np.histogram(values, bins=edges)
     share = 100 * heights / len(result.estimates)
-    ax.stairs(share, edges, color=colour, linewidth=1.0, label=label)
+    ax.stairs(share, edges, color=colour, linewidth=1.0)
+    ax.plot([], [], color=colour, label=label)
     if found.true is not None:
-        ax.axvline(found.true, color=colour, linewidth=0.7, linestyle=(0, (3, 2)))
+        ax.axvline(found.true, color=colour, linewidth=0.7, linestyle=DASHES)
     if found.interval is not None and found.median is not None:
         middle, half = found.median, found.interval / 2
         ax.plot(
@@ -91,11 +110,9 @@ def _exponents(ax: Axes, result: Resolution, edges: Any, colour: Any, label: str
 def _caption(results: Sequence[Resolution]) -> str:
     config = results[0].config
     return (
-        f"{config.studies} simulated studies, {DEFAULT} estimator. Left: the true optima inside the grid "
-        "(diamonds), the central 95 % of the estimated ones, cut at the ends of the swept range (bars), and "
-        "the cells of the grid (grey). Right: the exponents of all studies that give one, the true exponent "
-        "(dashed) "
-        f"and the median 95 % interval of {config.analysts} analyses (bar). "
+        f"{config.studies} simulated studies, {DEFAULT} estimator. (a) Optima over the budget; an arrow "
+        "marks a true one outside the swept range, an arrowhead estimates that reach its end. (b) Exponents "
+        f"of all studies that give one; the median interval is that of {config.analysts} analyses. "
         + " ".join(f"({k + 1}) {result.law}." for k, result in enumerate(results))
     )
 

@@ -27,16 +27,15 @@ def isoflop_figure(group: GroupFit, noise: NoiseFloor) -> style.Drawn:
             ax.set_title(letter)
         panels[1].set_ylabel("")
         made.legend(handles=_handles(group), loc="outside lower center", ncols=5)
-        colours = style.budget_colours(group.budgets_flops)
-        ends = [(_right_end(group, budget), style.scientific(budget), colours[budget]) for budget in colours]
+        ends = [(_right_end(group, budget), style.scientific(budget)) for budget in group.budgets_flops]
         style.end_labels(panels[0], ends, heading="FLOPs")
     control = (group.table["kind"] == "fixed").any()
     caption = (
-        f"{style.sentence(group.label)}. isoFLOP curves: loss against "
+        f"{group.label}: isoFLOP curves: loss against "
         f"{words.QUANTITY[group.quantities[0]]} (a) and training tokens (b); one colour and marker per "
         "budget. Solid: shared-shape fit with its pointwise interval; dashed: parabola in the variable of "
         "the panel; faint where the minimum was refused. Stars: accepted optima of the shared shape, with "
-        "their intervals within the swept range."
+        "their intervals; an arrowhead marks one that goes on beyond the swept range."
         + (" Open symbols: fixed-depth control, which enters no fit." if control else "")
     )
     return style.Drawn(name="isoflop", caption=caption, figure=made, tables=_tables(group))
@@ -92,21 +91,10 @@ def _curve(
         alpha=0.5 if found.value is None else 1.0,
     )
     if found.value is not None and found.loss_nats is not None and not thin:
-        ends = [[found.value - max(found.low or low, low)], [min(found.high or high, high) - found.value]]
-        ax.errorbar(
-            [found.value],
-            [found.loss_nats],
-            xerr=np.maximum(ends, 0),
-            color=style.INK,
-            marker="*",
-            markersize=7,
-            markerfacecolor=colour,
-            markeredgecolor=style.INK,
-            markeredgewidth=0.5,
-            elinewidth=0.8,
-            capsize=1.5,
-            zorder=4,
-        )
+        ends = (found.low, found.high)
+        style.whisker(ax, found.loss_nats, ends, (low, high), color=style.INK, horizontal=True)
+        edge: dict[str, Any] = {"markeredgecolor": style.INK, "markeredgewidth": 0.5}
+        ax.plot([found.value], [found.loss_nats], color=colour, marker="*", markersize=7, **edge, zorder=4)
 
 
 def _axes(ax: Axes, group: GroupFit, quantity: Quantity) -> None:

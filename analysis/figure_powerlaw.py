@@ -38,9 +38,11 @@ def powerlaw_figure(group: GroupFit, confidence: float) -> style.Drawn:
             _panel(ax, group, quantity, confidence)
             ax.annotate(title, (-0.02, 1.02), xycoords="axes fraction", ha="right", va="bottom", fontsize=7.5)
     caption = (
-        f"{style.sentence(group.label)}. Compute-optimal {words.QUANTITY[group.quantities[0]]} (a) and "
+        f"{group.label}: compute-optimal {words.QUANTITY[group.quantities[0]]} (a) and "
         f"tokens (b) over the budget, by estimator, with {confidence:.0%} intervals; the band is that of the "
-        "shared-shape law. Grey: the swept range; an arrow marks a budget whose minimum lies outside it."
+        "shared-shape law. Grey: the swept range; an arrow marks a budget whose minimum lies outside it, an "
+        "arrowhead an interval that goes on beyond the panel. Without a law the legend counts the minima: "
+        "accepted, below or above the swept range, refused for another reason."
     )
     return style.Drawn(name="power_laws", caption=caption, figure=made, tables=_tables(group, confidence))
 
@@ -75,57 +77,41 @@ def _panel(ax: Axes, group: GroupFit, quantity: Quantity, confidence: float) -> 
 def _optima(ax: Axes, estimator: EstimatorFit, quantity: Quantity) -> None:
     look = LOOKS[estimator.name]
     accepted = [o for o in estimator.optima[quantity] if o.value is not None]
-    values = np.array([o.value for o in accepted], float)
-    # An open end leaves the panel.
-    ends = [(o.low or o.swept[0] / 10, o.high or o.swept[1] * 10) for o in accepted]
-    ax.errorbar(
-        [o.budget_flops * OFFSETS[estimator.name] for o in accepted],
-        values,
-        yerr=np.abs(np.array(ends, float).reshape(-1, 2).T - values),
-        color=look["color"],
-        marker=look["marker"],
-        linestyle="none",
-        markersize=3.6,
-        elinewidth=0.7,
-        capsize=1.5,
-        label=_label(estimator, quantity),
-        zorder=3,
-    )
+    places = [o.budget_flops * OFFSETS[estimator.name] for o in accepted]
+    for place, o in zip(places, accepted, strict=True):
+        style.whisker(ax, place, (o.low, o.high), ax.get_ylim(), color=look["color"])
+    values: Any = [o.value for o in accepted]
+    line = {**look, "linestyle": "none", "markersize": 3.6}
+    ax.plot(places, values, **line, label=_label(estimator, quantity), zorder=3)
 
 
 def _arrows(ax: Axes, estimator: EstimatorFit, quantity: Quantity, reach: float) -> None:
     """Point out of the swept range where the minimum of a budget lies outside it."""
-    arrow = {
-        "arrowstyle": "->",
-        "color": LOOKS[estimator.name]["color"],
-        "linewidth": 0.9,
-        "shrinkA": 0,
-        "shrinkB": 0,
-    }
     for o in estimator.optima[quantity]:
         side = _outside(o)
         if side is None:
             continue
         edge = o.swept[1] if side == "above" else o.swept[0]
-        x, tip = o.budget_flops * OFFSETS[estimator.name], edge * reach if side == "above" else edge / reach
-        ax.annotate("", (x, tip), (x, edge), annotation_clip=False, arrowprops=arrow)
+        tip = edge * reach if side == "above" else edge / reach
+        place = o.budget_flops * OFFSETS[estimator.name]
+        style.arrow(ax, place, edge, tip, LOOKS[estimator.name]["color"])
 
 
 def _label(estimator: EstimatorFit, quantity: Quantity) -> str:
-    """Return the legend's words: the exponent with its interval, or why there is none."""
+    """Return the legend's words: the exponent with its interval, or what became of the minima."""
     law = estimator.laws[quantity]
     if law.exponent is None:
-        text = f"{estimator.name}: no law, {law.refusal}{_where(estimator, quantity)}"
-        return "\n".join(textwrap.wrap(text, 56))
+        return "\n".join(textwrap.wrap(f"{estimator.name}: no law ({_minima(estimator, quantity)})", 56))
     low, high = ("open" if end is None else f"{end:.2f}" for end in (law.exponent_low, law.exponent_high))
     return f"{estimator.name}: exponent {law.exponent:.2f} [{low}, {high}]"
 
 
-def _where(estimator: EstimatorFit, quantity: Quantity) -> str:
-    """Count the minima that lie outside the swept range, by side."""
-    sides = Counter(_outside(o) for o in estimator.optima[quantity])
-    shown = [f"{sides[side]} {side}" for side in ("below", "above") if sides[side]]
-    return f" (minima {' and '.join(shown)} the swept range)" if shown else ""
+def _minima(estimator: EstimatorFit, quantity: Quantity) -> str:
+    """Count the budgets by what became of their minima."""
+    found = estimator.optima[quantity]
+    ends = Counter(_outside(o) or ("refused" if o.value is None else "accepted") for o in found)
+    shown = [f"{ends[end]} {end}" for end in ("accepted", "below", "above", "refused") if ends[end]]
+    return ", ".join(shown)
 
 
 def _outside(found: Optimum) -> str | None:

@@ -13,7 +13,7 @@ def seeds_figure(noise: NoiseFloor) -> style.Drawn | None:
     if noise.sd_nats is None:
         return None
     with style.styled():
-        made, (ax,) = style.figure(1, width=1.25 * style.COLUMN_INCHES, height=0.9 + 0.28 * len(noise.cells))
+        made, (ax,) = style.figure(1, width=style.COLUMN_INCHES, height=0.9 + 0.28 * len(noise.cells))
         ax.axvspan(-noise.sd_nats, noise.sd_nats, color="#e6e6e6", linewidth=0)
         ax.axvline(0, color=style.FAINT, linewidth=0.6)
         for place, cell in enumerate(noise.cells):
@@ -25,7 +25,7 @@ def seeds_figure(noise: NoiseFloor) -> style.Drawn | None:
         ax.set_ylim(len(noise.cells) - 0.5, -0.5)
         reach = 1.15 * max(noise.sd_nats, *(abs(v) for cell in noise.cells for v in cell.deviations_nats))
         ax.set_xlim(-reach, reach)
-        ax.locator_params(axis="x", nbins=5)
+        ax.locator_params(axis="x", nbins=4)
         ax.set_xlabel("loss minus cell mean (nats)")
     caption = f"Replicate seeds by cell; the grey band is the pooled standard deviation: {noise.sentence()}."
     rows = [

@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from analysis import style
+from analysis.estimator import DEFAULT
 from analysis.figure_isoflop import LINES
 from analysis.figure_powerlaw import LOOKS
 from analysis.group import GroupFit
@@ -43,7 +44,7 @@ def zoom_figure(group: GroupFit, noise: NoiseFloor) -> style.Drawn:
             ax.set_ylabel(f"loss above lowest cell{unit}", fontsize=6.5)
         made.legend(handles=_handles(), loc="outside upper center", ncols=4)
     caption = (
-        f"{style.sentence(group.label)}. Each isoFLOP curve on its own scale, relative to its lowest cell"
+        f"{group.label}: each isoFLOP curve on its own scale, relative to its lowest cell"
         + (", with the training noise as bars" if noise.sd_nats else "; training noise unknown")
         + ". Triangles mark accepted minima in the estimator's colour; above a panel stands why that of the "
         "shared shape was refused."
@@ -70,7 +71,7 @@ def _panel(ax: Axes, group: GroupFit, k: int, noise: NoiseFloor, width: int) -> 
         zorder=3,
     )
     x = np.geomspace(depth.min(), depth.max(), 100)
-    for estimator in group.estimators:
+    for place, estimator in enumerate(group.estimators):
         found, look = estimator.optima[group.cells.variable][k], LOOKS[estimator.name]
         if estimator.curve is None or not found.fitted:
             continue
@@ -79,7 +80,7 @@ def _panel(ax: Axes, group: GroupFit, k: int, noise: NoiseFloor, width: int) -> 
         if found.value is not None:
             ax.plot(
                 [found.value],
-                [0.0],
+                [0.07 * place],  # one above the other where they agree
                 transform=ax.get_xaxis_transform(),
                 marker="^",
                 markersize=5,
@@ -92,7 +93,7 @@ def _panel(ax: Axes, group: GroupFit, k: int, noise: NoiseFloor, width: int) -> 
     title = f"{style.scientific(group.budgets_flops[k])} FLOPs"
     refusal = group.estimator().optima[group.cells.variable][k].refusal
     if refusal:
-        title += "\n" + "\n".join(textwrap.wrap(refusal.split(" (")[0], width))
+        title += "\n" + "\n".join(textwrap.wrap(f"{DEFAULT}: {refusal.split(' (')[0]}", width))
     ax.set_title(title, fontsize=6)
     if group.cells.variable == "mean_recurrence":
         style.recurrence_axis(ax.xaxis, depth.tolist(), room=0.12)

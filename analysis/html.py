@@ -17,10 +17,10 @@ import scipy
 
 from analysis import style, words
 from analysis.compare import Comparison
-from analysis.compare_words import interval_nats, paragraph, suites
+from analysis.compare_words import SUITES, interval_nats, paragraph, suites
 from analysis.group import GroupFit
 from analysis.isoflop import Quantity
-from analysis.numbers import number, span
+from analysis.numbers import error, number, span
 from analysis.points import IsoflopFit
 from analysis.saving import Saving
 from analysis.score_difference import ScoreDifference
@@ -28,7 +28,6 @@ from analysis.sensitivity import Variant
 from analysis.study import StudyFit
 from analysis.validation import Validation
 
-ERRORS = ("{:+.4f}", "{:.4f}", "{:.3f}")
 TEMPLATES = Path(__file__).parent / "templates"
 
 # column of the runs table, heading with unit, format
@@ -40,7 +39,7 @@ RUN_COLUMNS = (
     ("seed", "seed", "{:d}"),
     ("target_flops", "budget (FLOPs)", "number"),
     ("executed_flops", "executed (FLOPs)", "number"),
-    ("tokens", "tokens (M)", "{:,.1f}"),
+    ("tokens", "tokens", "number"),
     ("steps", "steps", "{:,d}"),
     ("val_loss_nats", "loss (nats)", "{:.4f}"),
     ("val_bits_per_byte", "bits/byte", "{:.4f}"),
@@ -66,7 +65,7 @@ def render(
         headlines=study.headlines(),
         groups=_groups(study.groups),
         differences=_differences(comparison),
-        suites=suites(comparison.rows),
+        suites=[SUITES.get(name, name) for name in suites(comparison.rows)],
         compared=paragraph(comparison),
         rate_rows=study.depth.by_recurrence,
         run_laws=[law.summary().splitlines() for law in study.run_laws],
@@ -151,7 +150,7 @@ def _differences(comparison: Comparison) -> dict[str, list[list[str]]]:
             [
                 number(row.budget_flops),
                 f"{row.mean_recurrence:.3g}",
-                row.choice,
+                f"{row.choice}: {row.why}",
                 f"{row.looped_nats:.4f}",
                 f"{row.fixed_nats:.4f}",
                 f"{d.nats:+.4f}",
@@ -184,15 +183,13 @@ def held_out(validation: Validation | None) -> list[list[str]]:
     rows = []
     for kind, row in validation.rows() if validation else ():
         errors = [row.bias_nats, row.error_nats, row.error_percent]
-        shown = [
-            "–" if value is None else form.format(value) for value, form in zip(errors, ERRORS, strict=True)
-        ]
+        shown = ["–" if value is None else error(value) for value in errors]
         rows.append([kind, row.group, row.left_out, str(row.points), *shown, row.refusal or ""])
     return rows
 
 
 def variant_tables(groups: Sequence[GroupFit], variants: Sequence[Variant] | None) -> list[dict[str, Any]]:
-    """Return one table per group: choices by quantity and estimator."""
+    """Return one table per group that has a law: choices by quantity and estimator."""
     tables: list[dict[str, Any]] = []
     if not variants:
         return tables
@@ -204,7 +201,8 @@ def variant_tables(groups: Sequence[GroupFit], variants: Sequence[Variant] | Non
             if variant.group == group.label:
                 found = [variant.exponents[quantity][name] for quantity in group.quantities for name in names]
                 rows.append([variant.choice, *("–" if value is None else f"{value:.3f}" for value in found)])
-        tables.append({"label": group.label, "heads": heads, "rows": rows})
+        if any(cell != "–" for row in rows for cell in row[1:]):
+            tables.append({"label": group.label, "heads": heads, "rows": rows})
     return tables
 
 
@@ -243,8 +241,6 @@ def _run_rows(runs: pd.DataFrame) -> list[list[str]]:
         cells = []
         for name, _, form in RUN_COLUMNS:
             value: Any = run[name]
-            if name == "tokens":
-                value = value / 1e6
             missing = isinstance(value, float | np.floating) and not np.isfinite(value)
             cells.append("–" if missing else number(value) if form == "number" else form.format(value))
         rows.append(cells)

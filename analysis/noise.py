@@ -74,7 +74,7 @@ def noise_floor(runs: pd.DataFrame) -> NoiseFloor:
     for rows in _cells(runs):
         if len(set(seeds[rows].tolist())) > 1:
             losses, first = values[rows], runs.iloc[rows[0]]
-            depth = f"µ={first['mean_recurrence']:g}" if first["kind"] == "looped" else str(first["kind"])
+            depth = f"µ = {first['mean_recurrence']:g}" if first["kind"] == "looped" else str(first["kind"])
             cells.append(
                 ReplicateCell(
                     label=f"{first['scale']} {depth} at {number(first['target_flops'])} FLOPs",

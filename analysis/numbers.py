@@ -17,6 +17,11 @@ def span(low: float | None, high: float | None, digits: int = 3) -> str:
     return f"[{number(low, digits)}, {number(high, digits)}]"
 
 
+def error(value: float) -> str:
+    """Return an error with two significant digits, below a millionth as 0."""
+    return number(value if abs(value) >= 1e-6 else 0.0, 2)
+
+
 def fixed(value: float | None, places: int) -> str:
     """Return a number with `places` decimals, an open end as 'open'."""
     return "open" if value is None else f"{value:.{places}f}"

@@ -89,11 +89,16 @@ def law_loss(size: str, params: Array, tokens: Array) -> Array:
     return np.asarray(law["E"] + law["A"] * params ** -law["a"] + law["B"] * tokens ** -law["b"])
 
 
-def law_optima(size: str, accounting: str, count: str) -> Array:
-    """Return the mean recurrence that the published law prefers at each published budget, 0 for none."""
+def law_optima(size: str, accounting: str, count: str, flops: Array | None = None) -> Array:
+    """Return the mean recurrence that the published law prefers at budgets, 0 for none.
+
+    Without `flops` at the published budgets.
+    """
     law = _row("training_law", size)
     curve = Curve(
-        shape=shape(size, accounting, count), budgets_flops=budgets(size), middle=float(np.log(SWEPT).mean())
+        shape=shape(size, accounting, count),
+        budgets_flops=budgets(size) if flops is None else flops,
+        middle=float(np.log(SWEPT).mean()),
     )
     exponents = np.array([[law["a"], law["b"]]])
     amplitudes = np.array([[[law["E"], law["a"] * law["A"], law["b"] * law["B"]]]])

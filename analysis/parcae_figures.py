@@ -12,15 +12,16 @@ from matplotlib.lines import Line2D
 from analysis import parcae, style
 
 SIZES = ("140M", "370M")
+LEAST = 0.8  # recurrence where the panels of optima begin
 LOOKS: dict[str, dict[str, Any]] = {
     "140M": {"color": "#0072B2", "marker": "o"},
     "370M": {"color": "#D55E00", "marker": "s"},
 }
+COUNTED: dict[str, Any] = {"released": "-", "paper": (0, (4, 2))}  # lines by how FLOPs are counted
 DEFINITIONS: dict[tuple[str, str], dict[str, Any]] = {
-    ("released", "all"): {"color": "#009E73", "linestyle": "-"},
-    ("paper", "all"): {"color": "#009E73", "linestyle": (0, (4, 2))},
-    ("released", "non-embedding"): {"color": "#CC79A7", "linestyle": "-"},
-    ("paper", "non-embedding"): {"color": "#CC79A7", "linestyle": (0, (4, 2))},
+    (accounting, count): {"color": colour, "linestyle": dashes}
+    for count, colour in (("all", "#009E73"), ("non-embedding", "#CC79A7"))
+    for accounting, dashes in COUNTED.items()
 }
 FORMS = {
     "L∞ + Z exp(−z T)": r"$L_\infty + Z\,e^{-zT}$",
@@ -46,19 +47,22 @@ def recurrence_figure() -> style.Drawn:
             ax.set_xscale("log")
             ax.set_yscale("log")
             ax.axhspan(*parcae.SWEPT, color="#eeeeee", linewidth=0)
+            wide = np.geomspace(flops[0], flops[-1], 80)
             for (accounting, count), look in DEFINITIONS.items():
                 best = parcae.law_optima(size, accounting, count)
-                ax.plot(flops[best > 0], best[best > 0], **look, linewidth=0.9)
+                along = parcae.law_optima(size, accounting, count, wide)
+                ax.plot(wide, np.where(along > 0, along, np.nan), **look, linewidth=0.9)
+                below = flops[best < LEAST]
+                ax.plot(below, [1.06 * LEAST] * len(below), "v", color=look["color"])
                 rows += [
                     (size, f"law, {count}, {accounting}", c, v) for c, v in zip(flops, best, strict=True)
                 ]
-            wide = np.geomspace(flops[0], flops[-1], 40)
             ax.plot(wide, parcae.published_recurrence(size, wide), color=style.INK, linewidth=1.1)
             ax.plot(flops, printed, color=style.INK, marker="o", linestyle="none", markersize=4, zorder=3)
             rows += [(size, "printed optimum", c, v) for c, v in zip(flops, printed, strict=True)]
             ax.set_title(size)
             ax.set_xlabel("training budget C (FLOPs)")
-            ax.set_ylim(0.8, 70)
+            ax.set_ylim(LEAST, 70)
             ax.set_xlim(flops[0] / 1.3, flops[-1] * 1.3)
             style.log_axis(ax.xaxis, flops.tolist())
             style.recurrence_axis(ax.yaxis, [1, 2, 4, 6, 8, 12, 20, 40])
@@ -67,8 +71,8 @@ def recurrence_figure() -> style.Drawn:
     caption = (
         "Optimal recurrence over the budget. Dots: optima as printed, values of the grid; black line: the "
         "published power law; coloured lines: where the published training law is least, by what N(µ) counts "
-        "and how FLOPs are counted. Grey: the recurrences that were trained. An optimum below µ = 0.8 is "
-        "not shown."
+        "and how FLOPs are counted. Grey: the recurrences that were trained. Triangles: an optimum below "
+        f"µ = {LEAST:g}."
     )
     table = pd.DataFrame(rows, columns=["size", "entry", "budget_flops", "mean_recurrence"])
     return style.Drawn(name="recurrence", caption=caption, figure=made, tables={"optima": table})
@@ -119,7 +123,7 @@ def flops_figure() -> style.Drawn:
     with style.styled():
         made, panels = style.figure(2, height=2.8)
         for size, look in LOOKS.items():
-            for accounting, dashes in (("released", "-"), ("paper", (0, (4, 2)))):
+            for accounting, dashes in COUNTED.items():
                 frame = parcae.table("flops_per_token").query("size == @size and accounting == @accounting")
                 line: dict[str, Any] = {**look, "linestyle": dashes, "markersize": 3.2}
                 panels[0].plot(frame["mean_recurrence"], frame["mflop_per_token"], **line)
@@ -150,7 +154,9 @@ def _flops_axes(panels: list[Axes]) -> None:
     panels[0].set_xticks([1, 2, 4, 6, 8, 10, 12])
     panels[0].set_ylim(0, None)
     handles = [Line2D([], [], **look, markersize=3.2, label=size) for size, look in LOOKS.items()]
-    panels[0].legend(handles=handles, loc="upper left")
+    for accounting, dashes in COUNTED.items():
+        handles.append(Line2D([], [], color=style.INK, linestyle=dashes, label=f"{accounting} FLOPs"))
+    panels[0].legend(handles=handles, loc="upper left", handlelength=2.4)
     panels[1].set_xscale("log")
     panels[1].set_yscale("log")
     panels[1].set_xlabel("training budget C (FLOPs)")
@@ -181,7 +187,7 @@ def law_figure() -> style.Drawn:
                     ax.plot(mu[lowest], loss[lowest], marker="*", markersize=7, color=colours[budget])
                 at = float(np.interp(best, mu, loss))
                 ax.plot(best, at, marker="o", markersize=3.6, color=style.INK, zorder=3)
-                ends.append((float(loss[-1]), style.scientific(budget, 3), colours[budget]))
+                ends.append((float(loss[-1]), style.scientific(budget, 3)))
                 rows += [(size, budget, m, value) for m, value in zip(mu[::6], loss[::6], strict=True)]
             ax.set_title(size)
             ax.set_xlabel("mean recurrence µ (loops)")
@@ -191,7 +197,8 @@ def law_figure() -> style.Drawn:
         made.legend(handles=_law_handles(), loc="outside lower center", ncols=2)
     caption = (
         "isoFLOP curves of the published training law, all parameters counted, FLOPs as released. Stars: "
-        "minima of the law; dots: printed optima of the parabolas, on the law's curve. Neighbouring "
+        "minima of the law; a curve without one is least outside µ = 1 to 16. Dots: printed optima of the "
+        "parabolas, on the law's curve. Neighbouring "
         "recurrences differ by less than 0.01 nats around the minima, so that seed noise of 0.005 nats "
         "moves a parabola's minimum."
     )
@@ -212,14 +219,14 @@ def test_time_figure() -> style.Drawn:
     frame = parcae.table("test_time")
     forms = list(dict.fromkeys(frame["form"]))
     with style.styled():
-        made, (ax,) = style.figure(1, width=1.4 * style.COLUMN_INCHES, height=2.3)
+        made, (ax,) = style.figure(1, width=style.COLUMN_INCHES, height=2.3)
         ax.set_xscale("log")
-        for size, look in LOOKS.items():
+        for (size, look), aside in zip(LOOKS.items(), (-0.14, 0.14), strict=True):
             for evaluated, filled in (("in distribution", True), ("T > µ", False)):
                 mine = frame[(frame["size"] == size) & (frame["evaluated"] == evaluated)]
                 ax.plot(
                     mine["huber"],
-                    [forms.index(form) for form in mine["form"]],
+                    [forms.index(form) + aside for form in mine["form"]],
                     **look,
                     linestyle="none",
                     markerfacecolor=look["color"] if filled else "white",
@@ -233,6 +240,6 @@ def test_time_figure() -> style.Drawn:
         made.legend(loc="outside lower center", ncols=2)
     caption = (
         "Forms of the test-time law L(T), by printed Huber cost (δ = 1e-3): fitted and evaluated on all "
-        "depths (filled), and fitted up to T = µ and evaluated beyond (open)."
+        "depths (filled), and fitted up to T = µ and evaluated beyond (open); sizes apart for legibility."
     )
     return style.Drawn(name="test_time", caption=caption, figure=made, tables={"huber": frame})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from analysis import html, parcae
+from analysis.numbers import number
 from analysis.parcae_figures import parcae_figures
 from analysis.report import save_figures, write_page
 from analysis.tables import digest
@@ -25,8 +26,20 @@ def parcae_report(folder: Path) -> tuple[Path, list[str]]:
         save_figures(parcae_figures(), folder),
         title=TITLE,
         claims=claims,
-        differences=parcae.core_differences().round(2).astype(str).to_numpy().tolist(),
-        errors=parcae.held_out_errors().round(3).astype(str).to_numpy().tolist(),
+        differences=[
+            [
+                size,
+                number(flops),
+                f"{depth:g}",
+                *(f"{value:+.1f}" if value else "0.0" for value in points[::2]),
+            ]
+            + [f"{value:.2f}" for value in points[1::2]]
+            for size, flops, depth, *points in parcae.core_differences().to_numpy()
+        ],
+        errors=[
+            [size, count, *(f"{value:.3f}" for value in losses), f"{percent:.2f}"]
+            for size, count, *losses, percent in parcae.held_out_errors().to_numpy()
+        ],
         sources=sources,
     )
     return write_page(folder, text), [f"{claim.claim} {claim.support}" for claim in claims]

@@ -40,7 +40,7 @@ def sensitivity(
     """Refit every group under other costs, parameter counts and accountings, and without its outliers."""
     base = replace(config, bootstrap=RESAMPLES, profiles=False, validation=False, resampling="noise")
     cost = f"Huber {config.huber_delta:g}"
-    told = f", N {config.parameter_count}" if counts else ""
+    told = f", N {_words(config.parameter_count)}" if counts else ""
     choices: list[tuple[str, FitConfig]] = [(f"as reported ({cost}{told})", base)]
     choices += [
         (
@@ -51,7 +51,7 @@ def sensitivity(
         if delta != config.huber_delta
     ]
     choices += [
-        (f"N counts {count}", replace(base, parameter_count=count))
+        (f"N counts {_words(count)}", replace(base, parameter_count=count))
         for count in get_args(ParameterCount)
         if counts and count != config.parameter_count
     ]
@@ -61,6 +61,10 @@ def sensitivity(
         found += _other_accounting(group, base) if counts else []
     order = {group.label: place for place, group in enumerate(groups)}
     return tuple(sorted(found, key=lambda variant: order[variant.group]))
+
+
+def _words(count: str) -> str:
+    return count.replace("_", " ").replace("non ", "non-").replace("flops", "FLOPs")
 
 
 def _variant(group: GroupFit, choice: str) -> Variant:

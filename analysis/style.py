@@ -23,7 +23,7 @@ COLUMN_INCHES = 3.25
 PAGE_INCHES = 6.75
 PNG_DPI = 200
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
-INK, FAINT, WARN = "#222222", "#9a9a9a", "#b2182b"
+INK, FAINT, WARN = "#222222", "#666666", "#b2182b"
 RC: dict[str, Any] = {
     "font.size": 7.0,
     "axes.titlesize": 7.5,
@@ -100,12 +100,12 @@ def settle(made: Figure) -> None:
 
 def recurrence_colours(recurrences: Sequence[float]) -> dict[float, Any]:
     """Return an ordered, colour-blind-safe colour for each mean recurrence."""
-    return _ordered(recurrences, "viridis", 0.0, 0.86)
+    return _ordered(recurrences, "viridis", 0.0, 0.75)
 
 
 def budget_colours(budgets: Sequence[float]) -> dict[float, Any]:
     """Return an ordered colour for each budget, on another scale than recurrence."""
-    return _ordered(budgets, "plasma", 0.0, 0.80)
+    return _ordered(budgets, "plasma", 0.0, 0.70)
 
 
 def budget_markers(budgets: Sequence[float]) -> dict[float, str]:
@@ -117,11 +117,6 @@ def _ordered(values: Sequence[float], name: str, low: float, high: float) -> dic
     ordered = sorted(set(values))
     places = np.linspace(low, high, len(ordered)) if len(ordered) > 1 else np.array([(low + high) / 2])
     return {value: colormaps[name](place) for value, place in zip(ordered, places, strict=True)}
-
-
-def sentence(text: str) -> str:
-    """Return text with its first letter as at the head of a sentence, the others as they are."""
-    return text[:1].upper() + text[1:]
 
 
 def scientific(value: float, digits: int = 2) -> str:
@@ -141,11 +136,17 @@ def log_axis(axis: Any, values: Sequence[float], *, room: float = 0.19) -> None:
 
 def decade_axis(axis: Any, low: float, high: float, *, room: float = 0.19) -> None:
     """Label round numbers (1, 2, 5 x 10^n, finer if need be) of a log axis between `low` and `high`."""
-    for subs in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), tuple(np.arange(1.0, 10.0))):
+    _ticks(axis, _round(low, high, (1.0,), (1.0, 3.0)), room, lambda value, _: scientific(value))
+
+
+def _round(low: float, high: float, *first: tuple[float, ...]) -> list[float]:
+    """Return round numbers from `low` to `high`, at least three where a step of a fifth allows it."""
+    steps = [tuple(np.arange(1.0, 10.0, step)) for step in (1.0, 0.2)]
+    for subs in (*first, (1.0, 2.0, 5.0), *steps):
         ticks = [t for t in LogLocator(subs=subs).tick_values(low, high) if low <= t <= high]
         if len(ticks) >= 3:
             break
-    _ticks(axis, ticks, room, lambda value, _: scientific(value))
+    return ticks
 
 
 def recurrence_axis(axis: Any, depths: Sequence[float], *, room: float = 0.06, fixed: bool = False) -> None:
@@ -154,10 +155,9 @@ def recurrence_axis(axis: Any, depths: Sequence[float], *, room: float = 0.06, f
 
 
 def plain_log_axis(axis: Any) -> None:
-    """Label 1, 2 and 5 times powers of ten as plain numbers on a log axis."""
-    low, high = sorted(axis.get_view_interval())
-    ticks = [t for t in LogLocator(subs=(1.0, 2.0, 5.0)).tick_values(low, high) if low <= t <= high]
-    _ticks(axis, ticks or [low, high], 0.1, lambda value, _: f"{value:.2g}")
+    """Label 1, 2 and 5 times powers of ten (finer if need be) as plain numbers on a log axis."""
+    ticks = _round(*sorted(axis.get_view_interval()))
+    _ticks(axis, ticks, 0.1, lambda value, _: f"{value:.2g}")
 
 
 def _ticks(axis: Any, values: Sequence[float], room: float, write: Callable[[float, int], str]) -> None:
@@ -181,19 +181,39 @@ def thinned(values: Sequence[float], distance: float) -> list[float]:
     return kept
 
 
-def end_labels(ax: Axes, labels: Sequence[tuple[float, str, Any]], heading: str = "") -> None:
-    """Write (y, text, colour) beside the right end of a panel, moved apart where they would touch.
+def whisker(
+    ax: Axes,
+    at: float,
+    ends: Sequence[float | None],
+    limits: Sequence[float],
+    *,
+    color: Any,
+    width: float = 0.7,
+    horizontal: bool = False,
+) -> None:
+    """Draw an interval within `limits`: capped where it ends, an arrowhead where it is open or goes on."""
+    cut = ends[0] is None or ends[0] < limits[0], ends[1] is None or ends[1] > limits[1]
+    inside = [limit if end is None else end for end, limit in zip(ends, limits, strict=True)]
+    shown = np.clip(np.array(inside, float), limits[0], limits[1])
+    heads, cap = ("<>", "|") if horizontal else ("v^", "_")
+    for place, points in (("", shown), *((heads[k] if cut[k] else cap, shown[k : k + 1]) for k in (0, 1))):
+        pair = [points, [at] * len(points)] if horizontal else [[at] * len(points), points]
+        ax.plot(*pair, color=color, linewidth=width, marker=place, markersize=2.8, clip_on=False)
 
-    `heading` stands above them, in ink.
-    """
-    rows = [*sorted(labels, key=lambda label: label[0])]
-    if heading:
-        rows.append((max(y for y, _, _ in rows), heading, INK))
+
+def arrow(ax: Axes, at: float, start: float, tip: float, color: Any) -> None:
+    """Point from the end of a range to what lies beyond it."""
+    look = {"arrowstyle": "->", "color": color, "linewidth": 0.9, "shrinkA": 0, "shrinkB": 0}
+    ax.annotate("", (at, tip), (at, start), annotation_clip=False, arrowprops=look)
+
+
+def end_labels(ax: Axes, labels: Sequence[tuple[float, str]], heading: str) -> None:
+    """Write (y, text) beside the right end of a panel under a heading, moved apart where they would touch."""
+    rows = sorted(labels)
+    rows.append((rows[-1][0], heading))
     texts = [
-        ax.annotate(
-            text, (1.02, y), xycoords=("axes fraction", "data"), color=colour, va="center", fontsize=6.5
-        )
-        for y, text, colour in rows
+        ax.annotate(text, (1.02, y), xycoords=("axes fraction", "data"), va="center", fontsize=6.5)
+        for y, text in rows
     ]
     settle_labels(ax, texts)
 

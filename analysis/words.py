@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from analysis.isoflop import Optimum, Quantity
-from analysis.numbers import fixed, number, span
+from analysis.numbers import error, fixed, number, span
 from analysis.powerlaw import PowerLaw
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def held_out(validation: Validation) -> list[str]:
         if row.bias_nats is None or row.error_nats is None or row.error_percent is None:
             lines.append(f"  {kind}, {row.left_out}: refused: {row.refusal}")
         else:
-            errors = f"{row.bias_nats:+.4f}, {row.error_nats:.4f} nats, {row.error_percent:.3f} %"
+            errors = f"{error(row.bias_nats)}, {error(row.error_nats)} nats, {error(row.error_percent)} %"
             lines.append(f"  {kind}, {row.left_out}: {errors} ({row.points} points; {row.group})")
     return lines
 

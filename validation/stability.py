@@ -26,7 +26,11 @@ from harness.runfolder import RunFolder
 from sweeps.ledger import is_worked_on
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-INJECTIONS = {"diagonal": "#2166ac", "linear": "#b2182b", "add": "#7f7f7f"}
+LOOKS: dict[str, dict[str, Any]] = {  # of an injection
+    "diagonal": {"color": "#0072B2", "marker": "o"},
+    "linear": {"color": "#D55E00", "marker": "s"},
+    "add": {"color": "#009E73", "marker": "^"},
+}
 RATE = "adamw_learning_rate"
 
 
@@ -61,24 +65,31 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     rates = sorted({row[RATE] for row in rows})
     with style.styled():
         figure, panels = style.figure(3, height=2.3)
-        for place, (injection, colour) in enumerate(INJECTIONS.items()):
+        for place, (injection, look) in enumerate(LOOKS.items()):
             own = [row for row in rows if row["injection"] == injection]
             shift = 1.06 ** (place - 1)  # side by side where they coincide
             shares = [sum(unstable(r) for r in own if r[RATE] == rate) / count(own, rate) for rate in rates]
-            panels[0].plot([r * shift for r in rates], shares, "o-", color=colour, label=injection)
+            panels[0].plot([r * shift for r in rates], shares, **look, label=injection)
             for ax, key in ((panels[1], "spectral_radius_max"), (panels[2], "val_loss_nats")):
                 seen = [row for row in own if row[key] is not None]
-                ax.plot([r[RATE] * shift for r in seen], [r[key] for r in seen], "o", color=colour, alpha=0.7)
-        panels[1].axhline(1.0, color=style.INK, linewidth=0.6, linestyle="--")
+                ax.plot(
+                    [r[RATE] * shift for r in seen],
+                    [r[key] for r in seen],
+                    **look,
+                    linestyle="none",
+                    alpha=0.7,
+                )
+        panels[1].axhline(1.0, color=style.INK, linewidth=0.6, linestyle="--", label="radius 1")
         panels[1].set_yscale("log")
-        names = ("share of unstable runs", "largest spectral radius", "validation loss (nats)")
+        names = ("share of unstable runs", "largest spectral radius", "validation loss (nats per token)")
         for ax, name, letter in zip(panels, names, "abc", strict=True):
             ax.set_xscale("log")
             ax.set(xlabel="AdamW learning rate", ylabel=name, title=letter)
             style.log_axis(ax.xaxis, rates, room=0.1)
         panels[0].set_ylim(-0.05, 1.05)
         style.decade_axis(panels[1].yaxis, *panels[1].get_ylim())
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        handles = [*panels[0].get_legend_handles_labels()[0], *panels[1].get_legend_handles_labels()[0]]
+        figure.legend(handles=handles, loc="outside lower center", ncols=4)
         style.settle(figure)
         figure.savefig(path, dpi=style.PNG_DPI)
 

@@ -97,7 +97,7 @@ def test_one_paragraph_says_who_is_lower_by_how_much_and_what_is_not_known():
     d = lowest.difference
     assert "3 budgets: 3 with looped lower." in text
     least = f"{d.nats:+.4f} [{d.low_nats:+.4f}, {d.high_nats:+.4f}]"
-    assert f"goes from {least} at {lowest.budget_flops / 1e19:g}e19 FLOPs to " in text
+    assert f"lies between {least} at {lowest.budget_flops / 1e19:g}e19 FLOPs and " in text
     assert "the best recurrence at 1 budget, where no minimum of a fitted curve was accepted" in text
     refused = sum(row.saving.ratio is None for row in comparison.rows)
     assert f"the compute at equal loss at {refused} budget" in text
@@ -122,6 +122,6 @@ def test_verdicts_of_all_kinds_are_counted():
     assert "2 paired" in comparison.summary()
     quiet = compare(runs[runs["seed"] == 0], QUICK)
     text = " ".join(quiet.summary().split("\n\n")[-1].split())
-    assert "3 budgets: 3 unknown." in text
+    assert "3 budgets: 3 with the verdict unknown." in text
     assert "[" not in text
     assert "the training noise (no cell has two seeds), so that no difference has a verdict" in text

@@ -74,7 +74,7 @@ def test_points_are_drawn_and_listed_as_they_were_compared(tmp_path):
     assert drawn["points"].tolist() == pytest.approx([cell.scores[0].points for _, cell in cells])
     assert drawn["next_to_best"].tolist() == [cell == row.trained() for row, cell in cells]
     text = page.read_text()
-    assert "<th>core_extended points</th>" in text
+    assert "<th>Core-Extended points</th>" in text
     for row in comparison.rows:
         score, depth = row.trained().scores[0], row.trained().mean_recurrence
         shown = f"{score.points:+.2f} [{score.low:+.2f}, {score.high:+.2f}] at µ = {depth:g}: {score.verdict}"

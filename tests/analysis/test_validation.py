@@ -46,10 +46,10 @@ def test_a_noisy_prediction_is_off_by_the_noise():
 
 def test_other_choices_are_listed_with_the_surface_under_the_other_accounting(two_sizes):
     choices = [v.choice for v in two_sizes.sensitivity if v.group.startswith("140M")]
-    assert choices[0] == "as reported (Huber 0.001, N non_embedding)"
+    assert choices[0] == "as reported (Huber 0.001, N non-embedding)"
     assert "cost: squared error" in choices
     assert "N counts all" in choices
-    assert "N counts flops_over_six" in choices
+    assert "N counts FLOPs over six" in choices
     assert choices[-1] == "FLOPs counted as released (surface alone)"
     last = next(v for v in two_sizes.sensitivity if v.choice == choices[-1])
     assert last.exponents["tokens"]["parabola"] is None

@@ -30,6 +30,7 @@ from analysis.resample import resampling_weights
 from analysis.schema import TableError
 
 STARTS = 12
+EXACT = 1e-14  # an objective below this is rounding
 FLAT = 1e-6  # of the scaled gradient and curvature; an optimum reaches 1e-10 or less
 HIDDEN: dict[str, Any] = {"json": False}
 
@@ -48,8 +49,12 @@ class Certificate:
 
     @property
     def holds(self) -> bool:
-        """Say whether this is an optimum, not a point of a valley along which the descent was still going."""
-        return self.gradient < FLAT and self.curvature > -FLAT
+        """Say whether this is an optimum, not a point of a valley along which the descent was still going.
+
+        Two starts that end at one objective will do where the gradient is rounding: without noise it is all
+        that is left.
+        """
+        return (self.gradient < FLAT or self.starts_agreeing > 1) and self.curvature > -FLAT
 
     def __str__(self) -> str:
         return (
@@ -148,7 +153,7 @@ def fit_law(
     starts = projected_starts(law, terms, losses)
     tried = minimise(objective, np.repeat(losses[None], len(starts), 0), starts, law.bounds)
     best = int(np.argmin(tried.objective))
-    agreeing = tried.objective <= tried.objective[best] * (1 + 1e-8) + 1e-14
+    agreeing = tried.objective <= tried.objective[best] * (1 + 1e-8) + EXACT
     fitted = tried.parameters[best]
     point = tried.row(best)
     resampled, blocks = None, 0

@@ -19,7 +19,7 @@ from analysis.config import FitConfig
 from analysis.depth import DepthStudy
 from analysis.estimator import Array
 from analysis.group import GroupFit
-from analysis.law_fit import FLAT, columns, fit_law
+from analysis.law_fit import EXACT, FLAT, columns, fit_law
 from analysis.laws import LAWS
 from analysis.loglinear import Objective, minimise, predict
 from analysis.numbers import number
@@ -151,7 +151,7 @@ def _law_without(label: str, law: RunLaw, left_out: list[tuple[str, Mask]]) -> l
     predicted = predict(terms, refitted.parameters)
     found = []
     for row, (name, mask) in enumerate(left_out):
-        if refitted.gradient[row] < FLAT:
+        if refitted.gradient[row] < FLAT or refitted.objective[row] < EXACT:
             found.append(_held_out(label, name, predicted[row, mask], losses[mask]))
         else:
             reason = "no optimum was reached: the rest does not determine the law"

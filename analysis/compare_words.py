@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from analysis.numbers import number, span
+from analysis.numbers import number, percent, span
 
 if TYPE_CHECKING:
     from analysis.compare import BudgetRow, Comparison, RecurrenceRow
@@ -60,7 +60,7 @@ def table(rows: Sequence[BudgetRow], confidence: float) -> list[str]:
     """Return the rows of one group as aligned lines, each budget's best recurrence among its trained ones."""
     names = suites(rows)
     points = [f"{name} points" for name in names]
-    heads = ["budget", "", "µ", "seeds", "nats", f"{confidence:.0%} interval", "bits/byte", *points]
+    heads = ["budget", "", "µ", "seeds", "nats", f"{percent(confidence)} interval", "bits/byte", *points]
     cells = [[*heads, "verdict on loss"]]
     for row in rows:
         lines = [(cell.mean_recurrence, 0, _cell(row, cell, names)) for cell in row.recurrences]
@@ -119,7 +119,7 @@ def paragraph(comparison: Comparison) -> str:
         return "No budget has looped runs beside a fixed-depth control: nothing was compared."
     parts = [_losses(rows), _compute(rows), *(_scores(rows, name) for name in names)]
     if comparison.noise.sd_nats is not None or names:
-        parts.append(f"Intervals are {comparison.config.confidence:.0%} each, not all together.")
+        parts.append(f"Intervals are {percent(comparison.config.confidence)} each, not all together.")
     unknown = _unknown(comparison)
     return " ".join([*parts, *([f"Not known: {'; '.join(unknown)}."] if unknown else [])])
 

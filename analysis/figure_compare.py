@@ -13,6 +13,7 @@ from analysis import style
 from analysis.compare import BudgetRow, Comparison
 from analysis.compare_words import SUITES, suites
 from analysis.difference import Difference
+from analysis.numbers import percent
 
 NAME = "looped_vs_fixed"
 LOWEST = "lowest cell (selection)"
@@ -63,7 +64,7 @@ def compare_figure(comparison: Comparison) -> style.Drawn | None:
         "curve (star), or, where that was not accepted or the recurrences do not differ beyond noise, the "
         "lowest trained cell (circle), which is a selection. Colours: each recurrence. "
         + (
-            f"Bars: {comparison.config.confidence:.0%} intervals from replicate seeds."
+            f"Bars: {percent(comparison.config.confidence)} intervals from replicate seeds."
             if known
             else "Training noise unknown: no bars."
         )
@@ -176,7 +177,7 @@ def _points_figure(comparison: Comparison, suite: str) -> style.Drawn:
         f"Points of {SUITES.get(suite, suite)} ({table['tasks'].iloc[0]} tasks) of looped models minus those "
         "of the fixed-depth control at equal FLOPs and parameters; above zero, looping wins. Colours: "
         "budgets, moved apart. Squares: the trained recurrence next to the best, chosen on the loss. "
-        f"Bars: {comparison.config.confidence:.0%} intervals over {noise}."
+        f"Bars: {percent(comparison.config.confidence)} intervals over {noise}."
     )
     return style.Drawn(name=f"{NAME}_{suite}", caption=caption, figure=made, tables={"points": table})
 

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 
 from analysis import style
 from analysis.estimator import DEFAULT
+from analysis.numbers import percent
 from analysis.resolution import Resolution
 
 COLOURS = ("#2166ac", "#b35806", "#1b7837", "#762a83", "#8c510a", "#01665e")
@@ -90,7 +91,9 @@ def _edges(results: Sequence[Resolution]) -> Any:
 
 def _exponents(ax: Axes, result: Resolution, edges: Any, colour: Any, label: str) -> None:
     found, values = result.of(), result.estimates[np.isfinite(result.estimates)]
-    label += f": no exponent in {found.without_estimate:.0%} of the studies" if found.without_estimate else ""
+    label += (
+        f": no exponent in {percent(found.without_estimate)} of the studies" if found.without_estimate else ""
+    )
     if len(values) < 2:
         ax.plot([], [], color=colour, label=label)
         return

@@ -14,6 +14,7 @@ from analysis.compare import BudgetRow
 from analysis.figure_compare import BEST, LOWEST
 from analysis.figure_powerlaw import LOOKS
 from analysis.group import GroupFit
+from analysis.numbers import percent
 
 
 def frontier_figure(group: GroupFit, rows: Sequence[BudgetRow], confidence: float) -> style.Drawn:
@@ -31,7 +32,7 @@ def frontier_figure(group: GroupFit, rows: Sequence[BudgetRow], confidence: floa
         )
     caption = (
         f"{group.label}: least loss of each budget at the accepted optima of each estimator, "
-        f"with {confidence:.0%} intervals (bands)"
+        f"with {percent(confidence)} intervals (bands)"
     )
     caption += (
         "; circles: the lowest trained cell, where it stands for the optimum; diamonds: fixed depth (a). "

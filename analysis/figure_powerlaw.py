@@ -14,6 +14,7 @@ from analysis import style, words
 from analysis.estimator import EstimatorFit
 from analysis.group import GroupFit
 from analysis.isoflop import Optimum, Quantity
+from analysis.numbers import percent
 
 LOOKS: dict[str, dict[str, Any]] = {
     "shared shape": {"color": "#0072B2", "marker": "o", "linestyle": "-"},
@@ -39,10 +40,10 @@ def powerlaw_figure(group: GroupFit, confidence: float) -> style.Drawn:
             ax.annotate(title, (-0.02, 1.02), xycoords="axes fraction", ha="right", va="bottom", fontsize=7.5)
     caption = (
         f"{group.label}: compute-optimal {words.QUANTITY[group.quantities[0]]} (a) and "
-        f"tokens (b) over the budget, by estimator, with {confidence:.0%} intervals; the band is that of the "
-        "shared-shape law. Grey: the swept range; an arrow marks a budget whose minimum lies outside it, an "
-        "arrowhead an interval that goes on beyond the panel. Without a law the legend counts the minima: "
-        "accepted, below or above the swept range, refused for another reason."
+        f"tokens (b) over the budget, by estimator, with {percent(confidence)} intervals; the band is that "
+        "of the shared-shape law. Grey: the swept range; an arrow marks a budget whose minimum lies outside "
+        "it, an arrowhead an interval that goes on beyond the panel. Without a law the legend counts the "
+        "minima: accepted, below or above the swept range, refused for another reason."
     )
     return style.Drawn(name="power_laws", caption=caption, figure=made, tables=_tables(group, confidence))
 

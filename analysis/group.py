@@ -15,7 +15,7 @@ from analysis.estimator import DEFAULT, EstimatorFit, Inputs, Points
 from analysis.geometry import Geometry, geometry
 from analysis.isoflop import HIDDEN, Curves, Quantity, curves
 from analysis.noise import NoiseFloor
-from analysis.numbers import number
+from analysis.numbers import number, percent
 from analysis.parabola import fit_parabolas
 from analysis.parametric import fit_parametric
 from analysis.resample import Draws, draws, resample
@@ -223,5 +223,5 @@ def _shared_trunks(table: pd.DataFrame, config: FitConfig) -> tuple[str, ...]:
     if config.resampling == "noise" and config.shared_noise == 1:
         return (f"{told}take all noise of a trunk's runs as common, the widest reading (shared_noise=1)",)
     if config.resampling == "noise" and config.shared_noise:
-        return (f"{told}take {config.shared_noise:.0%} of its variance as common (shared_noise)",)
+        return (f"{told}take {percent(config.shared_noise)} of its variance as common (shared_noise)",)
     return (f"{told}take the runs for independent and are too narrow where that noise is large",)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.config import FitConfig
 from analysis.geometry import Geometry, on_curve
-from analysis.numbers import number
+from analysis.numbers import number, percent
 from analysis.resample import interval, studentised
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -205,5 +205,6 @@ def _refusal(
         return f"the minimum lies above the swept range, which ends at {last}{shown}"
     without = float(np.mean(~np.isfinite(log_draws)))
     if without > MAX_WITHOUT_MINIMUM:
-        return f"the noise leaves open whether there is a minimum ({without:.0%} of the resamples have none)"
+        share = percent(without)
+        return f"the noise leaves open whether there is a minimum ({share} of the resamples have none)"
     return None

@@ -25,3 +25,8 @@ def error(value: float) -> str:
 def fixed(value: float | None, places: int) -> str:
     """Return a number with `places` decimals, an open end as 'open'."""
     return "open" if value is None else f"{value:.{places}f}"
+
+
+def percent(share: float, places: int = 0) -> str:
+    """Return a share as a percentage, with a space before the sign as units have."""
+    return f"{100 * share:.{places}f} %"

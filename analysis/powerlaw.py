@@ -10,6 +10,7 @@ import numpy as np
 
 from analysis.config import FitConfig
 from analysis.isoflop import HIDDEN, Optimum, Quantity, inside
+from analysis.numbers import percent
 from analysis.resample import interval, studentised
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -75,7 +76,7 @@ def power_law(quantity: Quantity, optima: Sequence[Optimum], factor: Array, conf
     levels, slopes = lines(x, logs, used)
     lacking = float(np.mean(np.isnan(slopes)))
     if lacking > MAX_WITHOUT_LAW:
-        reason = f"{lacking:.0%} of the resamples have fewer than {MIN_BUDGETS} budgets with an optimum"
+        reason = f"{percent(lacking)} of the resamples have fewer than {MIN_BUDGETS} budgets with an optimum"
         return PowerLaw(quantity=quantity, budgets_flops=chosen, refusal=reason)
     levels, slopes = studentised(levels, factor), studentised(slopes, factor)
     low, high = interval(slopes, config.confidence)

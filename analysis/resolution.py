@@ -17,7 +17,7 @@ from annotated_types import Ge, Gt
 from analysis import plain
 from analysis.estimator import DEFAULT, EstimatorName
 from analysis.isoflop import HIDDEN, Quantity
-from analysis.numbers import number
+from analysis.numbers import number, percent
 from analysis.powerlaw import MIN_BUDGETS
 from analysis.simulate import Grid, Noise
 from analysis.words import QUANTITY
@@ -131,7 +131,7 @@ class Resolution:
             f"{self.runs} looped runs and {self.controls} controls, {number(self.nominal_flops)} FLOPs, "
             f"under {self.law}; noise in nats: {', '.join(parts)}; {self.config.studies} simulated studies",
             *(f"  {_sentence(item, self.config)}" for item in self.resolved[DEFAULT]),
-            f"  minima all lie inside the grid in {self.all_inside:.0%} of the studies"
+            f"  minima all lie inside the grid in {percent(self.all_inside)} of the studies"
             f"{_worst(self.outlooks)}",
             f"  {self._power()}",
         ]
@@ -142,7 +142,7 @@ class Resolution:
         if not self.controls:
             return f"{margin}: no control in the grid"
         shown = [
-            f"{power:.0%} at {number(item.budget_flops)}"
+            f"{percent(power)} at {number(item.budget_flops)}"
             for item in self.outlooks
             if (power := item.power if self.replicates else item.power_known) is not None
         ]
@@ -170,8 +170,8 @@ def _sentence(item: Resolved, config: DesignConfig) -> str:
         what += f" (true {number(item.true)})"
     if item.spread is None or item.without_estimate > 0.5:
         return (
-            f"{what}: not resolved, {item.without_estimate:.0%} of the studies have fewer than {MIN_BUDGETS} "
-            "optima inside the grid"
+            f"{what}: not resolved, {percent(item.without_estimate)} of the studies have fewer than "
+            f"{MIN_BUDGETS} optima inside the grid"
         )
     factor = item.at_flops is not None
     spread = f"a factor of {number(float(np.exp(item.spread)))}" if factor else f"{item.spread:.3f}"
@@ -187,7 +187,7 @@ def _sentence(item: Resolved, config: DesignConfig) -> str:
         if abs(ratio - 1) > FAR:
             said += f", which is {ratio:.2f} of the spread"
     refused = max(item.without_estimate, item.without_interval or 0.0)
-    return f"{said}; none in {refused:.0%} of the studies"
+    return f"{said}; none in {percent(refused)} of the studies"
 
 
 def _worst(outlooks: tuple[Outlook, ...]) -> str:
@@ -198,4 +198,4 @@ def _worst(outlooks: tuple[Outlook, ...]) -> str:
     side = "above" if worst.above >= max(worst.below, worst.without) else "below"
     side = "without" if worst.without > max(worst.above, worst.below) else side
     place = "without a minimum" if side == "without" else f"{side} it"
-    return f"; at {number(worst.budget_flops)} FLOPs {share:.0%} do not, mostly {place}"
+    return f"; at {number(worst.budget_flops)} FLOPs {percent(share)} do not, mostly {place}"

@@ -14,6 +14,8 @@ import numpy as np
 from scipy.optimize import brentq, minimize_scalar
 from scipy.special import fdtri
 
+from analysis.numbers import percent
+
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 MIN_DEPTHS = 5
@@ -109,7 +111,7 @@ def _refusal(depths: Array, losses: Array, amplitude: float, rms: float, limit: 
     )
     if rms > MISFIT_OF_RANGE * np.ptp(losses) and rms > MISFIT_OF_LOSS * losses.min():
         share = rms / np.ptp(losses)
-        size = f"rms residual {rms:.4f}, {share:.1%} of the curve's range"
+        size = f"rms residual {rms:.4f}, {percent(share, 1)} of the curve's range"
         return f"the saturating exponential does not hold ({size})"
     if spike_error <= limit:
         return "z is not identified: one point alone lies off the plateau"

@@ -14,7 +14,7 @@ import numpy as np
 
 from analysis.config import FitConfig
 from analysis.noise import NoiseFloor
-from analysis.numbers import number
+from analysis.numbers import number, percent
 from analysis.resample import NoiseLevel, draws, interval, studentised
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -36,7 +36,7 @@ class Saving:
         """Return the saving in one phrase."""
         if self.ratio is None:
             return f"compute at equal loss: refused, {self.refusal}"
-        ends = f" [{number(self.low)}, {number(self.high)}] ({confidence:.0%})"
+        ends = f" [{number(self.low)}, {number(self.high)}] ({percent(confidence)})"
         told = "training noise unknown" if self.low is None and self.high is None else ends.strip()
         return f"fixed depth needs {self.ratio:.2f} times the FLOPs for the same loss, {told}"
 

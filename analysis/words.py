@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from analysis.isoflop import Optimum, Quantity
-from analysis.numbers import error, fixed, number, span
+from analysis.numbers import error, fixed, number, percent, span
 from analysis.powerlaw import PowerLaw
 
 if TYPE_CHECKING:
@@ -87,7 +87,9 @@ def estimators(group: GroupFit, confidence: float) -> list[str]:
     for estimator in group.estimators:
         noise = estimator.noise
         source = (
-            f" ({confidence:.0%} intervals {estimator.intervals}, noise from {noise.source})" if noise else ""
+            f" ({percent(confidence)} intervals {estimator.intervals}, noise from {noise.source})"
+            if noise
+            else ""
         )
         lines.append(f"  {estimator.name}{source}")
         if estimator.refusal:

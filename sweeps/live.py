@@ -123,7 +123,7 @@ class _Meter:
         finished = int((frame["status"] == "done").sum())
         running = everything[everything["status"] == "running"]
         losses = ", ".join(f"{loss:.3f}" for loss in running["train_loss_nats"].dropna())
-        text = f"{finished}/{len(frame)} runs done, {done / total:.0%} of the FLOPs, ETA {eta}"
+        text = f"{finished}/{len(frame)} runs done, {100 * done / total:.0f} % of the FLOPs, ETA {eta}"
         return f"{text}, training losses now: {losses}" if losses else text
 
 

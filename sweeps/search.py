@@ -13,7 +13,7 @@ from analysis.design import Progress, expected_losses, resolve
 from analysis.generator import Generator
 from analysis.information import information
 from analysis.noise import noise_floor
-from analysis.numbers import number
+from analysis.numbers import number, percent
 from analysis.resample import student
 from analysis.resolution import DesignConfig, Resolution
 from analysis.simulate import Grid, Noise, estimate, grid
@@ -64,11 +64,11 @@ class Searched:
         ]
         for before, after in zip(self.planned, self.found, strict=True):
             told = _narrower(before, after, self.target_flops)
-            lines.append(f"  {told}; minima all inside in {after.all_inside:.0%}")
+            lines.append(f"  {told}; minima all inside in {percent(after.all_inside)}")
         if not self.keeps_minima_inside:
             lines.append(
-                f"  no simulated grid keeps all minima inside in {WANTED_INSIDE:.0%} of the studies under "
-                "every law; more recurrences may: assume.recurrences=[...]"
+                f"  no simulated grid keeps all minima inside in {percent(WANTED_INSIDE)} of the studies "
+                "under every law; more recurrences may: assume.recurrences=[...]"
             )
         return "\n".join(lines)
 

@@ -166,8 +166,9 @@ def in_words(found: dict[str, Any]) -> list[str]:
         )
     return [
         f"shared trunks: {found['runs']} runs on {found['trunks']} trunks in {found['segments']} segments, "
-        f"{found['nominal_flops']:.4g} FLOPs, not {found['independent_flops']:.4g}: {saved:.0%} saved",
-        f"{time}; {found['annealing_fraction']:.0%} of the steps trained are cool-down",
+        f"{found['nominal_flops']:.4g} FLOPs, not {found['independent_flops']:.4g}: "
+        f"{100 * saved:.0f} % saved",
+        f"{time}; {100 * found['annealing_fraction']:.0f} % of the steps trained are cool-down",
         f"disk: {found['trunk_checkpoints']} trunk checkpoints stay, {_bytes(found['trunk_bytes'])}; "
         f"those of the runs take at most {_bytes(found['run_bytes'])}",
     ]
@@ -189,7 +190,7 @@ def why_not(study: StudyConfig, cells: Sequence[Cell], rows: Sequence[Row]) -> l
     whole = sum(row["nominal_flops"] for row in rows if row["verdict"] == "OK")
     if not saved:
         return []
-    return [f"no shared trunks: {reason}; trunks would then save {saved / whole:.0%} of the FLOPs"]
+    return [f"no shared trunks: {reason}; trunks would then save {100 * saved / whole:.0f} % of the FLOPs"]
 
 
 def pools_at_hand(cluster: ClusterConfig, scales: Iterable[str]) -> list[tuple[set[str], int]]:

@@ -209,7 +209,7 @@ def test_summary_says_what_was_used_and_what_was_not(noisy):
     text = fit(runs, depths, QUICK).summary()
     assert "38 runs used, 1 left out" in text
     assert f"left out: {runs.loc[0, 'run_id']}, not done (status failed:timeout)" in text
-    assert "shared shape (95% intervals by bootstrap, noise from replicate seeds)" in text
+    assert "shared shape (95 % intervals by bootstrap, noise from replicate seeds)" in text
 
 
 def test_a_study_without_looped_runs_says_so():

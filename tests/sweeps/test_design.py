@@ -124,7 +124,7 @@ def test_a_search_writes_a_sweep_within_the_allowance(place, capsys, tmp_path, m
     few = ["assume.recurrences=[2,4,6,10,16,24]", "assume.max_runs=30", "allowance=3e20"]
     code, out, _ = run(capsys, "plan", *place, *SMALL, *QUICK, *few, "design=search")
     assert code == 0 and "loopscale launch sweep=isoflop_140m_design1 root=" in out
-    assert "no simulated grid keeps all minima inside in 90%" in out
+    assert "no simulated grid keeps all minima inside in 90 %" in out
     launch = out.splitlines()[-1].partition("loopscale launch ")[2].split()
     assert launch == ["sweep=isoflop_140m_design1", *place[1:]]  # the grid is the file's alone
     frame = loopscale.plan(launch)

@@ -111,7 +111,7 @@ def test_the_plan_names_the_saving_both_times_and_the_disk(capsys, tmp_path):
     places = [f"root={tmp_path}", f"cache={tmp_path}"]
     loopscale.main(["plan", *GRID, *places, "cluster=slurm_h100"])
     out = capsys.readouterr().out
-    assert "shared trunks: 10 runs on 2 trunks in 10 segments" in out and "24% saved" in out
+    assert "shared trunks: 10 runs on 2 trunks in 10 segments" in out and "24 % saved" in out
     assert "h through trunks (up to 6 jobs in a row)" in out and "h independent" in out
     assert "10 trunk checkpoints stay" in out and "% of the steps trained are cool-down" in out
     loopscale.main(["plan", *GRID, *places])
@@ -126,7 +126,7 @@ def test_what_depends_on_the_length_is_refused_with_the_reason():
     frame = loopscale.plan(published)
     assert frame.attrs["trunks"] == {}
     (note,) = frame.attrs["notes"]
-    assert note.startswith(f"no shared trunks: {reason}") and note.endswith("save 24% of the FLOPs")
+    assert note.startswith(f"no shared trunks: {reason}") and note.endswith("save 24 % of the FLOPs")
     assert loopscale.plan([*published, "sweep.trunk=false"]).attrs["notes"] == []
     with pytest.raises(ConfigError, match=r"schedule\.shape=cosine moves the learning rate"):
         loopscale.plan([*GRID, "schedule=cosine", "sweep.trunk=true"])

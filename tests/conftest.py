@@ -12,15 +12,6 @@ from hypothesis import settings
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
-
-def pytest_collection_modifyitems(items):
-    """Give tests that share a module's fixture to one worker, which makes it once."""
-    for item in items:
-        made = item._fixtureinfo.name2fixturedefs.values()
-        if any(definition.scope == "module" for definitions in made for definition in definitions):
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
-
-
 WORDS = [
     f"{a}{b}{c}" for a in ("lo", "ra", "ti", "mu", "se") for b in ("n", "r", "st") for c in ("a", "o", "ing")
 ]

@@ -43,7 +43,7 @@ def resolve(
         parts.append(estimate(grid, clean, losses[first : first + BATCH]))
     progress("simulated studies", 1.0)
     found = [joined([part[k] for part in parts]) for k in range(len(parts[0]))]
-    analyses = _analyses(grid, losses[: config.analysts], config, progress)
+    analyses = _analyses(grid, losses[: config.analysts], noise.shared, config, progress)
     target = config.target_flops or 4 * float(grid.cells.budgets_flops.max())
     default = next(item for item in found if item.name == DEFAULT)
     outlooks = _outlooks(grid, law, default, losses, analyses)
@@ -65,12 +65,19 @@ def resolve(
     )
 
 
-def _analyses(grid: Grid, losses: Array, config: DesignConfig, progress: Progress) -> list[Analysis]:
-    """Return what an analyst of each study [studies, runs] is given by the default estimator."""
+def _analyses(
+    grid: Grid, losses: Array, shared: float, config: DesignConfig, progress: Progress
+) -> list[Analysis]:
+    """Return what an analyst of each study [studies, runs] is given by the default estimator.
+
+    The analyst knows how much of the noise's variance is common to the runs of a trunk.
+    """
     found = []
     for k, ended in enumerate(losses):
         progress("analyses with intervals", k / len(losses))
-        settings = FitConfig(bootstrap=config.bootstrap, seed=config.seed + k, validation=False)
+        settings = FitConfig(
+            bootstrap=config.bootstrap, seed=config.seed + k, validation=False, shared_noise=shared
+        )
         inputs = grid.inputs(ended, settings, f"study {k}")
         found.append((inputs, fit_shared(inputs)))
     progress("analyses with intervals", 1.0)

@@ -46,6 +46,11 @@ class Noise:
     evaluation_nats: float = 0.0
     tail: float | None = None
 
+    @property
+    def shared(self) -> float:
+        """Give the share of a run's variance that it has in common with others of its trunk."""
+        return self.trunk_nats**2 / (self.seed_nats**2 + self.trunk_nats**2)
+
     def draw(self, runs: pd.DataFrame, studies: int, seed: int) -> Array:
         """Return errors [studies, runs]."""
         generator = np.random.default_rng(seed)

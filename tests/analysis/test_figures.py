@@ -81,13 +81,6 @@ def test_points_are_drawn_and_listed_as_they_were_compared(tmp_path):
         assert f"<td>{shown}</td>" in text
 
 
-def test_a_report_says_what_it_was_made_with(written):
-    text = written[1].read_text()
-    assert "<td>100 (noise), 0, 0.95</td>" in text
-    assert "<tr><td>Huber delta of the surface's cost</td><td>0.001</td></tr>" in text
-    assert f"<tr><td>loopscale</td><td>{version('loopscale')}</td></tr>" in text
-
-
 @pytest.mark.parametrize("swept", ["params", "tokens"])
 @pytest.mark.parametrize("case", ["accepted", "refused", "two budgets"])
 def test_no_text_of_a_table_of_points_overlaps(case, swept):
@@ -138,7 +131,7 @@ def written(tmp_path_factory):
     return folder, page
 
 
-def test_report_stands_alone(written):
+def test_a_report_stands_alone_and_has_every_figure_as_pdf_png_and_data(written):
     folder, page = written
     text = page.read_text()
     assert page == folder / "index.html"
@@ -152,10 +145,10 @@ def test_report_stands_alone(written):
     ):
         assert heading in text
     assert list(folder.glob("*.partial")) == []
-
-
-def test_every_figure_has_its_pdf_png_and_data(written):
-    figures = written[0] / "figures"
+    assert "<td>100 (noise), 0, 0.95</td>" in text
+    assert "<tr><td>Huber delta of the surface's cost</td><td>0.001</td></tr>" in text
+    assert f"<tr><td>loopscale</td><td>{version('loopscale')}</td></tr>" in text
+    figures = folder / "figures"
     names = [
         "isoflop",
         "isoflop_by_budget",

@@ -13,12 +13,13 @@ import pandas as pd
 
 from analysis import plain
 from analysis.law import Array
-from analysis.law_fit import fit_law
+from analysis.law_fit import LawFit, fit_law
 from analysis.laws import LAWS
 from analysis.numbers import number, span
 from analysis.schema import TableError
 
 RIVALS = tuple(name for name, law in LAWS.items() if law.columns == ("depth",))
+MIN_DEPTHS = 1 + max(len(LAWS[name].parameters) for name in RIVALS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,55 +89,56 @@ class CurveLaws:
 def fit_curves(name: str, points: pd.DataFrame, delta: float) -> CurveLaws:
     """Fit a law of depth to the depth curve of every run in `points` (run_id, mean_recurrence, depth, loss).
 
-    Raises TableError where no curve has more depths than the law has parameters.
+    Raises TableError where no curve has more depths than a law has parameters.
     """
-    law = LAWS[name]
-    curves = {
-        str(run_id): rows.sort_values("depth")
-        for run_id, rows in points.groupby("run_id")
-        if _enough(rows, name)
-    }
+    curves = [rows.sort_values("depth") for _, rows in points.groupby("run_id") if _enough(rows)]
     if not curves:
-        needed = len(law.parameters) + 1
-        raise TableError(f"law={name}: no depth curve has {needed} depths: evaluate with a larger max_depth")
-    found = []
-    for run_id, rows in curves.items():
-        fit = fit_law(law, rows, rows["loss"].to_numpy(float), delta=delta)
-        found.append(
+        raise TableError(
+            f"law={name}: no depth curve has {MIN_DEPTHS} depths: evaluate with a larger max_depth"
+        )
+    fits = {rival: [_fit(rival, rows, delta) for rows in curves] for rival in RIVALS}
+    return CurveLaws(
+        law=name,
+        formula=LAWS[name].formula,
+        source=LAWS[name].source,
+        curves=tuple(
             CurveLaw(
-                run_id=run_id,
+                run_id=str(rows["run_id"].iloc[0]),
                 mean_recurrence=float(rows["mean_recurrence"].iloc[0]),
                 parameters=fit.parameters,
                 rms_nats=fit.rms_nats,
             )
-        )
-    return CurveLaws(
-        law=name,
-        formula=law.formula,
-        source=law.source,
-        curves=tuple(found),
-        rivals=tuple(_rival(rival, list(curves.values()), delta) for rival in RIVALS),
+            for rows, fit in zip(curves, fits[name], strict=True)
+        ),
+        rivals=tuple(
+            Rival(
+                law=rival,
+                rms_nats=float(np.median([fit.rms_nats for fit in fits[rival]])),
+                ahead_nats=_ahead_nats(rival, curves, delta),
+            )
+            for rival in RIVALS
+        ),
     )
 
 
-def _enough(rows: pd.DataFrame, name: str) -> bool:
-    return rows["depth"].nunique() > len(LAWS[name].parameters)
+def _enough(rows: pd.DataFrame) -> bool:
+    return rows["depth"].nunique() >= MIN_DEPTHS
 
 
-def _rival(name: str, curves: list[pd.DataFrame], delta: float) -> Rival:
-    errors, ahead = [], []
+def _fit(name: str, rows: pd.DataFrame, delta: float) -> LawFit:
+    return fit_law(name, rows, rows["loss"].to_numpy(float), delta=delta)
+
+
+def _ahead_nats(name: str, curves: list[pd.DataFrame], delta: float) -> float | None:
+    """Return the median error at the deeper halves of the curves, None where all are too short."""
+    errors = []
     for rows in curves:
-        losses = rows["loss"].to_numpy(float)
-        errors.append(fit_law(name, rows, losses, delta=delta).rms_nats)
-        near = (rows["depth"] <= rows["depth"].median()).to_numpy()
-        if _enough(rows[near], name):
-            fit = fit_law(name, rows[near], losses[near], delta=delta)
-            ahead.append(float(np.abs(fit.predict(rows[~near]) - losses[~near]).mean()))
-    return Rival(
-        law=name,
-        rms_nats=float(np.median(errors)),
-        ahead_nats=float(np.median(ahead)) if ahead else None,
-    )
+        near = rows["depth"] <= rows["depth"].median()
+        if _enough(rows[near]):
+            deeper = rows[~near]
+            predicted = _fit(name, rows[near], delta).predict(deeper)
+            errors.append(float(np.abs(predicted - deeper["loss"].to_numpy(float)).mean()))
+    return float(np.median(errors)) if errors else None
 
 
 def _middle(values: list[float]) -> str:

@@ -29,7 +29,7 @@ DEFAULT: EstimatorName = "shared shape"
 Curve = Callable[[Quantity, int, Array], Array]
 # the same, to the ends of the loss's interval
 Band = Callable[[Quantity, int, Array], tuple[Array, Array]]
-# (values of the swept variable, FLOPs) -> loss in nats and the ends of its interval
+# (values of the swept variable, FLOPs of any budget) -> loss in nats and the ends of its interval
 Across = Callable[[Array, Array], tuple[Array, Array, Array]]
 # log mean recurrence of the optimum and the loss there, both [resamples, budgets]
 Minima = tuple[Array, Array]
@@ -49,7 +49,7 @@ class EstimatorFit:
     laws: dict[Quantity, PowerLaw] = field(default_factory=dict)
     curve: Curve | None = field(default=None, repr=False, compare=False, metadata=HIDDEN)
     band: Band | None = field(default=None, repr=False, compare=False, metadata=HIDDEN)
-    across: Across | None = field(default=None, repr=False, compare=False, metadata=HIDDEN)  # budgets
+    across: Across | None = field(default=None, repr=False, compare=False, metadata=HIDDEN)
 
 
 @dataclass(frozen=True, kw_only=True)

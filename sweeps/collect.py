@@ -88,8 +88,7 @@ def _tables(folder: Path, target: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         depths_table = pd.concat([before[1][before[1]["run_id"].isin(kept)], depths_table], ignore_index=True)
     runs_table = runs_table.set_index("run_id", drop=False).loc[pd.Index(ids)]
     taken = dict(zip(ids, runs_table["trunk_steps"], strict=True))
-    launched = (folder / "sweep.json").exists()
-    if launched and (shares := trunk_shares(read_ledger(folder), folder, taken)):
+    if any(taken.values()) and (shares := trunk_shares(read_ledger(folder), folder, taken)):
         fresh = pd.Series(shares).reindex(runs_table.index)
         runs_table["trunk_share_flops"] = fresh.fillna(runs_table["trunk_share_flops"])
     return runs_table.reset_index(drop=True), depths_table

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from harness.data_config import DataConfig
@@ -87,7 +88,8 @@ def dry_run(study: StudyConfig, show: Callable[[str], None]) -> None:
         raise ConfigError(f"cluster.kind={study.cluster.kind}: only a SLURM cluster has job files")
     folder = Path(study.root) / str(study.sweep.name)
     cells = [cell for cell in plan_cells(study) if cell.verdict == "OK"]
-    show_job_files(folder, would_enter(study, cells), Slurm(study.cluster, dry_run=True), show)
+    impatient = replace(study.cluster, patience_s=0.0)
+    show_job_files(folder, would_enter(study, cells), Slurm(impatient, dry_run=True), show)
 
 
 def confirm(study: StudyConfig) -> bool:

@@ -45,7 +45,7 @@ def cluster_name(cluster: ClusterConfig) -> str:
         return cluster.name or cluster.kind
     from sweeps.slurm import Slurm
 
-    return Slurm(replace(cluster, patience_s=0.0)).name
+    return Slurm(cluster).name
 
 
 @dataclass(kw_only=True)
@@ -126,7 +126,7 @@ def known_prices(
     if not batches and not (root / ".calibration").exists():
         return found, asked
     try:
-        name = cluster_name(cluster)
+        name = cluster_name(replace(cluster, patience_s=0.0))
     except (ConfigError, SchedulerError):
         name = ""
     kept = (root / ".calibration" / name).glob("*.json") if name else ()

@@ -67,7 +67,7 @@ class Slurm:
 
     def __init__(self, config: ClusterConfig, *, dry_run: bool = False) -> None:
         self.config = config
-        self._dry_run = dry_run  # a controller that does not answer is not waited for
+        self._dry_run = dry_run  # job files are shown without a controller too
 
     @cached_property
     def settings(self) -> dict[str, str]:
@@ -166,7 +166,7 @@ class Slurm:
 
     def patiently(self, action: Callable[[], T]) -> T:
         """Repeat `action` with growing pauses while the controller is away, as long as the profile says."""
-        until = time.monotonic() + (0.0 if self._dry_run else self.config.patience_s)
+        until = time.monotonic() + self.config.patience_s
         for tried in range(10_000):
             try:
                 return action()

@@ -75,12 +75,12 @@ def _curve(
     ax: Axes, group: GroupFit, estimator: EstimatorFit, quantity: Quantity, k: int, colour: Any
 ) -> None:
     found = estimator.optima[quantity][k]
-    if estimator.curve is None or not found.fitted:
+    if estimator.curve is None or estimator.band is None or not found.fitted:
         return
     low, high = found.swept
     x = np.geomspace(low, high, 120)
     thin = estimator.name != "shared shape"
-    if estimator.band is not None and not thin:
+    if not thin:
         ax.fill_between(x, *estimator.band(quantity, k, x), color=colour, alpha=0.15, linewidth=0)
     ax.plot(
         x,
@@ -176,15 +176,15 @@ def _tables(group: GroupFit) -> dict[str, pd.DataFrame]:
 def _curve_table(group: GroupFit) -> pd.DataFrame:
     rows = []
     for estimator in group.estimators:
-        if estimator.curve is None:
+        if estimator.curve is None or estimator.band is None:
             continue
         for quantity, optima in estimator.optima.items():
             for k, found in enumerate(optima):
                 if not found.fitted:
                     continue
                 x = np.geomspace(*found.swept, 40)
-                ends = estimator.band(quantity, k, x) if estimator.band else (np.nan * x, np.nan * x)
-                for row in zip(x, estimator.curve(quantity, k, x), *ends, strict=True):
+                lines = estimator.curve(quantity, k, x), *estimator.band(quantity, k, x)
+                for row in zip(x, *lines, strict=True):
                     rows.append((estimator.name, quantity, found.budget_flops, *row))
     names = "estimator quantity budget_flops value loss_nats loss_low_nats loss_high_nats"
     return pd.DataFrame(rows, columns=names.split())

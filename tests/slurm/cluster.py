@@ -13,59 +13,23 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import secrets
 import shutil
 import signal
 import socket
-import stat
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-NODES = ("loop1", "loop2", "loop3", "loop4")
-GPUS = 2  # per node; device files that no driver answers for
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.slurm.sites import NODES, Site, name_nodes, write_files
+
 PACKAGES = {"slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client", "munged": "munge"}
 ACCOUNTING_PACKAGES = {"slurmdbd": "slurmdbd", "mariadbd": "mariadb-server"}
-NVIDIA_MAJOR = 195
 STARTED: list[subprocess.Popen[bytes]] = []  # kept, because they outlive whoever started them
 POLICY = Path("/usr/sbin/policy-rc.d")  # while it says 101, installing a package starts no daemon
-
-
-@dataclass(frozen=True, kw_only=True)
-class Site:
-    """What the environment asks for."""
-
-    root: Path
-    port: int
-    accounting: bool
-    requeue: bool
-    cgroup: bool
-
-    @classmethod
-    def from_environment(cls) -> Site:
-        """Read the SITE_* variables."""
-        get = os.environ.get
-        return cls(
-            root=Path(get("SITE_ROOT", "/tmp/loopscale-slurm")),
-            port=int(get("SITE_PORT", "47300")),
-            accounting=get("SITE_ACCOUNTING", "1") == "1",
-            requeue=get("SITE_REQUEUE", "1") == "1",
-            cgroup=get("SITE_CGROUP", "0") == "1",
-        )
-
-    @property
-    def conf(self) -> Path:
-        return self.root / "etc" / "slurm.conf"
-
-    @property
-    def socket(self) -> Path:
-        return self.root / "munge.socket"
-
-    def log(self, daemon: str) -> Path:
-        return self.root / "log" / f"{daemon}.log"
 
 
 class Daemons:
@@ -183,125 +147,6 @@ def no_autostart() -> Iterator[None]:
     finally:
         if ours:
             POLICY.unlink()
-
-
-def name_nodes() -> None:
-    """Make the node names and this host's own resolve to loopback: ranks meet at the first node's name."""
-    for name in (socket.gethostname().split(".")[0], *NODES):
-        try:
-            known = socket.gethostbyname(name).startswith("127.")
-        except OSError:
-            known = False
-        if not known:
-            with Path("/etc/hosts").open("a") as hosts:
-                hosts.write(f"127.0.0.1 {name}\n")
-
-
-def write_files(site: Site) -> None:
-    """Write the site's folders, keys, device files and configuration."""
-    for folder in ("etc", "log", "pids", "state", *(f"spool/{node}" for node in NODES)):
-        (site.root / folder).mkdir(parents=True, exist_ok=True)
-    key = site.root / "munge.key"
-    if not key.exists():
-        key.touch(mode=0o600)
-        key.write_bytes(secrets.token_bytes(1024))
-    for node in NODES:
-        for number in range(GPUS):
-            device = site.root / "spool" / node / f"gpu{number}"
-            if not device.exists():
-                os.mknod(device, stat.S_IFCHR | 0o666, os.makedev(NVIDIA_MAJOR, number))
-    site.conf.write_text(slurm_conf(site))
-    lines = [f"NodeName={n} Name=gpu Type=none File={site.root}/spool/{n}/gpu[0-{GPUS - 1}]" for n in NODES]
-    (site.root / "etc" / "gres.conf").write_text("\n".join(lines) + "\n")
-    if site.cgroup:
-        (site.root / "etc" / "cgroup.conf").write_text(
-            "CgroupPlugin=cgroup/v1\nCgroupMountpoint=/sys/fs/cgroup\nConstrainRAMSpace=yes\n"
-        )
-    if site.accounting:
-        path = site.root / "etc" / "slurmdbd.conf"
-        path.touch(mode=0o600)
-        path.write_text(slurmdbd_conf(site))
-
-
-def slurm_conf(site: Site) -> str:
-    """Return slurm.conf: nodes that claim more than the host has, two partitions, requeue on preemption."""
-    host = socket.gethostname().split(".")[0]
-    track = ("cgroup", "cgroup") if site.cgroup else ("linuxproc", "none")
-    accounting = (
-        f"AccountingStorageType=accounting_storage/slurmdbd\nAccountingStorageHost=127.0.0.1\n"
-        f"AccountingStoragePort={site.port + 1}\nAccountingStoragePass={site.socket}\n"
-        f"AccountingStorageTRES=gres/gpu\nJobAcctGatherType=jobacct_gather/linux"
-        if site.accounting
-        else "AccountingStorageType=accounting_storage/none"
-    )
-    nodes = "\n".join(
-        f"NodeName={node} NodeHostname={node} NodeAddr=127.0.0.1 Port={site.port + 10 + number}"
-        for number, node in enumerate(NODES)
-    )
-    # cred_expire: a requeued job waits that long before it starts again; 120 s by default, 5 at least.
-    return f"""ClusterName={site.root.name.replace("-", "_")}
-SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={site.port}
-SlurmUser=root
-SlurmdUser=root
-AuthType=auth/munge
-AuthInfo=socket={site.socket},cred_expire=5
-CredType=cred/munge
-CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
-StateSaveLocation={site.root}/state
-SlurmdSpoolDir={site.root}/spool/%n
-SlurmctldPidFile={site.root}/slurmctld.pid
-SlurmdPidFile={site.root}/slurmd.%n.pid
-SlurmctldLogFile={site.log("slurmctld")}
-SlurmdLogFile={site.root}/log/slurmd.%n.log
-SlurmdParameters=config_overrides
-SlurmctldParameters=preempt_send_user_signal
-ProctrackType=proctrack/{track[0]}
-TaskPlugin=task/{track[1]}
-SwitchType=switch/none
-MpiDefault=none
-SelectType=select/cons_tres
-SelectTypeParameters=CR_CPU_Memory
-DefMemPerCPU=512
-SchedulerType=sched/backfill
-SchedulerParameters=bf_interval=5,sched_min_interval=100000,batch_sched_delay=0
-PriorityType=priority/basic
-PreemptType=preempt/partition_prio
-PreemptMode=REQUEUE
-JobRequeue={int(site.requeue)}
-MaxArraySize=2001
-MaxJobCount=50000
-ReturnToService=2
-SlurmctldTimeout=30
-SlurmdTimeout=10
-MessageTimeout=10
-KillWait=5
-{accounting}
-GresTypes=gpu
-NodeName=DEFAULT CPUs=8 RealMemory=16384 Gres=gpu:none:{GPUS} State=UNKNOWN
-{nodes}
-PartitionName=batch Nodes=ALL Default=YES DefaultTime=10 PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
-PartitionName=urgent Nodes=ALL DefaultTime=10 PriorityTier=10 PreemptMode=OFF
-"""
-
-
-def slurmdbd_conf(site: Site) -> str:
-    return f"""AuthType=auth/munge
-AuthInfo=socket={site.socket}
-DbdHost=localhost
-DbdAddr=127.0.0.1
-DbdPort={site.port + 1}
-CommunicationParameters=NoInAddrAny
-SlurmUser=root
-PidFile={site.root}/slurmdbd.pid
-LogFile={site.log("slurmdbd")}
-StorageType=accounting_storage/mysql
-StorageHost=127.0.0.1
-StoragePort={site.port + 2}
-StorageUser=slurm
-StoragePass=slurm
-StorageLoc=accounting
-"""
 
 
 def start_accounting(site: Site, daemons: Daemons) -> None:

@@ -21,7 +21,8 @@ import loopscale
 from harness.metrics import read_metrics
 from sweeps.ledger import read_ledger
 
-from .cluster import NODES, Daemons, Site
+from .cluster import Daemons
+from .sites import NODES, Site
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]

@@ -340,16 +340,12 @@ def _compare(overrides: list[str]) -> str:
 
     settings = _settings("compare", overrides)
     found = compare(settings)
-    text = answers.fitted(found, settings.format)
-    if settings.format == "json" or not (figures := comparison_figures(settings, found)):
-        return text
-    return f"{text}\n\nfigures (PNG and data as CSV beside them): {', '.join(map(str, figures))}"
+    return answers.compared(found, comparison_figures(settings, found), settings.format)
 
 
 def _report(overrides: list[str]) -> str:
     settings = _settings("report", overrides)
-    page = str(report(settings))
-    return json.dumps({"path": page}, indent=1) if settings.format == "json" else page
+    return answers.reported(report(settings), settings.format)
 
 
 def _demo(overrides: list[str]) -> None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from sweeps.show import as_json, as_text, plain
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
 
     from harness.record import Evaluation
@@ -139,3 +141,16 @@ def synced(frame: pd.DataFrame, settings: Any) -> str:
 def fitted(result: Any, form: str) -> str:
     """Return a fit or a comparison."""
     return str(result.to_json() if form == "json" else result.summary())
+
+
+def compared(result: Any, figures: Sequence[Path], form: str) -> str:
+    """Return a comparison and where its figures lie."""
+    text = fitted(result, form)
+    if form == "json" or not figures:
+        return text
+    return f"{text}\n\nfigures (PNG and data as CSV beside them): {', '.join(map(str, figures))}"
+
+
+def reported(page: Path, form: str) -> str:
+    """Return where a report lies."""
+    return json.dumps({"path": str(page)}, indent=1) if form == "json" else str(page)

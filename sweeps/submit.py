@@ -139,9 +139,14 @@ def settle(folder: Path, ledger: Ledger, batches: list[Batch], scheduler: Schedu
     for run, status in unfinished:
         batch, index = places.get(run.run_id, (None, 0))
         element = elements.get((batch.name, index)) if batch else None
-        if (element and element.is_live) or (status.state == "running" and run.is_held()):
-            if element and element.is_live:
-                settled.live.add(run.run_id)
+        if element and element.is_live:
+            settled.live.add(run.run_id)
+            continue
+        if batch or status.state == "running":
+            if run.is_held():
+                continue
+            status = run.status()  # it may have ended while the scheduler was asked
+        if status.state == "done":
             continue
         judged = judge_death(status, element, was_submitted=batch is not None)
         if judged != status:

@@ -92,6 +92,20 @@ def test_launching_again_submits_nothing_that_is_queued(entered):
     assert {run.status().attempts for run in ledger.runs(folder)} == {1} and cluster.submissions == 1
 
 
+def test_runs_that_end_while_the_scheduler_is_asked_are_not_run_again(entered, monkeypatch):
+    folder, ledger, cluster = entered
+    submit_missing(folder, ledger, cluster)
+    states = cluster.states
+
+    def slow_to_answer(batches):
+        run_dry(cluster)
+        return states(batches)
+
+    monkeypatch.setattr(cluster, "states", slow_to_answer)
+    assert submit_missing(folder, ledger, cluster).runs == 0
+    assert {str(run.status()) for run in ledger.runs(folder)} == {"done"} and cluster.submissions == 1
+
+
 def test_arrays_are_split_below_the_limit_and_share_the_cap(entered):
     folder, ledger, cluster = entered
     cluster.max_array = 64

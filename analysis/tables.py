@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.schema import DEPTHS, ITEMS, RUNS, TableError, conform
+from analysis.schema import DEPTHS, ITEMS, RUNS, Column, TableError, conform
 
 # Runs may share a fit only where these agree; seeds, depths and budgets are what a study varies.
 VARIANT = (
@@ -58,27 +58,35 @@ class Selection:
 
 
 def read_tables(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read `runs.parquet` and `depths.parquet` of a collected sweep.
+    """Read the runs and depths tables of a collected sweep: Parquet, or CSV where that alone was kept.
 
     Raises TableError when a table is absent, unreadable or of another schema.
     """
-    frames = []
-    for name, columns in (("runs", RUNS), ("depths", DEPTHS)):
-        path = Path(folder) / f"{name}.parquet"
-        if not path.is_file():
-            others = _beside(Path(folder))
-            raise TableError(f"no {name} table in {folder}{others}: run loopscale collect sweep=NAME")
-        try:
-            frame = pd.read_parquet(path)
-        except (OSError, ValueError) as error:
-            raise TableError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
-        frames.append(conform(frame, columns))
-    return frames[0], frames[1]
+    return _read_table(Path(folder), "runs", RUNS), _read_table(Path(folder), "depths", DEPTHS)
+
+
+def _read_table(folder: Path, name: str, columns: tuple[Column, ...]) -> pd.DataFrame:
+    files = [folder / f"{name}.parquet", folder / f"{name}.csv"]
+    path = next((path for path in files if path.is_file()), None)
+    if path is None:
+        raise TableError(f"no {name} table in {folder}{_beside(folder)}: run loopscale collect sweep=NAME")
+    try:
+        frame = pd.read_parquet(path) if path.suffix == ".parquet" else _read_csv(path, columns)
+    except (OSError, ValueError) as error:
+        raise TableError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
+    return conform(frame, columns)
+
+
+def _read_csv(path: Path, columns: tuple[Column, ...]) -> pd.DataFrame:
+    """Read a table as it was written: every digit of its numbers, and an empty text as that."""
+    texts = [column.name for column in columns if column.kind == "string"]
+    frame = pd.read_csv(path, dtype=dict.fromkeys(texts, "string"))
+    return frame.fillna(dict.fromkeys(texts, ""))
 
 
 def _beside(folder: Path) -> str:
     """Name the collected sweeps that lie beside a folder without tables."""
-    names = sorted(path.parent.name for path in folder.parent.glob("*/runs.parquet"))
+    names = sorted({path.parent.name for path in folder.parent.glob("*/runs.*")})
     return f" (collected there: {', '.join(names)})" if names else ""
 
 

@@ -25,6 +25,16 @@ def test_tables_come_back_as_written(tmp_path):
     assert read_depths.equals(depths)
 
 
+def test_csv_alone_gives_the_same_tables_to_the_last_digit(tmp_path):
+    runs, depths = study(budgets=(1e18,))
+    runs.loc[0, ["trunk_id", "core", "muon_learning_rate"]] = ["looped-trunk", np.nan, 0.1 + 0.2]
+    runs.to_csv(tmp_path / "runs.csv", index=False)
+    depths.to_csv(tmp_path / "depths.csv", index=False)
+    read_runs, read_depths = read_tables(tmp_path)
+    pd.testing.assert_frame_equal(read_runs, runs, check_exact=True)
+    pd.testing.assert_frame_equal(read_depths, depths, check_exact=True)
+
+
 def test_a_damaged_table_is_one_line(tmp_path):
     (tmp_path / "runs.parquet").write_bytes(b"not parquet")
     with pytest.raises(TableError, match=r"^cannot read .*runs.parquet: [^\n]*$"):

@@ -23,7 +23,7 @@ from sweeps.cluster_config import ClusterConfig, Resources
 from sweeps.config import StudyConfig
 from sweeps.grid import Cell, DataFacts, cells, truncated_curves
 from sweeps.ledger import read_ledger, trunks_of
-from sweeps.price import Prices, in_words, known_prices, shape_of
+from sweeps.price import ESTIMATED, UNKNOWN, Prices, in_words, known_prices, shape_of
 from sweeps.trunks import cell_name, trajectories
 
 if TYPE_CHECKING:
@@ -73,6 +73,8 @@ def plan(study: StudyConfig) -> pd.DataFrame:
     for row in rows:
         if row["status"] == "done" and (resources := _trained_with(row, study, asked)):
             prices.add_record(RunFolder(folder / str(row["run_id"])).record(), resources)
+    if any(_rate(row, study, prices)[1] in (ESTIMATED, UNKNOWN) for row in rows):
+        _learn_from_others(prices, study, folder)
     for row in rows:
         _price(row, study, prices)
     before = read_ledger(folder) if "sweep.json" in there else None
@@ -170,10 +172,30 @@ def _trained_with(
     return study.cluster.resources_of(row["scale"])  # in the local pool nothing is submitted
 
 
+def _learn_from_others(prices: Prices, study: StudyConfig, folder: Path) -> None:
+    """Learn from the collected runs of other sweeps under the same root."""
+    import pandas as pd
+
+    for path in sorted(folder.parent.glob("*/runs.parquet")):
+        if path.parent == folder:
+            continue
+        table = pd.read_parquet(path)
+        mine = table["scale"].isin(list(study.runs)) & (table["tokens_per_s"] > 0)
+        asked = known_prices(study.cluster, folder.parent, path.parent)[1] if mine.any() else {}
+        for row in table[mine].to_dict("records"):
+            record = {str(name): value for name, value in row.items()}
+            if resources := _trained_with(record, study, asked):
+                prices.add_record(record, resources)
+
+
+def _rate(row: dict[str, Any], study: StudyConfig, prices: Prices) -> tuple[float | None, str]:
+    shape = shape_of(row["scale"], row["kind"], row["mean_recurrence"], row["batch_tokens"])
+    return prices.flops_per_s(shape, study.cluster.resources_of(row["scale"]))
+
+
 def _price(row: dict[str, Any], study: StudyConfig, prices: Prices) -> None:
     resources = study.cluster.resources_of(row["scale"])
-    shape = shape_of(row["scale"], row["kind"], row["mean_recurrence"], row["batch_tokens"])
-    rate, origin = prices.flops_per_s(shape, resources)
+    rate, origin = _rate(row, study, prices)
     devices = resources.devices / resources.parallel_runs
     row["devices"] = devices
     row["hours"] = row["nominal_flops"] / rate * devices / 3600 if rate else np.nan

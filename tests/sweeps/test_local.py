@@ -56,6 +56,10 @@ def test_launch_returns_at_once_and_the_sweep_ends_in_two_tables(tiny_sweep, tab
     plan = loopscale.plan(tiny_sweep)
     assert (plan["status"] == "done").all() and (plan["price"] == "measured").all()
     assert (loopscale.plan([*tiny_sweep, "cluster=slurm_h100"])["price"] == "estimated from peak").all()
+    other = loopscale.plan([*tiny_sweep, "sweep.name=other", "sweep.mean_recurrences=[2,3]"])
+    assert set(other["price"]) == {"measured", "measured on the same scale"}
+    elsewhere = loopscale.plan([*tiny_sweep, "sweep.name=other", "cluster=slurm_h100"])
+    assert (elsewhere["price"] == "estimated from peak").all()
 
 
 def test_a_data_set_is_an_axis_like_any_other(tiny_sweep, table, tmp_path):

@@ -16,7 +16,7 @@ demo: $(INSTALLED) ## run a whole small study on this machine (about 8 minutes o
 	$(BIN)/loopscale demo $(ARGS)
 
 test: $(INSTALLED) ## run the tests
-	$(BIN)/pytest -n 3 $(ARGS)
+	$(BIN)/pytest -n 3 --dist loadgroup $(ARGS)
 
 validate: $(INSTALLED) ## the long studies, some hours; interrupted, they continue; results in docs/validation/
 	@for study in validation/*.py; do \

@@ -14,6 +14,8 @@ from tests.analysis.synthetic import INSIDE, PAPER_GRID, Truth, study
 from tests.analysis.test_resampling import points
 from tests.analysis.test_score_difference import items_of
 
+pytestmark = pytest.mark.xdist_group("figures")  # what they share is made once
+
 QUICK = FitConfig(bootstrap=100, validation=False)
 
 

@@ -12,6 +12,8 @@ from analysis.isoflop import inside
 from analysis.noise import noise_floor
 from tests.analysis.synthetic import INSIDE, PAPER_GRID, Truth, study
 
+pytestmark = pytest.mark.xdist_group("fit")  # what they share is made once
+
 QUICK = FitConfig(bootstrap=200, validation=False)
 LOW_HIGH = (("_low", "_high"), ("_low_nats", "_high_nats"))
 

@@ -9,6 +9,8 @@ from analysis import FitConfig, TableError, fit
 from analysis.run_laws import fit_run_law
 from tests.analysis.synthetic import INSIDE, PAPER_GRID, Truth, study
 
+pytestmark = pytest.mark.xdist_group("run_laws")  # what they share is made once
+
 
 def width(found, name="beta"):
     low, high = found.intervals[name]

@@ -8,6 +8,8 @@ from analysis.sensitivity import recounted
 from tests.analysis.synthetic import PAPER_GRID, Truth, study
 from tests.analysis.test_resampling import points
 
+pytestmark = pytest.mark.xdist_group("validation")  # what they share is made once
+
 
 @pytest.fixture(scope="module")
 def two_sizes():

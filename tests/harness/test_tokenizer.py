@@ -12,6 +12,8 @@ from harness.documents import Document
 from harness.encoding import Encoder, encode_documents
 from harness.tokenizer import SPECIAL_TOKENS, Sample, merges_digest, token_bytes, train_tokenizer
 
+pytestmark = pytest.mark.xdist_group("tokenizer")  # what they share is made once
+
 U2 = np.dtype("<u2")
 MODULES = ("argparse.py", "typing.py", "json/decoder.py", "ast.py", "datetime.py")
 TEXTS = [(Path(sysconfig.get_path("stdlib")) / name).read_text("utf-8") for name in MODULES] + [

@@ -18,6 +18,8 @@ from harness.metrics import read_metrics
 from harness.runfolder import RunFolder
 from model.checked import ConfigError
 
+pytestmark = pytest.mark.xdist_group("wandb")  # what they share is made once
+
 ROOT = Path(__file__).resolve().parents[2]
 LOOPSCALE = [sys.executable, str(ROOT / "loopscale.py")]
 

@@ -22,6 +22,8 @@ from sweeps.trunk_plan import checkpoint_bytes
 from sweeps.worker import work
 from tests.harness.runs import assert_same_bits
 
+pytestmark = pytest.mark.xdist_group("trunks")  # what they share is made once
+
 TOKENS = [640, 1280, 2560, 5120, 10240]  # 5, 10, 20, 40 and 80 steps
 OF_A_TRUNK = {"trunk_id": "", "trunk_steps": 0, "trunk_flops": 0.0}
 

@@ -16,20 +16,23 @@ from analysis.law import Array
 from analysis.law_fit import LawFit, fit_law
 from analysis.laws import LAWS
 from analysis.numbers import number, span
+from analysis.saturating import fit_saturating
 from analysis.schema import TableError
 
 RIVALS = tuple(name for name, law in LAWS.items() if law.columns == ("depth",))
+EXPONENTIAL = "saturating"
 MIN_DEPTHS = 1 + max(len(LAWS[name].parameters) for name in RIVALS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CurveLaw:
-    """One law of one run's depth curve."""
+    """One law of one run's depth curve; `refusal` says why a curve does not determine the exponential."""
 
     run_id: str
     mean_recurrence: float
     parameters: dict[str, float]
     rms_nats: float
+    refusal: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +65,16 @@ class CurveLaws:
         ]
         for depth in sorted({curve.mean_recurrence for curve in self.curves}):
             mine = [curve for curve in self.curves if curve.mean_recurrence == depth]
+            told = [curve for curve in mine if curve.refusal is None]
+            count = f"{len(mine)} curves" if told == mine else f"{len(told)} of {len(mine)} curves"
             shown = (
-                f"{name} = {_middle([curve.parameters[name] for curve in mine])}"
+                f"{name} = {_middle([curve.parameters[name] for curve in told])}"
                 for name in mine[0].parameters
             )
-            lines.append(f"  µ = {depth:g}, {len(mine)} curves: {', '.join(shown)}")
+            lines.append(f"  µ = {depth:g}, {count}: {', '.join(shown) if told else mine[0].refusal}")
         lines.append(
-            "  median and range over the runs of a recurrence; the laws of depth on the same curves:"
+            "  median and range over the runs of a recurrence whose curves determine the law; "
+            "the laws of depth on all curves:"
         )
         for rival in self.rivals:
             ahead = (
@@ -107,6 +113,7 @@ def fit_curves(name: str, points: pd.DataFrame, delta: float) -> CurveLaws:
                 mean_recurrence=float(rows["mean_recurrence"].iloc[0]),
                 parameters=fit.parameters,
                 rms_nats=fit.rms_nats,
+                refusal=_refusal(rows) if name == EXPONENTIAL else None,
             )
             for rows, fit in zip(curves, fits[name], strict=True)
         ),
@@ -127,6 +134,10 @@ def _enough(rows: pd.DataFrame) -> bool:
 
 def _fit(name: str, rows: pd.DataFrame, delta: float) -> LawFit:
     return fit_law(name, rows, rows["loss"].to_numpy(float), delta=delta)
+
+
+def _refusal(rows: pd.DataFrame) -> str | None:
+    return fit_saturating(rows["depth"].to_numpy(float), rows["loss"].to_numpy(float)).refusal
 
 
 def _ahead_nats(name: str, curves: list[pd.DataFrame], delta: float) -> float | None:

@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 
 from analysis import style
 from analysis.depth import DepthCurve
+from analysis.numbers import percent
 from analysis.study import StudyFit
 
 
@@ -31,7 +32,7 @@ def depth_figure(study: StudyFit) -> style.Drawn | None:
     with style.styled():
         made, panels = style.figure(3, height=2.5)
         shown = _largest_budget(curves)
-        _raw(panels[0], shown, points, colours, markers)
+        _raw(panels[0], shown, points, colours, markers, study.config.confidence)
         _collapsed(panels[1], study.depth.fitted, points, colours, markers)
         _rates(panels[2], study, colours, markers)
         for ax, letter in zip(panels, "abc", strict=True):
@@ -44,7 +45,9 @@ def depth_figure(study: StudyFit) -> style.Drawn | None:
     slope = study.depth.slope
     caption = (
         f"Test-time depth. (a) {_group(shown[0])}: validation loss over the number of loops T at the largest "
-        "budget, with the fitted L(T) = L_inf + Z exp(-z T); points without a line: a fit that was refused. "
+        "budget, with the fitted L(T) = L_inf + Z exp(-z T) and its "
+        f"{percent(study.config.confidence)} band, from the scatter around the curve alone; points without a "
+        "line: a fit that was refused. "
         "(b) Distance to the fitted floor over T/µ for every fitted curve: one line if z µ is constant. "
         "(c) Rate z over mean recurrence, one point per run with its interval"
         + ("." if slope is None else ", the fitted slope and, dashed, a constant z µ.")
@@ -70,16 +73,22 @@ def _raw(
     points: dict[str, pd.DataFrame],
     colours: dict[float, Any],
     markers: dict[str, str],
+    confidence: float,
 ) -> None:
     for curve in curves:
         frame, colour = points[curve.run_id], colours[curve.mean_recurrence]
         look: dict[str, Any] = {"marker": markers[_group(curve)], "markersize": 2.6, "linestyle": "none"}
         ax.plot(frame["depth"], frame["val_loss_nats"], **look, color=colour)
         if curve.fit.refusal is None:
-            x = np.linspace(frame["depth"].min(), frame["depth"].max(), 200)
+            x = _fine(frame)
             ax.plot(x, curve.fit.predict(x), color=colour, linewidth=0.9)
+            ax.fill_between(x, *curve.fit.interval(x, confidence), color=colour, alpha=0.2, linewidth=0)
     ax.set_xlabel("test-time depth T (loops)")
     ax.set_ylabel("validation loss (nats per token)")
+
+
+def _fine(frame: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return np.linspace(frame["depth"].min(), frame["depth"].max(), 200)
 
 
 def _collapsed(
@@ -162,4 +171,16 @@ def _tables(study: StudyFit) -> dict[str, pd.DataFrame]:
             }
         )
     wanted = {c.run_id for c in study.depth.curves}
-    return {"points": study.depths[study.depths["run_id"].isin(wanted)], "fits": pd.DataFrame(rows)}
+    points = study.depths[study.depths["run_id"].isin(wanted)]
+    tables = {"points": points, "fits": pd.DataFrame(rows)}
+    shown = [c for c in _largest_budget(study.depth.curves) if c.fit.refusal is None]
+    if shown:
+        tables["curves"] = pd.concat([_line(c, points, study.config.confidence) for c in shown])
+    return tables
+
+
+def _line(curve: DepthCurve, points: pd.DataFrame, confidence: float) -> pd.DataFrame:
+    depth = _fine(points[points["run_id"] == curve.run_id])
+    low, high = curve.fit.interval(depth, confidence)
+    columns = {"depth": depth, "loss_nats": curve.fit.predict(depth), "low": low, "high": high}
+    return pd.DataFrame({"run_id": curve.run_id} | columns)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq, minimize_scalar
-from scipy.special import fdtri
+from scipy.special import fdtri, stdtrit
 
 from analysis.numbers import percent
 
@@ -36,6 +36,7 @@ class SaturatingFit:
     rate_high: float | None = None  # None: the data set no upper end
     rms_nats: float | None = None
     depths: tuple[int, ...] = ()
+    covariance: tuple[tuple[float, ...], ...] = ()  # of (L_inf, Z, z), by the scatter around the curve
     refusal: str | None = None
 
     def predict(self, depth: Array) -> Array:
@@ -45,6 +46,18 @@ class SaturatingFit:
         return np.asarray(
             self.floor_nats + self.amplitude_nats * np.exp(-self.rate * np.asarray(depth, float))
         )
+
+    def interval(self, depth: Array, confidence: float = 0.95) -> tuple[Array, Array]:
+        """Return the ends of the fitted curve's band in nats, to first order in the parameters' errors.
+
+        The scatter around one run's curve is what the exponential leaves over: the noise of training is not
+        in it.
+        """
+        depth, middle = np.asarray(depth, float), self.predict(depth)
+        slopes = _slopes(depth, float(self.amplitude_nats or 0.0), float(self.rate or 0.0))
+        error = np.sqrt(np.einsum("ti,ij,tj->t", slopes, np.array(self.covariance), slopes))
+        half = float(stdtrit(len(self.depths) - 3, (1 + confidence) / 2)) * error
+        return middle - half, middle + half
 
 
 def fit_saturating(depths: Array, losses: Array, confidence: float = 0.95) -> SaturatingFit:
@@ -83,7 +96,23 @@ def fit_saturating(depths: Array, losses: Array, confidence: float = 0.95) -> Sa
         rate_low=_crossing(error, log_rate, grid[grid < log_rate][::-1], limit),
         rate_high=_crossing(error, log_rate, grid[grid > log_rate], limit),
         rms_nats=rms,
+        covariance=_covariance(depths, losses, amplitude, float(np.exp(log_rate)), error(log_rate)),
     )
+
+
+def _slopes(depths: Array, amplitude: float, rate: float) -> Array:
+    """Return the derivatives of L(T) by L_inf, Z and z [depths, 3]."""
+    decay = np.exp(-rate * depths)
+    return np.stack([np.ones_like(depths), decay, -amplitude * depths * decay], -1)
+
+
+def _covariance(
+    depths: Array, losses: Array, amplitude: float, rate: float, error: float
+) -> tuple[tuple[float, ...], ...]:
+    """Return the covariance of (L_inf, Z, z) from the curvature at the optimum and its squared error."""
+    weighted = _slopes(depths, amplitude, rate) / losses[:, None]
+    inverse = np.linalg.inv(weighted.T @ weighted) * error / (len(depths) - 3)
+    return tuple(tuple(row) for row in inverse.tolist())
 
 
 def _project(depths: Array, losses: Array, rates: Array) -> tuple[Array, Array]:

@@ -15,6 +15,18 @@ def test_an_exact_curve_is_recovered():
     assert found.predict(np.array([0.0])) == pytest.approx(3.6)
 
 
+def test_the_band_of_a_curve_holds_the_true_curve_as_often_as_it_says():
+    draw = np.random.default_rng(0)
+    depths = np.arange(1.0, 17.0)
+    true = 2.9 + 0.7 * np.exp(-0.5 * depths)
+    held = np.zeros(len(depths))
+    for _ in range(400):
+        low, high = fit_saturating(depths, true + 0.003 * draw.normal(size=len(depths))).interval(depths)
+        held += (low <= true) & (true <= high)
+    # The share of 400 intervals has a standard error of .011, and less over all depths.
+    assert (held / 400 > 0.915).all() and 0.93 < held.mean() / 400 < 0.97
+
+
 def test_order_of_depths_does_not_matter():
     losses = 2.9 + 0.7 * np.exp(-0.85 * DEPTHS) + 1e-3 * np.sin(DEPTHS)
     assert fit_saturating(DEPTHS[::-1], losses[::-1]) == fit_saturating(DEPTHS, losses)

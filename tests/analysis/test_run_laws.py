@@ -98,6 +98,16 @@ def test_a_law_of_depth_is_fitted_to_every_curve_apart_and_beside_its_rivals():
         fit_run_law("power", runs, few, FitConfig())
 
 
+def test_curves_that_do_not_determine_the_exponential_are_counted_out():
+    runs, depths = study(budgets=INSIDE[:3], depth_noise_nats=0.0)
+    lost = runs["run_id"][runs["mean_recurrence"] == 2].iloc[0]
+    flat = 3.0 + 1e-5 * np.cos(np.arange((depths["run_id"] == lost).sum()))
+    depths.loc[depths["run_id"] == lost, "val_loss_nats"] = flat
+    found = fit_run_law("saturating", runs, depths, FitConfig())
+    assert {curve.run_id for curve in found.curves if curve.refusal} == {lost}
+    assert "µ = 2, 2 of 3 curves: " in found.summary() and "µ = 4, 3 curves: " in found.summary()
+
+
 @pytest.mark.parametrize("name", ["surface", "iso_depth"])
 def test_a_law_whose_descent_ends_in_a_valley_is_refused(name):
     """Under noise a size term of exponent .01 is a constant: floor, amplitude and exponent trade off."""

@@ -389,9 +389,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(command_help(name))
             return
         if (answer := _RUN[name](overrides)) is not None:
-            print(answer)
+            print(answer, flush=True)
     except KeyboardInterrupt:
         sys.exit("interrupted; run the same command again to continue")
+    except BrokenPipeError:  # the reader, as head does, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
         if os.environ.get("LOOPSCALE_TRACEBACK"):
             raise

@@ -83,7 +83,8 @@ def status(frame: pd.DataFrame, settings: StatusConfig) -> str:
     if settings.format == "json":
         return _status_json(frame)
     told = summary(frame, settings.sweep, settings.root, worked_on=is_worked_on(settings.folder))
-    return f"{as_text(with_trunks(frame), STATUS_COLUMNS)}\n{told}"
+    columns = {"run_id": "run"} | dict.fromkeys(frame.attrs["axes"], "") | STATUS_COLUMNS
+    return f"{as_text(with_trunks(frame), columns)}\n{told}"
 
 
 def _status_json(frame: pd.DataFrame) -> str:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from sweeps.scheduler import Element, Elements
 
 RECORD_COLUMNS = ("scale", "kind", "mean_recurrence", "target_flops", "nominal_flops", "seed")
+# Of these a sweep shows the ones in which its runs differ.
+AXES = ("injection", "dataset", "data_digest", "optimizer", "adamw_learning_rate", "muon_learning_rate")
+AXES += ("lr_scaling", "cooldown_fraction", "batch_tokens", "recipe")
 
 
 def status(folder: Path) -> pd.DataFrame:
@@ -27,10 +30,12 @@ def status(folder: Path) -> pd.DataFrame:
 
     Columns: run_id, trunk_id, scale, kind, mean_recurrence, target_flops, nominal_flops, seed, status,
     attempts, first_step (where it takes over from a trunk), step, steps, train_loss_nats, val_loss_nats,
-    tokens_per_s, eta_s, job, node, message. A run that is marked running while no process holds it and no job
-    is at it is shown as `lost`. `frame.attrs["trunks"]` has a row like these for each segment of a trunk,
-    where `unneeded` is one from which nothing open has still to start; `frame.attrs["notes"]` says where the
-    scheduler could not be asked. Raises ConfigError where nothing was launched.
+    tokens_per_s, eta_s, job, node, message, and, named in `frame.attrs["axes"]`, those of the learning rates,
+    injection, data and other settings in which the runs differ. A run that is marked running while no process
+    holds it and no job is at it is shown as `lost`. `frame.attrs["trunks"]` has a row like these for each
+    segment of a trunk, where `unneeded` is one from which nothing open has still to start;
+    `frame.attrs["notes"]` says where the scheduler could not be asked. Raises ConfigError where nothing was
+    launched.
     """
     import pandas as pd
 
@@ -56,7 +61,10 @@ def status(folder: Path) -> pd.DataFrame:
         rows.append(row)
     segments = len(rows) - len(ledger.run_ids)
     frame = pd.DataFrame(rows[segments:])
-    frame.attrs = {"sweep": folder.name, "notes": notes, "trunks": rows[:segments]}
+    axes = [name for name in AXES if frame[name].nunique(dropna=False) > 1]
+    frame = frame.drop(columns=[name for name in AXES if name not in axes])
+    trunks = [{str(name): row[str(name)] for name in frame} for row in rows[:segments]]
+    frame.attrs = {"sweep": folder.name, "notes": notes, "trunks": trunks, "axes": axes}
     frame.attrs["forecast"] = forecast(frame)
     return frame
 
@@ -109,7 +117,7 @@ def _row(run: RunFolder, state: Status, element: Element | None, job: str, ledge
     return {
         "run_id": run.run_id,
         "trunk_id": trunk_id,
-        **{name: record[name] for name in RECORD_COLUMNS},
+        **{name: record.get(name) for name in (*RECORD_COLUMNS, *AXES)},
         "tokens": record["tokens"],
         "status": shown,
         "attempts": state.attempts,

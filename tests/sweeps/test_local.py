@@ -67,6 +67,7 @@ def test_a_data_set_is_an_axis_like_any_other(tiny_sweep, table, tmp_path):
     grid.append("sweep.axes={data.validation_fraction: [0.2, 0.4]}")
     frame = loopscale.launch([*grid, "cluster.parallel_runs=2"])
     assert len(frame) == 2
+    assert frame.attrs["axes"] == ["data_digest"] and frame["data_digest"].nunique() == 2
     wait_for(lambda: (loopscale.status(table)["status"] == "done").all())
     assert loopscale.collect(table)[0]["data_digest"].nunique() == 2
 

@@ -1,0 +1,124 @@
+"""Write docs/study/summary.json from the study's committed tables: what the reports do not say.
+
+python docs/study/summary.py (called by make study-figures)
+
+Learning rates tried and their losses; what the rates chosen cost at the corners of the grid, and how far the
+exponents move when that is taken off; what each sweep took, and how many of the FLOPs expected it executed.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from analysis import FitConfig, fit, read_tables
+from harness.files import write_json
+
+STUDY = Path(__file__).resolve().parent
+RATE = "muon_learning_rate"
+
+
+def rates(runs: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the losses of a sweep of learning rates, best first."""
+    columns = ["target_flops", "mean_recurrence", RATE, "adamw_learning_rate", "val_loss_nats"]
+    return list(runs.sort_values(["target_flops", "val_loss_nats"])[columns].to_dict("records"))
+
+
+def costs(runs: pd.DataFrame) -> dict[str, float]:
+    """Return what a sweep took: hours, FLOPs, and executed FLOPs over those expected of its depths."""
+    done = runs[runs["status"] == "done"]
+    ratio = done["executed_flops"] / done["expected_flops"]
+    own = done["executed_flops"] - done["trunk_flops"].fillna(0.0) + done["trunk_share_flops"].fillna(0.0)
+    return {
+        "runs": len(done),
+        "nominal_flops": float(done["nominal_flops"].sum()),
+        "paid_flops": float(own.sum()),
+        "executed_over_expected": float(done["executed_flops"].sum() / done["expected_flops"].sum()),
+        "executed_over_expected_least": float(ratio.min()),
+        "executed_over_expected_most": float(ratio.max()),
+        "core_hours": float(done["device_s"].sum() / 3600),
+        "utilisation_median": float(done["mfu"].median()),
+        "attempts": int(done["attempts"].sum()),
+    }
+
+
+def regrets(grid: pd.DataFrame, corners: pd.DataFrame) -> pd.DataFrame:
+    """Return, for every corner, by how much the best of its rates is below the grid's own.
+
+    Columns: target_flops, mean_recurrence, loss at the grid's rate, best rate, regret_nats. The best is the
+    least of the losses tried, or of the parabola through three of them in the log of the rate where that has
+    its minimum among them.
+    """
+    rows = []
+    for (flops, mean), tried in corners.groupby(["target_flops", "mean_recurrence"]):
+        at = (grid["target_flops"] == flops) & (grid["mean_recurrence"] == mean) & (grid["kind"] == "looped")
+        own = grid[at & (grid["seed"] == 0)]
+        every = pd.concat([tried, own]).sort_values(RATE)
+        x, y = np.log2(every[RATE].to_numpy(float)), every["val_loss_nats"].to_numpy(float)
+        best, least = float(2 ** x[y.argmin()]), float(y.min())
+        if len(x) == 3 and 0 < y.argmin() < 2:
+            a, b, c = np.polyfit(x, y, 2)
+            best, least = float(2 ** (-b / 2 / a)), float(c - b * b / 4 / a)
+        rows.append(
+            {
+                "target_flops": flops,
+                "mean_recurrence": mean,
+                "losses_nats": dict(zip(map(str, every[RATE]), y.tolist(), strict=True)),
+                "best_rate": best,
+                "regret_nats": float(own["val_loss_nats"].iloc[0]) - least,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def without_regret(grid: pd.DataFrame, corners: pd.DataFrame) -> pd.DataFrame:
+    """Return the grid's runs with the regret taken off, bilinear in the logs of recurrence and budget."""
+    table = corners.pivot(index="mean_recurrence", columns="target_flops", values="regret_nats")
+    depth, flops = np.log(grid["mean_recurrence"]), np.log(grid["target_flops"])
+    (low, high), (least, most) = np.log(table.index), np.log(table.columns)
+    across, along = (depth - low) / (high - low), (flops - least) / (most - least)
+    corner = table.to_numpy(float)
+    regret = (1 - across) * ((1 - along) * corner[0, 0] + along * corner[0, 1])
+    regret += across * ((1 - along) * corner[1, 0] + along * corner[1, 1])
+    looped = grid["kind"] == "looped"
+    return grid.assign(val_loss_nats=grid["val_loss_nats"] - regret.where(looped, 0.0))
+
+
+def exponents(runs: pd.DataFrame, depths: pd.DataFrame) -> dict[str, Any]:
+    """Return the exponent of the best recurrence by every estimator, or why there is none."""
+    found = fit(runs, depths, FitConfig(validation=False)).to_dict()["groups"][0]
+    laws = {}
+    for estimator in found["estimators"]:
+        optima = {f"{o['budget_flops']:.3g}": o["mean_recurrence"] for o in estimator["optima"] or []}
+        laws[estimator["name"]] = {"laws": estimator["laws"], "optima": optima}
+    return laws
+
+
+def main() -> None:
+    """Write the numbers of every sweep whose tables are there."""
+    tables = {path.parent.name: read_tables(path.parent) for path in sorted(STUDY.glob("*/runs.csv"))}
+    numbers: dict[str, Any] = {
+        "costs": {name: costs(runs) for name, (runs, _) in tables.items()},
+        "rates": {name: rates(runs) for name, (runs, _) in tables.items() if "_rates" in name},
+    }
+    for name, (corner_runs, _) in tables.items():
+        if not name.endswith("_corners"):
+            continue
+        runs, depths = tables[name.removesuffix("_corners")]
+        regret = regrets(runs, corner_runs)
+        numbers[name] = {
+            "regret": regret.to_dict("records"),
+            "as_trained": exponents(runs, depths),
+            "without_regret": exponents(without_regret(runs, regret), depths),
+        }
+    write_json(STUDY / "summary.json", numbers)
+
+
+if __name__ == "__main__":
+    main()

@@ -21,8 +21,18 @@ if TYPE_CHECKING:
 
 RECORD_COLUMNS = ("scale", "kind", "mean_recurrence", "target_flops", "nominal_flops", "seed")
 # Of these a sweep shows the ones in which its runs differ.
-AXES = ("injection", "dataset", "data_digest", "optimizer", "adamw_learning_rate", "muon_learning_rate")
-AXES += ("lr_scaling", "cooldown_fraction", "batch_tokens", "recipe")
+AXES = (
+    "injection",
+    "dataset",
+    "data_digest",
+    "optimizer",
+    "adamw_learning_rate",
+    "muon_learning_rate",
+    "lr_scaling",
+    "cooldown_fraction",
+    "batch_tokens",
+    "recipe",
+)
 
 
 def status(folder: Path) -> pd.DataFrame:

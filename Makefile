@@ -5,10 +5,13 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test validate lint format slurm-up test-slurm slurm-down
+# The sweeps of docs/study, in their order; study_60k_english is apart, its text is not in the repository.
+STUDY := study_60k_rates study_60k_rates_longer study_60k_pilot study_60k study_60k_corners
+
+.PHONY: help install demo test validate study study-figures lint format slurm-up test-slurm slurm-down
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## create .venv with the pinned lock
 
@@ -22,6 +25,17 @@ validate: $(INSTALLED) ## the long studies, some hours; interrupted, they contin
 	@for study in validation/*.py; do \
 		echo $$study; until $(BIN)/python $$study; do [ $$? -eq 75 ] || exit 1; done; \
 	done
+
+study: $(INSTALLED) ## the study of docs/study from nothing (about 4 hours on 2 cores); interrupted, it continues
+	@for sweep in $(STUDY); do \
+		$(BIN)/loopscale launch sweep=$$sweep confirm=false && \
+		$(BIN)/loopscale status sweep=$$sweep watch=true && \
+		$(BIN)/loopscale collect sweep=$$sweep && \
+		mkdir -p docs/study/$$sweep && cp runs/$$sweep/runs.csv runs/$$sweep/depths.csv docs/study/$$sweep || exit 1; \
+	done
+
+study-figures: $(INSTALLED) ## every figure and number of docs/study, from its tables
+	$(BIN)/python docs/study/summary.py
 
 slurm-up: $(INSTALLED) ## start a real SLURM cluster on this machine (root installs its Debian packages)
 	$(BIN)/python tests/slurm/cluster.py up

@@ -1,8 +1,7 @@
-"""Write docs/study/summary.json from the study's committed tables: what the reports do not say.
+"""Regenerate every figure and number of the study from its committed tables: make study-figures.
 
-python docs/study/summary.py (called by make study-figures)
-
-Learning rates tried and their losses; what the rates chosen cost at the corners of the grid, and how far the
+Every grid gets its report (laws, comparison, figures). summary.json has what the reports do not say: the
+learning rates tried and their losses; what the rates chosen cost at the corners of the grid, and how far the
 exponents move when that is taken off; what each sweep took, and how many of the FLOPs expected it executed.
 """
 
@@ -17,10 +16,12 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import loopscale
 from analysis import FitConfig, fit, read_tables
 from harness.files import write_json
 
 STUDY = Path(__file__).resolve().parent
+GRIDS = ("study_60k", "study_60k_english")
 RATE = "muon_learning_rate"
 
 
@@ -101,8 +102,11 @@ def exponents(runs: pd.DataFrame, depths: pd.DataFrame) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Write the numbers of every sweep whose tables are there."""
+    """Write the reports and the summary of all sweeps whose tables are there."""
     tables = {path.parent.name: read_tables(path.parent) for path in sorted(STUDY.glob("*/runs.csv"))}
+    for name in GRIDS:
+        if name in tables:
+            print(loopscale.report([f"sweep={name}", f"root={STUDY}"]))
     numbers: dict[str, Any] = {
         "costs": {name: costs(runs) for name, (runs, _) in tables.items()},
         "rates": {name: rates(runs) for name, (runs, _) in tables.items() if "_rates" in name},

@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-# The sweeps of docs/study, in their order; study_60k_english is apart, its text is not in the repository.
-STUDY := study_60k_rates study_60k_rates_longer study_60k_pilot study_60k study_60k_corners
+# The sweeps of docs/study in their order; study_30k_english is apart, its text is not in the repository.
+STUDY := study_60k_rates study_60k_rates_longer study_60k_pilot study_60k study_60k_probe \
+	study_30k_rates study_30k study_30k_corners
 
 .PHONY: help install demo test validate study study-figures lint format slurm-up test-slurm slurm-down
 
@@ -26,7 +27,7 @@ validate: $(INSTALLED) ## the long studies, some hours; interrupted, they contin
 		echo $$study; until $(BIN)/python $$study; do [ $$? -eq 75 ] || exit 1; done; \
 	done
 
-study: $(INSTALLED) ## the study of docs/study from nothing (about 4 hours on 2 cores); interrupted, it continues
+study: $(INSTALLED) ## the study of docs/study from nothing (about 6 hours on 2 cores); interrupted, it continues
 	@for sweep in $(STUDY); do \
 		$(BIN)/loopscale launch sweep=$$sweep confirm=false && \
 		$(BIN)/loopscale status sweep=$$sweep watch=true && \

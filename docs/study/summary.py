@@ -21,7 +21,7 @@ from analysis import FitConfig, fit, read_tables
 from harness.files import write_json
 
 STUDY = Path(__file__).resolve().parent
-GRIDS = ("study_60k", "study_60k_english")
+GRIDS = ("study_60k", "study_30k", "study_60k_english", "study_30k_english")
 RATE = "muon_learning_rate"
 
 

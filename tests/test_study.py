@@ -1,0 +1,64 @@
+"""docs/study: its tables are what the runs left, and its numbers follow from them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+import loopscale
+from analysis import fit, read_tables
+
+STUDY = Path(__file__).resolve().parents[1] / "docs" / "study"
+SWEEPS = sorted(path.parent.name for path in STUDY.glob("*/runs.csv"))
+GRIDS = sorted(path.parent.name for path in STUDY.glob("*/laws.json"))
+
+
+def script():
+    spec = importlib.util.spec_from_file_location("summary", STUDY / "summary.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_study_has_sweeps_and_grids():
+    assert len(SWEEPS) >= 5 and set(GRIDS) <= set(SWEEPS) and GRIDS
+
+
+@pytest.mark.parametrize("sweep", SWEEPS)
+def test_every_run_ended_and_executed_the_flops_expected_of_it(sweep):
+    runs, depths = read_tables(STUDY / sweep)
+    done = runs[runs["status"] == "done"]
+    assert (done["val_loss_nats"] < done["val_unigram_nats"]).all()
+    assert (done["executed_flops"] / done["expected_flops"]).between(0.97, 1.03).all()
+    assert done["target_flops"].ge(done["nominal_flops"]).all()
+    assert set(done["run_id"]) <= set(depths["run_id"])
+    assert set(runs["sweep"]) == {sweep}
+
+
+@pytest.mark.parametrize("sweep", [name for name in SWEEPS if "english" not in name])
+def test_the_runs_are_those_that_the_configuration_plans(sweep, tmp_path):
+    runs, _ = read_tables(STUDY / sweep)
+    plan = loopscale.plan([f"sweep={sweep}", f"root={tmp_path}", f"cache={tmp_path}"])
+    planned = plan.set_index(["kind", "mean_recurrence", "target_flops", "seed"])["steps"].to_dict()
+    for run in runs.itertuples():
+        assert run.steps == planned[run.kind, run.mean_recurrence, run.target_flops, run.seed]
+
+
+def test_the_summary_follows_from_the_tables():
+    written, made = json.loads((STUDY / "summary.json").read_text()), script()
+    for name in SWEEPS:
+        runs, _ = read_tables(STUDY / name)
+        assert written["costs"][name] == pytest.approx(made.costs(runs))
+        if "_rates" in name:
+            assert [row["val_loss_nats"] for row in written["rates"][name]] == sorted(
+                runs["val_loss_nats"]
+            ), "one budget a sweep, best first"
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_the_laws_of_a_grid_come_out_of_its_tables_to_the_byte(grid):
+    found = fit(*read_tables(STUDY / grid)).to_json()
+    assert found + "\n" == (STUDY / grid / "laws.json").read_text(encoding="utf-8")

@@ -32,7 +32,10 @@ def rates(runs: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def costs(runs: pd.DataFrame) -> dict[str, float]:
-    """Return what a sweep took: hours, FLOPs, and executed FLOPs over those expected of its depths."""
+    """Return what a sweep took: hours, FLOPs, and executed FLOPs over those expected of its depths.
+
+    Of a trunk every run pays the share that its table names, in FLOPs and in hours.
+    """
     done = runs[runs["status"] == "done"]
     ratio = done["executed_flops"] / done["expected_flops"]
     own = done["executed_flops"] - done["trunk_flops"].fillna(0.0) + done["trunk_share_flops"].fillna(0.0)
@@ -43,7 +46,7 @@ def costs(runs: pd.DataFrame) -> dict[str, float]:
         "executed_over_expected": float(done["executed_flops"].sum() / done["expected_flops"].sum()),
         "executed_over_expected_least": float(ratio.min()),
         "executed_over_expected_most": float(ratio.max()),
-        "core_hours": float(done["device_s"].sum() / 3600),
+        "core_hours": float((done["device_s"] * own / done["executed_flops"]).sum() / 3600),
         "utilisation_median": float(done["mfu"].median()),
         "attempts": int(done["attempts"].sum()),
     }

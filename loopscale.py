@@ -266,10 +266,6 @@ def _eval(overrides: list[str]) -> str | None:
     return answers.scores(frame, settings.format) if _first() else None
 
 
-def _export(overrides: list[str]) -> str:
-    return str(export(overrides))
-
-
 def _plan(overrides: list[str]) -> str:
     study = compose(overrides)
     if study.allowance is not None and study.design != "search" and not study.suggest:
@@ -356,7 +352,7 @@ _RUN: dict[str, Callable[[list[str]], str | None]] = {
     "data": _data,
     "train": _train,
     "eval": _eval,
-    "export": _export,
+    "export": lambda overrides: str(export(overrides)),
     "generate": generate,
     "plan": _plan,
     "launch": _launch,

@@ -7,10 +7,11 @@ scatter.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
+from scipy.special import fdtrc
 
 from analysis.config import FitConfig
 from analysis.frontier import Path
@@ -24,6 +25,7 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 EstimatorName = Literal["shared shape", "parabola", "surface"]
 # It has no parabola bias and assumes no law across budgets.
 DEFAULT: EstimatorName = "shared shape"
+LACK_OF_FIT = 0.01  # below this chance, a fit's residuals are more than the replicates' noise
 
 # (quantity, index of the budget, values of the swept variable) -> loss in nats
 Curve = Callable[[Quantity, int, Array], Array]
@@ -72,6 +74,7 @@ class Inputs:
     draws: Draws
     floor: NoiseFloor
     config: FitConfig
+    run_ids: np.ndarray[Any, np.dtype[np.str_]]  # [rows of the table]
 
     @property
     def budgets(self) -> int:
@@ -83,18 +86,33 @@ class Inputs:
         """List the budgets whose curve has enough swept values."""
         return [k for k in range(self.budgets) if refusal_before(self.cells, k) is None]
 
-    def level(self, squares: float, freedom: int) -> NoiseLevel:
-        """Return the noise of the replicate seeds, else that of a fit's residuals."""
-        if self.floor.sd_nats is not None:
-            return NoiseLevel(
-                sd_nats=self.floor.sd_nats,
-                degrees_of_freedom=self.floor.degrees_of_freedom,
-                source="replicate seeds",
-            )
-        return NoiseLevel(
+    def level(self, squares: float, freedom: int, rows: Any) -> NoiseLevel:
+        """Return the noise of the replicate seeds, or that of a fit's residuals where it is larger or alone.
+
+        `squares` is the sum of the squared residuals of the table's `rows`. They are larger where the F-test
+        for lack of fit says so at 1 %: the residuals without the scatter of replicates among them, against
+        the pooled replicates.
+        """
+        floor = self.floor
+        residual = NoiseLevel(
             sd_nats=float(np.sqrt(squares / freedom)),
             degrees_of_freedom=max(1, round(freedom * self.draws.independent)),
-            source="residuals of this fit, training noise unknown",
+            source="residuals of this fit",
+        )
+        if floor.sd_nats is None:
+            return replace(residual, source=f"{residual.source}, training noise unknown")
+        replicates = NoiseLevel(
+            sd_nats=floor.sd_nats, degrees_of_freedom=floor.degrees_of_freedom, source="replicate seeds"
+        )
+        pure, within = floor.among(self.run_ids[rows])
+        # A floor without cells is one of paired runs, free of what their seeds share: residuals are not.
+        if not floor.cells or not floor.sd_nats or freedom <= within:
+            return replicates
+        ratio = (squares - pure) / (freedom - within) / floor.sd_nats**2
+        chance = float(fdtrc(freedom - within, floor.degrees_of_freedom, max(0.0, ratio)))
+        larger = chance < LACK_OF_FIT and residual.sd_nats > floor.sd_nats
+        return replace(
+            residual if larger else replicates, residual_sd_nats=residual.sd_nats, lack_of_fit=chance
         )
 
     def resamples(self, level: NoiseLevel, base: Array, rows: Any, seen: Array) -> tuple[Array, Array | None]:

@@ -26,6 +26,7 @@ from analysis.words import QUANTITY
 
 Values = float | np.ndarray[Any, Any]
 Estimator = Callable[[Inputs], EstimatorFit]
+WARY = 0.05  # chance of residuals as large by the replicates' noise, below which a flag says so
 ALL: tuple[Estimator, ...] = (fit_shared, fit_parabolas, fit_parametric)
 
 
@@ -109,6 +110,7 @@ def fit_groups(
             draws=_draws(table, label, config),
             floor=floor,
             config=config,
+            run_ids=table["run_id"].to_numpy(str),
         )
         names = str(table["scale"].iloc[0]), str(table["accounting"].iloc[0])
         fitted.append(fit_group(label, names, table, inputs, estimators))
@@ -162,6 +164,7 @@ def fit_group(
         geometry=inputs.shape,
         estimators=fits,
         flags=(
+            *_misfits(fits, inputs.floor),
             *_disagreements(fits, inputs.config),
             *_truncated(inputs.cells),
             *_shared_trunks(table, inputs.config),
@@ -169,6 +172,22 @@ def fit_group(
         table=table,
         inputs=inputs,
     )
+
+
+def _misfits(estimators: tuple[EstimatorFit, ...], floor: NoiseFloor) -> tuple[str, ...]:
+    """Name estimators around which runs scatter by more than replicate seeds explain."""
+    found = []
+    for name, noise in ((fit.name, fit.noise) for fit in estimators):
+        if noise is None or noise.lack_of_fit is None or noise.lack_of_fit > WARY:
+            continue
+        taken = "the larger" if noise.sd_nats == noise.residual_sd_nats else "that of the seeds"
+        around, seeds = number(noise.residual_sd_nats, 2), number(floor.sd_nats, 2)
+        found.append(
+            f"{name}: runs scatter around the fit by {around} nats, replicate seeds by {seeds} (lack of fit, "
+            f"p = {noise.lack_of_fit:.2g}): a wrong form, or noise that differs between cells; intervals "
+            f"take {taken}"
+        )
+    return tuple(found)
 
 
 def _disagreements(estimators: tuple[EstimatorFit, ...], config: FitConfig) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ RESAMPLE_ITERATIONS = 120  # an identified surface takes 60; one that is not wan
 RESAMPLE_TOLERANCE = 1e-11  # far below what a resample scatters by; the data's own optimum goes to rounding
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
+Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 # Features [terms, points, parameters], or parameters [rows, parameters] -> log terms [rows, terms, points]
 # and their slopes [rows, terms, points, parameters].
@@ -34,6 +36,20 @@ class Objective:
     terms: Terms
     delta: float = 1e-3
     log_loss: bool = True  # residual of the log loss; otherwise of the loss itself
+
+    @cached_property
+    def products(self) -> list[tuple[Rows, Rows, Array]]:
+        """Return places i <= j and slope_i x slope_j [points, places] of every term with constant slopes.
+
+        A term has few of the law's parameters, and only their places are listed.
+        """
+        assert not callable(self.terms)
+        found = []
+        for slopes in self.terms:
+            own = np.flatnonzero(slopes.any(0))
+            i, j = (own[side] for side in np.triu_indices(len(own)))
+            found.append((i, j, slopes[:, i] * slopes[:, j]))
+        return found
 
 
 def log_terms(terms: Terms, parameters: Array) -> tuple[Array, Array]:
@@ -100,18 +116,19 @@ def evaluate(objective: Objective, losses: Array, weights: Array, theta: Array) 
     # d2 pred = first * (sum_j s_j phi phi' - g g') + outer * g g', with g the gradient of the log prediction
     value = (weights * cost).sum(1)
     gradient = np.matmul((psi * first)[:, None, :], mean)[:, 0]
-    spread = _spread((psi * first)[:, None, :] * share, slopes)
+    spread = _spread(objective, (psi * first)[:, None, :] * share, slopes)
     factor = np.where(inside, weights, 0.0) * first**2 - psi * first + psi * outer
     hessian = spread + np.matmul(mean.transpose(0, 2, 1), mean * factor[..., None])
     return value, gradient, hessian
 
 
-def _spread(weight: Array, slopes: Array) -> Array:
+def _spread(objective: Objective, weight: Array, slopes: Array) -> Array:
     """Return the sum of weight x slope slope' over terms and points [rows, parameters, parameters]."""
     count = slopes.shape[-1]
     if slopes.ndim == 4:
         each = slopes.reshape(len(slopes), -1, count)
         return np.asarray(np.matmul((each * weight.reshape(len(weight), -1, 1)).transpose(0, 2, 1), each))
-    flat = slopes.reshape(-1, count)
-    products = (flat[:, :, None] * flat[:, None, :]).reshape(len(flat), -1)
-    return (weight.reshape(len(weight), -1) @ products).reshape(-1, count, count)
+    upper = np.zeros((len(weight), count, count))
+    for term, (i, j, products) in enumerate(objective.products):
+        upper[:, i, j] += weight[:, term] @ products
+    return upper + np.triu(upper, 1).transpose(0, 2, 1)

@@ -33,6 +33,13 @@ class NoiseFloor:
     degrees_of_freedom: int
     cells: tuple[ReplicateCell, ...] = field(default=())
 
+    def among(self, run_ids: np.ndarray[Any, np.dtype[np.str_]]) -> tuple[float, int]:
+        """Return the sum of squares and the degrees of freedom of the replicates among some runs."""
+        known = set(run_ids.tolist())
+        inside = [cell for cell in self.cells if known.issuperset(cell.run_ids)]
+        squares = sum(float(np.square(cell.deviations_nats).sum()) for cell in inside)
+        return squares, sum(len(cell.run_ids) - 1 for cell in inside)
+
     def sentence(self) -> str:
         """Say what is known about the training noise."""
         if self.sd_nats is None:

@@ -65,7 +65,7 @@ def fit_parabolas(inputs: Inputs) -> EstimatorFit:
             coefficients, residual = fit_parabola(x, cells.loss_nats[cells.budget == k])
             fitted[quantity, k] = x, coefficients
             squares, freedom = squares + float(residual @ residual), freedom + len(x) - 3
-        level = inputs.level(squares, freedom)
+        level = inputs.level(squares, freedom, cells.rows[np.isin(cells.budget, usable)])
         resampled |= {(quantity, k): _resampled(inputs, k, fitted[quantity, k], level) for k in usable}
         optima[quantity] = tuple(
             _optimum(inputs, quantity, k, fitted[quantity, k], resampled[quantity, k], level)

@@ -33,7 +33,8 @@ def fit_parametric(inputs: Inputs) -> EstimatorFit:
     u, v, losses = np.log(runs.params), np.log(runs.tokens), runs.loss_nats
     point = fit_surface(u, v, losses, inputs.config.huber_delta)
     base = point.losses(u, v)[0]
-    level = inputs.level(float(np.square(losses - base).sum()), count - len(PARAMETERS))
+    squares = float(np.square(losses - base).sum())
+    level = inputs.level(squares, count - len(PARAMETERS), runs.rows)
     resampled = refit(point, *inputs.resamples(level, base, runs.rows, losses))
 
     def curves(surface: Surface, quantity: Quantity, budget: int, values: Array) -> Array:

@@ -217,6 +217,7 @@ def _group(table: pd.DataFrame, x: Swept, config: FitConfig) -> GroupFit:
         draws=resample(drawn, config.resampling, index, blocks, "points", config.seed),
         floor=NoiseFloor(sd_nats=None, degrees_of_freedom=0),
         config=config,
+        run_ids=names,
     )
     columns = {"target_flops": flops[index], "params": params, "tokens": tokens, "val_loss_nats": losses}
     frame = pd.DataFrame({"run_id": names, "kind": "looped", **columns})

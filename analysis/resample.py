@@ -26,6 +26,8 @@ class NoiseLevel:
     sd_nats: float
     degrees_of_freedom: int
     source: str
+    residual_sd_nats: float | None = None  # of the fit, where it was compared with replicate seeds
+    lack_of_fit: float | None = None  # chance that replicates' noise leaves residuals as large
 
 
 @dataclass(frozen=True, kw_only=True)

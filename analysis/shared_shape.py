@@ -33,7 +33,7 @@ def fit_shared(inputs: Inputs) -> EstimatorFit:
     index = np.searchsorted(usable, cells.budget[at])
     u, v = np.log(cells.params[at]), np.log(cells.tokens[at])
     point = fit_shared_shape(u, v, cells.loss_nats[at][None], index)
-    level = inputs.level(float(point.squared_error[0]), freedom)
+    level = inputs.level(float(point.squared_error[0]), freedom, cells.rows[at])
     base = np.zeros(len(index))
     for k in range(len(usable)):
         base[index == k] = point.losses(k, u[index == k], v[index == k])[0]

@@ -111,6 +111,7 @@ class Grid:
             ),
             floor=noise_floor(runs) if self.replicated else UNKNOWN,
             config=config,
+            run_ids=runs["run_id"].to_numpy(str),
         )
 
 

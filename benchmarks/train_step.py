@@ -133,7 +133,7 @@ def time_steps(args):
             compile_blocks(model)
 
         def step(depths):
-            optimizer.zero_grad()
+            model.zero_grad()
             loss(model, tokens, tokens, depths, range(args.batch)).backward()
             optimizer.step()
 

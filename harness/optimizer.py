@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,19 +15,22 @@ from harness.width_transfer import rate_multiplier
 from model.transformer import LoopedTransformer
 
 
-class ScheduledOptimizer(torch.optim.Optimizer):
+class ScheduledOptimizer:
     """An optimiser of named parameters whose rates a trainer sets before every step, and whose state is flat.
 
-    Every group carries "name", "param_names", "peak_lr" and "peak_weight_decay" beside the usual keys.
+    Every group carries "name", "param_names", "peak_lr" and "peak_weight_decay" beside the usual keys. It is
+    no torch.optim.Optimizer: of that it would use two attributes, and wait for the compiler's import.
     """
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
-        super().__init__(groups, {})
+        self.param_groups = groups
         self.steps = 0
         self.set_schedule(1.0, 1.0)
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                self.state[parameter] = self._first_state(group, parameter)
+        self.state: dict[Tensor, dict[str, Tensor]] = {
+            parameter: self._first_state(group, parameter)
+            for group in groups
+            for parameter in group["params"]
+        }
 
     def _first_state(self, group: dict[str, Any], parameter: Tensor) -> dict[str, Tensor]:
         return {"first_moment": torch.zeros_like(parameter), "second_moment": torch.zeros_like(parameter)}
@@ -39,9 +42,8 @@ class ScheduledOptimizer(torch.optim.Optimizer):
             group["weight_decay"] = group["peak_weight_decay"] * weight_decay_factor
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:
+    def step(self) -> None:
         """Update every parameter that has a gradient."""
-        assert closure is None, "closures are not supported"
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             if parameters:

@@ -1,4 +1,8 @@
-"""One model on one or several devices: plain, DDP or FSDP2 behind one key, gradients summed over all."""
+"""One model on one or several devices: plain, DDP or FSDP2 behind one key, gradients summed over all.
+
+FSDP2 is imported where a model is sharded: its import takes longer than that of the rest of the harness, and
+every run of a sweep would wait for it.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,6 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from harness.distributed import Ranks
@@ -45,11 +46,7 @@ class Replica:
     model: LoopedTransformer
     forward: nn.Module
     ranks: Ranks
-
-    @property
-    def sharded(self) -> bool:
-        """Say whether this process holds only its rows of every parameter."""
-        return isinstance(self.forward, FSDPModule)
+    sharded: bool = False  # this process holds only its rows of every parameter
 
     def backward(self, nats: Tensor, tokens: int) -> None:
         """Add the gradient of nats / tokens; `tokens` counts all processes' tokens of the whole step."""
@@ -59,7 +56,7 @@ class Replica:
     @contextmanager
     def micro_batch(self, *, last: bool) -> Iterator[None]:
         """Run one forward and backward pass; the processes exchange gradients in the last one only."""
-        if isinstance(self.forward, FSDPModule):
+        if self.sharded:
             self.forward.set_requires_gradient_sync(last)
             self.forward.set_is_last_backward(last)
             self.forward.set_reshard_after_backward(last)
@@ -84,18 +81,14 @@ class Replica:
 
 def whole_tensor(tensor: Tensor) -> Tensor:
     """Give a parameter with all its rows. Every process must ask."""
-    if isinstance(tensor, DTensor):
-        full: Tensor = tensor.full_tensor()
-        return full
-    return tensor
+    full: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return full
 
 
 def own_rows(tensor: Tensor) -> Tensor:
     """Give the rows of a parameter or gradient that this process holds; they share its memory."""
-    if isinstance(tensor, DTensor):
-        local: Tensor = tensor.to_local()
-        return local
-    return tensor
+    local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return local
 
 
 def replicate(model: LoopedTransformer, ranks: Ranks, parallel: str) -> Replica:
@@ -104,7 +97,7 @@ def replicate(model: LoopedTransformer, ranks: Ranks, parallel: str) -> Replica:
     if ranks.world == 1:
         return Replica(model=model, forward=loss, ranks=ranks)
     if parallel == "fsdp":
-        return Replica(model=model, forward=_sharded(loss), ranks=ranks)
+        return Replica(model=model, forward=_sharded(loss), ranks=ranks, sharded=True)
     # The published wiring has tables and gates that nothing reads.
     unread = set(gated_layers(model.config)) != set(value_table_layers(model.config))
     forward = DistributedDataParallel(loss, find_unused_parameters=unread, gradient_as_bucket_view=True)
@@ -134,6 +127,9 @@ def _sharded(loss: SummedLoss) -> nn.Module:
     be sent again and again, and processes would wait for messages that never come. As part of the outermost
     unit the core is gathered once per pass and its gradient sent once.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     mesh = init_device_mesh(loss.model.embedding.device.type, (dist.get_world_size(),))
     for block in (*loss.model.prelude, *loss.model.coda):
         fully_shard(block, mesh=mesh)

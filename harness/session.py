@@ -111,8 +111,7 @@ def open_session(folder: RunFolder, run: RunConfig, ranks: Ranks) -> Session:
     device = device_named(run.training.device, ranks, key="training.device")
     if run.training.threads is not None:
         torch.set_num_threads(run.training.threads)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
-    torch.use_deterministic_algorithms(True)
+    demand_determinism(compiled=run.training.compile)
     model = build_model(run.model, seed=run.seed, device=device)
     if run.training.compile:
         compile_blocks(model)
@@ -133,6 +132,18 @@ def open_session(folder: RunFolder, run: RunConfig, ranks: Ranks) -> Session:
     if ranks.first:
         folder.set_micro_batch(session.counters.micro_batch)  # what a retry halves when memory runs out
     return session
+
+
+def demand_determinism(*, compiled: bool) -> None:
+    """Let torch refuse every operation whose result could differ from one attempt to the next.
+
+    Compiled code has a switch of its own, which imports the compiler: seconds that other runs need not wait.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
+    if compiled:
+        torch.use_deterministic_algorithms(True)
+    else:
+        torch.set_deterministic_debug_mode("error")
 
 
 def device_named(name: str, ranks: Ranks, *, key: str = "device") -> torch.device:

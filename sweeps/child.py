@@ -9,8 +9,6 @@ from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import torch
-
 from harness.job import BUSY, run_job
 from harness.locks import drop_inherited
 from harness.runfolder import RunFolder
@@ -28,7 +26,6 @@ def start_child(
     `asked` says whether the parent had been told to stop before the child could listen itself. `gpu` is the
     one device that it shall see.
     """
-    torch.use_deterministic_algorithms(True)  # as the child will: it imports much of torch, so do it once
     child = multiprocessing.get_context("fork").Process(target=_child, args=(run.path, cache, asked, gpu))
     child.start()
     return child

@@ -1,8 +1,12 @@
 import numpy as np
 import pytest
+from scipy.stats import f
 
+from analysis import FitConfig
+from analysis.group import fit_groups
 from analysis.noise import noise_floor
 from analysis.resample import NoiseLevel, draws, interval, studentised
+from analysis.shared_shape import fit_shared
 from tests.analysis.synthetic import study
 
 
@@ -48,3 +52,52 @@ def test_intervals_open_where_resamples_run_away():
     assert high is None
     assert low == pytest.approx(0.02, abs=0.02)
     assert interval(np.full(5, np.nan), 0.95) == (None, None)
+
+
+def test_residuals_beyond_the_replicates_widen_the_intervals_and_say_so():
+    config = FitConfig(bootstrap=200, profiles=False)
+    runs, _ = study(noise_nats=0.002, replicates=((0, 1), (2, 2), (3, 4)), seed=3)
+    (quiet,), _ = fit_groups(runs, noise_floor(runs), config)
+    bent = runs.copy()
+    wave = 0.02 * np.cos(2.0 * bent["mean_recurrence"])  # no curve of the form bends like this
+    bent["val_loss_nats"] += np.where(bent["kind"] == "looped", wave, 0.0)
+    (loud,), _ = fit_groups(bent, noise_floor(bent), config)
+    for name in ("shared shape", "parabola", "surface"):
+        known, larger = quiet.estimator(name).noise, loud.estimator(name).noise
+        assert known.source == "replicate seeds" and known.lack_of_fit > 0.01
+        assert larger.source == "residuals of this fit" and larger.lack_of_fit < 1e-4
+        assert larger.sd_nats > 4 * known.sd_nats
+        assert any(flag.startswith(f"{name}: runs scatter") for flag in loud.flags)
+        assert not any(flag.startswith(f"{name}: runs scatter") for flag in quiet.flags)
+    widths = [
+        group.estimator("parabola").laws["mean_recurrence"].exponent_high
+        - group.estimator("parabola").laws["mean_recurrence"].exponent_low
+        for group in (quiet, loud)
+    ]
+    assert widths[1] > 2 * widths[0]
+
+
+def test_the_test_for_lack_of_fit_is_that_of_the_textbook():
+    """Replicates of three cells (pure error, 6 degrees of freedom) against the rest of the residuals."""
+    config = FitConfig(bootstrap=50)
+    runs, _ = study(noise_nats=0.004, replicates=((0, 1), (2, 2), (3, 4)), seed=5, fixed=False)
+    (group,), _ = fit_groups(runs, noise_floor(runs), config, (fit_shared,))
+    found = group.estimator()
+    losses = runs["val_loss_nats"].to_numpy()
+    freedom = len(runs) - 3 * 5 - 2
+    total = found.noise.residual_sd_nats**2 * freedom
+    cells = runs.assign(loss=losses).groupby(["target_flops", "mean_recurrence"])["loss"]
+    pure = float((cells.var(ddof=0) * cells.size()).sum())
+    within = int((cells.size() - 1).sum())
+    ratio = ((total - pure) / (freedom - within)) / (pure / within)
+    assert found.noise.lack_of_fit == pytest.approx(f.sf(ratio, freedom - within, within))
+
+
+def test_equal_noise_is_seldom_taken_for_a_wrong_form():
+    """At 1 %, 40 studies of the right form lose their replicates at most twice (chance of more: .7 %)."""
+    config, larger = FitConfig(bootstrap=20), 0
+    for seed in range(40):
+        runs, _ = study(noise_nats=0.004, replicates=((0, 1), (2, 2), (3, 4)), seed=seed, fixed=False)
+        (group,), _ = fit_groups(runs, noise_floor(runs), config, (fit_shared,))
+        larger += group.estimator().noise.source != "replicate seeds"
+    assert larger <= 2

@@ -10,7 +10,8 @@ from pathlib import Path
 
 # Forked from a server that has imported torch and done nothing with it: no threads are torn apart.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["harness.job"])
+# The latter two are what sharding imports.
+CONTEXT.set_forkserver_preload(["harness.job", "torch.distributed.fsdp", "torch._dynamo"])
 
 
 def start(world: int, folders: list[Path], cache: Path) -> list[BaseProcess]:

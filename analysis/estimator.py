@@ -119,7 +119,8 @@ class Inputs:
         """Return losses [resamples, points] and weights: noise around the fit `base`, or runs drawn again."""
         weights = self.draws.weights
         if weights is None:
-            return base + self.draws.noise(level, rows), None
+            # A loss is positive, whatever a run far from the fit makes of the noise.
+            return np.maximum(base + self.draws.noise(level, rows), base / 10), None
         return np.broadcast_to(seen, (len(weights), len(seen))), weights[:, rows]
 
     def band(self, level: NoiseLevel, resampled: Curve) -> Band:

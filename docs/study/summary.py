@@ -2,7 +2,8 @@
 
 Every grid gets its report (laws, comparison, figures). summary.json has what the reports do not say: the
 learning rates tried and their losses; what the rates chosen cost at the corners of the grid, and how far the
-exponents move when that is taken off; what each sweep took, and how many of the FLOPs expected it executed.
+exponents move when that is taken off; what each sweep took, and how many of the FLOPs expected it executed;
+what twice the loops are worth at equal tokens; the laws over both scales of a core alone.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from analysis import FitConfig, fit, read_tables
 from harness.files import write_json
 
 STUDY = Path(__file__).resolve().parent
-GRIDS = ("study_60k", "study_30k", "study_60k_english", "study_30k_english")
+GRIDS = ("study_60k", "study_30k", "study_15k", "study_30k_english")
+SCALES = ("study_15k", "study_30k")  # of one shape, a core alone, in two widths
 RATE = "muon_learning_rate"
 
 
@@ -128,6 +130,29 @@ def exponents(runs: pd.DataFrame, depths: pd.DataFrame) -> dict[str, Any]:
     return laws
 
 
+def over_scales(tables: list[tuple[pd.DataFrame, pd.DataFrame]]) -> dict[str, Any]:
+    """Return the laws that hold over several scales: the worth of a loop, and the unified law jointly."""
+    runs, depths = (pd.concat(frames, ignore_index=True) for frames in zip(*tables, strict=True))
+    study = fit(runs, depths)
+    found = {law.law: law.fit.to_dict() if law.fit else {"refusal": law.refusal} for law in study.run_laws}
+    kept = (
+        "formula",
+        "points",
+        "parameters",
+        "intervals",
+        "rms_nats",
+        "resampling",
+        "undetermined",
+        "refusal",
+    )
+    laws = {
+        name: {key: law[key] for key in kept if key in law}
+        for name, law in found.items()
+        if name in ("iso_depth", "unified_joint")
+    }
+    return {"laws": laws, "held_out": study.to_dict()["validation"]}
+
+
 def main() -> None:
     """Write the reports and the summary of all sweeps whose tables are there."""
     tables = {path.parent.name: read_tables(path.parent) for path in sorted(STUDY.glob("*/runs.csv"))}
@@ -149,6 +174,8 @@ def main() -> None:
             "as_trained": exponents(runs, depths),
             "without_regret": exponents(without_regret(runs, regret), depths),
         }
+    if all(name in tables for name in SCALES):
+        numbers["over_scales"] = over_scales([tables[name] for name in SCALES])
     write_json(STUDY / "summary.json", numbers)
 
 

@@ -200,11 +200,15 @@ def sweep(site, data, tmp_path):
             slurm("scancel", *jobs)
 
 
+def undisturbed(root: Path, data: tuple[Path, Path], *overrides: str) -> dict[str, list[float]]:
+    """Return the losses of a sweep that nothing disturbs: one run after the other in a worker here."""
+    made = Sweep(root, *data, "undisturbed", *overrides, "cluster=local", "cluster.parallel_runs=1")
+    made.launch()
+    wait_for(lambda: all(run.status().state == "done" for run in made.runs()), 400, "for undisturbed runs")
+    return made.losses()
+
+
 @pytest.fixture(scope="session")
-def calm(site, data, tmp_path_factory) -> dict[str, list[float]]:
+def calm(data, tmp_path_factory) -> dict[str, list[float]]:
     """The losses of the runs of EVENT in a sweep that nothing disturbs."""
-    undisturbed = Sweep(tmp_path_factory.mktemp("calm"), *data, "calm", *EVENT)
-    with turn(site, alone=False):
-        undisturbed.launch()
-        undisturbed.finish(again=False)
-    return undisturbed.losses()
+    return undisturbed(tmp_path_factory.mktemp("calm"), data, *EVENT)

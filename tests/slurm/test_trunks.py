@@ -13,7 +13,7 @@ from harness.runfolder import RunFolder
 from sweeps.ledger import read_ledger
 from sweeps.status import places_of
 
-from .conftest import Sweep, fault, slurm, turn, wait_for
+from .conftest import fault, slurm, undisturbed, wait_for
 
 GROUPS = [
     "sweep.mean_recurrences=[2]", "sweep.control=none", "sweep.seeds=[0,1]", "sweep.tokens=[1920,7680]",
@@ -23,14 +23,9 @@ PATIENCE_S = 400  # four jobs in a row, each of which imports torch on a machine
 
 
 @pytest.fixture(scope="module")
-def alone(site, data, tmp_path_factory) -> dict[str, list[float]]:
+def alone(data, tmp_path_factory) -> dict[str, list[float]]:
     """The losses of the same runs, each trained by itself."""
-    made = Sweep(tmp_path_factory.mktemp("alone"), *data, "alone", *GROUPS, "sweep.trunk=false")
-    with turn(site, alone=False):
-        made.launch()
-        made.wait_until_idle(PATIENCE_S)
-        made.finish(again=False)
-    return made.losses()
+    return undisturbed(tmp_path_factory.mktemp("alone"), data, *GROUPS, "sweep.trunk=false")
 
 
 def segments(made):

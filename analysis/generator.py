@@ -135,7 +135,7 @@ def fitted(path: Path, runs: pd.DataFrame, count: ParameterCount) -> Generator:
     else:
         raise TableError(f"{path}: no laws.json of loopscale fit, nor a law surface or iso_depth")
     return Generator(
-        name=f"the law of {path}",
+        name=f"the law of {path} (N {count.replace('_', ' ')})",
         floor_nats=values["E"],
         amplitude_params=values["A"],
         alpha=values["alpha"],

@@ -66,5 +66,6 @@ def tiny_sweep(tiny) -> list[str]:
         "sweep.mean_recurrences=[2,4]",
         "sweep.tokens=[1280,2560]",
         "sweep.min_steps=5",
+        "cluster.parallel_runs=1",  # every worker imports torch
         "confirm=false",
     ]

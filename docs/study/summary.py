@@ -8,6 +8,7 @@ what twice the loops are worth at equal tokens; the laws over both scales of a c
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import loopscale
 from analysis import FitConfig, fit, read_tables
 from harness.files import write_json
+from validation.stability import unstable
 
 STUDY = Path(__file__).resolve().parent
 GRIDS = ("study_60k", "study_30k", "study_15k", "study_30k_english")
+STABILITY = STUDY.parent / "validation" / "stability.json"
 SCALES = ("study_15k", "study_30k")  # of one shape, a core alone, in two widths
 RATE = "muon_learning_rate"
 
@@ -153,6 +156,25 @@ def over_scales(tables: list[tuple[pd.DataFrame, pd.DataFrame]]) -> dict[str, An
     return {"laws": laws, "held_out": study.to_dict()["validation"]}
 
 
+def stability() -> dict[str, dict[str, dict[str, Any]]]:
+    """Return, by injection and learning rate, how many of the seeds were stable, and what they reached.
+
+    The runs are those of validation/stability.py, and so is the rule for a run that is not stable.
+    """
+    rows = json.loads(STABILITY.read_text())["runs"]
+    runs = pd.DataFrame(rows).assign(stable=[not unstable(row) for row in rows])
+    table: dict[str, dict[str, dict[str, Any]]] = {}
+    for (injection, rate), cell in runs.groupby(["injection", "adamw_learning_rate"]):
+        table.setdefault(str(injection), {})[str(rate)] = {
+            "stable": int(cell["stable"].sum()),
+            "runs": len(cell),
+            "loss_mean_nats": float(cell["val_loss_nats"].mean()),
+            "loss_sd_nats": float(cell["val_loss_nats"].std()),
+            "spectral_radius_max": float(cell["spectral_radius_max"].max()),
+        }
+    return table
+
+
 def main() -> None:
     """Write the reports and the summary of all sweeps whose tables are there."""
     tables = {path.parent.name: read_tables(path.parent) for path in sorted(STUDY.glob("*/runs.csv"))}
@@ -162,6 +184,7 @@ def main() -> None:
     numbers: dict[str, Any] = {
         "costs": {name: costs(runs) for name, (runs, _) in tables.items()},
         "rates": {name: rates(runs) for name, (runs, _) in tables.items() if "_rates" in name},
+        "stability": stability(),
         "worth_of_doubling": {name: worth_of_doubling(tables[name][0]) for name in GRIDS if name in tables},
     }
     for name, (corner_runs, _) in tables.items():

@@ -3,7 +3,8 @@
 Every grid gets its report (laws, comparison, figures). summary.json has what the reports do not say: the
 learning rates tried and their losses; what the rates chosen cost at the corners of the grid, and how far the
 exponents move when that is taken off; what each sweep took, and how many of the FLOPs expected it executed;
-what twice the loops are worth at equal tokens; the laws over both scales of a core alone.
+what twice the loops are worth at equal tokens; what the smaller budgets foretell of the largest; the laws over
+both scales of a core alone.
 """
 
 from __future__ import annotations
@@ -133,6 +134,30 @@ def exponents(runs: pd.DataFrame, depths: pd.DataFrame) -> dict[str, Any]:
     return laws
 
 
+def foretold(runs: pd.DataFrame, depths: pd.DataFrame) -> dict[str, Any]:
+    """Return the optimum at the largest budget, as the smaller budgets foretell it and as it was fitted.
+
+    Both by the default estimator: the power law of the smaller budgets with its band, and the curve's own
+    minimum with its interval; a refusal where the smaller budgets have no law.
+    """
+    largest = runs["target_flops"].max()
+    config = FitConfig(validation=False)
+    (smaller,) = fit(runs[runs["target_flops"] < largest], depths, config).groups
+    (whole,) = fit(runs, depths, config).groups
+    found: dict[str, Any] = {"flops": float(largest)}
+    for quantity, law in smaller.estimator().laws.items():
+        if law.exponent is None:
+            found[quantity] = {"refusal": law.refusal}
+            continue
+        row = smaller.predict(largest).iloc[0]
+        own = whole.estimator().optima[quantity][-1]
+        found[quantity] = {
+            "foretold": [float(row[quantity]), float(row[f"{quantity}_low"]), float(row[f"{quantity}_high"])],
+            "fitted": [own.value, own.low, own.high],
+        }
+    return found
+
+
 def over_scales(tables: list[tuple[pd.DataFrame, pd.DataFrame]]) -> dict[str, Any]:
     """Return the laws that hold over several scales: the worth of a loop, and the unified law jointly."""
     runs, depths = (pd.concat(frames, ignore_index=True) for frames in zip(*tables, strict=True))
@@ -185,6 +210,7 @@ def main() -> None:
         "costs": {name: costs(runs) for name, (runs, _) in tables.items()},
         "rates": {name: rates(runs) for name, (runs, _) in tables.items() if "_rates" in name},
         "stability": stability(),
+        "foretold": {name: foretold(*tables[name]) for name in GRIDS if name in tables},
         "worth_of_doubling": {name: worth_of_doubling(tables[name][0]) for name in GRIDS if name in tables},
     }
     for name, (corner_runs, _) in tables.items():

@@ -3,8 +3,8 @@
 Every grid gets its report (laws, comparison, figures). summary.json has what the reports do not say: the
 learning rates tried and their losses; what the rates chosen cost at the corners of the grid, and how far the
 exponents move when that is taken off; what each sweep took, and how many of the FLOPs expected it executed;
-what twice the loops are worth at equal tokens; what the smaller budgets foretell of the largest; the laws over
-both scales of a core alone.
+what twice the loops are worth at equal tokens; what the smaller budgets foretell of the largest; the laws
+over both scales of a core alone.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from harness.config import RunConfig
 from harness.data_config import DataError
 from harness.dataset import Dataset, open_dataset
 from harness.files import read_json, write_json, write_text
-from harness.identity import canonical_json, difference, identity, run_id
+from harness.identity import canonical_json, difference, identity, name_of, run_id
 from harness.locks import exclusive, is_held
 from harness.record import planned_record
 from model.checked import ConfigError, build
@@ -180,14 +180,15 @@ def create(
 
     `prefix` stands before its name.
     """
-    name = prefix + run_id(run, data_digest)
+    fields = identity(run, data_digest)
+    name = prefix + name_of(run, fields)
     folder = RunFolder(parent / name)
     if (folder.path / "status.json").exists():
         _settle(folder, run)
         return folder
     folder.path.mkdir(parents=True, exist_ok=True)
     write_text(folder.path / "config.yaml", config_text(run), sync=sync)
-    write_json(folder.path / "identity.json", identity(run, data_digest), sync=sync)
+    write_json(folder.path / "identity.json", fields, sync=sync)
     row = planned_record(
         run, run_id=name, sweep=parent.name, data_digest=data_digest, unique_tokens=unique_tokens
     )

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from harness.rendezvous import export_rendezvous
 from model.checked import ConfigError
 
 T = TypeVar("T")
@@ -110,10 +111,7 @@ def connected() -> Iterator[Ranks]:
     if ranks.world == 1 or dist.is_initialized():
         yield ranks
         return
-    if "RANK" not in os.environ:
-        from submitit.helpers import TorchDistributedEnvironment
-
-        TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+    export_rendezvous()
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
         dist.init_process_group(backend, timeout=PEER_TIMEOUT)
@@ -122,7 +120,7 @@ def connected() -> Iterator[Ranks]:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
             f"process {ranks.rank} of {ranks.world} reaches nobody at {where}: {reason}; "
-            "start it with torchrun or as a submitit job of several tasks"
+            "start it with torchrun or as a submitit job of several tasks, with MASTER_PORT free"
         ) from error
     try:
         yield ranks

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from harness.rendezvous import export_rendezvous
 from harness.runfolder import RunFolder
 from harness.trunk import origin
 from sweeps.batch import Batch, read_batch, read_submitted
@@ -46,7 +47,7 @@ def main(arguments: list[str]) -> int:
     ledger = read_ledger(sweep)
     runs = [RunFolder(sweep / name) for name in batch.elements[index]]
     if batch.resources.world_size > 1:
-        _meet()
+        export_rendezvous()
     first = os.environ.get("RANK", "0") == "0"
     if first:
         _note_restart(runs, ledger.retry)
@@ -115,14 +116,6 @@ def _listen() -> Callable[[], bool]:
     for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
         signal.signal(number, hear)
     return lambda: heard
-
-
-def _meet() -> None:
-    """Export rank, world size and meeting point for torch, unless torchrun has done so."""
-    if "RANK" not in os.environ:
-        import submitit.helpers
-
-        submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
 
 
 def _may_start(run: RunFolder) -> bool:

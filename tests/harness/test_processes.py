@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,7 @@ import loopscale
 from harness.checkpoint import found
 from harness.job import run_job
 from harness.metrics import last_metrics, read_metrics
+from harness.rendezvous import job_port
 from tests.harness.processes import run_together, start
 from tests.harness.runs import assert_same_bits
 
@@ -113,6 +115,14 @@ def test_torchrun_and_submitit_start_the_same_run(tiny, tmp_path):
     records = executor.submit(loopscale.train, again).results()
     assert [row["run_id"] for row in records] == [record["run_id"]] * 2
     assert records[0]["devices"] == 2 and records[0]["val_loss_nats"] == record["val_loss_nats"]
+
+
+def test_jobs_meet_at_ports_that_no_outgoing_connection_is_given():
+    first_outgoing = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    ports = [job_port(str(job)) for job in range(1000)]
+    assert max(ports) < first_outgoing and min(ports) >= 1024
+    assert ports == [job_port(str(job)) for job in range(1000)]
+    assert len(set(ports)) > 900
 
 
 def test_a_batch_that_does_not_divide_is_bad_config(make, cache):

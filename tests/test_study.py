@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 import loopscale
 from analysis import fit, read_tables
+from docs.study.tables import fill
 
 STUDY = Path(__file__).resolve().parents[1] / "docs" / "study"
 SWEEPS = sorted(path.parent.name for path in STUDY.glob("*/runs.csv"))
@@ -56,6 +58,13 @@ def test_the_summary_follows_from_the_tables():
             assert [row["val_loss_nats"] for row in written["rates"][name]] == sorted(
                 runs["val_loss_nats"]
             ), "one budget a sweep, best first"
+
+
+def test_the_tables_of_the_page_are_those_of_its_files():
+    page = (STUDY / "README.md").read_text(encoding="utf-8")
+    assert fill(page) == page and page.count("<!-- end -->") >= 8
+    blank = re.sub(r"(<!-- \w+ ?\w* -->\n).*?( *<!-- end -->)", r"\1\2", page, flags=re.DOTALL)
+    assert fill(blank) == page != blank
 
 
 @pytest.mark.parametrize("grid", GRIDS)

@@ -1,10 +1,10 @@
 """Regenerate every figure and number of the study from its committed tables: make study-figures.
 
 Every grid gets its report (laws, comparison, figures). summary.json has what the reports do not say: the
-learning rates tried and their losses; what the rates chosen cost at the corners of the grid, and how far the
-exponents move when that is taken off; what each sweep took, and how many of the FLOPs expected it executed;
+learning rates tried and their losses; what the rates chosen cost at the corners of the grid, and the optima
+and exponents when that is taken off; what each sweep took, and how many of the FLOPs expected it executed;
 what twice the loops are worth at equal tokens; what the smaller budgets foretell of the largest; the laws
-over both scales of a core alone.
+over both scales of a core alone. The tables of README.md are written from these files by tables.py.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import loopscale
 from analysis import FitConfig, fit, read_tables
+from docs.study.tables import fill
 from harness.files import write_json
 from validation.stability import unstable
 
@@ -125,7 +126,7 @@ def without_regret(grid: pd.DataFrame, corners: pd.DataFrame) -> pd.DataFrame:
 
 
 def exponents(runs: pd.DataFrame, depths: pd.DataFrame) -> dict[str, Any]:
-    """Return the exponent of the best recurrence by every estimator, or why there is none."""
+    """Return the laws of µ* and D* and the optima by every estimator."""
     found = fit(runs, depths, FitConfig(validation=False)).to_dict()["groups"][0]
     laws = {}
     for estimator in found["estimators"]:
@@ -134,26 +135,26 @@ def exponents(runs: pd.DataFrame, depths: pd.DataFrame) -> dict[str, Any]:
     return laws
 
 
-def foretold(runs: pd.DataFrame, depths: pd.DataFrame) -> dict[str, Any]:
+def foretold(grid: str, runs: pd.DataFrame, depths: pd.DataFrame) -> dict[str, Any]:
     """Return the optimum at the largest budget, as the smaller budgets foretell it and as it was fitted.
 
     Both by the default estimator: the power law of the smaller budgets with its band, and the curve's own
-    minimum with its interval; a refusal where the smaller budgets have no law.
+    minimum with its interval in the laws of the grid; a refusal where the smaller budgets have no law.
     """
     largest = runs["target_flops"].max()
-    config = FitConfig(validation=False)
-    (smaller,) = fit(runs[runs["target_flops"] < largest], depths, config).groups
-    (whole,) = fit(runs, depths, config).groups
+    smaller = fit(runs[runs["target_flops"] < largest], depths, FitConfig(validation=False)).groups[0]
+    default = smaller.estimator()
+    whole = json.loads((STUDY / grid / "laws.json").read_text(encoding="utf-8"))["groups"][0]["estimators"]
+    optima = next(found["optima"] for found in whole if found["name"] == default.name)
     found: dict[str, Any] = {"flops": float(largest)}
-    for quantity, law in smaller.estimator().laws.items():
+    for quantity, law in default.laws.items():
         if law.exponent is None:
             found[quantity] = {"refusal": law.refusal}
             continue
-        row = smaller.predict(largest).iloc[0]
-        own = whole.estimator().optima[quantity][-1]
+        row, own = smaller.predict(largest).iloc[0], optima[quantity][-1]
         found[quantity] = {
             "foretold": [float(row[quantity]), float(row[f"{quantity}_low"]), float(row[f"{quantity}_high"])],
-            "fitted": [own.value, own.low, own.high],
+            "fitted": [own["value"], own["low"], own["high"]],
         }
     return found
 
@@ -210,7 +211,7 @@ def main() -> None:
         "costs": {name: costs(runs) for name, (runs, _) in tables.items()},
         "rates": {name: rates(runs) for name, (runs, _) in tables.items() if "_rates" in name},
         "stability": stability(),
-        "foretold": {name: foretold(*tables[name]) for name in GRIDS if name in tables},
+        "foretold": {name: foretold(name, *tables[name]) for name in GRIDS if name in tables},
         "worth_of_doubling": {name: worth_of_doubling(tables[name][0]) for name in GRIDS if name in tables},
     }
     for name, (corner_runs, _) in tables.items():
@@ -220,12 +221,13 @@ def main() -> None:
         regret = regrets(runs, corner_runs)
         numbers[name] = {
             "regret": regret.to_dict("records"),
-            "as_trained": exponents(runs, depths),
             "without_regret": exponents(without_regret(runs, regret), depths),
         }
     if all(name in tables for name in SCALES):
         numbers["over_scales"] = over_scales([tables[name] for name in SCALES])
     write_json(STUDY / "summary.json", numbers)
+    page = STUDY / "README.md"
+    page.write_text(fill(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

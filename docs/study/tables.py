@@ -1,0 +1,165 @@
+"""The tables of the study's page, written from laws.json, comparison.json and summary.json.
+
+In README.md a table stands between `<!-- NAME ARGUMENT -->` and `<!-- end -->`; NAME is a function of this
+module's TABLES.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+STUDY = Path(__file__).resolve().parent
+MARKED = re.compile(r"( *)<!-- (?P<name>\w+) ?(?P<argument>\w*) -->\n.*?<!-- end -->", re.DOTALL)
+
+
+def fill(page: str) -> str:
+    """Return the page with every marked table written anew."""
+
+    def write(match: re.Match[str]) -> str:
+        indent, name, argument = match[1], match["name"], match["argument"]
+        header, *rows = TABLES[name](*[argument] * bool(argument))
+        lines = ["", _row(header), "|" + "---|" * len(header), *map(_row, rows), ""]
+        marks = f"<!-- {name}{' ' * bool(argument)}{argument} -->", "<!-- end -->"
+        return "\n".join(f"{indent}{line}".rstrip() for line in (marks[0], *lines, marks[1]))
+
+    return MARKED.sub(write, page)
+
+
+def optima(grid: str) -> list[list[str]]:
+    """The optima at every budget by shared shape."""
+    rows = [["FLOPs", "µ*", "D*", "best loss, nats"]]
+    found = _estimators(grid)["shared shape"]["optima"]
+    for depth, tokens in zip(found["mean_recurrence"], found["tokens"], strict=True):
+        flops = _count(depth["budget_flops"])
+        if depth["refusal"]:
+            rows.append([flops, f"refused: {depth['refusal']}", "", ""])
+            continue
+        loss = [depth[f"loss{side}_nats"] for side in ("", "_low", "_high")]
+        rows.append([flops, _interval(depth, _plain), _interval(tokens, _count), _span(*loss, _nats)])
+    return rows
+
+
+def exponents(grid: str) -> list[list[str]]:
+    """The exponents by every estimator, with the test of its residuals against replicates."""
+    rows = [["", "exponent of µ*", "exponent of D*", "residual scatter, nats"]]
+    for name, found in _estimators(grid).items():
+        cells = []
+        for quantity in ("mean_recurrence", "tokens"):
+            law = found["laws"][quantity]
+            sides = [law[f"exponent{side}"] for side in ("", "_low", "_high")]
+            cells.append("refused" if law["exponent"] is None else _span(*sides, _nats))
+        noise = found["noise"] or {}
+        scatter = noise.get("residual_sd_nats")
+        p = noise.get("lack_of_fit")
+        fit = "" if p is None else f" (lack of fit: p = {_short(f'{p:.2g}')})"
+        rows.append([name, *cells, "" if scatter is None else _nats(scatter) + fit])
+    return rows
+
+
+def looped_or_fixed(grid: str) -> list[list[str]]:
+    """The loss of the best recurrence minus that of one loop, at every budget."""
+    rows = [["FLOPs", "looped minus fixed, nats", ""]]
+    for row in _read(grid, "comparison.json")["rows"]:
+        found, at = row["difference"], f" at µ = {row['mean_recurrence']:.3g}"
+        sides = [found["nats"], found["low_nats"], found["high_nats"]]
+        nats = _signed(found["nats"]) if found["low_nats"] is None else _span(*sides, _signed)
+        rows.append([_count(row["budget_flops"]), nats + at, found["verdict"]])
+    return rows
+
+
+def corners(sweep: str) -> list[list[str]]:
+    """The losses at the corners of a grid by learning rate, and what the grid's rate costs there."""
+    found = _read("summary.json")[sweep]["regret"]
+    tried = sorted({rate for row in found for rate in row["losses_nats"]}, key=float)
+    rows = [["FLOPs", "µ", *(f"Muon {_nats(float(rate), 2)}" for rate in tried), "regret, nats"]]
+    for row in found:
+        losses = [f"{row['losses_nats'][rate]:.3f}" for rate in tried]
+        rows.append(
+            [
+                _count(row["target_flops"]),
+                f"{row['mean_recurrence']:.0f}",
+                *losses,
+                _nats(row["regret_nats"]),
+            ]
+        )
+    return rows
+
+
+def stability() -> list[list[str]]:
+    """How many seeds of an injection were stable at every rate, and their loss."""
+    found = _read("summary.json")["stability"]
+    rows = [["AdamW rate", *(_short(rate) for rate in found["diagonal"])]]
+    for injection in ("diagonal", "add", "linear"):
+        cells = [
+            f"{cell['stable']} of {cell['runs']}, {cell['loss_mean_nats']:.2f} ± {cell['loss_sd_nats']:.2f}"
+            for cell in found[injection].values()
+        ]
+        rows.append([injection, *cells])
+    return rows
+
+
+def costs() -> list[list[str]]:
+    """What every sweep took, and all together."""
+    found = _read("summary.json")["costs"]
+    rows = [["sweep", "runs", "FLOPs paid", "core-hours", "executed over expected FLOPs", "utilisation"]]
+    for sweep, cost in found.items():
+        ratio = " to ".join(f"{cost[f'executed_over_expected_{end}']:.4f}" for end in ("least", "most"))
+        rows.append([sweep, *_paid([cost]), ratio, _nats(cost["utilisation_median"], 2)])
+    return [*rows, ["all", *_paid(list(found.values())), "", ""]]
+
+
+def _paid(costs: list[dict[str, Any]]) -> list[str]:
+    runs, flops, hours = (sum(cost[key] for cost in costs) for key in ("runs", "paid_flops", "core_hours"))
+    return [str(runs), _count(flops), f"{hours:.2f}"]
+
+
+TABLES: dict[str, Callable[..., list[list[str]]]] = {
+    made.__name__: made for made in (optima, exponents, looped_or_fixed, corners, stability, costs)
+}
+
+
+def _read(*path: str) -> Any:
+    return json.loads(STUDY.joinpath(*path).read_text(encoding="utf-8"))
+
+
+def _estimators(grid: str) -> dict[str, Any]:
+    (group,) = _read(grid, "laws.json")["groups"]
+    return {found["name"]: found for found in group["estimators"]}
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |" if cells else ""
+
+
+def _interval(found: dict[str, Any], shown: Callable[[float], str]) -> str:
+    return _span(found["value"], found["low"], found["high"], shown) if found["value"] else "refused"
+
+
+def _span(value: float, low: float | None, high: float | None, shown: Callable[[float], str]) -> str:
+    ends = ("open" if end is None else shown(end) for end in (low, high))
+    return f"{shown(value)} [{', '.join(ends)}]"
+
+
+def _short(number: str) -> str:
+    return re.sub(r"^([+-]?)0\.", r"\1.", number)
+
+
+def _nats(number: float, digits: int = 3) -> str:
+    return _short(f"{number:.{digits}f}") if abs(number) < 1 else f"{number:.3f}"
+
+
+def _signed(number: float) -> str:
+    return _short(f"{number:+.3f}")
+
+
+def _plain(number: float) -> str:
+    return f"{number:.2f}"
+
+
+def _count(number: float) -> str:
+    mantissa, exponent = f"{number:.2e}".split("e")
+    return f"{float(mantissa):.3g}e{int(exponent)}"

@@ -11,6 +11,8 @@ from typing import Any
 from model.checked import ConfigError
 
 _encode = json.JSONEncoder(sort_keys=True, allow_nan=False).encode  # json.dumps would make one for each value
+_encode_lines = json.JSONEncoder(sort_keys=True, allow_nan=False, separators=(",\n ", ": ")).encode
+_NESTED = (dict, list, tuple)
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -40,12 +42,15 @@ def write_json(path: Path, content: Mapping[str, Any] | Sequence[Any], *, sync: 
     """Write JSON atomically, one line per key or item: a reader sees the old file or the new one."""
     # json's own indenting is written in Python and takes five times as long.
     if isinstance(content, Mapping):
-        lines = [f" {_encode(key)}: {_encode(value)}" for key, value in sorted(content.items())]
+        if any(isinstance(value, _NESTED) for value in content.values()):
+            lines = ",\n ".join(f"{_encode(key)}: {_encode(value)}" for key, value in sorted(content.items()))
+        else:  # all at once
+            lines = _encode_lines(dict(content))[1:-1]
         first, last = "{", "}"
     else:
-        lines = [f" {_encode(item)}" for item in content]
+        lines = ",\n ".join(map(_encode, content))
         first, last = "[", "]"
-    write_text(path, "\n".join([first, ",\n".join(lines), last, ""]), sync=sync)
+    write_text(path, f"{first}\n {lines}\n{last}\n", sync=sync)
 
 
 def write_text(path: Path, text: str, *, sync: bool = True) -> None:

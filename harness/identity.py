@@ -8,6 +8,7 @@ import json
 from typing import Any
 
 from harness.config import RunConfig
+from harness.remember import once_per_object
 
 IDENTITY_VERSION = 1
 TRAINING_SCIENCE = ("batch_sequences", "packing", "document_mask", "gradient_clip", "precision")
@@ -82,6 +83,7 @@ def difference(ours: Identity, theirs: Identity) -> str:
     return ", ".join(f"{key}: {left.get(key, 'default')} / {right.get(key, 'default')}" for key in keys)
 
 
+@once_per_object
 def _changed(config: Any) -> dict[str, Any]:
     changed = {}
     for item in dataclasses.fields(config):

@@ -20,6 +20,7 @@ from harness.files import read_json, write_json, write_text
 from harness.identity import canonical_json, difference, identity, name_of, run_id
 from harness.locks import exclusive, is_held
 from harness.record import planned_record
+from harness.remember import once_per_object
 from model.checked import ConfigError, build
 
 # libyaml's, where it is built in: ten times as fast
@@ -27,10 +28,6 @@ SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 SafeDumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 State = Literal["planned", "submitted", "running", "done", "failed"]
-
-
-SECTIONS_KEPT = 4096
-_sections: dict[int, tuple[str, Any]] = {}  # of immutable configurations, by identity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,19 +212,18 @@ def _settle(folder: RunFolder, run: RunConfig) -> None:
 
 def config_text(run: RunConfig) -> str:
     """Return `run` as YAML; sections that many runs share are formatted once."""
-    return "".join(_section_text(item.name, getattr(run, item.name)) for item in dataclasses.fields(run))
+    lines = []
+    for item in dataclasses.fields(run):
+        value = getattr(run, item.name)
+        lines.append(
+            _yaml(item.name, _section(value) if dataclasses.is_dataclass(value) else json.dumps(value))
+        )
+    return "".join(lines)
 
 
-def _section_text(name: str, value: Any) -> str:
-    if not dataclasses.is_dataclass(value):
-        return _yaml(name, json.dumps(value))
-    text, _ = _sections.get(id(value), ("", None))
-    if not text:
-        text = _yaml(name, json.dumps(dataclasses.asdict(value)))  # type: ignore[arg-type]
-        if len(_sections) >= SECTIONS_KEPT:
-            _sections.clear()
-        _sections[id(value)] = text, value  # which keeps the object, and with it its id
-    return text
+@once_per_object
+def _section(config: Any) -> str:
+    return json.dumps(dataclasses.asdict(config))
 
 
 @lru_cache(maxsize=4096)

@@ -131,6 +131,12 @@ def compare(
         curve = Control(
             budgets_flops=tuple(means.index), loss_nats=tuple(means["mean"]), seeds=tuple(means["size"])
         )
+        own = _own_noise(noise, fits.get(label))
+        if own is not noise:
+            notes.append(
+                f"{label}: runs scatter around the fitted curves by more than replicate seeds explain: "
+                f"intervals take {number(own.within.sd_nats, 2)} nats"
+            )
         if fixed.empty:
             notes.append(f"{label}: no fixed-depth control")
         for flops in sorted(set(fixed["target_flops"].astype(float))):
@@ -140,7 +146,7 @@ def compare(
                 notes.append(f"{label}, {number(flops)} FLOPs: no looped run")
             else:
                 optima = _optima(fits.get(label), flops)
-                rows.append(_row(label, optima, flops, (looped, control), curve, noise, scored, config))
+                rows.append(_row(label, optima, flops, (looped, control), curve, own, scored, config))
     return Comparison(
         config=config,
         runs_digest=digest(runs),
@@ -151,6 +157,20 @@ def compare(
         left_out=selection.left_out,
         table=selection.runs,
     )
+
+
+def _own_noise(noise: Noise, fits: tuple[GroupFit, GroupFit] | None) -> Noise:
+    """Return the noise of one group: its fit's residuals where they are more than seeds explain."""
+    levels = [fit.estimator().noise for fit in fits or ()]
+    floors = [
+        NoiseFloor(sd_nats=level.sd_nats, degrees_of_freedom=level.degrees_of_freedom)
+        if level is not None and level.widened
+        else floor
+        for level, floor in zip(levels, (noise.within, noise.across), strict=False)
+    ]
+    within, across = floors or (noise.within, noise.across)
+    same = within is noise.within and across is noise.across
+    return noise if same else Noise(within=within, across=across, paired=noise.paired)
 
 
 def _optima(fits: tuple[GroupFit, GroupFit] | None, flops: float) -> tuple[Optimum, Optimum] | None:

@@ -12,7 +12,7 @@ from scipy.special import chdtri, ndtr, stdtrit
 
 from analysis.config import FitConfig
 from analysis.noise import NoiseFloor
-from analysis.resample import NoiseLevel, draws, interval, studentised
+from analysis.resample import REPLICATES, NoiseLevel, draws, interval, studentised
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Verdict = Literal["looped lower", "fixed lower", "not resolved", "training noise unknown"]
@@ -130,7 +130,7 @@ def of_minimum(
     level = NoiseLevel(
         sd_nats=floor.sd_nats / float(np.sqrt(fixed_runs)),
         degrees_of_freedom=floor.degrees_of_freedom,
-        source="replicate seeds",
+        source=REPLICATES,
     )
     minimum, factor = resampled
     noise = draws(len(minimum), 1, config.seed, f"fixed control, {label}").noise(level)[:, 0]

@@ -19,13 +19,16 @@ from analysis.geometry import Geometry
 from analysis.isoflop import HIDDEN, Curves, Optimum, Quantity, judge, refusal_before, refused
 from analysis.noise import NoiseFloor
 from analysis.powerlaw import PowerLaw, power_law
-from analysis.resample import Draws, NoiseLevel, interval, studentised
+from analysis.resample import REPLICATES, RESIDUALS, Draws, NoiseLevel, interval, studentised
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
+Rows = np.ndarray[Any, np.dtype[np.int64]]
 EstimatorName = Literal["shared shape", "parabola", "surface"]
 # It has no parabola bias and assumes no law across budgets.
 DEFAULT: EstimatorName = "shared shape"
-LACK_OF_FIT = 0.01  # below this chance, a fit's residuals are more than the replicates' noise
+# Chances that replicates' noise leaves residuals as large: below the first a flag says so, below the second
+# the intervals take the residuals.
+LACK_OF_FIT_FLAG, LACK_OF_FIT = 0.05, 0.01
 
 # (quantity, index of the budget, values of the swept variable) -> loss in nats
 Curve = Callable[[Quantity, int, Array], Array]
@@ -58,7 +61,7 @@ class EstimatorFit:
 class Points:
     """Runs that enter a surface, on an isoFLOP curve or not; `rows` as in `Curves`."""
 
-    rows: np.ndarray[Any, np.dtype[np.int64]]
+    rows: Rows
     params: Array
     tokens: Array
     loss_nats: Array
@@ -74,7 +77,7 @@ class Inputs:
     draws: Draws
     floor: NoiseFloor
     config: FitConfig
-    run_ids: np.ndarray[Any, np.dtype[np.str_]]  # [rows of the table]
+    run_ids: np.ndarray[Any, np.dtype[np.str_]]  # [runs of the table]
 
     @property
     def budgets(self) -> int:
@@ -86,41 +89,46 @@ class Inputs:
         """List the budgets whose curve has enough swept values."""
         return [k for k in range(self.budgets) if refusal_before(self.cells, k) is None]
 
-    def level(self, squares: float, freedom: int, rows: Any) -> NoiseLevel:
+    def level(self, squares: float, freedom: int, rows: Rows) -> NoiseLevel:
         """Return the noise of the replicate seeds, or that of a fit's residuals where it is larger or alone.
 
-        `squares` is the sum of the squared residuals of the table's `rows`. They are larger where the F-test
-        for lack of fit says so at 1 %: the residuals without the scatter of replicates among them, against
-        the pooled replicates.
+        `squares` is the sum of the squared residuals (nats²) of the table's `rows`. They are larger where the
+        F-test for lack of fit says so at 1 %: the residuals without the scatter of replicates among them,
+        against the pooled replicates. The test takes runs for independent. Those of a trunk are not, so that
+        it refuses too readily, which widens intervals.
         """
         floor = self.floor
         residual = NoiseLevel(
             sd_nats=float(np.sqrt(squares / freedom)),
             degrees_of_freedom=max(1, round(freedom * self.draws.independent)),
-            source="residuals of this fit",
+            source=RESIDUALS,
         )
         if floor.sd_nats is None:
             return replace(residual, source=f"{residual.source}, training noise unknown")
         replicates = NoiseLevel(
-            sd_nats=floor.sd_nats, degrees_of_freedom=floor.degrees_of_freedom, source="replicate seeds"
+            sd_nats=floor.sd_nats, degrees_of_freedom=floor.degrees_of_freedom, source=REPLICATES
         )
         pure, within = floor.among(self.run_ids[rows])
         # A floor without cells is one of paired runs, free of what their seeds share: residuals are not.
         if not floor.cells or not floor.sd_nats or freedom <= within:
             return replicates
-        ratio = (squares - pure) / (freedom - within) / floor.sd_nats**2
-        chance = float(fdtrc(freedom - within, floor.degrees_of_freedom, max(0.0, ratio)))
+        misfit = max(0.0, squares - pure) / (freedom - within)
+        chance = float(fdtrc(freedom - within, floor.degrees_of_freedom, misfit / floor.sd_nats**2))
         larger = chance < LACK_OF_FIT and residual.sd_nats > floor.sd_nats
         return replace(
-            residual if larger else replicates, residual_sd_nats=residual.sd_nats, lack_of_fit=chance
+            residual if larger else replicates,
+            residual_sd_nats=residual.sd_nats,
+            misfit_sd_nats=float(np.sqrt(misfit)),
+            lack_of_fit=chance,
         )
 
-    def resamples(self, level: NoiseLevel, base: Array, rows: Any, seen: Array) -> tuple[Array, Array | None]:
+    def resamples(
+        self, level: NoiseLevel, base: Array, rows: Rows, seen: Array
+    ) -> tuple[Array, Array | None]:
         """Return losses [resamples, points] and weights: noise around the fit `base`, or runs drawn again."""
         weights = self.draws.weights
         if weights is None:
-            # A loss is positive, whatever a run far from the fit makes of the noise.
-            return np.maximum(base + self.draws.noise(level, rows), base / 10), None
+            return base + self.draws.noise(level, rows), None
         return np.broadcast_to(seen, (len(weights), len(seen))), weights[:, rows]
 
     def band(self, level: NoiseLevel, resampled: Curve) -> Band:

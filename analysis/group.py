@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.config import FitConfig
-from analysis.estimator import DEFAULT, EstimatorFit, Inputs, Points
+from analysis.estimator import DEFAULT, LACK_OF_FIT_FLAG, EstimatorFit, Inputs, Points
 from analysis.geometry import Geometry, geometry
 from analysis.isoflop import HIDDEN, Curves, Quantity, curves
 from analysis.noise import NoiseFloor
@@ -26,7 +26,6 @@ from analysis.words import QUANTITY
 
 Values = float | np.ndarray[Any, Any]
 Estimator = Callable[[Inputs], EstimatorFit]
-WARY = 0.05  # chance of residuals as large by the replicates' noise, below which a flag says so
 ALL: tuple[Estimator, ...] = (fit_shared, fit_parabolas, fit_parametric)
 
 
@@ -178,14 +177,13 @@ def _misfits(estimators: tuple[EstimatorFit, ...], floor: NoiseFloor) -> tuple[s
     """Name estimators around which runs scatter by more than replicate seeds explain."""
     found = []
     for name, noise in ((fit.name, fit.noise) for fit in estimators):
-        if noise is None or noise.lack_of_fit is None or noise.lack_of_fit > WARY:
+        if noise is None or noise.lack_of_fit is None or noise.lack_of_fit > LACK_OF_FIT_FLAG:
             continue
-        taken = "the larger" if noise.sd_nats == noise.residual_sd_nats else "that of the seeds"
-        around, seeds = number(noise.residual_sd_nats, 2), number(floor.sd_nats, 2)
+        around, seeds = number(noise.misfit_sd_nats, 2), number(floor.sd_nats, 2)
         found.append(
             f"{name}: runs scatter around the fit by {around} nats, replicate seeds by {seeds} (lack of fit, "
             f"p = {noise.lack_of_fit:.2g}): a wrong form, or noise that differs between cells; intervals "
-            f"take {taken}"
+            f"take that of the {'fit' if noise.widened else 'seeds'}"
         )
     return tuple(found)
 

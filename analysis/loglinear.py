@@ -123,7 +123,11 @@ def evaluate(objective: Objective, losses: Array, weights: Array, theta: Array) 
 
 
 def _spread(objective: Objective, weight: Array, slopes: Array) -> Array:
-    """Return the sum of weight x slope slope' over terms and points [rows, parameters, parameters]."""
+    """Return the sum of weight x slope slope' over terms and points [rows, parameters, parameters].
+
+    `slopes` are the same for all rows [terms, points, parameters], as those of constant terms, or each row's
+    own [rows, terms, points, parameters].
+    """
     count = slopes.shape[-1]
     if slopes.ndim == 4:
         each = slopes.reshape(len(slopes), -1, count)

@@ -34,7 +34,10 @@ class NoiseFloor:
     cells: tuple[ReplicateCell, ...] = field(default=())
 
     def among(self, run_ids: np.ndarray[Any, np.dtype[np.str_]]) -> tuple[float, int]:
-        """Return the sum of squares and the degrees of freedom of the replicates among some runs."""
+        """Return the sum of squares (nats²) and the degrees of freedom of the replicates among some runs.
+
+        A cell counts where all its runs are among them.
+        """
         known = set(run_ids.tolist())
         inside = [cell for cell in self.cells if known.issuperset(cell.run_ids)]
         squares = sum(float(np.square(cell.deviations_nats).sum()) for cell in inside)

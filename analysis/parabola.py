@@ -58,14 +58,17 @@ def fit_parabolas(inputs: Inputs) -> EstimatorFit:
     optima: dict[Quantity, tuple[Optimum, ...]] = {}
     fitted: dict[tuple[Quantity, int], tuple[Array, Array]] = {}
     resampled: dict[tuple[Quantity, int], Array] = {}
+    squares = dict.fromkeys(cells.quantities, 0.0)
     for quantity in cells.quantities:
-        squares, freedom = 0.0, 0
         for k in usable:
             x = np.log(cells.axis(quantity)[cells.budget == k])
             coefficients, residual = fit_parabola(x, cells.loss_nats[cells.budget == k])
             fitted[quantity, k] = x, coefficients
-            squares, freedom = squares + float(residual @ residual), freedom + len(x) - 3
-        level = inputs.level(squares, freedom, cells.rows[np.isin(cells.budget, usable)])
+            squares[quantity] += float(residual @ residual)
+    at = np.isin(cells.budget, usable)
+    # One level for both: the worse fit's.
+    level = inputs.level(max(squares.values()), int(at.sum()) - 3 * len(usable), cells.rows[at])
+    for quantity in cells.quantities:
         resampled |= {(quantity, k): _resampled(inputs, k, fitted[quantity, k], level) for k in usable}
         optima[quantity] = tuple(
             _optimum(inputs, quantity, k, fitted[quantity, k], resampled[quantity, k], level)

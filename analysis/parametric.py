@@ -35,7 +35,9 @@ def fit_parametric(inputs: Inputs) -> EstimatorFit:
     base = point.losses(u, v)[0]
     squares = float(np.square(losses - base).sum())
     level = inputs.level(squares, count - len(PARAMETERS), runs.rows)
-    resampled = refit(point, *inputs.resamples(level, base, runs.rows, losses))
+    drawn, weights = inputs.resamples(level, base, runs.rows, losses)
+    # Its logarithm is fitted: a loss is positive, whatever a run far from the fit makes of the noise.
+    resampled = refit(point, np.maximum(drawn, base / 10), weights)
 
     def curves(surface: Surface, quantity: Quantity, budget: int, values: Array) -> Array:
         return surface.losses(*inputs.along(quantity, budget, values))

@@ -17,6 +17,7 @@ from scipy.special import chdtri, ndtri, stdtrit
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 FEW_BLOCKS = 10  # below this many, percentiles over resampled blocks cover far too seldom
+REPLICATES, RESIDUALS = "replicate seeds", "residuals of this fit"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,13 @@ class NoiseLevel:
     degrees_of_freedom: int
     source: str
     residual_sd_nats: float | None = None  # of the fit, where it was compared with replicate seeds
-    lack_of_fit: float | None = None  # chance that replicates' noise leaves residuals as large
+    misfit_sd_nats: float | None = None  # the same without the replicates' own scatter
+    lack_of_fit: float | None = None  # chance that replicates' noise leaves a misfit as large
+
+    @property
+    def widened(self) -> bool:
+        """Say whether replicate seeds are there but the residuals, being larger, were taken."""
+        return self.lack_of_fit is not None and self.source == RESIDUALS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ import numpy as np
 from analysis.config import FitConfig
 from analysis.noise import NoiseFloor
 from analysis.numbers import number, percent
-from analysis.resample import NoiseLevel, draws, interval, studentised
+from analysis.resample import REPLICATES, NoiseLevel, draws, interval, studentised
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -95,9 +95,7 @@ def saving(
     ratio = float(np.exp(at) / flops)
     if floor.sd_nats is None:
         return Saving(ratio=ratio)
-    level = NoiseLevel(
-        sd_nats=floor.sd_nats, degrees_of_freedom=floor.degrees_of_freedom, source="replicate seeds"
-    )
+    level = NoiseLevel(sd_nats=floor.sd_nats, degrees_of_freedom=floor.degrees_of_freedom, source=REPLICATES)
     count = len(losses)
     if isinstance(found[1], int):
         seeds, lowest = found[0], found[1]

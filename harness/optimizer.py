@@ -18,8 +18,8 @@ from model.transformer import LoopedTransformer
 class ScheduledOptimizer:
     """An optimiser of named parameters whose rates a trainer sets before every step, and whose state is flat.
 
-    Every group carries "name", "param_names", "peak_lr" and "peak_weight_decay" beside the usual keys. It is
-    no torch.optim.Optimizer: of that it would use two attributes, and wait for the compiler's import.
+    Every group carries "params", "name", "param_names", "peak_lr", "peak_weight_decay" and what its update
+    reads. Not a torch.optim.Optimizer, whose constructor imports the compiler, which takes seconds.
     """
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import random
 
-# Linux gives ports from 32768 on to outgoing connections, so a port from there may be in use already.
+# By default Linux gives ports from 32768 on to outgoing connections, so one from there may be in use already.
 PORTS = range(20000, 32768)
 
 
 def export_rendezvous() -> None:
     """Export rank, world size, address and port of this process's job, unless torchrun has done so.
 
-    The port follows from the job's id, so that all its processes know it without a word; MASTER_PORT, where
-    it is set, comes before.
+    The port follows from the job's id, so that all its processes know it without a word. MASTER_PORT, where
+    it is set, comes before; a shell's own reaches every job that is submitted with its environment.
     """
     if "RANK" in os.environ:
         return

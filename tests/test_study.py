@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
+import math
 import re
 from pathlib import Path
 
@@ -65,6 +67,38 @@ def test_the_tables_of_the_page_are_those_of_its_files():
     assert fill(page) == page and page.count("<!-- end -->") >= 8
     blank = re.sub(r"(<!-- \w+ ?\w* -->\n).*?( *<!-- end -->)", r"\1\2", page, flags=re.DOTALL)
     assert fill(blank) == page != blank
+
+
+def numbers(content):
+    """All numbers of a JSON value in its order, an open end as infinity."""
+    if isinstance(content, dict | list):
+        for item in content.values() if isinstance(content, dict) else content:
+            yield from numbers(item)
+    elif content is None or isinstance(content, float | int):
+        yield math.inf if content is None else float(content)
+
+
+def test_the_intervals_of_the_page_are_in_its_files():
+    """Every [low, high] in words is, rounded, a pair of neighbours in the laws, comparisons or summary."""
+    pairs = set()
+    for path in [STUDY / "summary.json", *STUDY.glob("*/laws.json"), *STUDY.glob("*/comparison.json")]:
+        found = list(numbers(json.loads(path.read_text(encoding="utf-8"))))
+        pairs |= set(itertools.pairwise(found))
+    page = (STUDY / "README.md").read_text(encoding="utf-8")
+    words = " ".join(re.sub(r"<!-- \w+ ?\w* -->.*?<!-- end -->", "", page, flags=re.DOTALL).split())
+    told = re.findall(r"\[([-+.\de]+|open), ([-+.\de]+|open)\]", words)
+    assert len(told) > 20
+    for low, high in told:
+        assert any(rounds(low, a) and rounds(high, b) for a, b in pairs), f"[{low}, {high}] is in no file"
+
+
+def rounds(text, value):
+    """Say whether `value` is `text`, rounded as that is."""
+    if text == "open" or math.isinf(value):
+        return text == "open" and math.isinf(value)
+    digits, _, exponent = text.partition("e")
+    unit = 10.0 ** (int(exponent or 0) - len(digits.partition(".")[2]))
+    return abs(float(text) - value) <= 0.5001 * unit
 
 
 @pytest.mark.parametrize("grid", GRIDS)

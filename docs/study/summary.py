@@ -60,27 +60,36 @@ def costs(runs: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def worth_of_doubling(runs: pd.DataFrame) -> dict[str, float]:
-    """Return what twice the loops are worth at equal tokens, in nats, with its 95 % interval.
+def worth_of_doubling(runs: pd.DataFrame) -> dict[str, Any]:
+    """Return how far twice the loops lower the loss at equal tokens, in nats, with 95 % intervals.
 
-    The slope of the loss on log2 of the recurrence beside a quadratic in log tokens, over the looped runs.
-    Its error allows for noise that all runs of one recurrence share (their trunk): clusters by recurrence,
-    Student's t with two degrees of freedom fewer than recurrences.
+    The loss beside a quadratic in log2 tokens and log2 of the recurrence with their product, over the looped
+    runs: `nats` at the geometric mean of the tokens, `nats_per_doubling_of_tokens` what twice the tokens add
+    to it, `rms_nats` what is left. Errors allow for noise that all runs of one recurrence share (their
+    trunk): clusters by recurrence, Student's t with two degrees of freedom fewer than recurrences.
     """
     looped = runs[(runs["kind"] == "looped") & (runs["status"] == "done")]
-    tokens = np.log(looped["tokens"].to_numpy(float))
+    tokens = np.log2(looped["tokens"].to_numpy(float))
     tokens -= tokens.mean()
-    columns = [np.ones_like(tokens), tokens, tokens**2, np.log2(looped["mean_recurrence"].to_numpy(float))]
-    x, y = np.stack(columns, -1), looped["val_loss_nats"].to_numpy(float)
+    loops = np.log2(looped["mean_recurrence"].to_numpy(float))
+    x = np.stack([np.ones_like(tokens), tokens, tokens**2, loops, (loops - loops.mean()) * tokens], -1)
+    y = looped["val_loss_nats"].to_numpy(float)
     inverse = np.linalg.inv(x.T @ x)
     coefficients = inverse @ x.T @ y
-    scores = x * (y - x @ coefficients)[:, None]
-    clusters = pd.DataFrame(scores).groupby(looped["mean_recurrence"].to_numpy(float)).sum().to_numpy()
+    residual = y - x @ coefficients
+    scores = pd.DataFrame(x * residual[:, None])
+    clusters = scores.groupby(looped["mean_recurrence"].to_numpy(float)).sum().to_numpy()
     count = len(clusters)
     variance = inverse @ (clusters.T @ clusters) @ inverse * count / (count - 1)
-    half = float(stdtrit(count - 2, 0.975) * np.sqrt(variance[3, 3]))
-    slope = float(coefficients[3])
-    return {"nats": -slope, "low": -slope - half, "high": -slope + half, "runs": len(looped)}
+    halves = float(stdtrit(count - 2, 0.975)) * np.sqrt(np.diag(variance))
+    found: dict[str, Any] = {
+        name: [float(v) for v in (-at, -at - half, -at + half)]
+        for name, at, half in zip(
+            ("nats", "nats_per_doubling_of_tokens"), coefficients[3:], halves[3:], strict=True
+        )
+    }
+    spread = float(np.sqrt(residual @ residual / (len(y) - len(coefficients))))
+    return found | {"rms_nats": spread, "runs": len(looped)}
 
 
 def regrets(grid: pd.DataFrame, corners: pd.DataFrame) -> pd.DataFrame:
@@ -126,32 +135,39 @@ def without_regret(grid: pd.DataFrame, corners: pd.DataFrame) -> pd.DataFrame:
 
 
 def exponents(runs: pd.DataFrame, depths: pd.DataFrame) -> dict[str, Any]:
-    """Return the laws of µ* and D* and the optima by every estimator."""
+    """Return the laws and the optima of every estimator, by quantity and budget."""
     found = fit(runs, depths, FitConfig(validation=False)).to_dict()["groups"][0]
-    laws = {}
-    for estimator in found["estimators"]:
-        optima = {f"{o['budget_flops']:.3g}": o["mean_recurrence"] for o in estimator["optima"] or []}
-        laws[estimator["name"]] = {"laws": estimator["laws"], "optima": optima}
-    return laws
+    return {
+        estimator["name"]: {
+            "laws": estimator["laws"],
+            "optima": {
+                quantity: {f"{at['budget_flops']:.3g}": at["value"] for at in optima}
+                for quantity, optima in estimator["optima"].items()
+            },
+        }
+        for estimator in found["estimators"]
+    }
 
 
 def foretold(grid: str, runs: pd.DataFrame, depths: pd.DataFrame) -> dict[str, Any]:
     """Return the optimum at the largest budget, as the smaller budgets foretell it and as it was fitted.
 
     Both by the default estimator: the power law of the smaller budgets with its band, and the curve's own
-    minimum with its interval in the laws of the grid; a refusal where the smaller budgets have no law.
+    minimum with its interval in the laws of the grid; a refusal where the smaller budgets have no law. Runs
+    of one recurrence share their trunk's noise, so that the largest budget is not wholly new.
     """
     largest = runs["target_flops"].max()
     smaller = fit(runs[runs["target_flops"] < largest], depths, FitConfig(validation=False)).groups[0]
     default = smaller.estimator()
     whole = json.loads((STUDY / grid / "laws.json").read_text(encoding="utf-8"))["groups"][0]["estimators"]
-    optima = next(found["optima"] for found in whole if found["name"] == default.name)
+    optima = next(estimator["optima"] for estimator in whole if estimator["name"] == default.name)
     found: dict[str, Any] = {"flops": float(largest)}
     for quantity, law in default.laws.items():
         if law.exponent is None:
             found[quantity] = {"refusal": law.refusal}
             continue
-        row, own = smaller.predict(largest).iloc[0], optima[quantity][-1]
+        row = smaller.predict(largest).iloc[0]
+        own = next(at for at in optima[quantity] if at["budget_flops"] == largest)
         found[quantity] = {
             "foretold": [float(row[quantity]), float(row[f"{quantity}_low"]), float(row[f"{quantity}_high"])],
             "fitted": [own["value"], own["low"], own["high"]],
@@ -183,17 +199,19 @@ def over_scales(tables: list[tuple[pd.DataFrame, pd.DataFrame]]) -> dict[str, An
 
 
 def stability() -> dict[str, dict[str, dict[str, Any]]]:
-    """Return, by injection and learning rate, how many of the seeds were stable, and what they reached.
+    """Return, by injection and learning rate, how many of the seeds were stable, and what all reached.
 
-    The runs are those of validation/stability.py, and so is the rule for a run that is not stable.
+    The runs are those of validation/stability.py, and so is the rule for a run that is not stable. One that
+    ended without a loss is in no mean: `losses` counts those that have one.
     """
-    rows = json.loads(STABILITY.read_text())["runs"]
+    rows = json.loads(STABILITY.read_text(encoding="utf-8"))["runs"]
     runs = pd.DataFrame(rows).assign(stable=[not unstable(row) for row in rows])
     table: dict[str, dict[str, dict[str, Any]]] = {}
     for (injection, rate), cell in runs.groupby(["injection", "adamw_learning_rate"]):
         table.setdefault(str(injection), {})[str(rate)] = {
             "stable": int(cell["stable"].sum()),
             "runs": len(cell),
+            "losses": int(cell["val_loss_nats"].count()),
             "loss_mean_nats": float(cell["val_loss_nats"].mean()),
             "loss_sd_nats": float(cell["val_loss_nats"].std()),
             "spectral_radius_max": float(cell["spectral_radius_max"].max()),

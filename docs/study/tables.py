@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from analysis.numbers import number
+
 STUDY = Path(__file__).resolve().parent
 MARKED = re.compile(r"( *)<!-- (?P<name>\w+) ?(?P<argument>\w*) -->\n.*?<!-- end -->", re.DOTALL)
 
@@ -21,76 +23,77 @@ def fill(page: str) -> str:
 
     def write(match: re.Match[str]) -> str:
         indent, name, argument = match[1], match["name"], match["argument"]
-        header, *rows = TABLES[name](*[argument] * bool(argument))
-        lines = ["", _row(header), "|" + "---|" * len(header), *map(_row, rows), ""]
-        marks = f"<!-- {name}{' ' * bool(argument)}{argument} -->", "<!-- end -->"
-        return "\n".join(f"{indent}{line}".rstrip() for line in (marks[0], *lines, marks[1]))
+        header, *rows = TABLES[name](argument) if argument else TABLES[name]()
+        mark = f"<!-- {' '.join(filter(None, (name, argument)))} -->"
+        lines = [mark, "", _row(header), "|" + "---|" * len(header), *map(_row, rows), "", "<!-- end -->"]
+        return "\n".join(f"{indent}{line}".rstrip() for line in lines)
 
     return MARKED.sub(write, page)
 
 
 def optima(grid: str) -> list[list[str]]:
-    """The optima at every budget by shared shape."""
+    """Tabulate the optima at every budget by shared shape."""
     rows = [["FLOPs", "µ*", "D*", "best loss, nats"]]
     found = _estimators(grid)["shared shape"]["optima"]
     for depth, tokens in zip(found["mean_recurrence"], found["tokens"], strict=True):
-        flops = _count(depth["budget_flops"])
+        flops = number(depth["budget_flops"])
         if depth["refusal"]:
             rows.append([flops, f"refused: {depth['refusal']}", "", ""])
             continue
         loss = [depth[f"loss{side}_nats"] for side in ("", "_low", "_high")]
-        rows.append([flops, _interval(depth, _plain), _interval(tokens, _count), _span(*loss, _nats)])
+        rows.append([flops, _interval(depth, _plain), _interval(tokens, number), _span(*loss, _decimals)])
     return rows
 
 
 def exponents(grid: str) -> list[list[str]]:
-    """The exponents by every estimator, with the test of its residuals against replicates."""
+    """Tabulate the exponents by every estimator, with the test of its residuals against replicates."""
     rows = [["", "exponent of µ*", "exponent of D*", "residual scatter, nats"]]
     for name, found in _estimators(grid).items():
         cells = []
         for quantity in ("mean_recurrence", "tokens"):
             law = found["laws"][quantity]
             sides = [law[f"exponent{side}"] for side in ("", "_low", "_high")]
-            cells.append("refused" if law["exponent"] is None else _span(*sides, _nats))
+            cells.append("refused" if law["exponent"] is None else _span(*sides, _decimals))
         noise = found["noise"] or {}
         scatter = noise.get("residual_sd_nats")
         p = noise.get("lack_of_fit")
         fit = "" if p is None else f" (lack of fit: p = {_short(f'{p:.2g}')})"
-        rows.append([name, *cells, "" if scatter is None else _nats(scatter) + fit])
+        rows.append([name, *cells, "" if scatter is None else _decimals(scatter) + fit])
     return rows
 
 
 def looped_or_fixed(grid: str) -> list[list[str]]:
-    """The loss of the best recurrence minus that of one loop, at every budget."""
-    rows = [["FLOPs", "looped minus fixed, nats", ""]]
+    """Tabulate the loss of the best recurrence minus that of one loop, at every budget."""
+    rows = [["FLOPs", "looped minus fixed, nats", "verdict"]]
     for row in _read(grid, "comparison.json")["rows"]:
         found, at = row["difference"], f" at µ = {row['mean_recurrence']:.3g}"
+        at += ", the lowest cell" * (row["choice"] != "fitted curve")
         sides = [found["nats"], found["low_nats"], found["high_nats"]]
         nats = _signed(found["nats"]) if found["low_nats"] is None else _span(*sides, _signed)
-        rows.append([_count(row["budget_flops"]), nats + at, found["verdict"]])
+        rows.append([number(row["budget_flops"]), nats + at, found["verdict"]])
     return rows
 
 
 def corners(sweep: str) -> list[list[str]]:
-    """The losses at the corners of a grid by learning rate, and what the grid's rate costs there."""
+    """Tabulate the losses at the corners of a grid by learning rate, and the cost of the grid's rate."""
     found = _read("summary.json")[sweep]["regret"]
     tried = sorted({rate for row in found for rate in row["losses_nats"]}, key=float)
-    rows = [["FLOPs", "µ", *(f"Muon {_nats(float(rate), 2)}" for rate in tried), "regret, nats"]]
+    rows = [["FLOPs", "µ", *(f"Muon {_decimals(float(rate), 2)}" for rate in tried), "regret, nats"]]
     for row in found:
         losses = [f"{row['losses_nats'][rate]:.3f}" for rate in tried]
         rows.append(
             [
-                _count(row["target_flops"]),
+                number(row["target_flops"]),
                 f"{row['mean_recurrence']:.0f}",
                 *losses,
-                _nats(row["regret_nats"]),
+                _decimals(row["regret_nats"]),
             ]
         )
     return rows
 
 
 def stability() -> list[list[str]]:
-    """How many seeds of an injection were stable at every rate, and their loss."""
+    """Tabulate how many seeds of an injection were stable at every rate, and the loss of all."""
     found = _read("summary.json")["stability"]
     rows = [["AdamW rate", *(_short(rate) for rate in found["diagonal"])]]
     for injection in ("diagonal", "add", "linear"):
@@ -103,18 +106,18 @@ def stability() -> list[list[str]]:
 
 
 def costs() -> list[list[str]]:
-    """What every sweep took, and all together."""
+    """Tabulate what every sweep took, and all together."""
     found = _read("summary.json")["costs"]
     rows = [["sweep", "runs", "FLOPs paid", "core-hours", "executed over expected FLOPs", "utilisation"]]
     for sweep, cost in found.items():
         ratio = " to ".join(f"{cost[f'executed_over_expected_{end}']:.4f}" for end in ("least", "most"))
-        rows.append([sweep, *_paid([cost]), ratio, _nats(cost["utilisation_median"], 2)])
+        rows.append([sweep, *_paid([cost]), ratio, _decimals(cost["utilisation_median"], 2)])
     return [*rows, ["all", *_paid(list(found.values())), "", ""]]
 
 
 def _paid(costs: list[dict[str, Any]]) -> list[str]:
     runs, flops, hours = (sum(cost[key] for cost in costs) for key in ("runs", "paid_flops", "core_hours"))
-    return [str(runs), _count(flops), f"{hours:.2f}"]
+    return [str(runs), number(flops), f"{hours:.2f}"]
 
 
 TABLES: dict[str, Callable[..., list[list[str]]]] = {
@@ -132,11 +135,13 @@ def _estimators(grid: str) -> dict[str, Any]:
 
 
 def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |" if cells else ""
+    return f"| {' | '.join(cells)} |"
 
 
 def _interval(found: dict[str, Any], shown: Callable[[float], str]) -> str:
-    return _span(found["value"], found["low"], found["high"], shown) if found["value"] else "refused"
+    if found["value"] is None:
+        return "refused"
+    return _span(found["value"], found["low"], found["high"], shown)
 
 
 def _span(value: float, low: float | None, high: float | None, shown: Callable[[float], str]) -> str:
@@ -144,22 +149,17 @@ def _span(value: float, low: float | None, high: float | None, shown: Callable[[
     return f"{shown(value)} [{', '.join(ends)}]"
 
 
-def _short(number: str) -> str:
-    return re.sub(r"^([+-]?)0\.", r"\1.", number)
+def _short(text: str) -> str:
+    return re.sub(r"^([+-]?)0\.", r"\1.", text)
 
 
-def _nats(number: float, digits: int = 3) -> str:
-    return _short(f"{number:.{digits}f}") if abs(number) < 1 else f"{number:.3f}"
+def _decimals(value: float, digits: int = 3) -> str:
+    return _short(f"{value:.{digits}f}")
 
 
-def _signed(number: float) -> str:
-    return _short(f"{number:+.3f}")
+def _signed(value: float) -> str:
+    return _short(f"{value:+.3f}")
 
 
-def _plain(number: float) -> str:
-    return f"{number:.2f}"
-
-
-def _count(number: float) -> str:
-    mantissa, exponent = f"{number:.2e}".split("e")
-    return f"{float(mantissa):.3g}e{int(exponent)}"
+def _plain(value: float) -> str:
+    return f"{value:.2f}"

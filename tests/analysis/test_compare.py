@@ -125,3 +125,22 @@ def test_verdicts_of_all_kinds_are_counted():
     assert "3 budgets: 3 with the verdict unknown." in text
     assert "[" not in text
     assert "the training noise (no cell has two seeds), so that no difference has a verdict" in text
+
+
+def test_runs_that_scatter_more_than_seeds_widen_every_interval_of_the_group():
+    runs, _ = study(noise_nats=0.002, replicates=((0, 1), (2, 2), (3, 4)), seed=3)
+    bent = runs.copy()
+    wave = 0.02 * np.cos(2.0 * bent["mean_recurrence"])  # no curve of the form bends like this
+    bent["val_loss_nats"] += np.where(bent["kind"] == "looped", wave, 0.0)
+    quiet, loud = compare(runs), compare(bent)
+    assert loud.noise.sd_nats == pytest.approx(quiet.noise.sd_nats)
+    (note,) = [note for note in loud.notes if "scatter around the fitted curves" in note]
+    assert note.endswith("nats") and not any("scatter" in note for note in quiet.notes)
+    for calm, wide in zip(quiet.rows, loud.rows, strict=True):
+        for before, after in zip(calm.recurrences, wide.recurrences, strict=True):
+            assert half(after.difference) > 2 * half(before.difference)
+        assert half(wide.difference) > 2 * half(calm.difference)
+
+
+def half(difference):
+    return (difference.high_nats - difference.low_nats) / 2

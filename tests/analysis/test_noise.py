@@ -5,6 +5,7 @@ from scipy.stats import f
 from analysis import FitConfig
 from analysis.group import fit_groups
 from analysis.noise import noise_floor
+from analysis.parabola import fit_parabolas
 from analysis.resample import NoiseLevel, draws, interval, studentised
 from analysis.shared_shape import fit_shared
 from tests.analysis.synthetic import study
@@ -66,7 +67,7 @@ def test_residuals_beyond_the_replicates_widen_the_intervals_and_say_so():
         known, larger = quiet.estimator(name).noise, loud.estimator(name).noise
         assert known.source == "replicate seeds" and known.lack_of_fit > 0.01
         assert larger.source == "residuals of this fit" and larger.lack_of_fit < 1e-4
-        assert larger.sd_nats > 4 * known.sd_nats
+        assert larger.widened and not known.widened and larger.sd_nats > 4 * known.sd_nats
         assert any(flag.startswith(f"{name}: runs scatter") for flag in loud.flags)
         assert not any(flag.startswith(f"{name}: runs scatter") for flag in quiet.flags)
     widths = [
@@ -81,16 +82,20 @@ def test_the_test_for_lack_of_fit_is_that_of_the_textbook():
     """Replicates of three cells (pure error, 6 degrees of freedom) against the rest of the residuals."""
     config = FitConfig(bootstrap=50)
     runs, _ = study(noise_nats=0.004, replicates=((0, 1), (2, 2), (3, 4)), seed=5, fixed=False)
-    (group,), _ = fit_groups(runs, noise_floor(runs), config, (fit_shared,))
-    found = group.estimator()
-    losses = runs["val_loss_nats"].to_numpy()
-    freedom = len(runs) - 3 * 5 - 2
-    total = found.noise.residual_sd_nats**2 * freedom
-    cells = runs.assign(loss=losses).groupby(["target_flops", "mean_recurrence"])["loss"]
+    (group,), _ = fit_groups(runs, noise_floor(runs), config, (fit_parabolas,))
+    found = group.estimator("parabola")
+    total = dict.fromkeys(("mean_recurrence", "tokens"), 0.0)
+    for quantity in total:
+        for _, curve in runs.groupby("target_flops"):
+            x, losses = np.log(curve[quantity].to_numpy(float)), curve["val_loss_nats"].to_numpy()
+            total[quantity] += np.polyfit(x, losses, 2, full=True)[1][0]
+    freedom = len(runs) - 3 * 5
+    cells = runs.groupby(["target_flops", "mean_recurrence"])["val_loss_nats"]
     pure = float((cells.var(ddof=0) * cells.size()).sum())
     within = int((cells.size() - 1).sum())
-    ratio = ((total - pure) / (freedom - within)) / (pure / within)
-    assert found.noise.lack_of_fit == pytest.approx(f.sf(ratio, freedom - within, within))
+    misfit = (max(total.values()) - pure) / (freedom - within)
+    assert found.noise.misfit_sd_nats == pytest.approx(np.sqrt(misfit))
+    assert found.noise.lack_of_fit == pytest.approx(f.sf(misfit / (pure / within), freedom - within, within))
 
 
 def test_equal_noise_is_seldom_taken_for_a_wrong_form():
@@ -99,5 +104,5 @@ def test_equal_noise_is_seldom_taken_for_a_wrong_form():
     for seed in range(40):
         runs, _ = study(noise_nats=0.004, replicates=((0, 1), (2, 2), (3, 4)), seed=seed, fixed=False)
         (group,), _ = fit_groups(runs, noise_floor(runs), config, (fit_shared,))
-        larger += group.estimator().noise.source != "replicate seeds"
+        larger += group.estimator().noise.widened
     assert larger <= 2

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -118,9 +117,8 @@ def test_torchrun_and_submitit_start_the_same_run(tiny, tmp_path):
 
 
 def test_jobs_meet_at_ports_that_no_outgoing_connection_is_given():
-    first_outgoing = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     ports = [job_port(str(job)) for job in range(1000)]
-    assert max(ports) < first_outgoing and min(ports) >= 1024
+    assert max(ports) < 32768 and min(ports) >= 1024, "Linux's default; see ip(7), ip_local_port_range"
     assert ports == [job_port(str(job)) for job in range(1000)]
     assert len(set(ports)) > 900
 

@@ -64,13 +64,14 @@ def worth_of_doubling(runs: pd.DataFrame) -> dict[str, Any]:
     """Return how far twice the loops lower the loss at equal tokens, in nats, with 95 % intervals.
 
     The loss beside a quadratic in log2 tokens and log2 of the recurrence with their product, over the looped
-    runs: `nats` at the geometric mean of the tokens, `nats_per_doubling_of_tokens` what twice the tokens add
-    to it, `rms_nats` what is left. Errors allow for noise that all runs of one recurrence share (their
-    trunk): clusters by recurrence, Student's t with two degrees of freedom fewer than recurrences.
+    runs: `nats` at the geometric mean of the tokens (`tokens`), `nats_per_doubling_of_tokens` what twice the
+    tokens add to it, `rms_nats` what is left. Errors allow for noise that all runs of one recurrence share
+    (their trunk): clusters by recurrence, Student's t with two degrees of freedom fewer than recurrences.
     """
     looped = runs[(runs["kind"] == "looped") & (runs["status"] == "done")]
     tokens = np.log2(looped["tokens"].to_numpy(float))
-    tokens -= tokens.mean()
+    middle = float(tokens.mean())
+    tokens -= middle
     loops = np.log2(looped["mean_recurrence"].to_numpy(float))
     x = np.stack([np.ones_like(tokens), tokens, tokens**2, loops, (loops - loops.mean()) * tokens], -1)
     y = looped["val_loss_nats"].to_numpy(float)
@@ -89,7 +90,7 @@ def worth_of_doubling(runs: pd.DataFrame) -> dict[str, Any]:
         )
     }
     spread = float(np.sqrt(residual @ residual / (len(y) - len(coefficients))))
-    return found | {"rms_nats": spread, "runs": len(looped)}
+    return found | {"tokens": 2**middle, "rms_nats": spread, "runs": len(looped)}
 
 
 def regrets(grid: pd.DataFrame, corners: pd.DataFrame) -> pd.DataFrame:
@@ -136,7 +137,7 @@ def without_regret(grid: pd.DataFrame, corners: pd.DataFrame) -> pd.DataFrame:
 
 def exponents(runs: pd.DataFrame, depths: pd.DataFrame) -> dict[str, Any]:
     """Return the laws and the optima of every estimator, by quantity and budget."""
-    found = fit(runs, depths, FitConfig(validation=False)).to_dict()["groups"][0]
+    found = fit(runs, depths.iloc[:0], FitConfig(validation=False)).to_dict()["groups"][0]
     return {
         estimator["name"]: {
             "laws": estimator["laws"],
@@ -157,7 +158,8 @@ def foretold(grid: str, runs: pd.DataFrame, depths: pd.DataFrame) -> dict[str, A
     of one recurrence share their trunk's noise, so that the largest budget is not wholly new.
     """
     largest = runs["target_flops"].max()
-    smaller = fit(runs[runs["target_flops"] < largest], depths, FitConfig(validation=False)).groups[0]
+    before = runs[runs["target_flops"] < largest]
+    smaller = fit(before, depths.iloc[:0], FitConfig(validation=False)).groups[0]
     default = smaller.estimator()
     whole = json.loads((STUDY / grid / "laws.json").read_text(encoding="utf-8"))["groups"][0]["estimators"]
     optima = next(estimator["optima"] for estimator in whole if estimator["name"] == default.name)

@@ -43,9 +43,9 @@ def compose(cfg: Overrides | StudyConfig = ()) -> StudyConfig:
 def data(cfg: Overrides | StudyConfig = ()) -> None:
     """Prepare the data sets that the configuration names; done once, cached by digest."""
     from sweeps.launch import prepare_data
-    from sweeps.live import data_progress
+    from sweeps.live import stage_progress
 
-    with data_progress() as progress:
+    with stage_progress() as progress:
         prepare_data(compose(cfg), progress)
 
 
@@ -77,9 +77,9 @@ def evaluate_tasks(cfg: Overrides) -> pd.DataFrame:
     `attrs["notes"]` of the frame says what to know about them, absent tasks first of all.
     """
     from sweeps.evaluation import evaluate_models
-    from sweeps.live import data_progress
+    from sweeps.live import stage_progress
 
-    with data_progress() as progress:
+    with stage_progress() as progress:
         return evaluate_models(_settings("eval", cfg), progress)
 
 
@@ -187,9 +187,9 @@ def collect(cfg: Overrides) -> tuple[pd.DataFrame, pd.DataFrame]:
 def sync(cfg: Overrides) -> pd.DataFrame:
     """Make the wandb histories of a sweep from its metrics; offline unless mode=online."""
     import sweeps.sync
-    from sweeps.live import data_progress
+    from sweeps.live import stage_progress
 
-    with data_progress() as progress:
+    with stage_progress() as progress:
         return sweeps.sync.sync(_settings("sync", cfg), progress)
 
 

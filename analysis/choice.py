@@ -6,18 +6,18 @@ whole, in many combinations; then single runs are added, the best one first, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
+from analysis.config import Progress
 from analysis.information import Counts, Information
 from analysis.isoflop import MIN_SWEPT
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
-Progress = Callable[[str, float], None]
 AROUND = 1.0  # e-foldings on either side of the expected optima that a new budget's recurrences span
 # A run is chosen by gain / cost^power: 1 where the allowance binds, 0 where the number of runs does.
 THRIFT = (0.0, 0.5, 1.0)

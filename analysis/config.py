@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -11,6 +12,8 @@ from annotated_types import Ge, Gt, Le, Lt
 ParameterCount = Literal["non_embedding", "no_token_embedding", "all", "flops_over_six"]
 
 Resampling = Literal["noise", "pairs", "stratified", "block"]
+
+Progress = Callable[[str, float], None]  # stage, and the share of it that is done
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from analysis.config import FitConfig
+from analysis.config import FitConfig, Progress
 from analysis.difference import of_minimum
 from analysis.estimator import DEFAULT, EstimatorFit, Inputs
 from analysis.generator import Generator
@@ -19,7 +18,6 @@ from analysis.simulate import QUANTITIES, Estimates, Grid, Noise, estimate
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Analysis = tuple[Inputs, EstimatorFit]
-Progress = Callable[[str, float], None]
 MOST = 0.5  # past this share of analyses without an interval there is no typical one
 BATCH = 250  # studies fitted at once between two steps of the progress bar
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.config import FitConfig
+from analysis.config import FitConfig, Progress
 from analysis.curve_laws import RIVALS, CurveLaws, fit_curves
 from analysis.geometry import geometry
 from analysis.group import GroupFit, blocks_of, fit_groups
@@ -51,24 +51,33 @@ class RunLaw:
         )
 
 
-def run_laws(groups: tuple[GroupFit, ...], depths: pd.DataFrame, config: FitConfig) -> tuple[RunLaw, ...]:
+def run_laws(
+    groups: tuple[GroupFit, ...],
+    depths: pd.DataFrame,
+    config: FitConfig,
+    progress: Progress = lambda stage, done: None,
+) -> tuple[RunLaw, ...]:
     """Fit the iso-depth law per accounting, and the unified law per group and per accounting."""
-    found: list[RunLaw] = []
+    wanted: list[tuple[str, Law, pd.DataFrame]] = []
     accountings = sorted({group.accounting for group in groups})
     for accounting in accountings:
         mine = [group for group in groups if group.accounting == accounting]
         points = pd.concat([training_points(group, config) for group in mine], ignore_index=True)
-        found.append(_fit(", ".join(group.label for group in mine), LAWS["iso_depth"], points, config))
+        wanted.append((", ".join(group.label for group in mine), LAWS["iso_depth"], points))
     tables = {group.label: depth_points(group, depths, config) for group in groups}
     for group in groups:
         if len(tables[group.label]):
-            found.append(_fit(group.label, LAWS["unified"], tables[group.label], config))
+            wanted.append((group.label, LAWS["unified"], tables[group.label]))
     for accounting in accountings:
         mine = [g for g in groups if g.accounting == accounting and len(tables[g.label])]
         if len({group.scale for group in mine}) > 1:
             numbered = [tables[group.label].assign(**{SIZE: i}) for i, group in enumerate(mine, start=1)]
             law = joint(LAWS["unified"], [group.label.replace(f", {accounting} FLOPs", "") for group in mine])
-            found.append(_fit(f"{accounting} FLOPs", law, pd.concat(numbered, ignore_index=True), config))
+            wanted.append((f"{accounting} FLOPs", law, pd.concat(numbered, ignore_index=True)))
+    found = []
+    for number, (label, law, table) in enumerate(wanted):
+        progress("laws of all runs", number / len(wanted))
+        found.append(_fit(label, law, table, config))
     return tuple(found)
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from analysis import plain, words
 from analysis.checks import Check, checks
-from analysis.config import FitConfig
+from analysis.config import FitConfig, Progress
 from analysis.depth import DepthStudy, depth_study
 from analysis.estimator import DEFAULT
 from analysis.group import GroupFit, Values, fit_groups
@@ -87,18 +87,26 @@ class StudyFit:
         return plot_isoflop(self.groups[0], "mean_recurrence", ax)
 
 
-def fit(runs: pd.DataFrame, depths: pd.DataFrame, config: FitConfig | None = None) -> StudyFit:
+def fit(
+    runs: pd.DataFrame,
+    depths: pd.DataFrame,
+    config: FitConfig | None = None,
+    progress: Progress = lambda stage, done: None,
+) -> StudyFit:
     """Fit every law of a study from its runs and depth tables.
 
     With `config.validation` the result also says how the laws predict what they did not see, and how the
-    exponents move with other choices. Raises TableError for tables that are malformed, empty, or hold runs
-    of different data.
+    exponents move with other choices. `progress` is told the stage and the share of it that is done. Raises
+    TableError for tables that are malformed, empty, or hold runs of different data.
     """
     config = config or FitConfig()
     selection = select(runs, config.max_epochs)
     depths = conform(depths, DEPTHS).sort_values(["run_id", "depth"], kind="stable").reset_index(drop=True)
     floor = noise_floor(selection.runs)
+    progress("isoFLOP laws", 0.0)
     fitted, skipped = fit_groups(selection.runs, floor, config)
+    progress("depth curves", 0.0)
+    depth = depth_study(selection.runs, depths, config)
     study = StudyFit(
         config=config,
         runs_digest=digest(runs),
@@ -106,8 +114,8 @@ def fit(runs: pd.DataFrame, depths: pd.DataFrame, config: FitConfig | None = Non
         runs_used=len(selection.runs),
         noise=floor,
         groups=fitted,
-        depth=depth_study(selection.runs, depths, config),
-        run_laws=run_laws(fitted, depths, config),
+        depth=depth,
+        run_laws=run_laws(fitted, depths, config, progress),
         checks=checks(selection.runs, floor),
         left_out=selection.left_out,
         skipped=skipped,
@@ -121,8 +129,9 @@ def fit(runs: pd.DataFrame, depths: pd.DataFrame, config: FitConfig | None = Non
         kept = selection.runs[~selection.runs["run_id"].isin(without)].reset_index(drop=True)
         return fit_groups(kept, floor, other)[0]
 
-    return replace(
-        study,
-        validation=validate(fitted, config, study.depth, depths, study.run_laws),
-        sensitivity=sensitivity(fitted, again, config),
-    )
+    progress("validation", 0.0)
+    validation = validate(fitted, config, study.depth, depths, study.run_laws)
+    progress("sensitivity", 0.0)
+    checked = replace(study, validation=validation, sensitivity=sensitivity(fitted, again, config))
+    progress("sensitivity", 1.0)
+    return checked

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from harness.files import write_text
 from model.checked import ConfigError, build
 from sweeps.config import FitTableConfig
+from sweeps.live import stage_progress
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +39,8 @@ def fit_sweep(settings: FitTableConfig) -> AnyFit:
         return fit_points(settings.law, source, x=settings.x, config=config)
     if settings.law != "isoflop":
         return fit_run_law(settings.law, *source, config)
-    study = fit(*source, config)
+    with stage_progress() as progress:
+        study = fit(*source, config, progress)
     if settings.data is None:
         write_text(settings.folder / "laws.json", study.to_json() + "\n")
     return study

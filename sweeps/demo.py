@@ -12,7 +12,7 @@ from sweeps.collect import collect
 from sweeps.config import EvalConfig, FitTableConfig, StudyConfig
 from sweeps.forecast import gaps, has_ended
 from sweeps.launch import start_workers, write_ledger
-from sweeps.live import data_progress, watch
+from sweeps.live import stage_progress, watch
 from sweeps.status import status
 
 
@@ -21,7 +21,7 @@ def run_demo(study: StudyConfig) -> Path:
 
     The workers end with this process, each leaving a checkpoint. Raises ConfigError when runs failed.
     """
-    with data_progress() as progress:
+    with stage_progress() as progress:
         ledger = write_ledger(study, progress)
     folder = Path(study.root) / ledger.name
     print(f"{len(ledger.run_ids)} runs in {folder}; stop with Ctrl-C, run again to continue", flush=True)
@@ -37,7 +37,7 @@ def run_demo(study: StudyConfig) -> Path:
     if study.tasks:
         from sweeps.evaluation import evaluate_models
 
-        with data_progress() as progress:
+        with stage_progress() as progress:
             evaluate_models(
                 EvalConfig(sweep=ledger.name, root=study.root, cache=study.cache, tasks=study.tasks), progress
             )

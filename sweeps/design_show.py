@@ -14,7 +14,7 @@ from sweeps.compose import CONF
 from sweeps.config import StudyConfig
 from sweeps.design import design, write_design
 from sweeps.design_files import GRID, added_cells, write_sweep
-from sweeps.live import data_progress
+from sweeps.live import stage_progress
 from sweeps.search import search
 from sweeps.show import DESIGN_COLUMNS, as_text
 from sweeps.suggest import suggest
@@ -27,7 +27,7 @@ def show(study: StudyConfig, overrides: Sequence[str]) -> str:
     """
     if study.design and study.suggest:
         raise ConfigError("design and suggest are two questions: ask for one of them")
-    with data_progress() as progress:
+    with stage_progress() as progress:
         if study.suggest:
             return _show_suggestion(study, overrides, progress)
         if study.design == "search":

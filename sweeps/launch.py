@@ -54,13 +54,13 @@ def launch(study: StudyConfig) -> tuple[Path, list[str]]:
     With `retry_failed`, failed runs are opened again; otherwise they stay as they are. A fake cluster is
     stepped to its end, in a folder of its own.
     """
-    from sweeps.live import data_progress
+    from sweeps.live import stage_progress
 
     if study.cluster.kind == "fake":
         from sweeps.rehearsal import rehearse
 
         return rehearse(study), []
-    with data_progress() as progress:
+    with stage_progress() as progress:
         ledger = write_ledger(study, progress)
     folder = Path(study.root) / ledger.name
     if study.retry_failed:

@@ -42,13 +42,13 @@ def _bar(console: Console, field: str = "") -> Progress:
 
 
 @contextmanager
-def data_progress() -> Iterator[Callable[[str, float], None]]:
-    """Show the stages of preparing data; yields the callback (stage, fraction done)."""
+def stage_progress() -> Iterator[Callable[[str, float], None]]:
+    """Show the stages of a long command; yields the callback (stage, fraction done)."""
     bar = _bar(_console())
     tasks: dict[str, Any] = {}
 
     def update(stage: str, fraction: float) -> None:
-        bar.start()  # not before there is something to show: prepared data shows nothing
+        bar.start()  # not before there is something to show
         if stage not in tasks:
             for earlier in tasks.values():
                 bar.update(earlier, completed=1.0)

@@ -14,7 +14,7 @@ from harness.runfolder import RunFolder, create
 from model.checked import ConfigError
 from sweeps.compose import single_run
 from sweeps.config import StudyConfig
-from sweeps.live import data_progress, step_progress
+from sweeps.live import stage_progress, step_progress
 
 SINGLE = "single"  # the folder of runs that belong to no sweep
 
@@ -25,7 +25,7 @@ def _unseen(line: dict[str, float | None]) -> None:
 
 def _asked_for(study: StudyConfig) -> tuple[RunConfig, Dataset]:
     run = solve(single_run(study))
-    with data_progress() as progress:
+    with stage_progress() as progress:
         return run, prepare(run.data, Path(study.cache), progress)
 
 
@@ -62,4 +62,6 @@ def train_one(study: StudyConfig) -> dict[str, Any]:
         raise ConfigError(f"{folder.status().message}; run the same command again to continue")
     if ended != "done":
         raise ConfigError(f"{folder.path} ended as {ended}: {folder.status().message}")
+    if ranks.first:
+        print(f"{folder.path} is done", file=sys.stderr)
     return RunFolder(folder.path).record()

@@ -83,7 +83,9 @@ def test_the_intervals_of_the_page_are_in_its_files():
     pairs = set()
     for path in [STUDY / "summary.json", *STUDY.glob("*/laws.json"), *STUDY.glob("*/comparison.json")]:
         found = list(numbers(json.loads(path.read_text(encoding="utf-8"))))
-        pairs |= set(itertools.pairwise(found)) | set(itertools.pairwise(found[::-1]))  # keys may be sorted
+        for each in (found, found[::-1]):  # keys may be sorted
+            pairs |= set(itertools.pairwise(each))
+            pairs |= {(-a, -b) for a, b in itertools.pairwise(each)}  # lower by, not higher by
     pages = [
         path.read_text(encoding="utf-8") for path in (STUDY / "README.md", STUDY.parents[1] / "README.md")
     ]

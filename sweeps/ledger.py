@@ -59,9 +59,14 @@ class Ledger:
 
 
 def read_ledger(folder: Path) -> Ledger:
-    """Return the ledger of the sweep in `folder`; raises ConfigError where nothing was launched."""
+    """Return the ledger of the sweep in `folder`; raises ConfigError where none was launched."""
     path = folder / "sweep.json"
     if not path.exists():
+        if any(folder.glob("*/record.json")):
+            raise ConfigError(
+                f"{folder} holds runs but no launched sweep: tabulate them with "
+                f"loopscale collect sweep={folder.name}"
+            )
         others = sorted(p.parent.name for p in folder.parent.glob("*/sweep.json"))
         hint = f"launched there: {', '.join(others)}" if others else "nothing was launched there yet"
         raise ConfigError(

@@ -265,6 +265,16 @@ def test_nothing_launched_is_said_with_what_is_there(table):
         loopscale.status(table)
 
 
+def test_runs_of_train_are_no_sweep(tmp_path):
+    record = tmp_path / "runs" / "single" / "looped_40k-mu4-steps7-seed0-0123abcd" / "record.json"
+    record.parent.mkdir(parents=True)
+    record.write_text("{}")
+    with pytest.raises(
+        ConfigError, match=r"holds runs but no launched sweep: .*loopscale collect sweep=single"
+    ):
+        loopscale.status(["sweep=single", f"root={tmp_path / 'runs'}"])
+
+
 def test_a_crash_that_cannot_be_written_down_is_not_repeated_for_ever(tiny_sweep, tmp_path, monkeypatch):
     write_ledger(loopscale.compose([*tiny_sweep, "retry.lost.retries=1", "sweep.trunk=false"]))
     folder = tmp_path / "runs" / "tiny"

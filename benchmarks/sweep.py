@@ -65,13 +65,13 @@ def slurm_submission(folder: Path, cells: int) -> None:
     (folder / "text").mkdir()
     for number in range(20):
         (folder / "text" / f"{number}.txt").write_text(f"{number} and other words " * 1000)
-    seeds = ",".join(map(str, range(cells)))
+    depths, seeds = (",".join(map(str, values)) for values in (range(2, 12), range(cells // 10)))
     overrides = [
         f"root={folder}", f"cache={folder / 'data'}", "data=text", f"path={folder / 'text'}",
         "sweep.name=many", "data.vocabulary_size=270", "data.validation_fraction=0.2", "model=looped_40k",
         "model.sequence_length=32", "training.batch_sequences=4", "evaluation.blocks=2", "sweep.control=none",
-        "sweep.mean_recurrences=[2]", f"sweep.seeds=[{seeds}]", "sweep.min_steps=1", "sweep.max_epochs=100",
-        "cluster=slurm", "cluster.resources.options={hold: true}", "confirm=false", "sweep.tokens=[4096]",
+        f"sweep.mean_recurrences=[{depths}]", f"sweep.seeds=[{seeds}]", "sweep.min_steps=1",
+        "sweep.max_epochs=100", "cluster=slurm", "cluster.resources.options={hold: true}", "confirm=false", "sweep.tokens=[4096]",
     ]  # fmt: skip
     loopscale.data(overrides)
     study = loopscale.compose(overrides)

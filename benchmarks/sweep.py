@@ -71,7 +71,8 @@ def slurm_submission(folder: Path, cells: int) -> None:
         "sweep.name=many", "data.vocabulary_size=270", "data.validation_fraction=0.2", "model=looped_40k",
         "model.sequence_length=32", "training.batch_sequences=4", "evaluation.blocks=2", "sweep.control=none",
         f"sweep.mean_recurrences=[{depths}]", f"sweep.seeds=[{seeds}]", "sweep.min_steps=1",
-        "sweep.max_epochs=100", "cluster=slurm", "cluster.resources.options={hold: true}", "confirm=false", "sweep.tokens=[4096]",
+        "sweep.max_epochs=100", "cluster=slurm", "cluster.resources.options={hold: true}",
+        "confirm=false", "sweep.tokens=[4096]",
     ]  # fmt: skip
     loopscale.data(overrides)
     study = loopscale.compose(overrides)

@@ -66,9 +66,9 @@ def fit_parabolas(inputs: Inputs) -> EstimatorFit:
             fitted[quantity, k] = x, coefficients
             squares[quantity] += float(residual @ residual)
     at = np.isin(cells.budget, usable)
-    # One level for both: the worse fit's.
-    level = inputs.level(max(squares.values()), int(at.sum()) - 3 * len(usable), cells.rows[at])
-    for quantity in cells.quantities:
+    freedom = int(at.sum()) - 3 * len(usable)
+    levels = {q: inputs.level(squares[q], freedom, cells.rows[at]) for q in cells.quantities}
+    for quantity, level in levels.items():
         resampled |= {(quantity, k): _resampled(inputs, k, fitted[quantity, k], level) for k in usable}
         optima[quantity] = tuple(
             _optimum(inputs, quantity, k, fitted[quantity, k], resampled[quantity, k], level)
@@ -86,7 +86,7 @@ def fit_parabolas(inputs: Inputs) -> EstimatorFit:
 
     return EstimatorFit(
         name="parabola",
-        noise=level,
+        noise=levels[max(squares, key=squares.__getitem__)],  # the worse fit's
         optima=optima,
         laws=laws(inputs, optima, level),
         curve=curve,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -132,7 +132,7 @@ def compare(
             budgets_flops=tuple(means.index), loss_nats=tuple(means["mean"]), seeds=tuple(means["size"])
         )
         own = _own_noise(noise, fits.get(label))
-        if own is not noise:
+        if own != noise:
             notes.append(
                 f"{label}: runs scatter around the fitted curves by more than replicate seeds explain: "
                 f"intervals take {number(own.within.sd_nats, 2)} nats"
@@ -161,16 +161,19 @@ def compare(
 
 def _own_noise(noise: Noise, fits: tuple[GroupFit, GroupFit] | None) -> Noise:
     """Return the noise of one group: its fit's residuals where they are more than seeds explain."""
-    levels = [fit.estimator().noise for fit in fits or ()]
-    floors = [
-        NoiseFloor(sd_nats=level.sd_nats, degrees_of_freedom=level.degrees_of_freedom)
-        if level is not None and level.widened
-        else floor
-        for level, floor in zip(levels, (noise.within, noise.across), strict=False)
-    ]
-    within, across = floors or (noise.within, noise.across)
-    same = within is noise.within and across is noise.across
-    return noise if same else Noise(within=within, across=across, paired=noise.paired)
+    if fits is None:
+        return noise
+    within, across = fits
+    return replace(
+        noise, within=_residuals(within) or noise.within, across=_residuals(across) or noise.across
+    )
+
+
+def _residuals(fit: GroupFit) -> NoiseFloor | None:
+    level = fit.estimator().noise
+    if level is None or not level.widened:
+        return None
+    return NoiseFloor(sd_nats=level.sd_nats, degrees_of_freedom=level.degrees_of_freedom)
 
 
 def _optima(fits: tuple[GroupFit, GroupFit] | None, flops: float) -> tuple[Optimum, Optimum] | None:

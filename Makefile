@@ -64,4 +64,6 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@# A CUDA build of torch names libraries of its own, which the lock leaves out.
 	$(BIN)/python -m pip install --quiet --no-compile --constraint requirements.lock torch
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@# On all cores, where pip would use one; packages may hold sources that are meant for another Python.
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	@touch $@

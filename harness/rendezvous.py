@@ -25,5 +25,5 @@ def export_rendezvous() -> None:
 
 
 def job_port(job_id: str) -> int:
-    """Return the port at which the processes of a job meet, the same in each of them."""
+    """Return the port at which the processes of a job meet, the same wherever its id is known."""
     return random.Random(job_id).choice(PORTS)

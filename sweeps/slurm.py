@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import submitit
 from submitit.core.utils import FailedJobError
 
+from harness.rendezvous import job_port
 from model.checked import ConfigError
 from sweeps.batch import JOBS, Batch, batch_folder, read_submitted
 from sweeps.cluster_config import ClusterConfig
@@ -284,7 +285,7 @@ def _environment(config: ClusterConfig, sweep: Path, batch: Batch, version: str)
 
 
 def _torchrun(config: ClusterConfig, batch: Batch, folder: Path) -> str:
-    port = 20_000 + int(batch.token, 16) % 20_000
+    port = job_port(batch.token)
     python = config.python or shlex.quote(sys.executable)
     return (
         f"bash -c 'exec {python} -m torch.distributed.run --nnodes=$SLURM_JOB_NUM_NODES "

@@ -90,10 +90,12 @@ def slurm(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def wait_for(condition, seconds: float = 90.0, what: str = "") -> None:
+def wait_for(condition, seconds: float = 90.0, what=lambda: "") -> None:
+    """Wait for `condition`; `what` says at the end of the time what was waited for."""
     until = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < until, f"waited too long {what}"
+        if time.monotonic() > until:
+            pytest.fail(f"waited {seconds:g} s {what()}")
         time.sleep(0.1)
 
 
@@ -132,9 +134,9 @@ class Sweep:
     def wait_for_step(self, step: int, number: int = 0) -> None:
         wait_for(lambda: self.folder.exists() and len(read_metrics(self.run(number).metrics)) >= step)
 
-    def wait_until_idle(self, seconds: float = 120.0) -> None:
+    def wait_until_idle(self, seconds: float = 300.0) -> None:
         """Wait until SLURM has no job of this sweep any more."""
-        wait_for(lambda: not self.queue(), seconds, f"for {self.name}: {self.queue()}")
+        wait_for(lambda: not self.queue(), seconds, lambda: f"for {self.name}: {self.queue()}")
 
     def queue(self) -> list[str]:
         lines = slurm("squeue", "-h", "-r", "-o", "%j %i %T %r").splitlines()
@@ -150,7 +152,7 @@ class Sweep:
 
     def finish(self, *, again: bool = True) -> None:
         """Wait for the end, launching again whenever SLURM has nothing left to do."""
-        until = time.monotonic() + 150
+        until = time.monotonic() + 600
         while True:
             self.wait_until_idle()
             states = [run.status() for run in self.runs()]
@@ -204,7 +206,7 @@ def undisturbed(root: Path, data: tuple[Path, Path], *overrides: str) -> dict[st
     """Return the losses of a sweep that nothing disturbs: one run after the other in a worker here."""
     made = Sweep(root, *data, "undisturbed", *overrides, "cluster=local", "cluster.parallel_runs=1")
     made.launch()
-    wait_for(lambda: all(run.status().state == "done" for run in made.runs()), 400, "for undisturbed runs")
+    wait_for(lambda: all(run.status().state == "done" for run in made.runs()), 400)
     return made.losses()
 
 

@@ -103,7 +103,7 @@ def test_the_time_limit(sweep, calm):
     own = ["sweep.seeds=[0]", fault("slow=0.7"), "cluster.resources.time_min=1", "cluster.signal_s=5"]
     made = sweep("limited", *EVENT, *own)
     made.launch()
-    made.wait_until_idle(240)
+    made.wait_until_idle()
     made.finish()
     (run,) = made.runs()
     assert made.losses()[run.run_id] == calm[run.run_id]

@@ -41,7 +41,7 @@ def wait_for_step(run, step):
         lines = read_metrics(run.metrics) if run.metrics.exists() else []
         return bool(lines) and lines[-1]["step"] >= step
 
-    wait_for(reached, PATIENCE_S, f"for {run.run_id}")
+    wait_for(reached, PATIENCE_S, lambda: f"for {run.run_id}")
 
 
 def started(run):

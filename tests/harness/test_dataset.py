@@ -167,7 +167,7 @@ def start(corpus, cache, how="2", source="text"):
 
 def test_processes_that_prepare_at_once_get_one_data_set(corpus, tmp_path):
     processes = [start(corpus, tmp_path / "cache") for _ in range(3)]
-    digests = {process.communicate(timeout=60)[0].split()[-1] for process in processes}
+    digests = {process.communicate(timeout=300)[0].split()[-1] for process in processes}
     assert [process.returncode for process in processes] == [0, 0, 0]
     (digest,) = digests
     assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [digest, "keys"]
@@ -178,14 +178,14 @@ def test_processes_that_prepare_at_once_get_one_data_set(corpus, tmp_path):
 def test_killed_preparation_goes_on_where_it_was_and_ends_the_same(corpus, tmp_path, source, kills):
     texts = [{"text": text} for text in TEXTS]
     (corpus / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts), encoding="utf-8")
-    whole, _ = start(corpus, tmp_path / "whole", source=source).communicate(timeout=60)
+    whole, _ = start(corpus, tmp_path / "whole", source=source).communicate(timeout=300)
     for how in kills:
         process = start(corpus, tmp_path / "broken", how, source)
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
         assert process.returncode == -9
     (scratch,) = (tmp_path / "broken").glob(".preparing-*")
     assert json.loads((scratch / "journal.json").read_text())["documents"] >= 3
-    told, _ = start(corpus, tmp_path / "broken", source=source).communicate(timeout=60)
+    told, _ = start(corpus, tmp_path / "broken", source=source).communicate(timeout=300)
     assert "training the tokenizer" not in told  # nor is what was committed encoded again
     assert told.count("tokenizing") < whole.count("tokenizing") - 2
     digest = told.split()[-1]
@@ -196,11 +196,11 @@ def test_killed_preparation_goes_on_where_it_was_and_ends_the_same(corpus, tmp_p
 
 
 def test_preparation_starts_anew_where_its_committed_shards_are_gone(corpus, tmp_path):
-    whole, _ = start(corpus, tmp_path / "whole").communicate(timeout=60)
-    start(corpus, tmp_path / "broken", "0.7").communicate(timeout=60)
+    whole, _ = start(corpus, tmp_path / "whole").communicate(timeout=300)
+    start(corpus, tmp_path / "broken", "0.7").communicate(timeout=300)
     (shard,) = (tmp_path / "broken").glob(".preparing-*/train.bin")
     shard.write_bytes(b"")
-    again, _ = start(corpus, tmp_path / "broken").communicate(timeout=60)
+    again, _ = start(corpus, tmp_path / "broken").communicate(timeout=300)
     assert again.split()[-1] == whole.split()[-1]
 
 

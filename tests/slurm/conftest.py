@@ -90,7 +90,7 @@ def slurm(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def wait_for(condition, seconds: float = 90.0, what=lambda: "") -> None:
+def wait_for(condition, seconds: float = 300.0, what=lambda: "") -> None:
     """Wait for `condition`; `what` says at the end of the time what was waited for."""
     until = time.monotonic() + seconds
     while not condition():

@@ -29,7 +29,7 @@ def run_together(world: int, folders: list[Path], cache: Path) -> None:
     """Run the jobs of `folders` with `world` processes; fails where one of them fails."""
     processes = start(world, folders, cache)
     for process in processes:
-        process.join(timeout=300)
+        process.join(timeout=240)
     assert [process.exitcode for process in processes] == [0] * world
 
 

@@ -43,7 +43,7 @@ def test_oom(make, cache):
     folder, _ = make(*big)
     child = CONTEXT.Process(target=_run_with_little_memory, args=(folder.path, cache, 2**29))
     child.start()
-    child.join(timeout=300)
+    child.join(timeout=60)
     assert named(folder) == ("failed", "oom")
 
 

@@ -100,7 +100,7 @@ def test_a_data_set_comes_by_name_through_the_hub(hub, tmp_path):
         f"cache={tmp_path / 'cache'}",
     ]
     environment = os.environ | {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home")}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     (digest,) = [path.name for path in (tmp_path / "cache").iterdir() if path.name != "keys"]
     data = open_dataset(tmp_path / "cache" / digest, checksums=True)

@@ -34,7 +34,7 @@ def test_evaluations_at_the_same_time_lose_nothing(make):
     for member in members:
         member.start()
     for member in members:
-        member.join(timeout=300)
+        member.join(timeout=60)
     assert [member.exitcode for member in members] == [0] * 4
     rows = [(row["task"], row["depth"]) for row in read_scores(run)]
     expected = {(f"task {member}", turn + 1) for member in range(4) for turn in range(TURNS)}

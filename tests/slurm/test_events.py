@@ -146,16 +146,16 @@ def test_the_controller_away_while_launching_and_while_looking(sweep, calm, daem
     launching = made.launch_process()
     time.sleep(20)
     daemons.start_controller()
-    assert launching.wait(300) == 0
+    assert launching.wait(120) == 0
     made.wait_for_step(8)
     daemons.stop("slurmctld")
     frame = loopscale.status([f"root={made.root}", f"sweep={made.name}"])
     assert "running" in set(frame["status"]) and "scheduler was not asked" in frame.attrs["notes"][0]
-    assert made.launch_process("cluster.patience_s=1").wait(300) == 2  # says that SLURM does not answer
+    assert made.launch_process("cluster.patience_s=1").wait(60) == 2  # says that SLURM does not answer
     looking = made.launch_process()
     time.sleep(20)
     daemons.start_controller()
-    assert looking.wait(300) == 0
+    assert looking.wait(120) == 0
     made.finish()
     assert made.losses() == calm and len(made.batches()) == 1
     assert [run.status().attempts for run in made.runs()] == [1, 1]
@@ -174,7 +174,7 @@ def test_shapes_are_timed_in_jobs_of_this_cluster(sweep):
 def test_two_launches_at_once_submit_every_cell_once(sweep, calm):
     made = sweep("twice", *EVENT)
     both = [made.launch_process(), made.launch_process()]
-    assert [process.wait(300) for process in both] == [0, 0]
+    assert [process.wait(120) for process in both] == [0, 0]
     made.finish()
     assert made.losses() == calm and len(made.batches()) == 1
     assert [run.status().attempts for run in made.runs()] == [1, 1]
@@ -187,7 +187,7 @@ def test_a_launch_killed_right_after_sbatch_is_completed_by_the_next(sweep, calm
     script.write_text(f'#!/bin/sh\n{shutil.which("sbatch")} "$@" > /dev/null\nkill -9 $PPID\n')
     script.chmod(0o755)
     dying = made.launch_process(PATH=f"{script.parent}:{os.environ['PATH']}")
-    assert dying.wait(300) == -signal.SIGKILL
+    assert dying.wait(120) == -signal.SIGKILL
     made.launch()
     made.finish()
     assert made.losses() == calm and len(made.batches()) == 1

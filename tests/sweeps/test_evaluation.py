@@ -132,7 +132,7 @@ def test_processes_share_the_items_and_agree_with_one(trained, cache, tmp_path):
     for member in members:
         member.start()
     for member in members:
-        member.join(timeout=300)
+        member.join(timeout=120)
     assert [member.exitcode for member in members] == [0, 0]
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "frame.parquet"), alone, rtol=1e-5)
     assert len(list((tmp_path / "together").glob("*.npz"))) == 5

@@ -30,7 +30,7 @@ ONE_WORKER = ClusterConfig(parallel_runs=1)
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def wait_for(condition, seconds=300.0):
+def wait_for(condition, seconds=120.0):
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "waited too long"
@@ -129,7 +129,7 @@ def test_workers_end_with_their_owner_and_leave_a_checkpoint(tiny_sweep, tmp_pat
     wait_for(lambda: len(read_metrics(first.metrics)) > 5)
     owner.kill()
     owner.wait()
-    worker.wait(timeout=300)
+    worker.wait(timeout=60)
     assert first.status().state == "submitted" and list(first.checkpoints.glob("step_*"))
     assert not first.is_held()
 
@@ -141,8 +141,8 @@ def test_a_slot_is_held_once(tiny_sweep, tmp_path):
     (first,) = start_workers(folder, study.cluster)
     wait_for(lambda: any(run.status().state != "planned" for run in ledger.runs(folder)))
     (second,) = start_workers(folder, study.cluster)
-    assert second.wait(timeout=300) == 0
-    assert first.wait(timeout=300) == 0
+    assert second.wait(timeout=60) == 0
+    assert first.wait(timeout=120) == 0
     assert [run.status().attempts for run in ledger.runs(folder)] == [1, 1, 1]
 
 
@@ -250,14 +250,14 @@ def test_cancel_and_retry_answer_in_json(tiny_sweep, table, tmp_path, capsys):
     with subprocess.Popen(["sleep", "60"]) as worker, exclusive(slot(folder, 0), wait=True):
         slot(folder, 0).with_suffix(".pid").write_text(str(worker.pid))
         assert answer("cancel") == {"cancelled": [f"worker process {worker.pid}"]}
-        assert worker.wait(60) == -signal.SIGTERM
+        assert worker.wait(10) == -signal.SIGTERM
         (run,) = ledger.runs(folder)
         run.set_status(run.status().failed("diverged", "loss rose"))
         assert answer("retry", "failed=true") == {"started": [run.run_id], "notes": []}
         assert run.status().state == "submitted"
         started = launch._DETACHED.pop()
         started.kill()  # before it has a slot: what it would train is no part of this
-        assert started.wait(60) == -signal.SIGKILL
+        assert started.wait(10) == -signal.SIGKILL
 
 
 def test_nothing_launched_is_said_with_what_is_there(table):

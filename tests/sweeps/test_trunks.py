@@ -249,7 +249,7 @@ def test_a_trunk_killed_in_the_middle_goes_on_from_its_checkpoint(grid, independ
     cache = folder / read_ledger(folder).cache
     start_child(first, cache).join()
     child = start_child(last, cache)
-    until = time.monotonic() + 300
+    until = time.monotonic() + 60
     while not (last.metrics.exists() and read_metrics(last.metrics)[-1]["step"] >= 6):
         assert time.monotonic() < until
         time.sleep(0.005)

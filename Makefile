@@ -16,7 +16,7 @@ help: ## list the targets
 
 install: $(INSTALLED) ## create .venv with the pinned lock
 
-demo: $(INSTALLED) ## run a whole small study on this machine (about 8 minutes on 2 cores)
+demo: $(INSTALLED) ## run a whole small study on this machine (about 7 minutes on 2 cores)
 	$(BIN)/loopscale demo $(ARGS)
 
 test: $(INSTALLED) ## run the tests

@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 .DEFAULT_GOAL := help
 # The sweeps of docs/study in their order; study_30k_english is apart, its text is not in the repository.
 STUDY := study_60k_rates study_60k_rates_longer study_60k_pilot study_60k study_60k_probe \
-	study_30k_rates study_30k study_30k_corners study_15k_rates study_15k
+	study_30k_rates study_30k study_30k_corners study_15k_rates study_15k study_15k_corners
 
 .PHONY: help install demo test validate study study-figures lint format slurm-up test-slurm slurm-down
 

@@ -5,8 +5,10 @@
     python benchmarks/train_step.py --beside 2 --threads 1  # as a sweep runs them: processes side by side
     python benchmarks/train_step.py --memory
 
-Every repeat times both forms on the same draw of depths, in alternating order; medians are printed. The limit
-is the step without all that is not a matrix product or attention: the same calls of torch's library, alone.
+Every repeat times both forms on the same draw of depths, in alternating order; medians are printed. Ours goes
+through the batch as a run on a CPU does, in micro-batches sorted by depth; the masked form takes all at once,
+as published, or micro-batches too with --masked-parts. The limit is the step without all that is not a matrix
+product or attention: the same calls, alone.
 """
 
 import argparse
@@ -25,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from harness.config import OptimizerConfig
+from harness.micro_batch import CPU_TOKENS, largest_fitting
 from harness.optimizer import build_optimizer
 from model.compilation import compile_blocks
 from model.config import ModelConfig
@@ -48,10 +51,15 @@ def arguments():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--eager", action="store_true")
+    parser.add_argument("--micro-batch", type=int, help="sequences at once; by default what a run takes")
+    parser.add_argument("--masked-parts", action="store_true", help="micro-batches for the masked form too")
     parser.add_argument("--unmasked", action="store_true", help="leave the masked form out")
     parser.add_argument("--beside", type=int, default=0, help="run this many such processes at once")
     parser.add_argument("--memory", action="store_true")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.micro_batch is None:
+        args.micro_batch = largest_fitting(args.batch, lambda size: size * args.sequence <= CPU_TOKENS) or 1
+    return args
 
 
 def configured(args, backprop_depth=None):
@@ -89,7 +97,7 @@ class Products(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.name()
-        if name in ("aten::mm", "aten::addmm", "aten::bmm") or "flash_attention_for_cpu" in name:
+        if name in ("aten::mm", "aten::addmm", "aten::bmm") or "attention" in name:
             shapes = tuple((a.shape, a.stride()) for a in args if isinstance(a, torch.Tensor))
             key = name, shapes
             self.calls.setdefault(key, (func, args, kwargs or {}))
@@ -108,6 +116,14 @@ class Products(TorchDispatchMode):
         return total
 
 
+def backward(model, loss, tokens, depths, size):
+    """Leave the gradient of the batch's loss in the parameters, `size` sequences at a time, deepest first."""
+    order = sorted(range(len(depths)), key=lambda index: -depths[index])
+    for start in range(0, len(order), size):
+        part = order[start : start + size]
+        loss(model, tokens[part], tokens[part], [depths[index] for index in part], part).backward()
+
+
 def limit(config, args, draws):
     """Return the median seconds of a step's matrix products and attention alone."""
     model = build_model(config, seed=0)
@@ -115,7 +131,7 @@ def limit(config, args, draws):
     found = []
     for depths in draws:
         with Products() as products:
-            model.loss(tokens, tokens, depths, range(args.batch)).backward()
+            backward(model, LoopedTransformer.loss, tokens, depths, args.micro_batch)
         with torch.no_grad():
             found.append(products.seconds())
     return median(found)
@@ -126,7 +142,7 @@ def time_steps(args):
     config = configured(args)
     tokens = torch.randint(args.vocabulary, (args.batch, args.sequence))
 
-    def stepper(loss):
+    def stepper(loss, size):
         model = build_model(config, seed=0)
         optimizer = build_optimizer(model, OptimizerConfig())
         if not args.eager:
@@ -134,14 +150,14 @@ def time_steps(args):
 
         def step(depths):
             model.zero_grad()
-            loss(model, tokens, tokens, depths, range(args.batch)).backward()
+            backward(model, loss, tokens, depths, size)
             optimizer.step()
 
         return step
 
-    steps = {"ours": stepper(LoopedTransformer.loss)}
+    steps = {"ours": stepper(LoopedTransformer.loss, args.micro_batch)}
     if not args.unmasked:
-        steps["masked"] = stepper(masked_loss)
+        steps["masked"] = stepper(masked_loss, args.micro_batch if args.masked_parts else args.batch)
     draws = [draw_depths(config, seed=0, step=i, batch=args.batch).tolist() for i in range(args.repeats)]
     for step in steps.values():
         step(draws[0])
@@ -165,7 +181,10 @@ def report(args, config, times, rate):
     if "masked" in times:
         ratio = median(m / o for o, m in zip(times["ours"], times["masked"], strict=True))
         print(f"masked / ours, paired: {ratio:.2f}")
-    print(f"{needed / 1e6:.1f} MFLOP/token, 2048^3 matmul {rate / 1e9:.0f} GFLOP/s, {args.threads} threads")
+    print(
+        f"{needed / 1e6:.1f} MFLOP/token, 2048^3 matmul {rate / 1e9:.0f} GFLOP/s, {args.threads} threads, "
+        f"{args.micro_batch} of {args.batch} sequences at once"
+    )
 
 
 def run_beside(args):

@@ -13,6 +13,7 @@ from harness.parallel import Replica
 from model.checked import ConfigError
 from model.memory import memory_estimate_bytes
 
+CPU_TOKENS = 2048  # at once: more leave the caches, and a step takes a tenth longer
 _SHARE = 0.9  # of the device's memory that a step may take: the optimiser and other users need some too
 _CGROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
@@ -21,7 +22,8 @@ def find_micro_batch(run: RunConfig, replica: Replica) -> int:
     """Give the sequences that each process takes at once. Every process must ask; all get the same.
 
     The configured number where there is one; else the whole share of the process, halved until a step fits
-    memory: tried out on a GPU, estimated on a CPU. Raises ConfigError when not even one sequence fits.
+    memory: tried out on a GPU, estimated on a CPU, where CPU_TOKENS are enough. Raises ConfigError when not
+    even one sequence fits.
     """
     share = run.training.batch_sequences // replica.ranks.world
     if run.training.micro_batch is not None:
@@ -73,7 +75,8 @@ def _estimated(run: RunConfig, processes: int) -> Callable[[int], bool]:
 
     def fits(size: int) -> bool:
         precision = run.training.precision
-        return memory_estimate_bytes(run.model, size, precision=precision).total <= room
+        few = size == 1 or size * run.model.sequence_length <= CPU_TOKENS
+        return few and memory_estimate_bytes(run.model, size, precision=precision).total <= room
 
     return fits
 

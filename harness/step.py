@@ -45,9 +45,12 @@ class Gradient:
 
 
 def draw(run: RunConfig, step: int, rank: int, world: int) -> Draws:
-    """Draw the depths of `step` and deal its sequences to the processes, equal work for each."""
+    """Draw the depths of `step` and deal its sequences to the processes, equal work for each.
+
+    The deepest come first: a micro-batch of equal depths stays whole to its last loops.
+    """
     depths = draw_depths(run.model, seed=run.seed, step=step, batch=run.training.batch_sequences).tolist()
-    own = share(run.model, depths, world)[rank]
+    own = sorted(share(run.model, depths, world)[rank], key=lambda index: -depths[index])
     return Draws(
         depths=depths, own=own, state_seeds=[counter_seed("state", run.seed, step, index) for index in own]
     )

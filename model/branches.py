@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.attention import causal_attention
 from model.cross_entropy import token_scores
 from model.initialise import first_states
 from model.layers import Block
@@ -113,7 +114,7 @@ class _Pass:
             x = x[:, split:]
         elif split:
             q, k, v = (part[:, :, :split] for part in (query, key, value))
-            attended.insert(0, F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped))
+            attended.insert(0, causal_attention(q, k, v))
         x = x + block.attn.merge(torch.cat(attended, dim=2))
         return x + block.mlp(block.norm_2(x))
 

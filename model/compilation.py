@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.attention import has_kernel
 from model.layers import Block
 from model.transformer import LoopedTransformer
 
@@ -20,6 +21,7 @@ def compile_blocks(model: LoopedTransformer, backend: str | Callable[..., Any] =
     The number of active sequences changes from loop to loop, so the batch is a symbol without a value: even a
     batch of one makes no graph of its own. Blocks of one shape share their graphs.
     """
+    torch.compiler.assume_constant_result(has_kernel)
     for part in (model.prelude, model.core, model.coda):
         for block in part:
             block.forward = _compiled(block, backend)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.attention import causal_attention
 from model.config import ModelConfig
 from model.functional import half_squared_relu, rms_norm, rotated_norm
 
@@ -75,10 +76,9 @@ class Attention(nn.Module):
         mask [B, 1, L, L] says which token looks at which; without it, at all before it and itself.
         """
         q, k, v = self.project(x, rope, value_rows)
-        attended = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=self.grouped
-        )
-        return self.merge(attended)
+        if mask is None:
+            return self.merge(causal_attention(q, k, v))
+        return self.merge(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=self.grouped))
 
     def project(self, x: Tensor, rope: Tensor, value_rows: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Make queries [B, H, L, D], keys and values [B, KV, L, D]."""

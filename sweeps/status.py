@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.files import read_json
 from harness.metrics import last_metrics
 from harness.runfolder import RunFolder, Status
 from sweeps.batch import Batch, batch_folder, newest_places, read_batches, read_submitted
@@ -113,7 +112,7 @@ def shown_status(run: RunFolder, state: Status, element: Element | None) -> str:
 
 
 def _row(run: RunFolder, state: Status, element: Element | None, job: str, ledger: Ledger) -> dict[str, Any]:
-    record = read_json(f"{run.path}/record.json")
+    record = run.record()
     newest = {} if state.state in ("planned", "done") else last_metrics(run.metrics)
     shown = shown_status(run, state, element)
     step = state.steps if state.state == "done" else newest.get("step", 0)

@@ -22,6 +22,7 @@ Files = dict[str, Any]
 
 _BEGIN = '{"run_id": "'  # of every line, so that a run's is found without parsing the others
 _encode = json.JSONEncoder(allow_nan=False).encode
+_decode = json.JSONDecoder().raw_decode
 
 
 def planned_line(run_id: str, files: Files) -> str:
@@ -32,7 +33,7 @@ def planned_line(run_id: str, files: Files) -> str:
 def planned_lines(sweep: Path) -> Mapping[str, str]:
     """Return the lines of the sweep in `sweep` by run id, none where there is no such file.
 
-    They are read once, and again when the file was replaced.
+    They are read once, and again when the file was replaced. Raises ConfigError for a damaged file.
     """
     path = f"{sweep}/{PLANNED}"
     try:
@@ -45,23 +46,29 @@ def planned_lines(sweep: Path) -> Mapping[str, str]:
 @lru_cache(maxsize=4)
 def _lines(path: str, *_stamp: int) -> Mapping[str, str]:
     with Path(path).open(encoding="utf-8") as handle:
-        return {line[len(_BEGIN) : line.find('"', len(_BEGIN))]: line for line in handle}
+        lines = list(handle)
+    for number, line in enumerate(lines, start=1):
+        if not (line.startswith(_BEGIN) and line.endswith("}\n")):
+            raise ConfigError(f"{path} is damaged: line {number} is no run")
+    return {line[len(_BEGIN) : line.index('"', len(_BEGIN))]: line for line in lines}
+
+
+def planned_file(folder: Path, name: str) -> Any:
+    """Return what the file `name` in the run's folder `folder` will begin with, None where none is planned.
+
+    Nothing else of the run's line is parsed: `status` asks for two small files of thousands of runs.
+    """
+    line = planned_lines(folder.parent).get(folder.name, "")
+    key = f'"{name}": '  # inside of a value its quotes would be escaped
+    at = line.find(key)
+    return None if at < 0 else _decode(line, at + len(key))[0]
 
 
 def planned_files(folder: Path) -> Files:
-    """Return the files that the run's folder `folder` will begin with, {} where none is planned there.
-
-    Raises ConfigError for a damaged line.
-    """
+    """Return all files that the run's folder `folder` will begin with, {} where none is planned there."""
     line = planned_lines(folder.parent).get(folder.name)
-    if line is None:
-        return {}
-    try:
-        files = json.loads(line)
-        del files["run_id"]
-    except (ValueError, KeyError, TypeError):
-        raise ConfigError(f"{folder.parent / PLANNED} is damaged at {folder.name}") from None
-    return dict(files)
+    files = json.loads(line) if line else {}
+    return {name: content for name, content in files.items() if name != "run_id"}
 
 
 def write_planned(sweep: Path, lines: Mapping[str, str]) -> None:

@@ -22,7 +22,7 @@ from harness.dataset import Dataset, open_dataset
 from harness.files import read_json, read_text, write_json, write_text
 from harness.identity import canonical_json, difference, identity, run_id
 from harness.locks import exclusive, is_held
-from harness.planned import Files, planned_files, write_files
+from harness.planned import Files, planned_file, planned_files, planned_lines, write_files
 from harness.record import planned_record
 from model.checked import ConfigError
 
@@ -86,7 +86,7 @@ class RunFolder:
 
     def is_run(self) -> bool:
         """Say whether a run lies here or was entered under this name."""
-        return (self.path / "identity.json").exists() or bool(planned_files(self.path))
+        return (self.path / "identity.json").exists() or self.run_id in planned_lines(self.path.parent)
 
     def materialise(self, *, sync: bool = True) -> None:
         """Create the folder of a run that was entered unless it is there, with the files that it begins with.
@@ -105,8 +105,8 @@ class RunFolder:
         try:
             return read(path)
         except FileNotFoundError:
-            if not self.is_there() and name in (files := planned_files(self.path)):
-                return files[name]
+            if not self.is_there() and (planned := planned_file(self.path, name)) is not None:
+                return planned
             return read(path)  # another process may have created the folder in between
 
     def status(self) -> Status:

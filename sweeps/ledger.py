@@ -12,7 +12,7 @@ from harness.config import RunConfig
 from harness.config_file import CONFIG, config_text
 from harness.files import read_json, write_json
 from harness.locks import exclusive, is_held
-from harness.planned import planned_files, planned_line, planned_lines, write_planned
+from harness.planned import planned_file, planned_files, planned_line, planned_lines, write_planned
 from harness.runfolder import RunFolder, create, first_files, settle
 from harness.trunk import ORIGIN, SEGMENT, Origin, set_origin
 from model.checked import ConfigError, build
@@ -134,9 +134,8 @@ def _enter_runs(folder: Path, cells: list[Cell], trunks: Trunks, known: set[str]
             if parent and not (cell.run_id in known and (run.path / ORIGIN).exists()):
                 set_origin(run, Origin(parent=parent))
         elif cell.run_id in known and cell.run_id in before:
-            files = planned_files(run.path)
-            if (text := config_text(cell.run)) != files[CONFIG]:
-                lines[cell.run_id] = planned_line(cell.run_id, files | {CONFIG: text})
+            if (text := config_text(cell.run)) != planned_file(run.path, CONFIG):
+                lines[cell.run_id] = planned_line(cell.run_id, planned_files(run.path) | {CONFIG: text})
         else:
             files = first_files(
                 run, cell.run, data_digest=cell.data.digest, unique_tokens=cell.data.unique_tokens

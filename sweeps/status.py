@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +36,14 @@ AXES = (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """The rows of runs, and beside them those of trunks, remarks and the forecast, as `status` names them."""
+
+    rows: list[dict[str, Any]]
+    attrs: Mapping[Any, Any]
+
+
 def status(folder: Path) -> pd.DataFrame:
     """Return one row per run of the sweep in `folder`.
 
@@ -48,6 +58,17 @@ def status(folder: Path) -> pd.DataFrame:
     """
     import pandas as pd
 
+    found = standing(folder)
+    frame = pd.DataFrame(found.rows)
+    axes = [name for name in AXES if frame[name].nunique(dropna=False) > 1]
+    frame = frame.drop(columns=[name for name in AXES if name not in axes])
+    trunks = [{str(name): row[str(name)] for name in frame} for row in found.attrs["trunks"]]
+    frame.attrs = {**found.attrs, "trunks": trunks, "axes": axes}
+    return frame
+
+
+def standing(folder: Path) -> Standing:
+    """Return what `status` returns as plain rows, every axis among them; imports no pandas."""
     ledger = read_ledger(folder)
     states = {run.run_id: (run, run.status()) for run in ledger.nodes(folder)}
     batches = read_batches(folder)
@@ -69,13 +90,8 @@ def status(folder: Path) -> pd.DataFrame:
             row |= {"status": UNNEEDED, "message": ""}
         rows.append(row)
     segments = len(rows) - len(ledger.run_ids)
-    frame = pd.DataFrame(rows[segments:])
-    axes = [name for name in AXES if frame[name].nunique(dropna=False) > 1]
-    frame = frame.drop(columns=[name for name in AXES if name not in axes])
-    trunks = [{str(name): row[str(name)] for name in frame} for row in rows[:segments]]
-    frame.attrs = {"sweep": folder.name, "notes": notes, "trunks": trunks, "axes": axes}
-    frame.attrs["forecast"] = forecast(frame)
-    return frame
+    attrs = {"sweep": folder.name, "notes": notes, "trunks": rows[:segments], "forecast": forecast(rows)}
+    return Standing(rows=rows[segments:], attrs=attrs)
 
 
 def places_of(run: RunFolder) -> list[dict[str, Any]]:

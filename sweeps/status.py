@@ -75,8 +75,8 @@ def standing(folder: Path) -> Standing:
     places = newest_places(batches)
     unfinished = [run for run, state in states.values() if state.state not in ("done", "failed")]
     elements, notes = _ask(ledger, places, unfinished)
-    # A scheduler that does not answer takes seconds to say so, and runs go on meanwhile.
-    states |= {run.run_id: (run, run.status()) for run in unfinished}
+    if ledger.cluster.kind == "slurm":  # which may take seconds to answer, and runs go on meanwhile
+        states |= {run.run_id: (run, run.status()) for run in unfinished}
     jobs = {batch.token: read_submitted(batch_folder(folder, batch)) for batch in batches}
     needed = wanted(ledger, folder, {name: state for name, (_, state) in states.items()})
     rows = []

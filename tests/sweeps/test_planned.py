@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import multiprocessing
 import shutil
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -14,10 +17,14 @@ from harness.planned import PLANNED
 from harness.runfolder import RunFolder
 from harness.trunk import Origin, origin
 from model.checked import ConfigError
+from sweeps.batch import Batch, batch_folder, write_batch
+from sweeps.cluster_config import Resources
 from sweeps.launch import write_ledger
 from sweeps.ledger import read_ledger
+from sweeps.status import places_of
 from sweeps.worker import work
 
+ROOT = Path(__file__).resolve().parents[2]
 FILES = {"config.yaml", "identity.json", "record.json", "status.json"}
 ALONE = "sweep.trunk=false"
 
@@ -201,3 +208,21 @@ def test_a_torn_file_is_named(enter, table, tmp_path):
     planned.write_text(planned.read_text()[:-100])  # copied in part
     with pytest.raises(ConfigError, match=r"planned\.jsonl is damaged: line 6 is no run"):
         loopscale.status(table)
+
+
+def test_a_job_trains_a_run_that_has_no_folder_yet(enter, tmp_path):
+    run = enter()[-1]
+    sweep = tmp_path / "runs" / "tiny"
+    batch = Batch(
+        token="first",
+        sweep="tiny",
+        elements=[[run.run_id]],
+        resources=Resources(),
+        snapshot="code",
+        array_parallelism=1,
+    )
+    write_batch(sweep, batch)
+    command = [sys.executable, "-m", "sweeps.task", str(batch_folder(sweep, batch)), "0"]
+    assert subprocess.run(command, cwd=ROOT).returncode == 0
+    assert run.status().state == "done" and [place["attempt"] for place in places_of(run)] == [1]
+    assert folders(sweep) == {run.run_id, "jobs"}

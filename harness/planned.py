@@ -38,7 +38,7 @@ def planned_lines(sweep: Path) -> Mapping[str, str]:
     path = f"{sweep}/{PLANNED}"
     try:
         stamp = os.stat(path)  # noqa: PTH116
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     return _lines(path, stamp.st_ino, stamp.st_mtime_ns, stamp.st_size)
 

@@ -168,6 +168,19 @@ def test_a_sweep_whose_runs_all_have_folders_goes_on(enter, table, tmp_path):
     assert loopscale.status(table)["status"].tolist() == ["planned"] * 9
 
 
+def test_a_launch_that_dies_before_its_ledger_is_completed_by_the_next(enter, table, monkeypatch):
+    def dies(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sweeps.ledger.write_json", dies)
+    with pytest.raises(KeyboardInterrupt):
+        enter()
+    monkeypatch.undo()
+    runs = enter("sweep.tokens=[2560]")
+    assert [run.check().steps for run in runs] == [20] * 3
+    assert list(loopscale.status(table)["run_id"]) == [run.run_id for run in runs]
+
+
 def test_a_run_that_was_entered_keeps_its_trunk(enter, tmp_path):
     runs = enter("sweep.trunk=true")
     parents = read_ledger(tmp_path / "runs" / "tiny").parents

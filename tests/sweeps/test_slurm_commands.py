@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,8 @@ from sweeps.price import ESTIMATED, MEASURED, SIMILAR, Prices, known_prices, sha
 from sweeps.scheduler import Element, SchedulerError
 from sweeps.slurm import Slurm, parse_accounting
 from sweeps.snapshot import take_snapshot
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -241,6 +244,21 @@ def test_what_waits_on_another_cluster_is_named_by_launch_and_retry(commands, ti
     run.set_status(run.status().failed("diverged", "on purpose"))
     with pytest.warns(UserWarning, match="cancel there what still waits: somewhere:5"):
         assert loopscale.retry(table) == [run.run_id]
+
+
+def test_a_launch_needs_neither_pandas_nor_torch(commands, tiny):
+    commands("squeue", "true")
+    commands("sbatch", "echo 'Submitted batch job 5'")
+    loopscale.data(tiny)  # reading text may take more
+    grid = ["sweep.name=light", "sweep.tokens=[640]", "sweep.min_steps=5", "sweep.control=none"]
+    launch = ["launch", *tiny, *grid, "sweep.mean_recurrences=[2]", "cluster=slurm", "confirm=false"]
+    code = (
+        "import sys, loopscale; loopscale.main(sys.argv[1:]);"
+        "print(sorted({'pandas', 'torch'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *launch], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("1 runs: 1 planned")
+    assert done.stdout.endswith("[]\n")
 
 
 def test_a_run_cancelled_in_the_queue_says_so_in_its_folder(commands, tiny):

@@ -283,6 +283,7 @@ def _plan(overrides: list[str]) -> str:
 
 def _launch(overrides: list[str]) -> str | None:
     from sweeps.launch import confirm, dry_run
+    from sweeps.launch import launch as start
 
     study = compose(overrides)
     if study.dry_run:
@@ -290,7 +291,9 @@ def _launch(overrides: list[str]) -> str | None:
         return None
     if study.confirm and not confirm(study):
         return None
-    return answers.launched(launch(study), study)
+    if study.format == "json":
+        return answers.status_json(launch(study))
+    return answers.launched(*start(study), study.root)
 
 
 def _status(overrides: list[str]) -> str:

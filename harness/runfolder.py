@@ -1,31 +1,30 @@
-"""One run's folder: configuration, identity, status, lease. The files are the truth; imports no torch."""
+"""One run's folder: configuration, identity, status, lease. The files are the truth; imports no torch.
+
+A run that a sweep has entered has no folder until something is written into it; up to then its line in the
+sweep's planned.jsonl answers (`harness.planned`).
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import os
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from harness.config import RunConfig
+from harness.config_file import CONFIG, config_text, parse_config
 from harness.data_config import DataError
 from harness.dataset import Dataset, open_dataset
-from harness.files import read_json, write_json, write_text
-from harness.identity import canonical_json, difference, identity, name_of, run_id
+from harness.files import read_json, read_text, write_json, write_text
+from harness.identity import canonical_json, difference, identity, run_id
 from harness.locks import exclusive, is_held
+from harness.planned import Files, planned_file, planned_files, planned_lines, write_files
 from harness.record import planned_record
-from harness.remember import once_per_object
-from model.checked import ConfigError, build
-
-# libyaml's, where it is built in: ten times as fast
-SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-SafeDumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+from model.checked import ConfigError
 
 State = Literal["planned", "submitted", "running", "done", "failed"]
 
@@ -81,22 +80,53 @@ class RunFolder:
     def depth_curve(self) -> Path:
         return self.path / "depth_curve.json"
 
+    def is_there(self) -> bool:
+        """Say whether the folder is there with all that it begins with: status.json is written last."""
+        return os.path.exists(f"{self.path}/status.json")  # noqa: PTH110
+
+    def is_run(self) -> bool:
+        """Say whether a run lies here or was entered under this name."""
+        return (self.path / "identity.json").exists() or self.run_id in planned_lines(self.path.parent)
+
+    def materialise(self, *, sync: bool = True) -> None:
+        """Create the folder of a run that was entered unless it is there, with the files that it begins with.
+
+        All that writes into a run's folder does this first. Several processes at once do no harm.
+        """
+        if not self.is_there() and (files := planned_files(self.path)):
+            write_files(self.path, files, keep=True, sync=sync)
+
+    def content(self, name: str, read: Callable[[str], Any] = read_json) -> Any:
+        """Return what the folder's file `name` holds or, before there is a folder, will hold.
+
+        Raises FileNotFoundError where that is nothing.
+        """
+        path = f"{self.path}/{name}"  # a Path costs as much as the reading
+        try:
+            return read(path)
+        except FileNotFoundError:
+            if not self.is_there() and (planned := planned_file(self.path, name)) is not None:
+                return planned
+            return read(path)  # another process may have created the folder in between
+
     def status(self) -> Status:
         """Return the status; a folder without one counts as planned."""
         try:
-            return Status(**read_json(f"{self.path}/status.json"))  # a Path costs as much as the reading
+            return Status(**self.content("status.json"))
         except FileNotFoundError:
             return Status(state="planned")
 
     def set_status(self, status: Status, *, sync: bool = True) -> None:
+        self.materialise()
         fields = vars(status) | {"updated_s": time.time()}
         write_json(self.path / "status.json", fields, sync=sync)
 
     def record(self) -> dict[str, Any]:
         """Return the run's row of the runs table; its results are None until the run is done."""
-        return read_json(self.path / "record.json")
+        return dict(self.content("record.json"))
 
     def set_record(self, row: dict[str, Any], *, sync: bool = True) -> None:
+        self.materialise()
         write_json(self.path / "record.json", row, sync=sync)
 
     def micro_batch(self) -> int | None:
@@ -109,16 +139,15 @@ class RunFolder:
 
     def config(self) -> RunConfig:
         """Return the run's configuration. Raises ConfigError when the folder holds none."""
-        path = self.path / "config.yaml"
-        if not path.exists():
-            raise ConfigError(f"{self.path} is not a run folder: it has no config.yaml")
         try:
-            fields = yaml.load(path.read_text(encoding="utf-8"), Loader=SafeLoader)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{path} is damaged: {' '.join(str(error).split())}") from None
-        if not isinstance(fields, dict):
-            raise ConfigError(f"{path} is damaged: it holds no settings")
-        return build(RunConfig, fields)
+            text = self.content(CONFIG, read_text)
+        except (FileNotFoundError, NotADirectoryError):
+            raise ConfigError(f"{self.path} is not a run folder: it has no {CONFIG}") from None
+        return parse_config(text, self.path / CONFIG)
+
+    def set_config(self, run: RunConfig) -> None:
+        self.materialise()
+        write_text(self.path / CONFIG, config_text(run))
 
     def data_digest(self) -> str:
         return str(self._identity()["data_digest"])
@@ -132,7 +161,7 @@ class RunFolder:
 
     def _identity(self) -> dict[str, Any]:
         try:
-            return read_json(self.path / "identity.json")
+            return dict(self.content("identity.json"))
         except FileNotFoundError:
             raise ConfigError(f"{self.path} is not a run folder: it has no identity.json") from None
 
@@ -157,6 +186,7 @@ class RunFolder:
 
     def lease(self) -> AbstractContextManager[bool]:
         """Hold the run for one process; gives False when another one has it. A killed holder lets go."""
+        self.materialise()
         return exclusive(self.path / "lease", wait=False)
 
     def is_held(self) -> bool:
@@ -177,28 +207,38 @@ def create(
 
     `prefix` stands before its name.
     """
-    fields = identity(run, data_digest)
-    name = prefix + name_of(run, fields)
-    folder = RunFolder(parent / name)
-    if (folder.path / "status.json").exists():
-        _settle(folder, run)
-        return folder
-    folder.path.mkdir(parents=True, exist_ok=True)
-    write_text(folder.path / "config.yaml", config_text(run), sync=sync)
-    write_json(folder.path / "identity.json", fields, sync=sync)
-    row = planned_record(
-        run, run_id=name, sweep=parent.name, data_digest=data_digest, unique_tokens=unique_tokens
-    )
-    folder.set_record(row, sync=sync)
-    # Last, because its presence says that the folder is complete.
-    folder.set_status(Status(state="planned", steps=run.steps or 0), sync=sync)
+    folder = RunFolder(parent / (prefix + run_id(run, data_digest)))
+    folder.materialise(sync=sync)
+    if folder.is_there():
+        settle(folder, run)
+    else:
+        files = first_files(folder, run, data_digest=data_digest, unique_tokens=unique_tokens)
+        write_files(folder.path, files, keep=False, sync=sync)
     return folder
 
 
-def _settle(folder: RunFolder, run: RunConfig) -> None:
+def first_files(folder: RunFolder, run: RunConfig, *, data_digest: str, unique_tokens: int) -> Files:
+    """Return what the folder of a solved `run` begins with."""
+    row = planned_record(
+        run,
+        run_id=folder.run_id,
+        sweep=folder.sweep,
+        data_digest=data_digest,
+        unique_tokens=unique_tokens,
+    )
+    return {
+        CONFIG: config_text(run),
+        "identity.json": identity(run, data_digest),
+        "record.json": row,
+        # Last, because its presence says that the folder is complete.
+        "status.json": vars(Status(state="planned", steps=run.steps or 0, updated_s=time.time())),
+    }
+
+
+def settle(folder: RunFolder, run: RunConfig) -> None:
     """Check a folder that is there, and let it have the machine settings of `run` from now on."""
     text = config_text(run)
-    if (folder.path / "config.yaml").read_text(encoding="utf-8") == text:
+    if (folder.path / CONFIG).read_text(encoding="utf-8") == text:
         return
     stored = folder.check()
     status = folder.status()
@@ -206,26 +246,5 @@ def _settle(folder: RunFolder, run: RunConfig) -> None:
         return
     if "oom" in status.failures:  # its micro-batch was made to fit
         training = dataclasses.replace(run.training, micro_batch=stored.training.micro_batch)
-        text = config_text(dataclasses.replace(run, training=training))
-    write_text(folder.path / "config.yaml", text)
-
-
-def config_text(run: RunConfig) -> str:
-    """Return `run` as YAML; sections that many runs share are formatted once."""
-    lines = []
-    for item in dataclasses.fields(run):
-        value = getattr(run, item.name)
-        lines.append(
-            _yaml(item.name, _section(value) if dataclasses.is_dataclass(value) else json.dumps(value))
-        )
-    return "".join(lines)
-
-
-@once_per_object
-def _section(config: Any) -> str:
-    return json.dumps(dataclasses.asdict(config))
-
-
-@lru_cache(maxsize=4096)
-def _yaml(name: str, content: str) -> str:
-    return str(yaml.dump({name: json.loads(content)}, Dumper=SafeDumper, sort_keys=False))
+        run = dataclasses.replace(run, training=training)
+    folder.set_config(run)

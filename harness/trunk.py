@@ -10,11 +10,12 @@ import hashlib
 from dataclasses import dataclass
 
 from harness.config import LoggerConfig, RunConfig, ScheduleConfig
-from harness.files import read_json, write_json
+from harness.files import write_json
 from harness.identity import canonical_json, identity
 from harness.runfolder import RunFolder
 
 SEGMENT = "trunk-"  # before the name of a segment's folder, which lies beside its runs
+ORIGIN = "trunk.json"  # in the folder of a run or segment, where it does not begin at step 0 by itself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +75,13 @@ def segment_run(run: RunConfig, end: int) -> RunConfig:
 
 def origin(folder: RunFolder) -> Origin:
     """Return where the run in `folder` begins; an independent one begins at step 0."""
-    path = folder.path / "trunk.json"
-    return Origin(**read_json(path)) if path.exists() else Origin()
+    try:
+        return Origin(**folder.content(ORIGIN))
+    except FileNotFoundError:
+        return Origin()
 
 
 def set_origin(folder: RunFolder, begins: Origin, *, sync: bool = True) -> None:
     """Write down where the run in `folder` begins."""
-    write_json(folder.path / "trunk.json", dataclasses.asdict(begins), sync=sync)
+    folder.materialise()
+    write_json(folder.path / ORIGIN, dataclasses.asdict(begins), sync=sync)

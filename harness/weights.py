@@ -49,8 +49,8 @@ def check_model(path: Path) -> None:
 
 
 def is_run(path: Path) -> bool:
-    """Tell whether `path` is a run folder."""
-    return (path / "identity.json").exists()
+    """Tell whether `path` is the folder of a run, or will be."""
+    return RunFolder(path).is_run()
 
 
 def tokenizer_file(path: Path, cache: Path) -> Path:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from harness.record import Evaluation
-    from sweeps.config import CollectConfig, StatusConfig, StudyConfig
+    from sweeps.config import CollectConfig, StatusConfig
 
 
 def curve(result: Evaluation, form: str) -> str:
@@ -65,13 +65,15 @@ def planned(frame: pd.DataFrame, form: str) -> str:
     return f"{as_text(frame, axes | PLAN_COLUMNS)}\n{summary(frame)}"
 
 
-def launched(frame: pd.DataFrame, study: StudyConfig) -> str:
-    """Return what a launch has started and how the sweep stands."""
+def launched(folder: Path, notes: Sequence[str], root: str) -> str:
+    """Return how a sweep stands that was just launched, with what the launch remarked."""
     from sweeps.forecast import summary
+    from sweeps.status import standing
 
-    if study.format == "json":
-        return _status_json(frame)
-    return summary(frame, frame.attrs["sweep"], study.root, worked_on=True)  # a rehearsal has its own name
+    found = standing(folder)
+    attrs = {**found.attrs, "notes": [*notes, *found.attrs["notes"]]}
+    statuses = [row["status"] for row in found.rows]
+    return summary(statuses, attrs, folder.name, root, worked_on=True)  # a rehearsal has its own name
 
 
 def status(frame: pd.DataFrame, settings: StatusConfig) -> str:
@@ -81,17 +83,19 @@ def status(frame: pd.DataFrame, settings: StatusConfig) -> str:
     from sweeps.show import STATUS_COLUMNS
 
     if settings.format == "json":
-        return _status_json(frame)
-    told = summary(frame, settings.sweep, settings.root, worked_on=is_worked_on(settings.folder))
+        return status_json(frame)
+    worked_on = is_worked_on(settings.folder)
+    told = summary(list(frame["status"]), frame.attrs, settings.sweep, settings.root, worked_on=worked_on)
     columns = {"run_id": "run"} | dict.fromkeys(frame.attrs["axes"], "") | STATUS_COLUMNS
     return f"{as_text(with_trunks(frame), columns)}\n{told}"
 
 
-def _status_json(frame: pd.DataFrame) -> str:
+def status_json(frame: pd.DataFrame) -> str:
+    """Return the same for machines."""
     from sweeps.forecast import counts
 
     more = {name: frame.attrs[name] for name in ("notes", "forecast", "trunks")}
-    return as_json(frame, counts=counts(frame), **more)
+    return as_json(frame, counts=counts(frame["status"]), **more)
 
 
 def one_run(settings: StatusConfig) -> str:

@@ -1,15 +1,20 @@
-"""What a status table says of a whole sweep: what is left, when it ends, what to do next; in words."""
+"""What a status table says of a whole sweep: what is left, when it ends, what to do next; in words.
+
+Works on the table's rows, so that a launch need not import pandas to say it.
+"""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
 
+Row = Mapping[Any, Any]  # by column, as pandas types its own
 LOST = "lost"  # its process is gone; the next launch resumes it
 UNNEEDED = "unneeded"  # a segment from which nothing open has still to start
 
@@ -22,21 +27,22 @@ def with_trunks(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([frame, pd.DataFrame(trunks)], ignore_index=True) if trunks else frame
 
 
-def flops_left(frame: pd.DataFrame) -> pd.Series:
-    """Return what is left of each row in nominal FLOPs, the steps of its trunk left out."""
-    steps = frame["steps"].clip(lower=1)
-    left = (steps - frame[["step", "first_step"]].max(axis=1)) / steps * frame["nominal_flops"]
-    return left.where(frame["status"] != UNNEEDED, 0.0)
+def flops_left(row: Row) -> float:
+    """Return what is left of a row in nominal FLOPs, the steps of its trunk left out."""
+    if row["status"] == UNNEEDED:
+        return 0.0
+    steps = max(row["steps"], 1)
+    return float((steps - max(row["step"], row["first_step"])) / steps * row["nominal_flops"])
 
 
-def flops_own(frame: pd.DataFrame) -> pd.Series:
-    """Return what each row trains itself, in nominal FLOPs."""
-    return (1 - frame["first_step"] / frame["steps"].clip(lower=1)) * frame["nominal_flops"]
+def flops_own(row: Row) -> float:
+    """Return what a row trains itself, in nominal FLOPs."""
+    return float((1 - row["first_step"] / max(row["steps"], 1)) * row["nominal_flops"])
 
 
-def counts(frame: pd.DataFrame) -> dict[str, int]:
-    """Return how many runs have each status, done first."""
-    return {str(name): int(count) for name, count in frame["status"].value_counts().items()}
+def counts(statuses: Iterable[str]) -> dict[str, int]:
+    """Return how many runs have each status, the most frequent first."""
+    return dict(Counter(statuses).most_common())
 
 
 def has_ended(shown: str) -> bool:
@@ -44,34 +50,43 @@ def has_ended(shown: str) -> bool:
     return shown == "done" or shown.startswith("failed")
 
 
-def forecast(frame: pd.DataFrame) -> dict[str, float | None]:
+def forecast(rows: Sequence[Row]) -> dict[str, float | None]:
     """Return what is left: nominal FLOPs, run-hours at the measured speed, and seconds until the end.
 
-    The end supposes that as many runs go on side by side as do now, at the median speed of those that have
-    one; None where nothing has been measured or nothing runs.
+    `rows` are those of the runs and of the segments of their trunks. The end supposes that as many runs go on
+    side by side as do now, at the median speed of those that have one; None where nothing has been measured
+    or nothing runs.
     """
-    frame = with_trunks(frame)
-    remaining = float(flops_left(frame).where(~frame["status"].map(has_ended), 0.0).sum())
-    rates = (frame["tokens_per_s"] * frame["nominal_flops"] / frame["tokens"]).dropna()
-    hours = remaining / statistics.median(rates) / 3600 if len(rates) else None
-    running = int((frame["status"] == "running").sum())
+    remaining = sum(flops_left(row) for row in rows if not has_ended(row["status"]))
+    rates = [
+        row["tokens_per_s"] * row["nominal_flops"] / row["tokens"]
+        for row in rows
+        if row["tokens_per_s"] is not None
+    ]
+    hours = remaining / statistics.median(rates) / 3600 if rates else None
+    running = sum(row["status"] == "running" for row in rows)
     ends = hours * 3600 / running if hours is not None and running else None
     if remaining == 0:
         hours, ends = 0.0, 0.0
     return {"remaining_flops": remaining, "remaining_run_hours": hours, "ends_in_s": ends, "running": running}
 
 
-def summary(frame: pd.DataFrame, sweep: str, root: str, *, worked_on: bool) -> str:
-    """Return a line of counts and what to do next, one of what is left, and the remarks."""
-    text = ", ".join(f"{count} {name}" for name, count in counts(frame).items())
+def summary(
+    statuses: Collection[str], attrs: Mapping[Any, Any], sweep: str, root: str, *, worked_on: bool
+) -> str:
+    """Return a line of counts and what to do next, one of what is left, and the remarks.
+
+    `attrs` holds what `sweeps.status.status` says beside the runs' statuses.
+    """
+    text = ", ".join(f"{count} {name}" for name, count in counts(statuses).items())
     advice, at = "", f"sweep={sweep}" + ("" if root == "runs" else f" root={root}")
-    if worked_on or frame["status"].isin(["submitted", "running"]).any():
+    if worked_on or {"submitted", "running"} & set(statuses):
         advice = f"; loopscale status {at} watch=true follows them"
-    elif frame["status"].isin(["planned", LOST]).any():
+    elif {"planned", LOST} & set(statuses):
         advice = f"; loopscale launch {at} continues what is missing"
-    lines = [f"{len(frame)} runs: {text}{advice}"]
-    left = frame.attrs.get("forecast", {})
-    if left.get("remaining_flops"):
+    lines = [f"{len(statuses)} runs: {text}{advice}"]
+    left = attrs["forecast"]
+    if left["remaining_flops"]:
         hours, ends = left["remaining_run_hours"], left["ends_in_s"]
         cost = f", {hours:.3g} run-hours at the measured speed" if hours is not None else ""
         end = ""
@@ -79,9 +94,9 @@ def summary(frame: pd.DataFrame, sweep: str, root: str, *, worked_on: bool) -> s
             clock = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + ends))
             end = f"; expected end {clock} with {left['running']} side by side"
         lines.append(f"remaining {left['remaining_flops']:.3g} nominal FLOPs{cost}{end}")
-    if trunks := frame.attrs.get("trunks"):
+    if trunks := attrs["trunks"]:
         lines.append(_trunks_in_words(trunks, at))
-    return "\n".join([*lines, *frame.attrs.get("notes", [])])
+    return "\n".join([*lines, *attrs["notes"]])
 
 
 def _trunks_in_words(trunks: list[dict[str, Any]], at: str) -> str:

@@ -9,10 +9,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from harness.config import RunConfig
+from harness.config_file import CONFIG, config_text
 from harness.files import read_json, write_json
 from harness.locks import exclusive, is_held
-from harness.runfolder import RunFolder, create
-from harness.trunk import SEGMENT, Origin, set_origin
+from harness.planned import planned_file, planned_files, planned_line, planned_lines, write_planned
+from harness.runfolder import RunFolder, create, first_files, settle
+from harness.trunk import ORIGIN, SEGMENT, Origin, set_origin
 from model.checked import ConfigError, build
 from sweeps.cluster_config import ClusterConfig, RetryConfig
 from sweeps.config import StudyConfig
@@ -76,10 +78,11 @@ def read_ledger(folder: Path) -> Ledger:
 
 
 def enter(study: StudyConfig, cells: list[Cell]) -> Ledger:
-    """Create the folders of all OK `cells` and add them to the sweep's ledger; what is there stays.
+    """Add all OK `cells` to the sweep's ledger; what is there stays.
 
-    Two launches at once are serialised by a lock. Raises ConfigError when an existing folder holds
-    another configuration.
+    A run gets no folder yet but a line among the planned ones; a segment of a trunk gets its folder, whose
+    presence means something. Two launches at once are serialised by a lock. Raises ConfigError when an
+    existing folder holds another configuration.
     """
     assert study.sweep.name is not None
     folder = Path(study.root) / study.sweep.name
@@ -88,32 +91,14 @@ def enter(study: StudyConfig, cells: list[Cell]) -> Ledger:
         before = read_ledger(folder) if (folder / "sweep.json").exists() else None
         names = before.run_ids if before else []
         scales = before.scales if before else {}
-        known = set(names)
         _check_data(folder, names, cells)
         trunks = trunks_of(study, before, cells)
-        for cell in sorted(cells, key=_cost, reverse=True):
-            if cell.verdict == "DROP":
-                continue
-            assert cell.data.digest is not None and cell.data.unique_tokens is not None, (
-                "prepare the data first"
-            )
-            run = create(
-                folder,
-                cell.run,
-                data_digest=cell.data.digest,
-                unique_tokens=cell.data.unique_tokens,
-                sync=False,
-            )
-            scales[run.run_id] = cell.run.scale
-            parent = trunks.parents.get(run.run_id)
-            if parent and not (run.run_id in known and (run.path / "trunk.json").exists()):
-                set_origin(run, Origin(parent=parent), sync=False)
-            if run.run_id not in known:
-                names.append(run.run_id)
-                known.add(run.run_id)
+        taken = sorted((cell for cell in cells if cell.verdict != "DROP"), key=_cost, reverse=True)
+        _enter_runs(folder, taken, trunks, set(names))
+        scales |= {str(cell.run_id): cell.run.scale for cell in taken}
         ledger = Ledger(
             name=study.sweep.name,
-            run_ids=names,
+            run_ids=list(dict.fromkeys([*names, *(str(cell.run_id) for cell in taken)])),
             cache=os.path.relpath(study.cache, folder),
             cluster=study.cluster,
             retry=study.retry,
@@ -122,15 +107,43 @@ def enter(study: StudyConfig, cells: list[Cell]) -> Ledger:
             segments=trunks.segments,
             parents=trunks.parents,
         )
-        states = {run.run_id: run.status() for run in ledger.nodes(folder)}
-        needed = wanted(ledger, folder, states, failed_too=True)
-        for name, segment, training, cell in trunks.training():
-            scales[name] = training.scale
-            if name in needed or name in states:  # one that was deleted comes back for who needs it alone
-                _create_segment(folder, name, segment, training, cell)
-        os.sync()  # once for all folders: the ledger names nothing that a power cut can take away
+        if trunks.segments:
+            states = {run.run_id: run.status() for run in ledger.nodes(folder)}
+            needed = wanted(ledger, folder, states, failed_too=True)
+            for name, segment, training, cell in trunks.training():
+                scales[name] = training.scale
+                if name in needed or name in states:  # a deleted one comes back for who needs it alone
+                    _create_segment(folder, name, segment, training, cell)
+            os.sync()  # once for all folders: the ledger names nothing that a power cut can take away
         write_json(folder / "sweep.json", asdict(ledger))
     return ledger
+
+
+def _enter_runs(folder: Path, cells: list[Cell], trunks: Trunks, known: set[str]) -> None:
+    """Write down what a run's folder will begin with; one that has its folder gets new settings there.
+
+    A run that is known keeps its record and its trunk, and takes over the machine settings alone.
+    """
+    before = planned_lines(folder)
+    lines = dict(before)
+    for cell in cells:
+        assert cell.data.digest and cell.data.unique_tokens and cell.run_id, "prepare the data first"
+        run, parent = RunFolder(folder / cell.run_id), trunks.parents.get(cell.run_id)
+        if run.is_there():
+            settle(run, cell.run)
+            if parent and not (cell.run_id in known and (run.path / ORIGIN).exists()):
+                set_origin(run, Origin(parent=parent))
+        elif cell.run_id in known and cell.run_id in before:
+            if (text := config_text(cell.run)) != planned_file(run.path, CONFIG):
+                lines[cell.run_id] = planned_line(cell.run_id, planned_files(run.path) | {CONFIG: text})
+        else:
+            files = first_files(
+                run, cell.run, data_digest=cell.data.digest, unique_tokens=cell.data.unique_tokens
+            )
+            begins = {ORIGIN: asdict(Origin(parent=parent))} if parent else {}
+            lines[cell.run_id] = planned_line(cell.run_id, begins | files)
+    if lines != before:
+        write_planned(folder, lines)
 
 
 def would_enter(study: StudyConfig, cells: list[Cell]) -> Ledger:
@@ -190,11 +203,12 @@ def _create_segment(folder: Path, name: str, segment: Segment, run: RunConfig, c
 
 
 def _check_data(folder: Path, names: list[str], cells: list[Cell]) -> None:
-    before = {RunFolder(folder / name).data_digest() for name in names}
     now = {cell.data.digest for cell in cells if cell.verdict == "OK"}
-    if before and not before & now:
+    before = (RunFolder(folder / name).data_digest() for name in names)
+    if names and not any(digest in now for digest in before):  # as a rule the first one is
+        others = {RunFolder(folder / name).data_digest() for name in names}
         raise ConfigError(
-            f"{folder} holds runs on other data, {', '.join(sorted(before))}: "
+            f"{folder} holds runs on other data, {', '.join(sorted(others))}: "
             "choose another sweep.name, or delete the folder"
         )
 

@@ -113,8 +113,9 @@ class _Meter:
 
     def line(self, frame: pd.DataFrame) -> str:
         everything = with_trunks(frame)
-        total, now = float(flops_own(everything).sum()), time.monotonic()
-        done = total - float(flops_left(everything).sum())
+        rows = everything[["status", "step", "first_step", "steps", "nominal_flops"]].to_dict("records")
+        total, now = sum(map(flops_own, rows)), time.monotonic()
+        done = total - sum(map(flops_left, rows))
         self._first = self._first or (now, done)
         began, before = self._first
         eta = "--"

@@ -15,6 +15,7 @@ import numpy as np
 
 from harness.data_config import DataConfig
 from harness.dataset import find_prepared
+from harness.planned import planned_lines
 from harness.record import planned_columns
 from harness.runfolder import RunFolder
 from model.memory import memory_estimate_bytes
@@ -69,6 +70,7 @@ def plan(study: StudyConfig) -> pd.DataFrame:
     folder = root / str(study.sweep.name)
     prices, asked = known_prices(study.cluster, root, folder)
     there = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    there |= planned_lines(folder).keys()
     rows = [_row(cell, folder, there, study.cluster) for cell in planned]
     for row in rows:
         if row["status"] == "done" and (resources := _trained_with(row, study, asked)):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from harness.files import write_text
-from harness.runfolder import RunFolder, Status, config_text
+from harness.runfolder import RunFolder, Status
 from sweeps.cluster_config import RetryConfig
 
 
@@ -38,7 +37,7 @@ def halve_micro_batch(run: RunFolder) -> bool:
     if now == 1:
         return False
     training = dataclasses.replace(config.training, micro_batch=now // 2)
-    write_text(run.path / "config.yaml", config_text(dataclasses.replace(config, training=training)))
+    run.set_config(dataclasses.replace(config, training=training))
     run.set_record(run.record() | {"micro_batch_changed": 1})
     return True
 

@@ -35,9 +35,10 @@ class Snapshot:
 def take_snapshot(sweep: Path, checkout: Path = CHECKOUT, *, write: bool = True) -> Snapshot:
     """Copy the code into `<sweep>/code/<digest>` unless it is there, and return where.
 
-    In a git checkout: everything that is committed, through git archive, with the edits of tracked files and
-    the files that git does not know yet but does not ignore; the difference to the commit lies beside it as
-    changes.diff. Elsewhere the rooms are copied as they are. Nothing is refused. `write=False` only names it.
+    In a git checkout: what is committed of the rooms, through git archive, with the edits of tracked files
+    and the files that git does not know yet but does not ignore; the whole difference to the commit lies
+    beside it as changes.diff. Elsewhere the rooms are copied as they are. Nothing is refused. `write=False`
+    only names it.
     """
     commit = _git(checkout, "rev-parse", "HEAD").decode().strip()
     # Only when the checkout is the repository itself, not a folder inside of somebody else's.
@@ -62,9 +63,12 @@ def take_snapshot(sweep: Path, checkout: Path = CHECKOUT, *, write: bool = True)
     target = sweep / snapshot.path
     if write and not target.exists():
         scratch = _scratch(target)
-        with tarfile.open(fileobj=io.BytesIO(_git(checkout, "archive", "--format=tar", commit))) as archive:
+        rooms = [name for name in _names(checkout, "ls-tree", "-z", "--name-only", commit) if name in SOURCES]
+        tar = _git(checkout, "archive", "--format=tar", commit, "--", *rooms)
+        with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
             archive.extractall(scratch, filter="data")
-        for name in [*_names(checkout, "diff", "--name-only", "-z", "HEAD"), *untracked]:
+        edited = _names(checkout, "diff", "--name-only", "-z", "HEAD")
+        for name in [*(name for name in edited if name.startswith(SOURCES)), *untracked]:
             (scratch / name).unlink(missing_ok=True)
             if (checkout / name).exists():
                 (scratch / name).parent.mkdir(parents=True, exist_ok=True)

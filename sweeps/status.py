@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.files import read_json
 from harness.metrics import last_metrics
 from harness.runfolder import RunFolder, Status
 from sweeps.batch import Batch, batch_folder, newest_places, read_batches, read_submitted
@@ -35,6 +36,14 @@ AXES = (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """The rows of runs, and beside them those of trunks, remarks and the forecast, as `status` names them."""
+
+    rows: list[dict[str, Any]]
+    attrs: Mapping[Any, Any]
+
+
 def status(folder: Path) -> pd.DataFrame:
     """Return one row per run of the sweep in `folder`.
 
@@ -49,14 +58,25 @@ def status(folder: Path) -> pd.DataFrame:
     """
     import pandas as pd
 
+    found = standing(folder)
+    frame = pd.DataFrame(found.rows)
+    axes = [name for name in AXES if frame[name].nunique(dropna=False) > 1]
+    frame = frame.drop(columns=[name for name in AXES if name not in axes])
+    trunks = [{str(name): row[str(name)] for name in frame} for row in found.attrs["trunks"]]
+    frame.attrs = {**found.attrs, "trunks": trunks, "axes": axes}
+    return frame
+
+
+def standing(folder: Path) -> Standing:
+    """Return what `status` returns as plain rows, every axis among them; imports no pandas."""
     ledger = read_ledger(folder)
     states = {run.run_id: (run, run.status()) for run in ledger.nodes(folder)}
     batches = read_batches(folder)
     places = newest_places(batches)
     unfinished = [run for run, state in states.values() if state.state not in ("done", "failed")]
     elements, notes = _ask(ledger, places, unfinished)
-    # A scheduler that does not answer takes seconds to say so, and runs go on meanwhile.
-    states |= {run.run_id: (run, run.status()) for run in unfinished}
+    if ledger.cluster.kind == "slurm":  # which may take seconds to answer, and runs go on meanwhile
+        states |= {run.run_id: (run, run.status()) for run in unfinished}
     jobs = {batch.token: read_submitted(batch_folder(folder, batch)) for batch in batches}
     needed = wanted(ledger, folder, {name: state for name, (_, state) in states.items()})
     rows = []
@@ -70,13 +90,8 @@ def status(folder: Path) -> pd.DataFrame:
             row |= {"status": UNNEEDED, "message": ""}
         rows.append(row)
     segments = len(rows) - len(ledger.run_ids)
-    frame = pd.DataFrame(rows[segments:])
-    axes = [name for name in AXES if frame[name].nunique(dropna=False) > 1]
-    frame = frame.drop(columns=[name for name in AXES if name not in axes])
-    trunks = [{str(name): row[str(name)] for name in frame} for row in rows[:segments]]
-    frame.attrs = {"sweep": folder.name, "notes": notes, "trunks": trunks, "axes": axes}
-    frame.attrs["forecast"] = forecast(frame)
-    return frame
+    attrs = {"sweep": folder.name, "notes": notes, "trunks": rows[:segments], "forecast": forecast(rows)}
+    return Standing(rows=rows[segments:], attrs=attrs)
 
 
 def places_of(run: RunFolder) -> list[dict[str, Any]]:
@@ -113,7 +128,7 @@ def shown_status(run: RunFolder, state: Status, element: Element | None) -> str:
 
 
 def _row(run: RunFolder, state: Status, element: Element | None, job: str, ledger: Ledger) -> dict[str, Any]:
-    record = read_json(f"{run.path}/record.json")
+    record = run.record()
     newest = {} if state.state in ("planned", "done") else last_metrics(run.metrics)
     shown = shown_status(run, state, element)
     step = state.steps if state.state == "done" else newest.get("step", 0)

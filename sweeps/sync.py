@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from harness.planned import planned_lines
 from harness.runfolder import RunFolder
 from harness.trunk import origin
 from harness.wandb_segment import rebuild
@@ -47,7 +48,8 @@ def sync(settings: SyncConfig, progress: Progress = lambda stage, fraction: None
 
 
 def _runs(settings: SyncConfig) -> list[RunFolder]:
-    found = (RunFolder(path.parent) for path in settings.folder.glob("*/status.json"))
+    names = {path.parent.name for path in settings.folder.glob("*/status.json")}
+    found = (RunFolder(settings.folder / name) for name in names | planned_lines(settings.folder).keys())
     runs = {run.run_id: run for run in found if not origin(run).segment}  # their runs have all their steps
     if not runs:
         raise ConfigError(f"no runs in {settings.folder}: launch the sweep first, or set root")

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,15 @@ import pytest
 import loopscale
 from model.checked import ConfigError
 from sweeps import task
-from sweeps.batch import Batch, Submitted, write_batch, write_submitted
+from sweeps.batch import Batch, Submitted, read_batches, write_batch, write_submitted
 from sweeps.cluster_config import ClusterConfig, Resources
 from sweeps.ledger import read_ledger
 from sweeps.price import ESTIMATED, MEASURED, SIMILAR, Prices, known_prices, shape_of
 from sweeps.scheduler import Element, SchedulerError
 from sweeps.slurm import Slurm, parse_accounting
 from sweeps.snapshot import take_snapshot
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -241,6 +244,36 @@ def test_what_waits_on_another_cluster_is_named_by_launch_and_retry(commands, ti
     run.set_status(run.status().failed("diverged", "on purpose"))
     with pytest.warns(UserWarning, match="cancel there what still waits: somewhere:5"):
         assert loopscale.retry(table) == [run.run_id]
+
+
+def test_a_launch_needs_neither_pandas_nor_torch(commands, tiny):
+    commands("squeue", "true")
+    commands("sbatch", "echo 'Submitted batch job 5'")
+    loopscale.data(tiny)  # reading text may take more
+    grid = ["sweep.name=light", "sweep.tokens=[640]", "sweep.min_steps=5", "sweep.control=none"]
+    launch = ["launch", *tiny, *grid, "sweep.mean_recurrences=[2]", "cluster=slurm", "confirm=false"]
+    code = (
+        "import sys, loopscale; loopscale.main(sys.argv[1:]);"
+        "print(sorted({'pandas', 'torch'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *launch], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("1 runs: 1 planned")
+    assert done.stdout.endswith("[]\n")
+
+
+def test_a_run_cancelled_in_the_queue_says_so_in_its_folder(commands, tiny):
+    for name in ("squeue", "scancel"):
+        commands(name, "true")
+    commands("sbatch", "echo 'Submitted batch job 5'")
+    grid = ["sweep.name=queued", "sweep.tokens=[640]", "sweep.min_steps=5", "sweep.control=none"]
+    loopscale.launch([*tiny, *grid, "sweep.mean_recurrences=[2]", "cluster=slurm"])
+    folder = Path(tiny[0].removeprefix("root=")) / "queued"
+    (run,), (batch,) = read_ledger(folder).runs(folder), read_batches(folder)
+    assert not run.path.exists()
+    commands("squeue", f"echo '{batch.name}|0|PENDING|Priority||1:00|5'")
+    assert loopscale.cancel([tiny[0], "sweep=queued"]) == [f"somewhere:5_0 ({run.run_id})"]
+    assert run.path.exists() and run.check().steps == 5
+    assert (run.status().state, run.status().message) == ("planned", "cancelled")
 
 
 def test_runs_side_by_side_see_one_device_each(monkeypatch):

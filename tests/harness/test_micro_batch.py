@@ -42,6 +42,14 @@ def test_on_a_cpu_the_estimate_meets_the_memory_there_is(run, monkeypatch):
         find_micro_batch(run, replica)
 
 
+@pytest.mark.parametrize(("length", "found"), [(64, 16), (256, 8), (4096, 1)])
+def test_a_cpu_takes_a_few_thousand_tokens_at_once(run, monkeypatch, length, found):
+    longer = dataclasses.replace(run, model=dataclasses.replace(run.model, sequence_length=length))
+    monkeypatch.setattr(micro_batch, "available_bytes", lambda: 10**12)
+    replica = replicate(build_model(longer.model, seed=0), ALONE, "ddp")
+    assert find_micro_batch(longer, replica) == found
+
+
 def test_the_control_group_of_a_job_limits_it_and_so_do_those_above(tmp_path, monkeypatch):
     job = tmp_path / "slurm" / "job_7"
     job.mkdir(parents=True)

@@ -1,8 +1,8 @@
-// Causal attention in float32 on a CPU, forward and backward, for heads of a multiple of 16 channels.
+// Causal attention in float32 on a CPU, forward and backward, for heads of a multiple of COLUMNS channels.
 //
 // Scores exist for a few queries at a time and only for keys that a query sees. Every product is made of
-// tiles of 6 x 16 numbers that stay in registers. One thread works on all queries of a key/value head, so
-// that a sequence's result depends neither on its neighbours nor on the number of threads.
+// tiles of ROWS x COLUMNS numbers that stay in registers. One thread works on all queries of a key/value
+// head, so that a sequence's result depends neither on its neighbours nor on the number of threads.
 
 #include <algorithm>
 #include <cmath>
@@ -12,13 +12,18 @@
 
 namespace {
 
-constexpr int64_t LANES = 8, ROWS = 6, COLUMNS = 2 * LANES;
+#ifdef __AVX512F__
+constexpr int64_t LANES = 16;
+#else
+constexpr int64_t LANES = 8;
+#endif
+constexpr int64_t ROWS = 6, COLUMNS = 2 * LANES;
 typedef float Lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float)), may_alias));
 typedef int32_t Whole __attribute__((vector_size(LANES * sizeof(int32_t))));
 
 Lanes load(const float* from) { return *reinterpret_cast<const Lanes*>(from); }
 void store(float* to, Lanes x) { *reinterpret_cast<Lanes*>(to) = x; }
-Lanes spread(float x) { return Lanes{x, x, x, x, x, x, x, x}; }
+Lanes spread(float x) { return x - Lanes{}; }
 
 float sum_of(Lanes x) {
   float sum = 0;
@@ -60,7 +65,8 @@ struct Matrix {
   int64_t row, column;
 };
 
-// c[m, n] = (c[m, n] +) sum over k of a[m, k] b[k, n], for m < M and n < 16; rows of b and c are contiguous.
+// c[m, n] = (c[m, n] +) sum over k of a[m, k] b[k, n], for m < M, n < COLUMNS; rows of b and c are
+// contiguous.
 template <int M>
 void tile(int64_t depth, Matrix a, const float* b, int64_t b_row, float* c, int64_t c_row, bool add) {
   Lanes sum[M][2];
@@ -100,28 +106,37 @@ void rows(
 
 int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-// Transposes 8 x 8 numbers: interleaving the upper with the lower half of the rows, three times.
+// From where interleaving takes its numbers: lane `first` of one row, of the other, the lanes after, and so
+// on.
+Whole interleaving(int first) {
+  Whole from{};
+#pragma GCC unroll 16
+  for (int i = 0; i < LANES; i++) from[i] = first + i / 2 + i % 2 * LANES;
+  return from;
+}
+
+// Transposes LANES x LANES numbers: interleaves the upper with the lower half of the rows, log2(LANES) times.
 void transpose(const float* from, int64_t from_row, float* to, int64_t to_row) {
-  constexpr Whole low = {0, 8, 1, 9, 2, 10, 3, 11}, high = {4, 12, 5, 13, 6, 14, 7, 15};
+  const Whole low = interleaving(0), high = interleaving(LANES / 2);
   Lanes x[LANES], y[LANES];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int i = 0; i < LANES; i++) x[i] = load(from + i * from_row);
-#pragma GCC unroll 3
-  for (int round = 0; round < 3; round++) {
 #pragma GCC unroll 4
+  for (int done = 1; done < LANES; done *= 2) {
+#pragma GCC unroll 8
     for (int i = 0; i < LANES / 2; i++) {
       y[2 * i] = __builtin_shuffle(x[i], x[i + LANES / 2], low);
       y[2 * i + 1] = __builtin_shuffle(x[i], x[i + LANES / 2], high);
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < LANES; i++) x[i] = y[i];
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int i = 0; i < LANES; i++) store(to + i * to_row, x[i]);
 }
 
-// Rows of one head [length][dim], transposed into panels of 16 of them: [length / 16][dim][16]. What is
-// beyond the last row is 0.
+// Rows of one head [length][dim], transposed into panels of COLUMNS of them: [length /
+// COLUMNS][dim][COLUMNS]. What is beyond the last row is 0.
 void pack(const float* from, int64_t from_row, int64_t length, int64_t dim, float* panels) {
   for (int64_t start = 0; start < length; start += LANES) {
     float* to = panels + start / COLUMNS * COLUMNS * dim + start % COLUMNS;
@@ -145,7 +160,7 @@ void copy(const float* from, int64_t from_row, int64_t length, int64_t dim, floa
 struct Shape {
   int64_t batch, heads, kv_heads, length, dim;
   int64_t padded() const { return up(length, COLUMNS); }
-  // Between rows of scores: an odd number of cache lines, so that a column of them uses all sets of a cache.
+  // Between rows of scores: an odd number of vectors, so that a column of them uses all sets of a cache.
   int64_t row() const { return (padded() / COLUMNS | 1) * COLUMNS; }
   int64_t block() const { return std::clamp<int64_t>(12288 / length / ROWS * ROWS, 2 * ROWS, 16 * ROWS); }
   float scale() const { return 1.0f / std::sqrt(static_cast<float>(dim)); }
@@ -219,6 +234,8 @@ void scale_row(float* row, int64_t dim, float factor) {
 }
 
 }  // namespace
+
+extern "C" int64_t attention_channels() { return COLUMNS; }
 
 // Writes the result and, for the backward pass, log2 sum exp of each query's scores [batch, heads, length].
 extern "C" void attention_forward(

@@ -26,7 +26,6 @@ from torch.utils.flop_counter import register_flop_formula
 
 _SOURCE = Path(__file__).with_name("attention.cpp")
 _FLAGS = ["-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-std=c++17", "-shared", "-fPIC"]
-_CHANNELS = 16  # a head has a multiple of these
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -34,21 +33,18 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
     query [B, H, L, D]; key and value [B, KV, L, D], every one for H / KV heads. Gives [B, H, L, D].
     """
-    if _suits(query) and has_kernel():
+    plain = query.device.type == "cpu" and query.dtype == torch.float32
+    if plain and has_kernel(query.shape[-1]):
         attended: Tensor = torch.ops.loopscale.causal_attention(query, key, value)[0]
         return attended
     grouped = query.shape[1] != key.shape[1]
     return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
 
 
-def _suits(query: Tensor) -> bool:
-    plain = query.device.type == "cpu" and query.dtype == torch.float32
-    return plain and query.shape[-1] % _CHANNELS == 0
-
-
-def has_kernel() -> bool:
-    """Say whether the kernel can be used; a tracer has to take the answer as a constant."""
-    return torch.backends.cuda.flash_sdp_enabled() and _library() is not None
+def has_kernel(channels: int) -> bool:
+    """Say whether the kernel can be used for heads of so many channels; a tracer takes it as a constant."""
+    library = _library() if torch.backends.cuda.flash_sdp_enabled() else None
+    return library is not None and channels % library.attention_channels() == 0
 
 
 @cache

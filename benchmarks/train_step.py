@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from harness.config import OptimizerConfig
-from harness.micro_batch import CPU_TOKENS, largest_fitting
+from harness.micro_batch import largest_fitting, suits_cpu
 from harness.optimizer import build_optimizer
 from model.compilation import compile_blocks
 from model.config import ModelConfig
@@ -57,8 +57,9 @@ def arguments():
     parser.add_argument("--beside", type=int, default=0, help="run this many such processes at once")
     parser.add_argument("--memory", action="store_true")
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     if args.micro_batch is None:
-        args.micro_batch = largest_fitting(args.batch, lambda size: size * args.sequence <= CPU_TOKENS) or 1
+        args.micro_batch = largest_fitting(args.batch, lambda size: suits_cpu(size, args.sequence))
     return args
 
 
@@ -121,7 +122,8 @@ def backward(model, loss, tokens, depths, size):
     order = sorted(range(len(depths)), key=lambda index: -depths[index])
     for start in range(0, len(order), size):
         part = order[start : start + size]
-        loss(model, tokens[part], tokens[part], [depths[index] for index in part], part).backward()
+        nats = loss(model, tokens[part], tokens[part], [depths[index] for index in part], part)
+        (nats * (len(part) / len(order))).backward()
 
 
 def limit(config, args, draws):
@@ -138,7 +140,6 @@ def limit(config, args, draws):
 
 
 def time_steps(args):
-    torch.set_num_threads(args.threads)
     config = configured(args)
     tokens = torch.randint(args.vocabulary, (args.batch, args.sequence))
 

@@ -76,7 +76,7 @@ class TrainingConfig:
     packing: Literal["blocks", "best_fit"] = "blocks"  # documents into sequences; conf/ chooses best_fit
     document_mask: bool = False  # attention stays within a document
     max_epochs: Annotated[float, Gt(0)] = 1.0  # training tokens over unique tokens; more is refused
-    micro_batch: Annotated[int, Gt(0)] | None = None  # sequences at once on a device; None: what fits memory
+    micro_batch: Annotated[int, Gt(0)] | None = None  # sequences at once on a device; None: found
     gradient_clip: Annotated[float, Gt(0)] = 1.0
     precision: Literal["float32", "bfloat16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"

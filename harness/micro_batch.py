@@ -1,4 +1,4 @@
-"""How many sequences a device takes at once: what is configured, else the most that fit its memory."""
+"""How many sequences a device takes at once: what is configured, else what fits its memory and suits it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.parallel import Replica
 from model.checked import ConfigError
 from model.memory import memory_estimate_bytes
 
-CPU_TOKENS = 2048  # at once: more leave the caches, and a step takes a tenth longer
+_CPU_TOKENS = 1024  # at once for a thread, of two at least: more leave the caches
 _SHARE = 0.9  # of the device's memory that a step may take: the optimiser and other users need some too
 _CGROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
@@ -22,8 +22,8 @@ def find_micro_batch(run: RunConfig, replica: Replica) -> int:
     """Give the sequences that each process takes at once. Every process must ask; all get the same.
 
     The configured number where there is one; else the whole share of the process, halved until a step fits
-    memory: tried out on a GPU, estimated on a CPU, where CPU_TOKENS are enough. Raises ConfigError when not
-    even one sequence fits.
+    memory, tried out on a GPU and estimated on a CPU, and on a CPU no more than `suits_cpu` says. Raises
+    ConfigError when not even one sequence fits.
     """
     share = run.training.batch_sequences // replica.ranks.world
     if run.training.micro_batch is not None:
@@ -48,6 +48,11 @@ def largest_fitting(share: int, fits: Callable[[int], bool]) -> int | None:
             return None
         size = math.ceil(size / 2)
     return size
+
+
+def suits_cpu(sequences: int, length: int) -> bool:
+    """Say whether a CPU should take so many sequences at once: beyond its caches a step takes longer."""
+    return sequences == 1 or sequences * length <= _CPU_TOKENS * max(2, torch.get_num_threads())
 
 
 def available_bytes() -> int:
@@ -75,8 +80,8 @@ def _estimated(run: RunConfig, processes: int) -> Callable[[int], bool]:
 
     def fits(size: int) -> bool:
         precision = run.training.precision
-        few = size == 1 or size * run.model.sequence_length <= CPU_TOKENS
-        return few and memory_estimate_bytes(run.model, size, precision=precision).total <= room
+        suits = suits_cpu(size, run.model.sequence_length)
+        return suits and memory_estimate_bytes(run.model, size, precision=precision).total <= room
 
     return fits
 

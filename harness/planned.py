@@ -37,9 +37,11 @@ def planned_lines(sweep: Path) -> Mapping[str, str]:
     """
     path = f"{sweep}/{PLANNED}"
     try:
-        stamp = os.stat(path)  # noqa: PTH116
+        descriptor = os.open(path, os.O_RDONLY)  # a file server answers this anew, os.stat from a cache
     except (FileNotFoundError, NotADirectoryError):
         return {}
+    stamp = os.fstat(descriptor)
+    os.close(descriptor)
     return _lines(path, stamp.st_ino, stamp.st_mtime_ns, stamp.st_size)
 
 

@@ -88,13 +88,16 @@ class RunFolder:
         """Say whether a run lies here or was entered under this name."""
         return (self.path / "identity.json").exists() or self.run_id in planned_lines(self.path.parent)
 
-    def materialise(self, *, sync: bool = True) -> None:
-        """Create the folder of a run that was entered unless it is there, with the files that it begins with.
+    def materialise(self, *, sync: bool = True) -> bool:
+        """Create the folder of a run that was entered, with the files it begins with, unless it is there.
 
-        All that writes into a run's folder does this first. Several processes at once do no harm.
+        Whatever may be the first to write into the folder does this before. Several processes at once do no
+        harm. Says whether the folder had to be created.
         """
-        if not self.is_there() and (files := planned_files(self.path)):
-            write_files(self.path, files, keep=True, sync=sync)
+        if self.is_there() or not (files := planned_files(self.path)):
+            return False
+        write_files(self.path, files, keep=True, sync=sync)
+        return True
 
     def content(self, name: str, read: Callable[[str], Any] = read_json) -> Any:
         """Return what the folder's file `name` holds or, before there is a folder, will hold.
@@ -117,7 +120,7 @@ class RunFolder:
             return Status(state="planned")
 
     def set_status(self, status: Status, *, sync: bool = True) -> None:
-        self.materialise()
+        self.materialise(sync=sync)
         fields = vars(status) | {"updated_s": time.time()}
         write_json(self.path / "status.json", fields, sync=sync)
 
@@ -126,7 +129,7 @@ class RunFolder:
         return dict(self.content("record.json"))
 
     def set_record(self, row: dict[str, Any], *, sync: bool = True) -> None:
-        self.materialise()
+        self.materialise(sync=sync)
         write_json(self.path / "record.json", row, sync=sync)
 
     def micro_batch(self) -> int | None:

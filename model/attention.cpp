@@ -37,7 +37,7 @@ float largest_of(Lanes x) {
   return largest;
 }
 
-// 2^x with a relative error below 2e-7, x at most 127; 2^-126 where x is less than -126. Not a number stays
+// 2^x with a relative error of about 2e-7, x at most 127; 2^-126 where x is less than -126. Not a number stays
 // one.
 Lanes power_of_two(Lanes x) {
   const Lanes least = spread(-126.0f), shift = spread(12582912.0f);  // 1.5 * 2^23 rounds to whole numbers

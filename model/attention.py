@@ -1,11 +1,13 @@
 """Causal attention: torch's, or for float32 on a CPU the kernel of attention.cpp, about twice as fast.
 
-The kernel is compiled by the machine's C++ compiler when it is first needed, in two seconds, and kept in the
-user's cache. It stands for the flash backend of scaled_dot_product_attention and obeys the same switches.
+The kernel takes heads of a multiple of 16 channels, 32 where the processor has AVX-512. The machine's C++
+compiler makes it when it is first needed, in two seconds; it is kept in the user's cache. It stands for the
+flash backend of scaled_dot_product_attention: where that is switched off, the kernel is not used.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -42,7 +44,10 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def has_kernel(channels: int) -> bool:
-    """Say whether the kernel can be used for heads of so many channels; a tracer takes it as a constant."""
+    """Say whether the kernel can be used for heads of so many channels.
+
+    `compile_blocks` has the answer taken as a constant: a graph keeps it whatever is switched later.
+    """
     library = _library() if torch.backends.cuda.flash_sdp_enabled() else None
     return library is not None and channels % library.attention_channels() == 0
 
@@ -52,22 +57,22 @@ def _library() -> ctypes.CDLL | None:
     """Load the kernel, compiled first where it is not; None, with a warning, where that is not possible."""
     try:
         return ctypes.CDLL(str(_compiled()))
-    except (OSError, subprocess.CalledProcessError) as error:
-        said = getattr(error, "stderr", None) or str(error)
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
+        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        reason = next((line for line in said if "error" in line), said[-1])
         warnings.warn(
-            f"attention.cpp was not compiled, attention on the CPU takes twice as long: "
-            f"{said.strip().splitlines()[-1]}",
+            f"without the kernel of attention.cpp attention on the CPU takes twice as long: {reason}",
             stacklevel=2,
         )
         return None
 
 
 def _compiled() -> Path:
-    """Return the compiled kernel; one file for every source, compiler and kind of processor."""
+    """Return the compiled kernel; one file for every source, C library and kind of processor."""
     command = [*shlex.split(os.environ.get("CXX", "g++")), *_FLAGS]
     cpu = Path("/proc/cpuinfo")
     features = {line for line in cpu.read_text().splitlines() if line.startswith(("flags", "Features"))}
-    parts = [_SOURCE.read_text(), *command, platform.machine(), *sorted(features)]
+    parts = [_SOURCE.read_text(), *command, platform.machine(), *platform.libc_ver(), *sorted(features)]
     name = f"attention-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}.so"
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loopscale"
     if not (folder / name).exists():
@@ -76,7 +81,10 @@ def _compiled() -> Path:
             made = Path(scratch) / name
             command += [str(_SOURCE), "-o", str(made)]
             subprocess.run(command, check=True, capture_output=True, text=True)
-            made.replace(folder / name)  # whole at once: several processes may be at it
+            with made.open() as whole:
+                os.fsync(whole.fileno())
+            with contextlib.suppress(FileExistsError):
+                (folder / name).hardlink_to(made)  # of several processes the first one's stays: it is in use
     return folder / name
 
 
@@ -95,7 +103,7 @@ def _strided(tensor: Tensor) -> _Strided:
 def _call(function: str, query: Tensor, key: Tensor, *arguments: Any) -> None:
     batch, heads, length, dim = query.shape
     library = _library()
-    assert library is not None
+    assert library is not None and length == key.shape[2] > 0
     shape = _Shape(batch, heads, key.shape[1], length, dim)
     getattr(library, function)(ctypes.byref(shape), *arguments, torch.get_num_threads())
 
@@ -106,12 +114,12 @@ def _by_token(like: Tensor) -> Tensor:
     return like.new_empty((batch, length, heads, dim)).transpose(1, 2)
 
 
-def _rows(tensor: Tensor) -> Tensor:
+def _dense_rows(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def _forward(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    query, key, value = map(_rows, (query, key, value))
+    query, key, value = map(_dense_rows, (query, key, value))
     result, logs = _by_token(query), query.new_empty(query.shape[:3])
     tensors = [ctypes.byref(_strided(tensor)) for tensor in (query, key, value, result)]
     _call("attention_forward", query, key, *tensors, ctypes.c_void_p(logs.data_ptr()))
@@ -121,7 +129,7 @@ def _forward(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]
 def _backward(
     query: Tensor, key: Tensor, value: Tensor, result: Tensor, logs: Tensor, grad: Tensor
 ) -> tuple[Tensor, ...]:
-    query, key, value, grad = map(_rows, (query, key, value, grad))
+    query, key, value, result, grad = map(_dense_rows, (query, key, value, result, grad))
     grads = tuple(map(_by_token, (query, key, value)))
     given = [ctypes.byref(_strided(tensor)) for tensor in (query, key, value, result, grad)]
     made = [ctypes.byref(_strided(tensor)) for tensor in grads]

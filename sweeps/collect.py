@@ -76,7 +76,11 @@ def _tables(folder: Path, target: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     ids = []
     for run in found:
         ids.append(run.run_id)
-        if run.run_id in known and (run.path / "record.json").stat().st_mtime_ns < known[run.run_id]:
+        if (
+            run.run_id in known
+            and run.is_there()
+            and (run.path / "record.json").stat().st_mtime_ns < known[run.run_id]
+        ):
             kept.append(run.run_id)
             continue
         runs.append(_row(run))

@@ -48,7 +48,7 @@ def take_snapshot(sweep: Path, checkout: Path = CHECKOUT, *, write: bool = True)
     untracked = [
         name
         for name in _names(checkout, "ls-files", "-z", "--others", "--exclude-standard")
-        if name.startswith(SOURCES)
+        if name.split("/")[0] in SOURCES
     ]
     digest = hashlib.sha256(commit.encode() + changes)
     for name in untracked:
@@ -68,7 +68,7 @@ def take_snapshot(sweep: Path, checkout: Path = CHECKOUT, *, write: bool = True)
         with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
             archive.extractall(scratch, filter="data")
         edited = _names(checkout, "diff", "--name-only", "-z", "HEAD")
-        for name in [*(name for name in edited if name.startswith(SOURCES)), *untracked]:
+        for name in [*(name for name in edited if name.split("/")[0] in SOURCES), *untracked]:
             (scratch / name).unlink(missing_ok=True)
             if (checkout / name).exists():
                 (scratch / name).parent.mkdir(parents=True, exist_ok=True)

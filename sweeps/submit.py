@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -135,7 +136,7 @@ def settle(folder: Path, ledger: Ledger, batches: list[Batch], scheduler: Schedu
     stuck = {f"{element.job_id}_{index}" for (_, index), element in elements.items() if element.is_stuck}
     if stuck:
         scheduler.cancel(sorted(stuck))
-    settled = Settled()
+    settled, made = Settled(), False
     for run, status in unfinished:
         batch, index = places.get(run.run_id, (None, 0))
         element = elements.get((batch.name, index)) if batch else None
@@ -145,6 +146,9 @@ def settle(folder: Path, ledger: Ledger, batches: list[Batch], scheduler: Schedu
         if batch or status.state == "running":
             if run.is_held():
                 continue
+            made |= run.materialise(
+                sync=False
+            )  # where a node did so, a look from here may still be a cached one
             status = run.status()  # it may have ended while the scheduler was asked
         if status.state == "done":
             continue
@@ -157,6 +161,8 @@ def settle(folder: Path, ledger: Ledger, batches: list[Batch], scheduler: Schedu
             rule = ledger.retry.rule(judged.failure_class)
             if rule.action == "exclude_node" and element and element.node:
                 settled.exclude.add(element.node)
+    if made:
+        os.sync()  # once for what may be thousands of folders
     return settled
 
 

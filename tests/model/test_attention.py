@@ -106,12 +106,11 @@ def test_the_tracer_sees_what_the_operators_do():
         torch.library.opcheck(operators.causal_attention_backward, given)
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
 def test_compiled_code_calls_it():
     query, key, value, grad = inputs(2, 4, 2, 20, 32)
     torch.compiler.assume_constant_result(has_kernel)
 
-    @torch.compile(fullgraph=True)
+    @torch.compile(fullgraph=True, backend="aot_eager")
     def doubled(query, key, value):
         return 2 * causal_attention(query + 0, key, value)
 
@@ -166,7 +165,7 @@ def test_without_a_compiler_torch_computes_and_says_so_once(tmp_path):
 
 
 def test_processes_that_compile_at_once_leave_one_kernel(tmp_path):
-    processes = [tried(tmp_path) for _ in range(3)]
+    processes = [tried(tmp_path) for _ in range(2)]
     answers = {process.communicate()[0] for process in processes}
     assert len(answers) == 1 and answers.pop().startswith("True")
     assert [path.suffix for path in (tmp_path / "loopscale").iterdir()] == [".so"]

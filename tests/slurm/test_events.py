@@ -258,7 +258,9 @@ def test_a_site_without_requeue_and_accounting_and_a_sweep_that_moves_there(swee
     made.wait_until_idle()
     assert "launch continues it" in made.run().status().message
     made.launch()
-    wait_for(lambda: made.run().status().attempts == 3)
+    wait_for(
+        lambda: made.run().status().attempts == 3, what=lambda: f"for {made.run().status()!r} {made.queue()}"
+    )
     os.kill(places_of(made.run())[-1]["pid"], signal.SIGKILL)  # nobody can say afterwards what it died of
     made.finish()
     assert made.losses() == calm

@@ -149,6 +149,7 @@ class RunFolder:
         return parse_config(text, self.path / CONFIG)
 
     def set_config(self, run: RunConfig) -> None:
+        """Replace the run's configuration."""
         self.materialise()
         write_text(self.path / CONFIG, config_text(run))
 

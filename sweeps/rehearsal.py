@@ -64,7 +64,6 @@ def rehearse_with(study: StudyConfig) -> tuple[Path, Ledger, FakeCluster, int]:
 def stand_in(path: Path, failure: str) -> None:
     """Leave in a run folder what an attempt leaves there that ends so; "" is a good end."""
     run = RunFolder(path)
-    run.materialise(sync=False)
     before = run.status()
     status = dataclasses.replace(before, state="running", attempts=before.attempts + 1, message="")
     if failure in ("diverged", "bad_config", "code_error", "oom"):  # what a run says itself

@@ -3,15 +3,17 @@
     python benchmarks/train_step.py                        # width 128, 16 x 256 tokens, 2 threads, compiled
     python benchmarks/train_step.py --batch 32 --eager
     python benchmarks/train_step.py --beside 2 --threads 1  # as a sweep runs them: processes side by side
+    python benchmarks/train_step.py --torch                # beside blocks of torch's operators, compiled
     python benchmarks/train_step.py --memory
 
-Every repeat times both forms on the same draw of depths, in alternating order; medians are printed. Ours goes
+Every repeat times all forms on the same draw of depths, in alternating order; medians are printed. Ours goes
 through the batch as a run on a CPU does, in micro-batches sorted by depth; the masked form takes all at once,
-as published, or micro-batches too with --masked-parts. The limit is the step without all that is not a matrix
-product or attention: the same calls, alone.
+as published, or micro-batches too with --masked-parts. The limit is the step of torch's operators without all
+that is not a matrix product or attention: the same calls, alone.
 """
 
 import argparse
+import contextlib
 import multiprocessing
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from unittest.mock import patch
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -54,6 +57,7 @@ def arguments():
     parser.add_argument("--micro-batch", type=int, help="sequences at once; by default what a run takes")
     parser.add_argument("--masked-parts", action="store_true", help="micro-batches for the masked form too")
     parser.add_argument("--unmasked", action="store_true", help="leave the masked form out")
+    parser.add_argument("--torch", action="store_true", help="time blocks that are not fused too")
     parser.add_argument("--beside", type=int, default=0, help="run this many such processes at once")
     parser.add_argument("--memory", action="store_true")
     args = parser.parse_args()
@@ -126,13 +130,22 @@ def backward(model, loss, tokens, depths, size):
         (nats * (len(part) / len(order))).backward()
 
 
+def never(*_):
+    return False
+
+
+def unfused():
+    """Let torch compute the blocks, as where there is no kernel for them."""
+    return patch("model.layers.can_fuse", never)
+
+
 def limit(config, args, draws):
     """Return the median seconds of a step's matrix products and attention alone."""
     model = build_model(config, seed=0)
     tokens = torch.randint(args.vocabulary, (args.batch, args.sequence))
     found = []
     for depths in draws:
-        with Products() as products:
+        with unfused(), Products() as products:
             backward(model, LoopedTransformer.loss, tokens, depths, args.micro_batch)
         with torch.no_grad():
             found.append(products.seconds())
@@ -143,7 +156,7 @@ def time_steps(args):
     config = configured(args)
     tokens = torch.randint(args.vocabulary, (args.batch, args.sequence))
 
-    def stepper(loss, size):
+    def stepper(loss, size, blocks=contextlib.nullcontext):
         model = build_model(config, seed=0)
         optimizer = build_optimizer(model, OptimizerConfig())
         if not args.eager:
@@ -151,7 +164,8 @@ def time_steps(args):
 
         def step(depths):
             model.zero_grad()
-            backward(model, loss, tokens, depths, size)
+            with blocks():
+                backward(model, loss, tokens, depths, size)
             optimizer.step()
 
         return step
@@ -159,6 +173,8 @@ def time_steps(args):
     steps = {"ours": stepper(LoopedTransformer.loss, args.micro_batch)}
     if not args.unmasked:
         steps["masked"] = stepper(masked_loss, args.micro_batch if args.masked_parts else args.batch)
+    if args.torch:
+        steps["torch"] = stepper(LoopedTransformer.loss, args.micro_batch, unfused)
     draws = [draw_depths(config, seed=0, step=i, batch=args.batch).tolist() for i in range(args.repeats)]
     for step in steps.values():
         step(draws[0])
@@ -179,9 +195,9 @@ def report(args, config, times, rate):
     for name, measured in times.items():
         speed = tokens / median(measured)
         print(f"{name:7} {speed:9.0f} tokens/s  {needed * speed / rate:6.1%} of the matmul rate")
-    if "masked" in times:
-        ratio = median(m / o for o, m in zip(times["ours"], times["masked"], strict=True))
-        print(f"masked / ours, paired: {ratio:.2f}")
+    for name in times.keys() & {"masked", "torch"}:
+        ratio = median(other / own for own, other in zip(times["ours"], times[name], strict=True))
+        print(f"{name} / ours, paired: {ratio:.2f}")
     print(
         f"{needed / 1e6:.1f} MFLOP/token, 2048^3 matmul {rate / 1e9:.0f} GFLOP/s, {args.threads} threads, "
         f"{args.micro_batch} of {args.batch} sequences at once"

@@ -1,24 +1,13 @@
-"""Causal attention: torch's, or for float32 on a CPU the kernel of attention.cpp, about twice as fast.
+"""Causal attention: torch's, or for float32 on a CPU the kernel of `model.cpu`, about twice as fast.
 
-The kernel takes heads of a multiple of 16 channels, 32 where the processor has AVX-512. The machine's C++
-compiler makes it when it is first needed, in two seconds; it is kept in the user's cache. It stands for the
+The kernel takes heads of a multiple of 16 channels, 32 where the processor has AVX-512. It stands for the
 flash backend of scaled_dot_product_attention: where that is switched off, the kernel is not used.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import hashlib
-import os
-import platform
-import shlex
-import subprocess
-import tempfile
-import warnings
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,8 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
-_SOURCE = Path(__file__).with_name("attention.cpp")
-_FLAGS = ["-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-std=c++17", "-shared", "-fPIC"]
+from model.cpu import columns, kernels
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -48,44 +36,8 @@ def has_kernel(channels: int) -> bool:
 
     `compile_blocks` has the answer taken as a constant: a graph keeps it whatever is switched later.
     """
-    library = _library() if torch.backends.cuda.flash_sdp_enabled() else None
-    return library is not None and channels % library.attention_channels() == 0
-
-
-@cache
-def _library() -> ctypes.CDLL | None:
-    """Load the kernel, compiled first where it is not; None, with a warning, where that is not possible."""
-    try:
-        return ctypes.CDLL(str(_compiled()))
-    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
-        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-        reason = next((line for line in said if "error" in line), said[-1])
-        warnings.warn(
-            f"without the kernel of attention.cpp attention on the CPU takes twice as long: {reason}",
-            stacklevel=2,
-        )
-        return None
-
-
-def _compiled() -> Path:
-    """Return the compiled kernel; one file for every source, C library and kind of processor."""
-    command = [*shlex.split(os.environ.get("CXX", "g++")), *_FLAGS]
-    cpu = Path("/proc/cpuinfo")
-    features = {line for line in cpu.read_text().splitlines() if line.startswith(("flags", "Features"))}
-    parts = [_SOURCE.read_text(), *command, platform.machine(), *platform.libc_ver(), *sorted(features)]
-    name = f"attention-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}.so"
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loopscale"
-    if not (folder / name).exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            made = Path(scratch) / name
-            command += [str(_SOURCE), "-o", str(made)]
-            subprocess.run(command, check=True, capture_output=True, text=True)
-            with made.open() as whole:
-                os.fsync(whole.fileno())
-            with contextlib.suppress(FileExistsError):
-                (folder / name).hardlink_to(made)  # of several processes the first one's stays: it is in use
-    return folder / name
+    multiple = columns() if torch.backends.cuda.flash_sdp_enabled() else 0
+    return multiple > 0 and channels % multiple == 0
 
 
 class _Shape(ctypes.Structure):
@@ -102,7 +54,7 @@ def _strided(tensor: Tensor) -> _Strided:
 
 def _call(function: str, query: Tensor, key: Tensor, *arguments: Any) -> None:
     batch, heads, length, dim = query.shape
-    library = _library()
+    library = kernels()
     assert library is not None and length == key.shape[2] > 0
     shape = _Shape(batch, heads, key.shape[1], length, dim)
     getattr(library, function)(ctypes.byref(shape), *arguments, torch.get_num_threads())

@@ -28,9 +28,12 @@ def compile_blocks(model: LoopedTransformer, backend: str | Callable[..., Any] =
 
 
 def _compiled(block: Block, backend: str | Callable[..., Any]) -> BlockForward:
-    compiled: BlockForward = torch.compile(block.forward, fullgraph=True, backend=backend)
+    plain = block.forward
+    compiled: BlockForward = torch.compile(plain, fullgraph=True, backend=backend)
 
     def forward(x: Tensor, rope: Tensor, value_rows: Tensor | None, mask: Tensor | None = None) -> Tensor:
+        if block.is_fused(x, mask):
+            return plain(x, rope, value_rows, mask)
         inputs = {"x": x, "value_rows": value_rows, "mask": mask}
         given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
         if not torch.is_grad_enabled():

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from model.attention import causal_attention
 from model.config import ModelConfig
 from model.functional import half_squared_relu, rms_norm, rotated_norm
+from model.fused_block import can_fuse, fused_block
 
 
 def rotary_table(length: int, head_dim: int, theta: float) -> Tensor:
@@ -130,5 +131,24 @@ class Block(nn.Module):
         self, x: Tensor, rope: Tensor, value_rows: Tensor | None, mask: Tensor | None = None
     ) -> Tensor:
         """Map the stream x [B, L, d]."""
+        if self.is_fused(x, mask):
+            return self._fused(x, rope, value_rows)
         x = x + self.attn(self.norm_1(x), rope, value_rows, mask)
         return x + self.mlp(self.norm_2(x))
+
+    def is_fused(self, x: Tensor, mask: Tensor | None) -> bool:
+        """Say whether the whole block is one operator, as for small models on a CPU."""
+        if mask is not None or self.mlp.gated:
+            return False
+        return can_fuse(x, self.attn.head_dim, self.mlp.fc.weight.shape[0])
+
+    def _fused(self, x: Tensor, rope: Tensor, value_rows: Tensor | None) -> Tensor:
+        attn, mlp = self.attn, self.mlp
+        parts: list[RMSNorm | Linear]
+        parts = [self.norm_1, attn.c_q, attn.c_k, attn.c_v, attn.c_proj, self.norm_2, mlp.fc, mlp.proj]
+        if value_rows is not None and attn.ve_gate is not None:
+            parts.append(attn.ve_gate)
+        else:
+            value_rows = None
+        weights = [part.weight for part in parts]
+        return fused_block(x, rope, value_rows, weights, attn.heads, attn.kv_heads, self.norm_1.eps)

@@ -107,16 +107,32 @@ def rounds(text, value):
     return abs(float(text) - value) <= 0.5001 * unit
 
 
+def same(found, written):
+    """Say whether two JSON values agree, numbers to five digits: other processors round other last digits."""
+    if isinstance(written, dict):
+        return found.keys() == written.keys() and all(same(found[key], written[key]) for key in written)
+    if isinstance(written, list):
+        return len(found) == len(written) and all(itertools.starmap(same, zip(found, written, strict=True)))
+    if isinstance(written, float):
+        return found == pytest.approx(written, rel=1e-5, abs=1e-9)
+    if isinstance(written, str):  # a fit's note: the gradient where it ended is all rounding
+        return re.sub(r"gradient \S+", "", found) == re.sub(r"gradient \S+", "", written)
+    return found == written
+
+
 @pytest.mark.parametrize("grid", GRIDS)
 def test_the_isoflop_laws_of_a_grid_come_out_of_its_tables(grid):
     """Without what takes longest: the laws over depths, and validation."""
     runs, depths = read_tables(STUDY / grid)
     found = json.loads(fit(runs, depths.iloc[:0], FitConfig(validation=False)).to_json())
     written = json.loads((STUDY / grid / "laws.json").read_text(encoding="utf-8"))
-    assert found["groups"] == written["groups"] and found["noise"] == written["noise"]
+    assert same(found["groups"], written["groups"]) and same(found["noise"], written["noise"])
 
 
-def test_the_laws_of_the_smallest_grid_come_out_to_the_byte():
+def test_all_laws_of_the_smallest_grid_come_out_of_its_tables():
     smallest = min(GRIDS, key=lambda grid: (STUDY / grid / "runs.csv").stat().st_size)
-    found = fit(*read_tables(STUDY / smallest)).to_json()
-    assert found + "\n" == (STUDY / smallest / "laws.json").read_text(encoding="utf-8")
+    found = json.loads(fit(*read_tables(STUDY / smallest)).to_json())
+    written = json.loads((STUDY / smallest / "laws.json").read_text(encoding="utf-8"))
+    assert same(found, written)
+    written["groups"][0]["estimators"][0]["parameters"]["a"] *= 1.0001
+    assert not same(found, written)

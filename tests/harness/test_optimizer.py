@@ -34,7 +34,9 @@ def tiny_step(config, steps=1):
     return model, optimizer
 
 
-def test_published_gradients_lead_to_the_published_loss():
+def test_published_gradients_lead_to_the_published_loss(monkeypatch):
+    # Processors with bfloat16 products sum in another order than those on which the numbers were made.
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
     model, out = fixtures.model("parcae_111"), fixtures.load("parcae_111_out")
     gradients = fixtures.renamed(fixtures.load("parcae_111_grads_n2k2"))
     optimizer = build_optimizer(model, PUBLISHED)

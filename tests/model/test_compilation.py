@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from model.compilation import compile_blocks
 from tests.model.test_transformer import TINY, awake, batch, gradients
@@ -16,7 +17,8 @@ def counted():
     counter = CompileCounter()
     model = awake(TINY)
     compile_blocks(model, backend=counter)  # a block that falls back to eager raises
-    yield model, counter
+    with sdpa_kernel(SDPBackend.MATH):  # without the CPU's kernels, as on a GPU
+        yield model, counter
     torch._dynamo.reset()
 
 
@@ -28,7 +30,7 @@ def test_each_block_shape_is_compiled_once_per_gradient_mode(counted):
         model.loss(tokens[:size], labels[:size], depths, range(size)).backward()
     model.depth_losses(tokens, labels, 3, range(6))
     model.depth_losses(tokens[:1], labels[:1], 3, range(1))
-    assert counter.frame_count <= 4
+    assert 0 < counter.frame_count <= 4
 
 
 def test_compiled_blocks_compute_the_same(counted):

@@ -1,0 +1,186 @@
+// Causal attention in float32, forward and backward, for heads of a multiple of COLUMNS channels.
+//
+// Scores exist for a few queries at a time and only for keys that a query sees. One thread works on all
+// queries of a key/value head.
+
+#pragma once
+
+#include "tiles.h"
+
+struct Shape {
+  int64_t batch, heads, kv_heads, length, dim;
+  int64_t padded() const { return up(length, COLUMNS); }
+  // Between rows of scores: an odd number of vectors, so that a column of them uses all sets of a cache.
+  int64_t row() const { return (padded() / COLUMNS | 1) * COLUMNS; }
+  int64_t block() const { return std::clamp<int64_t>(12288 / length / ROWS * ROWS, 2 * ROWS, 16 * ROWS); }
+  float scale() const { return 1.0f / std::sqrt(static_cast<float>(dim)); }
+  float scale_two() const { return scale() * 1.44269504f; }  // e^x = 2^(x / ln 2)
+};
+
+// A tensor [batch, heads, length, dim] by its strides; the last dimension is contiguous.
+struct Tensor {
+  float* data;
+  int64_t batch, head, row;
+  float* at(int64_t b, int64_t h) const { return data + b * batch + h * head; }
+};
+
+namespace {
+
+// Products of the queries [start, end), of which q holds the rows, with all packed keys that one of them
+// sees.
+void scores_of(
+    const float* panels, const float* q, int64_t q_row, int64_t start, int64_t end, const Shape& shape,
+    float* out) {
+  const int64_t row = shape.row();
+  for (int64_t key = 0; key < end; key += COLUMNS, panels += shape.dim * COLUMNS)
+    for (int64_t i = std::max<int64_t>(0, key - start) / ROWS * ROWS; i < end - start; i += ROWS)
+      rows(
+          std::min(ROWS, end - start - i), shape.dim, {q + i * q_row, q_row, 1}, panels, COLUMNS,
+          out + i * row + key, row, false);
+}
+
+// Turns the first `seen` scores of a row into weights, up to a common factor; what follows becomes 0 up to
+// `end`. Gives the sum of the weights, and in `log` log2 of the sum of e^score.
+float weigh(float* row, int64_t seen, int64_t end, float scale, float& log) {
+  const int64_t whole = up(seen, LANES);
+  std::fill(row + seen, row + whole, -INFINITY);
+  Lanes most = load(row);
+  for (int64_t j = LANES; j < whole; j += LANES) {
+    const Lanes x = load(row + j);
+    most = x > most ? x : most;
+  }
+  const float shift = largest_of(most) * scale;
+  Lanes sum{};
+  for (int64_t j = 0; j < whole; j += LANES) {
+    const Lanes weight = power_of_two(load(row + j) * scale - shift);
+    store(row + j, weight);
+    sum += weight;
+  }
+  std::fill(row + seen, row + end, 0.0f);
+  log = shift + std::log2(sum_of(sum));
+  return sum_of(sum);
+}
+
+// Turns the first `seen` scores of a row into weights, which sum to 1, and the gradients of the weights into
+// those of the scores; what follows becomes 0 up to `end`. `mean` is the weighted mean of the gradients.
+void differentiate(float* row, float* slopes, int64_t seen, int64_t end, float scale, float log, float mean) {
+  for (int64_t j = 0; j < seen; j += LANES) {
+    const Lanes weight = power_of_two(load(row + j) * scale - log);
+    store(row + j, weight);
+    store(slopes + j, weight * (load(slopes + j) - mean));
+  }
+  std::fill(row + seen, row + end, 0.0f);
+  std::fill(slopes + seen, slopes + end, 0.0f);
+}
+
+float dot(const float* a, const float* b, int64_t dim) {
+  Lanes sum{};
+  for (int64_t d = 0; d < dim; d += LANES) sum += load(a + d) * load(b + d);
+  return sum_of(sum);
+}
+
+void scale_row(float* row, int64_t dim, float factor) {
+  for (int64_t d = 0; d < dim; d++) row[d] *= factor;
+}
+
+// What one thread needs to work on one key/value head, forward or backward.
+struct Forward {
+  float *keys, *values, *scores;
+  Forward(const Shape& s, Arena& arena)
+      : keys(arena.take(s.padded() * s.dim)),
+        values(arena.take(s.length * s.dim)),
+        scores(arena.take(s.block() * s.row())) {}
+};
+
+struct Backward {
+  float *keys, *values, *k, *q, *g, *p, *ds, *dk, *dv;
+  Backward(const Shape& s, Arena& arena)
+      : keys(arena.take(s.padded() * s.dim)),
+        values(arena.take(s.padded() * s.dim)),
+        k(arena.take(s.length * s.dim)),
+        q(arena.take(s.block() * s.dim)),
+        g(arena.take(s.block() * s.dim)),
+        p(arena.take(s.block() * s.row())),
+        ds(arena.take(s.block() * s.row())),
+        dk(arena.take(s.length * s.dim)),
+        dv(arena.take(s.length * s.dim)) {}
+};
+
+// Writes the result of the queries of one key/value head and, for the backward pass, log2 sum exp of each
+// query's scores [batch, heads, length].
+void attend(
+    const Shape& shape, int64_t b, int64_t kv, const Tensor& query, const Tensor& key, const Tensor& value,
+    const Tensor& out, float* logs, const Forward& space) {
+  const auto [batch, heads, kv_heads, length, dim] = shape;
+  const int64_t row = shape.row(), group = heads / kv_heads, block = shape.block();
+  const float scale = shape.scale_two();
+  const auto [keys, values, scores] = space;
+  pack(key.at(b, kv), key.row, length, dim, keys);
+  copy(value.at(b, kv), value.row, length, dim, values);
+  for (int64_t h = kv * group; h < (kv + 1) * group; h++)
+    for (int64_t start = 0; start < length; start += block) {
+      const int64_t end = std::min(start + block, length);
+      scores_of(keys, query.at(b, h) + start * query.row, query.row, start, end, shape, scores);
+      for (int64_t i = start; i < end; i += ROWS) {
+        const int64_t m = std::min(ROWS, end - i);
+        float *first = scores + (i - start) * row, *to = out.at(b, h) + i * out.row;
+        float* log = logs + (b * heads + h) * length + i;
+        float total[ROWS];
+        for (int64_t r = 0; r < m; r++) total[r] = weigh(first + r * row, i + r + 1, i + m, scale, log[r]);
+        for (int64_t d = 0; d < dim; d += COLUMNS)
+          rows(m, i + m, {first, row, 1}, values + d, dim, to + d, out.row, false);
+        for (int64_t r = 0; r < m; r++) scale_row(to + r * out.row, dim, 1.0f / total[r]);
+      }
+    }
+}
+
+// Writes the gradients of one key/value head and its queries; out and grad are the result and its gradient.
+void attend_backward(
+    const Shape& shape, int64_t b, int64_t kv, const Tensor& query, const Tensor& key, const Tensor& value,
+    const Tensor& out, const Tensor& grad, const float* logs, const Tensor& grad_query,
+    const Tensor& grad_key, const Tensor& grad_value, const Backward& space) {
+  const auto [batch, heads, kv_heads, length, dim] = shape;
+  const int64_t row = shape.row(), group = heads / kv_heads, block = shape.block();
+  const float scale_two = shape.scale_two(), scale = shape.scale();
+  const auto [keys, values, k, q, g, p, ds, dk, dv] = space;
+  pack(key.at(b, kv), key.row, length, dim, keys);
+  pack(value.at(b, kv), value.row, length, dim, values);
+  copy(key.at(b, kv), key.row, length, dim, k);
+  std::fill_n(dk, length * dim, 0.0f);
+  std::fill_n(dv, length * dim, 0.0f);
+  for (int64_t h = kv * group; h < (kv + 1) * group; h++)
+    for (int64_t start = 0; start < length; start += block) {
+      const int64_t end = std::min(start + block, length);
+      copy(query.at(b, h) + start * query.row, query.row, end - start, dim, q);
+      copy(grad.at(b, h) + start * grad.row, grad.row, end - start, dim, g);
+      scores_of(keys, q, dim, start, end, shape, p);
+      scores_of(values, g, dim, start, end, shape, ds);
+      for (int64_t i = start; i < end; i++) {
+        const float mean = dot(g + (i - start) * dim, out.at(b, h) + i * out.row, dim);
+        const int64_t at = (i - start) * row;
+        differentiate(p + at, ds + at, i + 1, end, scale_two, logs[(b * heads + h) * length + i], mean);
+      }
+      for (int64_t i = start; i < end; i += ROWS) {
+        const int64_t m = std::min(ROWS, end - i);
+        float* to = grad_query.at(b, h) + i * grad_query.row;
+        for (int64_t d = 0; d < dim; d += COLUMNS)
+          rows(m, i + m, {ds + (i - start) * row, row, 1}, k + d, dim, to + d, grad_query.row, false);
+        for (int64_t r = 0; r < m; r++) scale_row(to + r * grad_query.row, dim, scale);
+      }
+      for (int64_t j = 0; j < end; j += ROWS) {
+        // Queries before a key do not see it.
+        const int64_t first = std::max(start, j) - start, m = std::min(ROWS, end - j);
+        const int64_t at = first * row + j, depth = end - start - first;
+        for (int64_t d = 0; d < dim; d += COLUMNS) {
+          rows(m, depth, {ds + at, 1, row}, q + first * dim + d, dim, dk + j * dim + d, dim, true);
+          rows(m, depth, {p + at, 1, row}, g + first * dim + d, dim, dv + j * dim + d, dim, true);
+        }
+      }
+    }
+  for (int64_t i = 0; i < length; i++) {
+    for (int64_t d = 0; d < dim; d++) grad_key.at(b, kv)[i * grad_key.row + d] = dk[i * dim + d] * scale;
+    std::copy_n(dv + i * dim, dim, grad_value.at(b, kv) + i * grad_value.row);
+  }
+}
+
+}  // namespace

@@ -1,0 +1,400 @@
+// The transformer block in float32, forward and backward.
+//
+// Tokens go a few at a time through all that happens between two attentions, and sequences a few at a time
+// through the block, so that what they pass on stays in the second cache. Widths are multiples of COLUMNS.
+
+#pragma once
+
+#include "attention.h"
+
+struct Sizes {
+  int64_t batch, length, heads, kv_heads, dim, hidden, gate_channels;
+  float eps;
+  int64_t tokens() const { return batch * length; }
+  int64_t width() const { return heads * dim; }
+  int64_t kv_width() const { return kv_heads * dim; }
+  int64_t projected() const { return width() + 2 * kv_width(); }
+  int64_t rotated_heads() const { return heads + kv_heads; }
+  Shape attention() const { return {batch, heads, kv_heads, length, dim}; }
+  // Queries, keys and values of a token lie side by side.
+  Tensor heads_of(float* projections, int64_t first) const {
+    return {projections + first * dim, length * projected(), dim, projected()};
+  }
+  Tensor queries(float* projections) const { return heads_of(projections, 0); }
+  Tensor keys(float* projections) const { return heads_of(projections, heads); }
+  Tensor values(float* projections) const { return heads_of(projections, rotated_heads()); }
+  Tensor merged(float* data) const { return {data, length * width(), dim, width()}; }
+};
+
+// Matrices [out, in] or their gradients; gate is null where the layer has none.
+struct Weights {
+  float *norm_1, *query, *key, *value, *merge, *norm_2, *fc, *proj, *gate;
+};
+
+// The stream [B, L, d], the angles [L, D / 2, 2] and the table's rows [B, L, kv d], null without a gate.
+struct Given {
+  const float *x, *rope, *rows;
+  Given from(const Sizes& s, int64_t token) const {
+    return {x + token * s.width(), rope, rows ? rows + token * s.kv_width() : nullptr};
+  }
+};
+
+// What the backward pass reads: projections [B, L, d + 2 kv d] with queries and keys rotated and normed,
+// their inverse norms [B, L, H + KV], gates [B, L, KV], attended and the stream after it, both [B, L, d],
+// logs [B, H, L], and the positive part of the MLP's hidden channels [B, L, f].
+struct Kept {
+  float *projections, *inverses, *gates, *attended, *logs, *middle, *positive;
+  Kept(const Sizes& s, int64_t tokens, Arena& arena)
+      : projections(arena.take(tokens * s.projected())),
+        inverses(arena.take(tokens * s.rotated_heads())),
+        gates(arena.take(tokens * s.kv_heads)),
+        attended(arena.take(tokens * s.width())),
+        logs(arena.take(tokens * s.heads)),
+        middle(arena.take(tokens * s.width())),
+        positive(arena.take(tokens * s.hidden)) {}
+  Kept from(const Sizes& s, int64_t token) const {
+    Kept later = *this;
+    later.projections += token * s.projected();
+    later.inverses += token * s.rotated_heads();
+    later.gates += token * s.kv_heads;
+    later.attended += token * s.width();
+    later.logs += token * s.heads;
+    later.middle += token * s.width();
+    later.positive += token * s.hidden;
+    return later;
+  }
+};
+
+namespace {
+
+constexpr int64_t CHUNK = 96;   // tokens that go through the block's parts together, a multiple of ROWS
+constexpr int64_t DEPTH = 256;  // of a product, so that a panel of it stays in the first cache
+
+// A weight [out, in] in panels, for x Wᵀ (forward) or for y W (backward).
+struct Panels {
+  int64_t depth, columns;
+  bool transposed;
+  float* data;
+  Panels(int64_t in, int64_t out, bool backward, Arena& arena)
+      : depth(backward ? out : in),
+        columns(backward ? in : out),
+        transposed(!backward),
+        data(arena.take(in * out)) {}
+
+  // To be called by all threads of a team; finished at its next barrier.
+  void fill(const float* weight) const {
+#pragma omp for schedule(static) nowait
+    for (int64_t start = 0; start < columns; start += COLUMNS) {
+      float* to = data + start * depth;
+      if (transposed)
+        pack(weight + start * depth, depth, COLUMNS, depth, to);
+      else
+        copy(weight + start, columns, depth, COLUMNS, to);
+    }
+  }
+};
+
+struct AllPanels {
+  Panels query, key, value, merge, fc, proj;
+  AllPanels(const Sizes& s, bool backward, Arena& arena)
+      : query(s.width(), s.width(), backward, arena),
+        key(s.width(), s.kv_width(), backward, arena),
+        value(s.width(), s.kv_width(), backward, arena),
+        merge(s.width(), s.width(), backward, arena),
+        fc(s.width(), s.hidden, backward, arena),
+        proj(s.hidden, s.width(), backward, arena) {}
+  void fill(const Weights& w) const {
+    query.fill(w.query);
+    key.fill(w.key);
+    value.fill(w.value);
+    merge.fill(w.merge);
+    fc.fill(w.fc);
+    proj.fill(w.proj);
+  }
+};
+
+// c[n, columns] = (c +) a[n, depth] times the panels.
+void product(int64_t n, const float* a, int64_t a_row, const Panels& b, float* c, int64_t c_row, bool add) {
+  for (int64_t k = 0; k < b.depth; k += DEPTH)
+    for (int64_t j = 0; j < b.columns; j += COLUMNS)
+      for (int64_t i = 0; i < n; i += ROWS)
+        rows(
+            std::min(ROWS, n - i), std::min(DEPTH, b.depth - k), {a + i * a_row + k, a_row, 1},
+            b.data + j * b.depth + k * COLUMNS, COLUMNS, c + i * c_row + j, c_row, add || k > 0);
+}
+
+// A matrix [tokens, channels] in panels of COLUMNS channels.
+struct Paneled {
+  float* data;
+  int64_t tokens;
+  float* at(int64_t token, int64_t channel) const {
+    return data + (channel / COLUMNS * tokens + token) * COLUMNS + channel % COLUMNS;
+  }
+};
+
+// One thread of a team, and memory of its own for tiles of CHUNK rows.
+struct Member {
+  int64_t index, of;
+  float* tiles;
+};
+
+// The first m columns of a matrix, ROWS numbers apart.
+void gather(const float* from, int64_t from_row, int64_t length, int64_t m, float* to) {
+  if (m == ROWS)
+    for (int64_t k = 0; k < length; k++)
+      std::memcpy(to + k * ROWS, from + k * from_row, ROWS * sizeof(float));
+  else
+    for (int64_t k = 0; k < length; k++) std::copy_n(from + k * from_row, m, to + k * ROWS);
+}
+
+// c[out, in] = (c +) yᵀ x over n tokens, y [n, out], x [n, in]: this member's share of c's rows. A number is
+// summed in the order of the tokens, whatever the team.
+void outer(
+    const Member& member, int64_t n, const float* y, int64_t out, int64_t y_row, const Paneled& x, int64_t in,
+    float* c, bool add) {
+  const int64_t tiles = up(out, ROWS) / ROWS, first = tiles * member.index / member.of * ROWS;
+  const int64_t last = std::min(out, tiles * (member.index + 1) / member.of * ROWS);
+  for (int64_t t = 0; t < n; t += DEPTH) {
+    const int64_t depth = std::min(DEPTH, n - t);
+    for (int64_t start = first; start < last; start += CHUNK) {
+      const int64_t end = std::min(start + CHUNK, last);
+      for (int64_t i = start; i < end; i += ROWS)
+        gather(y + t * y_row + i, y_row, depth, std::min(ROWS, end - i), member.tiles + (i - start) * DEPTH);
+      for (int64_t j = 0; j < in; j += COLUMNS)
+        for (int64_t i = start; i < end; i += ROWS)
+          rows(
+              std::min(ROWS, end - i), depth, {member.tiles + (i - start) * DEPTH, 1, ROWS}, x.at(t, j),
+              COLUMNS, c + i * in + j, in, add || t > 0);
+    }
+  }
+}
+
+// Gradients of what is kept, of a gate before its sigmoid; and the inputs of the matrices, for their own.
+struct Made {
+  float *projections, *gates, *attended, *middle, *hidden;
+  Paneled normed_1, normed_2, merged, activated;
+  Made(const Sizes& s, int64_t tokens, Arena& arena)
+      : projections(arena.take(tokens * s.projected())),
+        gates(arena.take(tokens * s.kv_heads)),
+        attended(arena.take(tokens * s.width())),
+        middle(arena.take(tokens * s.width())),
+        hidden(arena.take(tokens * s.hidden)),
+        normed_1{arena.take(tokens * s.width()), tokens},
+        normed_2{arena.take(tokens * s.width()), tokens},
+        merged{arena.take(tokens * s.width()), tokens},
+        activated{arena.take(tokens * s.hidden), tokens} {}
+};
+
+// Ranges of at most CHUNK tokens, a multiple of as many as there are threads, of nearly equal length.
+struct Chunks {
+  int64_t tokens, tiles, count;
+  Chunks(int64_t tokens_, int64_t threads)
+      : tokens(tokens_),
+        tiles(up(tokens, ROWS) / ROWS),
+        count(up(up(tiles * ROWS, CHUNK) / CHUNK, threads)) {}
+  int64_t start(int64_t i) const { return std::min(tokens, tiles * i / count * ROWS); }
+  int64_t length(int64_t i) const { return start(i + 1) - start(i); }
+};
+
+float inverse_rms(const float* x, int64_t width, float eps) {
+  return 1.0f / std::sqrt(dot(x, x, width) / static_cast<float>(width) + eps);
+}
+
+void norm(const float* x, const float* weight, int64_t width, float eps, float* y) {
+  const Lanes inverse = spread(inverse_rms(x, width, eps));
+  for (int64_t d = 0; d < width; d += LANES) store(y + d, load(x + d) * inverse * load(weight + d));
+}
+
+// to = passed + the gradient of x; also writes the normed x and adds to the weight's gradient.
+void norm_backward(
+    const float* x, const float* weight, const float* grad, const float* passed, int64_t width, float eps,
+    float* to, const Paneled& normed, int64_t token, float* grad_weight) {
+  const float inverse = inverse_rms(x, width, eps);
+  Lanes sum{};
+  for (int64_t d = 0; d < width; d += LANES) {
+    const Lanes unit = load(x + d) * inverse, w = load(weight + d), g = load(grad + d);
+    store(normed.at(token, d), unit * w);
+    store(grad_weight + d, load(grad_weight + d) + g * unit);
+    sum += g * unit * w;
+  }
+  const float mean = sum_of(sum) / static_cast<float>(width);
+  for (int64_t d = 0; d < width; d += LANES) {
+    const Lanes unit = load(x + d) * inverse;
+    store(to + d, load(passed + d) + (load(grad + d) * load(weight + d) - unit * mean) * inverse);
+  }
+}
+
+// Rotates the pairs (2i, 2i + 1) of x by angles given as cos and sin, backwards with a sign of -1.
+Lanes rotated(Lanes x, Lanes angles, float sign) {
+  Whole swap{}, even{}, odd{};
+  Lanes signs{};
+#pragma GCC unroll 16
+  for (int i = 0; i < LANES; i++)
+    swap[i] = i ^ 1, even[i] = i & ~1, odd[i] = i | 1, signs[i] = i % 2 ? sign : -sign;
+  return x * __builtin_shuffle(angles, even) +
+         __builtin_shuffle(x, swap) * __builtin_shuffle(angles, odd) * signs;
+}
+
+// Rotates and norms a head in place; gives the inverse norm.
+float rotate_and_norm(float* x, const float* angles, int64_t dim) {
+  const float inverse = inverse_rms(x, dim, 1.1920929e-7f);  // the machine epsilon, as torch has it
+  for (int64_t d = 0; d < dim; d += LANES) store(x + d, rotated(load(x + d), load(angles + d), 1) * inverse);
+  return inverse;
+}
+
+// Turns the gradient of y, a head rotated and normed, into that of the head, in place.
+void rotate_and_norm_backward(float* grad, const float* y, float inverse, const float* angles, int64_t dim) {
+  const float mean = dot(grad, y, dim) / static_cast<float>(dim);
+  for (int64_t d = 0; d < dim; d += LANES)
+    store(grad + d, rotated((load(grad + d) - load(y + d) * mean) * inverse, load(angles + d), -1));
+}
+
+float gate_of(const float* x, const float* weight, int64_t channels) {
+  float sum = 0;
+  for (int64_t i = 0; i < channels; i++) sum += x[i] * weight[i];
+  return 2 / (1 + std::exp(-sum));
+}
+
+// Adds the gated rows of one token to its values; writes the gates.
+void add_rows(
+    const Sizes& s, const float* x, const float* weight, const float* rows, float* value, float* gates) {
+  for (int64_t h = 0; h < s.kv_heads; h++) {
+    gates[h] = gate_of(x, weight + h * s.gate_channels, s.gate_channels);
+    for (int64_t d = h * s.dim; d < (h + 1) * s.dim; d++) value[d] += gates[h] * rows[d];
+  }
+}
+
+// Gives the gradients of rows and gates of one token, and adds that of the normed stream.
+void add_rows_backward(
+    const Sizes& s, const float* weight, const float* rows, const float* grad_value, const float* gates,
+    float* grad_rows, float* grad_gates, float* grad_x) {
+  for (int64_t h = 0; h < s.kv_heads; h++) {
+    const int64_t at = h * s.dim;
+    for (int64_t d = at; d < at + s.dim; d++) grad_rows[d] = gates[h] * grad_value[d];
+    grad_gates[h] = dot(grad_value + at, rows + at, s.dim) * gates[h] * (1 - gates[h] / 2);
+    for (int64_t i = 0; i < s.gate_channels; i++)
+      grad_x[i] += grad_gates[h] * weight[h * s.gate_channels + i];
+  }
+}
+
+// Norms, projects and rotates the tokens of a chunk.
+void project(
+    const Sizes& s, const Weights& w, const AllPanels& panels, const Given& given, const Kept& kept,
+    int64_t start, int64_t n, float* normed) {
+  const int64_t width = s.width(), kv = s.kv_width(), row = s.projected();
+  float* to = kept.projections + start * row;
+  for (int64_t i = 0; i < n; i++)
+    norm(given.x + (start + i) * width, w.norm_1, width, s.eps, normed + i * width);
+  product(n, normed, width, panels.query, to, row, false);
+  product(n, normed, width, panels.key, to + width, row, false);
+  product(n, normed, width, panels.value, to + width + kv, row, false);
+  for (int64_t i = 0; i < n; i++) {
+    const int64_t token = start + i;
+    float* token_to = to + i * row;
+    const float* angles = given.rope + token % s.length * s.dim;
+    for (int64_t h = 0; h < s.rotated_heads(); h++)
+      kept.inverses[token * s.rotated_heads() + h] = rotate_and_norm(token_to + h * s.dim, angles, s.dim);
+    if (w.gate)
+      add_rows(
+          s, normed + i * width, w.gate, given.rows + token * kv, token_to + width + kv,
+          kept.gates + token * s.kv_heads);
+  }
+}
+
+// Takes the attended tokens of a chunk to the block's end; `hidden` may be where their positive part is kept.
+void finish(
+    const Sizes& s, const Weights& w, const AllPanels& panels, const float* x, const float* attended,
+    float* middle, float* positive, float* out, int64_t n, float* normed, float* hidden) {
+  const int64_t width = s.width();
+  std::copy_n(x, n * width, middle);
+  product(n, attended, width, panels.merge, middle, width, true);
+  for (int64_t i = 0; i < n; i++) norm(middle + i * width, w.norm_2, width, s.eps, normed + i * width);
+  product(n, normed, width, panels.fc, hidden, s.hidden, false);
+  for (int64_t i = 0; i < n * s.hidden; i += LANES) {
+    const Lanes h = load(hidden + i), above = h < 0 ? Lanes{} : h;  // not a number stays one
+    if (positive) store(positive + i, above);
+    store(hidden + i, 0.5f * above * above);
+  }
+  if (out != middle) std::copy_n(middle, n * width, out);
+  product(n, hidden, s.hidden, panels.proj, out, width, true);
+}
+
+// Takes the gradient of a chunk's result back to that of its attended tokens.
+void finish_backward(
+    const Sizes& s, const Weights& w, const AllPanels& panels, const Kept& kept, const float* grad,
+    const Made& made, int64_t start, int64_t n, float* scratch, float* grad_norm) {
+  const int64_t width = s.width(), at = start * width, row = s.hidden;
+  float* hidden = made.hidden + start * row;
+  product(n, grad + at, width, panels.proj, hidden, row, false);
+  for (int64_t i = 0; i < n; i++) {
+    const int64_t wide = (start + i) * s.hidden;
+    for (int64_t j = 0; j < s.hidden; j += LANES) {
+      const Lanes positive = load(kept.positive + wide + j);
+      store(hidden + i * row + j, load(hidden + i * row + j) * positive);
+      store(made.activated.at(start + i, j), 0.5f * positive * positive);
+    }
+  }
+  product(n, hidden, row, panels.fc, scratch, width, false);
+  for (int64_t i = 0; i < n; i++) {
+    const int64_t token = at + i * width;
+    norm_backward(
+        kept.middle + token, w.norm_2, scratch + i * width, grad + token, width, s.eps, made.middle + token,
+        made.normed_2, start + i, grad_norm);
+    for (int64_t d = 0; d < width; d += LANES)
+      store(made.merged.at(start + i, d), load(kept.attended + token + d));
+  }
+  product(n, made.middle + at, width, panels.merge, made.attended + at, width, false);
+}
+
+// Takes the gradients of a chunk's projections back to the stream.
+void project_backward(
+    const Sizes& s, const Weights& w, const AllPanels& panels, const Given& given, const Kept& kept,
+    const Made& made, float* grad_x, float* grad_rows, int64_t start, int64_t n, float* scratch,
+    float* grad_norm) {
+  const int64_t width = s.width(), kv = s.kv_width(), row = s.projected();
+  float* grads = made.projections + start * row;
+  for (int64_t i = 0; i < n; i++)
+    for (int64_t h = 0; h < s.rotated_heads(); h++) {
+      const int64_t token = start + i, head = token * s.rotated_heads() + h;
+      rotate_and_norm_backward(
+          grads + i * row + h * s.dim, kept.projections + token * row + h * s.dim, kept.inverses[head],
+          given.rope + token % s.length * s.dim, s.dim);
+    }
+  product(n, grads, row, panels.query, scratch, width, false);
+  product(n, grads + width, row, panels.key, scratch, width, true);
+  product(n, grads + width + kv, row, panels.value, scratch, width, true);
+  for (int64_t i = 0; i < n; i++) {
+    const int64_t token = start + i, at = token * width;
+    if (w.gate)
+      add_rows_backward(
+          s, w.gate, given.rows + token * kv, grads + i * row + width + kv, kept.gates + token * s.kv_heads,
+          grad_rows + token * kv, made.gates + token * s.kv_heads, scratch + i * width);
+    norm_backward(
+        given.x + at, w.norm_1, scratch + i * width, made.middle + at, width, s.eps, grad_x + at,
+        made.normed_1, token, grad_norm);
+  }
+}
+
+// Adds to the gradients of the matrices after attention, or begins them.
+void finish_outer(
+    const Sizes& s, const Member& member, const float* grad, const Made& made, const Weights& to, int64_t n,
+    bool add) {
+  const int64_t width = s.width();
+  outer(member, n, grad, width, width, made.activated, s.hidden, to.proj, add);
+  outer(member, n, made.hidden, s.hidden, s.hidden, made.normed_2, width, to.fc, add);
+  outer(member, n, made.middle, width, width, made.merged, width, to.merge, add);
+}
+
+// The same for those before it.
+void project_outer(
+    const Sizes& s, const Member& member, const Made& made, const Weights& to, int64_t n, bool add) {
+  const int64_t width = s.width(), kv = s.kv_width(), row = s.projected();
+  const float* grads = made.projections;
+  outer(member, n, grads, width, row, made.normed_1, width, to.query, add);
+  outer(member, n, grads + width, kv, row, made.normed_1, width, to.key, add);
+  outer(member, n, grads + width + kv, kv, row, made.normed_1, width, to.value, add);
+  if (to.gate)
+    outer(member, n, made.gates, s.kv_heads, s.kv_heads, made.normed_1, s.gate_channels, to.gate, add);
+}
+
+}  // namespace

@@ -1,0 +1,201 @@
+// Products of float32 matrices, made of tiles of ROWS x COLUMNS numbers that stay in registers.
+//
+// A number of a product is summed in one order, whatever the tile, so that a row's result depends neither on
+// its neighbours nor on the number of threads.
+
+#pragma once
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+namespace {
+
+#ifdef __AVX512F__
+constexpr int64_t LANES = 16, ROWS = 12;
+#else
+constexpr int64_t LANES = 8, ROWS = 6;
+#endif
+constexpr int64_t COLUMNS = 2 * LANES;
+typedef float Lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float)), may_alias));
+typedef int32_t Whole __attribute__((vector_size(LANES * sizeof(int32_t))));
+
+Lanes load(const float* from) { return *reinterpret_cast<const Lanes*>(from); }
+void store(float* to, Lanes x) { *reinterpret_cast<Lanes*>(to) = x; }
+Lanes spread(float x) { return x - Lanes{}; }
+
+float sum_of(Lanes x) {
+  float sum = 0;
+  for (int64_t i = 0; i < LANES; i++) sum += x[i];
+  return sum;
+}
+
+float largest_of(Lanes x) {
+  float largest = x[0];
+  for (int64_t i = 1; i < LANES; i++) largest = std::max(largest, x[i]);
+  return largest;
+}
+
+// 2^x with a relative error of about 2e-7, x at most 127; 2^-126 where x is less than -126. Not a number
+// stays one.
+Lanes power_of_two(Lanes x) {
+  const Lanes least = spread(-126.0f), shift = spread(12582912.0f);  // 1.5 * 2^23 rounds to whole numbers
+  x = x < least ? least : x;
+  const Lanes shifted = x + shift;
+  const Lanes r = x - (shifted - shift);
+  Lanes p = spread(1.5403530e-4f);  // ln(2)^n / n!
+  p = p * r + 1.3333558e-3f;
+  p = p * r + 9.6181291e-3f;
+  p = p * r + 5.5504109e-2f;
+  p = p * r + 2.4022651e-1f;
+  p = p * r + 6.9314718e-1f;
+  p = p * r + 1.0f;
+  Whole exponent, bits;
+  std::memcpy(&exponent, &shifted, sizeof exponent);
+  std::memcpy(&bits, &p, sizeof bits);
+  bits += exponent << 23;
+  std::memcpy(&p, &bits, sizeof p);
+  return p;
+}
+
+// A matrix in memory, its element (i, j) at data[i * row + j * column].
+struct Matrix {
+  const float* data;
+  int64_t row, column;
+};
+
+// c[m, n] = (c[m, n] +) sum over k of a[m, k] b[k, n], for m < M, n < COLUMNS; rows of b and c are
+// contiguous.
+template <int M>
+void tile(int64_t depth, Matrix a, const float* b, int64_t b_row, float* c, int64_t c_row, bool add) {
+  Lanes sum[M][2];
+#pragma GCC unroll 12
+  for (int m = 0; m < M; m++) {
+    sum[m][0] = add ? load(c + m * c_row) : Lanes{};
+    sum[m][1] = add ? load(c + m * c_row + LANES) : Lanes{};
+  }
+  for (int64_t k = 0; k < depth; k++) {
+    const Lanes left = load(b), right = load(b + LANES);
+#pragma GCC unroll 12
+    for (int m = 0; m < M; m++) {
+      const Lanes x = spread(a.data[m * a.row + k * a.column]);
+      sum[m][0] += x * left;
+      sum[m][1] += x * right;
+    }
+    b += b_row;
+  }
+#pragma GCC unroll 12
+  for (int m = 0; m < M; m++) {
+    store(c + m * c_row, sum[m][0]);
+    store(c + m * c_row + LANES, sum[m][1]);
+  }
+}
+
+template <int M = ROWS>
+void rows(
+    int64_t m, int64_t depth, Matrix a, const float* b, int64_t b_row, float* c, int64_t c_row, bool add) {
+  if (m == M) return tile<M>(depth, a, b, b_row, c, c_row, add);
+  if constexpr (M > 1) rows<M - 1>(m, depth, a, b, b_row, c, c_row, add);
+}
+
+int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+// Asks for large pages, which fewer misses of the address cache go with; small memory is left alone.
+void in_large_pages(float* data, int64_t floats) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t PAGE = 1 << 21;
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(data) + PAGE - 1) / PAGE * PAGE;
+  const uintptr_t last = reinterpret_cast<uintptr_t>(data + floats) / PAGE * PAGE;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
+// Memory that a thread keeps from call to call.
+class Space {
+ public:
+  Space() = default;
+  Space(const Space&) = delete;
+  ~Space() { std::free(data_); }
+  float* of(int64_t floats) {
+    if (floats > size_) {
+      std::free(data_);
+      data_ = static_cast<float*>(std::aligned_alloc(1 << 21, up(floats, 1 << 19) * sizeof(float)));
+      size_ = data_ ? floats : 0;
+      if (!data_) throw std::bad_alloc();
+      in_large_pages(data_, floats);
+    }
+    return data_;
+  }
+
+ private:
+  float* data_ = nullptr;
+  int64_t size_ = 0;
+};
+
+// Hands out arrays that start at lines of the cache; with no memory, says how much would be needed.
+struct Arena {
+  float* data;
+  int64_t used = 0;
+  float* take(int64_t floats) {
+    float* from = data ? data + used : nullptr;
+    used += up(floats, 16);
+    return from;
+  }
+};
+
+// From where interleaving takes its numbers: lane `first` of one row, of the other, the lanes after, and so
+// on.
+Whole interleaving(int first) {
+  Whole from{};
+#pragma GCC unroll 16
+  for (int i = 0; i < LANES; i++) from[i] = first + i / 2 + i % 2 * LANES;
+  return from;
+}
+
+// Transposes LANES x LANES numbers: interleaves the upper with the lower half of the rows, log2(LANES) times.
+void transpose(const float* from, int64_t from_row, float* to, int64_t to_row) {
+  const Whole low = interleaving(0), high = interleaving(LANES / 2);
+  Lanes x[LANES], y[LANES];
+#pragma GCC unroll 16
+  for (int i = 0; i < LANES; i++) x[i] = load(from + i * from_row);
+#pragma GCC unroll 4
+  for (int done = 1; done < LANES; done *= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < LANES / 2; i++) {
+      y[2 * i] = __builtin_shuffle(x[i], x[i + LANES / 2], low);
+      y[2 * i + 1] = __builtin_shuffle(x[i], x[i + LANES / 2], high);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) x[i] = y[i];
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < LANES; i++) store(to + i * to_row, x[i]);
+}
+
+// Rows of one head [length][dim], transposed into panels of COLUMNS of them: [length /
+// COLUMNS][dim][COLUMNS]. What is beyond the last row is 0.
+void pack(const float* from, int64_t from_row, int64_t length, int64_t dim, float* panels) {
+  for (int64_t start = 0; start < length; start += LANES) {
+    float* to = panels + start / COLUMNS * COLUMNS * dim + start % COLUMNS;
+    const float* rows = from + start * from_row;
+    if (start + LANES <= length) {
+      for (int64_t d = 0; d < dim; d += LANES) transpose(rows + d, from_row, to + d * COLUMNS, COLUMNS);
+    } else {
+      for (int64_t i = 0; i < length - start; i++)
+        for (int64_t d = 0; d < dim; d++) to[d * COLUMNS + i] = rows[i * from_row + d];
+    }
+  }
+}
+
+// Rows of one head, one after the other: strides of a power of two would share few sets of a cache.
+void copy(const float* from, int64_t from_row, int64_t length, int64_t dim, float* to) {
+  for (int64_t i = 0; i < length; i++) std::copy_n(from + i * from_row, dim, to + i * dim);
+}
+
+}  // namespace

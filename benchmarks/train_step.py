@@ -195,7 +195,9 @@ def report(args, config, times, rate):
     for name, measured in times.items():
         speed = tokens / median(measured)
         print(f"{name:7} {speed:9.0f} tokens/s  {needed * speed / rate:6.1%} of the matmul rate")
-    for name in times.keys() & {"masked", "torch"}:
+    for name in ("masked", "torch"):
+        if name not in times:
+            continue
         ratio = median(other / own for own, other in zip(times["ours"], times[name], strict=True))
         print(f"{name} / ours, paired: {ratio:.2f}")
     print(

@@ -124,13 +124,18 @@ torch.library.register_autograd(
 )
 
 
+def attention_flops(batch: int, length: int, width: int) -> int:
+    """Count both products of attention forward over the whole square, as torch does."""
+    return 4 * batch * length**2 * width
+
+
 @register_flop_formula(torch.ops.loopscale.causal_attention)
 def _flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], **_: Any) -> int:
-    """Count both products over the whole square, as torch does; backward's second computation is left out."""
     batch, heads, length, dim = query
-    return 4 * batch * heads * length**2 * dim
+    return attention_flops(batch, length, heads * dim)
 
 
 @register_flop_formula(torch.ops.loopscale.causal_attention_backward)
 def _backward_flops(query: Sequence[int], *others: Sequence[int], **_: Any) -> int:
+    """Count twice the same; what is computed for the second time is left out."""
     return 2 * _flops(query, query, query)

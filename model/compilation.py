@@ -32,8 +32,8 @@ def _compiled(block: Block, backend: str | Callable[..., Any]) -> BlockForward:
     compiled: BlockForward = torch.compile(plain, fullgraph=True, backend=backend)
 
     def forward(x: Tensor, rope: Tensor, value_rows: Tensor | None, mask: Tensor | None = None) -> Tensor:
-        if block.is_fused(x, mask):
-            return plain(x, rope, value_rows, mask)
+        if backend == "inductor" and block.is_fused(x, mask):
+            return plain(x, rope, value_rows, mask)  # nothing is left to gain
         inputs = {"x": x, "value_rows": value_rows, "mask": mask}
         given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
         if not torch.is_grad_enabled():

@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
-from model.attention import has_kernel
-from model.cpu import kernels
+from model.attention import attention_flops, has_kernel
+from model.cpu import columns, kernels
 
 LARGEST_WIDTH = 256  # the weights of wider blocks do not stay in a core's cache: the BLAS library is faster
 
@@ -27,6 +28,7 @@ def can_fuse(x: Tensor, head_dim: int, hidden: int) -> bool:
     """Say whether the operator takes a stream x [B, L, d] with such heads and so many hidden channels."""
     return (
         not torch.compiler.is_compiling()
+        and x.numel() > 0
         and x.device.type == "cpu"
         and x.dtype == torch.float32
         and x.shape[-1] <= LARGEST_WIDTH
@@ -47,9 +49,12 @@ def fused_block(
 ) -> Tensor:
     """Map the stream x [B, L, d]; rows [B, L, kv d] are given where `weights`, as in WEIGHTS, hold a gate.
 
-    rope [L, 1, D / 2, 2]. d, D and the MLP's hidden channels are multiples of `model.cpu.columns`.
+    rope [L, 1, D / 2, 2]. All float32; d, D, the MLP's hidden channels and those that a gate reads are
+    multiples of `model.cpu.columns`. All gradients are computed, wanted or not, none of a second order.
     """
-    y: Tensor = _FusedBlock.apply(x, rope, rows, heads, kv_heads, eps, *weights)
+    tensors = [tensor for tensor in (x, rows, *weights) if tensor is not None]
+    keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    y: Tensor = _FusedBlock.apply(x, rope, rows, heads, kv_heads, eps, keep, *weights)
     return y
 
 
@@ -63,9 +68,9 @@ class _FusedBlock(torch.autograd.Function):
         heads: int,
         kv_heads: int,
         eps: float,
+        keep: bool,
         *weights: Tensor,
     ) -> Tensor:
-        keep = any(ctx.needs_input_grad)
         out, kept = _BLOCK(x, rope, rows, weights, heads, kv_heads, eps, keep)
         if keep:
             ctx.save_for_backward(x, rope, rows, kept, *weights)
@@ -74,10 +79,11 @@ class _FusedBlock(torch.autograd.Function):
         return result
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, rope, rows, kept, *weights = ctx.saved_tensors
         grad_x, grad_rows, *others = _BLOCK_BACKWARD(x, rope, rows, weights, kept, *grads, *ctx.settings)
-        return grad_x, None, None if rows is None else grad_rows, None, None, None, *others
+        return grad_x, None, None if rows is None else grad_rows, None, None, None, None, *others
 
 
 class _Sizes(ctypes.Structure):
@@ -97,11 +103,17 @@ _Given = ctypes.c_void_p * 3
 def _sizes(x: Tensor, weights: Sequence[Tensor], heads: int, kv_heads: int, eps: float) -> _Sizes:
     batch, length, width = x.shape
     gate_channels = weights[-1].shape[1] if len(weights) == len(WEIGHTS) else 0
+    assert gate_channels % columns() == 0
     hidden = weights[WEIGHTS.index("fc")].shape[0]
     return _Sizes(batch, length, heads, kv_heads, width // heads, hidden, gate_channels, eps)
 
 
+def _dense(*tensors: Tensor | None) -> list[Tensor | None]:
+    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
+
+
 def _pointers(tensors: Sequence[Tensor | None]) -> list[int | None]:
+    assert all(tensor is None or tensor.dtype == torch.float32 for tensor in tensors)
     return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 
@@ -116,18 +128,22 @@ def _forward(
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
     library = kernels()
-    assert library is not None and x.shape[1] > 0
-    x, rope, rows = x.contiguous(), rope.contiguous(), None if rows is None else rows.contiguous()
+    assert library is not None and len(rope) >= x.shape[1]
+    assert rows is None or rows.shape[:2] == x.shape[:2]
+    given, dense = _dense(x, rope, rows), _dense(*weights)
     sizes = _sizes(x, weights, heads, kv_heads, eps)
-    out, kept = torch.empty_like(x), x.new_empty(library.kept_floats(ctypes.byref(sizes)) if keep else 0)
-    library.block_forward(
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    kept = x.new_empty(library.kept_floats(ctypes.byref(sizes)) if keep else 0)
+    enough = library.block_forward(
         ctypes.byref(sizes),
-        _Weights(*_pointers(weights)),
-        _Given(*_pointers([x, rope, rows])),
+        _Weights(*_pointers(dense)),
+        _Given(*_pointers(given)),
         ctypes.c_void_p(kept.data_ptr() if keep else None),
         ctypes.c_void_p(out.data_ptr()),
         torch.get_num_threads(),
     )
+    if not enough:
+        raise MemoryError("no memory for a block of the model")
     return out, kept
 
 
@@ -144,18 +160,21 @@ def _backward(
 ) -> list[Tensor]:
     library = kernels()
     assert library is not None
-    x, rope, grad = x.contiguous(), rope.contiguous(), grad.contiguous()
-    rows = x.new_empty(0) if rows is None else rows.contiguous()
-    made = [torch.empty_like(tensor) for tensor in (x, rows, *weights)]
+    given, dense = _dense(x, rope, rows), _dense(*weights)
+    grad = grad.contiguous()
+    likes = (x, x.new_empty(0) if rows is None else rows, *weights)
+    made = [torch.empty_like(like, memory_format=torch.contiguous_format) for like in likes]
     grad_x, grad_rows, *grad_weights = _pointers(made)
-    library.block_backward(
+    enough = library.block_backward(
         ctypes.byref(_sizes(x, weights, heads, kv_heads, eps)),
-        _Weights(*_pointers(weights)),
-        _Given(*_pointers([x, rope, rows])),
+        _Weights(*_pointers(dense)),
+        _Given(*_pointers(given)),
         *map(ctypes.c_void_p, (kept.data_ptr(), grad.data_ptr(), grad_x, grad_rows)),
         _Weights(*grad_weights),
         torch.get_num_threads(),
     )
+    if not enough:
+        raise MemoryError("no memory for the backward pass of a block of the model")
     return made
 
 
@@ -179,19 +198,14 @@ _Shapes = Sequence[Sequence[int]]
 @register_flop_formula(torch.ops.loopscale.block)
 def _flops(x: Sequence[int], rope: Any, rows: Any, weights: _Shapes, *_: Any, **__: Any) -> int:
     """Count the matrix products, those of attention over the whole square, as torch does."""
-    return _products(x, weights) + _attention(x)
+    return _products(x, weights) + attention_flops(*x)
 
 
 @register_flop_formula(torch.ops.loopscale.block_backward)
 def _backward_flops(x: Sequence[int], rope: Any, rows: Any, weights: _Shapes, *_: Any, **__: Any) -> int:
     """Count twice the same; what is computed for the second time is left out."""
-    return 2 * (_products(x, weights) + _attention(x))
+    return 2 * (_products(x, weights) + attention_flops(*x))
 
 
 def _products(x: Sequence[int], weights: _Shapes) -> int:
     return 2 * x[0] * x[1] * sum(math.prod(shape) for shape in weights if len(shape) == 2)
-
-
-def _attention(x: Sequence[int]) -> int:
-    batch, length, width = x
-    return 4 * batch * length**2 * width

@@ -148,6 +148,7 @@ class Block(nn.Module):
         parts = [self.norm_1, attn.c_q, attn.c_k, attn.c_v, attn.c_proj, self.norm_2, mlp.fc, mlp.proj]
         if value_rows is not None and attn.ve_gate is not None:
             parts.append(attn.ve_gate)
+            value_rows = value_rows.to(x.dtype)
         else:
             value_rows = None
         weights = [part.weight for part in parts]

@@ -18,7 +18,10 @@ import warnings
 from functools import cache
 from pathlib import Path
 
-_SOURCES = [Path(__file__).with_name(name) for name in ("kernels.cpp", "block.h", "attention.h", "tiles.h")]
+_SOURCES = [
+    Path(__file__).with_name(name)
+    for name in ("kernels.cpp", "block.h", "products.h", "attention.h", "tiles.h")
+]
 _FLAGS = ["-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-std=c++17", "-shared", "-fPIC"]
 
 
@@ -26,7 +29,10 @@ _FLAGS = ["-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-std=c++17"
 def kernels() -> ctypes.CDLL | None:
     """Load the kernels, compiled first where they are not; None, with a warning, where that is impossible."""
     try:
-        return ctypes.CDLL(str(_compiled()))
+        library = ctypes.CDLL(str(_compiled()))
+        library.columns.restype = library.kept_floats.restype = ctypes.c_int64
+        library.block_forward.restype = library.block_backward.restype = ctypes.c_bool
+        return library
     except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
         said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
         reason = next((line for line in said if "error" in line), said[-1])
@@ -37,6 +43,7 @@ def kernels() -> ctypes.CDLL | None:
         return None
 
 
+@cache
 def columns() -> int:
     """Give the number of channels of which heads and widths must be multiples; 0 without the kernels."""
     library = kernels()
@@ -47,7 +54,8 @@ def _compiled() -> Path:
     """Return the compiled kernels; one file for every source, C library and kind of processor."""
     command = [*shlex.split(os.environ.get("CXX", "g++")), *_FLAGS]
     cpu = Path("/proc/cpuinfo")
-    features = {line for line in cpu.read_text().splitlines() if line.startswith(("flags", "Features"))}
+    lines = cpu.read_text().splitlines() if cpu.exists() else []
+    features = {line for line in lines if line.startswith(("flags", "Features"))}
     sources = [source.read_text() for source in _SOURCES]
     parts = [*sources, *command, platform.machine(), *platform.libc_ver(), *sorted(features)]
     name = f"kernels-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}.so"

@@ -15,10 +15,10 @@ auto in(Space& space, Build build) {
   return build(arena);
 }
 
-// How many sequences go through the block together: some 512 tokens, and enough for all threads.
+// How many sequences go through the block together: some 512 tokens, and chunks and heads for all threads.
 int64_t together(const Sizes& s, int64_t threads) {
   const int64_t tokens = std::max<int64_t>(512, CHUNK * threads);
-  return std::min(s.batch, up(tokens, s.length) / s.length);
+  return std::min(s.batch, std::max(up(tokens, s.length) / s.length, up(threads, s.kv_heads) / s.kv_heads));
 }
 
 }  // namespace
@@ -63,8 +63,8 @@ extern "C" int64_t kept_floats(const Sizes* sizes) {
   return arena.used;
 }
 
-// What the backward pass reads is kept, unless `kept` is null.
-extern "C" void block_forward(
+// What the backward pass reads is kept, unless `kept` is null. False where there is no memory.
+extern "C" bool block_forward(
     const Sizes* sizes, const Weights* weights, const Given* given, float* kept, float* out, int threads) {
   const Sizes& s = *sizes;
   const Weights& w = *weights;
@@ -80,6 +80,7 @@ extern "C" void block_forward(
     Arena apart{kept};
     return Shared{panels, kept ? Kept(s, s.tokens(), apart) : Kept(s, group * s.length, arena)};
   });
+  if (!shared.panels.query.data) return false;
 #pragma omp parallel num_threads(threads)
   {
     struct Own {
@@ -118,10 +119,11 @@ extern "C" void block_forward(
       }
     }
   }
+  return true;
 }
 
-// Writes the gradients of the stream, of the rows and of all weights.
-extern "C" void block_backward(
+// Writes the gradients of the stream, of the rows and of all weights. False where there is no memory.
+extern "C" bool block_backward(
     const Sizes* sizes, const Weights* weights, const Given* given, float* kept, const float* grad,
     float* grad_x, float* grad_rows, const Weights* grad_weights, int threads) {
   const Sizes& s = *sizes;
@@ -141,6 +143,7 @@ extern "C" void block_backward(
     const Made made(s, group * s.length, arena);
     return Shared{panels, made, arena.take(threads * 2 * width)};
   });
+  if (!shared.norms) return false;
   std::fill_n(shared.norms, threads * 2 * width, 0.0f);
 #pragma omp parallel num_threads(threads)
   {
@@ -193,4 +196,5 @@ extern "C" void block_backward(
       grad_weights->norm_2[d] += shared.norms[(thread * 2 + 1) * width + d];
     }
   }
+  return true;
 }

@@ -13,7 +13,6 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <new>
 
 namespace {
 
@@ -116,7 +115,7 @@ void in_large_pages(float* data, int64_t floats) {
 #endif
 }
 
-// Memory that a thread keeps from call to call.
+// Memory that a thread keeps from call to call; null where there is none.
 class Space {
  public:
   Space() = default;
@@ -127,8 +126,7 @@ class Space {
       std::free(data_);
       data_ = static_cast<float*>(std::aligned_alloc(1 << 21, up(floats, 1 << 19) * sizeof(float)));
       size_ = data_ ? floats : 0;
-      if (!data_) throw std::bad_alloc();
-      in_large_pages(data_, floats);
+      in_large_pages(data_, size_);
     }
     return data_;
   }
@@ -179,7 +177,8 @@ void transpose(const float* from, int64_t from_row, float* to, int64_t to_row) {
 }
 
 // Rows of one head [length][dim], transposed into panels of COLUMNS of them: [length /
-// COLUMNS][dim][COLUMNS]. What is beyond the last row is 0.
+// COLUMNS][dim][COLUMNS]. What is beyond the last row stays
+// as it was, for nothing reads those scores.
 void pack(const float* from, int64_t from_row, int64_t length, int64_t dim, float* panels) {
   for (int64_t start = 0; start < length; start += LANES) {
     float* to = panels + start / COLUMNS * COLUMNS * dim + start % COLUMNS;

@@ -1,15 +1,19 @@
 """The block as one operator against the block of plain torch, in float64, and where it is not used."""
 
+import ctypes
 from copy import deepcopy
 from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.config import ModelConfig
-from model.fused_block import LARGEST_WIDTH
+from model.cpu import kernels
+from model.fused_block import LARGEST_WIDTH, _Sizes
 from model.layers import Block, rotary_table
 from model.memory import memory_estimate_bytes
 from tests.model.test_memory import saved_bytes
@@ -80,8 +84,71 @@ def test_result_and_gradients_are_those_of_float64(config, batch, length, gated)
     ours = computed(block, *given)
     for found, expected in zip(ours, exactly(block, *given), strict=True):
         assert (found - expected).norm() <= 3e-6 * expected.norm().clamp(min=1)
+
+
+@pytest.mark.parametrize(("config", "batch", "length"), CASES.values(), ids=CASES)
+def test_without_gradient_nothing_is_kept_and_the_result_is_the_same(config, batch, length):
+    block, given = block_of(config), inputs(config, batch, length)
+    expected = block(*given[:3])
+    with torch.no_grad(), Peak() as peak:
+        assert torch.equal(block(*given[:3]), expected)
+    assert peak.floats == expected.numel()
+
+
+class Peak(TorchDispatchMode):
+    """Add up the numbers in what the operators of a block give."""
+
+    floats = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if func.namespace == "loopscale":
+            self.floats += sum(tensor.numel() for tensor in made)
+        return made
+
+
+def test_a_single_token_attends_to_itself():
+    block, given = block_of(CONFIG), inputs(CONFIG, 3, 1)
+    for found, expected in zip(computed(block, *given), exactly(block, *given), strict=True):
+        assert (found - expected).norm() <= 3e-5 * expected.norm().clamp(min=1)
+
+
+def test_inputs_may_lie_in_memory_as_they_like():
+    block, (x, rope, rows, grad) = block_of(CONFIG), inputs(CONFIG, 2, 40)
+    expected = computed(block, x, rope, rows, grad)
+    turned = [tensor.detach().transpose(0, 2).contiguous().transpose(0, 2) for tensor in (x, rows, grad)]
     with torch.no_grad():
-        assert torch.equal(block(*given[:3]), ours[0])
+        block.mlp.fc.weight.set_(block.mlp.fc.weight.t().contiguous().t())
+    assert not turned[0].is_contiguous() and not block.mlp.fc.weight.is_contiguous()
+    found = computed(block, turned[0].requires_grad_(), rope, turned[1].requires_grad_(), turned[2])
+    assert all(map(torch.equal, found, expected))
+    one = torch.ones(()).expand(2, 40, CONFIG.width)
+    assert all(map(torch.equal, computed(block, x, rope, rows, one), computed(block, x, rope, rows, one + 0)))
+
+
+def test_more_threads_than_tokens_and_recomputation_change_nothing():
+    block, (x, rope, rows, grad) = block_of(CONFIG), inputs(CONFIG, 1, 5)
+    expected = computed(block, x, rope, rows, grad)
+    torch.set_num_threads(7)
+    threaded = computed(block, x, rope, rows, grad)
+    torch.set_num_threads(1)
+    assert all(torch.equal(a, b) for a, b in zip(threaded[:3], expected[:3], strict=True))
+    again = checkpoint(block, x, rope, rows, use_reentrant=False)
+    wanted = (x, rows, *block.parameters())
+    assert all(map(torch.equal, torch.autograd.grad(again, wanted, grad), expected[1:]))
+
+
+def test_it_cannot_be_differentiated_twice():
+    block, (x, rope, rows, _) = block_of(CONFIG), inputs(CONFIG, 1, 8)
+    (slope,) = torch.autograd.grad(block(x, rope, rows).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.sum().backward()
+
+
+def test_what_is_kept_is_counted_beyond_two_billion():
+    sizes = _Sizes(batch=1024, length=2048, heads=8, kv_heads=8, dim=32, hidden=1024, gate_channels=32)
+    per_token = 3 * 256 + 16 + 8 + 256 + 8 + 256 + 1024
+    assert kernels().kept_floats(ctypes.byref(sizes)) == 1024 * 2048 * per_token
 
 
 def test_a_sequence_depends_neither_on_its_neighbours_nor_on_threads():
@@ -119,8 +186,10 @@ def test_executed_flops_are_those_of_the_plain_products():
     assert counts[0] == counts[1] > 0
 
 
-def test_it_keeps_no_more_than_is_estimated():
-    assert 0 < saved_bytes(CONFIG, 8) < 1.05 * memory_estimate_bytes(CONFIG, 8).activations
+def test_it_keeps_less_than_is_estimated_for_torch():
+    ratio = saved_bytes(CONFIG, 8) / memory_estimate_bytes(CONFIG, 8).activations
+    # Of a block: streams before and after attention, projections, attended, the positive part; not 19 widths.
+    assert ratio == pytest.approx(10 / 19, rel=0.15)
 
 
 def test_torch_computes_what_the_operator_does_not():
@@ -128,6 +197,7 @@ def test_torch_computes_what_the_operator_does_not():
     block = block_of(CONFIG)
     assert block.is_fused(x, mask=None)
     assert not block.is_fused(x, mask=torch.ones(1, 1, 4, 4, dtype=torch.bool))
+    assert not block.is_fused(x[:0], mask=None)
     assert not block.is_fused(x.double(), mask=None) and not block.is_fused(x.to("meta"), mask=None)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not block.is_fused(x, mask=None)

@@ -31,7 +31,9 @@ def compose_study(overrides: Sequence[str]) -> StudyConfig:
     Raises ConfigError, in one line, for anything unknown, mistyped or contradictory.
     """
     mapping, chosen = _compose(CONF, "config", overrides)
-    sweep = build(SweepConfig, mapping["sweep"], "sweep.")
+    # A mapping on the command line is merged into the file's: null alone takes its cells away.
+    given = mapping["sweep"] | {"cells": mapping["sweep"].get("cells") or {}}
+    sweep = build(SweepConfig, given, "sweep.")
     cluster = build(ClusterConfig, mapping["cluster"], "cluster.")
     retry = build(RetryConfig, mapping["retry"], "retry.")
     runs = {}

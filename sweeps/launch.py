@@ -14,6 +14,7 @@ from harness.dataset import open_dataset, prepare
 from model.checked import ConfigError
 from sweeps.cluster_config import ClusterConfig, default_parallel_runs
 from sweeps.config import StudyConfig
+from sweeps.grid import Cell
 from sweeps.ledger import Ledger, enter, read_ledger, would_enter
 from sweeps.plan import plan, plan_cells, summary
 from sweeps.retry import reopen
@@ -39,13 +40,18 @@ def data_sets(study: StudyConfig) -> list[DataConfig]:
 
 def write_ledger(study: StudyConfig, progress: Progress | None = None) -> Ledger:
     """Prepare the data and enter all OK cells into the sweep's ledger; what stands there already stays."""
+    return enter(study, _planned(study, progress))
+
+
+def _planned(study: StudyConfig, progress: Progress | None) -> list[Cell]:
+    """Prepare the data and return all cells, one of which can run at least."""
     if not study.sweep.name:
         plan_cells(study)  # complains
     prepare_data(study, progress)
     planned = plan_cells(study)
     if not any(cell.verdict == "OK" for cell in planned):
         raise ConfigError(f"no cell of sweep {study.sweep.name} can run; the first: {planned[0].reason}")
-    return enter(study, planned)
+    return planned
 
 
 def launch(study: StudyConfig) -> tuple[Path, list[str]]:
@@ -61,12 +67,15 @@ def launch(study: StudyConfig) -> tuple[Path, list[str]]:
 
         return rehearse(study), []
     with stage_progress() as progress:
-        ledger = write_ledger(study, progress)
+        planned = _planned(study, progress)
+    ledger = enter(study, planned)
     folder = Path(study.root) / ledger.name
     if study.retry_failed:
         for run in ledger.nodes(folder):
             reopen(run)
-    return folder, start_missing(folder)
+    dropped = [cell for cell in planned if cell.verdict != "OK"]
+    told = f"{len(dropped)} of {len(planned)} cells were dropped, which loopscale plan shows; the first: "
+    return folder, [*([told + dropped[0].reason] if dropped else []), *start_missing(folder)]
 
 
 def start_missing(folder: Path) -> list[str]:

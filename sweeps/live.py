@@ -65,12 +65,12 @@ def stage_progress() -> Iterator[Callable[[str, float], None]]:
 @contextmanager
 def step_progress(title: str, steps: int) -> Iterator[Callable[[dict[str, float | None]], None]]:
     """Show the steps of one run; yields the callback that takes each line of its metrics."""
-    with _bar(_console(), "loss {task.fields[loss]:.4f}") as bar:
-        task = bar.add_task(title, total=steps, loss=float("nan"))
+    with _bar(_console(), "{task.fields[loss]}") as bar:
+        task = bar.add_task(title, total=steps, loss="")
 
         def update(line: dict[str, float | None]) -> None:
             loss = line["train_loss_nats"]
-            bar.update(task, completed=line["step"], loss=float("nan") if loss is None else loss)
+            bar.update(task, completed=line["step"], loss="loss -" if loss is None else f"loss {loss:.4f}")
 
         yield update
 

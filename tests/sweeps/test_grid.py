@@ -78,6 +78,11 @@ def test_listed_cells_join_the_product_once(tiny_sweep):
     assert [(cell.run.seed, cell.run.steps) for cell in found[6:]] == [(1, 10), (2, 10)]
 
 
+def test_null_takes_the_listed_cells_away():
+    with_cells, without = (loopscale.plan(["sweep=demo", *more]) for more in ([], ["sweep.cells=null"]))
+    assert 0 < len(without) < len(with_cells) and set(without["seed"]) == {0} != set(with_cells["seed"])
+
+
 def test_zipped_cells_go_in_step(tiny_sweep):
     lists = "mean_recurrences: [2, 6, 8], lengths: [1280, 2560, 3840], seeds: [5]"
     more = f"+sweep.cells.line={{zipped: true, {lists}}}"

@@ -19,7 +19,7 @@ from sweeps.cluster_config import ClusterConfig, Resources
 from sweeps.scheduler import SchedulerError
 
 MEASURED, SIMILAR, CALIBRATED = "measured", "measured on the same scale", "calibrated"
-ESTIMATED, UNKNOWN = "estimated from peak", "unknown"
+ESTIMATED, UNKNOWN = "estimated from peak", "speed unknown"
 
 Shape = tuple[Any, ...]
 Hardware = tuple[Any, ...]
@@ -98,7 +98,7 @@ def in_words(origins: Iterable[str], cluster: ClusterConfig) -> str:
             peak = cluster.device_peak_flops_per_s
             detail = f" ({peak:.3g} FLOP/s x utilisation {cluster.device_utilisation:g}), not measured"
         if origin == UNKNOWN:
-            detail = " (set cluster.device_peak_flops_per_s, or time it: plan calibrate=true)"
+            detail = ": set cluster.device_peak_flops_per_s, or time it with plan calibrate=true"
         cells = "" if len(counted) == 1 else f"{count} cells "
         parts.append(f"{cells}{origin}{detail}")
     return "; ".join(parts)

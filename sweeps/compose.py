@@ -163,6 +163,12 @@ def _check_groups(folder: Path, overrides: Sequence[str]) -> None:
         group = folder / key.lstrip("+")
         if _is_group(folder, key) and not value.startswith("{") and not (group / f"{value}.yaml").exists():
             options = [path.stem for path in group.glob("*.yaml")]
+            root = next((text[5:] for text in overrides if text.startswith("root=")), "runs")
+            if key == "sweep" and (Path(root) / value / "sweep.json").exists():
+                raise ConfigError(
+                    f"sweep={value} names no file of conf/sweep: repeat the settings with which "
+                    f"{root}/{value} was launched, sweep.name={value} among them"
+                )
             raise ConfigError(f"{key}={value} is unknown{closest(value, options) or _listed(options)}")
 
 

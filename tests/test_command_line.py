@@ -40,6 +40,14 @@ COMMANDS = [
 ]
 
 
+def test_a_sweep_named_on_the_command_line_is_launched_with_its_settings_again(capsys, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "sweep.json").write_text("{}")
+    code, _, said = run(capsys, "launch", "sweep=mine", f"root={tmp_path}")
+    assert code == 2 and f"repeat the settings with which {tmp_path}/mine was launched" in said
+    assert "sweep=mine is unknown" in run(capsys, "launch", "sweep=mine", f"root={tmp_path}/other")[2]
+
+
 def test_help_lists_every_command_in_one_line_each(capsys):
     _, out, _ = run(capsys, "--help")
     listed = [line.split()[0] for line in out.splitlines() if line.startswith("  ")]

@@ -15,6 +15,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from model.config import ModelConfig
+from model.cpu import keep_freed_memory
 from model.transformer import build_model
 
 THREADS, REPEATS, DEEPEST, BATCH = 2, 7, 16, 16
@@ -31,6 +32,7 @@ CONFIG = ModelConfig(
 
 def main():
     torch.set_num_threads(THREADS)
+    keep_freed_memory()  # as a run does
     model = build_model(CONFIG, seed=0)
     with torch.no_grad():  # away from the start, where every block is the identity
         for parameter in model.parameters():

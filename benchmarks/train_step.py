@@ -34,6 +34,7 @@ from harness.micro_batch import largest_fitting, suits_cpu
 from harness.optimizer import build_optimizer
 from model.compilation import compile_blocks
 from model.config import ModelConfig
+from model.cpu import keep_freed_memory
 from model.depth import draw_depths, expected_depths
 from model.flops import flops_per_token
 from model.transformer import LoopedTransformer, build_model
@@ -62,6 +63,7 @@ def arguments():
     parser.add_argument("--memory", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    keep_freed_memory()  # as a run does
     if args.micro_batch is None:
         args.micro_batch = largest_fitting(args.batch, lambda size: suits_cpu(size, args.sequence))
     return args

@@ -15,6 +15,7 @@ _QUINTICS = (
     (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
 )
 _SAFETY = 1.02
+_STRIP = 128  # rows of a symmetric product at once: fewer compute less twice, more keep the BLAS library busy
 
 
 def polar_factor(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
@@ -23,7 +24,21 @@ def polar_factor(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
     x = x / (x.norm(dim=(-2, -1), keepdim=True) * _SAFETY + 1e-6)
     tall = x.shape[-2] > x.shape[-1]
     for a, b, c in _QUINTICS[:steps]:
-        gram = x.mT @ x if tall else x @ x.mT
-        quintic = b * gram + c * (gram @ gram)
+        gram = _gram(x.mT if tall else x)
+        quintic = b * gram + c * _gram(gram)
         x = a * x + (x @ quintic if tall else quintic @ x)
     return x
+
+
+def _gram(x: Tensor) -> Tensor:
+    """Multiply x [n, rows, columns] by its own transpose; a CPU computes what is symmetric only once."""
+    rows = x.shape[-2]
+    if x.dtype != torch.float32 or x.device.type != "cpu" or rows <= _STRIP:
+        return x @ x.mT
+    gram = x.new_empty(*x.shape[:-1], rows)
+    for start in range(0, rows, _STRIP):
+        end = min(start + _STRIP, rows)
+        strip = x[..., start:end, :] @ x[..., :end, :].mT
+        gram[..., start:end, :end] = strip
+        gram[..., :start, start:end] = strip[..., :start].mT
+    return gram

@@ -23,6 +23,7 @@ from harness.throughput import Counters, peak_memory_bytes
 from harness.trunk import origin
 from model.checked import ConfigError
 from model.compilation import compile_blocks
+from model.cpu import keep_freed_memory
 from model.transformer import build_model
 
 
@@ -154,6 +155,7 @@ def device_named(name: str, ranks: Ranks, *, key: str = "device") -> torch.devic
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"{key}=cuda: no GPU is visible here; use device=cpu or auto")
     if name == "cpu" or not torch.cuda.is_available():
+        keep_freed_memory()
         return torch.device("cpu")
     # A launcher may show each process its own GPU alone.
     device = torch.device("cuda", ranks.local_rank % torch.cuda.device_count())

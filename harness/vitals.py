@@ -56,22 +56,21 @@ class StateProbe:
     """
 
     def __init__(self, model: LoopedTransformer) -> None:
-        self._depths: list[int] | None = None
+        self._last = model.core[-1] if model.config.kind == "looped" else None
+        self._depths: list[int] = []
         self._squares: list[tuple[int, Tensor]] = []  # (loops that remain, mean squares [active])
         self._seen: list[tuple[list[int], list[tuple[int, Tensor]]]] = []
-        if model.config.kind == "looped":
-            model.core[-1].register_forward_hook(self._look)
 
     @contextmanager
     def watching(self, depths: Sequence[int], due: bool) -> Iterator[None]:
         """Watch one forward pass over sequences of these depths, where `due`."""
-        if not due:
+        if not due or self._last is None:
             yield
             return
         self._depths, self._squares = sorted(depths, reverse=True), []
-        yield
+        with self._last.register_forward_hook(self._look):  # a loop of its own for each look costs time
+            yield
         self._seen.append((self._depths, self._squares))
-        self._depths = None
 
     def by_loop(self) -> list[float]:
         """Give the root mean square after loop 1, 2, ... over what was watched, and forget it."""
@@ -84,9 +83,8 @@ class StateProbe:
         return [math.sqrt(math.fsum(total[loop]) / len(total[loop])) for loop in sorted(total)]
 
     def _look(self, _module: nn.Module, _inputs: object, state: Tensor) -> None:
-        if self._depths is not None:
-            remaining = self._depths[0] - len(self._squares)
-            self._squares.append((remaining, state.detach().float().square().mean(dim=(1, 2))))
+        remaining = self._depths[0] - len(self._squares)
+        self._squares.append((remaining, state.detach().float().square().mean(dim=(1, 2))))
 
 
 def spectral_radius(replica: Replica) -> float:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from model.fused_cross_entropy import can_score, scored
+
 IGNORE = -100
 # Logits held at once, in float32: what stays in a CPU's cache, or what keeps a GPU busy.
 _CHUNK_ELEMENTS = {"cpu": 2**18, "other": 2**26}
@@ -29,6 +31,8 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
 @torch.no_grad()
 def token_nats(x: Tensor, head: Tensor, labels: Tensor) -> Tensor:
     """Give -log p of each label, float32 [N], zero where ignored; x is [N, d], head [V, d], labels [N]."""
+    if can_score(x, head):
+        return scored(x, head, labels, gradients=False)[0]
     nats = torch.zeros(labels.shape, device=x.device)
     for part in _chunks(len(x), len(head), x.device):
         logits = F.linear(x[part], head).float()
@@ -56,6 +60,10 @@ class _SummedNats(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, head: Tensor, labels: Tensor) -> Tensor:
+        if can_score(x, head):
+            nats, *gradients = scored(x, head, labels, gradients=True)
+            ctx.save_for_backward(*gradients)
+            return nats.sum()
         dtype = _compute_dtype(x)
         matrix = head.to(dtype)
         total = torch.zeros((), device=x.device)

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import register_flop_formula
 from model.attention import attention_flops, has_kernel
 from model.cpu import columns, kernels
 
-LARGEST_WIDTH = 256  # the weights of wider blocks do not stay in a core's cache: the BLAS library is faster
+LARGEST_WIDTH = 512  # the weights of wider blocks do not stay in a core's cache: the BLAS library is faster
 
 # The order of a block's weights; a layer without gated value embeddings has no gate.
 WEIGHTS = ("norm_1", "query", "key", "value", "merge", "norm_2", "fc", "proj", "gate")
@@ -86,7 +86,9 @@ class _FusedBlock(torch.autograd.Function):
         return grad_x, None, None if rows is None else grad_rows, None, None, None, None, *others
 
 
-class _Sizes(ctypes.Structure):
+class Sizes(ctypes.Structure):
+    """The sizes of a block and its stream, as the kernels take them."""
+
     _fields_ = [
         *(
             (name, ctypes.c_int64)
@@ -96,23 +98,26 @@ class _Sizes(ctypes.Structure):
     ]
 
 
-_Weights = ctypes.c_void_p * len(WEIGHTS)
+WeightPointers = ctypes.c_void_p * len(WEIGHTS)
 _Given = ctypes.c_void_p * 3
 
 
-def _sizes(x: Tensor, weights: Sequence[Tensor], heads: int, kv_heads: int, eps: float) -> _Sizes:
+def sizes_of(x: Tensor, weights: Sequence[Tensor], heads: int, kv_heads: int, eps: float) -> Sizes:
+    """Give the sizes of a stream x [B, L, d] and a block's weights."""
     batch, length, width = x.shape
     gate_channels = weights[-1].shape[1] if len(weights) == len(WEIGHTS) else 0
     assert gate_channels % columns() == 0
     hidden = weights[WEIGHTS.index("fc")].shape[0]
-    return _Sizes(batch, length, heads, kv_heads, width // heads, hidden, gate_channels, eps)
+    return Sizes(batch, length, heads, kv_heads, width // heads, hidden, gate_channels, eps)
 
 
-def _dense(*tensors: Tensor | None) -> list[Tensor | None]:
+def dense(*tensors: Tensor | None) -> list[Tensor | None]:
+    """Lay numbers out one after the other, where they are not."""
     return [None if tensor is None else tensor.contiguous() for tensor in tensors]
 
 
-def _pointers(tensors: Sequence[Tensor | None]) -> list[int | None]:
+def pointers(tensors: Sequence[Tensor | None]) -> list[int | None]:
+    """Give the addresses of float32 tensors."""
     assert all(tensor is None or tensor.dtype == torch.float32 for tensor in tensors)
     return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
 
@@ -130,14 +135,14 @@ def _forward(
     library = kernels()
     assert library is not None and len(rope) >= x.shape[1]
     assert rows is None or rows.shape[:2] == x.shape[:2]
-    given, dense = _dense(x, rope, rows), _dense(*weights)
-    sizes = _sizes(x, weights, heads, kv_heads, eps)
+    given, matrices = dense(x, rope, rows), dense(*weights)
+    sizes = sizes_of(x, weights, heads, kv_heads, eps)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     kept = x.new_empty(library.kept_floats(ctypes.byref(sizes)) if keep else 0)
     enough = library.block_forward(
         ctypes.byref(sizes),
-        _Weights(*_pointers(dense)),
-        _Given(*_pointers(given)),
+        WeightPointers(*pointers(matrices)),
+        _Given(*pointers(given)),
         ctypes.c_void_p(kept.data_ptr() if keep else None),
         ctypes.c_void_p(out.data_ptr()),
         torch.get_num_threads(),
@@ -160,17 +165,17 @@ def _backward(
 ) -> list[Tensor]:
     library = kernels()
     assert library is not None
-    given, dense = _dense(x, rope, rows), _dense(*weights)
+    given, matrices = dense(x, rope, rows), dense(*weights)
     grad = grad.contiguous()
     likes = (x, x.new_empty(0) if rows is None else rows, *weights)
     made = [torch.empty_like(like, memory_format=torch.contiguous_format) for like in likes]
-    grad_x, grad_rows, *grad_weights = _pointers(made)
+    grad_x, grad_rows, *grad_weights = pointers(made)
     enough = library.block_backward(
-        ctypes.byref(_sizes(x, weights, heads, kv_heads, eps)),
-        _Weights(*_pointers(dense)),
-        _Given(*_pointers(given)),
+        ctypes.byref(sizes_of(x, weights, heads, kv_heads, eps)),
+        WeightPointers(*pointers(matrices)),
+        _Given(*pointers(given)),
         *map(ctypes.c_void_p, (kept.data_ptr(), grad.data_ptr(), grad_x, grad_rows)),
-        _Weights(*grad_weights),
+        WeightPointers(*grad_weights),
         torch.get_num_threads(),
     )
     if not enough:
@@ -179,33 +184,34 @@ def _backward(
 
 
 # Not torch.library.custom_op, which imports the compiler, which takes seconds.
-_OPERATORS = torch.library.Library("loopscale", "FRAGMENT")
-_OPERATORS.define(
+OPERATORS = torch.library.Library("loopscale", "FRAGMENT")
+OPERATORS.define(
     "block(Tensor x, Tensor rope, Tensor? rows, Tensor[] weights, int heads, int kv_heads, float eps, "
     "bool keep) -> (Tensor, Tensor)"
 )
-_OPERATORS.define(
+OPERATORS.define(
     "block_backward(Tensor x, Tensor rope, Tensor? rows, Tensor[] weights, Tensor kept, Tensor grad, "
     "int heads, int kv_heads, float eps) -> Tensor[]"
 )
-_OPERATORS.impl("block", _forward, "CPU")
-_OPERATORS.impl("block_backward", _backward, "CPU")
+OPERATORS.impl("block", _forward, "CPU")
+OPERATORS.impl("block_backward", _backward, "CPU")
 _BLOCK, _BLOCK_BACKWARD = torch.ops.loopscale.block.default, torch.ops.loopscale.block_backward.default
 
-_Shapes = Sequence[Sequence[int]]
+Shapes = Sequence[Sequence[int]]
 
 
 @register_flop_formula(torch.ops.loopscale.block)
-def _flops(x: Sequence[int], rope: Any, rows: Any, weights: _Shapes, *_: Any, **__: Any) -> int:
+def _flops(x: Sequence[int], rope: Any, rows: Any, weights: Shapes, *_: Any, **__: Any) -> int:
     """Count the matrix products, those of attention over the whole square, as torch does."""
-    return _products(x, weights) + attention_flops(*x)
+    return product_flops(x, weights) + attention_flops(*x)
 
 
 @register_flop_formula(torch.ops.loopscale.block_backward)
-def _backward_flops(x: Sequence[int], rope: Any, rows: Any, weights: _Shapes, *_: Any, **__: Any) -> int:
+def _backward_flops(x: Sequence[int], rope: Any, rows: Any, weights: Shapes, *_: Any, **__: Any) -> int:
     """Count twice the same; what is computed for the second time is left out."""
-    return 2 * (_products(x, weights) + attention_flops(*x))
+    return 2 * (product_flops(x, weights) + attention_flops(*x))
 
 
-def _products(x: Sequence[int], weights: _Shapes) -> int:
+def product_flops(x: Sequence[int], weights: Shapes) -> int:
+    """Count the products of a stream of such a shape with all matrices."""
     return 2 * x[0] * x[1] * sum(math.prod(shape) for shape in weights if len(shape) == 2)

@@ -132,7 +132,9 @@ class Block(nn.Module):
     ) -> Tensor:
         """Map the stream x [B, L, d]."""
         if self.is_fused(x, mask):
-            return self._fused(x, rope, value_rows)
+            rows = None if self.attn.ve_gate is None or value_rows is None else value_rows.to(x.dtype)
+            heads = self.attn.heads, self.attn.kv_heads
+            return fused_block(x, rope, rows, self.fused_weights(rows), *heads, self.norm_1.eps)
         x = x + self.attn(self.norm_1(x), rope, value_rows, mask)
         return x + self.mlp(self.norm_2(x))
 
@@ -142,14 +144,11 @@ class Block(nn.Module):
             return False
         return can_fuse(x, self.attn.head_dim, self.mlp.fc.weight.shape[0])
 
-    def _fused(self, x: Tensor, rope: Tensor, value_rows: Tensor | None) -> Tensor:
+    def fused_weights(self, value_rows: Tensor | None) -> list[Tensor]:
+        """List the weights as `fused_block` takes them; a gate only where there are rows for it."""
         attn, mlp = self.attn, self.mlp
         parts: list[RMSNorm | Linear]
         parts = [self.norm_1, attn.c_q, attn.c_k, attn.c_v, attn.c_proj, self.norm_2, mlp.fc, mlp.proj]
         if value_rows is not None and attn.ve_gate is not None:
             parts.append(attn.ve_gate)
-            value_rows = value_rows.to(x.dtype)
-        else:
-            value_rows = None
-        weights = [part.weight for part in parts]
-        return fused_block(x, rope, value_rows, weights, attn.heads, attn.kv_heads, self.norm_1.eps)
+        return [part.weight for part in parts]

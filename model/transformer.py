@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from model.config import ModelConfig
 from model.cross_entropy import IGNORE, summed_nats, token_nats
+from model.fused_loops import fused_loops, suits_threads
 from model.initialise import first_states, initialise
 from model.injection import build_injection
 from model.layers import Block, Linear, RMSNorm, document_mask, rotary_table
@@ -36,6 +37,7 @@ class LoopedTransformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.loops_as_one = True  # where there is an operator for the loops without gradient
         self.checkpoint_loops = False  # recompute the activations of each loop in the backward pass
         width, gated = config.width, gated_layers(config)
         blocks = [Block(config, gated=layer in gated) for layer in range(config.layers)]
@@ -155,13 +157,19 @@ class LoopedTransformer(nn.Module):
         in_core = range(self.config.prelude_layers, self.config.prelude_layers + self.config.core_layers)
         rows = {key: rows[key] for key in (MASK, *in_core) if key in rows}
         state, joined, differentiable = first[:0], 0, torch.is_grad_enabled()
-        for remaining in range(depths[0], 0, -1):
+        with_gradient = self.config.resolved_backprop_depth if differentiable else 0
+        without = [depth - with_gradient for depth in depths if depth > with_gradient]
+        deepest = depths[0]
+        if self._fuses_loops(x, without, carry, rows):
+            joined, deepest = len(without), with_gradient
+            state = self._fused_loops(first[:joined], drive[:joined], carry, rows, without)
+        for remaining in range(deepest, 0, -1):
             active = sum(depth >= remaining for depth in depths)
             if active > joined:
                 state, joined = torch.cat([state, first[joined:active]]), active
             active_rows = {layer: _leading(value, active) for layer, value in rows.items()}
             inputs = (state, _leading(drive, active), carry, active_rows)
-            with torch.set_grad_enabled(differentiable and remaining <= self.config.resolved_backprop_depth):
+            with torch.set_grad_enabled(remaining <= with_gradient):
                 if self.checkpoint_loops and torch.is_grad_enabled():
                     state = checkpoint(
                         self._loop_once, *inputs, use_reentrant=False, preserve_rng_state=False
@@ -169,6 +177,30 @@ class LoopedTransformer(nn.Module):
                 else:
                     state = self._loop_once(*inputs)
         return state
+
+    def _fuses_loops(self, x: Tensor, loops: list[int], carry: Tensor, rows: Rows) -> bool:
+        """Say whether the loops without gradient are one operator, as for small models on a CPU."""
+        if not loops or carry.ndim > 1 or not self.loops_as_one or not suits_threads(loops):
+            return False
+        return all(block.is_fused(x, rows.get(MASK)) and not block._forward_hooks for block in self.core)
+
+    def _fused_loops(
+        self, first: Tensor, drive: Tensor, carry: Tensor, rows: Rows, loops: list[int]
+    ) -> Tensor:
+        layers = range(self.config.prelude_layers, self.config.prelude_layers + len(self.core))
+        own_rows = [_leading(rows[layer], len(loops)) if layer in rows else None for layer in layers]
+        return fused_loops(
+            first,
+            drive,
+            carry.expand(first.shape[-1]),
+            loops,
+            self.rope[: first.shape[1]],
+            own_rows,
+            [block.fused_weights(own) for block, own in zip(self.core, own_rows, strict=True)],
+            self.config.heads,
+            self.config.resolved_kv_heads,
+            self.config.norm_eps,
+        )
 
     def _loop_once(self, state: Tensor, drive: Tensor, carry: Tensor, rows: Rows) -> Tensor:
         state = self.injection.mix(state, drive, carry)

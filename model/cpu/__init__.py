@@ -20,8 +20,9 @@ from pathlib import Path
 
 _SOURCES = [
     Path(__file__).with_name(name)
-    for name in ("kernels.cpp", "block.h", "products.h", "attention.h", "tiles.h")
+    for name in ("kernels.cpp", "block.h", "cross_entropy.h", "products.h", "attention.h", "tiles.h")
 ]
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 _FLAGS = ["-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-std=c++17", "-shared", "-fPIC"]
 
 
@@ -31,7 +32,8 @@ def kernels() -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(str(_compiled()))
         library.columns.restype = library.kept_floats.restype = ctypes.c_int64
-        library.block_forward.restype = library.block_backward.restype = ctypes.c_bool
+        for name in ("block_forward", "block_backward", "loops_forward", "cross_entropy"):
+            getattr(library, name).restype = ctypes.c_bool
         return library
     except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
         said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
@@ -48,6 +50,17 @@ def columns() -> int:
     """Give the number of channels of which heads and widths must be multiples; 0 without the kernels."""
     library = kernels()
     return 0 if library is None else int(library.columns())
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what is freed: a page that goes back costs as much time as a step spends on it.
+
+    Affects the whole process, where the C library is glibc. Peak memory stays the same.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 def _compiled() -> Path:

@@ -39,26 +39,46 @@ void scores_of(
           out + i * row + key, row, false);
 }
 
-// Turns the first `seen` scores of a row into weights, up to a common factor; what follows becomes 0 up to
-// `end`. Gives the sum of the weights, and in `log` log2 of the sum of e^score.
-float weigh(float* row, int64_t seen, int64_t end, float scale, float& log) {
-  const int64_t whole = up(seen, LANES);
-  std::fill(row + seen, row + whole, -INFINITY);
-  Lanes most = load(row);
-  for (int64_t j = LANES; j < whole; j += LANES) {
-    const Lanes x = load(row + j);
-    most = x > most ? x : most;
+// Lanes of x with a number below n; `other` in those after.
+Lanes leading(Lanes x, int64_t n, float other) {
+  Whole lane{};
+#pragma GCC unroll 16
+  for (int i = 0; i < LANES; i++) lane[i] = i;
+  return lane < static_cast<int32_t>(n) ? x : spread(other);
+}
+
+// Turns the scores of m queries, of which the first one sees `seen` keys and each later one a key more, into
+// weights, up to a factor for each query; what follows becomes 0 up to the end of the last. Gives the sums of
+// the weights, and in `logs` log2 of the sum of e^score.
+void weigh(
+    float* scores, int64_t row, int64_t m, int64_t seen, float scale, float* sums, float* logs) {
+  const int64_t end = seen + m - 1;
+  float shifts[ROWS];
+  for (int64_t r = 0; r < m; r++) {
+    const float* own = scores + r * row;
+    const int64_t last = (seen + r - 1) / LANES * LANES;
+    Lanes most = leading(load(own + last), seen + r - last, -INFINITY);
+    for (int64_t j = 0; j < last; j += LANES) {
+      const Lanes x = load(own + j);
+      most = x > most ? x : most;
+    }
+    shifts[r] = largest_of(most) * scale;
   }
-  const float shift = largest_of(most) * scale;
-  Lanes sum{};
-  for (int64_t j = 0; j < whole; j += LANES) {
-    const Lanes weight = power_of_two(load(row + j) * scale - shift);
-    store(row + j, weight);
-    sum += weight;
+  for (int64_t r = 0; r < m; r++) {
+    float* own = scores + r * row;
+    const int64_t last = (seen + r - 1) / LANES * LANES;
+    const Lanes shift = spread(shifts[r]);
+    Lanes sum = leading(power_of_two(load(own + last) * scale - shift), seen + r - last, 0);
+    store(own + last, sum);
+    for (int64_t j = last + LANES; j < end; j += LANES) store(own + j, Lanes{});
+    for (int64_t j = 0; j < last; j += LANES) {
+      const Lanes weight = power_of_two(load(own + j) * scale - shift);
+      store(own + j, weight);
+      sum += weight;
+    }
+    sums[r] = sum_of(sum);
   }
-  std::fill(row + seen, row + end, 0.0f);
-  log = shift + std::log2(sum_of(sum));
-  return sum_of(sum);
+  for (int64_t r = 0; r < m; r++) logs[r] = shifts[r] + std::log2(sums[r]);
 }
 
 // Turns the first `seen` scores of a row into weights, which sum to 1, and the gradients of the weights into
@@ -126,7 +146,7 @@ void attend(
         float *first = scores + (i - start) * row, *to = out.at(b, h) + i * out.row;
         float* log = logs + (b * heads + h) * length + i;
         float total[ROWS];
-        for (int64_t r = 0; r < m; r++) total[r] = weigh(first + r * row, i + r + 1, i + m, scale, log[r]);
+        weigh(first, row, m, i + 1, scale, total, log);
         for (int64_t d = 0; d < dim; d += COLUMNS)
           rows(m, i + m, {first, row, 1}, values + d, dim, to + d, out.row, false);
         for (int64_t r = 0; r < m; r++) scale_row(to + r * out.row, dim, 1.0f / total[r]);

@@ -103,17 +103,6 @@ struct Made {
         activated{arena.take(tokens * s.hidden), tokens} {}
 };
 
-// Ranges of at most CHUNK tokens, a multiple of as many as there are threads, of nearly equal length.
-struct Chunks {
-  int64_t tokens, tiles, count;
-  Chunks(int64_t tokens_, int64_t threads)
-      : tokens(tokens_),
-        tiles(up(tokens, ROWS) / ROWS),
-        count(up(up(tiles * ROWS, CHUNK) / CHUNK, threads)) {}
-  int64_t start(int64_t i) const { return std::min(tokens, tiles * i / count * ROWS); }
-  int64_t length(int64_t i) const { return start(i + 1) - start(i); }
-};
-
 float inverse_rms(const float* x, int64_t width, float eps) {
   return 1.0f / std::sqrt(dot(x, x, width) / static_cast<float>(width) + eps);
 }
@@ -237,6 +226,39 @@ void finish(
   product(n, hidden, s.hidden, panels.proj, out, width, true);
 }
 
+// Memory of one thread on the way forward.
+struct Scratch {
+  float *normed, *hidden;
+  Forward attention;
+  Scratch(const Sizes& s, Arena& arena)
+      : normed(arena.take(CHUNK * s.width())),
+        hidden(arena.take(CHUNK * s.hidden)),
+        attention(s.attention(), arena) {}
+};
+
+// Takes some sequences through the block; each member of a team calls it. Without `keep`, `out` may be where
+// the stream is, and less of `kept` is written.
+void advance(
+    const Sizes& s, int64_t sequences, const Weights& w, const AllPanels& panels, const Given& given,
+    const Kept& kept, bool keep, float* out, const Scratch& own, const Member& member) {
+  const Chunks chunks(sequences * s.length, member.of);
+  for (int64_t i = member.first(chunks.count); i < member.end(chunks.count); i++)
+    project(s, w, panels, given, kept, chunks.start(i), chunks.length(i), own.normed);
+  member.wait();
+  const int64_t heads = sequences * s.kv_heads;
+  for (int64_t i = member.first(heads); i < member.end(heads); i++)
+    attend(
+        s.attention(), i / s.kv_heads, i % s.kv_heads, s.queries(kept.projections), s.keys(kept.projections),
+        s.values(kept.projections), s.merged(kept.attended), kept.logs, own.attention);
+  member.wait();
+  for (int64_t i = member.first(chunks.count); i < member.end(chunks.count); i++) {
+    const int64_t start = chunks.start(i), at = start * s.width();
+    finish(
+        s, w, panels, given.x + at, kept.attended + at, keep ? kept.middle + at : out + at,
+        keep ? kept.positive + start * s.hidden : nullptr, out + at, chunks.length(i), own.normed, own.hidden);
+  }
+}
+
 // Takes the gradient of a chunk's result back to that of its attended tokens.
 void finish_backward(
     const Sizes& s, const Weights& w, const AllPanels& panels, const Kept& kept, const float* grad,
@@ -295,24 +317,25 @@ void project_backward(
 
 // Adds to the gradients of the matrices after attention, or begins them.
 void finish_outer(
-    const Sizes& s, const Member& member, const float* grad, const Made& made, const Weights& to, int64_t n,
-    bool add) {
+    const Sizes& s, const Member& member, float* tiles, const float* grad, const Made& made, const Weights& to,
+    int64_t n, bool add) {
   const int64_t width = s.width();
-  outer(member, n, grad, width, width, made.activated, s.hidden, to.proj, add);
-  outer(member, n, made.hidden, s.hidden, s.hidden, made.normed_2, width, to.fc, add);
-  outer(member, n, made.middle, width, width, made.merged, width, to.merge, add);
+  outer(member, tiles, n, grad, width, width, made.activated, s.hidden, to.proj, add);
+  outer(member, tiles, n, made.hidden, s.hidden, s.hidden, made.normed_2, width, to.fc, add);
+  outer(member, tiles, n, made.middle, width, width, made.merged, width, to.merge, add);
 }
 
 // The same for those before it.
 void project_outer(
-    const Sizes& s, const Member& member, const Made& made, const Weights& to, int64_t n, bool add) {
+    const Sizes& s, const Member& member, float* tiles, const Made& made, const Weights& to, int64_t n,
+    bool add) {
   const int64_t width = s.width(), kv = s.kv_width(), row = s.projected();
   const float* grads = made.projections;
-  outer(member, n, grads, width, row, made.normed_1, width, to.query, add);
-  outer(member, n, grads + width, kv, row, made.normed_1, width, to.key, add);
-  outer(member, n, grads + width + kv, kv, row, made.normed_1, width, to.value, add);
+  outer(member, tiles, n, grads, width, row, made.normed_1, width, to.query, add);
+  outer(member, tiles, n, grads + width, kv, row, made.normed_1, width, to.key, add);
+  outer(member, tiles, n, grads + width + kv, kv, row, made.normed_1, width, to.value, add);
   if (to.gate)
-    outer(member, n, made.gates, s.kv_heads, s.kv_heads, made.normed_1, s.gate_channels, to.gate, add);
+    outer(member, tiles, n, made.gates, s.kv_heads, s.kv_heads, made.normed_1, s.gate_channels, to.gate, add);
 }
 
 }  // namespace

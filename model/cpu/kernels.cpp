@@ -1,8 +1,11 @@
-// What Python calls: causal attention, and the transformer block.
+// What Python calls: causal attention, the transformer block, the core's loops, and cross-entropy.
 
 #include <omp.h>
 
+#include <vector>
+
 #include "block.h"
+#include "cross_entropy.h"
 
 namespace {
 
@@ -67,9 +70,7 @@ extern "C" int64_t kept_floats(const Sizes* sizes) {
 extern "C" bool block_forward(
     const Sizes* sizes, const Weights* weights, const Given* given, float* kept, float* out, int threads) {
   const Sizes& s = *sizes;
-  const Weights& w = *weights;
-  const int64_t width = s.width(), group = together(s, threads);
-  const Shape shape = s.attention();
+  const int64_t group = together(s, threads);
   struct Shared {
     AllPanels panels;
     Kept kept;
@@ -83,39 +84,60 @@ extern "C" bool block_forward(
   if (!shared.panels.query.data) return false;
 #pragma omp parallel num_threads(threads)
   {
+    static thread_local Space memory;
+    const Scratch own = in(memory, [&](Arena& arena) { return Scratch(s, arena); });
+    shared.panels.fill(*weights);
+#pragma omp barrier
+    for (int64_t first = 0; first < s.batch; first += group) {
+      const int64_t token = first * s.length;
+      advance(
+          s, std::min(group, s.batch - first), *weights, shared.panels, given->from(s, token),
+          kept ? shared.kept.from(s, token) : shared.kept, kept, out + token * s.width(), own,
+          {omp_get_thread_num(), omp_get_num_threads()});
+    }
+  }
+  return true;
+}
+
+// Takes the state of each sequence `loops` times through all layers, every time after it has become
+// drive + carry * state; each layer has rows of its own. A thread takes a sequence to its end, which stays in
+// its cache. False where there is no memory.
+extern "C" bool loops_forward(
+    const Sizes* sizes, int64_t layers, const Weights* weights, const float* const* rows, const float* rope,
+    const float* drive, const float* carry, const int64_t* loops, float* states, int threads) {
+  const Sizes& s = *sizes;
+  const int64_t width = s.width(), numbers = s.length * width;
+  static thread_local Space common;
+  const auto panels = in(common, [&](Arena& arena) {
+    std::vector<AllPanels> each;
+    for (int64_t i = 0; i < layers; i++) each.emplace_back(s, false, arena);
+    return each;
+  });
+  if (!panels[0].query.data) return false;
+#pragma omp parallel num_threads(threads)
+  {
     struct Own {
-      float *normed, *hidden;
-      Forward attention;
+      Kept kept;
+      Scratch scratch;
     };
     static thread_local Space memory;
     const Own own = in(memory, [&](Arena& arena) {
-      float *normed = arena.take(CHUNK * width), *hidden = arena.take(CHUNK * s.hidden);
-      return Own{normed, hidden, Forward(shape, arena)};
+      const Kept kept(s, s.length, arena);
+      return Own{kept, Scratch(s, arena)};
     });
-    const AllPanels& panels = shared.panels;
-    panels.fill(w);
+    for (int64_t i = 0; i < layers; i++) panels[i].fill(weights[i]);
 #pragma omp barrier
-    for (int64_t first = 0; first < s.batch; first += group) {
-      const int64_t sequences = std::min(group, s.batch - first), token = first * s.length;
-      const Chunks chunks(sequences * s.length, omp_get_num_threads());
-      const Kept now = kept ? shared.kept.from(s, token) : shared.kept;
-      const Given in_group = given->from(s, token);
-#pragma omp for schedule(static)
-      for (int64_t i = 0; i < chunks.count; i++)
-        project(s, w, panels, in_group, now, chunks.start(i), chunks.length(i), own.normed);
-#pragma omp for collapse(2) schedule(static)
-      for (int64_t b = 0; b < sequences; b++)
-        for (int64_t kv = 0; kv < s.kv_heads; kv++)
-          attend(
-              shape, b, kv, s.queries(now.projections), s.keys(now.projections), s.values(now.projections),
-              s.merged(now.attended), now.logs, own.attention);
-#pragma omp for schedule(static) nowait
-      for (int64_t i = 0; i < chunks.count; i++) {
-        const int64_t start = chunks.start(i), at = start * width;
-        float* to = out + token * width + at;
-        finish(
-            s, w, panels, in_group.x + at, now.attended + at, kept ? now.middle + at : to,
-            kept ? now.positive + start * s.hidden : nullptr, to, chunks.length(i), own.normed, own.hidden);
+#pragma omp for schedule(dynamic)
+    for (int64_t b = 0; b < s.batch; b++) {
+      float* state = states + b * numbers;
+      const float* added = drive + b * numbers;
+      for (int64_t loop = 0; loop < loops[b]; loop++) {
+        for (int64_t i = 0; i < numbers; i += LANES)
+          store(state + i, load(added + i) + load(carry + i % width) * load(state + i));
+        for (int64_t i = 0; i < layers; i++) {
+          const Given given{state, rope, rows[i] ? rows[i] + b * s.length * s.kv_width() : nullptr};
+          advance(s, 1, weights[i], panels[i], given, own.kept, false, state, own.scratch, {0, 1});
+        }
       }
     }
   }
@@ -148,17 +170,16 @@ extern "C" bool block_backward(
 #pragma omp parallel num_threads(threads)
   {
     struct Own {
-      Member member;
-      float *scratch, *norm_1, *norm_2;
+      float *scratch, *tiles, *norm_1, *norm_2;
       Backward attention;
     };
     static thread_local Space memory;
     const Own own = in(memory, [&](Arena& arena) {
-      const Member member{omp_get_thread_num(), omp_get_num_threads(), arena.take(DEPTH * CHUNK)};
-      float* norm = shared.norms + member.index * 2 * width;
-      float* scratch = arena.take(CHUNK * width);
-      return Own{member, scratch, norm, norm + width, Backward(shape, arena)};
+      float* norm = shared.norms + omp_get_thread_num() * 2 * width;
+      float *scratch = arena.take(CHUNK * width), *tiles = arena.take(DEPTH * CHUNK);
+      return Own{scratch, tiles, norm, norm + width, Backward(shape, arena)};
     });
+    const Member member{omp_get_thread_num(), omp_get_num_threads()};
     const AllPanels& panels = shared.panels;
     const Made& made = shared.made;
     panels.fill(w);
@@ -166,27 +187,27 @@ extern "C" bool block_backward(
     for (int64_t first = 0; first < s.batch; first += group) {
       const int64_t sequences = std::min(group, s.batch - first), token = first * s.length;
       const int64_t tokens = sequences * s.length, at = token * width;
-      const Chunks chunks(tokens, omp_get_num_threads());
+      const int64_t heads = sequences * s.kv_heads;
+      const Chunks chunks(tokens, member.of);
       const Kept now = all.from(s, token);
       const Given in_group = given->from(s, token);
-#pragma omp for schedule(static)
-      for (int64_t i = 0; i < chunks.count; i++)
+      for (int64_t i = member.first(chunks.count); i < member.end(chunks.count); i++)
         finish_backward(
             s, w, panels, now, grad + at, made, chunks.start(i), chunks.length(i), own.scratch, own.norm_2);
-      finish_outer(s, own.member, grad + at, made, *grad_weights, tokens, first > 0);
-#pragma omp for collapse(2) schedule(static)
-      for (int64_t b = 0; b < sequences; b++)
-        for (int64_t kv = 0; kv < s.kv_heads; kv++)
-          attend_backward(
-              shape, b, kv, s.queries(now.projections), s.keys(now.projections), s.values(now.projections),
-              s.merged(now.attended), s.merged(made.attended), now.logs, s.queries(made.projections),
-              s.keys(made.projections), s.values(made.projections), own.attention);
-#pragma omp for schedule(static)
-      for (int64_t i = 0; i < chunks.count; i++)
+      member.wait();
+      finish_outer(s, member, own.tiles, grad + at, made, *grad_weights, tokens, first > 0);
+      for (int64_t i = member.first(heads); i < member.end(heads); i++)
+        attend_backward(
+            shape, i / s.kv_heads, i % s.kv_heads, s.queries(now.projections), s.keys(now.projections),
+            s.values(now.projections), s.merged(now.attended), s.merged(made.attended), now.logs,
+            s.queries(made.projections), s.keys(made.projections), s.values(made.projections), own.attention);
+      member.wait();
+      for (int64_t i = member.first(chunks.count); i < member.end(chunks.count); i++)
         project_backward(
             s, w, panels, in_group, now, made, grad_x + at, grad_rows + (w.gate ? token * s.kv_width() : 0),
             chunks.start(i), chunks.length(i), own.scratch, own.norm_1);
-      project_outer(s, own.member, made, *grad_weights, tokens, first > 0);
+      member.wait();
+      project_outer(s, member, own.tiles, made, *grad_weights, tokens, first > 0);
     }
   }
   for (int64_t d = 0; d < width; d++) {
@@ -194,6 +215,51 @@ extern "C" bool block_backward(
     for (int64_t thread = 0; thread < threads; thread++) {
       grad_weights->norm_1[d] += shared.norms[thread * 2 * width + d];
       grad_weights->norm_2[d] += shared.norms[(thread * 2 + 1) * width + d];
+    }
+  }
+  return true;
+}
+
+// Writes the nats of all labels and, unless they are null, the gradients of their sum. False where there is no
+// memory.
+extern "C" bool cross_entropy(
+    const Head* sizes, const Scored* given, float* nats, float* grad_x, float* grad_matrix, int threads) {
+  const Head& head = *sizes;
+  const int64_t group = CHUNK * threads;
+  struct Shared {
+    Panels forward, backward;
+    Paneled scaled;
+    float* logits;
+  };
+  static thread_local Space common;
+  const Shared shared = in(common, [&](Arena& arena) {
+    const Panels forward(head.width, head.vocabulary, false, arena);
+    const Panels backward(head.width, head.vocabulary, true, arena);
+    const Paneled scaled{arena.take(group * head.width), group};
+    return Shared{forward, backward, scaled, arena.take(group * head.vocabulary)};
+  });
+  if (!shared.logits) return false;
+#pragma omp parallel num_threads(threads)
+  {
+    static thread_local Space memory;
+    float* tiles = in(memory, [&](Arena& arena) { return arena.take(DEPTH * CHUNK); });
+    const Member member{omp_get_thread_num(), omp_get_num_threads()};
+    shared.forward.fill(given->matrix);
+    if (grad_x) shared.backward.fill(given->matrix);
+#pragma omp barrier
+    for (int64_t first = 0; first < head.tokens; first += group) {
+      const int64_t tokens = std::min(group, head.tokens - first);
+      const Chunks chunks(tokens, member.of);
+      for (int64_t i = member.first(chunks.count); i < member.end(chunks.count); i++)
+        score_chunk(
+            head, *given, shared.forward, shared.backward, first, chunks.start(i), chunks.length(i),
+            shared.logits, shared.scaled, nats, grad_x);
+      if (!grad_matrix) continue;
+      member.wait();
+      outer(
+          member, tiles, tokens, shared.logits, head.vocabulary, head.vocabulary, shared.scaled, head.width,
+          grad_matrix, first > 0);
+      member.wait();
     }
   }
   return true;

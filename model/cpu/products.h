@@ -7,7 +7,7 @@
 namespace {
 
 constexpr int64_t CHUNK = 96;   // tokens that go through the block's parts together, a multiple of ROWS
-constexpr int64_t DEPTH = 256;  // of a product, so that a panel of it stays in the first cache
+constexpr int64_t DEPTH = 512;  // of a product, so that a panel of it stays in the first cache
 
 // A weight [out, in] in panels, for x Wᵀ (forward) or for y W (backward).
 struct Panels {
@@ -52,10 +52,27 @@ struct Paneled {
   }
 };
 
-// One thread of a team, and memory of its own for tiles of CHUNK rows.
+// One thread of a team, and its share of n things.
 struct Member {
   int64_t index, of;
-  float* tiles;
+  int64_t first(int64_t n) const { return n * index / of; }
+  int64_t end(int64_t n) const { return n * (index + 1) / of; }
+  void wait() const {
+    if (of > 1) {
+#pragma omp barrier
+    }
+  }
+};
+
+// Ranges of at most CHUNK tokens, a multiple of as many as there are threads, of nearly equal length.
+struct Chunks {
+  int64_t tokens, tiles, count;
+  Chunks(int64_t tokens_, int64_t threads)
+      : tokens(tokens_),
+        tiles(up(tokens, ROWS) / ROWS),
+        count(up(up(tiles * ROWS, CHUNK) / CHUNK, threads)) {}
+  int64_t start(int64_t i) const { return std::min(tokens, tiles * i / count * ROWS); }
+  int64_t length(int64_t i) const { return start(i + 1) - start(i); }
 };
 
 // The first m columns of a matrix, ROWS numbers apart.
@@ -68,22 +85,22 @@ void gather(const float* from, int64_t from_row, int64_t length, int64_t m, floa
 }
 
 // c[out, in] = (c +) yᵀ x over n tokens, y [n, out], x [n, in]: this member's share of c's rows. A number is
-// summed in the order of the tokens, whatever the team.
+// summed in the order of the tokens, whatever the team. There are tiles of CHUNK rows in `tiles`.
 void outer(
-    const Member& member, int64_t n, const float* y, int64_t out, int64_t y_row, const Paneled& x, int64_t in,
-    float* c, bool add) {
-  const int64_t tiles = up(out, ROWS) / ROWS, first = tiles * member.index / member.of * ROWS;
-  const int64_t last = std::min(out, tiles * (member.index + 1) / member.of * ROWS);
+    const Member& member, float* tiles, int64_t n, const float* y, int64_t out, int64_t y_row,
+    const Paneled& x, int64_t in, float* c, bool add) {
+  const int64_t count = up(out, ROWS) / ROWS, first = member.first(count) * ROWS;
+  const int64_t last = std::min(out, member.end(count) * ROWS);
   for (int64_t t = 0; t < n; t += DEPTH) {
     const int64_t depth = std::min(DEPTH, n - t);
     for (int64_t start = first; start < last; start += CHUNK) {
       const int64_t end = std::min(start + CHUNK, last);
       for (int64_t i = start; i < end; i += ROWS)
-        gather(y + t * y_row + i, y_row, depth, std::min(ROWS, end - i), member.tiles + (i - start) * DEPTH);
+        gather(y + t * y_row + i, y_row, depth, std::min(ROWS, end - i), tiles + (i - start) * DEPTH);
       for (int64_t j = 0; j < in; j += COLUMNS)
         for (int64_t i = start; i < end; i += ROWS)
           rows(
-              std::min(ROWS, end - i), depth, {member.tiles + (i - start) * DEPTH, 1, ROWS}, x.at(t, j),
+              std::min(ROWS, end - i), depth, {tiles + (i - start) * DEPTH, 1, ROWS}, x.at(t, j),
               COLUMNS, c + i * in + j, in, add || t > 0);
     }
   }

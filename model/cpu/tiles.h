@@ -29,16 +29,28 @@ Lanes load(const float* from) { return *reinterpret_cast<const Lanes*>(from); }
 void store(float* to, Lanes x) { *reinterpret_cast<Lanes*>(to) = x; }
 Lanes spread(float x) { return x - Lanes{}; }
 
-float sum_of(Lanes x) {
-  float sum = 0;
-  for (int64_t i = 0; i < LANES; i++) sum += x[i];
-  return sum;
+// Numbers of the other half of every 2 `half` lanes.
+template <int half>
+Lanes exchanged(Lanes x) {
+  Whole from{};
+#pragma GCC unroll 16
+  for (int i = 0; i < LANES; i++) from[i] = i ^ half;
+  return __builtin_shuffle(x, from);
 }
 
+template <int half = LANES / 2>
+float sum_of(Lanes x) {
+  x += exchanged<half>(x);
+  if constexpr (half > 1) return sum_of<half / 2>(x);
+  return x[0];
+}
+
+template <int half = LANES / 2>
 float largest_of(Lanes x) {
-  float largest = x[0];
-  for (int64_t i = 1; i < LANES; i++) largest = std::max(largest, x[i]);
-  return largest;
+  const Lanes other = exchanged<half>(x);
+  x = x > other ? x : other;
+  if constexpr (half > 1) return largest_of<half / 2>(x);
+  return x[0];
 }
 
 // 2^x with a relative error of about 2e-7, x at most 127; 2^-126 where x is less than -126. Not a number

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model.config import ModelConfig
 from model.cpu import kernels
-from model.fused_block import LARGEST_WIDTH, _Sizes
+from model.fused_block import LARGEST_WIDTH, Sizes
 from model.layers import Block, rotary_table
 from model.memory import memory_estimate_bytes
 from tests.model.test_memory import saved_bytes
@@ -146,7 +146,7 @@ def test_it_cannot_be_differentiated_twice():
 
 
 def test_what_is_kept_is_counted_beyond_two_billion():
-    sizes = _Sizes(batch=1024, length=2048, heads=8, kv_heads=8, dim=32, hidden=1024, gate_channels=32)
+    sizes = Sizes(batch=1024, length=2048, heads=8, kv_heads=8, dim=32, hidden=1024, gate_channels=32)
     per_token = 3 * 256 + 16 + 8 + 256 + 8 + 256 + 1024
     assert kernels().kept_floats(ctypes.byref(sizes)) == 1024 * 2048 * per_token
 

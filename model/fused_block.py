@@ -16,9 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
 from model.attention import attention_flops, has_kernel
-from model.cpu import columns, kernels
-
-LARGEST_WIDTH = 512  # the weights of wider blocks do not stay in a core's cache: the BLAS library is faster
+from model.cpu import columns, kernels, largest_width
 
 # The order of a block's weights; a layer without gated value embeddings has no gate.
 WEIGHTS = ("norm_1", "query", "key", "value", "merge", "norm_2", "fc", "proj", "gate")
@@ -31,7 +29,7 @@ def can_fuse(x: Tensor, head_dim: int, hidden: int) -> bool:
         and x.numel() > 0
         and x.device.type == "cpu"
         and x.dtype == torch.float32
-        and x.shape[-1] <= LARGEST_WIDTH
+        and x.shape[-1] <= largest_width()
         and not torch.is_autocast_enabled("cpu")
         and has_kernel(head_dim)
         and has_kernel(hidden)

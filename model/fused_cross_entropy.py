@@ -62,8 +62,6 @@ _CROSS_ENTROPY = torch.ops.loopscale.cross_entropy.default
 
 
 @register_flop_formula(torch.ops.loopscale.cross_entropy)
-def _flops(
-    x: Sequence[int], head: Sequence[int], labels: Any, gradients: bool, *_: Any, **__: Any
-) -> int:
+def _flops(x: Sequence[int], head: Sequence[int], labels: Any, gradients: bool, *_: Any, **__: Any) -> int:
     """Count the matrix products."""
     return (3 if gradients else 1) * 2 * x[0] * math.prod(head)

@@ -1,4 +1,4 @@
-"""The CPU's kernels for float32, in C++: loaded here, called by `model.attention` and `model.fused_block`.
+"""The CPU's kernels for float32, in C++: loaded here, called by `model.attention` and `model.fused_*`.
 
 The machine's C++ compiler makes them when they are first needed, in seconds; they are kept in the user's
 cache.
@@ -52,6 +52,21 @@ def columns() -> int:
     return 0 if library is None else int(library.columns())
 
 
+@cache
+def largest_width() -> int:
+    """Give the largest width at which a block of our own is faster than one of the BLAS library's products.
+
+    Wider weights do not stay in a core's caches. MKL, at home on Intel's processors, is ahead earlier there.
+    """
+    return 256 if "GenuineIntel" in _cpuinfo() else 512
+
+
+@cache
+def _cpuinfo() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.read_text() if cpuinfo.exists() else ""
+
+
 def keep_freed_memory() -> None:
     """Let the C library keep what is freed: a page that goes back costs as much time as a step spends on it.
 
@@ -66,9 +81,7 @@ def keep_freed_memory() -> None:
 def _compiled() -> Path:
     """Return the compiled kernels; one file for every source, C library and kind of processor."""
     command = [*shlex.split(os.environ.get("CXX", "g++")), *_FLAGS]
-    cpu = Path("/proc/cpuinfo")
-    lines = cpu.read_text().splitlines() if cpu.exists() else []
-    features = {line for line in lines if line.startswith(("flags", "Features"))}
+    features = {line for line in _cpuinfo().splitlines() if line.startswith(("flags", "Features"))}
     sources = [source.read_text() for source in _SOURCES]
     parts = [*sources, *command, platform.machine(), *platform.libc_ver(), *sorted(features)]
     name = f"kernels-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}.so"

@@ -12,7 +12,7 @@ struct Shape {
   int64_t padded() const { return up(length, COLUMNS); }
   // Between rows of scores: an odd number of vectors, so that a column of them uses all sets of a cache.
   int64_t row() const { return (padded() / COLUMNS | 1) * COLUMNS; }
-  int64_t block() const { return std::clamp<int64_t>(12288 / length / ROWS * ROWS, 2 * ROWS, 16 * ROWS); }
+  int64_t block() const { return std::clamp<int64_t>(24576 / length / ROWS * ROWS, 2 * ROWS, 16 * ROWS); }
   float scale() const { return 1.0f / std::sqrt(static_cast<float>(dim)); }
   float scale_two() const { return scale() * 1.44269504f; }  // e^x = 2^(x / ln 2)
 };
@@ -50,8 +50,7 @@ Lanes leading(Lanes x, int64_t n, float other) {
 // Turns the scores of m queries, of which the first one sees `seen` keys and each later one a key more, into
 // weights, up to a factor for each query; what follows becomes 0 up to the end of the last. Gives the sums of
 // the weights, and in `logs` log2 of the sum of e^score.
-void weigh(
-    float* scores, int64_t row, int64_t m, int64_t seen, float scale, float* sums, float* logs) {
+void weigh(float* scores, int64_t row, int64_t m, int64_t seen, float scale, float* sums, float* logs) {
   const int64_t end = seen + m - 1;
   float shifts[ROWS];
   for (int64_t r = 0; r < m; r++) {

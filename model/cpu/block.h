@@ -30,6 +30,25 @@ struct Sizes {
 // Matrices [out, in] or their gradients; gate is null where the layer has none.
 struct Weights {
   float *norm_1, *query, *key, *value, *merge, *norm_2, *fc, *proj, *gate;
+  std::array<std::pair<float*, int64_t>, 9> parts(const Sizes& s) const {
+    const int64_t width = s.width(), kv = width * s.kv_width(), wide = width * s.hidden;
+    return {
+        {{norm_1, width},
+         {query, width * width},
+         {key, kv},
+         {value, kv},
+         {merge, width * width},
+         {norm_2, width},
+         {fc, wide},
+         {proj, wide},
+         {gate, gate ? s.kv_heads * s.gate_channels : 0}}};
+  }
+  // As many numbers, in an arena.
+  Weights like(const Sizes& s, Arena& arena) const {
+    const auto each = parts(s);
+    const auto next = [&](int i) { return arena.take(each[i].second); };
+    return {next(0), next(1), next(2), next(3), next(4), next(5), next(6), next(7), gate ? next(8) : nullptr};
+  }
 };
 
 // The stream [B, L, d], the angles [L, D / 2, 2] and the table's rows [B, L, kv d], null without a gate.
@@ -255,7 +274,8 @@ void advance(
     const int64_t start = chunks.start(i), at = start * s.width();
     finish(
         s, w, panels, given.x + at, kept.attended + at, keep ? kept.middle + at : out + at,
-        keep ? kept.positive + start * s.hidden : nullptr, out + at, chunks.length(i), own.normed, own.hidden);
+        keep ? kept.positive + start * s.hidden : nullptr, out + at, chunks.length(i), own.normed,
+        own.hidden);
   }
 }
 
@@ -317,8 +337,8 @@ void project_backward(
 
 // Adds to the gradients of the matrices after attention, or begins them.
 void finish_outer(
-    const Sizes& s, const Member& member, float* tiles, const float* grad, const Made& made, const Weights& to,
-    int64_t n, bool add) {
+    const Sizes& s, const Member& member, float* tiles, const float* grad, const Made& made,
+    const Weights& to, int64_t n, bool add) {
   const int64_t width = s.width();
   outer(member, tiles, n, grad, width, width, made.activated, s.hidden, to.proj, add);
   outer(member, tiles, n, made.hidden, s.hidden, s.hidden, made.normed_2, width, to.fc, add);
@@ -336,6 +356,43 @@ void project_outer(
   outer(member, tiles, n, grads + width + kv, kv, row, made.normed_1, width, to.value, add);
   if (to.gate)
     outer(member, tiles, n, made.gates, s.kv_heads, s.kv_heads, made.normed_1, s.gate_channels, to.gate, add);
+}
+
+// Memory of one thread on the way back.
+struct BackwardScratch {
+  float *stream, *tiles;
+  Backward attention;
+  BackwardScratch(const Sizes& s, Arena& arena)
+      : stream(arena.take(CHUNK * s.width())),
+        tiles(arena.take(DEPTH * CHUNK)),
+        attention(s.attention(), arena) {}
+};
+
+// Takes the gradient of some sequences back through the block; each member of a team calls it. Adds to the
+// gradients of the matrices in `to`, or begins them, and to the member's own ones of the norms.
+void retreat(
+    const Sizes& s, int64_t sequences, const Weights& w, const AllPanels& panels, const Given& given,
+    const Kept& kept, const Made& made, const float* grad, float* grad_x, float* grad_rows, const Weights& to,
+    bool add, float* norm_1, float* norm_2, const BackwardScratch& own, const Member& member) {
+  const int64_t tokens = sequences * s.length, heads = sequences * s.kv_heads;
+  const Chunks chunks(tokens, member.of);
+  const int64_t first = member.first(chunks.count), end = member.end(chunks.count);
+  for (int64_t i = first; i < end; i++)
+    finish_backward(s, w, panels, kept, grad, made, chunks.start(i), chunks.length(i), own.stream, norm_2);
+  member.wait();
+  finish_outer(s, member, own.tiles, grad, made, to, tokens, add);
+  for (int64_t i = member.first(heads); i < member.end(heads); i++)
+    attend_backward(
+        s.attention(), i / s.kv_heads, i % s.kv_heads, s.queries(kept.projections), s.keys(kept.projections),
+        s.values(kept.projections), s.merged(kept.attended), s.merged(made.attended), kept.logs,
+        s.queries(made.projections), s.keys(made.projections), s.values(made.projections), own.attention);
+  member.wait();
+  for (int64_t i = first; i < end; i++)
+    project_backward(
+        s, w, panels, given, kept, made, grad_x, grad_rows, chunks.start(i), chunks.length(i), own.stream,
+        norm_1);
+  member.wait();
+  project_outer(s, member, own.tiles, made, to, tokens, add);
 }
 
 }  // namespace

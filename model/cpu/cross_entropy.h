@@ -1,4 +1,5 @@
-// Cross-entropy through the head in float32, with its gradients. Logits exist for CHUNK tokens of each thread.
+// Cross-entropy through the head in float32, with its gradients. Logits exist for CHUNK tokens of each
+// thread.
 
 #pragma once
 

@@ -144,84 +144,77 @@ extern "C" bool loops_forward(
   return true;
 }
 
-// Writes the gradients of the stream, of the rows and of all weights. False where there is no memory.
+// Writes the gradients of the stream, of the rows and of all weights. Each thread takes as many sequences as
+// all can have, alone, so that what it makes stays in its own cache; all take the rest together. False where
+// there is no memory.
 extern "C" bool block_backward(
     const Sizes* sizes, const Weights* weights, const Given* given, float* kept, const float* grad,
     float* grad_x, float* grad_rows, const Weights* grad_weights, int threads) {
   const Sizes& s = *sizes;
   const Weights& w = *weights;
-  const int64_t width = s.width(), group = together(s, threads);
-  const Shape shape = s.attention();
+  const int64_t group = together(s, threads);
   Arena apart{kept};
   const Kept all(s, s.tokens(), apart);
   struct Shared {
     AllPanels panels;
     Made made;
-    float* norms;
+    std::vector<Weights> grads;  // of each thread
   };
   static thread_local Space common;
   const Shared shared = in(common, [&](Arena& arena) {
-    const AllPanels panels(s, true, arena);
-    const Made made(s, group * s.length, arena);
-    return Shared{panels, made, arena.take(threads * 2 * width)};
+    Shared parts{AllPanels(s, true, arena), Made(s, group * s.length, arena), {}};
+    for (int thread = 0; thread < threads; thread++) parts.grads.push_back(w.like(s, arena));
+    return parts;
   });
-  if (!shared.norms) return false;
-  std::fill_n(shared.norms, threads * 2 * width, 0.0f);
+  if (!shared.panels.query.data) return false;
 #pragma omp parallel num_threads(threads)
   {
     struct Own {
-      float *scratch, *tiles, *norm_1, *norm_2;
-      Backward attention;
+      Made made;
+      BackwardScratch scratch;
     };
     static thread_local Space memory;
     const Own own = in(memory, [&](Arena& arena) {
-      float* norm = shared.norms + omp_get_thread_num() * 2 * width;
-      float *scratch = arena.take(CHUNK * width), *tiles = arena.take(DEPTH * CHUNK);
-      return Own{scratch, tiles, norm, norm + width, Backward(shape, arena)};
+      const Made made(s, s.length, arena);
+      return Own{made, BackwardScratch(s, arena)};
     });
     const Member member{omp_get_thread_num(), omp_get_num_threads()};
-    const AllPanels& panels = shared.panels;
-    const Made& made = shared.made;
-    panels.fill(w);
+    const Weights& grads = shared.grads[member.index];
+    std::fill_n(grads.norm_1, s.width(), 0.0f);
+    std::fill_n(grads.norm_2, s.width(), 0.0f);
+    shared.panels.fill(w);
 #pragma omp barrier
-    for (int64_t first = 0; first < s.batch; first += group) {
-      const int64_t sequences = std::min(group, s.batch - first), token = first * s.length;
-      const int64_t tokens = sequences * s.length, at = token * width;
-      const int64_t heads = sequences * s.kv_heads;
-      const Chunks chunks(tokens, member.of);
-      const Kept now = all.from(s, token);
-      const Given in_group = given->from(s, token);
-      for (int64_t i = member.first(chunks.count); i < member.end(chunks.count); i++)
-        finish_backward(
-            s, w, panels, now, grad + at, made, chunks.start(i), chunks.length(i), own.scratch, own.norm_2);
-      member.wait();
-      finish_outer(s, member, own.tiles, grad + at, made, *grad_weights, tokens, first > 0);
-      for (int64_t i = member.first(heads); i < member.end(heads); i++)
-        attend_backward(
-            shape, i / s.kv_heads, i % s.kv_heads, s.queries(now.projections), s.keys(now.projections),
-            s.values(now.projections), s.merged(now.attended), s.merged(made.attended), now.logs,
-            s.queries(made.projections), s.keys(made.projections), s.values(made.projections), own.attention);
-      member.wait();
-      for (int64_t i = member.first(chunks.count); i < member.end(chunks.count); i++)
-        project_backward(
-            s, w, panels, in_group, now, made, grad_x + at, grad_rows + (w.gate ? token * s.kv_width() : 0),
-            chunks.start(i), chunks.length(i), own.scratch, own.norm_1);
-      member.wait();
-      project_outer(s, member, own.tiles, made, *grad_weights, tokens, first > 0);
-    }
-  }
-  for (int64_t d = 0; d < width; d++) {
-    grad_weights->norm_1[d] = grad_weights->norm_2[d] = 0;
-    for (int64_t thread = 0; thread < threads; thread++) {
-      grad_weights->norm_1[d] += shared.norms[thread * 2 * width + d];
-      grad_weights->norm_2[d] += shared.norms[(thread * 2 + 1) * width + d];
+    const auto back = [&](int64_t first, int64_t count, const Made& made, const Weights& to, bool add,
+                          const Member& team) {
+      const int64_t token = first * s.length, at = token * s.width();
+      retreat(
+          s, count, w, shared.panels, given->from(s, token), all.from(s, token), made, grad + at, grad_x + at,
+          grad_rows + (w.gate ? token * s.kv_width() : 0), to, add, grads.norm_1, grads.norm_2, own.scratch,
+          team);
+    };
+    const int64_t each = s.batch / member.of, alone = each * member.of;
+    for (int64_t i = 0; i < each; i++) back(member.index * each + i, 1, own.made, grads, i > 0, {0, 1});
+    for (int64_t first = alone; first < s.batch; first += group)
+      back(first, std::min(group, s.batch - first), shared.made, *grad_weights, first > alone, member);
+    member.wait();
+    // Sum over the threads.
+    const auto totals = grad_weights->parts(s);
+    for (size_t part = 0; part < totals.size(); part++) {
+      const auto [total, length] = totals[part];
+      const bool norm = total == grad_weights->norm_1 || total == grad_weights->norm_2;
+      const int64_t first = member.first(length), end = member.end(length);
+      if (norm || alone == s.batch) std::fill(total + first, total + end, 0.0f);
+      for (int thread = 0; thread < member.of && (norm || alone > 0); thread++) {
+        const float* add = shared.grads[thread].parts(s)[part].first;
+        for (int64_t i = first; i < end; i++) total[i] += add[i];
+      }
     }
   }
   return true;
 }
 
-// Writes the nats of all labels and, unless they are null, the gradients of their sum. False where there is no
-// memory.
+// Writes the nats of all labels and, unless they are null, the gradients of their sum. False where there is
+// no memory.
 extern "C" bool cross_entropy(
     const Head* sizes, const Scored* given, float* nats, float* grad_x, float* grad_matrix, int threads) {
   const Head& head = *sizes;

@@ -100,8 +100,8 @@ void outer(
       for (int64_t j = 0; j < in; j += COLUMNS)
         for (int64_t i = start; i < end; i += ROWS)
           rows(
-              std::min(ROWS, end - i), depth, {tiles + (i - start) * DEPTH, 1, ROWS}, x.at(t, j),
-              COLUMNS, c + i * in + j, in, add || t > 0);
+              std::min(ROWS, end - i), depth, {tiles + (i - start) * DEPTH, 1, ROWS}, x.at(t, j), COLUMNS,
+              c + i * in + j, in, add || t > 0);
     }
   }
 }

@@ -12,8 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.config import ModelConfig
-from model.cpu import kernels
-from model.fused_block import LARGEST_WIDTH, Sizes
+from model.cpu import kernels, largest_width
+from model.fused_block import Sizes
 from model.layers import Block, rotary_table
 from model.memory import memory_estimate_bytes
 from tests.model.test_memory import saved_bytes
@@ -72,7 +72,7 @@ CASES = {
     "grouped": (replace(CONFIG, width=128, heads=4, kv_heads=2), 2, 33),
     "wide heads": (replace(CONFIG, width=192, heads=2, kv_heads=1), 2, 40),
     "narrow MLP": (replace(CONFIG, mlp_width=32), 2, 50),
-    "widest": (replace(CONFIG, width=LARGEST_WIDTH, heads=4), 1, 20),
+    "widest": (replace(CONFIG, width=largest_width(), heads=4), 1, 20),
 }
 
 
@@ -163,8 +163,8 @@ def test_a_sequence_depends_neither_on_its_neighbours_nor_on_threads():
         assert torch.equal(all_, both) and torch.equal(all_[4:5], single)
     names = ["result", "x", "rows", *(name for name, _ in block.named_parameters())]
     for name, all_, both in zip(names, whole, threaded, strict=True):
-        if not name.startswith("norm"):  # whose gradients are summed by thread
-            assert torch.equal(all_, both), name
+        # Gradients of weights are summed by thread.
+        assert torch.allclose(all_, both, rtol=1e-6, atol=1e-6 * all_.abs().max().item()), name
 
 
 def test_not_a_number_is_passed_on():
@@ -201,7 +201,7 @@ def test_torch_computes_what_the_operator_does_not():
     assert not block.is_fused(x.double(), mask=None) and not block.is_fused(x.to("meta"), mask=None)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not block.is_fused(x, mask=None)
-    for fields in ({"mlp": "swiglu"}, {"mlp_width": 40}, {"heads": 8}, {"width": 2 * LARGEST_WIDTH}):
+    for fields in ({"mlp": "swiglu"}, {"mlp_width": 40}, {"heads": 8}, {"width": 2 * largest_width()}):
         other = replace(CONFIG, **fields)
         assert not block_of(other).is_fused(torch.zeros(1, 4, other.width), mask=None)
 

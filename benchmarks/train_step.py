@@ -37,6 +37,7 @@ from model.config import ModelConfig
 from model.cpu import keep_freed_memory
 from model.depth import draw_depths, expected_depths
 from model.flops import flops_per_token
+from model.fused_block import fuses_blocks
 from model.transformer import LoopedTransformer, build_model
 from tests.model.masked import masked_loss
 
@@ -65,7 +66,8 @@ def arguments():
     torch.set_num_threads(args.threads)
     keep_freed_memory()  # as a run does
     if args.micro_batch is None:
-        args.micro_batch = largest_fitting(args.batch, lambda size: suits_cpu(size, args.sequence))
+        fused = fuses_blocks(configured(args))
+        args.micro_batch = largest_fitting(args.batch, lambda size: suits_cpu(size, args.sequence, fused))
     return args
 
 

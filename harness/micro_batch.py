@@ -11,9 +11,12 @@ import torch
 from harness.config import RunConfig
 from harness.parallel import Replica
 from model.checked import ConfigError
+from model.fused_block import fuses_blocks
 from model.memory import memory_estimate_bytes
 
-_CPU_TOKENS = 1024  # at once for a thread, of two at least: more leave the caches
+# At once for a thread, of two at least. What torch's operators pass on should stay in the caches; a fused
+# block sees to that itself, and more tokens only need memory.
+_CPU_TOKENS, _FUSED_TOKENS = 1024, 4096
 _SHARE = 0.9  # of the device's memory that a step may take: the optimiser and other users need some too
 _CGROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
@@ -50,9 +53,10 @@ def largest_fitting(share: int, fits: Callable[[int], bool]) -> int | None:
     return size
 
 
-def suits_cpu(sequences: int, length: int) -> bool:
-    """Say whether a CPU should take so many sequences at once: beyond its caches a step takes longer."""
-    return sequences == 1 or sequences * length <= _CPU_TOKENS * max(2, torch.get_num_threads())
+def suits_cpu(sequences: int, length: int, fused: bool) -> bool:
+    """Say whether a CPU should take so many sequences at once, through fused blocks or through torch's."""
+    tokens = (_FUSED_TOKENS if fused else _CPU_TOKENS) * max(2, torch.get_num_threads())
+    return sequences == 1 or sequences * length <= tokens
 
 
 def available_bytes() -> int:
@@ -76,11 +80,11 @@ def _limit_files() -> Iterator[Path]:
 
 def _estimated(run: RunConfig, processes: int) -> Callable[[int], bool]:
     """Compare the planner's estimate with the machine's memory, which all processes are taken to share."""
-    room = _SHARE * available_bytes() / processes
+    room, precision = _SHARE * available_bytes() / processes, run.training.precision
+    fused = fuses_blocks(run.model) and precision == "float32" and not run.training.document_mask
 
     def fits(size: int) -> bool:
-        precision = run.training.precision
-        suits = suits_cpu(size, run.model.sequence_length)
+        suits = suits_cpu(size, run.model.sequence_length, fused)
         return suits and memory_estimate_bytes(run.model, size, precision=precision).total <= room
 
     return fits

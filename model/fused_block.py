@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
 from model.attention import attention_flops, has_kernel
+from model.config import ModelConfig
 from model.cpu import columns, kernels, largest_width
 
 # The order of a block's weights; a layer without gated value embeddings has no gate.
@@ -29,11 +30,18 @@ def can_fuse(x: Tensor, head_dim: int, hidden: int) -> bool:
         and x.numel() > 0
         and x.device.type == "cpu"
         and x.dtype == torch.float32
-        and x.shape[-1] <= largest_width()
         and not torch.is_autocast_enabled("cpu")
-        and has_kernel(head_dim)
-        and has_kernel(hidden)
+        and _sizes_fit(x.shape[-1], head_dim, hidden)
     )
+
+
+def fuses_blocks(config: ModelConfig) -> bool:
+    """Say whether a CPU takes each block of such a model as one operator, in float32 and without masks."""
+    return config.mlp == "relu2" and _sizes_fit(config.width, config.head_dim, config.resolved_mlp_width)
+
+
+def _sizes_fit(width: int, head_dim: int, hidden: int) -> bool:
+    return width <= largest_width() and has_kernel(head_dim) and has_kernel(hidden)
 
 
 def fused_block(

@@ -247,8 +247,8 @@ extern "C" bool cross_entropy(
         score_chunk(
             head, *given, shared.forward, shared.backward, first, chunks.start(i), chunks.length(i),
             shared.logits, shared.scaled, nats, grad_x);
-      if (!grad_matrix) continue;
       member.wait();
+      if (!grad_matrix) continue;
       outer(
           member, tiles, tokens, shared.logits, head.vocabulary, head.vocabulary, shared.scaled, head.width,
           grad_matrix, first > 0);

@@ -150,7 +150,8 @@ def demand_determinism(*, compiled: bool) -> None:
 def device_named(name: str, ranks: Ranks, *, key: str = "device") -> torch.device:
     """Return a device by name; "auto" is the GPU of this process's local rank where there is one.
 
-    Raises ConfigError, naming the `key` that asks for it, for a GPU that is not there.
+    What has been freed stays with a process on a CPU, from then on. Raises ConfigError, naming the `key` that
+    asks for it, for a GPU that is not there.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"{key}=cuda: no GPU is visible here; use device=cpu or auto")

@@ -22,7 +22,7 @@ def compile_blocks(model: LoopedTransformer, backend: str | Callable[..., Any] =
     batch of one makes no graph of its own. Blocks of one shape share their graphs.
     """
     torch.compiler.assume_constant_result(has_kernel)
-    model.loops_as_one = backend == "inductor"
+    model.loops_as_one = backend == "inductor"  # with another one, all blocks are to be compiled
     for part in (model.prelude, model.core, model.coda):
         for block in part:
             block.forward = _compiled(block, backend)

@@ -25,13 +25,17 @@ WEIGHTS = ("norm_1", "query", "key", "value", "merge", "norm_2", "fc", "proj", "
 
 def can_fuse(x: Tensor, head_dim: int, hidden: int) -> bool:
     """Say whether the operator takes a stream x [B, L, d] with such heads and so many hidden channels."""
+    return suits_kernels(x) and _sizes_fit(x.shape[-1], head_dim, hidden)
+
+
+def suits_kernels(x: Tensor) -> bool:
+    """Say whether x is computed here and now, in float32 on a CPU."""
     return (
         not torch.compiler.is_compiling()
         and x.numel() > 0
         and x.device.type == "cpu"
         and x.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
-        and _sizes_fit(x.shape[-1], head_dim, hidden)
     )
 
 

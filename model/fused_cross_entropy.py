@@ -11,26 +11,30 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from model.attention import has_kernel
 from model.cpu import kernels
-from model.fused_block import OPERATORS, can_fuse, dense, pointers
+from model.fused_block import OPERATORS, dense, pointers, suits_kernels
 
+_IGNORE = -100
 _LARGEST_VOCABULARY = 8192  # beyond it the logits of a few tokens leave a core's cache
 
 
 def can_score(x: Tensor, head: Tensor) -> bool:
     """Say whether the operator takes tokens x [N, d] and a head [V, d]."""
-    vocabulary, width = head.shape
-    return vocabulary <= _LARGEST_VOCABULARY and can_fuse(x, width, vocabulary) and head.dtype == x.dtype
+    if len(head) > _LARGEST_VOCABULARY or head.dtype != x.dtype:
+        return False
+    return suits_kernels(x) and all(map(has_kernel, head.shape))
 
 
 def scored(x: Tensor, head: Tensor, labels: Tensor, *, gradients: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Give the nats [N] of labels [N], and the gradients of their sum by x [N, d] and head [V, d].
 
-    A negative label is ignored. Without `gradients` they are empty. Raises IndexError for a label beyond the
-    vocabulary.
+    Labels of -100 are ignored. Without `gradients` they are empty. Raises IndexError for a label that is no
+    token of the vocabulary.
     """
-    if labels.max() >= len(head):
-        raise IndexError(f"label {int(labels.max())} is beyond a vocabulary of {len(head)} tokens")
+    strange = labels[((labels < 0) & (labels != _IGNORE)) | (labels >= len(head))]
+    if len(strange):
+        raise IndexError(f"label {int(strange[0])} is not in a vocabulary of {len(head)} tokens")
     nats, grad_x, grad_head = _CROSS_ENTROPY(x, head, labels, gradients)
     return nats, grad_x, grad_head
 
@@ -38,6 +42,7 @@ def scored(x: Tensor, head: Tensor, labels: Tensor, *, gradients: bool) -> tuple
 def _scored(x: Tensor, head: Tensor, labels: Tensor, gradients: bool) -> tuple[Tensor, Tensor, Tensor]:
     library = kernels()
     assert library is not None and labels.dtype == torch.int64
+    assert labels.shape == x.shape[:1] and head.shape[1:] == x.shape[1:]
     given = dense(x, head)
     labels = labels.contiguous()
     made = [x.new_empty(like.shape if gradients else 0) for like in (x, head)]

@@ -182,6 +182,7 @@ class LoopedTransformer(nn.Module):
         """Say whether the loops without gradient are one operator, as for small models on a CPU."""
         if not loops or carry.ndim > 1 or not self.loops_as_one or not suits_threads(loops):
             return False
+        # Who hooks a block wants to see each loop.
         return all(block.is_fused(x, rows.get(MASK)) and not block._forward_hooks for block in self.core)
 
     def _fused_loops(

@@ -70,7 +70,7 @@ def _cpuinfo() -> str:
 def keep_freed_memory() -> None:
     """Let the C library keep what is freed: a page that goes back costs as much time as a step spends on it.
 
-    Affects the whole process, where the C library is glibc. Peak memory stays the same.
+    Affects the whole process, where the C library is glibc. Peak memory stays about the same.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -30,23 +30,28 @@ struct Sizes {
 // Matrices [out, in] or their gradients; gate is null where the layer has none.
 struct Weights {
   float *norm_1, *query, *key, *value, *merge, *norm_2, *fc, *proj, *gate;
-  std::array<std::pair<float*, int64_t>, 9> parts(const Sizes& s) const {
+  struct Part {
+    float* numbers;
+    int64_t length;
+    bool matrix;
+  };
+  std::array<Part, 9> parts(const Sizes& s) const {
     const int64_t width = s.width(), kv = width * s.kv_width(), wide = width * s.hidden;
     return {
-        {{norm_1, width},
-         {query, width * width},
-         {key, kv},
-         {value, kv},
-         {merge, width * width},
-         {norm_2, width},
-         {fc, wide},
-         {proj, wide},
-         {gate, gate ? s.kv_heads * s.gate_channels : 0}}};
+        {{norm_1, width, false},
+         {query, width * width, true},
+         {key, kv, true},
+         {value, kv, true},
+         {merge, width * width, true},
+         {norm_2, width, false},
+         {fc, wide, true},
+         {proj, wide, true},
+         {gate, gate ? s.kv_heads * s.gate_channels : 0, true}}};
   }
-  // As many numbers, in an arena.
-  Weights like(const Sizes& s, Arena& arena) const {
+  // Room in an arena for weights of the same sizes, the matrices only where they are wanted.
+  Weights like(const Sizes& s, bool matrices, Arena& arena) const {
     const auto each = parts(s);
-    const auto next = [&](int i) { return arena.take(each[i].second); };
+    const auto next = [&](int i) { return arena.take(each[i].matrix && !matrices ? 0 : each[i].length); };
     return {next(0), next(1), next(2), next(3), next(4), next(5), next(6), next(7), gate ? next(8) : nullptr};
   }
 };
@@ -256,8 +261,9 @@ struct Scratch {
 };
 
 // Takes some sequences through the block; each member of a team calls it. Without `keep`, `out` may be where
-// the stream is, and less of `kept` is written.
-void advance(
+// the stream is, and less of `kept` is written. Members need not wait for each other at the end: `project` of
+// the next group writes nothing that `finish` reads.
+void forward_group(
     const Sizes& s, int64_t sequences, const Weights& w, const AllPanels& panels, const Given& given,
     const Kept& kept, bool keep, float* out, const Scratch& own, const Member& member) {
   const Chunks chunks(sequences * s.length, member.of);
@@ -368,9 +374,11 @@ struct BackwardScratch {
         attention(s.attention(), arena) {}
 };
 
-// Takes the gradient of some sequences back through the block; each member of a team calls it. Adds to the
-// gradients of the matrices in `to`, or begins them, and to the member's own ones of the norms.
-void retreat(
+// Takes the gradient of some sequences back through the block; each member of a team, which shares `made`,
+// calls it. Adds to the gradients of the matrices in `to`, or begins them, and to the member's own ones of
+// the norms. Members need not wait at the end: `finish_backward` of the next group writes nothing that
+// `project_outer` reads.
+void backward_group(
     const Sizes& s, int64_t sequences, const Weights& w, const AllPanels& panels, const Given& given,
     const Kept& kept, const Made& made, const float* grad, float* grad_x, float* grad_rows, const Weights& to,
     bool add, float* norm_1, float* norm_2, const BackwardScratch& own, const Member& member) {

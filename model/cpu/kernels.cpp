@@ -24,6 +24,28 @@ int64_t together(const Sizes& s, int64_t threads) {
   return std::min(s.batch, std::max(up(tokens, s.length) / s.length, up(threads, s.kv_heads) / s.kv_heads));
 }
 
+// Sequences longer than that are shared by all threads: what one thread makes of them would not stay near its
+// core, and would take memory for each.
+constexpr int64_t LONGEST_ALONE = 2048;
+
+// Adds up the gradients of the weights, each member its share of them. `to` holds what all made together of
+// the matrices, where they did; the norms' gradients are with the threads alone.
+void sum_over_threads(
+    const Sizes& s, const std::vector<Weights>& grads, const Member& member, bool alone, bool rest,
+    const Weights& to) {
+  const auto totals = to.parts(s);
+  for (size_t part = 0; part < totals.size(); part++) {
+    const auto [total, length, matrix] = totals[part];
+    const int64_t first = member.first(length), end = member.end(length);
+    if (!matrix || !rest) std::fill(total + first, total + end, 0.0f);
+    if (matrix && !alone) continue;
+    for (int64_t thread = 0; thread < member.of; thread++) {
+      const float* added = grads[thread].parts(s)[part].numbers;
+      for (int64_t i = first; i < end; i++) total[i] += added[i];
+    }
+  }
+}
+
 }  // namespace
 
 extern "C" int64_t columns() { return COLUMNS; }
@@ -66,7 +88,8 @@ extern "C" int64_t kept_floats(const Sizes* sizes) {
   return arena.used;
 }
 
-// What the backward pass reads is kept, unless `kept` is null. False where there is no memory.
+// What the backward pass reads is kept, unless `kept` is null. False where there is no memory for what the
+// threads share; without what each needs for itself, the process ends.
 extern "C" bool block_forward(
     const Sizes* sizes, const Weights* weights, const Given* given, float* kept, float* out, int threads) {
   const Sizes& s = *sizes;
@@ -90,7 +113,7 @@ extern "C" bool block_forward(
 #pragma omp barrier
     for (int64_t first = 0; first < s.batch; first += group) {
       const int64_t token = first * s.length;
-      advance(
+      forward_group(
           s, std::min(group, s.batch - first), *weights, shared.panels, given->from(s, token),
           kept ? shared.kept.from(s, token) : shared.kept, kept, out + token * s.width(), own,
           {omp_get_thread_num(), omp_get_num_threads()});
@@ -100,8 +123,9 @@ extern "C" bool block_forward(
 }
 
 // Takes the state of each sequence `loops` times through all layers, every time after it has become
-// drive + carry * state; each layer has rows of its own. A thread takes a sequence to its end, which stays in
-// its cache. False where there is no memory.
+// drive + carry * state, rounded once, as torch's addcmul does: a run may take either way. Each layer has
+// rows of its own. A thread takes a sequence to its end, which stays in its cache. False where there is no
+// memory.
 extern "C" bool loops_forward(
     const Sizes* sizes, int64_t layers, const Weights* weights, const float* const* rows, const float* rope,
     const float* drive, const float* carry, const int64_t* loops, float* states, int threads) {
@@ -136,7 +160,7 @@ extern "C" bool loops_forward(
           store(state + i, load(added + i) + load(carry + i % width) * load(state + i));
         for (int64_t i = 0; i < layers; i++) {
           const Given given{state, rope, rows[i] ? rows[i] + b * s.length * s.kv_width() : nullptr};
-          advance(s, 1, weights[i], panels[i], given, own.kept, false, state, own.scratch, {0, 1});
+          forward_group(s, 1, weights[i], panels[i], given, own.kept, false, state, own.scratch, {0, 1});
         }
       }
     }
@@ -145,8 +169,8 @@ extern "C" bool loops_forward(
 }
 
 // Writes the gradients of the stream, of the rows and of all weights. Each thread takes as many sequences as
-// all can have, alone, so that what it makes stays in its own cache; all take the rest together. False where
-// there is no memory.
+// all can have, alone, so that what it makes stays near its own core; all take the rest together. The
+// weights' gradients are summed by thread. False where there is no memory.
 extern "C" bool block_backward(
     const Sizes* sizes, const Weights* weights, const Given* given, float* kept, const float* grad,
     float* grad_x, float* grad_rows, const Weights* grad_weights, int threads) {
@@ -155,6 +179,7 @@ extern "C" bool block_backward(
   const int64_t group = together(s, threads);
   Arena apart{kept};
   const Kept all(s, s.tokens(), apart);
+  const int64_t each = s.length <= LONGEST_ALONE ? s.batch / threads : 0;  // sequences of a thread alone
   struct Shared {
     AllPanels panels;
     Made made;
@@ -163,7 +188,7 @@ extern "C" bool block_backward(
   static thread_local Space common;
   const Shared shared = in(common, [&](Arena& arena) {
     Shared parts{AllPanels(s, true, arena), Made(s, group * s.length, arena), {}};
-    for (int thread = 0; thread < threads; thread++) parts.grads.push_back(w.like(s, arena));
+    for (int thread = 0; thread < threads; thread++) parts.grads.push_back(w.like(s, each > 0, arena));
     return parts;
   });
   if (!shared.panels.query.data) return false;
@@ -175,7 +200,7 @@ extern "C" bool block_backward(
     };
     static thread_local Space memory;
     const Own own = in(memory, [&](Arena& arena) {
-      const Made made(s, s.length, arena);
+      const Made made(s, each ? s.length : 0, arena);
       return Own{made, BackwardScratch(s, arena)};
     });
     const Member member{omp_get_thread_num(), omp_get_num_threads()};
@@ -187,28 +212,17 @@ extern "C" bool block_backward(
     const auto back = [&](int64_t first, int64_t count, const Made& made, const Weights& to, bool add,
                           const Member& team) {
       const int64_t token = first * s.length, at = token * s.width();
-      retreat(
+      backward_group(
           s, count, w, shared.panels, given->from(s, token), all.from(s, token), made, grad + at, grad_x + at,
           grad_rows + (w.gate ? token * s.kv_width() : 0), to, add, grads.norm_1, grads.norm_2, own.scratch,
           team);
     };
-    const int64_t each = s.batch / member.of, alone = each * member.of;
+    const int64_t alone = each * member.of;
     for (int64_t i = 0; i < each; i++) back(member.index * each + i, 1, own.made, grads, i > 0, {0, 1});
     for (int64_t first = alone; first < s.batch; first += group)
       back(first, std::min(group, s.batch - first), shared.made, *grad_weights, first > alone, member);
     member.wait();
-    // Sum over the threads.
-    const auto totals = grad_weights->parts(s);
-    for (size_t part = 0; part < totals.size(); part++) {
-      const auto [total, length] = totals[part];
-      const bool norm = total == grad_weights->norm_1 || total == grad_weights->norm_2;
-      const int64_t first = member.first(length), end = member.end(length);
-      if (norm || alone == s.batch) std::fill(total + first, total + end, 0.0f);
-      for (int thread = 0; thread < member.of && (norm || alone > 0); thread++) {
-        const float* add = shared.grads[thread].parts(s)[part].first;
-        for (int64_t i = first; i < end; i++) total[i] += add[i];
-      }
-    }
+    sum_over_threads(s, shared.grads, member, alone > 0, alone < s.batch, *grad_weights);
   }
   return true;
 }
@@ -219,6 +233,7 @@ extern "C" bool cross_entropy(
     const Head* sizes, const Scored* given, float* nats, float* grad_x, float* grad_matrix, int threads) {
   const Head& head = *sizes;
   const int64_t group = CHUNK * threads;
+  const bool gradients = grad_x && grad_matrix;
   struct Shared {
     Panels forward, backward;
     Paneled scaled;
@@ -227,8 +242,8 @@ extern "C" bool cross_entropy(
   static thread_local Space common;
   const Shared shared = in(common, [&](Arena& arena) {
     const Panels forward(head.width, head.vocabulary, false, arena);
-    const Panels backward(head.width, head.vocabulary, true, arena);
-    const Paneled scaled{arena.take(group * head.width), group};
+    const Panels backward(head.width, gradients ? head.vocabulary : 0, true, arena);
+    const Paneled scaled{arena.take(gradients ? group * head.width : 0), group};
     return Shared{forward, backward, scaled, arena.take(group * head.vocabulary)};
   });
   if (!shared.logits) return false;
@@ -238,7 +253,7 @@ extern "C" bool cross_entropy(
     float* tiles = in(memory, [&](Arena& arena) { return arena.take(DEPTH * CHUNK); });
     const Member member{omp_get_thread_num(), omp_get_num_threads()};
     shared.forward.fill(given->matrix);
-    if (grad_x) shared.backward.fill(given->matrix);
+    if (gradients) shared.backward.fill(given->matrix);
 #pragma omp barrier
     for (int64_t first = 0; first < head.tokens; first += group) {
       const int64_t tokens = std::min(group, head.tokens - first);
@@ -246,9 +261,9 @@ extern "C" bool cross_entropy(
       for (int64_t i = member.first(chunks.count); i < member.end(chunks.count); i++)
         score_chunk(
             head, *given, shared.forward, shared.backward, first, chunks.start(i), chunks.length(i),
-            shared.logits, shared.scaled, nats, grad_x);
-      member.wait();
-      if (!grad_matrix) continue;
+            shared.logits, shared.scaled, nats, gradients ? grad_x : nullptr);
+      member.wait();  // also before the next group's logits are written over these
+      if (!gradients) continue;
       outer(
           member, tiles, tokens, shared.logits, head.vocabulary, head.vocabulary, shared.scaled, head.width,
           grad_matrix, first > 0);

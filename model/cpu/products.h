@@ -7,7 +7,7 @@
 namespace {
 
 constexpr int64_t CHUNK = 96;   // tokens that go through the block's parts together, a multiple of ROWS
-constexpr int64_t DEPTH = 512;  // of a product, so that a panel of it stays in the first cache
+constexpr int64_t DEPTH = 512;  // of a product at once: fewer would load and store its numbers more often
 
 // A weight [out, in] in panels, for x Wᵀ (forward) or for y W (backward).
 struct Panels {
@@ -64,7 +64,8 @@ struct Member {
   }
 };
 
-// Ranges of at most CHUNK tokens, a multiple of as many as there are threads, of nearly equal length.
+// Ranges of at most CHUNK tokens, their number a multiple of the threads', of nearly equal length: some may
+// be empty.
 struct Chunks {
   int64_t tokens, tiles, count;
   Chunks(int64_t tokens_, int64_t threads)

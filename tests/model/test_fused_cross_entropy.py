@@ -57,9 +57,10 @@ def test_not_a_number_is_passed_on_and_a_label_beyond_the_vocabulary_refused():
     nats, grad_x, grad_head = scored(x, head, labels, gradients=True)
     assert nats.isnan().nonzero().tolist() == [[3]]
     assert grad_x[3].isnan().all() and grad_x[:3].isfinite().all() and grad_head.isnan().any()
-    labels[4] = 32
-    with pytest.raises(IndexError, match="label 32 is beyond a vocabulary of 32 tokens"):
-        summed_nats(x, head, labels)
+    for label in (32, -1):
+        labels[4] = label
+        with pytest.raises(IndexError, match=f"label {label} is not in a vocabulary of 32 tokens"):
+            summed_nats(x, head, labels)
 
 
 def test_executed_flops_are_those_of_the_plain_products():

@@ -36,8 +36,8 @@ def fused_loops(
     """Take states [B, L, d] through the core, sequence i `loops[i]` times.
 
     A loop makes drive + carry * state of the state, then runs the blocks; drive [B, L, d], carry [d]. Every
-    block has its weights and, where they hold a gate, its rows [B, L, kv d]. Weights, rope and
-    the sizes that are possible are as in `fused_block`.
+    block has its weights and, where they hold a gate, its rows [B, L, kv d]. Weights, rope and possible sizes
+    are as in `fused_block`.
     """
     weights = [weight for block in blocks for weight in (*block, *[None] * (len(WEIGHTS) - len(block)))]
     states: Tensor = _LOOPS(first, drive, carry, loops, rope, rows, weights, heads, kv_heads, eps)

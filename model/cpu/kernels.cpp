@@ -26,7 +26,7 @@ int64_t together(const Sizes& s, int64_t threads) {
 
 // Sequences longer than that are shared by all threads: what one thread makes of them would not stay near its
 // core, and would take memory for each.
-constexpr int64_t LONGEST_ALONE = 2048;
+constexpr int64_t LONGEST_ALONE = 1024;
 
 // Adds up the gradients of the weights, each member its share of them. `to` holds what all made together of
 // the matrices, where they did; the norms' gradients are with the threads alone.

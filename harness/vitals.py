@@ -68,7 +68,7 @@ class StateProbe:
             yield
             return
         self._depths, self._squares = sorted(depths, reverse=True), []
-        with self._last.register_forward_hook(self._look):  # a loop of its own for each look costs time
+        with self._last.register_forward_hook(self._look):  # slow: no operator takes several loops
             yield
         self._seen.append((self._depths, self._squares))
 

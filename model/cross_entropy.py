@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.fused_cross_entropy import can_score, scored
+from model.fused_cross_entropy import IGNORE, can_score, scored
 
-IGNORE = -100
 # Logits held at once, in float32: what stays in a CPU's cache, or what keeps a GPU busy.
 _CHUNK_ELEMENTS = {"cpu": 2**18, "other": 2**26}
 _LEAST_TOKENS = 64  # below it the matrix products starve

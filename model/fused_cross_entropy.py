@@ -15,7 +15,7 @@ from model.attention import has_kernel
 from model.cpu import kernels
 from model.fused_block import OPERATORS, dense, pointers, suits_kernels
 
-_IGNORE = -100
+IGNORE = -100  # the label that is not scored
 _LARGEST_VOCABULARY = 8192  # beyond it the logits of a few tokens leave a core's cache
 
 
@@ -29,10 +29,10 @@ def can_score(x: Tensor, head: Tensor) -> bool:
 def scored(x: Tensor, head: Tensor, labels: Tensor, *, gradients: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Give the nats [N] of labels [N], and the gradients of their sum by x [N, d] and head [V, d].
 
-    Labels of -100 are ignored. Without `gradients` they are empty. Raises IndexError for a label that is no
-    token of the vocabulary.
+    Labels of -100 count for nothing. Without `gradients` those two are empty. Raises IndexError for a label
+    that is no token of the vocabulary.
     """
-    strange = labels[((labels < 0) & (labels != _IGNORE)) | (labels >= len(head))]
+    strange = labels[((labels < 0) & (labels != IGNORE)) | (labels >= len(head))]
     if len(strange):
         raise IndexError(f"label {int(strange[0])} is not in a vocabulary of {len(head)} tokens")
     nats, grad_x, grad_head = _CROSS_ENTROPY(x, head, labels, gradients)

@@ -40,6 +40,7 @@ class LoopedTransformer(nn.Module):
         self.loops_as_one = True  # where there is an operator for the loops without gradient
         self.checkpoint_loops = False  # recompute the activations of each loop in the backward pass
         width, gated = config.width, gated_layers(config)
+        self._in_core = range(config.prelude_layers, config.prelude_layers + config.core_layers)
         blocks = [Block(config, gated=layer in gated) for layer in range(config.layers)]
         core, coda = config.prelude_layers, config.prelude_layers + config.core_layers
         self.embedding = nn.Parameter(torch.empty(config.vocabulary_size, width))
@@ -154,8 +155,7 @@ class LoopedTransformer(nn.Module):
         """Run sequences of descending depths through the core; each joins when its own depth remains."""
         drive, carry = self.injection.prepare(self.prelude_norm(x))
         first = self._first_states(seeds, x)
-        in_core = range(self.config.prelude_layers, self.config.prelude_layers + self.config.core_layers)
-        rows = {key: rows[key] for key in (MASK, *in_core) if key in rows}
+        rows = {key: rows[key] for key in (MASK, *self._in_core) if key in rows}
         state, joined, differentiable = first[:0], 0, torch.is_grad_enabled()
         with_gradient = self.config.resolved_backprop_depth if differentiable else 0
         without = [depth - with_gradient for depth in depths if depth > with_gradient]
@@ -182,14 +182,13 @@ class LoopedTransformer(nn.Module):
         """Say whether the loops without gradient are one operator, as for small models on a CPU."""
         if not loops or carry.ndim > 1 or not self.loops_as_one or not suits_threads(loops):
             return False
-        # Who hooks a block wants to see each loop.
+        # A matrix that carries states over has no kernel; who hooks a block wants to see each loop.
         return all(block.is_fused(x, rows.get(MASK)) and not block._forward_hooks for block in self.core)
 
     def _fused_loops(
         self, first: Tensor, drive: Tensor, carry: Tensor, rows: Rows, loops: list[int]
     ) -> Tensor:
-        layers = range(self.config.prelude_layers, self.config.prelude_layers + len(self.core))
-        own_rows = [_leading(rows[layer], len(loops)) if layer in rows else None for layer in layers]
+        own_rows = [_leading(rows[layer], len(loops)) if layer in rows else None for layer in self._in_core]
         return fused_loops(
             first,
             drive,

@@ -68,7 +68,7 @@ def _cpuinfo() -> str:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep what is freed: a page that goes back costs as much time as a step spends on it.
+    """Let the C library keep what is freed: pages that go back to the system are fetched anew by every step.
 
     Affects the whole process, where the C library is glibc. Peak memory stays about the same.
     """

@@ -13,20 +13,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model.checked import ConfigError, closest
-from sweeps import answers
-from sweeps.help import COMMANDS, command_help, usage
+from model.config_validation import ConfigError, closest
+from sweeps.cli import answers
+from sweeps.cli.help import COMMANDS, command_help, usage
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from analysis import Comparison
-    from analysis.parcae_compare import PublishedComparison
-    from analysis.resolution import Resolution
-    from harness.record import Evaluation
-    from sweeps.analyse import AnyFit
-    from sweeps.config import StudyConfig
-    from sweeps.suggest import Suggestion
+    from analysis.design.power import Resolution
+    from analysis.published.comparison import PublishedComparison
+    from harness.run.record import Evaluation
+    from sweeps.cli.analyse import AnyFit
+    from sweeps.config.study import StudyConfig
+    from sweeps.planning.suggest import Suggestion
 
 Overrides = Sequence[str]
 MULTIRUN = ("-m", "--multirun")
@@ -34,16 +34,16 @@ MULTIRUN = ("-m", "--multirun")
 
 def compose(cfg: Overrides | StudyConfig = ()) -> StudyConfig:
     """Return the study that overrides describe, e.g. compose(["sweep=demo", "seed=1"])."""
-    from sweeps.compose import compose_study
-    from sweeps.config import StudyConfig
+    from sweeps.config.compose import compose_study
+    from sweeps.config.study import StudyConfig
 
     return cfg if isinstance(cfg, StudyConfig) else compose_study(cfg)
 
 
 def data(cfg: Overrides | StudyConfig = ()) -> None:
     """Prepare the data sets that the configuration names; done once, cached by digest."""
-    from sweeps.launch import prepare_data
-    from sweeps.live import stage_progress
+    from sweeps.cli.progress import stage_progress
+    from sweeps.launch.launch import prepare_data
 
     with stage_progress() as progress:
         prepare_data(compose(cfg), progress)
@@ -51,7 +51,7 @@ def data(cfg: Overrides | StudyConfig = ()) -> None:
 
 def train(cfg: Overrides | StudyConfig = ()) -> dict[str, Any]:
     """Train one run in `<root>/single/<run_id>` (or resume it) and return its record."""
-    from sweeps.single import train_one
+    from sweeps.cli.train import train_one
 
     return train_one(compose(cfg))
 
@@ -59,8 +59,8 @@ def train(cfg: Overrides | StudyConfig = ()) -> dict[str, Any]:
 def evaluate(cfg: Overrides) -> Evaluation:
     """Return the loss of a run or a checkpoint at every test-time depth; changes nothing."""
     settings = _settings("eval", cfg)
-    from harness.evaluate import evaluate_folder
-    from sweeps.evaluation import models_of
+    from harness.evaluation.validation import evaluate_folder
+    from sweeps.cli.evaluate import models_of
 
     return evaluate_folder(
         models_of(settings)[0],
@@ -76,8 +76,8 @@ def evaluate_tasks(cfg: Overrides) -> pd.DataFrame:
 
     `attrs["notes"]` of the frame says what to know about them, absent tasks first of all.
     """
-    from sweeps.evaluation import evaluate_models
-    from sweeps.live import stage_progress
+    from sweeps.cli.evaluate import evaluate_models
+    from sweeps.cli.progress import stage_progress
 
     with stage_progress() as progress:
         return evaluate_models(_settings("eval", cfg), progress)
@@ -86,7 +86,7 @@ def evaluate_tasks(cfg: Overrides) -> pd.DataFrame:
 def export(cfg: Overrides) -> Path:
     """Write a model as config.json, model.safetensors and tokenizer.json; return their folder."""
     settings = _settings("export", cfg)
-    from harness.weights import export
+    from harness.evaluation.weights import export
 
     folder = Path(settings.folder)
     export(Path(settings.checkpoint), folder, cache=Path(settings.cache), published=settings.published)
@@ -96,8 +96,8 @@ def export(cfg: Overrides) -> Path:
 def generate(cfg: Overrides) -> str:
     """Continue a prompt with a run, an export or a published checkpoint; return the new text."""
     settings = _settings("generate", cfg)
-    from harness.completion import complete
-    from harness.weights import load_weights, tokenizer_file
+    from harness.evaluation.completion import complete
+    from harness.evaluation.weights import load_weights, tokenizer_file
 
     path = Path(settings.checkpoint)
     return complete(
@@ -117,39 +117,39 @@ def plan(cfg: Overrides | StudyConfig = ()) -> pd.DataFrame:
     On the command line, `design` and `suggest` write the figures and sweeps that conf/config.yaml names
     beside them, and `calibrate=true` trains each shape for seconds, on SLURM in a job, and keeps its speed.
     """
-    import sweeps.plan
+    import sweeps.planning.plan
 
-    return sweeps.plan.plan(compose(cfg))
+    return sweeps.planning.plan.plan(compose(cfg))
 
 
 def design(cfg: Overrides | StudyConfig = ()) -> tuple[Resolution, ...]:
     """Return what the planned grid would resolve under each law assumed; writes nothing."""
-    import sweeps.design
+    import sweeps.planning.design
 
-    return sweeps.design.design(compose(cfg))
+    return sweeps.planning.design.design(compose(cfg))
 
 
 def suggest(cfg: Overrides | StudyConfig = ()) -> Suggestion:
     """Return the runs (suggest=N) that narrow a collected sweep's interval most; writes nothing."""
-    import sweeps.suggest
+    import sweeps.planning.suggest
 
-    return sweeps.suggest.suggest(compose(cfg))
+    return sweeps.planning.suggest.suggest(compose(cfg))
 
 
 def cancel(cfg: Overrides) -> list[str]:
     """Stop a launched sweep, or one run of it; launch continues it. Returns what was stopped."""
-    import sweeps.change
+    import sweeps.launch.control
 
-    return sweeps.change.cancel(_settings("cancel", cfg))
+    return sweeps.launch.control.cancel(_settings("cancel", cfg))
 
 
 def retry(cfg: Overrides) -> list[str]:
     """Open failed runs again and start them; returns their ids. Remarks are warnings."""
     import warnings
 
-    import sweeps.change
+    import sweeps.launch.control
 
-    opened, notes = sweeps.change.retry(_settings("retry", cfg))
+    opened, notes = sweeps.launch.control.retry(_settings("retry", cfg))
     for note in notes:
         warnings.warn(note, stacklevel=2)
     return opened
@@ -160,8 +160,8 @@ def launch(cfg: Overrides | StudyConfig = ()) -> pd.DataFrame:
 
     What the launch has to remark comes first in `attrs["notes"]`.
     """
-    from sweeps.launch import launch
-    from sweeps.status import status
+    from sweeps.launch.launch import launch
+    from sweeps.state.status import status
 
     folder, notes = launch(compose(cfg))
     frame = status(folder)
@@ -171,64 +171,64 @@ def launch(cfg: Overrides | StudyConfig = ()) -> pd.DataFrame:
 
 def status(cfg: Overrides) -> pd.DataFrame:
     """Return how a launched sweep stands, one row per run."""
-    import sweeps.status
+    import sweeps.state.status
 
-    return sweeps.status.status(_settings("status", cfg).folder)
+    return sweeps.state.status.status(_settings("status", cfg).folder)
 
 
 def collect(cfg: Overrides) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Write and return the runs table and the depth table of a sweep."""
-    import sweeps.collect
+    import sweeps.state.collect
 
     settings = _settings("collect", cfg)
-    return sweeps.collect.collect(settings.folder, [Path(folder) for folder in settings.also])
+    return sweeps.state.collect.collect(settings.folder, [Path(folder) for folder in settings.also])
 
 
 def sync(cfg: Overrides) -> pd.DataFrame:
     """Make the wandb histories of a sweep from its metrics; offline unless mode=online."""
-    import sweeps.sync
-    from sweeps.live import stage_progress
+    import sweeps.cli.sync
+    from sweeps.cli.progress import stage_progress
 
     with stage_progress() as progress:
-        return sweeps.sync.sync(_settings("sync", cfg), progress)
+        return sweeps.cli.sync.sync(_settings("sync", cfg), progress)
 
 
 def fit(cfg: Overrides) -> AnyFit:
     """Fit the laws of a collected sweep (writes laws.json beside the tables) or of data=..., with intervals
     or refusals.
     """
-    from sweeps.analyse import fit_sweep
+    from sweeps.cli.analyse import fit_sweep
 
     return fit_sweep(_settings("fit", cfg))
 
 
 def compare(cfg: Overrides) -> Comparison | PublishedComparison:
     """Compare looped with fixed depth at equal FLOPs."""
-    from sweeps.analyse import compare_data
+    from sweeps.cli.analyse import compare_data
 
     return compare_data(_settings("compare", cfg))
 
 
 def report(cfg: Overrides) -> Path:
     """Write figures and one self-contained HTML page; returns its path."""
-    from sweeps.analyse import report_sweep
+    from sweeps.cli.analyse import report_sweep
 
     return report_sweep(_settings("report", cfg))[0]
 
 
 def demo(cfg: Overrides = ()) -> Path:
     """Run a whole small study on this machine, from text to report; run again, it continues."""
-    from sweeps.compose import listed
-    from sweeps.demo import run_demo
+    from sweeps.cli.demo import run_demo
+    from sweeps.config.compose import listed
 
     quick = any(text.lstrip("+").lower() == "quick=true" for text in cfg)
     return run_demo(compose([f"sweep={'demo_quick' if quick else 'demo'}", *listed(cfg, ("tasks",))]))
 
 
 def _settings(command: str, cfg: Any) -> Any:
-    """Return the checked settings of a command on finished runs, the dataclass of `sweeps.config.TABLES`."""
-    from sweeps.compose import compose_table, listed
-    from sweeps.config import TABLES
+    """Return the checked settings of a command on finished runs (`sweeps.config.study.TABLES`)."""
+    from sweeps.config.compose import compose_table, listed
+    from sweeps.config.study import TABLES
 
     if isinstance(cfg, TABLES[command]):
         return cfg
@@ -243,7 +243,7 @@ def _first() -> bool:
 
 
 def _data(overrides: list[str]) -> str:
-    from sweeps.launch import describe_data
+    from sweeps.launch.launch import describe_data
 
     study = compose(overrides)
     data(study)
@@ -251,7 +251,7 @@ def _data(overrides: list[str]) -> str:
 
 
 def _train(overrides: list[str]) -> str | None:
-    from sweeps.compose import each
+    from sweeps.config.compose import each
 
     asked = [text for text in overrides if text not in MULTIRUN]
     records = [train(one) for one in each(asked)] if asked != overrides else train(overrides)
@@ -271,19 +271,19 @@ def _plan(overrides: list[str]) -> str:
     if study.allowance is not None and study.design != "search" and not study.suggest:
         raise ConfigError("allowance is for design=search and suggest=N: add one of them or leave it out")
     if study.design or study.suggest:
-        from sweeps.design_show import show
+        from sweeps.cli.design import show
 
         return show(study, overrides)
     if study.calibrate:
-        from sweeps.calibrate import calibrate
+        from sweeps.launch.calibrate import calibrate
 
         calibrate(study)
     return answers.planned(plan(study), study.format)
 
 
 def _launch(overrides: list[str]) -> str | None:
-    from sweeps.launch import confirm, dry_run
-    from sweeps.launch import launch as start
+    from sweeps.launch.launch import confirm, dry_run
+    from sweeps.launch.launch import launch as start
 
     study = compose(overrides)
     if study.dry_run:
@@ -301,7 +301,7 @@ def _status(overrides: list[str]) -> str:
     if settings.run is not None:
         return answers.one_run(settings)
     if settings.watch:
-        from sweeps.live import watch_until_idle
+        from sweeps.cli.progress import watch_until_idle
 
         watch_until_idle(settings.folder)
     return answers.status(status(settings), settings)
@@ -313,7 +313,7 @@ def _cancel(overrides: list[str]) -> str:
 
 
 def _retry(overrides: list[str]) -> str:
-    from sweeps.change import retry
+    from sweeps.launch.control import retry
 
     settings = _settings("retry", overrides)
     return answers.opened(*retry(settings), settings.format)
@@ -335,7 +335,7 @@ def _fit(overrides: list[str]) -> str:
 
 
 def _compare(overrides: list[str]) -> str:
-    from sweeps.analyse import comparison_figures
+    from sweeps.cli.analyse import comparison_figures
 
     settings = _settings("compare", overrides)
     found = compare(settings)

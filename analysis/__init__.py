@@ -1,14 +1,14 @@
 """Tables in, laws and figures out; knows nothing of training jobs."""
 
-from analysis.compare import Comparison, compare
+from analysis.compare.comparison import Comparison, compare
 from analysis.config import FitConfig
-from analysis.law_fit import LawFit, fit_law
-from analysis.laws import LAWS
-from analysis.points import IsoflopFit, isoflop, read_points
-from analysis.report import report
-from analysis.schema import TableError
-from analysis.study import StudyFit, fit
-from analysis.tables import read_tables
+from analysis.laws.fit import LawFit, fit_law
+from analysis.laws.registry import LAWS
+from analysis.report.report import report
+from analysis.study.points import IsoflopFit, isoflop, read_points
+from analysis.study.study import StudyFit, fit
+from analysis.tables.schema import TableError
+from analysis.tables.selection import read_tables
 
 __all__ = [
     "LAWS",

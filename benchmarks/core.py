@@ -25,10 +25,10 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from harness.data.tokenizer import BOS, train_tokenizer
 from harness.evaluation.bundle import read_items, read_suite
 from harness.evaluation.prompts import encode, shuffled
 from harness.evaluation.scoring import score_options
-from harness.tokenizer import BOS, train_tokenizer
 from model.config import ModelConfig
 from model.depth import counter_seed
 from model.transformer import build_model

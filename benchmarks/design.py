@@ -33,7 +33,7 @@ def main(studies: int = 1000, analysts: int = 40) -> None:
             f"assume.analysts={analysts}",
         ]
     )
-    from sweeps.design import design
+    from sweeps.planning.design import design
 
     marks: dict[str, list[float]] = {}
 

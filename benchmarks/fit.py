@@ -23,8 +23,8 @@ from scipy.optimize import least_squares, minimize
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from analysis.resample import resampling_weights
-from analysis.surface import features, fit_surface, refit
+from analysis.laws.surface import features, fit_surface, refit
+from analysis.stats.bootstrap import resampling_weights
 
 RESAMPLES = 1000
 STARTS = 4500

@@ -38,11 +38,11 @@ def real_share(rows):
 def main():
     args = arguments()
     import loopscale
-    from harness.budget import solve
-    from harness.dataset import prepare
-    from harness.loader import training_rows
-    from harness.runfolder import create
-    from harness.train import train
+    from harness.data.dataset import prepare
+    from harness.data.loader import training_rows
+    from harness.run.budget import solve
+    from harness.run.folder import create
+    from harness.training.train import train
 
     for length in args.lengths:
         for packing in ("best_fit", "blocks"):

@@ -25,12 +25,12 @@ from typing import TypeVar
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import loopscale
-from harness.files import write_json
-from sweeps.collect import collect
-from sweeps.launch import start_missing
-from sweeps.ledger import enter, read_ledger
-from sweeps.plan import plan_cells
-from sweeps.rehearsal import rehearse_with
+from harness.storage.files import write_json
+from sweeps.launch.launch import start_missing
+from sweeps.launch.rehearsal import rehearse_with
+from sweeps.planning.plan import plan_cells
+from sweeps.state.collect import collect
+from sweeps.state.ledger import enter, read_ledger
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[1]

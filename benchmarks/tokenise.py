@@ -37,8 +37,8 @@ def corpus(args):
     """Documents of about `megabytes`, those of the source over and over if it has less."""
     import yaml
 
-    from harness.data_config import DataConfig
-    from harness.documents import read_documents
+    from harness.data.config import DataConfig
+    from harness.data.documents import read_documents
 
     fields = {"name": "text", "source": "text", "path": args.text}
     if not args.text:
@@ -65,8 +65,8 @@ def main():
     import numpy as np
     from tokenizers import Tokenizer
 
-    from harness.encoding import encode_documents
-    from harness.tokenizer import Sample, train_tokenizer
+    from harness.data.encoding import encode_documents
+    from harness.data.tokenizer import Sample, train_tokenizer
 
     documents = corpus(args)
     sample = Sample(10_000_000, 10_000)

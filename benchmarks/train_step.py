@@ -29,15 +29,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from harness.config import OptimizerConfig
-from harness.micro_batch import largest_fitting, suits_cpu
-from harness.optimizer import build_optimizer
-from model.compilation import compile_blocks
+from harness.optim.optimizer import build_optimizer
+from harness.run.config import OptimizerConfig
+from harness.training.micro_batch import largest_fitting, suits_cpu
 from model.config import ModelConfig
-from model.cpu import keep_freed_memory
 from model.depth import draw_depths, expected_depths
 from model.flops import flops_per_token
-from model.fused_block import fuses_blocks
+from model.kernels.compilation import compile_blocks
+from model.kernels.cpu import keep_freed_memory
+from model.kernels.cpu.block import fuses_blocks
 from model.transformer import LoopedTransformer, build_model
 from tests.model.masked import masked_loss
 

@@ -20,11 +20,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import loopscale
-from harness.encoding import available_cores
-from harness.files import read_json
-from sweeps.launch import start_workers, write_ledger
-from sweeps.ledger import Ledger, read_ledger
-from sweeps.makespan import makespan
+from harness.data.encoding import available_cores
+from harness.storage.files import read_json
+from sweeps.launch.launch import start_workers, write_ledger
+from sweeps.planning.makespan import makespan
+from sweeps.state.ledger import Ledger, read_ledger
 
 WORKERS = (2, 8)
 POLL_S = 0.05

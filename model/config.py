@@ -49,7 +49,7 @@ class ModelConfig:
     depth_per: Literal["sequence", "batch"] = "sequence"
 
     value_embeddings: bool = True
-    value_embedding_wiring: Literal["matched", "published"] = "matched"  # see `model.wiring`
+    value_embedding_wiring: Literal["matched", "published"] = "matched"  # see `model.value_embedding_layers`
     rope_theta: Annotated[float, Gt(0)] = 50_000.0
     norm_eps: Annotated[float, Gt(0)] = 1e-5
 

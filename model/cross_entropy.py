@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.fused_cross_entropy import IGNORE, can_score, scored
+from model.kernels.cpu.cross_entropy import IGNORE, can_score, scored
 
 # Logits held at once, in float32: what stays in a CPU's cache, or what keeps a GPU busy.
 _CHUNK_ELEMENTS = {"cpu": 2**18, "other": 2**26}

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Literal
 
 from model.config import ModelConfig
-from model.wiring import gated_layers, value_table_layers
+from model.value_embedding_layers import gated_layers, value_table_layers
 
 Accounting = Literal["paper", "released"]
 

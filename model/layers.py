@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.attention import causal_attention
 from model.config import ModelConfig
-from model.functional import half_squared_relu, rms_norm, rotated_norm
-from model.fused_block import can_fuse, fused_block
+from model.kernels.attention import causal_attention
+from model.kernels.cpu.block import can_fuse, fused_block
+from model.kernels.reference import half_squared_relu, rms_norm, rotated_norm
 
 
 def rotary_table(length: int, head_dim: int, theta: float) -> Tensor:

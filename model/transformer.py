@@ -12,11 +12,11 @@ from torch.utils.checkpoint import checkpoint
 
 from model.config import ModelConfig
 from model.cross_entropy import IGNORE, summed_nats, token_nats
-from model.fused_loops import fused_loops, suits_threads
 from model.initialise import first_states, initialise
 from model.injection import build_injection
+from model.kernels.cpu.loops import fused_loops, suits_threads
 from model.layers import Block, Linear, RMSNorm, document_mask, rotary_table
-from model.wiring import gated_layers, value_table_layers
+from model.value_embedding_layers import gated_layers, value_table_layers
 
 # What blocks read beside the stream. Layer -> its value-embedding rows of the batch's tokens [B, L, kv d];
 # MASK -> which token looks at which [B, 1, L, L], where that is not simply all before it.

@@ -54,4 +54,4 @@ def test_analysis_imports_no_torch_hydra_or_pyplot():
 
 
 def test_training_does_not_import_wandb():
-    assert "wandb" not in imported_by("import harness.job")
+    assert "wandb" not in imported_by("import harness.training.job")

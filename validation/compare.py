@@ -32,7 +32,7 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from analysis import FitConfig, compare
-from analysis.saving import equivalent
+from analysis.compare.compute_multiplier import equivalent
 from tests.analysis.synthetic import INSIDE, PAPER_GRID, Truth, study
 from validation.coverage import given, run, write
 

@@ -2,10 +2,10 @@
 
 python validation/core.py [BUNDLE]
 
-The definition is tests/harness/reference_core.py: one option at a time, no batch, no shared prefix. The model
-is small and untrained but away from its start; its vocabulary of 2,000 tokens is trained on the bundle.
-Without BUNDLE, the public one is downloaded. Interrupted, it continues with the next task; after 9 minutes it
-ends with exit code 75: call it again. Writes docs/validation/core.json.
+The definition is tests/harness/evaluation/reference_core.py: one option at a time, no batch, no shared
+prefix. The model is small and untrained but away from its start; its vocabulary of 2,000 tokens is trained on
+the bundle. Without BUNDLE, the public one is downloaded. Interrupted, it continues with the next task; after
+9 minutes it ends with exit code 75: call it again. Writes docs/validation/core.json.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from harness.evaluation.download import public_bundle
 from harness.evaluation.prompts import encode, shuffled
 from harness.evaluation.scores import predictions
 from harness.evaluation.scoring import score_options
-from harness.files import write_json
+from harness.storage.files import write_json
 from model.depth import counter_seed
 from tests.harness import core_data, reference_core
 

@@ -33,9 +33,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from analysis.config import FitConfig
-from analysis.noise import noise_floor
-from analysis.study import fit_groups
-from analysis.tables import select
+from analysis.stats.noise import noise_floor
+from analysis.study.study import fit_groups
+from analysis.tables.selection import select
 from tests.analysis.synthetic import INSIDE, PAPER_GRID, Truth, study
 
 ROOT = Path(__file__).resolve().parents[1]

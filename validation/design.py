@@ -31,13 +31,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import loopscale
 from analysis.config import FitConfig
-from analysis.design import expected_losses, joined, true_exponent
-from analysis.generator import Generator, at_published_optima, published
-from analysis.shared_shape import fit_shared
-from analysis.simulate import Grid, Noise, estimate, grid
-from sweeps.config import StudyConfig
-from sweeps.design import planned
-from sweeps.search import search
+from analysis.design.ground_truth import Generator, at_published_optima, published
+from analysis.design.simulate import Grid, Noise, estimate, grid
+from analysis.design.studies import expected_losses, joined, true_exponent
+from analysis.isoflop.shared_shape import fit_shared
+from sweeps.config.study import StudyConfig
+from sweeps.planning.design import planned
+from sweeps.planning.design_search import search
 
 ROOT = Path(__file__).resolve().parents[1]
 SEED, NOISE, RESAMPLES, CHUNK = 0, 0.005, 400, 10

@@ -30,13 +30,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import loopscale
-from harness.budget import solve
-from harness.checkpoint import found
-from harness.dataset import prepare
-from harness.files import write_json
-from harness.metrics import last_metrics, read_metrics
-from harness.record import MEASURED
-from harness.runfolder import RunFolder, create
+from harness.data.dataset import prepare
+from harness.run.budget import solve
+from harness.run.folder import RunFolder, create
+from harness.run.metrics import last_metrics, read_metrics
+from harness.run.record import MEASURED
+from harness.storage.files import write_json
+from harness.training.checkpoint import found
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULT = REPOSITORY / "docs" / "validation" / "kill_storm.json"
@@ -64,7 +64,7 @@ PARTS = ("sigkill", "sigterm", "sigusr2", "truncation")
 TRUNCATIONS = 20
 # Children are forked from a server that has imported torch and done nothing with it.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["harness.job", "torch._inductor.compile_fx"])
+_CONTEXT.set_forkserver_preload(["harness.training.job", "torch._inductor.compile_fx"])
 
 
 class TimeIsUp(Exception):
@@ -233,7 +233,7 @@ class Study:
 def _train(path: Path, cache: Path) -> None:
     warnings.simplefilter("ignore")  # a torn checkpoint is passed over with a warning
     sys.stderr = (path.parent / "stderr.txt").open("a")
-    from harness.job import run_job
+    from harness.training.job import run_job
 
     run_job(path, cache)
 

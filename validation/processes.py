@@ -16,11 +16,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import loopscale
-from harness.budget import solve
-from harness.dataset import prepare
-from harness.files import write_json
-from harness.metrics import read_metrics
-from harness.runfolder import RunFolder, create
+from harness.data.dataset import prepare
+from harness.run.budget import solve
+from harness.run.folder import RunFolder, create
+from harness.run.metrics import read_metrics
+from harness.storage.files import write_json
 from tests.harness.processes import run_together
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -19,11 +19,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import loopscale
-from analysis import style
-from harness.files import write_json
-from harness.metrics import read_metrics
-from harness.runfolder import RunFolder
-from sweeps.ledger import is_worked_on
+from analysis.figures import style
+from harness.run.folder import RunFolder
+from harness.run.metrics import read_metrics
+from harness.storage.files import write_json
+from sweeps.state.ledger import is_worked_on
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 LOOKS: dict[str, dict[str, Any]] = {  # of an injection

@@ -24,12 +24,12 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from analysis.generator import Generator
-from analysis.simulate import Grid, Noise, grid
-from sweeps.config import StudyConfig
-from sweeps.design import planned
-from sweeps.design_files import added_cells
-from sweeps.suggest import suggest_runs
+from analysis.design.ground_truth import Generator
+from analysis.design.simulate import Grid, Noise, grid
+from sweeps.config.study import StudyConfig
+from sweeps.planning.design import planned
+from sweeps.planning.design_files import added_cells
+from sweeps.planning.suggest import suggest_runs
 from validation.design import (
     COUNT,
     NOISE,

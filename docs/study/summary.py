@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import loopscale
 from analysis import FitConfig, fit, read_tables
 from docs.study.tables import fill
-from harness.files import write_json
+from harness.storage.files import write_json
 from validation.stability import unstable
 
 STUDY = Path(__file__).resolve().parent

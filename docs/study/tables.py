@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from analysis.numbers import number
+from analysis.format import number
 
 STUDY = Path(__file__).resolve().parent
 MARKED = re.compile(r"( *)<!-- (?P<name>\w+) ?(?P<argument>\w*) -->\n.*?<!-- end -->", re.DOTALL)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from harness.evaluation.prompts import Ids, Scored, common_length
-from model.branches import BranchBatch
+from model.prefix_scoring import BranchBatch
 
 # Two sequences share a prefix where that is at least this part of the shorter one: a branch costs a mask.
 LEAST_SHARED = 0.5

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from model.checked import ConfigError, closest
+from model.config_validation import ConfigError, closest
 
 Kind = Literal["multiple_choice", "schema", "language_modeling"]
 EXTENDED = Path(__file__).parent / "core_extended.yaml"  # the tasks that Core-Extended adds to Core

@@ -10,8 +10,8 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
-from harness.locks import exclusive
-from model.checked import ConfigError
+from harness.storage.locks import exclusive
+from model.config_validation import ConfigError
 
 URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
 # As several public projects have pinned it; its core.yaml begins 463f6ae0, its eval_meta_data.csv 84e279cd.

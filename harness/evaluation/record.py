@@ -16,9 +16,9 @@ import numpy as np
 from harness.evaluation.bundle import data_digest
 from harness.evaluation.results import TaskResult
 from harness.evaluation.scores import Score, chance_level
-from harness.files import read_json, write_json
-from harness.locks import exclusive
-from harness.runfolder import RunFolder
+from harness.run.folder import RunFolder
+from harness.storage.files import read_json, write_json
+from harness.storage.locks import exclusive
 
 FOLDER, SCORES = "evaluation", "scores.json"
 IN_RECORD = ("core", "core_extended")  # suites whose score is a column of the runs table

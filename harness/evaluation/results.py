@@ -15,7 +15,7 @@ import numpy as np
 
 from harness.evaluation.bundle import Task
 from harness.evaluation.scores import predictions
-from harness.locks import exclusive
+from harness.storage.locks import exclusive
 
 Array = np.ndarray
 FORMAT = 1  # of the file, and of how prompts are made: a new one makes every result anew

@@ -11,8 +11,8 @@ import torch
 
 from harness.evaluation.batching import as_tensors, batches, group
 from harness.evaluation.prompts import Scored
-from model.branches import branch_scores, state_table
 from model.depth import counter_seed
+from model.prefix_scoring import branch_scores, state_table
 from model.transformer import LoopedTransformer
 
 Array = np.ndarray

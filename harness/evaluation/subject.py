@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from harness.distributed import ALONE, Ranks
-from harness.existing_tokenizer import find_bos
-from harness.runfolder import RunFolder
-from harness.session import device_named
-from harness.tokenizer import token_bytes
-from harness.weights import is_run, load_weights, tokenizer_file
-from model.checked import ConfigError
+from harness.data.existing_tokenizer import find_bos
+from harness.data.tokenizer import token_bytes
+from harness.distributed.process_group import ALONE, Ranks
+from harness.evaluation.weights import is_run, load_weights, tokenizer_file
+from harness.run.folder import RunFolder
+from harness.training.session import device_named
+from model.config_validation import ConfigError
 from model.transformer import LoopedTransformer
 
 if TYPE_CHECKING:

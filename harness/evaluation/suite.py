@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.distributed import ALONE, Ranks
+from harness.distributed.process_group import ALONE, Ranks
 from harness.evaluation.bundle import Item, Suite, Task, data_digest, read_items
 from harness.evaluation.prompts import FEWSHOT_SEED, encode, shuffled
 from harness.evaluation.results import (

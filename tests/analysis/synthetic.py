@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
 
-from analysis.schema import DEPTHS, RUNS, SCHEMA_VERSION, conform
+from analysis.tables.schema import DEPTHS, RUNS, SCHEMA_VERSION, conform
 
 DEPTHS_EVALUATED = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24)
 EMPTY = {"string": "", "float64": np.nan, "int64": 0}

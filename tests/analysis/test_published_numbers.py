@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.frontier import Path, optimum
-from analysis.geometry import SIZES
-from analysis.loglinear import Objective, minimise
-from analysis.parabola import fit_parabola, minimum
-from analysis.projection import fit_shared_shape
-from analysis.saturating import fit_saturating
-from analysis.surface import HIGH, LOW, features, fit_surface, refit
+from analysis.isoflop.geometry import SIZES
+from analysis.isoflop.optimum import Path, optimum
+from analysis.isoflop.parabola import fit_parabola, minimum
+from analysis.laws.depth_curve import fit_saturating
+from analysis.laws.objective import Objective, minimise
+from analysis.laws.surface import HIGH, LOW, features, fit_surface, refit
+from analysis.laws.variable_projection import fit_shared_shape
 from tests.analysis import published
 
 

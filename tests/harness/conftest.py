@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 import loopscale
-from harness.budget import solve
-from harness.dataset import prepare
-from harness.runfolder import create
+from harness.data.dataset import prepare
+from harness.run.budget import solve
+from harness.run.folder import create
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 # Forked from a server that has imported torch and done nothing with it: no threads are torn apart.
 CONTEXT = multiprocessing.get_context("forkserver")
 # The latter two are what sharding imports.
-CONTEXT.set_forkserver_preload(["harness.job", "torch.distributed.fsdp", "torch._dynamo"])
+CONTEXT.set_forkserver_preload(["harness.training.job", "torch.distributed.fsdp", "torch._dynamo"])
 
 
 def start(world: int, folders: list[Path], cache: Path) -> list[BaseProcess]:
@@ -41,8 +41,8 @@ def _member(rank: int, world: int, port: int, folders: list[Path], cache: Path) 
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    from harness.distributed import connected
-    from harness.job import run_job
+    from harness.distributed.process_group import connected
+    from harness.training.job import run_job
 
     with connected():
         for folder in folders:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from harness.checkpoint import found, load
-from harness.metrics import read_metrics
-from harness.record import MEASURED
+from harness.run.metrics import read_metrics
+from harness.run.record import MEASURED
+from harness.training.checkpoint import found, load
 
 VOLATILE = {*MEASURED, "attempts", "sweep"}
 

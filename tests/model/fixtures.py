@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from model.config import ModelConfig
-from model.published import our_name
+from model.published.checkpoint import our_name
 from model.transformer import LoopedTransformer, build_model
 
 FOLDER = Path(__file__).resolve().parents[2].parent / "shared" / "fixtures"

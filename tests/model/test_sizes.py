@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from model.checked import build
 from model.config import ModelConfig
+from model.config_validation import build
 from model.flops import parameter_counts
 
 FOLDER = Path(__file__).resolve().parents[2] / "conf" / "model"

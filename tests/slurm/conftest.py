@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 import loopscale
-from harness.metrics import read_metrics
-from sweeps.ledger import read_ledger
+from harness.run.metrics import read_metrics
+from sweeps.state.ledger import read_ledger
 
 from .cluster import Daemons
 from .sites import NODES, Site

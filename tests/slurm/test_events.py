@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 import loopscale
-from harness.metrics import read_metrics
-from sweeps.batch import read_batch
-from sweeps.status import places_of
+from harness.run.metrics import read_metrics
+from sweeps.backends.job_array import read_batch
+from sweeps.state.status import places_of
 
 from .cluster import step_daemons
 from .conftest import EVENT, ROOT, fault, slurm, wait_for
@@ -200,7 +200,7 @@ def test_a_run_started_twice_is_trained_once(sweep, calm):
     made.wait_for_step(8)
     batch = made.batches()[0].parent
     index = [run_id for (run_id,) in read_batch(batch).elements].index(made.run().run_id)
-    second = [sys.executable, "-m", "sweeps.task", str(batch), str(index)]
+    second = [sys.executable, "-m", "sweeps.workers.array_task", str(batch), str(index)]
     assert subprocess.run(second, cwd=ROOT).returncode == 0
     made.finish()
     assert made.losses() == calm and trained_once(made.run(), 1)

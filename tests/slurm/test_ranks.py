@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sweeps.status import places_of
+from sweeps.state.status import places_of
 
 from .conftest import EVENT
 

@@ -10,9 +10,9 @@ import sys
 import pytest
 
 import loopscale
-from sweeps.batch import read_batch
-from sweeps.snapshot import SOURCES
-from sweeps.status import places_of
+from sweeps.backends.job_array import read_batch
+from sweeps.launch.code_snapshot import SOURCES
+from sweeps.state.status import places_of
 
 from .conftest import EVENT, ROOT, fault, slurm
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.metrics import read_metrics
-from harness.runfolder import RunFolder
-from sweeps.ledger import read_ledger
-from sweeps.status import places_of
+from harness.run.folder import RunFolder
+from harness.run.metrics import read_metrics
+from sweeps.state.ledger import read_ledger
+from sweeps.state.status import places_of
 
 from .conftest import fault, slurm, undisturbed, wait_for
 

@@ -1,0 +1,210 @@
+"""The isoFLOP curves of one group of runs, and the rule by which an optimum is believed or refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from analysis.config import FitConfig
+from analysis.format import number, percent
+from analysis.isoflop.geometry import Geometry, on_curve
+from analysis.stats.bootstrap import interval, studentised
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+Quantity = Literal["mean_recurrence", "params", "tokens"]
+
+MIN_SWEPT = 4  # a parabola has three parameters: with three points its minimum has no error
+EDGE_SHARE = 0.02  # of the log width of the swept range: an optimum this close to an end is at the edge
+MAX_WITHOUT_MINIMUM = 0.5  # past this share of resamples without a minimum, an optimum is refused
+HIDDEN: dict[str, Any] = {"json": False}
+LABELS: dict[Quantity, str] = {
+    "mean_recurrence": "mean recurrence µ (loops)",
+    "params": "parameters N",
+    "tokens": "training tokens D",
+}
+NOUNS = {"mean_recurrence": "recurrence", "params": "size"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimum:
+    """The minimum of one isoFLOP curve with its interval, or the reason why there is none to report."""
+
+    budget_flops: float
+    value: float | None = None
+    low: float | None = None  # None: the interval is open on that side
+    high: float | None = None
+    loss_nats: float | None = None
+    loss_low_nats: float | None = None
+    loss_high_nats: float | None = None
+    swept: tuple[float, float]
+    refusal: str | None = None
+    log_draws: Array = field(repr=False, compare=False, metadata=HIDDEN)
+    loss_draws: Array = field(repr=False, compare=False, metadata=HIDDEN)
+    factor: Array = field(repr=False, compare=False, metadata=HIDDEN)
+
+    @property
+    def fitted(self) -> bool:
+        """Say whether a curve was fitted at this budget, its minimum accepted or not."""
+        return len(self.log_draws) > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curves:
+    """Cells on the continuous FLOP curve, one row per run, as arrays.
+
+    `variable` names what a budget is swept over: mean recurrence, or parameters in a study of plain
+    transformers. `budget` indexes `budgets_flops`; `rows` are the positions in the group's table (and in
+    its noise draws).
+    """
+
+    variable: Quantity = "mean_recurrence"
+
+    budgets_flops: Array
+    budget: np.ndarray[Any, np.dtype[np.int64]]
+    rows: np.ndarray[Any, np.dtype[np.int64]]
+    values: Array  # of the swept variable
+    tokens: Array
+    params: Array
+    loss_nats: Array
+
+    def axis(self, quantity: Quantity) -> Array:
+        """Return the swept variable, or the tokens that it leaves."""
+        return self.tokens if quantity == "tokens" else self.values
+
+    def swept(self, quantity: Quantity, budget: int) -> tuple[float, float]:
+        """Return the least and largest value of a quantity at one budget."""
+        values = self.axis(quantity)[self.budget == budget]
+        return float(values.min()), float(values.max())
+
+    def distinct(self, budget: int) -> int:
+        """Count the distinct values of the swept variable at one budget."""
+        return len(np.unique(self.values[self.budget == budget]))
+
+    @property
+    def quantities(self) -> tuple[Quantity, Quantity]:
+        """Return the swept variable and the tokens."""
+        return self.variable, "tokens"
+
+
+def curves(group: pd.DataFrame, shape: Geometry) -> Curves:
+    """Collect the isoFLOP curves of a group (indexed 0..n-1) from its looped runs with a budget."""
+    looped = (group["kind"] == "looped").to_numpy() & group["target_flops"].notna().to_numpy()
+    rows = np.flatnonzero(looped)
+    rows = rows[on_curve(group.iloc[rows], shape.backprop_share)]
+    used = group.iloc[rows]
+    budgets, index = np.unique(used["target_flops"].to_numpy(float), return_inverse=True)
+    depth = used["mean_recurrence"].to_numpy(float)
+    return Curves(
+        budgets_flops=budgets,
+        budget=index,
+        rows=rows,
+        values=depth,
+        tokens=used["tokens"].to_numpy(float),
+        params=shape.params(depth),
+        loss_nats=used["val_loss_nats"].to_numpy(float),
+    )
+
+
+def refusal_before(cells: Curves, budget: int) -> str | None:
+    """Refuse a curve that has too few swept values to have a minimum with an error."""
+    count = cells.distinct(budget)
+    if count < MIN_SWEPT:
+        return f"{count} {NOUNS[cells.variable]}{'s' * (count > 1)}, at least {MIN_SWEPT} are needed"
+    return None
+
+
+def judge(
+    cells: Curves,
+    quantity: Quantity,
+    budget: int,
+    point: tuple[float, float],
+    draws: tuple[Array, Array, Array],
+    config: FitConfig,
+) -> Optimum:
+    """Accept or refuse the minimum of one curve.
+
+    `point` holds the log of the optimum and the loss there. NaN means that the curve has no minimum, an
+    infinity that it falls or rises without end. `draws` say the same of the resamples, with each one's
+    factor of the noise level [resamples].
+    """
+    log_draws, loss_draws, factor = draws
+    low_end, high_end = cells.swept(quantity, budget)
+    at_budget = float(cells.budgets_flops[budget])
+    refusal = _refusal(quantity, point[0], log_draws, (low_end, high_end))
+    low, high = interval(studentised(log_draws, factor), config.confidence)
+    losses = np.where(np.isfinite(log_draws), loss_draws, np.nan)
+    loss_low, loss_high = interval(studentised(losses, factor), config.confidence)
+    # A refused minimum may lie beyond the largest float.
+    shown = (
+        {}
+        if refusal
+        else {
+            "value": float(np.exp(point[0])),
+            "low": None if low is None else float(np.exp(low)),
+            "high": None if high is None else float(np.exp(high)),
+            "loss_nats": float(point[1]),
+            "loss_low_nats": loss_low,
+            "loss_high_nats": loss_high,
+        }
+    )
+    return Optimum(
+        budget_flops=at_budget,
+        swept=(low_end, high_end),
+        refusal=refusal,
+        log_draws=log_draws,
+        loss_draws=losses,
+        factor=factor,
+        **shown,
+    )
+
+
+def refused(cells: Curves, quantity: Quantity, budget: int, reason: str) -> Optimum:
+    """Return an optimum that was refused before any fit."""
+    nothing = np.empty(0)
+    return Optimum(
+        budget_flops=float(cells.budgets_flops[budget]),
+        swept=cells.swept(quantity, budget),
+        refusal=reason,
+        log_draws=nothing,
+        loss_draws=nothing,
+        factor=nothing,
+    )
+
+
+def believed(swept: tuple[float, float]) -> tuple[float, float]:
+    """Return the logs between which an optimum lies inside a swept range and off its edges."""
+    low, high = (float(end) for end in np.log(swept))
+    margin = EDGE_SHARE * (high - low)
+    return low + margin, high - margin
+
+
+def inside(log_values: Array, swept: tuple[float, float]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Mark optima (logs) that lie inside a swept range and off its edges."""
+    low, high = believed(swept)
+    with np.errstate(invalid="ignore"):
+        return np.asarray((log_values > low) & (log_values < high))
+
+
+def _refusal(
+    quantity: Quantity, log_value: float, log_draws: Array, swept: tuple[float, float]
+) -> str | None:
+    if np.isnan(log_value):
+        return "no minimum: the curve has no positive curvature"
+    unit = {"mean_recurrence": "µ = {}", "params": "{} parameters", "tokens": "{} tokens"}[quantity]
+    first, last = (unit.format(number(end)) for end in swept)
+    shown = f" (at {unit.format(number(np.exp(log_value)))})" if abs(log_value) < 100 else ""
+    low, high = np.log(swept)
+    if not inside(np.array([log_value]), swept)[0]:
+        if low <= log_value <= high:
+            return f"the minimum lies at the edge of the swept range{shown}"
+        if log_value < low:
+            return f"the minimum lies below the swept range, which starts at {first}{shown}"
+        return f"the minimum lies above the swept range, which ends at {last}{shown}"
+    without = float(np.mean(~np.isfinite(log_draws)))
+    if without > MAX_WITHOUT_MINIMUM:
+        share = percent(without)
+        return f"the noise leaves open whether there is a minimum ({share} of the resamples have none)"
+    return None

@@ -1,0 +1,213 @@
+"""What every estimator of the optima is given and returns.
+
+All estimators of a group see the same noise draws, so that a disagreement can be told from their joint
+scatter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+from scipy.special import fdtrc
+
+from analysis.config import FitConfig
+from analysis.isoflop.curves import HIDDEN, Curves, Optimum, Quantity, judge, refusal_before, refused
+from analysis.isoflop.geometry import Geometry
+from analysis.isoflop.optimum import Path
+from analysis.isoflop.power_law import PowerLaw, power_law
+from analysis.stats.bootstrap import REPLICATES, RESIDUALS, Draws, NoiseLevel, interval, studentised
+from analysis.stats.noise import NoiseFloor
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+Rows = np.ndarray[Any, np.dtype[np.int64]]
+EstimatorName = Literal["shared shape", "parabola", "surface"]
+# It has no parabola bias and assumes no law across budgets.
+DEFAULT: EstimatorName = "shared shape"
+# Chances that replicates' noise leaves residuals as large: below the first a flag says so, below the second
+# the intervals take the residuals.
+LACK_OF_FIT_FLAG, LACK_OF_FIT = 0.05, 0.01
+
+# (quantity, index of the budget, values of the swept variable) -> loss in nats
+Curve = Callable[[Quantity, int, Array], Array]
+# the same, to the ends of the loss's interval
+Band = Callable[[Quantity, int, Array], tuple[Array, Array]]
+# (values of the swept variable, FLOPs of any budget) -> loss in nats and the ends of its interval
+Across = Callable[[Array, Array], tuple[Array, Array, Array]]
+# log mean recurrence of the optimum and the loss there, both [resamples, budgets]
+Minima = tuple[Array, Array]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EstimatorFit:
+    """What one estimator says of a group: optima per budget, power laws, and the curve it fitted."""
+
+    name: EstimatorName
+    refusal: str | None = None
+    noise: NoiseLevel | None = None
+    intervals: str = "by bootstrap"
+    parameters: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    optima: dict[Quantity, tuple[Optimum, ...]] = field(default_factory=dict)
+    laws: dict[Quantity, PowerLaw] = field(default_factory=dict)
+    curve: Curve | None = field(default=None, repr=False, compare=False, metadata=HIDDEN)
+    band: Band | None = field(default=None, repr=False, compare=False, metadata=HIDDEN)
+    across: Across | None = field(default=None, repr=False, compare=False, metadata=HIDDEN)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Points:
+    """Runs that enter a surface, on an isoFLOP curve or not; `rows` as in `Curves`."""
+
+    rows: Rows
+    params: Array
+    tokens: Array
+    loss_nats: Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """One group as the estimators see it: isoFLOP cells, and all runs that a surface may use."""
+
+    cells: Curves
+    runs: Points
+    shape: Geometry
+    draws: Draws
+    floor: NoiseFloor
+    config: FitConfig
+    run_ids: np.ndarray[Any, np.dtype[np.str_]]  # [runs of the table]
+
+    @property
+    def budgets(self) -> int:
+        """Count the budgets."""
+        return len(self.cells.budgets_flops)
+
+    @property
+    def usable(self) -> list[int]:
+        """List the budgets whose curve has enough swept values."""
+        return [k for k in range(self.budgets) if refusal_before(self.cells, k) is None]
+
+    def level(self, squares: float, freedom: int, rows: Rows) -> NoiseLevel:
+        """Return the noise of the replicate seeds, or that of a fit's residuals where it is larger or alone.
+
+        `squares` is the sum of the squared residuals (nats²) of the table's `rows`. They are larger where the
+        F-test for lack of fit says so at 1 %: the residuals without the scatter of replicates among them,
+        against the pooled replicates. The test takes runs for independent. Those of a trunk are not, so that
+        it refuses too readily, which widens intervals.
+        """
+        floor = self.floor
+        residual = NoiseLevel(
+            sd_nats=float(np.sqrt(squares / freedom)),
+            degrees_of_freedom=max(1, round(freedom * self.draws.independent)),
+            source=RESIDUALS,
+        )
+        if floor.sd_nats is None:
+            return replace(residual, source=f"{residual.source}, training noise unknown")
+        replicates = NoiseLevel(
+            sd_nats=floor.sd_nats, degrees_of_freedom=floor.degrees_of_freedom, source=REPLICATES
+        )
+        pure, within = floor.among(self.run_ids[rows])
+        # A floor without cells is one of paired runs, free of what their seeds share: residuals are not.
+        if not floor.cells or not floor.sd_nats or freedom <= within:
+            return replicates
+        misfit = max(0.0, squares - pure) / (freedom - within)
+        chance = float(fdtrc(freedom - within, floor.degrees_of_freedom, misfit / floor.sd_nats**2))
+        larger = chance < LACK_OF_FIT and residual.sd_nats > floor.sd_nats
+        return replace(
+            residual if larger else replicates,
+            residual_sd_nats=residual.sd_nats,
+            misfit_sd_nats=float(np.sqrt(misfit)),
+            lack_of_fit=chance,
+        )
+
+    def resamples(
+        self, level: NoiseLevel, base: Array, rows: Rows, seen: Array
+    ) -> tuple[Array, Array | None]:
+        """Return losses [resamples, points] and weights: noise around the fit `base`, or runs drawn again."""
+        weights = self.draws.weights
+        if weights is None:
+            return base + self.draws.noise(level, rows), None
+        return np.broadcast_to(seen, (len(weights), len(seen))), weights[:, rows]
+
+    def band(self, level: NoiseLevel, resampled: Curve) -> Band:
+        """Return the pointwise band of a fitted curve; `resampled` gives its losses [resamples, values]."""
+        return lambda *place: self.ends(level, resampled(*place))
+
+    def ends(self, level: NoiseLevel, resampled: Array) -> tuple[Array, Array]:
+        """Return the ends of the interval at each place from values [resamples, places] there."""
+        factor = self.draws.factor(level)
+        found = [interval(studentised(at, factor), self.config.confidence) for at in resampled.T]
+        low, high = np.array(found, dtype=float).T
+        return low, high
+
+    def path(self, budgets: list[int]) -> Path:
+        """Return the isoFLOP curves of some budgets as functions of the log of the swept variable."""
+        return Path(
+            shape=self.shape,
+            budgets_flops=self.cells.budgets_flops[budgets],
+            middle=float(np.log(self.cells.values).mean()),
+        )
+
+    def along(self, quantity: Quantity, budget: int, values: Array) -> tuple[Array, Array]:
+        """Return log N and log D at values of the swept variable on one isoFLOP curve."""
+        flops, depth = float(self.cells.budgets_flops[budget]), np.asarray(values, float)
+        if quantity == "tokens":
+            depth = (flops / depth - self.shape.flops_fixed) / self.shape.flops_slope
+        return np.log(self.shape.params(depth)), np.log(self.shape.tokens(depth, flops))
+
+
+def laws(
+    inputs: Inputs, optima: dict[Quantity, tuple[Optimum, ...]], level: NoiseLevel
+) -> dict[Quantity, PowerLaw]:
+    """Fit the power law of each quantity."""
+    factor = inputs.draws.factor(level)
+    return {quantity: power_law(quantity, found, factor, inputs.config) for quantity, found in optima.items()}
+
+
+def nothing(name: EstimatorName, inputs: Inputs, reason: str | None = None) -> EstimatorFit:
+    """Return an estimator that was not fitted, with the reason at every budget."""
+    quantities = inputs.cells.quantities
+    why = reason or "no budget has enough points"
+    each = [refusal_before(inputs.cells, k) or why for k in range(inputs.budgets)]
+    return EstimatorFit(
+        name=name,
+        refusal=why,
+        optima={
+            q: tuple(refused(inputs.cells, q, k, each[k]) for k in range(inputs.budgets)) for q in quantities
+        },
+        laws={quantity: PowerLaw(quantity=quantity, refusal=why) for quantity in quantities},
+    )
+
+
+def optima_along(
+    inputs: Inputs, budgets: list[int], point: Minima, resampled: Minima, level: NoiseLevel
+) -> dict[Quantity, tuple[Optimum, ...]]:
+    """Judge minima in the swept variable and, for the same minima, in the tokens that they buy."""
+    found: dict[Quantity, tuple[Optimum, ...]] = {}
+    factor = inputs.draws.factor(level)
+    for quantity in inputs.cells.quantities:
+        judged = []
+        for k in range(inputs.budgets):
+            if k not in budgets:
+                judged.append(refused(inputs.cells, quantity, k, refusal_before(inputs.cells, k) or ""))
+                continue
+            column, flops = budgets.index(k), float(inputs.cells.budgets_flops[k])
+            place, draws = (
+                as_quantity(quantity, inputs.shape, flops, m[0][:, column]) for m in (point, resampled)
+            )
+            at = (float(place[0]), float(point[1][0, column]))
+            judged.append(
+                judge(inputs.cells, quantity, k, at, (draws, resampled[1][:, column], factor), inputs.config)
+            )
+        found[quantity] = tuple(judged)
+    return found
+
+
+def as_quantity(quantity: Quantity, shape: Geometry, flops: float, log_depth: Array) -> Array:
+    """Turn logs of the swept variable into those of a quantity; tokens fall as it rises."""
+    if quantity != "tokens":
+        return log_depth
+    finite = np.where(np.isfinite(log_depth), log_depth, 0.0)
+    return np.where(np.isfinite(log_depth), np.log(shape.tokens(np.exp(finite), flops)), -log_depth)

@@ -1,0 +1,244 @@
+"""The isoFLOP laws of one group of runs, by all estimators, with what should make a reader wary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.config import FitConfig
+from analysis.format import number, percent
+from analysis.isoflop.curves import HIDDEN, Curves, Quantity, curves
+from analysis.isoflop.estimator import DEFAULT, LACK_OF_FIT_FLAG, EstimatorFit, Inputs, Points
+from analysis.isoflop.geometry import Geometry, geometry
+from analysis.isoflop.parabola import fit_parabolas
+from analysis.isoflop.shared_shape import fit_shared
+from analysis.isoflop.surface_estimator import fit_parametric
+from analysis.stats.bootstrap import Draws, draws, resample
+from analysis.stats.noise import NoiseFloor
+from analysis.study.words import QUANTITY
+from analysis.tables.schema import TableError
+from analysis.tables.selection import groups
+
+Values = float | np.ndarray[Any, Any]
+Estimator = Callable[[Inputs], EstimatorFit]
+ALL: tuple[Estimator, ...] = (fit_shared, fit_parabolas, fit_parametric)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupFit:
+    """The isoFLOP laws of one scale under one FLOP accounting."""
+
+    label: str
+    scale: str
+    accounting: str
+    runs: int
+    budgets_flops: tuple[float, ...]
+    swept: tuple[float, ...]  # values of the swept variable
+    geometry: Geometry
+    estimators: tuple[EstimatorFit, ...]
+    flags: tuple[str, ...]
+    table: pd.DataFrame = field(repr=False, compare=False, metadata=HIDDEN)
+    inputs: Inputs = field(repr=False, compare=False, metadata=HIDDEN)
+
+    @property
+    def cells(self) -> Curves:
+        """Return the isoFLOP cells."""
+        return self.inputs.cells
+
+    @property
+    def quantities(self) -> tuple[Quantity, Quantity]:
+        """Return the swept variable and the tokens."""
+        return self.cells.quantities
+
+    def estimator(self, name: str = DEFAULT) -> EstimatorFit:
+        """Return one estimator's results."""
+        return next(item for item in self.estimators if item.name == name)
+
+    def predict(self, flops: Values, estimator: str = DEFAULT) -> pd.DataFrame:
+        """Return the optima at budgets of `flops` by one estimator's power laws with intervals, a row each.
+
+        L* (loss_nats) is that of the fitted surface, the one law of the loss across budgets, where the swept
+        variable is optimal and the rest of the budget buys tokens: NaN where the surface was refused. Raises
+        ValueError where the estimator has no power law.
+        """
+        budgets = np.atleast_1d(np.asarray(flops, float))
+        found = {"flops": budgets}
+        for name, law in self.estimator(estimator).laws.items():
+            found[name] = law.predict(budgets)
+            low, high = law.band(budgets, self.inputs.config.confidence)
+            found |= {f"{name}_low": low, f"{name}_high": high}
+        surface = self.estimator("surface").across
+        losses = (
+            surface(found[self.cells.variable], budgets) if surface else [np.full(len(budgets), np.nan)] * 3
+        )
+        found |= dict(zip(("loss_nats", "loss_low_nats", "loss_high_nats"), losses, strict=True))
+        return pd.DataFrame(found)
+
+
+def fit_groups(
+    runs: pd.DataFrame, floor: NoiseFloor, config: FitConfig, estimators: Sequence[Estimator] = ALL
+) -> tuple[tuple[GroupFit, ...], tuple[str, ...]]:
+    """Fit the isoFLOP laws of every group of selected runs; return also why groups were skipped.
+
+    Only the `estimators` asked for are run.
+    """
+    fitted, skipped = [], []
+    for label, frame in groups(runs):
+        table = frame.reset_index(drop=True)
+        looped = table[table["kind"] == "looped"]
+        shape = geometry(looped, config.parameter_count) if len(looped) else None
+        cells = curves(table, shape) if shape else None
+        if shape is None or cells is None or not len(cells.rows):
+            skipped.append(f"{label}: {len(looped)} looped runs, none on an isoFLOP curve")
+            continue
+        points = Points(
+            rows=looped.index.to_numpy(),
+            params=shape.params(looped["mean_recurrence"].to_numpy(float)),
+            tokens=looped["tokens"].to_numpy(float),
+            loss_nats=looped["val_loss_nats"].to_numpy(float),
+        )
+        inputs = Inputs(
+            cells=cells,
+            runs=points,
+            shape=shape,
+            draws=_draws(table, label, config),
+            floor=floor,
+            config=config,
+            run_ids=table["run_id"].to_numpy(str),
+        )
+        names = str(table["scale"].iloc[0]), str(table["accounting"].iloc[0])
+        fitted.append(fit_group(label, names, table, inputs, estimators))
+    return tuple(fitted), tuple(skipped)
+
+
+def _draws(table: pd.DataFrame, label: str, config: FitConfig) -> Draws:
+    """Return the resamples of a group's runs."""
+    drawn = draws(config.bootstrap, len(table), config.seed, label, trunks_of(table), config.shared_noise)
+    strata, blocks = table["target_flops"].to_numpy(float), blocks_of(table, config)
+    return resample(drawn, config.resampling, strata, blocks, label, config.seed)
+
+
+def blocks_of(runs: pd.DataFrame, config: FitConfig) -> np.ndarray[Any, np.dtype[np.str_]]:
+    """Return the block of every run [runs]; runs without one are blocks of their own.
+
+    Raises TableError where resampling=block asks for a column that is not there.
+    """
+    if config.block not in runs and config.resampling == "block":
+        raise TableError(f"block={config.block} is no column of the runs table")
+    return _labels(runs, config.block)
+
+
+def trunks_of(runs: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.str_]]:
+    """Return the trunk of every run [runs], for one without its own name."""
+    return _labels(runs, "trunk_id")
+
+
+def _labels(runs: pd.DataFrame, column: str) -> np.ndarray[Any, np.dtype[np.str_]]:
+    names = runs["run_id"].to_numpy(str)
+    labels = runs[column].fillna("").to_numpy(str) if column in runs else np.full(len(names), "")
+    return np.where(labels == "", names, labels)
+
+
+def fit_group(
+    label: str,
+    names: tuple[str, str],
+    table: pd.DataFrame,
+    inputs: Inputs,
+    estimators: Sequence[Estimator] = ALL,
+) -> GroupFit:
+    """Run estimators on one group; `names` are its scale and FLOP accounting."""
+    fits = tuple(estimator(inputs) for estimator in estimators)
+    return GroupFit(
+        label=label,
+        scale=names[0],
+        accounting=names[1],
+        runs=len(table),
+        budgets_flops=tuple(inputs.cells.budgets_flops.tolist()),
+        swept=tuple(np.unique(inputs.cells.values).tolist()),
+        geometry=inputs.shape,
+        estimators=fits,
+        flags=(
+            *_misfits(fits, inputs.floor),
+            *_disagreements(fits, inputs.config),
+            *_truncated(inputs.cells),
+            *_shared_trunks(table, inputs.config),
+        ),
+        table=table,
+        inputs=inputs,
+    )
+
+
+def _misfits(estimators: tuple[EstimatorFit, ...], floor: NoiseFloor) -> tuple[str, ...]:
+    """Name estimators around which runs scatter by more than replicate seeds explain."""
+    found = []
+    for name, noise in ((fit.name, fit.noise) for fit in estimators):
+        if noise is None or noise.lack_of_fit is None or noise.lack_of_fit > LACK_OF_FIT_FLAG:
+            continue
+        around, seeds = number(noise.misfit_sd_nats, 2), number(floor.sd_nats, 2)
+        found.append(
+            f"{name}: runs scatter around the fit by {around} nats, replicate seeds by {seeds} (lack of fit, "
+            f"p = {noise.lack_of_fit:.2g}): a wrong form, or noise that differs between cells; intervals "
+            f"take that of the {'fit' if noise.widened else 'seeds'}"
+        )
+    return tuple(found)
+
+
+def _disagreements(estimators: tuple[EstimatorFit, ...], config: FitConfig) -> tuple[str, ...]:
+    """Name pairs of estimators whose exponents differ by more than their joint bootstrap scatters."""
+    found = []
+    for quantity in estimators[0].laws:
+        for one, other in combinations(estimators, 2):
+            first, second = one.laws[quantity], other.laws[quantity]
+            if first.exponent is None or second.exponent is None:
+                continue
+            gap = first.exponent - second.exponent
+            scatter = np.abs(first.draws[:, 1] - second.draws[:, 1] - gap)
+            bound = float(np.nanquantile(scatter, config.confidence))
+            if abs(gap) > bound:
+                found.append(
+                    f"{one.name} and {other.name} disagree on the exponent of {QUANTITY[quantity]}: "
+                    f"{first.exponent:.3f} and {second.exponent:.3f}, joint scatter {bound:.3f}"
+                )
+    return tuple(found)
+
+
+def _truncated(cells: Curves) -> tuple[str, ...]:
+    """Name budgets whose curve lacks recurrences at one end that other budgets have."""
+    if cells.variable != "mean_recurrence":
+        return ()  # sizes are chosen budget by budget
+    low, high = cells.values.min(), cells.values.max()
+    found = []
+    for k, flops in enumerate(cells.budgets_flops):
+        first, last = cells.swept(cells.variable, k)
+        if first > low or last < high:
+            found.append(
+                f"the curve at {number(flops)} FLOPs spans µ = {first:g} to {last:g} of {low:g} to {high:g}: "
+                "a curve cut on one side biases its parabola"
+            )
+    return tuple(found)
+
+
+def _shared_trunks(table: pd.DataFrame, config: FitConfig) -> tuple[str, ...]:
+    """Say that runs of one trunk share its noise, and how much of it the intervals take as shared."""
+    if "trunk_id" not in table or config.resampling == "block":
+        return ()
+    branched = table[table["trunk_id"].astype(str) != ""]
+    budgets = branched.groupby("trunk_id")["target_flops"].nunique()
+    trunks = budgets.index[budgets > 1]
+    if not len(trunks):
+        return ()
+    runs = int(branched["trunk_id"].isin(trunks).sum())
+    count = f"{len(trunks)} trunk{'s' * (len(trunks) > 1)}"
+    told = (
+        f"{runs} runs branch from {count} over several budgets and share the noise of those steps: intervals "
+    )
+    if config.resampling == "noise" and config.shared_noise == 1:
+        return (f"{told}take all noise of a trunk's runs as common, the widest reading (shared_noise=1)",)
+    if config.resampling == "noise" and config.shared_noise:
+        return (f"{told}take {percent(config.shared_noise)} of its variance as common (shared_noise)",)
+    return (f"{told}take the runs for independent and are too narrow where that noise is large",)

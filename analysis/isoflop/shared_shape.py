@@ -1,0 +1,68 @@
+"""The shared-shape estimator: isoFLOP curves E_C + P_C N(mu)^-a + R_C D^-b with one (a, b) for all
+budgets.
+
+Amplitudes are free at every budget, so no law across budgets is assumed, and the form is that of the loss
+itself, so there is no parabola bias. N and D are those of each run; the minimum is sought on the
+continuous isoFLOP curve.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from analysis.isoflop.curves import Quantity
+from analysis.isoflop.estimator import EstimatorFit, Inputs, Minima, laws, nothing, optima_along
+from analysis.isoflop.optimum import Path, optimum
+from analysis.laws.variable_projection import SharedShape, fit_shared_shape
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def fit_shared(inputs: Inputs) -> EstimatorFit:
+    """Fit all isoFLOP curves of a group with one shape."""
+    cells, usable = inputs.cells, inputs.usable
+    at = np.isin(cells.budget, usable)
+    freedom = int(at.sum()) - 3 * len(usable) - 2
+    if not usable:
+        return nothing("shared shape", inputs)
+    if freedom < 1:
+        return nothing("shared shape", inputs, f"{at.sum()} runs for {3 * len(usable) + 2} parameters")
+    index = np.searchsorted(usable, cells.budget[at])
+    u, v = np.log(cells.params[at]), np.log(cells.tokens[at])
+    point = fit_shared_shape(u, v, cells.loss_nats[at][None], index)
+    level = inputs.level(float(point.squared_error[0]), freedom, cells.rows[at])
+    base = np.zeros(len(index))
+    for k in range(len(usable)):
+        base[index == k] = point.losses(k, u[index == k], v[index == k])[0]
+    losses, weights = inputs.resamples(level, base, cells.rows[at], cells.loss_nats[at])
+    resampled = fit_shared_shape(u, v, losses, index, start=point.exponents[0], weights=weights)
+
+    def curves(fitted: SharedShape, quantity: Quantity, budget: int, values: Array) -> Array:
+        return fitted.losses(usable.index(budget), *inputs.along(quantity, budget, values))
+
+    path = inputs.path(usable)
+    optima = optima_along(inputs, usable, minima(path, point), minima(path, resampled), level)
+    a, b = (float(value) for value in point.exponents[0])
+    return EstimatorFit(
+        name="shared shape",
+        noise=level,
+        parameters={"a": a, "b": b},
+        optima=optima,
+        laws=laws(inputs, optima, level),
+        curve=lambda *place: curves(point, *place)[0],
+        band=inputs.band(level, partial(curves, resampled)),
+    )
+
+
+def minima(path: Path, fit: SharedShape) -> Minima:
+    """Return log recurrence of the optimum and the loss there, both [resamples, budgets]."""
+    means = (fit.log_params_mean, fit.log_tokens_mean)
+    s = optimum(path, fit.exponents, fit.amplitudes, means)
+    at = np.where(np.isfinite(s), s, path.middle)
+    u, v = path.log_params(at) - means[0], path.log_tokens(at) - means[1]
+    a, b = fit.exponents[:, 0, None], fit.exponents[:, 1, None]
+    level, p, r = np.moveaxis(fit.amplitudes, -1, 0)
+    return s, level + p * np.expm1(-a * u) / a + r * np.expm1(-b * v) / b

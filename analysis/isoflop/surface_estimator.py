@@ -1,0 +1,129 @@
+"""The parametric estimator: the fitted surface's optima under the FLOP function of the runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from scipy.special import ndtr
+
+from analysis.isoflop.curves import Quantity
+from analysis.isoflop.estimator import EstimatorFit, Inputs, Minima, laws, nothing, optima_along
+from analysis.isoflop.optimum import REACH, Path, optimum, response
+from analysis.isoflop.profile import Model, with_profiles
+from analysis.laws.identifiability import undetermined
+from analysis.laws.objective import evaluate
+from analysis.laws.registry import LAWS
+from analysis.laws.surface import HIGH, LOW, PARAMETERS, Surface, fit_surface, refit
+from analysis.stats.bootstrap import NoiseLevel
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+SPARE_RUNS = 3  # runs beyond its five parameters that the surface needs
+
+
+def fit_parametric(inputs: Inputs) -> EstimatorFit:
+    """Fit the surface to every run, odd recurrences included, and read its optima at the budgets."""
+    runs, needed = inputs.runs, len(PARAMETERS) + SPARE_RUNS
+    count = len(runs.rows)
+    if count < needed or min(len(np.unique(runs.params)), len(np.unique(runs.tokens))) < 3:
+        reason = f"{count} runs for {len(PARAMETERS)} parameters, at least {needed} are needed"
+        return nothing("surface", inputs, reason)
+    u, v, losses = np.log(runs.params), np.log(runs.tokens), runs.loss_nats
+    point = fit_surface(u, v, losses, inputs.config.huber_delta)
+    base = point.losses(u, v)[0]
+    squares = float(np.square(losses - base).sum())
+    level = inputs.level(squares, count - len(PARAMETERS), runs.rows)
+    drawn, weights = inputs.resamples(level, base, runs.rows, losses)
+    # Its logarithm is fitted: a loss is positive, whatever a run far from the fit makes of the noise.
+    resampled = refit(point, np.maximum(drawn, base / 10), weights)
+
+    def curves(surface: Surface, quantity: Quantity, budget: int, values: Array) -> Array:
+        return surface.losses(*inputs.along(quantity, budget, values))
+
+    def across(values: Array, flops: Array) -> tuple[Array, Array, Array]:
+        place = np.log(inputs.shape.params(values)), np.log(inputs.shape.tokens(values, flops))
+        return point.losses(*place)[0], *inputs.ends(level, resampled.losses(*place))
+
+    everywhere = list(range(inputs.budgets))
+    path = inputs.path(everywhere)
+    optima = optima_along(inputs, everywhere, minima(path, point), minima(path, resampled), level)
+    fitted = EstimatorFit(
+        name="surface",
+        noise=level,
+        intervals="by profile",
+        parameters={**point.coefficients(), "huber_objective": float(point.fit.objective[0])},
+        notes=_notes(point),
+        optima=optima,
+        laws=laws(inputs, optima, level),
+        curve=lambda *place: curves(point, *place)[0],
+        band=inputs.band(level, partial(curves, resampled)),
+        across=across,
+    )
+    # A profile takes the errors of all runs for independent.
+    if not inputs.config.profiles or inputs.draws.weights is not None or inputs.draws.independent < 1:
+        return replace(fitted, intervals="by bootstrap")
+    model = _profiled(point, path, losses, level)
+    return with_profiles(fitted, path.budgets_flops, model, inputs.config.confidence)
+
+
+def _profiled(surface: Surface, path: Path, losses: Array, level: NoiseLevel) -> Model:
+    """Return the surface as a profile sees it.
+
+    For a Huber cost rho the deviance 2 (rho - rho_min) is in units of E psi^2 / E psi', here at normal
+    errors of the noise level.
+    """
+    means = (surface.log_params_mean, surface.log_tokens_mean)
+
+    def optima(theta: Array) -> tuple[Array, Array]:
+        a, b, alpha, beta = (theta[:, i, None] for i in range(1, 5))
+        amplitudes = np.stack([np.ones_like(a), alpha * np.exp(a), beta * np.exp(b)], -1)
+        s = optimum(path, theta[:, 3:], amplitudes, means)
+        s = np.clip(s, path.middle - REACH, path.middle + REACH)
+        more, in_a, in_b = response(path, s, theta[:, 3:], means)
+        # p = alpha e^a and r = beta e^b, so both exponents also act through the amplitudes.
+        slopes = np.stack([0 * more, more, -more, in_a + more / alpha, in_b - more / beta], -1)
+        tokens = -slopes * path.at(s)[3][..., None]
+        return np.concatenate([s, path.log_tokens(s)], 1), np.concatenate([slopes, tokens], 1)
+
+    noise = level.sd_nats / surface.predict()
+    jacobian = surface.jacobian() / noise[:, None]
+    cut = np.minimum(surface.objective.delta / noise, 40.0)
+    within, density = 2 * ndtr(cut) - 1, np.exp(-(cut**2) / 2) / np.sqrt(2 * np.pi)
+    square = noise**2 * (within - 2 * cut * density + cut**2 * (1 - within))
+    return Model(
+        evaluate=lambda rows, theta: evaluate(
+            surface.objective, np.broadcast_to(losses, (len(theta), len(losses))), np.ones((1, 1)), theta
+        ),
+        bounds=(LOW, HIGH),
+        best=surface.fit.parameters[0],
+        value=float(surface.fit.objective[0]),
+        unit=float(square.sum() / within.sum()),
+        covariance=np.asarray(np.linalg.pinv(jacobian.T @ jacobian, hermitian=True), dtype=np.float64),
+        freedom=level.degrees_of_freedom,
+        optima=optima,
+    )
+
+
+def minima(path: Path, surface: Surface) -> Minima:
+    """Return log recurrence of the optimum and the loss there, both [resamples, budgets]."""
+    means = (surface.log_params_mean, surface.log_tokens_mean)
+    s = optimum(path, surface.exponents(), surface.amplitudes(), means)
+    at = np.where(np.isfinite(s), s, path.middle)
+    u, v = path.log_params(at) - means[0], path.log_tokens(at) - means[1]
+    e, a, b, alpha, beta = (surface.fit.parameters[:, i, None] for i in range(len(PARAMETERS)))
+    return s, np.exp(e) + np.exp(a - alpha * u) + np.exp(b - beta * v)
+
+
+def _notes(point: Surface) -> tuple[str, ...]:
+    """Return the certificate of the fit and what the runs do not determine.
+
+    The fit is centred, which moves amplitudes alone: floor and exponents trade off as in the law itself.
+    """
+    fit = point.fit
+    certificate = (
+        f"{point.starts_agreeing} of {point.starts} starts reach the optimum, "
+        f"gradient {fit.gradient[0]:.1e}, least curvature {fit.curvature[0]:.1e}"
+    )
+    return certificate, *undetermined(LAWS["surface"], point.objective.terms, fit)

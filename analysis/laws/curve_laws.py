@@ -1,0 +1,158 @@
+"""A law of depth alone, fitted to every depth curve of a study apart, with its rivals beside it.
+
+Curves of different runs share no parameter, so that they are never pooled: one run gives one fit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis import serialize as plain
+from analysis.format import number, span
+from analysis.laws.depth_curve import fit_saturating
+from analysis.laws.fit import LawFit, fit_law
+from analysis.laws.law import Array
+from analysis.laws.registry import LAWS
+from analysis.tables.schema import TableError
+
+RIVALS = tuple(name for name, law in LAWS.items() if law.columns == ("depth",))
+EXPONENTIAL = "saturating"
+MIN_DEPTHS = 1 + max(len(LAWS[name].parameters) for name in RIVALS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurveLaw:
+    """One law of one run's depth curve; `refusal` says why a curve does not determine the exponential."""
+
+    run_id: str
+    mean_recurrence: float
+    parameters: dict[str, float]
+    rms_nats: float
+    refusal: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rival:
+    """How well one law describes depth curves, medians over them, and how well it foresees their deep half.
+
+    `ahead_nats` is the mean absolute error at the deeper half of a curve's depths of the law fitted to the
+    shallower half; None where that is too short.
+    """
+
+    law: str
+    rms_nats: float
+    ahead_nats: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurveLaws:
+    """One law at every depth curve, and all laws of depth compared on the same curves."""
+
+    law: str
+    formula: str
+    source: str
+    curves: tuple[CurveLaw, ...]
+    rivals: tuple[Rival, ...]
+
+    def summary(self) -> str:
+        """Return one line per mean recurrence (medians and range over its runs) and one per rival."""
+        lines = [
+            f"{self.law}: L = {self.formula} ({self.source}), {len(self.curves)} depth curves fitted apart"
+        ]
+        for depth in sorted({curve.mean_recurrence for curve in self.curves}):
+            mine = [curve for curve in self.curves if curve.mean_recurrence == depth]
+            told = [curve for curve in mine if curve.refusal is None]
+            count = f"{len(mine)} curves" if told == mine else f"{len(told)} of {len(mine)} curves"
+            shown = (
+                f"{name} = {_middle([curve.parameters[name] for curve in told])}"
+                for name in mine[0].parameters
+            )
+            lines.append(f"  µ = {depth:g}, {count}: {', '.join(shown) if told else mine[0].refusal}")
+        lines.append(
+            "  median and range over the runs of a recurrence whose curves determine the law; "
+            "the laws of depth on all curves:"
+        )
+        for rival in self.rivals:
+            ahead = (
+                "" if rival.ahead_nats is None else f", deeper half foreseen to {rival.ahead_nats:.2g} nats"
+            )
+            lines.append(f"  {rival.law:>13}: rms {rival.rms_nats:.2g} nats{ahead}")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fits as JSON values."""
+        return dict(plain.plain(self))
+
+    def to_json(self) -> str:
+        """Return the fits as JSON text."""
+        return plain.to_json(self)
+
+
+def fit_curves(name: str, points: pd.DataFrame, delta: float) -> CurveLaws:
+    """Fit a law of depth to the depth curve of every run in `points` (run_id, mean_recurrence, depth, loss).
+
+    Raises TableError where no curve has more depths than a law has parameters.
+    """
+    curves = [rows.sort_values("depth") for _, rows in points.groupby("run_id") if _enough(rows)]
+    if not curves:
+        raise TableError(
+            f"law={name}: no depth curve has {MIN_DEPTHS} depths: evaluate with a larger max_depth"
+        )
+    fits = {rival: [_fit(rival, rows, delta) for rows in curves] for rival in RIVALS}
+    return CurveLaws(
+        law=name,
+        formula=LAWS[name].formula,
+        source=LAWS[name].source,
+        curves=tuple(
+            CurveLaw(
+                run_id=str(rows["run_id"].iloc[0]),
+                mean_recurrence=float(rows["mean_recurrence"].iloc[0]),
+                parameters=fit.parameters,
+                rms_nats=fit.rms_nats,
+                refusal=_refusal(rows) if name == EXPONENTIAL else None,
+            )
+            for rows, fit in zip(curves, fits[name], strict=True)
+        ),
+        rivals=tuple(
+            Rival(
+                law=rival,
+                rms_nats=float(np.median([fit.rms_nats for fit in fits[rival]])),
+                ahead_nats=_ahead_nats(rival, curves, delta),
+            )
+            for rival in RIVALS
+        ),
+    )
+
+
+def _enough(rows: pd.DataFrame) -> bool:
+    return rows["depth"].nunique() >= MIN_DEPTHS
+
+
+def _fit(name: str, rows: pd.DataFrame, delta: float) -> LawFit:
+    return fit_law(name, rows, rows["loss"].to_numpy(float), delta=delta)
+
+
+def _refusal(rows: pd.DataFrame) -> str | None:
+    return fit_saturating(rows["depth"].to_numpy(float), rows["loss"].to_numpy(float)).refusal
+
+
+def _ahead_nats(name: str, curves: list[pd.DataFrame], delta: float) -> float | None:
+    """Return the median error at the deeper halves of the curves, None where all are too short."""
+    errors = []
+    for rows in curves:
+        near = rows["depth"] <= rows["depth"].median()
+        if _enough(rows[near]):
+            deeper = rows[~near]
+            predicted = _fit(name, rows[near], delta).predict(deeper)
+            errors.append(float(np.abs(predicted - deeper["loss"].to_numpy(float)).mean()))
+    return float(np.median(errors)) if errors else None
+
+
+def _middle(values: list[float]) -> str:
+    known: Array = np.array(values)
+    ends = "" if len(values) == 1 else f" {span(float(known.min()), float(known.max()))}"
+    return f"{number(float(np.median(known)))}{ends}"

@@ -1,0 +1,246 @@
+"""Fit any law of the registry: starts by projection, one batched descent, a certificate and resampled
+intervals.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis import serialize as plain
+from analysis.format import number, span
+from analysis.laws.identifiability import slopes_at, undetermined
+from analysis.laws.intervals import Intervals, band, intervals, told
+from analysis.laws.law import Array, Data, Law
+from analysis.laws.objective import (
+    RESAMPLE_ITERATIONS,
+    RESAMPLE_TOLERANCE,
+    Objective,
+    Terms,
+    log_terms,
+    minimise,
+    predict,
+)
+from analysis.laws.registry import LAWS
+from analysis.stats.bootstrap import resampling_weights
+from analysis.tables.schema import TableError
+
+STARTS = 12
+EXACT = 1e-14  # an objective below this is rounding
+FLAT = 1e-6  # of the scaled gradient and curvature; an optimum reaches 1e-10 or less
+HIDDEN: dict[str, Any] = {"json": False}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certificate:
+    """Why the optimum is one: scaled gradient, least scaled curvature, starts that reached it, bounds
+    touched.
+    """
+
+    gradient: float
+    curvature: float
+    starts: int
+    starts_agreeing: int
+    at_bound: tuple[str, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Say whether this is an optimum, not a point of a valley along which the descent was still going.
+
+        Two starts that end at one objective will do where the gradient is rounding: without noise it is all
+        that is left.
+        """
+        return (self.gradient < FLAT or self.starts_agreeing > 1) and self.curvature > -FLAT
+
+    def __str__(self) -> str:
+        return (
+            f"{self.starts_agreeing} of {self.starts} starts agree, gradient {self.gradient:.1e}, "
+            f"least curvature {self.curvature:.1e}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LawFit:
+    """A fitted law with its parameters, their intervals and what the data do not determine."""
+
+    law: str
+    formula: str
+    source: str
+    points: int
+    delta: float
+    objective: float
+    parameters: dict[str, float]
+    units: dict[str, str]
+    intervals: Intervals
+    resampling: str
+    certificate: Certificate
+    undetermined: tuple[str, ...]
+    rms_nats: float
+    blocks: int = field(default=0, repr=False, metadata=HIDDEN)  # that were resampled, 0 for none
+    draws: Array = field(repr=False, compare=False, metadata=HIDDEN)  # fitted form [resamples, parameters]
+    fitted: Array = field(repr=False, compare=False, metadata=HIDDEN)
+    model: Law = field(repr=False, compare=False, metadata=HIDDEN)
+
+    def predict(self, data: Data | pd.DataFrame) -> Array:
+        """Return the law's loss in nats at new points."""
+        return predict(self.model.terms(columns(self.model, data)), self.fitted[None])[0]
+
+    def band(self, data: Data | pd.DataFrame, confidence: float = 0.95) -> tuple[Array, Array]:
+        """Return the pointwise interval of the law's loss at new points.
+
+        Student's where few blocks were resampled. Raises ValueError for a law fitted with bootstrap=0.
+        """
+        terms = self.model.terms(columns(self.model, data))
+        drawn = predict(terms, self.draws) if len(self.draws) else self.draws
+        return band(predict(terms, self.fitted[None])[0], drawn, self.blocks, confidence)
+
+    def summary(self) -> str:
+        """Return the fit as plain text."""
+        mark = self.certificate
+        lines = [
+            f"{self.law}: L = {self.formula} ({self.source}), {self.points} points, "
+            f"rms {self.rms_nats:.4f} nats",
+            f"  objective {self.objective:.6g} (Huber delta {self.delta:g}); {mark}",
+        ]
+        if not mark.holds:
+            lines.append("  no optimum was reached: the points do not determine these parameters")
+        for parameter in self.model.parameters:
+            ends = f" {span(*self.intervals[parameter.name], 4)}" if parameter.name in self.intervals else ""
+            value = number(self.parameters[parameter.name], 6)
+            lines.append(f"  {parameter.name:>6} = {value}{ends} {parameter.unit}: {parameter.meaning}")
+        lines.append(f"  intervals: {self.resampling}")
+        return "\n".join([*lines, *(f"  {text}" for text in self.undetermined)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fit as JSON values."""
+        return dict(plain.plain(self))
+
+    def to_json(self) -> str:
+        """Return the fit as JSON text."""
+        return plain.to_json(self)
+
+
+def fit_law(
+    law: str | Law,
+    data: Data | pd.DataFrame,
+    losses: Array,
+    *,
+    delta: float = 1e-3,
+    log_loss: bool = True,
+    bootstrap: int = 0,
+    resampling: str = "pairs",
+    labels: np.ndarray[Any, Any] | None = None,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> LawFit:
+    """Fit `law` to losses [points] in nats by the sum of Huber costs of the log loss.
+
+    Rows in any order give the same result: they are sorted first. `bootstrap` resamples give intervals;
+    `resampling` is "pairs", "stratified" or "block", the latter two by `labels` [points] (see `resample`).
+    Raises TableError for a missing column, a value that is not positive and finite, or too few points.
+    """
+    law = LAWS[law] if isinstance(law, str) else law
+    values, losses = columns(law, data), np.asarray(losses, float)
+    _check(law, values, losses)
+    order = np.lexsort([*values.values(), losses])
+    values, losses = {name: column[order] for name, column in values.items()}, losses[order]
+    terms = law.terms(values)
+    objective = Objective(terms=terms, delta=delta, log_loss=log_loss)
+    starts = projected_starts(law, terms, losses)
+    tried = minimise(objective, np.repeat(losses[None], len(starts), 0), starts, law.bounds)
+    best = int(np.argmin(tried.objective))
+    agreeing = tried.objective <= tried.objective[best] * (1 + 1e-8) + EXACT
+    fitted = tried.parameters[best]
+    point = tried.row(best)
+    resampled, blocks = None, 0
+    if bootstrap:
+        groups = None if labels is None else np.asarray(labels)[order]
+        blocks = len(np.unique(groups)) if resampling == "block" and groups is not None else 0
+        weights = resampling_weights(resampling, len(losses), groups, bootstrap, seed)
+        repeated = np.repeat(losses[None], bootstrap, 0)
+        resampled = minimise(
+            objective,
+            repeated,
+            fitted[None],
+            law.bounds,
+            weights=weights,
+            iterations=RESAMPLE_ITERATIONS,
+            tolerance=RESAMPLE_TOLERANCE,
+        )
+    slopes = slopes_at(terms, fitted)
+    names = [parameter.name for parameter in law.parameters]
+    bound = tuple(name for name, at in zip(names, point.at_bound[0], strict=True) if at)
+    return LawFit(
+        law=law.name,
+        formula=law.formula,
+        source=law.source,
+        points=len(losses),
+        delta=delta,
+        objective=float(tried.objective[best]),
+        parameters={name: float(value[0]) for name, value in law.public(fitted).items()},
+        units={parameter.name: parameter.unit for parameter in law.parameters},
+        intervals=intervals(law, slopes, point, resampled, blocks, confidence) if resampled else {},
+        resampling=told(bootstrap, resampling, seed, blocks),
+        certificate=Certificate(
+            gradient=float(tried.gradient[best]),
+            curvature=float(tried.curvature[best]),
+            starts=len(starts),
+            starts_agreeing=int(agreeing.sum()),
+            at_bound=bound,
+        ),
+        undetermined=undetermined(law, terms, point),
+        rms_nats=float(np.sqrt(np.mean((predict(terms, fitted[None])[0] - losses) ** 2))),
+        blocks=blocks,
+        draws=resampled.parameters if resampled else np.empty((0, len(names))),
+        fitted=fitted,
+        model=law,
+    )
+
+
+def columns(law: Law, data: Data | pd.DataFrame) -> dict[str, Array]:
+    """Return the law's columns as float arrays; integer columns must not overflow in products."""
+    missing = [name for name in law.columns if name not in data]
+    if missing:
+        raise TableError(
+            f"the {law.name} law needs the columns {', '.join(law.columns)}; missing: {', '.join(missing)}"
+        )
+    return {name: np.asarray(data[name], dtype=float) for name in law.columns}
+
+
+def _check(law: Law, values: dict[str, Array], losses: Array) -> None:
+    for name, column in {**values, "loss": losses}.items():
+        wrong = ~(np.isfinite(column) & (column > 0)) if name != "params_looped" else ~np.isfinite(column)
+        if wrong.any():
+            raise TableError(f"column {name} holds {column[wrong][0]:g}: values must be positive and finite")
+    if len(losses) <= len(law.parameters):
+        raise TableError(
+            f"{len(losses)} points cannot carry the {len(law.parameters)} parameters of the {law.name} law"
+        )
+
+
+def projected_starts(law: Law, terms: Terms, losses: Array) -> Array:
+    """Return starts [starts, parameters]: the best of a grid, its amplitudes by least squares.
+
+    With every exponent on the grid the amplitudes are linear. A negative one has no logarithm, so it is
+    set to a small share of the loss and left to the descent.
+    """
+    places = [i for i, parameter in enumerate(law.parameters) if parameter.kind == "amplitude"]
+    others = [i for i in range(len(law.parameters)) if i not in places]
+    grid = np.array(list(product(*(law.parameters[i].grid for i in others))))
+    theta = np.zeros((len(grid), len(law.parameters)))
+    theta[:, others] = grid
+    found, errors = theta.copy(), np.full(len(grid), np.inf)
+    for row in range(len(grid)):
+        logs, slopes = log_terms(terms, theta[row : row + 1])
+        slopes = slopes[0] if slopes.ndim == 4 else slopes
+        design = np.stack([(np.exp(logs[0]) * slopes[..., i]).sum(0) for i in places], -1)
+        scale = np.maximum(np.abs(design).max(0), 1e-300)
+        solved = np.linalg.lstsq(design / scale, losses, rcond=None)[0]
+        solved = np.maximum(solved, 1e-3 * losses.mean())
+        errors[row] = np.square(np.log(design / scale @ solved) - np.log(losses)).sum()
+        found[row, places] = np.log(solved) - np.log(scale)
+    return found[np.argsort(errors, kind="stable")[:STARTS]]

@@ -1,0 +1,99 @@
+"""What a scaling law is to this room: columns in, a sum of terms out, parameters with units.
+
+A law is a table of parameters and one function that returns its log terms. Parameters of kind "amplitude"
+multiply a term; they are projected out when starts are sought. To add a law, write such a function and
+register it in `laws`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from analysis.laws.objective import Terms
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+Data = Mapping[str, Array]
+Kind = Literal["amplitude", "exponent", "shape"]
+
+AMPLITUDE_BOUNDS = (-40.0, 90.0)  # of the log
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameter:
+    """One parameter: an amplitude is fitted as its log, an exponent or a shape as itself."""
+
+    name: str
+    kind: Kind
+    unit: str
+    meaning: str
+    bounds: tuple[float, float] = (0.0, 1.0)
+    grid: tuple[float, ...] = ()  # values that starts are sought over
+
+
+@dataclass(frozen=True, kw_only=True)
+class Law:
+    """A scaling law: formula, columns that it needs, parameters and log terms."""
+
+    name: str
+    formula: str
+    source: str
+    columns: tuple[str, ...]
+    parameters: tuple[Parameter, ...]
+    terms: Callable[[Data], Terms]
+
+    @property
+    def bounds(self) -> tuple[Array, Array]:
+        """Return the bounds of the fitted form of the parameters."""
+        low, high = zip(*(parameter.bounds for parameter in self.parameters), strict=True)
+        return np.array(low, float), np.array(high, float)
+
+    def public(self, fitted: Array) -> dict[str, Array]:
+        """Return parameters by name [rows] from their fitted form [rows, parameters]."""
+        columns = np.moveaxis(np.atleast_2d(fitted), -1, 0)
+        return {
+            parameter.name: np.exp(column) if parameter.kind == "amplitude" else column
+            for parameter, column in zip(self.parameters, columns, strict=True)
+        }
+
+    def fitted(self, public: Mapping[str, float]) -> Array:
+        """Return the fitted form [parameters] of parameters given by name."""
+        return np.array(
+            [
+                np.log(public[parameter.name]) if parameter.kind == "amplitude" else public[parameter.name]
+                for parameter in self.parameters
+            ]
+        )
+
+
+def amplitude(name: str, unit: str, meaning: str) -> Parameter:
+    """Return an amplitude."""
+    return Parameter(name=name, kind="amplitude", unit=unit, meaning=meaning, bounds=AMPLITUDE_BOUNDS)
+
+
+def exponent(
+    name: str,
+    meaning: str,
+    grid: tuple[float, float, int] = (0.08, 1.6, 8),
+    bounds: tuple[float, float] = (1e-3, 8.0),
+) -> Parameter:
+    """Return an exponent; `grid` is (first, last, count) of a geometric grid of starts."""
+    values = tuple(float(value) for value in np.geomspace(*grid))
+    return Parameter(name=name, kind="exponent", unit="1", meaning=meaning, bounds=bounds, grid=values)
+
+
+def shape(name: str, meaning: str, grid: tuple[float, ...], bounds: tuple[float, float]) -> Parameter:
+    """Return a parameter in which log terms are not linear."""
+    return Parameter(name=name, kind="shape", unit="1", meaning=meaning, bounds=bounds, grid=grid)
+
+
+def features(points: int, parameters: int, entries: list[dict[int, Array | float]]) -> Array:
+    """Return [terms, points, parameters] from one {parameter place: column or constant} per term."""
+    made = np.zeros((len(entries), points, parameters))
+    for term, columns in enumerate(entries):
+        for place, column in columns.items():
+            made[term, :, place] = column
+    return made

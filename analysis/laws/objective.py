@@ -1,0 +1,138 @@
+"""Fit laws that are sums of exponential terms, all resamples in one array.
+
+L = sum over terms of exp(theta . phi_term(x)) covers the Chinchilla surface, the saturating exponential,
+the unified law and their rivals: the log of every term is linear in the parameters. Both derivatives are
+then exact, so a damped Newton iteration converges to the optimum to rounding, and the gradient and
+curvature there certify it. A law whose log terms bend in a parameter gives their values and slopes
+instead; its Hessian leaves their own curvature out, its gradient and so its optimum are still exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from analysis.laws.newton import Evaluation, Fit, descend
+
+RESAMPLE_ITERATIONS = 120  # an identified surface takes 60; one that is not wanders in its valley for ever
+RESAMPLE_TOLERANCE = 1e-11  # far below what a resample scatters by; the data's own optimum goes to rounding
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+Rows = np.ndarray[Any, np.dtype[np.int64]]
+
+# Features [terms, points, parameters], or parameters [rows, parameters] -> log terms [rows, terms, points]
+# and their slopes [rows, terms, points, parameters].
+Terms = Array | Callable[[Array], tuple[Array, Array]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """Sum over points of weight x Huber(residual); delta = inf is half the squared error."""
+
+    terms: Terms
+    delta: float = 1e-3
+    log_loss: bool = True  # residual of the log loss; otherwise of the loss itself
+
+    @cached_property
+    def products(self) -> list[tuple[Rows, Rows, Array]]:
+        """Return places i <= j and slope_i x slope_j [points, places] of every term with constant slopes.
+
+        A term has few of the law's parameters, and only their places are listed.
+        """
+        assert not callable(self.terms)
+        found = []
+        for slopes in self.terms:
+            own = np.flatnonzero(slopes.any(0))
+            i, j = (own[side] for side in np.triu_indices(len(own)))
+            found.append((i, j, slopes[:, i] * slopes[:, j]))
+        return found
+
+
+def log_terms(terms: Terms, parameters: Array) -> tuple[Array, Array]:
+    """Return log terms [rows, terms, points] and slopes, [terms, points, parameters] where they are
+    constant.
+    """
+    if callable(terms):
+        return terms(parameters)
+    shape, count = terms.shape[:2], terms.shape[2]
+    return (parameters @ terms.reshape(-1, count).T).reshape(len(parameters), *shape), terms
+
+
+def predict(terms: Terms, parameters: Array) -> Array:
+    """Return the law's loss [rows, points]."""
+    return np.asarray(np.exp(log_terms(terms, parameters)[0]).sum(1))
+
+
+def minimise(
+    objective: Objective,
+    losses: Array,
+    start: Array,
+    bounds: tuple[Array, Array],
+    *,
+    weights: Array | None = None,
+    iterations: int = 300,
+    tolerance: float = 1e-16,
+) -> Fit:
+    """Minimise for every row of `losses` [rows, points] from `start` [rows or 1, parameters].
+
+    `weights` [rows, points] are the counts of a pairs or block bootstrap.
+    """
+    counts = np.broadcast_to(np.ones(losses.shape[1]) if weights is None else weights, losses.shape)
+
+    def at(rows: Any, theta: Array) -> Evaluation:
+        return evaluate(objective, losses[rows], counts[rows], theta)
+
+    first = np.broadcast_to(start, (len(losses), start.shape[-1]))
+    return descend(at, first, bounds, iterations=iterations, tolerance=tolerance)
+
+
+def evaluate(objective: Objective, losses: Array, weights: Array, theta: Array) -> Evaluation:
+    """Return value [rows], gradient [rows, parameters] and Hessian [rows, parameters, parameters]."""
+    logs, slopes = log_terms(objective.terms, theta)
+    top = logs.max(1, keepdims=True)
+    share = np.exp(logs - top)
+    total = share.sum(1, keepdims=True)
+    share /= total
+    log_prediction = (top + np.log(total))[:, 0]
+    if slopes.ndim == 3:
+        mean = np.matmul(share.transpose(2, 0, 1), slopes.transpose(1, 0, 2)).transpose(1, 0, 2)
+    else:
+        mean = np.einsum("btn,btnp->bnp", share, slopes)
+    if objective.log_loss:
+        residual = log_prediction - np.log(losses)
+        first, outer = np.ones_like(residual), np.zeros_like(residual)
+    else:
+        prediction = np.exp(log_prediction)
+        residual, first, outer = prediction - losses, prediction, prediction
+    size = np.abs(residual)
+    inside = size <= objective.delta
+    psi = np.clip(residual, -objective.delta, objective.delta) * weights
+    capped = np.minimum(size, objective.delta)
+    cost = capped * (size - capped / 2)
+    # d2 pred = first * (sum_j s_j phi phi' - g g') + outer * g g', with g the gradient of the log prediction
+    value = (weights * cost).sum(1)
+    gradient = np.matmul((psi * first)[:, None, :], mean)[:, 0]
+    spread = _spread(objective, (psi * first)[:, None, :] * share, slopes)
+    factor = np.where(inside, weights, 0.0) * first**2 - psi * first + psi * outer
+    hessian = spread + np.matmul(mean.transpose(0, 2, 1), mean * factor[..., None])
+    return value, gradient, hessian
+
+
+def _spread(objective: Objective, weight: Array, slopes: Array) -> Array:
+    """Return the sum of weight x slope slope' over terms and points [rows, parameters, parameters].
+
+    `slopes` are the same for all rows [terms, points, parameters], as those of constant terms, or each row's
+    own [rows, terms, points, parameters].
+    """
+    count = slopes.shape[-1]
+    if slopes.ndim == 4:
+        each = slopes.reshape(len(slopes), -1, count)
+        return np.asarray(np.matmul((each * weight.reshape(len(weight), -1, 1)).transpose(0, 2, 1), each))
+    upper = np.zeros((len(weight), count, count))
+    for term, (i, j, products) in enumerate(objective.products):
+        upper[:, i, j] += weight[:, term] @ products
+    return upper + np.triu(upper, 1).transpose(0, 2, 1)

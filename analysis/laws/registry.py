@@ -1,0 +1,220 @@
+"""The laws that this room knows: what each says, in which units, and where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from analysis.laws.law import Array, Data, Law, amplitude, exponent, features, shape
+
+LOSS_FLOOR = amplitude("E", "nats", "loss that neither size nor data removes")
+SIZE = (amplitude("A", "nats x parameters^alpha", "size term"), exponent("alpha", "exponent of size"))
+DATA = (amplitude("B", "nats x tokens^beta", "data term"), exponent("beta", "exponent of data"))
+FLOOR = amplitude("L_inf", "nats", "loss at unbounded depth")
+DEPTH = amplitude("Z", "nats", "excess loss, extrapolated to no depth")
+RATE = exponent("z", "decay with depth", grid=(0.05, 6.0, 24), bounds=(1e-4, 60.0))
+
+
+def _power_law(data: Data) -> Array:
+    return features(len(data["x"]), 2, [{0: 1.0, 1: np.log(data["x"])}])
+
+
+def _surface(data: Data) -> Array:
+    u, v = np.log(data["params"]), np.log(data["tokens"])
+    return features(len(u), 5, [{0: 1.0}, {1: 1.0, 3: -u}, {2: 1.0, 4: -v}])
+
+
+def _overtraining(data: Data) -> Array:
+    c, m = np.log(data["flops"]), np.log(data["tokens_per_param"])
+    return features(len(c), 4, [{0: 1.0}, {1: 1.0, 3: m - c}, {2: 1.0, 3: -m - c}])
+
+
+def _saturating(data: Data) -> Array:
+    return features(len(data["depth"]), 3, [{0: 1.0}, {1: 1.0, 2: -data["depth"]}])
+
+
+def _shifted_power(data: Data) -> Array:
+    return features(len(data["depth"]), 3, [{0: 1.0}, {1: 1.0, 2: -np.log1p(data["depth"])}])
+
+
+def _power(data: Data) -> Array:
+    return features(len(data["depth"]), 3, [{0: 1.0}, {1: 1.0, 2: -np.log(data["depth"])}])
+
+
+def _pure_power(data: Data) -> Array:
+    return features(len(data["depth"]), 2, [{0: 1.0, 1: -np.log(data["depth"])}])
+
+
+def _unified(data: Data) -> Array:
+    u, v = np.log(data["params"]), np.log(data["tokens"])
+    scaled = data["depth"] / data["mean_recurrence"]
+    return features(len(u), 7, [{0: 1.0}, {1: 1.0, 4: -u}, {2: 1.0, 5: -v}, {3: 1.0, 6: -scaled}])
+
+
+def _unscaled(data: Data) -> Array:
+    return _unified({**data, "mean_recurrence": np.ones_like(data["depth"])})
+
+
+def _iso_depth(data: Data) -> Callable[[Array], tuple[Array, Array]]:
+    """Log terms of E + A (N_once + r^phi N_looped)^-alpha + B D^-beta."""
+    once, looped = data["params_once"], data["params_looped"]
+    r, v = np.log(data["recurrence"]), np.log(data["tokens"])
+
+    def evaluate(theta: Array) -> tuple[Array, Array]:
+        e, a, b, alpha, beta, phi = (theta[:, i, None] for i in range(6))
+        worth = looped * np.exp(phi * r)
+        u = np.log(once + worth)
+        logs = np.stack([e + 0 * u, a - alpha * u, b - beta * v + 0 * u], 1)
+        slopes = np.zeros((*logs.shape, 6))
+        slopes[:, 0, :, 0] = slopes[:, 1, :, 1] = slopes[:, 2, :, 2] = 1.0
+        slopes[:, 1, :, 3], slopes[:, 2, :, 4] = -u, -v
+        slopes[:, 1, :, 5] = -alpha * r * worth / (once + worth)
+        return logs, slopes
+
+    return evaluate
+
+
+def _unified_gamma(data: Data) -> Callable[[Array], tuple[Array, Array]]:
+    """Log terms of the unified law with T / mu^gamma."""
+    linear, log_mu, depth = _unified(data), np.log(data["mean_recurrence"]), data["depth"]
+
+    def evaluate(theta: Array) -> tuple[Array, Array]:
+        scaled = depth * np.exp(-theta[:, 7, None] * log_mu)
+        logs = np.einsum("tnp,bp->btn", linear[:3], theta[:, :7])
+        decay = theta[:, 3, None] - theta[:, 6, None] * scaled
+        slopes = np.zeros((len(theta), 4, len(depth), 8))
+        slopes[:, :3, :, :7] = linear[:3]
+        slopes[:, 3, :, 3], slopes[:, 3, :, 6] = 1.0, -scaled
+        slopes[:, 3, :, 7] = theta[:, 6, None] * scaled * log_mu
+        return np.concatenate([logs, decay[:, None]], 1), slopes
+
+    return evaluate
+
+
+UNIFIED = (
+    LOSS_FLOOR,
+    amplitude("X", "nats x parameters^x", "size term"),
+    amplitude("Y", "nats x tokens^y", "data term"),
+    DEPTH,
+    exponent("x", "exponent of size"),
+    exponent("y", "exponent of data"),
+)
+SCALED_RATE = exponent("z", "decay with depth over mean recurrence", grid=(0.5, 20.0, 8), bounds=(1e-3, 90.0))
+
+
+def _law(name: str, formula: str, source: str, columns: str, parameters: tuple[Any, ...], terms: Any) -> Law:
+    return Law(
+        name=name,
+        formula=formula,
+        source=source,
+        columns=tuple(columns.split()),
+        parameters=parameters,
+        terms=terms,
+    )
+
+
+LAWS = {
+    law.name: law
+    for law in (
+        _law(
+            "power_law",
+            "k x^g",
+            "Kaplan et al. 2020",
+            "x",
+            (
+                amplitude("k", "that of the quantity", "value at x = 1"),
+                exponent("g", "exponent", bounds=(-8.0, 8.0)),
+            ),
+            _power_law,
+        ),
+        _law(
+            "surface",
+            "E + A N^-alpha + B D^-beta",
+            "Hoffmann et al. 2022; with N(mu) the training law of arXiv 2604.12946",
+            "params tokens",
+            (LOSS_FLOOR, SIZE[0], DATA[0], SIZE[1], DATA[1]),
+            _surface,
+        ),
+        _law(
+            "overtraining",
+            "E + (a M^eta + b M^-eta) C^-eta",
+            "Gadre et al. 2024",
+            "flops tokens_per_param",
+            (
+                LOSS_FLOOR,
+                amplitude("a", "nats x FLOPs^eta", "term that grows with tokens per parameter"),
+                amplitude("b", "nats x FLOPs^eta", "term that falls with tokens per parameter"),
+                exponent("eta", "exponent of compute"),
+            ),
+            _overtraining,
+        ),
+        _law(
+            "iso_depth",
+            "E + A (N_once + r^phi N_looped)^-alpha + B D^-beta",
+            "arXiv 2604.21106",
+            "params_once params_looped recurrence tokens",
+            (
+                LOSS_FLOOR,
+                SIZE[0],
+                DATA[0],
+                SIZE[1],
+                DATA[1],
+                shape(
+                    "phi",
+                    "worth of a loop: 1 that of a fresh layer, 0 nothing",
+                    (0.0, 0.3, 0.6, 1.0),
+                    (-3.0, 3.0),
+                ),
+            ),
+            _iso_depth,
+        ),
+        _law(
+            "saturating",
+            "L_inf + Z exp(-z T)",
+            "arXiv 2604.12946",
+            "depth",
+            (FLOOR, DEPTH, RATE),
+            _saturating,
+        ),
+        _law(
+            "shifted_power",
+            "L_inf + Z (1 + T)^-z",
+            "arXiv 2604.12946",
+            "depth",
+            (FLOOR, DEPTH, RATE),
+            _shifted_power,
+        ),
+        _law("power", "L_inf + Z T^-z", "arXiv 2604.12946", "depth", (FLOOR, DEPTH, RATE), _power),
+        _law("pure_power", "Z T^-z", "arXiv 2604.12946", "depth", (DEPTH, RATE), _pure_power),
+        _law(
+            "unified",
+            "E + X N^-x + Y D^-y + Z exp(-z T / mu)",
+            "arXiv 2604.12946",
+            "params tokens depth mean_recurrence",
+            (*UNIFIED, SCALED_RATE),
+            _unified,
+        ),
+        _law(
+            "unified_unscaled",
+            "E + X N^-x + Y D^-y + Z exp(-z T)",
+            "arXiv 2604.12946",
+            "params tokens depth",
+            (*UNIFIED, RATE),
+            _unscaled,
+        ),
+        _law(
+            "unified_gamma",
+            "E + X N^-x + Y D^-y + Z exp(-z T / mu^gamma)",
+            "arXiv 2604.12946",
+            "params tokens depth mean_recurrence",
+            (
+                *UNIFIED,
+                SCALED_RATE,
+                shape("gamma", "power of the mean recurrence", (0.5, 1.0, 1.5), (-1.0, 4.0)),
+            ),
+            _unified_gamma,
+        ),
+    )
+}

@@ -1,0 +1,144 @@
+"""The parametric surface L = E + A N^-alpha + B D^-beta (Hoffmann et al. 2022, approach 3; PAPER (d)).
+
+Fitted to the log loss with a Huber cost (delta 1e-3 by default): variable projection over a grid of
+exponents gives the starts, a damped Newton iteration takes all of them to an optimum, and their agreement
+is reported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from analysis.laws.newton import Fit
+from analysis.laws.objective import (
+    RESAMPLE_ITERATIONS,
+    RESAMPLE_TOLERANCE,
+    Objective,
+    log_terms,
+    minimise,
+    predict,
+)
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+PARAMETERS = ("E", "A", "B", "alpha", "beta")
+STARTS = 8
+# Bounds of (log E, log A, log B, alpha, beta) with N and D centred on their geometric means.
+LOW = np.array([-4.0, -16.0, -16.0, 0.01, 0.01])
+HIGH = np.array([4.0, 8.0, 8.0, 4.0, 4.0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surface:
+    """The fitted surface; `fit.parameters` are (log E, log A', log B', alpha, beta) of centred N and D."""
+
+    fit: Fit = field(repr=False)
+    objective: Objective = field(repr=False)
+    log_params_mean: float
+    log_tokens_mean: float
+    starts: int
+    starts_agreeing: int
+
+    def coefficients(self, resample: int = 0) -> dict[str, float]:
+        """Return E, A, B, alpha and beta of the uncentred law."""
+        e, a, b, alpha, beta = (float(v) for v in self.fit.parameters[resample])
+        scale_n, scale_d = alpha * self.log_params_mean, beta * self.log_tokens_mean
+        values = (np.exp(e), np.exp(a + scale_n), np.exp(b + scale_d), alpha, beta)
+        return {name: float(value) for name, value in zip(PARAMETERS, values, strict=True)}
+
+    def exponents(self) -> Array:
+        """Return (alpha, beta) [resamples, 2]."""
+        return self.fit.parameters[:, 3:]
+
+    def amplitudes(self) -> Array:
+        """Return (E, p, r) of the saturating form used by `frontier` [resamples, 1, 3]."""
+        e, a, b, alpha, beta = self.fit.parameters.T
+        return np.stack([np.exp(e), alpha * np.exp(a), beta * np.exp(b)], -1)[:, None, :]
+
+    def predict(self) -> Array:
+        """Return the loss of the fitted points."""
+        return predict(self.objective.terms, self.fit.parameters[:1])[0]
+
+    def jacobian(self) -> Array:
+        """Return the derivative of the log loss of the fitted points in the parameters [points, 5]."""
+        logs, slopes = log_terms(self.objective.terms, self.fit.parameters[:1])
+        share = np.exp(logs[0])
+        return np.asarray(np.einsum("tn,tnp->np", share / share.sum(0), slopes))
+
+    def losses(self, log_params: Array, log_tokens: Array) -> Array:
+        """Return the fitted losses in nats [resamples, points]."""
+        e, a, b, alpha, beta = self.fit.parameters.T[..., None]
+        u, v = log_params - self.log_params_mean, log_tokens - self.log_tokens_mean
+        return np.asarray(np.exp(e) + np.exp(a - alpha * u) + np.exp(b - beta * v))
+
+
+def features(u: Array, v: Array) -> Array:
+    """Return the law's features [3, points, 5] for centred log N and log D."""
+    zero, one = np.zeros_like(u), np.ones_like(u)
+    return np.stack(
+        [
+            np.stack([one, zero, zero, zero, zero], -1),
+            np.stack([zero, one, zero, -u, zero], -1),
+            np.stack([zero, zero, one, zero, -v], -1),
+        ]
+    )
+
+
+def fit_surface(log_params: Array, log_tokens: Array, losses: Array, delta: float = 1e-3) -> Surface:
+    """Fit the surface to losses [points] from several starts and keep the best."""
+    means = float(log_params.mean()), float(log_tokens.mean())
+    u, v = log_params - means[0], log_tokens - means[1]
+    objective = Objective(terms=features(u, v), delta=delta)
+    starts = projected_starts(u, v, losses)
+    tried = minimise(objective, np.repeat(losses[None], len(starts), 0), starts, (LOW, HIGH))
+    best = int(np.argmin(tried.objective))
+    agreeing = int(np.sum(tried.objective <= tried.objective[best] * (1 + 1e-8) + 1e-14))
+    return Surface(
+        fit=tried.row(best),
+        objective=objective,
+        log_params_mean=means[0],
+        log_tokens_mean=means[1],
+        starts=len(starts),
+        starts_agreeing=agreeing,
+    )
+
+
+def refit(surface: Surface, losses: Array, weights: Array | None = None) -> Surface:
+    """Fit resampled losses [resamples, points] (or resampled weights) from the optimum of the data."""
+    start = surface.fit.parameters[:1]
+    fit = minimise(
+        surface.objective,
+        losses,
+        start,
+        (LOW, HIGH),
+        weights=weights,
+        iterations=RESAMPLE_ITERATIONS,
+        tolerance=RESAMPLE_TOLERANCE,
+    )
+    return Surface(
+        fit=fit,
+        objective=surface.objective,
+        log_params_mean=surface.log_params_mean,
+        log_tokens_mean=surface.log_tokens_mean,
+        starts=surface.starts,
+        starts_agreeing=surface.starts_agreeing,
+    )
+
+
+def projected_starts(u: Array, v: Array, losses: Array) -> Array:
+    """Return starts [starts, 5]: the best exponents of a grid with their least-squares amplitudes."""
+    grid = np.geomspace(0.05, 2.0, 12)
+    found = []
+    for alpha in grid:
+        for beta in grid:
+            columns = np.stack([np.ones_like(u), np.exp(-alpha * u), np.exp(-beta * v)], -1)
+            amplitudes = np.linalg.lstsq(columns, losses, rcond=None)[0]
+            # A negative amplitude has no logarithm; a small positive one lets the descent decide.
+            amplitudes = np.maximum(amplitudes, 1e-3 * losses.mean())
+            error = float(np.square(np.log(columns @ amplitudes) - np.log(losses)).sum())
+            found.append((error, [*np.log(amplitudes), alpha, beta]))
+    found.sort(key=lambda item: item[0])
+    return np.array([start for _, start in found[:STARTS]])

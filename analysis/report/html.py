@@ -1,0 +1,262 @@
+"""The report as one HTML page: laws in words, figures, tables, refusals, provenance."""
+
+from __future__ import annotations
+
+import base64
+import importlib.metadata
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib
+import numpy as np
+import pandas as pd
+import scipy
+
+from analysis.compare.comparison import Comparison
+from analysis.compare.compute_multiplier import Saving
+from analysis.compare.score_difference import ScoreDifference
+from analysis.compare.words import SUITES, interval_nats, paragraph, suites
+from analysis.figures import style
+from analysis.format import error, number, span
+from analysis.isoflop.curves import Quantity
+from analysis.isoflop.group import GroupFit
+from analysis.study.holdout import Validation
+from analysis.study.points import IsoflopFit
+from analysis.study.sensitivity import Variant
+from analysis.study.study import StudyFit, words
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+# column of the runs table, heading with unit, format
+RUN_COLUMNS = (
+    ("run_id", "run", "{}"),
+    ("scale", "scale", "{}"),
+    ("kind", "kind", "{}"),
+    ("mean_recurrence", "µ", "{:g}"),
+    ("seed", "seed", "{:d}"),
+    ("target_flops", "budget (FLOPs)", "number"),
+    ("executed_flops", "executed (FLOPs)", "number"),
+    ("tokens", "tokens", "number"),
+    ("steps", "steps", "{:,d}"),
+    ("val_loss_nats", "loss (nats)", "{:.4f}"),
+    ("val_bits_per_byte", "bits/byte", "{:.4f}"),
+    ("wall_s", "wall (s)", "{:,.0f}"),
+    ("status", "status", "{}"),
+)
+
+
+def render(
+    runs: pd.DataFrame,
+    study: StudyFit,
+    comparison: Comparison,
+    drawn: Sequence[tuple[style.Drawn, bytes]],
+    title: str,
+) -> str:
+    """Return the page as text; `drawn` pairs each figure with its PNG, which is embedded."""
+    return page(
+        "report.html",
+        drawn,
+        title=title,
+        study=study,
+        comparison=comparison,
+        headlines=study.headlines(),
+        groups=_groups(study.groups),
+        differences=_differences(comparison),
+        suites=[SUITES.get(name, name) for name in suites(comparison.rows)],
+        compared=paragraph(comparison),
+        rate_rows=study.depth.by_recurrence,
+        run_laws=[law.summary().splitlines() for law in study.run_laws],
+        held_out=held_out(study.validation),
+        variants=variant_tables(study.groups, study.sensitivity),
+        refusals=_refusals(study),
+        run_headings=[heading for _, heading, _ in RUN_COLUMNS],
+        run_rows=_run_rows(runs),
+    )
+
+
+def render_points(fit: IsoflopFit, drawn: Sequence[tuple[style.Drawn, bytes]], title: str) -> str:
+    """Return the page of a table of points as text."""
+    return page(
+        "points.html",
+        drawn,
+        title=title,
+        fit=fit,
+        headlines=fit.headlines(),
+        groups=_groups((fit.group,)),
+        held_out=held_out(fit.validation),
+        variants=variant_tables((fit.group,), fit.sensitivity),
+        refusals=_group_refusals(fit.group),
+    )
+
+
+def page(template: str, drawn: Sequence[tuple[style.Drawn, bytes]], **values: Any) -> str:
+    """Return a page that stands alone: figures are embedded as PNG."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    figures = [
+        {
+            "name": one.name,
+            "caption": one.caption,
+            "image": base64.b64encode(png).decode(),
+            "width": f"{100 * one.figure.get_figwidth() / style.PAGE_INCHES:.0f}%",
+        }
+        for one, png in drawn
+    ]
+    return environment.get_template(template).render(figures=figures, versions=_versions(), **values)
+
+
+def _groups(groups: Sequence[GroupFit]) -> list[dict[str, Any]]:
+    """Return per group its laws, quantity by estimator, and its optima, budget by estimator."""
+    found = []
+    for group in groups:
+        names = [estimator.name for estimator in group.estimators]
+        names_of = {quantity: words.QUANTITY[quantity] for quantity in group.quantities}
+        laws = [
+            [name, *(words.law(estimator.laws[quantity]) for estimator in group.estimators)]
+            for quantity, name in names_of.items()
+        ]
+        optima = {name: _optimum_rows(group, quantity) for quantity, name in names_of.items()}
+        found.append(
+            {"label": group.label, "names": names, "laws": laws, "optima": optima, "flags": group.flags}
+        )
+    return found
+
+
+def _optimum_rows(group: GroupFit, quantity: Quantity) -> list[list[str]]:
+    rows = []
+    for k, budget in enumerate(group.budgets_flops):
+        cells = [words.optimum_cell(estimator.optima[quantity][k]) for estimator in group.estimators]
+        loss = group.estimator().optima[quantity][k].loss_nats
+        rows.append([number(budget), *cells, "–" if loss is None else f"{loss:.4f}"])
+    return rows
+
+
+def _differences(comparison: Comparison) -> dict[str, list[list[str]]]:
+    """Return per group one row a budget; points are those of the trained recurrence next to the best."""
+    names = suites(comparison.rows)
+    found: dict[str, list[list[str]]] = {}
+    for row in comparison.rows:
+        d, trained = row.difference, row.trained()
+        scores = {score.suite: score for score in trained.scores}
+        found.setdefault(row.group, []).append(
+            [
+                number(row.budget_flops),
+                f"{row.mean_recurrence:.3g}",
+                f"{row.choice}: {row.why}",
+                f"{row.looped_nats:.4f}",
+                f"{row.fixed_nats:.4f}",
+                f"{d.nats:+.4f}",
+                interval_nats(d),
+                "–" if d.bits_per_byte is None else f"{d.bits_per_byte:+.4f}",
+                d.verdict,
+                _saving(row.saving),
+                *(_points(trained.mean_recurrence, scores.get(name)) for name in names),
+            ]
+        )
+    return found
+
+
+def _points(depth: float, found: ScoreDifference | None) -> str:
+    if found is None:
+        return "not evaluated"
+    ends = f"[{found.low:+.2f}, {found.high:+.2f}]"
+    return f"{found.points:+.2f} {ends} at µ = {depth:g}: {found.verdict}"
+
+
+def _saving(found: Saving) -> str:
+    if found.ratio is None:
+        return found.refusal or ""
+    ends = f" {span(found.low, found.high)}" if found.low is not None or found.high is not None else ""
+    return f"{found.ratio:.2f}{ends}"
+
+
+def held_out(validation: Validation | None) -> list[list[str]]:
+    """Return rows of kind, group, what was left out, points and errors (or why there is no prediction)."""
+    rows = []
+    for kind, row in validation.rows() if validation else ():
+        errors = [row.bias_nats, row.error_nats, row.error_percent]
+        shown = ["–" if value is None else error(value) for value in errors]
+        rows.append([kind, row.group, row.left_out, str(row.points), *shown, row.refusal or ""])
+    return rows
+
+
+def variant_tables(groups: Sequence[GroupFit], variants: Sequence[Variant] | None) -> list[dict[str, Any]]:
+    """Return one table per group that has a law: choices by quantity and estimator."""
+    tables: list[dict[str, Any]] = []
+    if not variants:
+        return tables
+    for group in groups:
+        names = [estimator.name for estimator in group.estimators]
+        heads = [f"{words.QUANTITY[quantity]}, {name}" for quantity in group.quantities for name in names]
+        rows = []
+        for variant in variants:
+            if variant.group == group.label:
+                found = [variant.exponents[quantity][name] for quantity in group.quantities for name in names]
+                rows.append([variant.choice, *("–" if value is None else f"{value:.3f}" for value in found)])
+        if any(cell != "–" for row in rows for cell in row[1:]):
+            tables.append({"label": group.label, "heads": heads, "rows": rows})
+    return tables
+
+
+def _refusals(study: StudyFit) -> list[tuple[str, str]]:
+    found = [(item.run_id, f"left out: {item.reason}") for item in study.left_out]
+    found += [("group", text) for text in study.skipped]
+    for group in study.groups:
+        found += _group_refusals(group)
+    found += [(f"{law.group}, {law.law} law", law.refusal) for law in study.run_laws if law.refusal]
+    if study.depth.refusal:
+        found.append(("rate z over µ", study.depth.refusal))
+    found += [(f"depth curve of {c.run_id}", c.fit.refusal) for c in study.depth.curves if c.fit.refusal]
+    return found
+
+
+def _group_refusals(group: GroupFit) -> list[tuple[str, str]]:
+    found = []
+    for estimator in group.estimators:
+        for quantity, law in estimator.laws.items():
+            if law.refusal:
+                what = f"{group.label}, {estimator.name}, law of {words.QUANTITY[quantity]}"
+                found.append((what, law.refusal))
+            for o in () if estimator.refusal else estimator.optima[quantity]:
+                if o.refusal:
+                    where = f"{words.QUANTITY[quantity]} at {number(o.budget_flops)} FLOPs"
+                    found.append((f"{group.label}, {estimator.name}, {where}", o.refusal))
+    return found
+
+
+def _run_rows(runs: pd.DataFrame) -> list[list[str]]:
+    ordered = runs.sort_values(
+        ["scale", "accounting", "target_flops", "kind", "mean_recurrence", "seed", "run_id"]
+    )
+    rows = []
+    for _, run in ordered.iterrows():
+        cells = []
+        for name, _, form in RUN_COLUMNS:
+            value: Any = run[name]
+            missing = isinstance(value, float | np.floating) and not np.isfinite(value)
+            cells.append("–" if missing else number(value) if form == "number" else form.format(value))
+        rows.append(cells)
+    return rows
+
+
+def _versions() -> dict[str, str]:
+    try:
+        own = importlib.metadata.version("loopscale")
+    except importlib.metadata.PackageNotFoundError:
+        own = "not installed: run from its source"
+    return {
+        "loopscale": own,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+        "pandas": pd.__version__,
+        "matplotlib": matplotlib.__version__,
+    }

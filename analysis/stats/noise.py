@@ -1,0 +1,110 @@
+"""The training-noise floor: how far two runs that differ in their seed alone end apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.format import number
+from analysis.tables.selection import CELL, VARIANT
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+Rows = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplicateCell:
+    """Runs that differ in nothing but the seed."""
+
+    label: str
+    mean_nats: float
+    deviations_nats: tuple[float, ...]
+    run_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseFloor:
+    """Pooled standard deviation over seeds; `sd_nats` is None where no cell was trained twice."""
+
+    sd_nats: float | None
+    degrees_of_freedom: int
+    cells: tuple[ReplicateCell, ...] = field(default=())
+
+    def among(self, run_ids: np.ndarray[Any, np.dtype[np.str_]]) -> tuple[float, int]:
+        """Return the sum of squares (nats²) and the degrees of freedom of the replicates among some runs.
+
+        A cell counts where all its runs are among them.
+        """
+        known = set(run_ids.tolist())
+        inside = [cell for cell in self.cells if known.issuperset(cell.run_ids)]
+        squares = sum(float(np.square(cell.deviations_nats).sum()) for cell in inside)
+        return squares, sum(len(cell.run_ids) - 1 for cell in inside)
+
+    def sentence(self) -> str:
+        """Say what is known about the training noise."""
+        if self.sd_nats is None:
+            return "training noise unknown: no cell was trained with more than one seed"
+        freedom, cells = self.degrees_of_freedom, len(self.cells)
+        source = f"pooled over {cells} replicated cell{'s' * (cells > 1)}" if cells else "within seeds"
+        return (
+            f"training noise {self.sd_nats:.4f} nats ({source}, {freedom} degree{'s' * (freedom > 1)} "
+            "of freedom)"
+        )
+
+
+def paired_floor(runs: pd.DataFrame) -> NoiseFloor:
+    """Pool what seeds leave unexplained where cells of one budget share their seeds (nats).
+
+    Runs of one seed see the same data in the same order, which moves them together. In a block of cells by
+    seeds the residual of the two-way layout, loss - cell mean - seed mean + block mean, is free of that.
+    """
+    budgets = _numbered(runs, (*VARIANT, "target_flops"))
+    losses, seeds = runs["val_loss_nats"].to_numpy(float), runs["seed"].to_numpy(int)
+    blocks: dict[tuple[int, ...], list[Array]] = {}
+    for rows in _cells(runs):
+        rows = rows[np.argsort(seeds[rows], kind="stable")]
+        if len(rows) > 1:
+            blocks.setdefault((budgets[rows[0]], *seeds[rows]), []).append(losses[rows])
+    squares, freedom = 0.0, 0
+    for block in map(np.array, blocks.values()):  # [cells, seeds]
+        residual = block - block.mean(0) - block.mean(1, keepdims=True) + block.mean()
+        squares += float(np.square(residual).sum())
+        freedom += (block.shape[0] - 1) * (block.shape[1] - 1)
+    sd = float(np.sqrt(squares / freedom)) if freedom else None
+    return NoiseFloor(sd_nats=sd, degrees_of_freedom=freedom)
+
+
+def noise_floor(runs: pd.DataFrame) -> NoiseFloor:
+    """Pool the variance over seeds of all cells with replicates (nats)."""
+    cells = []
+    values, seeds = runs["val_loss_nats"].to_numpy(float), runs["seed"].to_numpy()
+    for rows in _cells(runs):
+        if len(set(seeds[rows].tolist())) > 1:
+            losses, first = values[rows], runs.iloc[rows[0]]
+            depth = f"µ = {first['mean_recurrence']:g}" if first["kind"] == "looped" else str(first["kind"])
+            cells.append(
+                ReplicateCell(
+                    label=f"{first['scale']} {depth} at {number(first['target_flops'])} FLOPs",
+                    mean_nats=float(losses.mean()),
+                    deviations_nats=tuple(float(v) for v in losses - losses.mean()),
+                    run_ids=tuple(str(v) for v in runs["run_id"].iloc[rows]),
+                )
+            )
+    freedom = sum(len(cell.deviations_nats) - 1 for cell in cells)
+    squares = sum(float(np.square(cell.deviations_nats).sum()) for cell in cells)
+    sd = float(np.sqrt(squares / freedom)) if freedom else None
+    return NoiseFloor(sd_nats=sd, degrees_of_freedom=freedom, cells=tuple(cells))
+
+
+def _cells(runs: pd.DataFrame) -> list[Rows]:
+    """Return the rows of every cell, cells in the order of their columns."""
+    cells = _numbered(runs, CELL)
+    return [np.flatnonzero(cells == number) for number in range(int(cells.max(initial=-1)) + 1)]
+
+
+def _numbered(runs: pd.DataFrame, columns: tuple[str, ...]) -> Rows:
+    """Return for every run the number of the group that it is in [runs]; as arrays, as frames are slow."""
+    return np.asarray(runs.groupby(list(columns), sort=True, dropna=False).ngroup(), dtype=np.int64)

@@ -1,0 +1,235 @@
+"""How well the training law predicts runs that it did not see.
+
+The surface is refitted without one budget, one recurrence or one size at a time, and without everything at
+and above each of the larger budgets, and so are the iso-depth and the unified law; the law of one depth curve
+without one depth at a time and without the depths beyond the mean recurrence. Errors are in the loss's unit
+and in per cent of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.config import FitConfig
+from analysis.format import number
+from analysis.isoflop.estimator import Array
+from analysis.isoflop.group import GroupFit
+from analysis.laws.depth_curve import fit_saturating
+from analysis.laws.fit import EXACT, FLAT, columns, fit_law
+from analysis.laws.objective import Objective, minimise, predict
+from analysis.laws.registry import LAWS
+from analysis.study.cross_run_laws import RunLaw
+from analysis.study.depth import DepthStudy
+from analysis.tables.schema import TableError
+
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+MIN_FITTED = len(LAWS["surface"].parameters) + 3
+MIN_BUDGETS = 3  # below the extrapolated ones
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """One prediction: what was left out, how many runs or points that is, and the errors there."""
+
+    group: str
+    left_out: str
+    points: int
+    bias_nats: float | None = None  # mean of prediction minus loss
+    error_nats: float | None = None  # mean absolute error
+    error_percent: float | None = None
+    refusal: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """All held-out predictions of a study, by kind."""
+
+    budgets: tuple[HeldOut, ...]
+    recurrences: tuple[HeldOut, ...]
+    sizes: tuple[HeldOut, ...]
+    extrapolation: tuple[HeldOut, ...]
+    one_depth: tuple[HeldOut, ...]
+    depths: tuple[HeldOut, ...]
+
+    def rows(self) -> list[tuple[str, HeldOut]]:
+        """Return (kind, prediction) in order."""
+        kinds = ("budget", "recurrence", "size", "larger budgets", "one depth", "depths beyond µ")
+        of_runs = (self.budgets, self.recurrences, self.sizes, self.extrapolation)
+        parts = (*of_runs, self.one_depth, self.depths)
+        return [(kind, row) for kind, part in zip(kinds, parts, strict=True) for row in part]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cells:
+    """The isoFLOP cells of one group, or of several sizes, as a surface sees them."""
+
+    label: str
+    params: Array
+    tokens: Array
+    loss: Array
+    delta: float
+
+    def without(self, out: Mask, name: str) -> HeldOut:
+        """Fit the surface without the marked cells and predict them."""
+        count, left = int(out.sum()), int((~out).sum())
+        if left < MIN_FITTED:
+            reason = f"{left} runs are left to fit, at least {MIN_FITTED} are needed"
+            return HeldOut(group=self.label, left_out=name, points=count, refusal=reason)
+        data = {"params": self.params, "tokens": self.tokens}
+        try:
+            kept = {column: values[~out] for column, values in data.items()}
+            fitted = fit_law("surface", kept, self.loss[~out], delta=self.delta)
+        except TableError as error:
+            return HeldOut(group=self.label, left_out=name, points=count, refusal=str(error))
+        predicted = fitted.predict({column: values[out] for column, values in data.items()})
+        return _held_out(self.label, name, predicted, self.loss[out])
+
+
+def validate(
+    groups: Sequence[GroupFit],
+    config: FitConfig,
+    depth: DepthStudy | None = None,
+    depths: pd.DataFrame | None = None,
+    laws: Sequence[RunLaw] = (),
+) -> Validation:
+    """Predict every budget, recurrence, size and depth of a study from the others."""
+    budgets: list[HeldOut] = []
+    recurrences: list[HeldOut] = []
+    extrapolation: list[HeldOut] = []
+    for group in groups:
+        cells, flops = _cells([group], group.label, config), group.cells.budgets_flops[group.cells.budget]
+        levels = np.unique(flops)
+        budgets += [cells.without(flops == level, f"{number(level)} FLOPs") for level in levels]
+        extrapolation += [
+            cells.without(flops >= level, f"{number(level)} FLOPs and above")
+            for level in levels[MIN_BUDGETS:]
+        ]
+        if group.cells.variable == "mean_recurrence":
+            values = group.cells.values
+            recurrences += [cells.without(values == level, f"µ = {level:g}") for level in np.unique(values)]
+    for law in laws:
+        if law.fit is None:
+            continue
+        points = law.points.rename(columns={"mean_recurrence": "recurrence"})
+        flops, values = points["budget_flops"].to_numpy(float), points["recurrence"].to_numpy(float)
+        levels, label = np.unique(flops), f"{law.group}, {law.law} law"
+        each = [(f"{number(level)} FLOPs", flops == level) for level in levels]
+        above = [(f"{number(level)} FLOPs and above", flops >= level) for level in levels[MIN_BUDGETS:]]
+        depths_left = [(f"µ = {level:g}", values == level) for level in np.unique(values)]
+        budgets += _law_without(label, law, each)
+        extrapolation += _law_without(label, law, above)
+        recurrences += _law_without(label, law, depths_left)
+    one_depth, beyond = ((), ()) if depth is None or depths is None else _depths(depth, depths, config)
+    return Validation(
+        budgets=tuple(budgets),
+        recurrences=tuple(recurrences),
+        sizes=tuple(_sizes(groups, config)),
+        extrapolation=tuple(extrapolation),
+        one_depth=one_depth,
+        depths=beyond,
+    )
+
+
+def _law_without(label: str, law: RunLaw, left_out: list[tuple[str, Mask]]) -> list[HeldOut]:
+    """Fit a law of runs or depth curves without the marked points, from its fit to all, and predict them."""
+    if law.fit is None or not left_out:
+        return []
+    fit, losses = law.fit, law.points["loss"].to_numpy(float)
+    terms = fit.model.terms(columns(fit.model, law.points))
+    refitted = minimise(
+        Objective(terms=terms, delta=fit.delta),
+        np.repeat(losses[None], len(left_out), 0),
+        fit.fitted[None],
+        fit.model.bounds,
+        weights=np.array([~mask for _, mask in left_out], float),
+    )
+    predicted = predict(terms, refitted.parameters)
+    found = []
+    for row, (name, mask) in enumerate(left_out):
+        if refitted.gradient[row] < FLAT or refitted.objective[row] < EXACT:
+            found.append(_held_out(label, name, predicted[row, mask], losses[mask]))
+        else:
+            reason = "no optimum was reached: the rest does not determine the law"
+            found.append(HeldOut(group=label, left_out=name, points=int(mask.sum()), refusal=reason))
+    return found
+
+
+def _cells(groups: Sequence[GroupFit], label: str, config: FitConfig) -> _Cells:
+    parts = [group.cells for group in groups]
+    params, tokens, loss = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("params", "tokens", "loss_nats")
+    )
+    return _Cells(label=label, params=params, tokens=tokens, loss=loss, delta=config.huber_delta)
+
+
+def _sizes(groups: Sequence[GroupFit], config: FitConfig) -> list[HeldOut]:
+    """Leave out one size at a time, under each accounting that has several."""
+    found = []
+    for accounting in sorted({group.accounting for group in groups}):
+        mine = [group for group in groups if group.accounting == accounting]
+        if len({group.scale for group in mine}) < 2:
+            continue
+        cells = _cells(mine, f"{accounting} FLOPs", config)
+        scale = np.repeat([group.scale for group in mine], [len(group.cells.rows) for group in mine])
+        found += [cells.without(scale == name, str(name)) for name in sorted(set(scale.tolist()))]
+    return found
+
+
+def _depths(
+    study: DepthStudy, depths: pd.DataFrame, config: FitConfig
+) -> tuple[tuple[HeldOut, ...], tuple[HeldOut, ...]]:
+    """Predict one depth of each curve at a time from its others, and those beyond mu from the others.
+
+    Returns the two, by recurrence.
+    """
+    points = {str(run_id): frame for run_id, frame in depths.groupby("run_id")}
+    one: list[HeldOut] = []
+    beyond: list[HeldOut] = []
+    for row in study.by_recurrence:
+        mu = row.mean_recurrence
+        curves = [
+            (
+                points[curve.run_id]["depth"].to_numpy(float),
+                points[curve.run_id]["val_loss_nats"].to_numpy(float),
+            )
+            for curve in study.curves
+            if curve.mean_recurrence == mu
+        ]
+        each = [(depth, loss, depth == left) for depth, loss in curves for left in depth]
+        one.append(_without_depths(each, f"each depth at µ = {mu:g}", "the others", config))
+        past = [(depth, loss, depth > mu) for depth, loss in curves]
+        beyond.append(_without_depths(past, f"T > {mu:g}", "the depths up to µ", config))
+    return tuple(one), tuple(beyond)
+
+
+def _without_depths(
+    curves: list[tuple[Array, Array, Mask]], name: str, kept: str, config: FitConfig
+) -> HeldOut:
+    """Fit each curve (depths, losses, which are left out) without the marked depths and predict them."""
+    predicted, seen = [], []
+    for depth, loss, out in curves:
+        fit = fit_saturating(depth[~out], loss[~out], config.confidence)
+        if fit.rate is not None and out.any():
+            predicted.append(fit.predict(depth[out]))
+            seen.append(loss[out])
+    if predicted:
+        return _held_out("depth curves", name, np.concatenate(predicted), np.concatenate(seen))
+    reason = f"none of {len(curves)} fits identifies its rate from {kept}"
+    return HeldOut(group="depth curves", left_out=name, points=0, refusal=reason)
+
+
+def _held_out(group: str, name: str, predicted: Array, seen: Array) -> HeldOut:
+    gap = predicted - seen
+    return HeldOut(
+        group=group,
+        left_out=name,
+        points=len(gap),
+        bias_nats=float(gap.mean()),
+        error_nats=float(np.abs(gap).mean()),
+        error_percent=float(100 * np.abs(gap / seen).mean()),
+    )

@@ -1,0 +1,231 @@
+"""isoFLOP laws of anybody's table: a CSV or DataFrame with a budget, one swept variable and a loss.
+
+    fit = isoflop(read_points("points.csv", {"compute": "flops", "x": "params", "loss": "val_loss"}))
+    fit.summary(); fit.predict(1e22); fit.to_json(); fit.plot(ax=ax)
+
+FLOPs are counted as C = 6 N D, so that the swept variable may be parameters or tokens. `fit_points` fits any
+other law of the registry to such a table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from analysis import serialize as plain
+from analysis.config import FitConfig
+from analysis.isoflop.curves import Curves
+from analysis.isoflop.estimator import DEFAULT, Inputs, Points
+from analysis.isoflop.geometry import SIZES
+from analysis.isoflop.group import GroupFit, fit_group
+from analysis.laws.fit import LawFit, fit_law
+from analysis.laws.registry import LAWS
+from analysis.stats.bootstrap import draws, resample
+from analysis.stats.noise import NoiseFloor
+from analysis.study import words
+from analysis.study.holdout import Validation, validate
+from analysis.study.sensitivity import Variant, sensitivity
+from analysis.tables.readers import read_source
+from analysis.tables.schema import TableError
+from analysis.tables.selection import digest
+
+COLUMNS = ("compute", "x", "loss")
+SAME_BUDGET = 0.01  # budgets whose logs differ by less are one: digitised tables jitter
+Swept = Literal["params", "tokens"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class IsoflopFit:
+    """The laws of one table of points; loss may be in any unit, and is reported in the table's own."""
+
+    config: FitConfig
+    points_digest: str
+    group: GroupFit
+    validation: Validation | None = None  # None: not asked for
+    sensitivity: tuple[Variant, ...] | None = None
+
+    def summary(self) -> str:
+        """Return the fit as plain text."""
+        size = f"{self.group.runs} points at {len(self.group.budgets_flops)} budgets"
+        lines = [
+            f"{size} (table {self.points_digest})",
+            *words.estimators(self.group, self.config.confidence),
+        ]
+        if self.validation is not None:
+            lines += ["", *words.held_out(self.validation)]
+        if self.sensitivity is not None:
+            lines += ["", *words.variants(self.sensitivity)]
+        return "\n".join(lines)
+
+    def headlines(self) -> list[str]:
+        """Return the laws, or the refusals with their reasons, one line per quantity."""
+        return [words.headline(self.group, quantity) for quantity in self.group.quantities]
+
+    def predict(self, flops: float | np.ndarray[Any, Any], estimator: str = DEFAULT) -> pd.DataFrame:
+        """Return optimal parameters and tokens at budgets of `flops`, and L* there (see `GroupFit.predict`).
+
+        The column loss is in the table's unit.
+        """
+        found = self.group.predict(flops, estimator)
+        return found.rename(columns=lambda name: name.replace("_nats", ""))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fit as JSON values."""
+        return dict(plain.plain(self))
+
+    def to_json(self) -> str:
+        """Return the fit as JSON text, the same bytes for the same points and seed."""
+        return plain.to_json(self)
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw the isoFLOP curves on a matplotlib axis and return it."""
+        from analysis.figures.isoflop import plot_isoflop
+
+        return plot_isoflop(self.group, "params", ax)
+
+
+def read_points(path: Path | str, columns: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """Read a CSV and rename its columns; `columns` maps this room's names onto those of the file.
+
+    Raises TableError for an absent file, a mapped column that the file does not have or a value that is no
+    number.
+    """
+    found = read_source(str(path), {"loss": "loss"} | dict(columns or {}))
+    assert isinstance(found, pd.DataFrame)
+    return found
+
+
+def isoflop(points: pd.DataFrame, *, x: Swept = "params", config: FitConfig | None = None) -> IsoflopFit:
+    """Fit all isoFLOP estimators to points with columns compute (FLOPs), x (`params` or `tokens`) and
+    loss; a column `block` labels points that share their noise (resampling=block).
+
+    Raises TableError for a missing column, a value that is not positive and finite, or budgets that hold
+    one point each.
+    """
+    config = config or FitConfig()
+    table = _checked(points)
+    group = _group(table, x, config)
+    fitted = IsoflopFit(config=config, points_digest=digest(table), group=group)
+    if not config.validation:
+        return fitted
+
+    def again(other: FitConfig, without: tuple[str, ...]) -> tuple[GroupFit, ...]:
+        kept = [str(i) not in without for i in range(len(table))]
+        return (_group(table[kept].reset_index(drop=True), x, other),)
+
+    return replace(
+        fitted,
+        validation=validate((group,), config),
+        sensitivity=sensitivity((group,), again, config, counts=False),
+    )
+
+
+def fit_points(
+    law: str, points: pd.DataFrame, *, x: Swept = "params", config: FitConfig | None = None
+) -> LawFit:
+    """Fit one law of the registry to points that have its columns and a loss (in nats).
+
+    Columns that C = 6 N D and the others imply are filled in. Raises TableError for an unknown law or a
+    missing column.
+    """
+    config = config or FitConfig()
+    if law not in LAWS:
+        raise TableError(f"law={law} is unknown: choose isoflop, {', '.join(LAWS)}")
+    if "loss" not in points:
+        raise TableError("columns.loss is not set, and the table has no column loss")
+    how = "pairs" if config.resampling == "noise" else config.resampling
+    label = {"stratified": "compute", "block": "block"}.get(how)
+    if label is not None and label not in points:
+        raise TableError(f"resampling={how} needs columns.{label}")
+    return fit_law(
+        law,
+        implied(points, x),
+        points["loss"].to_numpy(float),
+        delta=config.huber_delta,
+        bootstrap=config.bootstrap,
+        resampling=how,
+        labels=None if label is None else points[label].to_numpy(),
+        seed=config.seed,
+        confidence=config.confidence,
+    )
+
+
+def implied(points: pd.DataFrame, x: Swept) -> pd.DataFrame:
+    """Return points with compute, params, tokens, flops and tokens_per_param where C = 6 N D gives them."""
+    known = {str(name): points[name] for name in points}
+    if "x" in known:
+        known.setdefault(x, known["x"].astype(float))
+    three: dict[str, Any] = {
+        name: known[name].astype(float) for name in ("compute", "params", "tokens") if name in known
+    }
+    if set(three) == {"params", "tokens"}:
+        three["compute"] = 6 * three["params"] * three["tokens"]
+    elif len(three) == 2:
+        missing, other = ("tokens", "params") if "params" in three else ("params", "tokens")
+        three[missing] = three["compute"] / 6 / three[other]
+    if "compute" in three:
+        known.setdefault("flops", three["compute"])
+    if "params" in three and "tokens" in three:
+        known.setdefault("tokens_per_param", three["tokens"] / three["params"])
+    return pd.DataFrame({**known, **three})
+
+
+def _checked(points: pd.DataFrame) -> pd.DataFrame:
+    missing = [name for name in COLUMNS if name not in points]
+    if missing:
+        there = ", ".join(map(str, points.columns))
+        named = " ".join(f"columns.{name}=NAME" for name in missing)
+        raise TableError(f"points need {', '.join(missing)}: say {named} (the table has {there})")
+    table = points[list(COLUMNS)].astype(float)
+    wrong = ~(np.isfinite(table) & (table > 0)).all(axis=1)
+    if wrong.any():
+        row = table[wrong].iloc[0].to_dict()
+        raise TableError(f"compute, x and loss must be positive and finite: a row holds {row}")
+    table["block"] = points["block"].astype(str) if "block" in points else ""
+    return table.sort_values([*COLUMNS, "block"]).reset_index(drop=True)
+
+
+def _group(table: pd.DataFrame, x: Swept, config: FitConfig) -> GroupFit:
+    compute, swept, losses = (table[name].to_numpy(float) for name in COLUMNS)
+    flops, index = _budgets(compute)
+    if len(flops) > len(table) / 2:
+        count = f"{len(flops)} budgets for {len(table)} points"
+        raise TableError(f"{count} make no isoFLOP curves: fit the surface law instead (law=surface)")
+    params = swept if x == "params" else compute / 6 / swept
+    tokens, rows = compute / 6 / params, np.arange(len(table))
+    cells = Curves(
+        variable="params",
+        budgets_flops=flops,
+        budget=index,
+        rows=rows,
+        values=params,
+        tokens=tokens,
+        params=params,
+        loss_nats=losses,
+    )
+    drawn = draws(config.bootstrap, len(table), config.seed, "points")
+    names = rows.astype(str)
+    blocks = np.where(table["block"] == "", names, table["block"].astype(str))
+    inputs = Inputs(
+        cells=cells,
+        runs=Points(rows=rows, params=params, tokens=tokens, loss_nats=losses),
+        shape=SIZES,
+        draws=resample(drawn, config.resampling, index, blocks, "points", config.seed),
+        floor=NoiseFloor(sd_nats=None, degrees_of_freedom=0),
+        config=config,
+        run_ids=names,
+    )
+    columns = {"target_flops": flops[index], "params": params, "tokens": tokens, "val_loss_nats": losses}
+    frame = pd.DataFrame({"run_id": names, "kind": "looped", **columns})
+    return fit_group("points", ("", "6 N D"), frame, inputs)
+
+
+def _budgets(compute: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return the distinct budgets (medians) and the index of each point's; `compute` ascends."""
+    index = np.concatenate([[0], np.cumsum(np.diff(np.log(compute)) > SAME_BUDGET)])
+    return np.array([np.median(compute[index == k]) for k in range(index[-1] + 1)]), index

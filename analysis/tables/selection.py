@@ -1,0 +1,171 @@
+"""From table files to the rows that a fit may use, with a reason for every row that it may not."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from analysis.tables.schema import DEPTHS, ITEMS, RUNS, Column, TableError, conform
+
+# Runs may share a fit only where these agree; seeds, depths and budgets are what a study varies.
+VARIANT = (
+    "scale",
+    "accounting",
+    "width",
+    "prelude_layers",
+    "core_layers",
+    "coda_layers",
+    "vocabulary_size",
+    "injection",
+    "dataset",
+    "optimizer",
+    "adamw_learning_rate",
+    "muon_learning_rate",
+    "cooldown_fraction",
+    "sequence_length",
+    "recipe",
+)
+CELL = (
+    *VARIANT,
+    "kind",
+    "mean_recurrence",
+    "backprop_depth",
+    "depth_sampling",
+    "target_flops",
+    "tokens",
+    "batch_tokens",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """A run that no law uses, and why."""
+
+    run_id: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """The runs that laws may use, in an order that does not depend on the table's, and the others."""
+
+    runs: pd.DataFrame = field(repr=False)
+    left_out: tuple[LeftOut, ...]
+
+
+def read_tables(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Read the runs and depths tables of a collected sweep: Parquet, or CSV where that alone was kept.
+
+    Raises TableError when a table is absent, unreadable or of another schema.
+    """
+    return _read_table(Path(folder), "runs", RUNS), _read_table(Path(folder), "depths", DEPTHS)
+
+
+def _read_table(folder: Path, name: str, columns: tuple[Column, ...]) -> pd.DataFrame:
+    files = [folder / f"{name}.parquet", folder / f"{name}.csv"]
+    path = next((path for path in files if path.is_file()), None)
+    if path is None:
+        raise TableError(f"no {name} table in {folder}{_beside(folder)}: run loopscale collect sweep=NAME")
+    try:
+        frame = pd.read_parquet(path) if path.suffix == ".parquet" else _read_csv(path, columns)
+    except (OSError, ValueError) as error:
+        raise TableError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
+    return conform(frame, columns)
+
+
+def _read_csv(path: Path, columns: tuple[Column, ...]) -> pd.DataFrame:
+    """Read a table as it was written: every digit of its numbers, and an empty text as that."""
+    texts = [column.name for column in columns if column.kind == "string"]
+    frame = pd.read_csv(path, dtype=dict.fromkeys(texts, "string"))
+    return frame.fillna(dict.fromkeys(texts, ""))
+
+
+def _beside(folder: Path) -> str:
+    """Name the collected sweeps that lie beside a folder without tables."""
+    names = sorted({path.parent.name for path in folder.parent.glob("*/runs.*")})
+    return f" (collected there: {', '.join(names)})" if names else ""
+
+
+def read_items(folder: Path) -> pd.DataFrame | None:
+    """Read `items.parquet` of a collected sweep; None where no run was evaluated on tasks."""
+    path = Path(folder) / "items.parquet"
+    return conform(pd.read_parquet(path), ITEMS) if path.is_file() else None
+
+
+def select(runs: pd.DataFrame, max_epochs: float) -> Selection:
+    """Sort `runs` by id and keep those that are done, have a finite loss and do not repeat their data.
+
+    Raises TableError for an empty table, a run listed twice, no usable run, or usable runs of two data
+    digests.
+    """
+    runs = conform(runs, RUNS).sort_values("run_id", kind="stable").reset_index(drop=True)
+    if runs.empty:
+        raise TableError("the runs table is empty: launch and collect a sweep first")
+    twice = runs["run_id"][runs["run_id"].duplicated()]
+    if len(twice):
+        raise TableError(f"run {twice.iloc[0]} is listed twice: collect the sweep again")
+    reasons = [_reason(row, max_epochs) for row in runs.itertuples()]
+    keep = np.array([reason is None for reason in reasons])
+    left_out = tuple(
+        LeftOut(run_id=str(run_id), reason=reason)
+        for run_id, reason in zip(runs["run_id"], reasons, strict=True)
+        if reason is not None
+    )
+    if not keep.any():
+        raise TableError(
+            f"none of {len(runs)} runs can be used: {left_out[0].run_id} is {left_out[0].reason}"
+        )
+    used = runs[keep].reset_index(drop=True)
+    _refuse_mixed_data(used)
+    return Selection(runs=used, left_out=left_out)
+
+
+def _reason(row: object, max_epochs: float) -> str | None:
+    status, loss, epochs = (getattr(row, name) for name in ("status", "val_loss_nats", "epochs"))
+    if status != "done":
+        return f"not done (status {status})"
+    if not (np.isfinite(loss) and loss > 0):
+        return f"without a usable loss (val_loss_nats = {loss})"
+    if epochs > max_epochs:
+        return f"on repeated data ({epochs:.3g} epochs, at most {max_epochs:g})"
+    return None
+
+
+def _refuse_mixed_data(runs: pd.DataFrame) -> None:
+    counts = runs["data_digest"].value_counts().sort_index()
+    if len(counts) > 1:
+        listed = " and ".join(f"{digest} ({count} runs)" for digest, count in counts.items())
+        raise TableError(
+            f"runs of different data cannot share a fit: data_digest {listed}; collect them apart"
+        )
+
+
+def groups(runs: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Split runs into those that may share a law: one scale, one accounting, one training recipe.
+
+    The label names scale and accounting, and any recipe column that differs between groups of one scale.
+    """
+    split = [frame for _, frame in runs.groupby(list(VARIANT), sort=True, dropna=False)]
+    extra = VARIANT[2:]
+    labels = []
+    for frame in split:
+        scale, accounting = frame["scale"].iloc[0], frame["accounting"].iloc[0]
+        siblings = runs[(runs["scale"] == scale) & (runs["accounting"] == accounting)]
+        varied = [name for name in extra if siblings[name].nunique(dropna=False) > 1]
+        told = [f"{name}={frame[name].iloc[0]}" for name in varied if name != "recipe"]
+        common = set.intersection(*(set(text.split()) for text in siblings["recipe"]))
+        told += [text for text in frame["recipe"].iloc[0].split() if text not in common]
+        parts = [f"{scale}", f"{accounting} FLOPs", *told]
+        labels.append(", ".join(parts))
+    return list(zip(labels, split, strict=True))
+
+
+def digest(frame: pd.DataFrame) -> str:
+    """Return 12 hex digits of the table's content, whatever the order of its rows and columns."""
+    columns = sorted(frame.columns)
+    ordered = frame[columns].sort_values(columns, kind="stable")
+    return hashlib.sha256(ordered.to_csv(index=False).encode()).hexdigest()[:12]

@@ -1,0 +1,177 @@
+"""Batches out of a data set, as functions of their arguments alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, Protocol
+
+import numpy as np
+
+from harness.data.dataset import DataError, Dataset
+from harness.data.documents import Split
+from harness.data.packing import kept_packing
+
+IGNORED = -100  # label of a target that is not scored
+PackingName = Literal["blocks", "best_fit"]
+_ORDER = 0x6F72646572  # sets the stream of data orders apart from other uses of a seed
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Batch:
+    """Hold sequences: `tokens` int64 [B, L] and, one on, `labels` int64 [B, L], IGNORED where padded."""
+
+    tokens: np.ndarray
+    labels: np.ndarray
+
+    def documents(self, bos: int) -> np.ndarray:
+        """Number the documents of each sequence, int64 [B, L]: a mask by them keeps attention inside."""
+        return np.cumsum(self.tokens == bos, axis=1)
+
+
+class Rows(Protocol):
+    """The rows of one split, in a fixed order; each is a sequence with its labels."""
+
+    def __len__(self) -> int:
+        """Return the number of rows, which is one epoch."""
+
+    def batch(self, chosen: np.ndarray) -> Batch:
+        """Return the rows `chosen`."""
+
+    def padded(self, chosen: np.ndarray) -> int:
+        """Return how many labels of the rows `chosen` are padding."""
+
+    def full(self) -> np.ndarray:
+        """Return the numbers of the rows that are full, or all but one slot."""
+
+
+def open_rows(dataset: Dataset, split: Split, packing: PackingName, sequence_length: int) -> Rows:
+    """Return the rows of a split: blocks cut from the stream of documents, or documents packed best-fit."""
+    tokens = dataset.train if split == "train" else dataset.validation
+    if packing == "blocks":
+        return _Blocks(tokens, sequence_length)
+    return _Packed(dataset, split, tokens, sequence_length)
+
+
+class _Blocks:
+    """Cut the stream as it comes; each block takes its last label from the next one's first token."""
+
+    def __init__(self, tokens: np.ndarray, sequence_length: int) -> None:
+        self._tokens, self._length = tokens, sequence_length
+
+    def __len__(self) -> int:
+        return max(0, (len(self._tokens) - 1) // self._length)
+
+    def batch(self, chosen: np.ndarray) -> Batch:
+        starts = chosen * self._length
+        rows = np.stack([self._tokens[at : at + self._length + 1] for at in starts]).astype(np.int64)
+        return Batch(tokens=rows[:, :-1], labels=rows[:, 1:])
+
+    def padded(self, chosen: np.ndarray) -> int:
+        return 0
+
+    def full(self) -> np.ndarray:
+        return np.arange(len(self))
+
+
+class _Packed:
+    """Rows that start with <|bos|>, made of whole documents where they fit."""
+
+    def __init__(self, dataset: Dataset, split: Split, tokens: np.ndarray, sequence_length: int) -> None:
+        self._tokens, self._bos = tokens, dataset.bos
+        self._packing = kept_packing(
+            tokens, folder=dataset.folder, split=split, bos=dataset.bos, sequence_length=sequence_length
+        )
+
+    def __len__(self) -> int:
+        return len(self._packing)
+
+    def batch(self, chosen: np.ndarray) -> Batch:
+        rows = self._packing.fill(self._tokens, chosen, self._bos)
+        empty = np.arange(1, rows.shape[1]) >= self._packing.filled[chosen][:, None]
+        return Batch(tokens=rows[:, :-1], labels=np.where(empty, IGNORED, rows[:, 1:]))
+
+    def padded(self, chosen: np.ndarray) -> int:
+        return int((self._packing.slots - self._packing.filled[chosen]).sum())
+
+    def full(self) -> np.ndarray:
+        return np.flatnonzero(self._packing.filled >= self._packing.slots - 1)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainingRows:
+    """The training sequences of a run, in the order that (seed, step) decides.
+
+    An epoch visits every row once, in an order drawn from (seed, epoch); a batch may reach into the next one.
+    """
+
+    rows: Rows
+    bos: int
+    seed: int
+    batch_sequences: int
+
+    def batch(self, step: int, sequences: Sequence[int] | None = None) -> Batch:
+        """Return the batch of `step`, or those of its sequences that a rank computes."""
+        within = np.arange(self.batch_sequences) if sequences is None else np.asarray(sequences, np.int64)
+        return self.rows.batch(self._chosen(step * self.batch_sequences + within))
+
+    def epoch(self, step: int) -> float:
+        """Return how many epochs are over before `step`."""
+        return step * self.batch_sequences / len(self.rows)
+
+    def padded_tokens(self, steps: int) -> int:
+        """Return how many labels of the first `steps` batches are padding."""
+        epochs, rest = divmod(steps * self.batch_sequences, len(self.rows))
+        whole = self.rows.padded(np.arange(len(self.rows))) if epochs else 0
+        return epochs * whole + self.rows.padded(_order(self.seed, epochs, len(self.rows))[:rest])
+
+    def _chosen(self, places: np.ndarray) -> np.ndarray:
+        epochs, within = np.divmod(places, len(self.rows))
+        chosen = np.empty(len(places), np.int64)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            chosen[here] = _order(self.seed, int(epoch), len(self.rows))[within[here]]
+        return chosen
+
+
+def training_rows(
+    dataset: Dataset,
+    *,
+    packing: PackingName = "blocks",
+    seed: int,
+    batch_sequences: int,
+    sequence_length: int,
+) -> TrainingRows:
+    """Return the sequences to train on; raises DataError when the data holds none of this length."""
+    rows = open_rows(dataset, "train", packing, sequence_length)
+    if not len(rows):
+        raise DataError(
+            f"{dataset.name} has {len(dataset.train)} training tokens, too few for one sequence of "
+            f"{sequence_length}: give more text or shorten the sequence"
+        )
+    return TrainingRows(rows=rows, bos=dataset.bos, seed=seed, batch_sequences=batch_sequences)
+
+
+def validation_rows(
+    dataset: Dataset, *, packing: PackingName = "blocks", sequence_length: int, blocks: int
+) -> Batch:
+    """Return `blocks` sequences spread evenly over the validation rows, the same for every run.
+
+    Raises DataError when there are fewer of this length.
+    """
+    rows = open_rows(dataset, "validation", packing, sequence_length)
+    full = rows.full()
+    if blocks > len(full):
+        raise DataError(
+            f"{dataset.name} has {len(full)} validation blocks of {sequence_length} tokens, not {blocks}: "
+            "ask for fewer or shorter blocks, or hold out more text"
+        )
+    return rows.batch(full[np.arange(blocks) * len(full) // blocks])
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, rows: int) -> np.ndarray:
+    # Raw bits of Philox are the same in every version of numpy, which permutation() does not promise.
+    bits = np.random.Philox(np.random.SeedSequence([_ORDER, seed, epoch])).random_raw(rows)
+    return np.argsort(bits, kind="stable")

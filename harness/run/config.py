@@ -1,0 +1,168 @@
+"""Everything that configures one run, as checked dataclasses; imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Lt, MinLen
+
+from harness.data.config import DataConfig
+from model.config import ModelConfig
+from model.flops import Accounting
+
+Rate = Annotated[float, Ge(0)]
+Fraction = Annotated[float, Ge(0), Lt(1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Set every constant of the optimiser; the defaults are those of the published 140M and 370M runs."""
+
+    name: Literal["muon_adamw", "adamw"] = "muon_adamw"
+
+    adamw_learning_rate: Rate = 8e-3  # peak
+    adamw_beta1: Fraction = 0.8
+    adamw_beta2: Fraction = 0.95
+    adamw_eps: Rate = 1e-10
+    adamw_weight_decay: Rate = 0.0  # peak; of matrices and tables, vectors never decay
+
+    muon_learning_rate: Rate = 8e-3  # peak
+    muon_weight_decay: Rate = 0.2  # peak
+    cautious_weight_decay: bool = True  # decay only the weights that the update shrinks too
+    muon_momentum: Fraction = 0.95
+    muon_momentum_start: Fraction = 0.85
+    muon_momentum_warmup_steps: Annotated[int, Ge(0)] = 300
+    muon_variance_beta2: Fraction = 0.95
+    newton_schulz_steps: Annotated[int, Gt(0), Lt(6)] = 5
+    newton_schulz_dtype: Literal["float32", "bfloat16"] = "float32"  # published: bfloat16, slow on most CPUs
+    muon_value_gates: bool = True  # value-embedding gates under Muon, as in the code; the text says AdamW
+
+    # mup_width scales AdamW's rates by lr_base_width / width (see `harness.optim.width_transfer`).
+    lr_scaling: Literal["none", "mup_width"] = "none"
+    lr_base_width: Annotated[int, Gt(0)] | None = None  # the width that the rates were tuned at
+
+    def __post_init__(self) -> None:
+        if self.lr_scaling == "mup_width" and self.lr_base_width is None:
+            raise ValueError(
+                "lr_scaling=mup_width needs lr_base_width, the width that the rates were tuned at"
+            )
+        if self.lr_scaling == "none" and self.lr_base_width is not None:
+            raise ValueError(
+                f"lr_base_width={self.lr_base_width} has no effect with lr_scaling=none: "
+                "set lr_scaling=mup_width or leave it out"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """How learning rate and weight decay move over the steps; factors multiply the peaks.
+
+    The stable phase of a trapezoid depends on the step alone when `weight_decay` is "follow", so that runs
+    of different lengths share it; "linear" is the published decay to zero over the whole run.
+    """
+
+    shape: Literal["trapezoid", "cosine", "linear"] = "trapezoid"
+    warmup_steps: Annotated[int, Ge(0)] = 0
+    cooldown_fraction: Fraction = 0.5
+    weight_decay: Literal["follow", "linear", "constant"] = "follow"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """The step: batch, clipping, precision, devices, and how often something is written."""
+
+    batch_sequences: Annotated[int, Gt(0)] = 16  # over all processes
+    packing: Literal["blocks", "best_fit"] = "blocks"  # documents into sequences; conf/ chooses best_fit
+    document_mask: bool = False  # attention stays within a document
+    max_epochs: Annotated[float, Gt(0)] = 1.0  # training tokens over unique tokens; more is refused
+    micro_batch: Annotated[int, Gt(0)] | None = None  # sequences at once on a device; None: found
+    gradient_clip: Annotated[float, Gt(0)] = 1.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # several processes: whole replicas, or sharded weights (FSDP2)
+    threads: Annotated[int, Gt(0)] | None = None  # None: as torch chooses
+    compile: bool = False
+    log_every: Annotated[int, Gt(0)] = 10  # steps
+    checkpoint_every_s: Annotated[float, Gt(0)] = 300.0
+    keep_checkpoints: Annotated[int, Gt(0)] = 2
+    checkpoint_at: list[Annotated[int, Gt(0)]] = field(default_factory=list)  # steps, kept for good
+    peak_flops_per_s: Annotated[float, Gt(0)] | None = None  # of a device; None: by its name, else measured
+    device_peaks: dict[str, Annotated[float, Gt(0)]] = field(default_factory=dict)  # FLOP/s by part of a name
+
+    def __post_init__(self) -> None:
+        if self.micro_batch is not None and self.micro_batch > self.batch_sequences:
+            raise ValueError(
+                f"micro_batch={self.micro_batch} is more than batch_sequences={self.batch_sequences}: "
+                f"at most {self.batch_sequences}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardrailsConfig:
+    """When a run counts as diverged, and how closely it is watched."""
+
+    max_skipped_steps: Annotated[int, Gt(0)] = 10  # in a row, for a loss or gradient that is not finite
+    average_steps: Annotated[int, Gt(1)] = 50  # horizon of the running mean and spread of the loss
+    spike_deviations: Annotated[float, Gt(0)] = 6.0  # a loss this many deviations above its mean is a spike
+    max_rise_nats: Annotated[float, Gt(0)] | None = 3.0  # running mean above its lowest value; None: no limit
+    spectral_radius_every: Annotated[int, Gt(0)] = 100  # steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """The fixed held-out blocks and the depths at which they are scored."""
+
+    blocks: Annotated[int, Gt(1)] = 64
+    batch_blocks: Annotated[int, Gt(0)] = 16
+    max_depth: Annotated[int, Gt(0)] = 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggerConfig:
+    """Where metrics go beside metrics.jsonl.
+
+    Raises ValueError where keys of wandb are set without wandb.
+    """
+
+    name: Literal["none", "wandb"] = "none"
+    mode: Literal["offline", "online"] = "offline"
+    project: Annotated[str, MinLen(1)] = "loopscale"
+    entity: Annotated[str, MinLen(1)] | None = None
+
+    def __post_init__(self) -> None:
+        if self.name == "none" and self.mode == "online":
+            raise ValueError("logger.mode=online logs nowhere with logger.name=none: set logger=wandb")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run. Exactly one of budget_flops, tokens, tokens_per_param and steps says how long it trains."""
+
+    scale: str
+    model: ModelConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    guardrails: GuardrailsConfig = field(default_factory=GuardrailsConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    seed: Annotated[int, Ge(0)] = 0
+    accounting: Accounting = "paper"
+    budget_flops: Annotated[float, Gt(0)] | None = None
+    tokens: Annotated[float, Gt(0)] | None = None
+    tokens_per_param: Annotated[float, Gt(0)] | None = None
+    steps: Annotated[int, Gt(0)] | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.schedule.warmup_steps >= self.steps:
+            raise ValueError(
+                f"schedule.warmup_steps={self.schedule.warmup_steps} leaves nothing of steps={self.steps}: "
+                f"at most {self.steps - 1}"
+            )
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens in one optimiser step."""
+        return self.training.batch_sequences * self.model.sequence_length

@@ -1,0 +1,254 @@
+"""One run's folder: configuration, identity, status, lease. The files are the truth; imports no torch.
+
+A run that a sweep has entered has no folder until something is written into it; up to then its line in the
+sweep's planned.jsonl answers (`harness.run.pending_runs`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from harness.data.config import DataError
+from harness.data.dataset import Dataset, open_dataset
+from harness.run.config import RunConfig
+from harness.run.config_file import CONFIG, config_text, parse_config
+from harness.run.identity import canonical_json, difference, identity, run_id
+from harness.run.pending_runs import Files, planned_file, planned_files, planned_lines, write_files
+from harness.run.record import planned_record
+from harness.storage.files import read_json, read_text, write_json, write_text
+from harness.storage.locks import exclusive, is_held
+from model.config_validation import ConfigError
+
+State = Literal["planned", "submitted", "running", "done", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """Where a run stands. `failure_class` and `message` say why a failed one failed."""
+
+    state: State
+    failure_class: str = ""
+    message: str = ""
+    attempts: int = 0
+    step: int = 0
+    steps: int = 0
+    ended_before: str = ""  # failure class that ended the attempt before, "lost" where it left no word
+    updated_s: float = 0.0  # seconds since the epoch
+    failures: dict[str, int] = field(default_factory=dict)  # so far, by class
+
+    def failed(self, failure_class: str, message: str) -> Status:
+        """Return this status as a failure of the class, counted."""
+        failures = self.failures | {failure_class: self.failures.get(failure_class, 0) + 1}
+        return dataclasses.replace(
+            self, state="failed", failure_class=failure_class, message=message, failures=failures
+        )
+
+    def __str__(self) -> str:
+        return f"failed:{self.failure_class}" if self.state == "failed" else self.state
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder `<root>/<sweep>/<run_id>`; every path inside is relative to it."""
+
+    path: Path
+
+    @property
+    def run_id(self) -> str:
+        return self.path.name
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def sweep(self) -> str:
+        return self.path.parent.name
+
+    @property
+    def depth_curve(self) -> Path:
+        return self.path / "depth_curve.json"
+
+    def is_there(self) -> bool:
+        """Say whether the folder is there with all that it begins with: status.json is written last."""
+        return os.path.exists(f"{self.path}/status.json")  # noqa: PTH110
+
+    def is_run(self) -> bool:
+        """Say whether a run lies here or was entered under this name."""
+        return (self.path / "identity.json").exists() or self.run_id in planned_lines(self.path.parent)
+
+    def materialise(self, *, sync: bool = True) -> bool:
+        """Create the folder of a run that was entered, with the files it begins with, unless it is there.
+
+        Whatever may be the first to write into the folder does this before. Several processes at once do no
+        harm. Says whether the folder had to be created.
+        """
+        if self.is_there() or not (files := planned_files(self.path)):
+            return False
+        write_files(self.path, files, keep=True, sync=sync)
+        return True
+
+    def content(self, name: str, read: Callable[[str], Any] = read_json) -> Any:
+        """Return what the folder's file `name` holds or, before there is a folder, will hold.
+
+        Raises FileNotFoundError where that is nothing.
+        """
+        path = f"{self.path}/{name}"  # a Path costs as much as the reading
+        try:
+            return read(path)
+        except FileNotFoundError:
+            if not self.is_there() and (planned := planned_file(self.path, name)) is not None:
+                return planned
+            return read(path)  # another process may have created the folder in between
+
+    def status(self) -> Status:
+        """Return the status; a folder without one counts as planned."""
+        try:
+            return Status(**self.content("status.json"))
+        except FileNotFoundError:
+            return Status(state="planned")
+
+    def set_status(self, status: Status, *, sync: bool = True) -> None:
+        self.materialise(sync=sync)
+        fields = vars(status) | {"updated_s": time.time()}
+        write_json(self.path / "status.json", fields, sync=sync)
+
+    def record(self) -> dict[str, Any]:
+        """Return the run's row of the runs table; its results are None until the run is done."""
+        return dict(self.content("record.json"))
+
+    def set_record(self, row: dict[str, Any], *, sync: bool = True) -> None:
+        self.materialise(sync=sync)
+        write_json(self.path / "record.json", row, sync=sync)
+
+    def micro_batch(self) -> int | None:
+        """Return how many sequences a process of the last attempt took at once, None before there was one."""
+        path = self.path / "micro_batch.json"
+        return int(read_json(path)["micro_batch"]) if path.exists() else None
+
+    def set_micro_batch(self, sequences: int) -> None:
+        write_json(self.path / "micro_batch.json", {"micro_batch": sequences})
+
+    def config(self) -> RunConfig:
+        """Return the run's configuration. Raises ConfigError when the folder holds none."""
+        try:
+            text = self.content(CONFIG, read_text)
+        except (FileNotFoundError, NotADirectoryError):
+            raise ConfigError(f"{self.path} is not a run folder: it has no {CONFIG}") from None
+        return parse_config(text, self.path / CONFIG)
+
+    def set_config(self, run: RunConfig) -> None:
+        """Replace the run's configuration."""
+        self.materialise()
+        write_text(self.path / CONFIG, config_text(run))
+
+    def data_digest(self) -> str:
+        return str(self._identity()["data_digest"])
+
+    def dataset(self, cache: Path) -> Dataset:
+        """Open the data set that the run was planned with; raises DataError when `cache` does not hold it."""
+        digest = self.data_digest()
+        if not (cache / digest).is_dir():
+            raise DataError(f"data {digest} is not under {cache}: make it with loopscale data, same settings")
+        return open_dataset(cache / digest)
+
+    def _identity(self) -> dict[str, Any]:
+        try:
+            return dict(self.content("identity.json"))
+        except FileNotFoundError:
+            raise ConfigError(f"{self.path} is not a run folder: it has no identity.json") from None
+
+    def check(self) -> RunConfig:
+        """Return the configuration after checking that folder name, identity and configuration agree.
+
+        Raises ConfigError naming the fields that differ when the folder is another configuration's.
+        """
+        run, stored = self.config(), self._identity()
+        expected = identity(run, self.data_digest())
+        if canonical_json(expected) != canonical_json(stored):
+            raise ConfigError(
+                f"{self.path} is the folder of another configuration ({difference(expected, stored)}): "
+                "restore its config.yaml or use another folder"
+            )
+        name = run_id(run, self.data_digest())
+        if name[-8:] != self.run_id[-8:]:
+            raise ConfigError(
+                f"{self.path} is the folder of another run: its configuration belongs to {name}"
+            )
+        return run
+
+    def lease(self) -> AbstractContextManager[bool]:
+        """Hold the run for one process; gives False when another one has it. A killed holder lets go."""
+        self.materialise()
+        return exclusive(self.path / "lease", wait=False)
+
+    def is_held(self) -> bool:
+        """Say whether a process trains this run now."""
+        return is_held(self.path / "lease")
+
+
+def create(
+    parent: Path,
+    run: RunConfig,
+    *,
+    data_digest: str,
+    unique_tokens: int,
+    sync: bool = True,
+    prefix: str = "",
+) -> RunFolder:
+    """Create (or return) the folder of a solved `run` under `parent`; one that exists is checked first.
+
+    `prefix` stands before its name.
+    """
+    folder = RunFolder(parent / (prefix + run_id(run, data_digest)))
+    folder.materialise(sync=sync)
+    if folder.is_there():
+        settle(folder, run)
+    else:
+        files = first_files(folder, run, data_digest=data_digest, unique_tokens=unique_tokens)
+        write_files(folder.path, files, keep=False, sync=sync)
+    return folder
+
+
+def first_files(folder: RunFolder, run: RunConfig, *, data_digest: str, unique_tokens: int) -> Files:
+    """Return what the folder of a solved `run` begins with."""
+    row = planned_record(
+        run,
+        run_id=folder.run_id,
+        sweep=folder.sweep,
+        data_digest=data_digest,
+        unique_tokens=unique_tokens,
+    )
+    return {
+        CONFIG: config_text(run),
+        "identity.json": identity(run, data_digest),
+        "record.json": row,
+        # Last, because its presence says that the folder is complete.
+        "status.json": vars(Status(state="planned", steps=run.steps or 0, updated_s=time.time())),
+    }
+
+
+def settle(folder: RunFolder, run: RunConfig) -> None:
+    """Check a folder that is there, and let it have the machine settings of `run` from now on."""
+    text = config_text(run)
+    if (folder.path / CONFIG).read_text(encoding="utf-8") == text:
+        return
+    stored = folder.check()
+    status = folder.status()
+    if status.state == "done":
+        return
+    if "oom" in status.failures:  # its micro-batch was made to fit
+        training = dataclasses.replace(run.training, micro_batch=stored.training.micro_batch)
+        run = dataclasses.replace(run, training=training)
+    folder.set_config(run)

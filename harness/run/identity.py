@@ -1,0 +1,104 @@
+"""What makes two runs the same: the science fields, their canonical JSON, its hash; imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+from harness.run.config import RunConfig
+from harness.storage.memoize import once_per_object
+
+IDENTITY_VERSION = 1
+TRAINING_SCIENCE = ("batch_sequences", "packing", "document_mask", "gradient_clip", "precision")
+
+SHOWN = (  # in columns of their own, or what a study varies
+    *("kind", "width", "prelude_layers", "core_layers", "coda_layers", "vocabulary_size", "sequence_length"),
+    *("injection", "mean_recurrence", "backprop_depth", "depth_sampling", "cooldown_fraction"),
+    *("name", "adamw_learning_rate", "muon_learning_rate", "lr_scaling", "batch_sequences"),
+)
+
+Identity = dict[str, Any]
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
+
+
+def identity(run: RunConfig, data_digest: str) -> Identity:
+    """Return the science fields of a solved `run`: never a path, a host, a budget or an accounting.
+
+    Fields at their default are left out, so that a new field with a default renames no run.
+    """
+    assert run.steps is not None, "solve the run first"
+    training = _changed(run.training)
+    return {
+        "identity_version": IDENTITY_VERSION,
+        "model": _changed(run.model),
+        "data_digest": data_digest,
+        "optimizer": _changed(run.optimizer),
+        "schedule": _changed(run.schedule),
+        "training": {k: training[k] for k in TRAINING_SCIENCE if k in training},
+        "steps": run.steps,
+        "seed": run.seed,
+    }
+
+
+def recipe(run: RunConfig) -> str:
+    """Return the science fields that no other column of the runs table shows, where they are not default."""
+    sections = {
+        "model": run.model,
+        "optimizer": run.optimizer,
+        "schedule": run.schedule,
+        "training": run.training,
+    }
+    return " ".join(
+        f"{section}.{key}={value}"
+        for section, config in sections.items()
+        for key, value in _changed(config).items()
+        if key not in SHOWN and (section != "training" or key in TRAINING_SCIENCE)
+    )
+
+
+def run_id(run: RunConfig, data_digest: str) -> str:
+    """Return `<readable>-<8 hex>`; only the hex digits identify, the rest is for people."""
+    return name_of(run, identity(run, data_digest))
+
+
+def name_of(run: RunConfig, fields: Identity) -> str:
+    """Return the run id of these science fields, which are those of `run` but perhaps for the steps."""
+    model = run.model
+    depth = {"transformer": "plain", "fixed": "fixed"}.get(model.table_kind, f"mu{model.mean_recurrence:g}")
+    digits = hashlib.sha256(canonical_json(fields).encode()).hexdigest()[:8]
+    return f"{run.scale}-{depth}-steps{fields['steps']}-seed{run.seed}-{digits}"
+
+
+def canonical_json(fields: Identity) -> str:
+    """Return JSON with sorted keys and no spaces; equal identities give equal text."""
+    return _encode(fields)
+
+
+def difference(ours: Identity, theirs: Identity) -> str:
+    """Return the fields in which two identities differ, as `key: ours / theirs`."""
+    left, right = _flat(ours), _flat(theirs)
+    keys = sorted(key for key in left.keys() | right.keys() if left.get(key) != right.get(key))
+    return ", ".join(f"{key}: {left.get(key, 'default')} / {right.get(key, 'default')}" for key in keys)
+
+
+@once_per_object
+def _changed(config: Any) -> dict[str, Any]:
+    changed = {}
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        default = item.default
+        if item.default_factory is not dataclasses.MISSING:
+            default = item.default_factory()
+        if value != default:
+            # 8 and 8.0 are the same mean recurrence and must give the same hash.
+            changed[item.name] = int(value) if isinstance(value, float) and value.is_integer() else value
+    return changed
+
+
+def _flat(fields: Identity, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in fields.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return flat

@@ -1,0 +1,100 @@
+"""Files that are whole or absent: atomic writes, and reads that name what is damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from model.config_validation import ConfigError
+
+_encode = json.JSONEncoder(sort_keys=True, allow_nan=False).encode  # json.dumps would make one for each value
+_encode_lines = json.JSONEncoder(sort_keys=True, allow_nan=False, separators=(",\n ", ": ")).encode
+_NESTED = (dict, list, tuple)
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Return the JSON object in `path`; raises ConfigError naming the file when it is damaged."""
+    try:
+        content = json.loads(read_text(path))
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} is damaged: it holds no JSON object")
+    return content
+
+
+def read_text(path: str | Path) -> str:
+    """Return the text in `path`."""
+    # Plain system calls, as in write_text.
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        parts = []
+        while part := os.read(descriptor, 1 << 16):
+            parts.append(part)
+        return b"".join(parts).decode()
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, content: Mapping[str, Any] | Sequence[Any], *, sync: bool = True) -> None:
+    """Write JSON atomically, one line per key or item: a reader sees the old file or the new one."""
+    write_text(path, json_text(content), sync=sync)
+
+
+def json_text(content: Mapping[str, Any] | Sequence[Any]) -> str:
+    """Return JSON with one line per key or item."""
+    # json's own indenting is written in Python and takes five times as long.
+    if isinstance(content, Mapping):
+        if any(isinstance(value, _NESTED) for value in content.values()):
+            lines = ",\n ".join(f"{_encode(key)}: {_encode(value)}" for key, value in sorted(content.items()))
+        else:  # all at once
+            lines = _encode_lines(dict(content))[1:-1]
+        first, last = "{", "}"
+    else:
+        lines = ",\n ".join(map(_encode, content))
+        first, last = "[", "]"
+    return f"{first}\n {lines}\n{last}\n"
+
+
+def write_text(path: Path, text: str, *, sync: bool = True) -> None:
+    """Write a file atomically (temporary file, fsync, rename).
+
+    Without `sync` it may be lost, not torn, when the machine loses power; a writer of thousands of files
+    calls os.sync() once at their end.
+    """
+    os.replace(_write_aside(path, text, str(os.getpid()), sync), path)  # noqa: PTH105
+
+
+def write_once(path: Path, text: str, *, sync: bool = True) -> None:
+    """Write a file as `write_text` does unless it is there; of several at once, on any node, one wins."""
+    temporary = _write_aside(path, text, secrets.token_hex(4), sync)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        if not path.exists():
+            os.replace(temporary, path)  # noqa: PTH105
+            return
+    os.unlink(temporary)  # noqa: PTH108
+
+
+def _write_aside(path: Path, text: str, mark: str, sync: bool) -> str:
+    """Write a temporary file beside `path` and return its name."""
+    # Plain system calls: sweeps write and read tens of thousands of these files.
+    folder, name = os.path.split(path)
+    temporary = os.path.join(folder, f".{name}.{mark}")  # noqa: PTH118
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    try:
+        content = memoryview(text.encode())
+        while content:
+            content = content[os.write(descriptor, content) :]
+        if sync:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return temporary

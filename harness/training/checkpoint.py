@@ -1,0 +1,218 @@
+"""Checkpoints that are whole or absent: written aside, synced, renamed, checksummed; loading runs no code.
+
+A checkpoint is a folder: `state.json` with the step, the counters, a checksum of every file and an index of
+tensors, and safetensors files. Each process of a run writes what it alone holds; whoever reads finds whole
+tensors, or any rows of them, whatever the number of processes was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from harness.distributed.process_group import ALONE, Ranks
+from harness.storage.files import write_json
+from harness.storage.sharded_tensors import UNREADABLE, Index, Piece, PieceReader, merged, whole, write_pieces
+from model.config_validation import ConfigError
+
+Tensors = Mapping[str, Tensor | Piece]  # a Piece where a process holds only some rows
+PARTS = ("model", "optimizer")
+
+
+class CheckpointError(ConfigError):
+    """No checkpoint of the run can be read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """State after `step` optimiser steps; `counters` are JSON values that resume needs beside the tensors.
+
+    What `load` gives is whole; what a process of several saves is what it holds.
+    """
+
+    step: int
+    model: Tensors
+    optimizer: Tensors
+    counters: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """A whole checkpoint on disk, its tensors not yet read."""
+
+    step: int
+    model: PieceReader
+    optimizer: PieceReader
+    counters: dict[str, Any]
+
+
+def save(
+    folder: Path,
+    checkpoint: Checkpoint,
+    *,
+    keep: int,
+    marked: Collection[int] = (),
+    ranks: Ranks = ALONE,
+) -> Path:
+    """Write `checkpoint` to `folder`/step_<n>; returns its path. Every process of the run must call it.
+
+    All but the newest `keep` are deleted then; those of `marked` steps stay for good and do not count.
+    """
+    target = folder / f"step_{checkpoint.step:08d}"
+    temporary = folder / f".{target.name}.partial"
+    ranks.once(lambda: _clear(folder, temporary))
+    indices, sums = _write_own(temporary, checkpoint, ranks)
+    written = ranks.gather((indices, sums))
+    state = {
+        "step": checkpoint.step,
+        "counters": checkpoint.counters,
+        "world": ranks.world,
+        "sha256": {name: digest for _, digests in written for name, digest in digests.items()},
+        **{part: merged(index[part] for index, _ in written) for part in PARTS},
+    }
+    ranks.once(lambda: _publish(temporary, target, state, keep, marked))
+    return target
+
+
+def keep_only(folder: Path, steps: Collection[int]) -> None:
+    """Delete the checkpoints under `folder` of all but these steps."""
+    kept = {f"step_{step:08d}" for step in steps}
+    for path in found(folder):
+        if path.name not in kept:
+            shutil.rmtree(path)
+
+
+def found(folder: Path) -> list[Path]:
+    """Return the checkpoints under `folder`, oldest first, whole or not."""
+    return sorted(folder.glob("step_*"))
+
+
+def load(path: Path, *, weights_only: bool = False) -> Checkpoint:
+    """Read one checkpoint; raises CheckpointError when a file is missing, torn or altered."""
+    stored = open_checkpoint(path)
+    try:
+        model = {name: stored.model.whole(name) for name in stored.model.names()}
+        names = [] if weights_only else stored.optimizer.names()
+        optimizer = {name: stored.optimizer.whole(name) for name in names}
+    except UNREADABLE as error:
+        raise CheckpointError(f"checkpoint {path} is corrupt: {error!r}") from error
+    return Checkpoint(step=stored.step, model=model, optimizer=optimizer, counters=stored.counters)
+
+
+def load_newest(folder: Path, *, weights_only: bool = False) -> Checkpoint | None:
+    """Return the newest checkpoint that is whole, or None where there is none at all.
+
+    A corrupt one is passed over with a warning; when all are corrupt, raises CheckpointError and leaves them.
+    """
+    path = newest_whole(folder)
+    return None if path is None else load(path, weights_only=weights_only)
+
+
+def open_newest(folder: Path, ranks: Ranks = ALONE) -> Stored | None:
+    """Open the newest whole checkpoint in every process, checked by the first; as `load_newest` otherwise."""
+    path = ranks.once(lambda: newest_whole(folder))
+    return None if path is None else open_checkpoint(path, check=False)
+
+
+def newest_whole(folder: Path) -> Path | None:
+    """Find the newest whole checkpoint; warns and raises as `load_newest`."""
+    paths = found(folder)
+    for path in reversed(paths):
+        try:
+            open_checkpoint(path)
+        except CheckpointError as error:
+            if path == paths[0]:
+                raise CheckpointError(
+                    f"{error}; no other is whole: delete {folder} to start again"
+                ) from error
+            warnings.warn(f"{error}; the one before it is used", stacklevel=2)
+        else:
+            return path
+    return None
+
+
+def open_checkpoint(path: Path, *, check: bool = True) -> Stored:
+    """Open one checkpoint after comparing all its checksums; raises CheckpointError when it is not whole."""
+    try:
+        state = json.loads((path / "state.json").read_text())
+        if check:
+            _check_sums(path, state["sha256"])
+        return Stored(
+            step=state["step"],
+            model=PieceReader(path, state["model"]),
+            optimizer=PieceReader(path, state["optimizer"]),
+            counters=state["counters"],
+        )
+    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"checkpoint {path} is corrupt: {error!r}") from error
+
+
+def _clear(folder: Path, temporary: Path) -> None:
+    for torn in folder.glob(".step_*"):
+        shutil.rmtree(torn)
+    temporary.mkdir(parents=True)
+
+
+def _write_own(folder: Path, checkpoint: Checkpoint, ranks: Ranks) -> tuple[dict[str, Index], dict[str, str]]:
+    """Write what this process holds; returns the index of each part and the checksums of the files."""
+    suffix = "" if ranks.world == 1 else f"_{ranks.rank:05d}_of_{ranks.world:05d}"
+    indices, sums = {}, {}
+    for part in PARTS:
+        tensors: Tensors = getattr(checkpoint, part)
+        pieces = {name: t if isinstance(t, Piece) else whole(t) for name, t in tensors.items()}
+        path = folder / f"{part}{suffix}.safetensors"
+        indices[part] = write_pieces(path, pieces)
+        sums[path.name] = _sha256(path)
+        _sync(path)
+    return indices, sums
+
+
+def _publish(
+    temporary: Path, target: Path, state: dict[str, Any], keep: int, marked: Collection[int]
+) -> None:
+    write_json(temporary / "state.json", state)
+    _sync(temporary)
+    shutil.rmtree(target, ignore_errors=True)
+    temporary.rename(target)
+    _sync(target.parent)
+    # One past this step was passed over as corrupt when the run resumed before it.
+    whole_ones = [path for path in found(target.parent) if path.name <= target.name]
+    lasting = {target.with_name(f"step_{step:08d}") for step in marked}
+    passing = [path for path in whole_ones if path not in lasting]
+    kept = {*passing[-keep:], *(path for path in whole_ones if path in lasting)}
+    for path in found(target.parent):
+        if path not in kept:
+            shutil.rmtree(path)
+
+
+def _check_sums(folder: Path, expected: dict[str, str]) -> None:
+    with ThreadPoolExecutor() as pool:
+        digests = pool.map(lambda name: _sha256(folder / name), expected)
+        for name, digest in zip(expected, digests, strict=True):
+            if digest != expected[name]:
+                raise CheckpointError(f"checkpoint {folder} is corrupt: {name} does not match its checksum")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

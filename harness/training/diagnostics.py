@@ -1,0 +1,96 @@
+"""What a training step shows of a model's health: gradient norms by part, the state over the loops, the
+spectral radius of the injection."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from harness.distributed.parallel import Replica, own_rows, whole_tensor
+from model.injection import build_injection
+from model.transformer import LoopedTransformer
+
+PARTS = ("embedding", "value_tables", "prelude", "injection", "core", "coda")  # anything else is "other"
+
+
+class GradientNorms:
+    """Measure and clip the gradient of a replica, whole or sharded."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._sharded, self._ranks = replica.sharded, replica.ranks
+        self._parts: dict[str, list[nn.Parameter]] = {}
+        for name, parameter in replica.model.named_parameters():
+            part = name.split(".")[0]
+            self._parts.setdefault(part if part in PARTS else "other", []).append(parameter)
+        self.names = list(self._parts)
+
+    def squares(self) -> Tensor:
+        """Give each part's sum of squares, float64 [parts], as this process adds to the sum over all."""
+        gradients = [_gradients(parameters) for parameters in self._parts.values()]
+        norms = torch._foreach_norm([gradient for part in gradients for gradient in part])
+        if self._sharded or self._ranks.first:
+            squares = torch.stack(norms).double().square()
+            return torch.stack([part.sum() for part in squares.split([len(part) for part in gradients])])
+        return torch.zeros(len(gradients), dtype=torch.float64, device=norms[0].device)
+
+    def rescale(self, scale: float, norm: float, limit: float) -> None:
+        """Multiply the gradient by `scale`, and so that its norm, `norm` after that, is at most `limit`."""
+        factor = scale * min(1.0, limit / norm) if math.isfinite(norm) and norm > 0 else scale
+        if factor != 1.0:
+            gradients = [g for parameters in self._parts.values() for g in _gradients(parameters)]
+            torch._foreach_mul_(gradients, factor)
+
+
+def _gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    return [own_rows(parameter.grad) for parameter in parameters if parameter.grad is not None]
+
+
+class StateProbe:
+    """Measure the root mean square of the state after each loop, while it is watching.
+
+    It looks at the output of the last core block, so nothing is computed twice and nothing is changed.
+    """
+
+    def __init__(self, model: LoopedTransformer) -> None:
+        self._last = model.core[-1] if model.config.kind == "looped" else None
+        self._depths: list[int] = []
+        self._squares: list[tuple[int, Tensor]] = []  # (loops that remain, mean squares [active])
+        self._seen: list[tuple[list[int], list[tuple[int, Tensor]]]] = []
+
+    @contextmanager
+    def watching(self, depths: Sequence[int], due: bool) -> Iterator[None]:
+        """Watch one forward pass over sequences of these depths, where `due`."""
+        if not due or self._last is None:
+            yield
+            return
+        self._depths, self._squares = sorted(depths, reverse=True), []
+        with self._last.register_forward_hook(self._look):  # slow: no operator takes several loops
+            yield
+        self._seen.append((self._depths, self._squares))
+
+    def by_loop(self) -> list[float]:
+        """Give the root mean square after loop 1, 2, ... over what was watched, and forget it."""
+        total: dict[int, list[float]] = {}
+        for depths, squares in self._seen:
+            for remaining, active in squares:
+                for depth, square in zip(depths, active.tolist(), strict=False):
+                    total.setdefault(depth - remaining + 1, []).append(square)
+        self._seen = []
+        return [math.sqrt(math.fsum(total[loop]) / len(total[loop])) for loop in sorted(total)]
+
+    def _look(self, _module: nn.Module, _inputs: object, state: Tensor) -> None:
+        remaining = self._depths[0] - len(self._squares)
+        self._squares.append((remaining, state.detach().float().square().mean(dim=(1, 2))))
+
+
+def spectral_radius(replica: Replica) -> float:
+    """Give the spectral radius of the injection's linear part. Every process must ask."""
+    model = replica.model
+    plain = build_injection(model.config)
+    state = {name: whole_tensor(parameter.detach()) for name, parameter in model.injection.named_parameters()}
+    plain.load_state_dict(state, assign=True)
+    return plain.spectral_radius()

@@ -1,0 +1,162 @@
+"""The function that every job executes: one run folder, from its lease to its final status."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+
+from harness.data.config import DataError
+from harness.distributed.process_group import Ranks, connected, is_peer_loss
+from harness.run.folder import RunFolder, Status
+from harness.run.wandb_segment import leave_segment
+from harness.training.branch import start_from_trunk
+from harness.training.train import Diverged, Stopped, Watch, train
+from model.config_validation import ConfigError
+
+BUSY = "busy"  # another process trains this run
+DISK_FULL = ("No space left on device", "Disk quota exceeded")  # safetensors raises no OSError
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+_LIMIT_NEAR_S = 900.0  # SIGUSR2 this long before a job's end warns of the time limit, earlier of preemption
+_CAUSE_FIRST_S = 2.0  # a process that only lost another one waits this long for that one to say why
+
+
+def run_job(
+    path: Path,
+    cache: Path,
+    stop: Callable[[], bool] = lambda: False,
+    watch: Watch = lambda line: None,
+) -> str:
+    """Train the run in folder `path` unless it is done or another process has it; return how it stands.
+
+    Started by torchrun or as several tasks of a submitit job, all processes train the one run together; the
+    first one holds the lease. Returns the status as the runs table shows it, or "busy". The data set is
+    looked up under `cache` by the digest that the run was planned with. SIGTERM, SIGUSR2, Ctrl-C and `stop`,
+    asked once a step, save a checkpoint and leave the run `submitted`, with the failure class preempted or
+    timeout where a signal says so. An error that is not the user's is recorded as `code_error`, with its
+    traceback under logs/, and raised again. `watch` is given each line of the metrics.
+    """
+    folder = RunFolder(path)
+    with connected() as ranks, folder.lease() if ranks.first else nullcontext(True) as free:
+        begun = ranks.once(lambda: _begin(folder) if free else BUSY)
+        if isinstance(begun, str):
+            return begun
+        try:
+            status = _attempt(folder, begun, cache, ranks, stop, watch)
+        except BaseException as error:
+            _log_error(folder, begun, ranks, error)
+            full = any(text in str(error) for text in DISK_FULL)
+            _report(folder, ranks, _failed(begun, "lost" if full else "code_error", error))
+            raise
+        ended = str(_report(folder, ranks, status))
+        if ranks.first:
+            leave_segment(folder)
+        return ended
+
+
+def _begin(folder: RunFolder) -> Status | str:
+    """Mark the run as running; gives its status, or "done" where nothing is left to do."""
+    before = folder.status()
+    if before.state == "done":
+        return "done"
+    # A run found running, its lease free, was left by a process that could not say so.
+    ended = "lost" if before.state == "running" else before.failure_class
+    status = dataclasses.replace(
+        before,
+        state="running",
+        failure_class="",
+        message="",
+        attempts=before.attempts + 1,
+        ended_before=ended,
+    )
+    folder.set_status(status)
+    return status
+
+
+def _attempt(
+    folder: RunFolder, status: Status, cache: Path, ranks: Ranks, stop: Callable[[], bool], watch: Watch
+) -> Status:
+    with _signals() as received:
+
+        def asked() -> bool:
+            return bool(received) or stop()
+
+        try:
+            dataset = folder.dataset(cache)
+            ranks.once(lambda: start_from_trunk(folder))
+            train(folder, dataset, attempts=status.attempts, ranks=ranks, stop=asked, watch=watch)
+        except Stopped as stopped:
+            reasons = [reason for reason in ranks.gather(_reason(received)) if reason]
+            failure_class = reasons[0] if reasons else ""
+            return dataclasses.replace(
+                status, state="submitted", failure_class=failure_class, message=str(stopped)
+            )
+        except Diverged as error:
+            return _failed(status, "diverged", error)
+        except (DataError, ConfigError) as error:
+            return _failed(status, "bad_config", error)
+        except (MemoryError, RuntimeError) as error:
+            if _is_out_of_memory(error):
+                return _failed(status, "oom", error)
+            if ranks.world > 1 and is_peer_loss(error):
+                return _failed(status, "node_failure", error)
+            raise
+    return dataclasses.replace(status, state="done", step=status.steps)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _failed(status: Status, failure_class: str, error: BaseException) -> Status:
+    message = str(error).strip().splitlines()
+    return status.failed(failure_class, message[0] if message else type(error).__name__)
+
+
+def _report(folder: RunFolder, ranks: Ranks, status: Status) -> Status:
+    """Write how the attempt ended; of several processes, the one that knows the cause."""
+    if status.failure_class == "node_failure":
+        time.sleep(_CAUSE_FIRST_S)
+    elif ranks.first:
+        folder.set_status(status)
+        return status
+    elif status.state != "failed":
+        return status
+    if folder.status().state == "running":
+        folder.set_status(status)
+    return folder.status()
+
+
+def _log_error(folder: RunFolder, status: Status, ranks: Ranks, error: BaseException) -> None:
+    logs = folder.path / "logs"
+    logs.mkdir(exist_ok=True)
+    process = "" if ranks.first else f"_process_{ranks.rank}"
+    text = "".join(traceback.format_exception(error))
+    (logs / f"error_{status.attempts}{process}.txt").write_text(text)
+
+
+def _reason(received: list[int]) -> str:
+    """Name the failure class behind the first signal received, if any: preempted, timeout or none."""
+    if not received or received[0] == signal.SIGINT:
+        return ""
+    left_s = float(os.environ.get("SLURM_JOB_END_TIME", 0)) - time.time()
+    return "timeout" if received[0] == signal.SIGUSR2 and left_s < _LIMIT_NEAR_S else "preempted"
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect the signals that ask the run to stop; handlers are put back at the end."""
+    received: list[int] = []
+    before = {n: signal.signal(n, lambda number, _frame: received.append(number)) for n in STOP_SIGNALS}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

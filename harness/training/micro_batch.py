@@ -1,0 +1,115 @@
+"""How many sequences a device takes at once: what is configured, else what fits its memory and suits it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from harness.distributed.parallel import Replica
+from harness.run.config import RunConfig
+from model.config_validation import ConfigError
+from model.kernels.cpu.block import fuses_blocks
+from model.memory import memory_estimate_bytes
+
+# At once for a thread, of two at least. What torch's operators pass on should stay in the caches; a fused
+# block sees to that itself, and more tokens only need memory.
+_CPU_TOKENS, _FUSED_TOKENS = 1024, 4096
+_SHARE = 0.9  # of the device's memory that a step may take: the optimiser and other users need some too
+_CGROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+
+
+def find_micro_batch(run: RunConfig, replica: Replica) -> int:
+    """Give the sequences that each process takes at once. Every process must ask; all get the same.
+
+    The configured number where there is one; else the whole share of the process, halved until a step fits
+    memory, tried out on a GPU and estimated on a CPU, and on a CPU no more than `suits_cpu` says. Raises
+    ConfigError when not even one sequence fits.
+    """
+    share = run.training.batch_sequences // replica.ranks.world
+    if run.training.micro_batch is not None:
+        return min(run.training.micro_batch, share)
+    device = next(replica.model.parameters()).device
+    fits = _tried(run, replica, device) if device.type == "cuda" else _estimated(run, replica.ranks.world)
+    found = largest_fitting(share, lambda size: not replica.ranks.any([not fits(size)])[0])
+    if found is None:
+        raise ConfigError(
+            f"training.batch_sequences={run.training.batch_sequences}: not even one sequence of "
+            f"{run.model.sequence_length} tokens fits the memory of {device}; use a smaller model, "
+            "shorter sequences or training.parallel=fsdp over more processes"
+        )
+    return found
+
+
+def largest_fitting(share: int, fits: Callable[[int], bool]) -> int | None:
+    """Halve `share`, rounding up, until it fits; None when not even one does."""
+    size = share
+    while not fits(size):
+        if size == 1:
+            return None
+        size = math.ceil(size / 2)
+    return size
+
+
+def suits_cpu(sequences: int, length: int, fused: bool) -> bool:
+    """Say whether a CPU should take so many sequences at once, through fused blocks or through torch's."""
+    tokens = (_FUSED_TOKENS if fused else _CPU_TOKENS) * max(2, torch.get_num_threads())
+    return sequences == 1 or sequences * length <= tokens
+
+
+def available_bytes() -> int:
+    """Give the memory that this process may still take: the machine's, or its control groups' if less."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    free = int(fields["MemAvailable"].split()[0]) * 1024
+    limits = [file.read_text().strip() for file in _limit_files() if file.exists()]
+    return min([free, *(int(limit) for limit in limits if limit != "max")])
+
+
+def _limit_files() -> Iterator[Path]:
+    """Yield the files that may limit this process: of its own control group, a job's say, and those above."""
+    for line in _OWN_GROUPS.read_text().splitlines():
+        number, controllers, path = line.split(":", 2)
+        if number == "0" or "memory" in controllers.split(","):
+            root = _CGROUPS if number == "0" else _CGROUPS / "memory"
+            folder = root / path.lstrip("/")
+            name = "memory.max" if number == "0" else "memory.limit_in_bytes"
+            yield from (each / name for each in (folder, *folder.parents) if each.is_relative_to(root))
+
+
+def _estimated(run: RunConfig, processes: int) -> Callable[[int], bool]:
+    """Compare the planner's estimate with the machine's memory, which all processes are taken to share."""
+    room, precision = _SHARE * available_bytes() / processes, run.training.precision
+    fused = fuses_blocks(run.model) and precision == "float32" and not run.training.document_mask
+
+    def fits(size: int) -> bool:
+        suits = suits_cpu(size, run.model.sequence_length, fused)
+        return suits and memory_estimate_bytes(run.model, size, precision=precision).total <= room
+
+    return fits
+
+
+def _tried(run: RunConfig, replica: Replica, device: torch.device) -> Callable[[int], bool]:
+    """Take a forward and backward pass at the depth that needs most memory, and look at the peak."""
+
+    def fits(size: int) -> bool:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        tokens = torch.zeros(size, run.model.sequence_length, dtype=torch.int64, device=device)
+        depths = [run.model.resolved_backprop_depth] * size
+        autocast = torch.autocast("cuda", torch.bfloat16, enabled=run.training.precision == "bfloat16")
+        try:
+            with replica.micro_batch(last=True):
+                with autocast:
+                    nats = replica.forward(tokens, tokens, depths, list(range(size)))
+                replica.backward(nats, tokens.numel())
+        except torch.OutOfMemoryError:
+            return False
+        finally:
+            for parameter in replica.model.parameters():
+                parameter.grad = None
+        held = torch.cuda.max_memory_allocated(device)
+        return held <= _SHARE * torch.cuda.get_device_properties(device).total_memory
+
+    return fits

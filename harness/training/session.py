@@ -1,0 +1,164 @@
+"""The live objects of one attempt of a run, and what of them a checkpoint holds."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import asdict, dataclass, field
+
+import torch
+
+from harness.distributed.load_balance import check_share
+from harness.distributed.matrix_exchange import row_range
+from harness.distributed.parallel import Replica, own_rows, replicate
+from harness.distributed.process_group import Ranks
+from harness.optim.sharded_optimizer import SharedOptimizer
+from harness.run.config import RunConfig
+from harness.run.folder import RunFolder
+from harness.run.trunk import origin
+from harness.storage.sharded_tensors import Piece, PieceReader, whole
+from harness.training.checkpoint import Checkpoint, open_newest
+from harness.training.guardrails import LossGuard
+from harness.training.micro_batch import find_micro_batch
+from harness.training.throughput import Counters, peak_memory_bytes
+from model.config_validation import ConfigError
+from model.kernels.compilation import compile_blocks
+from model.kernels.cpu import keep_freed_memory
+from model.transformer import build_model
+
+
+@dataclass(kw_only=True)
+class Session:
+    """One attempt: what it trains, with which processes, and what it has counted."""
+
+    run: RunConfig
+    ranks: Ranks
+    device: torch.device
+    replica: Replica
+    optimizer: SharedOptimizer
+    first_step: int = 0
+    segment: bool = False  # of a trunk: it ends in the middle of the runs that it is trained for
+    counters: Counters = field(default_factory=Counters)
+    guard: LossGuard = field(default_factory=LossGuard)
+    clock: float = field(default_factory=time.monotonic)
+
+    def ends_at(self, step: int) -> bool:
+        """Say whether a run is over after `step` steps; a trunk's segment never is, whoever it is for."""
+        return step == self.run.steps and not self.segment
+
+    def lap(self) -> None:
+        """Bring the counts of time and memory up to now."""
+        now = time.monotonic()
+        self.counters.wall_s += now - self.clock
+        self.counters.device_s += (now - self.clock) * self.ranks.world
+        self.clock = now
+        held = max(self.ranks.gather(peak_memory_bytes(self.device)))
+        self.counters.peak_memory_bytes = max(self.counters.peak_memory_bytes, held)
+
+    def checkpoint(self, step: int) -> Checkpoint:
+        """Give what this process has to save after `step` steps."""
+        return Checkpoint(
+            step=step,
+            model=self._model_pieces(),
+            optimizer=self.optimizer.pieces(),
+            counters={"totals": asdict(self.counters), "guard": asdict(self.guard)},
+        )
+
+    def _model_pieces(self) -> dict[str, Piece]:
+        parameters = self.replica.model.state_dict()
+        if not self.replica.sharded:
+            return {name: whole(tensor) for name, tensor in parameters.items()} if self.ranks.first else {}
+        return {
+            name: Piece(
+                tensor=own_rows(tensor),
+                first_row=row_range(tensor.shape[0], self.ranks.rank, self.ranks.world)[0],
+                shape=tuple(tensor.shape),
+            )
+            for name, tensor in parameters.items()
+        }
+
+    def _restore_model(self, stored: PieceReader) -> None:
+        parameters = self.replica.model.state_dict()
+        if parameters.keys() != set(stored.names()):
+            odd = sorted(parameters.keys() ^ set(stored.names()))
+            raise ConfigError(f"the checkpoint is of another model: {', '.join(odd[:3])} not in both")
+        for name, tensor in parameters.items():
+            rows = (0, tensor.shape[0])
+            if self.replica.sharded:
+                rows = row_range(tensor.shape[0], self.ranks.rank, self.ranks.world)
+            own_rows(tensor).copy_(stored.rows(name, *rows))
+
+    @torch.no_grad()
+    def restore(self, folder: RunFolder) -> None:
+        """Continue from the newest whole checkpoint of `folder`, if it has one."""
+        newest = open_newest(folder.checkpoints, self.ranks)
+        if newest is None:
+            return
+        self._restore_model(newest.model)
+        self.optimizer.load(newest.optimizer)
+        self.optimizer.fill()
+        self.first_step = newest.step
+        self.counters = Counters(**newest.counters["totals"])
+        self.guard = LossGuard(**newest.counters["guard"])
+
+
+def open_session(folder: RunFolder, run: RunConfig, ranks: Ranks) -> Session:
+    """Build model and optimiser of `run` on this process's device and continue where its checkpoint stands.
+
+    Raises ConfigError for a device that is not there or a batch that does not divide over the processes,
+    CheckpointError when no checkpoint of an earlier attempt is whole.
+    """
+    check_share(run.training.batch_sequences, ranks.world)
+    device = device_named(run.training.device, ranks, key="training.device")
+    if run.training.threads is not None:
+        torch.set_num_threads(run.training.threads)
+    demand_determinism(compiled=run.training.compile)
+    model = build_model(run.model, seed=run.seed, device=device)
+    if run.training.compile:
+        compile_blocks(model)
+    replica = replicate(model, ranks, run.training.parallel)
+    optimizer = SharedOptimizer(replica, run.optimizer)
+    session = Session(
+        run=run,
+        ranks=ranks,
+        device=device,
+        replica=replica,
+        optimizer=optimizer,
+        segment=origin(folder).segment,
+    )
+    session.restore(folder)
+    # What an earlier attempt found stays: another micro-batch would round differently.
+    if run.training.micro_batch is not None or not session.counters.micro_batch:
+        session.counters.micro_batch = find_micro_batch(run, replica)
+    if ranks.first:
+        folder.set_micro_batch(session.counters.micro_batch)  # what a retry halves when memory runs out
+    return session
+
+
+def demand_determinism(*, compiled: bool) -> None:
+    """Let torch refuse every operation whose result could differ from one attempt to the next.
+
+    Compiled code has a switch of its own, which imports the compiler: seconds that other runs need not wait.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
+    if compiled:
+        torch.use_deterministic_algorithms(True)
+    else:
+        torch.set_deterministic_debug_mode("error")
+
+
+def device_named(name: str, ranks: Ranks, *, key: str = "device") -> torch.device:
+    """Return a device by name; "auto" is the GPU of this process's local rank where there is one.
+
+    What has been freed stays with a process on a CPU, from then on. Raises ConfigError, naming the `key` that
+    asks for it, for a GPU that is not there.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"{key}=cuda: no GPU is visible here; use device=cpu or auto")
+    if name == "cpu" or not torch.cuda.is_available():
+        keep_freed_memory()
+        return torch.device("cpu")
+    # A launcher may show each process its own GPU alone.
+    device = torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device

@@ -1,0 +1,233 @@
+"""Train one run from its folder to its record; killed anywhere, it continues where its checkpoint stands."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+
+from harness.data.dataset import Dataset
+from harness.data.loader import Batch, TrainingRows, training_rows, validation_rows
+from harness.distributed.process_group import ALONE, Ranks
+from harness.evaluation.validation import evaluate
+from harness.optim.schedule import learning_rate_factor, weight_decay_factor
+from harness.run.budget import check_epochs
+from harness.run.config import RunConfig
+from harness.run.folder import RunFolder
+from harness.run.metrics import MetricsLog
+from harness.run.record import Evaluation, depth_rows, finished_record
+from harness.storage.files import write_json, write_text
+from harness.training.checkpoint import keep_only
+from harness.training.checkpoint_policy import Saver, Stopped
+from harness.training.diagnostics import spectral_radius
+from harness.training.guardrails import Diverged
+from harness.training.prefetch import Prefetch
+from harness.training.session import Session, open_session
+from harness.training.step import Draws, Gradient, GradientOfStep, draw
+from harness.training.throughput import Meter, device_name, peak_flops_per_s
+from model.config_validation import ConfigError
+
+__all__ = ["Diverged", "Stopped", "Watch", "train"]
+Line = dict[str, float | None]  # None where a figure is not a number
+Watch = Callable[[Line], None]
+
+
+def train(
+    folder: RunFolder,
+    dataset: Dataset,
+    *,
+    attempts: int,
+    ranks: Ranks = ALONE,
+    stop: Callable[[], bool] = lambda: False,
+    watch: Watch = lambda line: None,
+) -> None:
+    """Train the run of `folder` on `dataset` and write its record and depth curve; of a segment, its cost.
+
+    Every process of `ranks` calls it. `stop` is asked once a step, `watch` is given each line of the metrics.
+    Raises Stopped after `stop` said yes in any process, Diverged as `harness.training.guardrails` says,
+    CheckpointError when no checkpoint of an earlier attempt is whole, ConfigError for a folder or data set
+    that belong to another configuration.
+    """
+    run = folder.check()
+    check_fit(run, dataset, folder.data_digest())
+    session = open_session(folder, run, ranks)
+    if not ranks.first:
+        saver = Saver(folder, session)
+        _take_steps(session, dataset, saver, stop, write=lambda line: None)
+    else:
+        _show_groups(folder, session)
+        with MetricsLog(
+            folder.metrics,
+            resume_step=session.first_step,
+            logger=run.logger,
+            run_id=folder.run_id,
+            sweep=folder.sweep,
+        ) as log:
+
+            def write(line: Line) -> None:
+                log.write(line)
+                watch(line)
+
+            saver = Saver(folder, session, flush=log.sync)
+            _take_steps(session, dataset, saver, stop, write)
+    if session.segment:
+        _hand_on(folder, session, attempts)
+    else:
+        _finish(folder, session, dataset, attempts)
+
+
+def _take_steps(
+    session: Session, dataset: Dataset, saver: Saver, stop: Callable[[], bool], write: Watch
+) -> None:
+    """Take the steps that are left, writing the metrics and saving checkpoints as they fall due."""
+    run, ranks, counters = session.run, session.ranks, session.counters
+    assert run.steps is not None
+    counters.peak_flops_per_s = ranks.world * peak_flops_per_s(run.training, session.device)
+    meter, rows = Meter(counters), _rows(run, dataset)
+    gradient_of_step = GradientOfStep(run, session.replica, counters.micro_batch, rows.bos)
+    with Prefetch(_inputs(run, rows, ranks), range(session.first_step, run.steps)) as inputs:
+        for step in range(session.first_step, run.steps):
+            saver.between_steps(step, stop)
+            done = step + 1
+            due = done % run.training.log_every == 0 or session.ends_at(done)
+            with meter.step():
+                with meter.waiting():
+                    draws, batch = inputs.take()
+                gradient = gradient_of_step.compute(draws, batch, probe=due)
+                if session.guard.admits(run.guardrails, gradient.loss_nats, gradient.norm, done):
+                    session.optimizer.set_schedule(
+                        learning_rate_factor(run.schedule, step, run.steps),
+                        weight_decay_factor(run.schedule, step, run.steps),
+                    )
+                    session.optimizer.step()
+                session.optimizer.drop_gradients()
+                counters.executed_flops += gradient.flops
+            if due:
+                figures = {"epoch": rows.epoch(done), **meter.window(run.batch_tokens)}
+                write({**_line(session, gradient, done), **figures})
+    saver.save(run.steps)
+
+
+def _inputs(run: RunConfig, rows: TrainingRows, ranks: Ranks) -> Callable[[int], tuple[Draws, Batch]]:
+    """Make what a step needs before it computes: its draws and this process's sequences."""
+
+    def make(step: int) -> tuple[Draws, Batch]:
+        draws = draw(run, step, ranks.rank, ranks.world)
+        return draws, rows.batch(step, draws.own)
+
+    return make
+
+
+def _rows(run: RunConfig, dataset: Dataset) -> TrainingRows:
+    return training_rows(
+        dataset,
+        packing=run.training.packing,
+        seed=run.seed,
+        batch_sequences=run.training.batch_sequences,
+        sequence_length=run.model.sequence_length,
+    )
+
+
+def _line(session: Session, gradient: Gradient, done: int) -> Line:
+    """Give a step's line of the metrics, but for its figures of speed. Every process must ask."""
+    run, guard = session.run, session.guard
+    line: Line = {
+        "step": done,
+        "tokens": done * run.batch_tokens,
+        "train_loss_nats": gradient.loss_nats,
+        "train_loss_mean_nats": guard.mean_nats,
+        "gradient_norm": gradient.norm,
+        **{f"gradient_norm_{part}": norm for part, norm in gradient.norms.items()},
+        "learning_rate_factor": learning_rate_factor(run.schedule, done - 1, run.steps or done),
+        "skipped_steps": guard.skipped_steps,
+        "loss_spikes": guard.loss_spikes,
+        "executed_flops": session.counters.executed_flops,
+    }
+    if gradient.state_rms:
+        rms = gradient.state_rms
+        line |= {"state_rms_first": rms[0], "state_rms_last": rms[-1], "state_rms_max": max(rms)}
+    looped = run.model.kind == "looped"
+    if looped and (done % run.guardrails.spectral_radius_every == 0 or session.ends_at(done)):
+        line["spectral_radius"] = spectral_radius(session.replica)
+    # JSON has no infinities: a figure that is not a number is null, as in every table.
+    return {
+        name: value if value is not None and math.isfinite(value) else None for name, value in line.items()
+    }
+
+
+def _show_groups(folder: RunFolder, session: Session) -> None:
+    """Print the parameter groups to stderr and leave them in the run's logs."""
+    text = session.optimizer.describe_groups()
+    logs = folder.path / "logs"
+    logs.mkdir(exist_ok=True)
+    write_text(logs / "parameter_groups.txt", text + "\n")
+    print(text, file=sys.stderr)
+
+
+def _hand_on(folder: RunFolder, session: Session, attempts: int) -> None:
+    """Close a trunk's segment: what stays is its last checkpoint, those at marked steps, and what it cost."""
+    counters, run = session.counters, session.run
+    if session.ranks.first:
+        keep_only(folder.checkpoints, [run.steps or 0, *run.training.checkpoint_at])
+        cost = {name: getattr(counters, name) for name in ("executed_flops", "wall_s", "device_s")}
+        row = folder.record() | cost | {"status": "done", "attempts": attempts}
+        folder.set_record(row | {"device": device_name(session.device), "devices": session.ranks.world})
+    session.ranks.wait()
+
+
+def _finish(folder: RunFolder, session: Session, dataset: Dataset, attempts: int) -> None:
+    """Evaluate the trained model and write its depth curve and record."""
+    run, model = session.run, session.replica.whole_model()
+    evaluation = session.ranks.once(
+        lambda: evaluate(model, run.model, dataset, run.evaluation, training=run.training)
+    )
+    own_loss = evaluation.loss_nats[evaluation.at(run.model.own_depth)]
+    if not math.isfinite(own_loss):
+        raise Diverged(f"validation loss {own_loss} after {run.steps} steps")
+    session.lap()
+    if session.ranks.first:
+        _record(folder, session, dataset, evaluation, attempts)
+    session.ranks.wait()  # whoever returns finds the record
+
+
+def _record(
+    folder: RunFolder, session: Session, dataset: Dataset, evaluation: Evaluation, attempts: int
+) -> None:
+    run = session.run
+    write_json(folder.depth_curve, depth_rows(folder.run_id, evaluation))
+    row = finished_record(
+        folder.record(),
+        evaluation,
+        vars(session.counters),
+        own_depth=run.model.own_depth,
+        val_unigram_nats=dataset.unigram_nats,
+        attempts=attempts,
+        tokens_padded=_rows(run, dataset).padded_tokens(run.steps or 0),
+        device=device_name(session.device),
+        devices=session.ranks.world,
+        skipped_steps=session.guard.skipped_steps,
+        loss_spikes=session.guard.loss_spikes,
+    )
+    folder.set_record(row)
+
+
+def check_fit(run: RunConfig, dataset: Dataset, data_digest: str) -> None:
+    """Raise ConfigError when `dataset` is not the one that the run was planned with, or does not fit."""
+    if dataset.digest != data_digest:
+        raise ConfigError(
+            f"the run was planned with data {data_digest}, the data set found is {dataset.digest}: "
+            "prepare the data that it names or plan it anew"
+        )
+    check_epochs(run, dataset.unique_tokens)
+    # Raises now, not after the training, when there is too little text to validate on.
+    validation_rows(
+        dataset,
+        packing=run.training.packing,
+        sequence_length=run.model.sequence_length,
+        blocks=run.evaluation.blocks,
+    )
+    if dataset.vocabulary_size > run.model.vocabulary_size:
+        raise ConfigError(
+            f"model.vocabulary_size={run.model.vocabulary_size} is smaller than the tokenizer's "
+            f"{dataset.vocabulary_size}: set model.vocabulary_size={dataset.vocabulary_size}"
+        )

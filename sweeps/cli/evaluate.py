@@ -1,0 +1,193 @@
+"""`loopscale eval`: the scores of runs, exports and published checkpoints on suites of tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from harness.distributed.process_group import Ranks, connected
+from harness.evaluation.bundle import Suite, read_suite
+from harness.evaluation.download import public_bundle
+from harness.evaluation.record import FOLDER, keep_items, keep_scores
+from harness.evaluation.scores import resampled_suite
+from harness.evaluation.subject import Subject, load_subject
+from harness.evaluation.suite import Protocol, SuiteResult, evaluate_suite
+from harness.evaluation.symbolic import symbolic_bundle
+from harness.evaluation.weights import check_model, is_run
+from harness.run.folder import RunFolder
+from model.config_validation import ConfigError
+from sweeps.config.study import EvalConfig
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Progress = Callable[[str, float], None]
+RESAMPLES = 400  # of the items, behind the interval of a gain
+SCORE_COLUMNS = {
+    "run_id": "run",
+    "task": "",
+    "tasks": "",
+    "depth": "T",
+    "items": "",
+    "accuracy": "",
+    "se": "±",
+    "seeds_se": "± seeds",
+    "chance": "",
+    "centred": "",
+    "chance_corrected": "over chance",
+    "log_prob_per_byte": "nats/byte",
+    "log_prob_se": "± ",
+    "margin_per_byte": "margin",
+    "margin_se": "±  ",
+    "cropped": "",
+}
+
+
+def evaluate_models(settings: EvalConfig, progress: Progress = lambda stage, fraction: None) -> pd.DataFrame:
+    """Score every model that `settings` names on its tasks; `attrs["notes"]` says what to know about it.
+
+    A task is kept item by item beside its model and not done again. A finished run's scores.json and record
+    get what was scored on all items. Started by torchrun, the processes share each task's items.
+
+    Raises ConfigError for a model, suite, bundle or depth that is not there.
+    """
+    import pandas as pd
+
+    frames: list[dict[str, Any]] = []
+    notes: list[str] = []
+    paths = models_of(settings)
+    for path in paths:
+        check_model(path)
+    with connected() as ranks:
+        bundle = {name: ranks.once(partial(_bundle, settings, name, progress)) for name in _names(settings)}
+        suites = {name: _suite(folder, name) for name, folder in bundle.items()}
+        for path in paths:
+            subject = load_subject(path, Path(settings.cache), device=settings.device, ranks=ranks)
+            found = [
+                _evaluate(path, subject, bundle[name], suite, settings, ranks, progress)
+                for name, suite in suites.items()
+            ]
+            # Suites share tasks: each stands once.
+            scores = {(score.task, score.depth): score for one in found for score in one.scores()}
+            if ranks.first and is_run(path) and settings.limit is None:
+                run = RunFolder(path)
+                keep_scores(run, scores.values())
+                for one in found:
+                    keep_items(run, one.suite.name, one.results, bundle[one.suite.name])
+            frames += [{"run_id": path.name} | score.row() for score in scores.values()]
+            notes += [f"{path.name}: {note}" for one in found for note in _notes(one, settings)]
+            ranks.wait()
+    frame = pd.DataFrame(frames)
+    frame.attrs["notes"] = list(dict.fromkeys(notes))
+    return frame
+
+
+def _evaluate(
+    path: Path,
+    subject: Subject,
+    bundle: Path,
+    suite: Suite,
+    settings: EvalConfig,
+    ranks: Ranks,
+    progress: Progress,
+) -> SuiteResult:
+    protocol = Protocol(
+        depths=tuple(sorted(set(settings.depths or [subject.own_depth]))),
+        seeds=tuple(settings.seeds),
+        limit=settings.limit,
+        bfloat16=settings.precision == "bfloat16",
+        token_budget=settings.token_budget,
+    )
+    folder = Path(settings.folder) if settings.folder else path / FOLDER
+
+    def shown(stage: str, fraction: float) -> None:
+        progress(f"{path.name}: {stage}", fraction)
+
+    return evaluate_suite(
+        subject, bundle, suite, protocol, folder, ranks=ranks, progress=shown if ranks.first else _unseen
+    )
+
+
+def _unseen(stage: str, fraction: float) -> None:
+    """Show nothing: one process is enough to watch."""
+
+
+def _names(settings: EvalConfig) -> list[str]:
+    return list(dict.fromkeys(settings.tasks or []))
+
+
+def _suite(bundle: Path, name: str) -> Suite:
+    suite = read_suite(bundle, name)
+    if not suite.tasks:
+        raise ConfigError(f"{bundle} has the data of no task of {name}")
+    return suite
+
+
+def _bundle(settings: EvalConfig, name: str, progress: Progress) -> Path:
+    cache = Path(settings.cache)
+    if name == "symbolic":
+        cache.mkdir(parents=True, exist_ok=True)
+        return symbolic_bundle(cache)
+    if settings.bundle is not None:
+        return Path(settings.bundle).expanduser()
+    return public_bundle(cache, progress=progress)
+
+
+def models_of(settings: EvalConfig) -> list[Path]:
+    """Return the folders of the models; raises ConfigError where none is named, or two in different ways."""
+    named = {"run": settings.run, "checkpoint": settings.checkpoint, "sweep": settings.sweep}
+    given = [name for name, value in named.items() if value is not None]
+    if len(given) != 1 and given != ["run", "sweep"]:
+        raise ConfigError(
+            "what is evaluated? set run=FOLDER, sweep=NAME, sweep=NAME with run=ID, or checkpoint=FOLDER; "
+            f"got {' and '.join(given) or 'none'}"
+        )
+    if settings.sweep is None:
+        return [Path(settings.run or settings.checkpoint or "")]
+    from sweeps.launch.control import find_run
+    from sweeps.state.ledger import read_ledger
+
+    folder = Path(settings.root) / settings.sweep
+    ledger = read_ledger(folder)
+    if settings.run is not None:
+        return [find_run(folder, ledger, settings.run).path]
+    done = [run.path for run in ledger.runs(folder) if run.status().state == "done"]
+    if not done:
+        raise ConfigError(f"no run of {folder} is done: loopscale status sweep={settings.sweep}")
+    return done
+
+
+def _gain(found: SuiteResult) -> str | None:
+    """Return how the score gains from depth, in one line; None at one depth."""
+    from analysis.laws.score_curve import fit_gain
+
+    depths = found.results[0][0].depths
+    if len(depths) == 1:
+        return None
+    curve = [score.centred for score in found.scores() if score.task == found.suite.name]
+    fit = fit_gain(np.array(depths), np.array(curve), resampled_suite(found.results, RESAMPLES))
+    return f"{found.suite.name} over depth: {fit.summary()}"
+
+
+def _notes(found: SuiteResult, settings: EvalConfig) -> list[str]:
+    suite, notes = found.suite, []
+    if (gain := _gain(found)) is not None:
+        notes.append(gain)
+    if suite.absent:
+        notes.append(
+            f"{suite.name} is of {len(suite.tasks)} of {suite.size} tasks; absent: {', '.join(suite.absent)}"
+        )
+    if settings.limit is not None:
+        notes.append(f"{suite.name}: the first {settings.limit} items of each task alone; kept in no record")
+    if suite.name == "symbolic":
+        notes.append("symbolic is a generated suite, not Core")
+    cropped = [task for task in found.results if any(result.cropped for result in task)]
+    if cropped:
+        notes.append(
+            f"{suite.name}: in {len(cropped)} tasks prompts that outgrow the context lost their beginning"
+        )
+    return notes

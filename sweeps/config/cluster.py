@@ -1,0 +1,142 @@
+"""Where runs execute, what a job asks for, and what happens after each kind of failure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Lt
+
+from harness.data.encoding import available_cores
+from model.config_validation import ConfigError, build
+
+Count = Annotated[int, Gt(0)]
+PositiveFloat = Annotated[float, Gt(0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What one job asks for. None leaves the site's default; `options` are further sbatch options by name."""
+
+    nodes: Count = 1
+    tasks_per_node: Count = 1  # ranks on each node
+    ranks: Literal["srun", "torchrun"] = "srun"  # who starts them
+    gpus_per_node: Annotated[int, Ge(0)] | None = None
+    cpus_per_task: Count | None = None
+    memory_gb: PositiveFloat | None = None  # per node
+    time_min: Count = 60
+    partition: str | None = None
+    qos: str | None = None
+    account: str | None = None
+    constraint: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    runs_per_job: Count = 1
+    parallel_runs: Count = 1  # of a job's runs, side by side
+
+    def __post_init__(self) -> None:
+        if self.world_size > 1 and self.parallel_runs > 1:
+            raise ConfigError(
+                f"parallel_runs={self.parallel_runs} with {self.world_size} ranks: runs side by side have "
+                "one rank each; set parallel_runs=1, or nodes=1 and tasks_per_node=1"
+            )
+
+    @property
+    def world_size(self) -> int:
+        """Give the ranks of one run."""
+        return self.nodes * self.tasks_per_node
+
+    @property
+    def devices(self) -> int:
+        """Give the GPUs of one job, its ranks where it asks for none."""
+        return self.nodes * (self.gpus_per_node or self.tasks_per_node)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FakeConfig:
+    """The script of the simulated cluster: shares are chances per attempt, times are simulated seconds."""
+
+    slots: Count = 64  # jobs that run at once
+    queue_s: Annotated[float, Ge(0)] = 60.0
+    run_s: PositiveFloat = 600.0
+    failures: dict[str, Annotated[float, Ge(0), Lt(1)]] = field(default_factory=dict)  # share by class
+    seed: Annotated[int, Ge(0)] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """A cluster profile: how jobs are started there, what each scale asks for, and what a device delivers."""
+
+    kind: Literal["local", "slurm", "fake"] = "local"
+    threads_per_run: Count = 1
+    start_s: Annotated[float, Ge(0)] = 0.0  # from a free place to a job's first step, for the plan's times
+
+    # local: a pool of worker processes
+    parallel_runs: Count | None = None
+
+    # slurm
+    name: str | None = None  # None: as the controller says
+    resources: Resources = field(default_factory=Resources)
+    per_scale: dict[str, dict[str, Any]] = field(default_factory=dict)  # fields of resources, by scale
+    array_parallelism: Count = 256  # jobs of one resource shape that run at once
+    signal_s: Count = 90  # a job is told this long before its time limit, and saves a checkpoint
+    requeue: bool | None = None  # a stopped job queues itself again; None: where the site allows it
+    patience_s: Annotated[float, Ge(0)] = 120.0  # how long a controller that does not answer is waited for
+    python: str | None = None  # None: the launching interpreter; or e.g. apptainer exec --nv image.sif python
+    setup: list[str] = field(default_factory=list)  # shell lines before the run, e.g. module load cuda
+
+    fake: FakeConfig = field(default_factory=FakeConfig)
+
+    # what a plan is priced and checked with
+    device: str | None = None
+    device_memory_gb: PositiveFloat | None = None
+    device_peak_flops_per_s: PositiveFloat | None = None
+    device_utilisation: Annotated[float, Gt(0), Lt(1)] = 0.4  # of that peak, until it is measured
+
+    def __post_init__(self) -> None:
+        for scale in self.per_scale:
+            self.resources_of(scale)
+
+    def resources_of(self, scale: str) -> Resources:
+        """Return what a job of this scale asks for."""
+        own = self.per_scale.get(scale)
+        if own is None:
+            return self.resources
+        if not isinstance(own, Mapping):
+            raise ConfigError(f"cluster.per_scale.{scale}={own}: must be a group of keys")
+        return build(Resources, asdict(self.resources) | dict(own), f"cluster.per_scale.{scale}.")
+
+
+def default_parallel_runs(threads_per_run: int) -> int:
+    """Return how many runs fit side by side on this machine's CPU cores."""
+    return max(1, available_cores() // threads_per_run)
+
+
+Action = Literal["resume", "halve_micro_batch", "exclude_node"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryRule:
+    """After a failure: how often the run is started again by itself, and what changes before it is."""
+
+    retries: Annotated[int, Ge(0)] = 0
+    action: Action = "resume"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryConfig:
+    """One rule for each failure class. No rule changes what is trained."""
+
+    oom: RetryRule = RetryRule(retries=6, action="halve_micro_batch")
+    timeout: RetryRule = RetryRule(retries=100)
+    preempted: RetryRule = RetryRule(retries=1000)
+    node_failure: RetryRule = RetryRule(retries=5, action="exclude_node")
+    lost: RetryRule = RetryRule(retries=2)
+    diverged: RetryRule = RetryRule()
+    bad_config: RetryRule = RetryRule()
+    code_error: RetryRule = RetryRule()
+
+    def rule(self, failure_class: str) -> RetryRule:
+        """Return the rule of a class; one that is not known is not retried."""
+        found = getattr(self, failure_class, None)
+        return found if isinstance(found, RetryRule) else RetryRule()

@@ -1,0 +1,181 @@
+"""Compose Hydra configurations into checked dataclasses; every complaint of Hydra's becomes one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from harness.run.budget import LENGTHS
+from harness.run.config import RunConfig
+from model.config_validation import ConfigError, build, closest
+from sweeps.config.cluster import ClusterConfig, RetryConfig
+from sweeps.config.study import StudyConfig, SweepConfig
+
+T = TypeVar("T")
+CONF = Path(__file__).resolve().parents[2] / "conf"
+_TEXT_KEYS = ("prompt",)
+_QUOTED = re.compile(r"[\[{('\"]")  # what is no plain list
+_STUDY_KEYS = (
+    *("root", "cache", "format", "confirm", "quick", "retry_failed", "dry_run", "calibrate", "run", "tasks"),
+    *("design", "suggest", "allowance", "assume"),
+)
+
+
+def compose_study(overrides: Sequence[str]) -> StudyConfig:
+    """Return the study that `overrides` describe, with one checked run template per scale.
+
+    Raises ConfigError, in one line, for anything unknown, mistyped or contradictory.
+    """
+    mapping, chosen = _compose(CONF, "config", overrides)
+    # A mapping on the command line is merged into the file's: null alone takes its cells away.
+    given = mapping["sweep"] | {"cells": mapping["sweep"].get("cells") or {}}
+    sweep = build(SweepConfig, given, "sweep.")
+    cluster = build(ClusterConfig, mapping["cluster"], "cluster.")
+    retry = build(RetryConfig, mapping["retry"], "retry.")
+    runs = {}
+    for scale in sweep.scales or [chosen]:
+        fields = mapping
+        if scale != chosen or scale in sweep.per_scale:
+            rest = [text for text in overrides if not text.startswith("model=")]
+            own = [f"{key}={value}" for key, value in sweep.per_scale.get(scale, {}).items()]
+            fields, _ = _compose(CONF, "config", [*rest, f"model={scale}", *own])
+        runs[scale] = _run(fields, scale)
+    settings = build(StudyConfig, {key: mapping[key] for key in _STUDY_KEYS} | {"runs": {}})
+    return dataclasses.replace(settings, runs=runs, sweep=sweep, cluster=cluster, retry=retry)
+
+
+def _run(mapping: dict[str, Any], scale: str) -> RunConfig:
+    known = [item.name for item in dataclasses.fields(RunConfig)]
+    others = (*_STUDY_KEYS, "sweep", "cluster", "retry", "path")  # path is a short name for data.path
+    fields = {key: value for key, value in mapping.items() if key not in others}
+    for key in fields:
+        if key not in known:
+            raise ConfigError(f"unknown key {key}{closest(key, [*known, *others])}")
+    return build(RunConfig, fields | {"scale": scale})
+
+
+def compose_table(command: str, overrides: Sequence[str], cls: type[T]) -> T:
+    """Return the checked settings of a command on finished runs (conf/table).
+
+    Raises ConfigError, in one line, for a key that is unknown, mistyped or not set.
+    """
+    mapping, _ = _compose(CONF / "table", command, overrides)
+    for key, value in mapping.items():
+        if value == "???":
+            raise ConfigError(f"{key} is not set: {key}=...")
+    return build(cls, mapping)
+
+
+def single_run(study: StudyConfig) -> RunConfig:
+    """Return the one run of a composed `train` command; raises ConfigError when its length is not set."""
+    run = next(iter(study.runs.values()))
+    if all(getattr(run, name) is None for name in LENGTHS):
+        raise ConfigError(f"how long? set one of {', '.join(LENGTHS)}, e.g. budget_flops=1e11")
+    return run
+
+
+def listed(overrides: Sequence[str], keys: Sequence[str] = ()) -> list[str]:
+    """Write `key=a,b`, and `key=a` of these keys, as the lists that Hydra knows: `key=[a,b]`."""
+    out = []
+    for text in overrides:
+        key, _, value = text.partition("=")
+        name = key.lstrip("+")
+        plain = name not in _TEXT_KEYS and value not in ("", "null") and not _QUOTED.search(value)
+        out.append(f"{key}=[{value}]" if plain and (name in keys or "," in value) else text)
+    return out
+
+
+def each(overrides: Sequence[str]) -> list[list[str]]:
+    """Return the overrides of every run of `train -m`: the product of all `key=a,b` and `key=range(...)`.
+
+    Raises ConfigError, in one line, for what Hydra cannot read.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    def values(text: str) -> list[str]:
+        try:
+            item = OverridesParser.create().parse_override(text)
+        except HydraException as error:
+            raise ConfigError(f"{text}: {_one_line(str(error))}") from error
+        if not item.is_sweep_override():
+            return [text]
+        return [f"{item.get_key_element()}={value}" for value in item.sweep_string_iterator()]
+
+    return [list(chosen) for chosen in itertools.product(*map(values, overrides))]
+
+
+def _compose(folder: Path, name: str, overrides: Sequence[str]) -> tuple[dict[str, Any], str]:
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    _check_groups(folder, overrides)
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(folder)):
+            config = compose(name, _forced(folder, listed(overrides)), return_hydra_config=True)
+            chosen = str(config.hydra.runtime.choices.get("model", ""))
+            OmegaConf.set_struct(config, False)
+            config.pop("hydra")
+            mapping = OmegaConf.to_container(config, resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_one_line(str(error))) from error
+    assert isinstance(mapping, dict)
+    return {str(key): value for key, value in mapping.items()}, chosen
+
+
+def _forced(folder: Path, overrides: Sequence[str]) -> list[str]:
+    # Configuration files show only what differs from a default, so Hydra does not know every key: let all
+    # keys pass here, and have the dataclasses refuse what they do not know.
+    return [
+        text
+        if text.startswith("~") or _is_group(folder, text.partition("=")[0])
+        else "++" + _quoted(text.lstrip("+"))
+        for text in overrides
+    ]
+
+
+def _quoted(text: str) -> str:
+    """Quote the value of a key that is free text: Hydra's grammar has a use for brackets and commas."""
+    key, _, value = text.partition("=")
+    if key not in _TEXT_KEYS or (value[:1] in ("'", '"') and value[-1:] == value[0]):
+        return text
+    # Backslashes count only before a quote or at the end, where each is written twice.
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
+    escaped = re.sub(r"(\\+)$", r"\1\1", escaped).replace("${", "\\${")
+    return f"{key}='{escaped}'"
+
+
+def _is_group(folder: Path, key: str) -> bool:
+    return (folder / key.lstrip("+")).is_dir()
+
+
+def _check_groups(folder: Path, overrides: Sequence[str]) -> None:
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"{text!r} is not an override: write key=value, e.g. seed=1")
+        group = folder / key.lstrip("+")
+        if _is_group(folder, key) and not value.startswith("{") and not (group / f"{value}.yaml").exists():
+            options = [path.stem for path in group.glob("*.yaml")]
+            root = next((text[5:] for text in overrides if text.startswith("root=")), "runs")
+            if key == "sweep" and (Path(root) / value / "sweep.json").exists():
+                raise ConfigError(
+                    f"sweep={value} names no file of conf/sweep: repeat the settings with which "
+                    f"{root}/{value} was launched, sweep.name={value} among them"
+                )
+            raise ConfigError(f"{key}={value} is unknown{closest(value, options) or _listed(options)}")
+
+
+def _listed(options: list[str]) -> str:
+    return f" (choose from {', '.join(sorted(options))})"
+
+
+def _one_line(message: str) -> str:
+    lines = [line.strip() for line in message.splitlines() if line.strip() and set(line.strip()) != {"^"}]
+    return "; ".join(lines[:2])

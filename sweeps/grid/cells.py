@@ -1,0 +1,219 @@
+"""From a sweep's configuration to its cells: every cell solved, named and judged."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from harness.data.config import DataConfig
+from harness.run.budget import BudgetError, solve
+from harness.run.config import RunConfig
+from harness.run.identity import run_id
+from model.config_validation import ConfigError, build
+from sweeps.config.study import Control, StudyConfig, SweepConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFacts:
+    """What the planner needs of a data set; no digest where it has not been prepared yet."""
+
+    digest: str | None
+    unique_tokens: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One run of the grid. A dropped cell keeps its reason; `run_id` is None until the data is prepared."""
+
+    run: RunConfig
+    data: DataFacts
+    run_id: str | None
+    verdict: Literal["OK", "DROP"]
+    reason: str = ""
+
+
+Lookup = Callable[[DataConfig], DataFacts]
+
+
+def cells(study: StudyConfig, lookup: Lookup) -> list[Cell]:
+    """Return all cells of the study, the product first, then the listed ones; a repeated cell appears once.
+
+    Raises ConfigError for a sweep without a name, recurrences or lengths, or with lengths of two kinds.
+    """
+    _check(study.sweep)
+    facts: dict[int, DataFacts] = {}
+    seen: dict[object, Cell] = {}
+    result = []
+    for run in _runs(study):
+        key = id(run.data)
+        if key not in facts:
+            facts[key] = lookup(run.data)
+        cell = judge(run, facts[key], study.sweep)
+        name = cell.run_id or _training(cell.run)
+        if cell.verdict == "OK" and name in seen:
+            if seen[name].run == cell.run:
+                continue
+            cell = dataclasses.replace(
+                cell, verdict="DROP", reason=f"the same training as {cell.run_id or 'another cell'}"
+            )
+        seen.setdefault(name, cell)
+        result.append(cell)
+    return result
+
+
+def _training(run: RunConfig) -> tuple[object, ...]:
+    """Return what tells two cells apart before their data is prepared; cells share what no axis changes."""
+    return run.model, run.optimizer, run.schedule, id(run.training), run.steps, run.seed, id(run.data)
+
+
+def judge(run: RunConfig, data: DataFacts, sweep: SweepConfig) -> Cell:
+    """Solve one cell and say OK or DROP with the reason."""
+    try:
+        solved = solve(run)
+    except BudgetError as error:
+        return Cell(run=run, data=data, run_id=None, verdict="DROP", reason=str(error))
+    assert solved.steps is not None
+    name = run_id(solved, data.digest) if data.digest else None
+    reason = ""
+    tokens = solved.steps * solved.batch_tokens
+    if solved.steps < sweep.min_steps:
+        reason = f"{solved.steps} steps, fewer than sweep.min_steps={sweep.min_steps}"
+    elif data.unique_tokens and tokens > sweep.max_epochs * data.unique_tokens:
+        epochs = tokens / data.unique_tokens
+        reason = (
+            f"{epochs:.2f} epochs of {data.unique_tokens:.3g} tokens, sweep.max_epochs={sweep.max_epochs:g}"
+        )
+    return Cell(run=solved, data=data, run_id=name, verdict="DROP" if reason else "OK", reason=reason)
+
+
+def truncated_curves(planned: list[Cell]) -> list[str]:
+    """Name the budgets that lose recurrences on one side only: a truncated curve biases its minimum."""
+    curves: dict[tuple[Any, ...], list[Cell]] = {}
+    for cell in planned:
+        if cell.run.model.table_kind == "looped" and cell.run.budget_flops:
+            curves.setdefault((cell.run.scale, cell.run.budget_flops, cell.run.seed), []).append(cell)
+    notes = []
+    for (scale, budget, _), curve in curves.items():
+        curve.sort(key=lambda cell: cell.run.model.mean_recurrence)
+        dropped = [cell.verdict == "DROP" for cell in curve]
+        if any(dropped) and not all(dropped) and dropped[0] != dropped[-1]:
+            side = "low" if dropped[0] else "high"
+            notes.append(
+                f"{scale} at {budget:.3g} FLOPs loses its {side} recurrences: its minimum will be biased"
+            )
+    return notes
+
+
+def _check(sweep: SweepConfig) -> None:
+    if not sweep.name:
+        raise ConfigError("no sweep chosen: add sweep=NAME (see conf/sweep), or sweep.name=... and its grid")
+    kinds = [kind for kind in _LENGTHS if getattr(sweep, kind)]
+    if len(kinds) != 1:
+        raise ConfigError(f"sweep.{kinds or 'lengths'}: give exactly one of {', '.join(_LENGTHS)}")
+    for key in sweep.axes:
+        if key in ("seed", "steps", *_LENGTHS.values(), "model.mean_recurrence", "model.depth_sampling"):
+            raise ConfigError(f"sweep.axes.{key}: the grid sets it; use the sweep's own field")
+    if not sweep.mean_recurrences and sweep.control == "none" and not sweep.cells:
+        raise ConfigError("sweep.mean_recurrences=[]: give at least one mean recurrence, a control, or cells")
+
+
+_LENGTHS = {"budgets_flops": "budget_flops", "tokens": "tokens", "tokens_per_param": "tokens_per_param"}
+
+
+def _runs(study: StudyConfig) -> Iterator[RunConfig]:
+    sweep = study.sweep
+    kind = next(kind for kind in _LENGTHS if getattr(sweep, kind))
+    lengths: list[float] = getattr(sweep, kind)
+    templates = {name: list(_variants(run, study)) for name, run in study.runs.items()}
+
+    def product(
+        scales: list[str], recurrences: list[int], control: Control, lengths: list[float], seeds: list[int]
+    ) -> Iterator[RunConfig]:
+        depths = _depths(recurrences, control)
+        # One model object per depth: what is computed of it is computed once.
+        models = {
+            scale: [
+                [
+                    dataclasses.replace(run.model, **depth) if run.model.kind == "looped" else run.model
+                    for depth in depths
+                ]
+                for run in templates[scale]
+            ]
+            for scale in scales
+        }
+        for scale, length, seed in itertools.product(scales, lengths, seeds):
+            chosen: dict[str, Any] = dict.fromkeys(_LENGTHS.values()) | {
+                "steps": None,
+                _LENGTHS[kind]: length,
+                "seed": seed,
+            }
+            for template, own in zip(templates[scale], models[scale], strict=True):
+                for model in own:
+                    yield dataclasses.replace(template, model=model, **chosen)
+
+    scales = list(study.runs)
+    yield from product(scales, sweep.mean_recurrences, sweep.control, lengths, sweep.seeds)
+    for name, listed in sweep.cells.items():
+        unknown = set(listed.scales) - set(scales)
+        if unknown:
+            raise ConfigError(f"sweep.cells.{name}.scales={sorted(unknown)}: choose from {', '.join(scales)}")
+        if not listed.mean_recurrences and listed.control == "none":
+            raise ConfigError(f"sweep.cells.{name}: give mean_recurrences or a control")
+        values = (
+            listed.scales or scales,
+            listed.mean_recurrences,
+            listed.lengths or lengths,
+            listed.seeds or sweep.seeds,
+        )
+        for own_scales, depths, own_lengths, seeds in _zipped(name, values) if listed.zipped else [values]:
+            yield from product(own_scales, depths, listed.control, own_lengths, seeds)
+
+
+def _zipped(name: str, values: tuple[list[Any], ...]) -> Iterator[tuple[list[Any], ...]]:
+    sizes = {len(column) for column in values if len(column) > 1}
+    if len(sizes) > 1:
+        shown = ", ".join(str(len(column)) for column in values)
+        raise ConfigError(
+            f"sweep.cells.{name}: zipped lists differ in length (scales, mean_recurrences, lengths, seeds: "
+            f"{shown}); give each as many values, or one"
+        )
+    for position in range(max(sizes, default=1)):
+        yield tuple(column[position : position + 1] if len(column) > 1 else column for column in values)
+
+
+def _depths(recurrences: list[int], control: Control) -> list[dict[str, Any]]:
+    depths: list[dict[str, Any]] = [
+        {"mean_recurrence": depth, "backprop_depth": None} for depth in recurrences
+    ]
+    if control != "none":
+        depths.append({"mean_recurrence": 1, "backprop_depth": None, "depth_sampling": control})
+    return depths
+
+
+def _variants(run: RunConfig, study: StudyConfig) -> Iterator[RunConfig]:
+    threads = study.cluster.threads_per_run if run.training.threads is None else run.training.threads
+    training = dataclasses.replace(run.training, threads=threads, max_epochs=study.sweep.max_epochs)
+    run = dataclasses.replace(run, training=training)
+    axes = study.sweep.axes
+    for values in itertools.product(*axes.values()):
+        variant = run
+        for key, value in zip(axes, values, strict=True):
+            variant = _replaced(variant, key, value)
+        yield variant
+
+
+def _replaced(run: RunConfig, key: str, value: Any) -> RunConfig:
+    mapping = dataclasses.asdict(run)
+    target = mapping
+    *groups, last = key.split(".")
+    for group in groups:
+        target = target.get(group, {})
+    if not isinstance(target, dict) or last not in target:
+        raise ConfigError(f"sweep.axes.{key}: a run has no such key")
+    target[last] = value
+    changed = build(RunConfig, mapping)
+    # An unchanged data set stays the same object, so that it is looked up once.
+    return changed if changed.data != run.data else dataclasses.replace(changed, data=run.data)

@@ -1,0 +1,74 @@
+"""Chosen cells as sweeps: a grid as a sweep of its own, the next runs as an addition to theirs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+
+from harness.storage.files import write_text
+from model.config_validation import ConfigError
+from sweeps.config.study import ListedCells, SweepConfig
+
+if TYPE_CHECKING:
+    from analysis.design.fisher_information import Counts, Information
+
+GRID = ("name", "mean_recurrences", "control", "budgets_flops", "seeds", "cells")  # what a choice replaces
+
+
+def searched_sweep(sweep: SweepConfig, knowledge: Information, counts: Counts) -> SweepConfig:
+    """Return `sweep` with its grid replaced by chosen cells, budget by budget; the control stays at each."""
+    cells: dict[str, ListedCells] = {}
+    for k in np.flatnonzero(counts.sum(1)):
+        flops = float(knowledge.budgets_flops[k])
+        for seeds in sorted(set(counts[k][counts[k] > 0].tolist())):
+            chosen = [int(mu) for mu in knowledge.recurrences[counts[k] == seeds]]
+            name = f"budget_{flops:.3g}".replace("+", "").replace(".", "_")
+            cells[name if name not in cells else f"{name}_seeds_{seeds}"] = ListedCells(
+                mean_recurrences=chosen, lengths=[flops], seeds=list(range(seeds))
+            )
+    budgets = [float(flops) for flops in knowledge.budgets_flops[counts.sum(1) > 0]]
+    return replace(sweep, mean_recurrences=[], budgets_flops=budgets, seeds=[0], cells=cells)
+
+
+def added_cells(sweep: SweepConfig, chosen: tuple[tuple[int, float, int], ...]) -> SweepConfig:
+    """Return `sweep` with the chosen cells (mean recurrence, budget, seed) alone, under its own name."""
+    recurrences, lengths, seeds = (list(column) for column in zip(*chosen, strict=True))
+    cells = ListedCells(mean_recurrences=recurrences, lengths=lengths, seeds=seeds, zipped=True)
+    return replace(sweep, mean_recurrences=[], control="none", cells={"next": cells})
+
+
+def write_sweep(
+    sweep: SweepConfig, parent: str | None, suffix: str, folder: Path, head: list[str], *, rename: bool
+) -> Path:
+    """Write a sweep like `parent` with the grid of `sweep` into `folder`; return its file.
+
+    Everything but the grid is the parent's. `rename` gives it a name of its own, so that it is another study;
+    without it, its runs join those of the parent. No file is overwritten. Raises ConfigError where the sweep
+    is not a file of `folder`.
+    """
+    source = folder / f"{parent}.yaml"
+    if parent is None or not source.is_file():
+        raise ConfigError(
+            "a chosen grid is written beside the sweep that it comes from: choose one, sweep=NAME"
+        )
+    number = 1
+    while (path := folder / f"{sweep.name}_{suffix}{number}.yaml").exists():
+        number += 1
+    content: dict[str, Any] = yaml.safe_load(source.read_text())
+    grid = {name: getattr(sweep, name) for name in GRID}
+    grid["name"] = path.stem if rename else sweep.name
+    grid["cells"] = {name: _given(cells) for name, cells in sweep.cells.items()}
+    content["sweep"] = content.get("sweep", {}) | grid
+    comments = [f"# {line}".rstrip() for line in head]
+    text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=110)
+    write_text(path, "\n".join(["# @package _global_", *comments, text]))
+    return path
+
+
+def _given(cells: ListedCells) -> dict[str, Any]:
+    default = asdict(ListedCells())
+    return {name: value for name, value in asdict(cells).items() if value != default[name]}

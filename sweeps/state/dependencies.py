@@ -1,0 +1,103 @@
+"""What is left of a sweep and what of it may start: a trunk's segment before all that begins from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.run.folder import RunFolder, Status
+from sweeps.grid.trunks import in_order
+from sweeps.state.retry import is_open
+
+if TYPE_CHECKING:
+    from sweeps.state.ledger import Ledger
+
+Left = list[tuple[RunFolder, Status]]
+
+
+def has_begun(run: RunFolder) -> bool:
+    """Say whether a run has a checkpoint of its own, and so needs its trunk no more."""
+    return any(run.checkpoints.glob("step_*"))
+
+
+def segments_below(
+    runs: Iterable[str],
+    parent_of: Callable[[str], str],
+    *,
+    is_done: Callable[[str], bool],
+    needs_parent: Callable[[str], bool],
+) -> set[str]:
+    """Return the segments, not done, that must be trained before all of `runs` can start.
+
+    `needs_parent` says whether a run or segment that is not done waits for what it starts from.
+    """
+    found: set[str] = set()
+    for run in runs:
+        name = run
+        while not is_done(name) and needs_parent(name):
+            parent = parent_of(name)
+            if not parent or parent in found or is_done(parent):
+                break
+            found.add(parent)
+            name = parent
+    return found
+
+
+def wanted(
+    ledger: Ledger, folder: Path, states: Mapping[str, Status], *, failed_too: bool = False
+) -> set[str]:
+    """Return the segments, not done, from which something open starts that has not begun.
+
+    `states` has the statuses by name; what is missing there is planned. With `failed_too`, what has failed
+    for good counts as well: it may be opened again.
+    """
+    planned = Status(state="planned")
+
+    def needs_parent(name: str) -> bool:
+        status = states.get(name, planned)
+        begun = status.attempts and has_begun(RunFolder(folder / name))
+        return not begun and (failed_too or is_open(status, ledger.retry))
+
+    return segments_below(
+        ledger.run_ids,
+        ledger.parent_of,
+        is_done=lambda name: states.get(name, planned).state == "done",
+        needs_parent=needs_parent,
+    )
+
+
+def left(ledger: Ledger, folder: Path, *, entered: bool = True) -> Left:
+    """Return what is not done and still wanted, with its status: segments first, then runs.
+
+    A segment is wanted while something open that has not begun starts from it. One whose folder was deleted
+    is left out; `entered=False` keeps it, for a ledger that was not written yet.
+    """
+    names = [*in_order(ledger.segments), *ledger.run_ids]
+    states = {name: RunFolder(folder / name).status() for name in names}
+    segments = wanted(ledger, folder, states)
+    return [
+        (RunFolder(folder / name), states[name])
+        for name in names
+        if (name in segments and (not entered or (folder / name).exists()))
+        or (name not in ledger.segments and states[name].state != "done")
+    ]
+
+
+def waits_for(ledger: Ledger, run: RunFolder) -> str:
+    """Return the segment that must be done before this run or segment can start, "" where it can."""
+    parent = ledger.parent_of(run.run_id)
+    if not parent or RunFolder(run.path.with_name(parent)).status().state == "done" or has_begun(run):
+        return ""
+    return parent
+
+
+def held_back_by(ledger: Ledger, run: RunFolder) -> str:
+    """Return the segment whose failure for good keeps this run from starting, "" for none."""
+    name = waits_for(ledger, run)
+    while name:
+        segment = RunFolder(run.path.with_name(name))
+        if not is_open(segment.status(), ledger.retry):
+            return name
+        name = waits_for(ledger, segment)
+    return ""

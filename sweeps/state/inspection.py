@@ -1,0 +1,87 @@
+"""One run whole: where it stands, every attempt, its failures, its log, how to repeat it by hand."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from harness.run.folder import RunFolder
+from sweeps.backends.job_array import batch_folder, newest_places, read_batches
+from sweeps.state.eta import with_trunks
+from sweeps.state.ledger import Ledger
+from sweeps.state.status import places_of, status
+
+LOG_LINES = 20
+
+
+def inspect_run(folder: Path, ledger: Ledger, run: RunFolder) -> dict[str, Any]:
+    """Return everything known about one run of a sweep, as JSON values."""
+    frame = with_trunks(status(folder))
+    row = {str(key): value for key, value in frame.set_index("run_id").loc[run.run_id].items()}
+    state = run.status()
+    return {
+        "run_id": run.run_id,
+        **row,
+        "folder": str(run.path),
+        "failures": state.failures,
+        "micro_batch_changed": run.record().get("micro_batch_changed", 0),
+        "places": places_of(run),
+        "log": log_tail(run, newest_job_log(folder, run)),
+        "repeat": repeat_command(folder, ledger, run),
+    }
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """Return the same for a person."""
+    skipped = ("log", "repeat", "places", "message", "job", "node")
+    lines = [
+        f"{name:<20} {value}"
+        for name, value in found.items()
+        if name not in skipped and value not in (None, "")
+    ]
+    lines += [f"{'message':<20} {found['message']}"] if found["message"] else []
+    for place in found["places"]:
+        began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(place["started_s"]))
+        job = f"{place['cluster']}:{place['job']}" if place["job"] else f"process {place['pid']}"
+        lines.append(f"{'attempt ' + str(place['attempt']):<20} {began} {job} on {place['node']}")
+    lines += ["", *(f"| {line}" for line in found["log"]), "", "to repeat it by hand:", found["repeat"]]
+    return "\n".join(lines)
+
+
+def log_tail(run: RunFolder, job_log: Path | None) -> list[str]:
+    """Return the last lines of the run's newest log: its error's traceback, its output, or its job's."""
+    logs = run.path / "logs"
+    own = [
+        path
+        for path in [*logs.glob("error_*.txt"), logs / "output.txt"]
+        if path.exists() and path.stat().st_size
+    ]
+    if own:
+        newest = max(own, key=lambda path: path.stat().st_mtime)
+        return newest.read_text(errors="replace").splitlines()[-LOG_LINES:]
+    return job_log.read_text(errors="replace").splitlines()[-LOG_LINES:] if job_log else []
+
+
+def newest_job_log(folder: Path, run: RunFolder) -> Path | None:
+    """Return the output of the job that the run was last in, None where there is none."""
+    place = newest_places(read_batches(folder)).get(run.run_id)
+    if place is None:
+        return None
+    logs = sorted(batch_folder(folder, place[0]).glob(f"*_{place[1]}_*_log.out"))
+    return logs[-1] if logs else None
+
+
+def repeat_command(folder: Path, ledger: Ledger, run: RunFolder) -> str:
+    """Return the command that trains the run again from the start, with the same code, elsewhere."""
+    place = newest_places(read_batches(folder)).get(run.run_id)
+    code = (folder / place[0].snapshot).resolve() if place else Path(__file__).resolve().parents[2]
+    shown = shlex.quote(str(code))
+    cache = shlex.quote(str((folder / ledger.cache).resolve()))
+    return (
+        f"cd {shown} && PYTHONPATH={shown} OMP_NUM_THREADS={ledger.cluster.threads_per_run} "
+        f"{shlex.quote(sys.executable)} -m loopscale train run={shlex.quote(str(run.path.resolve()))} "
+        f"root=/tmp/repeat cache={cache}"
+    )

@@ -1,0 +1,238 @@
+"""The ledger of a sweep: which runs it holds and where their data lies; grows, never forgets."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from harness.run.config import RunConfig
+from harness.run.config_file import CONFIG, config_text
+from harness.run.folder import RunFolder, create, first_files, settle
+from harness.run.pending_runs import planned_file, planned_files, planned_line, planned_lines, write_planned
+from harness.run.trunk import ORIGIN, SEGMENT, Origin, set_origin
+from harness.storage.files import read_json, write_json
+from harness.storage.locks import exclusive, is_held
+from model.config_validation import ConfigError, build
+from sweeps.config.cluster import ClusterConfig, RetryConfig
+from sweeps.config.study import StudyConfig
+from sweeps.grid.cells import Cell
+from sweeps.grid.trunks import Segment, Trunks, cell_name, grow, in_order
+from sweeps.state.dependencies import wanted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ledger:
+    """What `<root>/<sweep>/sweep.json` holds; paths are relative to the sweep's folder."""
+
+    name: str
+    run_ids: list[str]
+    cache: str
+    cluster: ClusterConfig
+    retry: RetryConfig
+    scales: dict[str, str]  # by run id
+    nonce: str = ""  # drawn once: another sweep of this name, before or elsewhere, has other job names
+    segments: dict[str, Segment] = field(default_factory=dict)  # of trunks, by folder
+    parents: dict[str, str] = field(default_factory=dict)  # by run id: the segment that it starts from
+
+    def runs(self, folder: Path) -> list[RunFolder]:
+        return [RunFolder(folder / run_id) for run_id in self.run_ids]
+
+    def nodes(self, folder: Path) -> list[RunFolder]:
+        """Return all that is trained: the segments of trunks, which others wait for, then the runs.
+
+        A segment whose folder was deleted, to free its disk, is not there; launch makes it anew if needed.
+        """
+        segments = [folder / name for name in in_order(self.segments) if (folder / name).exists()]
+        return [*(RunFolder(path) for path in segments), *self.runs(folder)]
+
+    def parent_of(self, name: str) -> str:
+        """Return the segment that a run or segment starts from, "" where it starts by itself."""
+        return self.segments[name].parent if name in self.segments else self.parents.get(name, "")
+
+    def lineage(self, name: str) -> list[str]:
+        """Return the segments that a run or segment rests on, the nearest first."""
+        found = []
+        while name := self.parent_of(name):
+            found.append(name)
+        return found
+
+
+def read_ledger(folder: Path) -> Ledger:
+    """Return the ledger of the sweep in `folder`; raises ConfigError where none was launched."""
+    path = folder / "sweep.json"
+    if not path.exists():
+        if any(folder.glob("*/record.json")):
+            raise ConfigError(
+                f"{folder} holds runs but no launched sweep: tabulate them with "
+                f"loopscale collect sweep={folder.name}"
+            )
+        others = sorted(p.parent.name for p in folder.parent.glob("*/sweep.json"))
+        hint = f"launched there: {', '.join(others)}" if others else "nothing was launched there yet"
+        raise ConfigError(
+            f"no sweep {folder.name!r} under {folder.parent} ({hint}): loopscale launch sweep=NAME"
+        )
+    return build(Ledger, read_json(path), f"{path}: ")
+
+
+def enter(study: StudyConfig, cells: list[Cell]) -> Ledger:
+    """Add all OK `cells` to the sweep's ledger; what is there stays.
+
+    A run gets no folder yet but a line among the planned ones; a segment of a trunk gets its folder, whose
+    presence means something. Two launches at once are serialised by a lock. Raises ConfigError when an
+    existing folder holds another configuration.
+    """
+    assert study.sweep.name is not None
+    folder = Path(study.root) / study.sweep.name
+    folder.mkdir(parents=True, exist_ok=True)
+    with exclusive(folder / ".ledger.lock", wait=True):
+        before = read_ledger(folder) if (folder / "sweep.json").exists() else None
+        names = before.run_ids if before else []
+        scales = before.scales if before else {}
+        _check_data(folder, names, cells)
+        trunks = trunks_of(study, before, cells)
+        taken = sorted((cell for cell in cells if cell.verdict != "DROP"), key=_cost, reverse=True)
+        _enter_runs(folder, taken, trunks, set(names))
+        scales |= {str(cell.run_id): cell.run.scale for cell in taken}
+        ledger = Ledger(
+            name=study.sweep.name,
+            run_ids=list(dict.fromkeys([*names, *(str(cell.run_id) for cell in taken)])),
+            cache=os.path.relpath(study.cache, folder),
+            cluster=study.cluster,
+            retry=study.retry,
+            scales=scales,
+            nonce=before.nonce if before else secrets.token_hex(4),
+            segments=trunks.segments,
+            parents=trunks.parents,
+        )
+        if trunks.segments:
+            states = {run.run_id: run.status() for run in ledger.nodes(folder)}
+            needed = wanted(ledger, folder, states, failed_too=True)
+            for name, segment, training, cell in trunks.training():
+                scales[name] = training.scale
+                if name in needed or name in states:  # a deleted one comes back for who needs it alone
+                    _create_segment(folder, name, segment, training, cell)
+            os.sync()  # once for all folders: the ledger names nothing that a power cut can take away
+        write_json(folder / "sweep.json", asdict(ledger))
+    return ledger
+
+
+def _enter_runs(folder: Path, cells: list[Cell], trunks: Trunks, known: set[str]) -> None:
+    """Write down what a run's folder will begin with; one that has its folder gets new settings there.
+
+    A run that is known keeps its record and its trunk, and takes over the machine settings alone.
+    """
+    before = planned_lines(folder)
+    lines = dict(before)
+    for cell in cells:
+        assert cell.data.digest and cell.data.unique_tokens and cell.run_id, "prepare the data first"
+        run, parent = RunFolder(folder / cell.run_id), trunks.parents.get(cell.run_id)
+        if run.is_there():
+            settle(run, cell.run)
+            if parent and not (cell.run_id in known and (run.path / ORIGIN).exists()):
+                set_origin(run, Origin(parent=parent))
+        elif cell.run_id in known and cell.run_id in before:
+            if (text := config_text(cell.run)) != planned_file(run.path, CONFIG):
+                lines[cell.run_id] = planned_line(cell.run_id, planned_files(run.path) | {CONFIG: text})
+        else:
+            files = first_files(
+                run, cell.run, data_digest=cell.data.digest, unique_tokens=cell.data.unique_tokens
+            )
+            begins = {ORIGIN: asdict(Origin(parent=parent))} if parent else {}
+            lines[cell.run_id] = planned_line(cell.run_id, begins | files)
+    if lines != before:
+        write_planned(folder, lines)
+
+
+def would_enter(study: StudyConfig, cells: list[Cell]) -> Ledger:
+    """Return the ledger that a launch of these cells would write.
+
+    Writes nothing. Before the data is prepared the runs have no ids; they are numbered instead.
+    """
+    folder = Path(study.root) / str(study.sweep.name)
+    scales = {
+        cell_name(cell, number): cell.run.scale
+        for number, cell in enumerate(sorted(cells, key=_cost, reverse=True))
+    }
+    nonce, before = "", None
+    if (folder / "sweep.json").exists():
+        before = read_ledger(folder)
+        scales, nonce = before.scales | scales, before.nonce
+    trunks = trunks_of(study, before, sorted(cells, key=_cost, reverse=True))
+    scales |= {name: training.scale for name, _, training, _ in trunks.training()}
+    ledger = Ledger(
+        name=str(study.sweep.name),
+        run_ids=[name for name in scales if name not in trunks.segments],
+        cache="",
+        cluster=study.cluster,
+        retry=study.retry,
+        scales=scales,
+        nonce=nonce,
+        segments=trunks.segments,
+        parents=trunks.parents,
+    )
+    return ledger
+
+
+def trunks_of(study: StudyConfig, before: Ledger | None, cells: Sequence[Cell]) -> Trunks:
+    """Return the trunks of a sweep grown by the study's cells; the runs of `before` stay as they are.
+
+    Raises ConfigError as `grow`.
+    """
+    if before is None:
+        return grow(cells, study.sweep.trunk)
+    trunks = grow(cells, study.sweep.trunk, before=before.segments, settled=set(before.run_ids))
+    trunks.parents.update(before.parents)
+    return trunks
+
+
+def _create_segment(folder: Path, name: str, segment: Segment, run: RunConfig, cell: Cell) -> None:
+    assert cell.data.digest is not None and cell.data.unique_tokens is not None, "prepare the data first"
+    made = create(
+        folder,
+        run,
+        data_digest=cell.data.digest,
+        unique_tokens=cell.data.unique_tokens,
+        sync=False,
+        prefix=SEGMENT,
+    )
+    assert made.run_id == name
+    set_origin(made, Origin(parent=segment.parent, segment=True), sync=False)
+
+
+def _check_data(folder: Path, names: list[str], cells: list[Cell]) -> None:
+    now = {cell.data.digest for cell in cells if cell.verdict == "OK"}
+    before = (RunFolder(folder / name).data_digest() for name in names)
+    if names and not any(digest in now for digest in before):  # as a rule the first one is
+        others = {RunFolder(folder / name).data_digest() for name in names}
+        raise ConfigError(
+            f"{folder} holds runs on other data, {', '.join(sorted(others))}: "
+            "choose another sweep.name, or delete the folder"
+        )
+
+
+def slot(folder: Path, number: int) -> Path:
+    """Return the lock file that the local pool's worker of this number holds while it works."""
+    return folder / f".worker_{number}.lock"
+
+
+def worker_pids(folder: Path) -> list[int]:
+    """Return the processes of the local pool that are at the sweep in `folder` now."""
+    return [int(path.read_text()) for path in folder.glob(".worker_*.pid") if is_held(_lock_of(path))]
+
+
+def _lock_of(pid: Path) -> Path:
+    return pid.with_suffix(".lock")
+
+
+def is_worked_on(folder: Path) -> bool:
+    """Say whether a worker of the local pool is at the sweep in `folder` now."""
+    return any(is_held(path) for path in folder.glob(".worker_*.lock"))
+
+
+def _cost(cell: Cell) -> float:
+    # The longest first: side by side they then end together.
+    run = cell.run
+    return (run.steps or 0) * run.batch_tokens * run.model.mean_recurrence

@@ -1,0 +1,98 @@
+"""A worker of the local pool: takes the sweep's open runs one after the other, each in a process of its own.
+
+Run as `python -m sweeps.workers.local_pool FOLDER SLOT [OWNER_PID]`. A slot is held by one worker at a time,
+so starting the pool twice starts nothing twice; a run is held by its lease, so no run is trained twice. With
+an owner, the worker stops (with a checkpoint) when that process is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from harness.run.folder import RunFolder
+from harness.storage.locks import exclusive
+from sweeps.state.dependencies import left, waits_for
+from sweeps.state.ledger import read_ledger, slot
+from sweeps.state.retry import is_open, prepare_attempt
+from sweeps.workers.run_process import end_child, note_death, start_child
+
+POLL_S = 0.2
+
+
+def work(folder: Path, stop: Callable[[], bool]) -> None:
+    """Train the open runs and trunk segments of the sweep in `folder` until none is open.
+
+    Waits while others hold the last ones, and takes those over whose process dies. What starts from a segment
+    that has failed for good is left.
+    """
+    crashes: Counter[str] = Counter()  # counted here too, for a crash that could not be written down
+    while not stop():
+        ledger = read_ledger(folder)
+        limit = ledger.retry.lost.retries
+        runs = [
+            run
+            for run, status in left(ledger, folder)
+            if is_open(status, ledger.retry) and crashes[run.run_id] <= limit
+        ]
+        waits = {run.run_id: waits_for(ledger, run) for run in runs}
+        if not any(_may_come(name, waits) for name in waits):
+            return
+        free = next((run for run in runs if not waits[run.run_id] and not run.is_held()), None)
+        if free is None:
+            time.sleep(POLL_S)
+        elif prepare_attempt(free, free.status(), ledger.retry):
+            crashes[free.run_id] += _train(free, folder / ledger.cache, stop) != 0
+
+
+def _may_come(name: str, waits: dict[str, str]) -> bool:
+    """Say whether an open run can start sooner or later: the segments that it waits for are open too."""
+    while parent := waits.get(name):
+        name = parent
+    return name in waits
+
+
+def _train(run: RunFolder, cache: Path, stop: Callable[[], bool]) -> int | None:
+    child = start_child(run, cache)
+    while child.is_alive():
+        child.join(POLL_S)
+        if stop():
+            end_child(child)
+    if child.exitcode and child.exitcode < 0 and not stop():
+        note_death(run, child.exitcode)
+    return child.exitcode
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def main(arguments: list[str]) -> None:
+    """Hold the slot named on the command line and work until nothing is open."""
+    folder, number = Path(arguments[0]), int(arguments[1])
+    owner = int(arguments[2]) if len(arguments) > 2 else None
+    ended = False
+
+    def end(_number: int, _frame: object) -> None:
+        nonlocal ended
+        ended = True
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with exclusive(slot(folder, number), wait=False) as free:
+        if free:
+            slot(folder, number).with_suffix(".pid").write_text(str(os.getpid()))
+            work(folder, lambda: ended or (owner is not None and not _alive(owner)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

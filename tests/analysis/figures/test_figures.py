@@ -1,0 +1,191 @@
+import re
+from importlib.metadata import version
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import FitConfig, compare, fit, isoflop, report
+from analysis.figures.all import draw_all, draw_points
+from analysis.figures.power_law import powerlaw_figure
+from analysis.figures.style import apart, save, settle, styled
+from tests.analysis.compare.test_score_difference import items_of
+from tests.analysis.figures import extents
+from tests.analysis.stats.test_bootstrap import points
+from tests.analysis.synthetic import INSIDE, PAPER_GRID, Truth, study
+
+pytestmark = pytest.mark.xdist_group("figures")  # what they share is made once
+
+QUICK = FitConfig(bootstrap=100, validation=False)
+
+
+def two_scales():
+    parts = [
+        study(budgets=INSIDE, noise_nats=0.002),
+        study(budgets=INSIDE[:3], noise_nats=0.002, scale="370M"),
+    ]
+    return tuple(pd.concat(frames) for frames in zip(*parts, strict=True))
+
+
+CASES = {
+    "accepted": lambda: study(noise_nats=0.002, replicates=((0, 1), (3, 2))),
+    "six budgets, the last refused": lambda: study(budgets=PAPER_GRID, noise_nats=0.005),
+    "most refused": lambda: study(Truth(a_amplitude=522733.307), budgets=PAPER_GRID, noise_nats=0.005),
+    "three recurrences": lambda: study(budgets=INSIDE[:4], recurrences=(2, 6, 12), noise_nats=0.002),
+    "one budget": lambda: study(budgets=INSIDE[:1], replicates=((0, 1),), noise_nats=0.01, fixed=False),
+    "small budgets, close together": lambda: study(
+        Truth(b_amplitude=25420.102 / 1500, a_amplitude=4.0e4),
+        budgets=(1.1e12, 1.7e12, 2.6e12, 4.1e12),
+        recurrences=(2, 4, 6, 8, 10),
+        replicates=((0, 0), (3, 4)),
+        noise_nats=0.01,
+    ),
+    "two scales": two_scales,
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_text_overlaps_or_is_clipped(case):
+    runs, depths = CASES[case]()
+    comparison = compare(runs, QUICK, answers(runs))
+    found, names = [], []
+    for drawn in draw_all(fit(runs, depths, QUICK), comparison):
+        names.append(drawn.name)
+        with styled():
+            settle(drawn.figure)
+            problems = extents.problems(drawn.figure) + extents.unlabelled(drawn.figure)
+            found += [f"{drawn.name}: {problem}" for problem in problems]
+    assert found == []
+    assert ("looped_vs_fixed_core_extended" in names) == bool(comparison.rows)
+
+
+def answers(runs):
+    """Answers to the suite with the longest name; the more loops, the better."""
+    chances = {run.run_id: 0.3 + 0.02 * run.mean_recurrence for run in runs.itertuples()}
+    return items_of(runs, chances).assign(suite="core_extended")
+
+
+def test_points_are_drawn_and_listed_as_they_were_compared(tmp_path):
+    runs, depths = study(
+        budgets=INSIDE[:2], recurrences=(2, 4, 8), noise_nats=0.002, replicates=((0, 0), (0, 3))
+    )
+    comparison = compare(runs, QUICK, answers(runs))
+    page = report(runs, depths, fit(runs, depths, QUICK), comparison, tmp_path, title="scored")
+    drawn = pd.read_csv(tmp_path / "figures" / "looped_vs_fixed_core_extended_points.csv")
+    cells = [(row, cell) for row in comparison.rows for cell in row.recurrences]
+    assert drawn["points"].tolist() == pytest.approx([cell.scores[0].points for _, cell in cells])
+    assert drawn["next_to_best"].tolist() == [cell == row.trained() for row, cell in cells]
+    text = page.read_text()
+    assert "<th>Core-Extended points</th>" in text
+    for row in comparison.rows:
+        score, depth = row.trained().scores[0], row.trained().mean_recurrence
+        shown = f"{score.points:+.2f} [{score.low:+.2f}, {score.high:+.2f}] at µ = {depth:g}: {score.verdict}"
+        assert f"<td>{shown}</td>" in text
+
+
+@pytest.mark.parametrize("swept", ["params", "tokens"])
+@pytest.mark.parametrize("case", ["accepted", "refused", "two budgets"])
+def test_no_text_of_a_table_of_points_overlaps(case, swept):
+    table = points(noise=0.004)
+    if case == "refused":  # every curve falls over its whole range
+        table["loss"] = 3.0 + 1e4 / table["x"] ** 0.5
+    if case == "two budgets":
+        table = table[table["compute"] < 1.2 * np.unique(table["compute"])[1]].reset_index(drop=True)
+    if swept == "tokens":
+        table["x"] = table["compute"] / 6 / table["x"]
+    found = []
+    for drawn in draw_points(isoflop(table, x=swept, config=QUICK)):
+        with styled():
+            settle(drawn.figure)
+            problems = extents.problems(drawn.figure) + extents.unlabelled(drawn.figure)
+            found += [f"{drawn.name}: {problem}" for problem in problems]
+    assert found == []
+
+
+def test_the_check_sees_an_axis_without_its_unit():
+    from matplotlib.figure import Figure
+
+    left, right = Figure().subplots(1, 2)
+    left.set(xlabel="training budget C", ylabel="validation loss (nats per token)")
+    right.set(xlabel="mean recurrence µ (loops)")
+    assert extents.unlabelled(left.figure) == ["panel 0, x: 'training budget C'"]
+    left.set(ylabel="")
+    assert len(extents.unlabelled(left.figure)) == 3
+
+
+def test_the_check_sees_an_overlap_and_a_clipped_text():
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2, 2))
+    figure.text(0.5, 0.5, "one")
+    figure.text(0.52, 0.5, "two")
+    figure.text(0.95, 0.1, "clipped label")
+    figure.draw_without_rendering()
+    assert sorted(extents.problems(figure)) == ["clipped: 'clipped label'", "overlap: 'one' and 'two'"]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    runs, depths = CASES["accepted"]()
+    fitted = fit(runs, depths, FitConfig(bootstrap=100))
+    page = report(runs, depths, fitted, compare(runs, QUICK), folder, title="A & B")
+    return folder, page
+
+
+def test_a_report_stands_alone_and_has_every_figure_as_pdf_png_and_data(written):
+    folder, page = written
+    text = page.read_text()
+    assert page == folder / "index.html"
+    assert "<title>A &amp; B</title>" in text
+    assert not re.search(r'(src|href)="(?!data:)', text)
+    assert text.count("data:image/png;base64,") == 7
+    for heading in (
+        "Laws in words",
+        "Prediction of runs left out",
+        "How the exponents move with other choices",
+    ):
+        assert heading in text
+    assert list(folder.glob("*.partial")) == []
+    assert "<td>100 (noise), 0, 0.95</td>" in text
+    assert "<tr><td>Huber delta of the surface's cost</td><td>0.001</td></tr>" in text
+    assert f"<tr><td>loopscale</td><td>{version('loopscale')}</td></tr>" in text
+    figures = folder / "figures"
+    names = [
+        "isoflop",
+        "isoflop_by_budget",
+        "power_laws",
+        "frontier",
+        "looped_vs_fixed",
+        "depth_curves",
+        "seeds",
+    ]
+    for name in names:
+        assert (figures / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        tables = list(figures.glob(f"{name}_*.csv"))
+        assert tables
+        assert all(len(pd.read_csv(table)) for table in tables)
+        pdf = (figures / f"{name}.pdf").read_bytes()
+        assert b"/FontFile2" in pdf  # TrueType outlines are embedded (fonttype 42)
+        assert b"/Type3" not in pdf
+    assert sorted(path.stem for path in figures.glob("*.pdf")) == sorted(names)
+
+
+def test_the_same_study_draws_the_same_bytes(written, tmp_path):
+    save(powerlaw_figure(fit(*CASES["accepted"](), QUICK).groups[0], QUICK.confidence), tmp_path)
+    for name in ("power_laws.pdf", "power_laws.png", "power_laws_laws.csv"):
+        assert (tmp_path / name).read_bytes() == (written[0] / "figures" / name).read_bytes()
+
+
+def test_labels_keep_their_order_and_distance():
+    assert apart([0.0, 10.0, 30.0], 5.0) == [0.0, 10.0, 30.0]
+    assert apart([0.0, 1.0, 30.0], 5.0) == [-2.0, 3.0, 30.0]
+    assert apart([3.0, 3.0, 3.0], 2.0) == pytest.approx([1.0, 3.0, 5.0])
+
+
+def test_plot_draws_on_a_given_axis():
+    from matplotlib.figure import Figure
+
+    ax = Figure().subplots()
+    assert fit(*study(), QUICK).plot(ax=ax) is ax
+    assert ax.get_xlabel() == "mean recurrence µ (loops)"

@@ -1,0 +1,124 @@
+import json
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from harness.data.config import DataConfig, DataError
+from harness.data.dataset import prepare
+from harness.data.existing_tokenizer import find_bos, splits_as_ours
+from harness.data.tokenizer import token_bytes
+
+TEXT = (Path(sysconfig.get_path("stdlib")) / "argparse.py").read_text("utf-8")
+TEXTS = [*TEXT.split("\n\n"), "naïve “quotes” 日本\n", "a document that says <|endoftext|> in its text"]
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    path = tmp_path / "corpus.jsonl"
+    rows = [{"text": text, "split": "train" if i else "val"} for i, text in enumerate(TEXTS) if text.strip()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    """A tokenizer like that of GPT-2: its own split pattern, its special token last."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    path = tmp_path / "tokenizer.json"
+    tokenizer.save(str(path))
+    return path
+
+
+def config(corpus, tokenizer, **changes):
+    return DataConfig(name="test", source="text", path=str(corpus), tokenizer=str(tokenizer), **changes)
+
+
+def test_documents_are_encoded_as_the_foreign_tokenizer_does(corpus, foreign, tmp_path):
+    data = prepare(config(corpus, foreign), tmp_path / "cache")
+    library = Tokenizer.from_file(str(foreign))
+    assert (data.vocabulary_size, data.bos) == (401, 400)
+    library.encode_special_tokens = True
+    texts = [text for text in TEXTS[1:] if text.strip()]
+    encoded = [[400, *library.encode(text, add_special_tokens=False).ids] for text in texts]
+    assert data.train.tolist() == [token for tokens in encoded for token in tokens]
+    size = sum(len(text.encode()) for text in texts)
+    assert data.token_bytes[data.train].sum() == size
+    assert data.token_bytes[400] == 0
+
+
+def test_a_tokenizer_trained_here_is_the_same_when_it_comes_from_a_file(corpus, tmp_path):
+    trained = prepare(
+        DataConfig(name="test", source="text", path=str(corpus), vocabulary_size=400), tmp_path / "a"
+    )
+    assert splits_as_ours((trained.folder / "tokenizer.json").read_text())
+    again = prepare(config(corpus, trained.folder / "tokenizer.json"), tmp_path / "b")
+    assert again.digest == trained.digest
+    np.testing.assert_array_equal(again.train, trained.train)
+
+
+def test_another_tokenizer_or_another_bos_is_another_data_set(corpus, foreign, tmp_path):
+    first = prepare(config(corpus, foreign), tmp_path / "cache").digest
+    tokenizer = Tokenizer.from_file(str(foreign))
+    tokenizer.add_special_tokens(["<s>"])
+    tokenizer.save(str(foreign))
+    second = prepare(config(corpus, foreign), tmp_path / "cache")
+    assert second.bos == 401  # <s> is looked for before <|endoftext|>
+    third = prepare(config(corpus, foreign, bos_token="<|endoftext|>"), tmp_path / "cache")
+    assert third.bos == 400
+    assert len({first, second.digest, third.digest}) == 3
+
+
+def test_a_vocabulary_past_65536_is_kept_in_32_bits(corpus, tmp_path):
+    narrow = prepare(
+        DataConfig(name="test", source="text", path=str(corpus), vocabulary_size=400), tmp_path / "cache"
+    )
+    tokenizer = json.loads((narrow.folder / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"] |= {f"~{i}": i for i in range(400, 70_000)}
+    path = tmp_path / "wide.json"
+    path.write_text(json.dumps(tokenizer))
+    data = prepare(config(corpus, path), tmp_path / "cache")
+    assert data.train.dtype == np.uint32 and data.vocabulary_size == 70_000
+    np.testing.assert_array_equal(data.train, narrow.train)
+
+
+def test_added_tokens_count_their_bytes_unless_they_are_special(foreign):
+    tokenizer = Tokenizer.from_file(str(foreign))
+    tokenizer.add_tokens(["    ", "日本語"])
+    assert token_bytes(tokenizer.to_str())[400:].tolist() == [0, 4, 9]
+
+
+def word_level(path):
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(path))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, r"tokenizer\.json cannot be read \(No such file or directory\): name a tokeni"),
+        (lambda path: path.write_text("{}"), r"is not a tokenizer\.json \("),
+        (lambda path: path.write_text("not JSON"), r"is not a tokenizer\.json \("),
+        (word_level, r"is not byte-level: use one like that of GPT-2"),
+    ],
+)
+def test_what_is_no_byte_level_tokenizer_is_refused(corpus, tmp_path, make, message):
+    make(tmp_path / "tokenizer.json")
+    with pytest.raises(DataError, match=message) as caught:
+        prepare(config(corpus, tmp_path / "tokenizer.json"), tmp_path / "cache")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bos_that_is_not_there_is_refused_with_those_that_are(foreign):
+    text = foreign.read_text()
+    with pytest.raises(DataError, match=r"data\.bos_token=<x> is no special .* \(it has <\|endoftext\|>\)"):
+        find_bos(text, "<x>")

@@ -1,0 +1,79 @@
+"""Weights out of a run folder, through an export and the published layout, and text out of all of them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import loopscale
+from harness.evaluation.weights import load_weights
+from model.config_validation import ConfigError
+
+
+@pytest.fixture
+def trained(tiny, tmp_path, monkeypatch):
+    """A finished run: its folder, and the setting that names its data."""
+    monkeypatch.chdir(tmp_path)
+    # The published code needs an even number of layers.
+    layers = [f"model.{part}_layers=2" for part in ("prelude", "core", "coda")]
+    record = loopscale.train([*tiny, *layers, "tokens=2560"])
+    return tmp_path / "runs" / "single" / record["run_id"], next(t for t in tiny if t.startswith("cache="))
+
+
+def logits(path):
+    model = load_weights(path)
+    tokens = torch.arange(32).view(2, 16)
+    return model.logits(tokens, [3, 1], [0, 1])
+
+
+@pytest.mark.parametrize("published", ["true", "false"])
+def test_an_export_computes_what_the_run_computes(trained, tmp_path, published):
+    run, cache = trained
+    folder = loopscale.export(
+        [f"checkpoint={run}", cache, f"folder={tmp_path / 'out'}", f"published={published}"]
+    )
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
+    assert torch.equal(logits(folder), logits(run))
+
+
+def test_an_export_of_an_export_is_the_same(trained, tmp_path):
+    run, cache = trained
+    first = loopscale.export([f"checkpoint={run}", cache, "folder=first", "published=true"])
+    second = loopscale.export([f"checkpoint={first}", "folder=second"])
+    assert torch.equal(logits(tmp_path / second), logits(run))
+
+
+def test_generated_text_depends_on_prompt_and_seed_alone(trained, capsys):
+    run, cache = trained
+    command = [f"checkpoint={run}", cache, "prompt=lona ran", "tokens=12", "depth=3"]
+    greedy = loopscale.generate(command)
+    assert len(greedy) >= 12 and loopscale.generate(command) == greedy
+    warm = [loopscale.generate([*command, "temperature=2", f"seed={seed}"]) for seed in (1, 1, 2)]
+    assert warm[0] == warm[1] != warm[2]
+    loopscale.main(["generate", *command])
+    assert capsys.readouterr().out == greedy + "\n"
+
+
+def test_what_is_no_model_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"neither a run nor a config\.json"):
+        load_weights(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json is not JSON"):
+        load_weights(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"n_embd": 64}))
+    with pytest.raises(ValueError, match=r"neither model\.safetensors nor pytorch_model\.bin"):
+        load_weights(tmp_path)
+
+
+def test_an_export_without_tokenizer_says_what_to_do(trained, tmp_path):
+    run, cache = trained
+    folder = loopscale.export([f"checkpoint={run}", cache, f"folder={tmp_path / 'out'}"])
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ConfigError, match=r"no tokenizer\.json: put the one that the model was trained with"):
+        loopscale.generate([f"checkpoint={folder}", "prompt=a"])

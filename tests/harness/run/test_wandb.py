@@ -1,0 +1,152 @@
+"""wandb beside a run: offline segments made from metrics.jsonl, and no network unless it is asked for."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import loopscale
+from harness.run.folder import RunFolder
+from harness.run.metrics import read_metrics
+from model.config_validation import ConfigError
+
+pytestmark = pytest.mark.xdist_group("wandb")  # what they share is made once
+
+ROOT = Path(__file__).resolve().parents[3]
+LOOPSCALE = [sys.executable, str(ROOT / "loopscale.py")]
+
+
+@pytest.fixture(scope="module")
+def reader():
+    sys.path.insert(0, str(Path(__file__).parent))
+    try:
+        yield import_module("wandb_reader")
+    finally:
+        sys.path.remove(str(Path(__file__).parent))
+
+
+def only_run(tmp_path):
+    (path,) = (tmp_path / "runs" / "single").iterdir()
+    return RunFolder(path)
+
+
+def segment(folder):
+    (found,) = (folder.path / "wandb").glob("offline-run-*/run-*.wandb")
+    return found
+
+
+def test_a_run_killed_and_resumed_has_every_step_once_in_its_segment(tiny, tmp_path, reader):
+    command = [*LOOPSCALE, "train", *tiny, "tokens=3840", "logger=wandb", "training.checkpoint_every_s=0.01"]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while (
+        not (paths := list(tmp_path.glob("runs/single/*/metrics.jsonl"))) or len(read_metrics(paths[0])) < 9
+    ):
+        assert child.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.005)
+    child.kill()
+    child.wait()
+    folder = only_run(tmp_path)
+    assert loopscale.sync(["sweep=single", f"root={tmp_path / 'runs'}"])["wandb"].tolist() == ["rebuilt"]
+    part = reader.history(segment(folder))
+    assert [line["_step"] for line in part] == [line["step"] for line in read_metrics(folder.metrics)]
+    subprocess.run(command, check=True, capture_output=True)
+
+    lines = reader.history(segment(folder))  # one segment: that of the first attempt is replaced
+    metrics = read_metrics(folder.metrics)
+    assert [line["_step"] for line in lines] == list(range(1, 31)) == [line["step"] for line in metrics]
+    assert [line["train_loss_nats"] for line in lines] == [line["train_loss_nats"] for line in metrics]
+    run = reader.run_record(segment(folder))
+    assert (run.run_id, run.run_group, run.project) == (folder.run_id, "single", "loopscale")
+    summary = {
+        item.key or ".".join(item.nested_key): json.loads(item.value_json)
+        for record in reader.records(segment(folder))
+        if record.WhichOneof("record_type") == "summary"
+        for item in record.summary.update
+    }
+    assert summary["val_loss_nats"] == folder.record()["val_loss_nats"]
+    assert summary["attempts"] == 2
+
+
+def test_sync_takes_any_run_skips_what_is_unchanged_and_follows_what_has(tiny, tmp_path, reader):
+    loopscale.train([*tiny, "tokens=640"])  # logger=none: nothing of wandb beside it
+    folder = only_run(tmp_path)
+    assert not (folder.path / "wandb").exists()
+    how = ["sweep=single", f"root={tmp_path / 'runs'}"]
+    assert loopscale.sync(how)["wandb"].tolist() == ["rebuilt"]
+    first = segment(folder)
+    assert loopscale.sync(how)["wandb"].tolist() == ["unchanged"]
+    assert segment(folder) == first
+    shutil.rmtree(first.parent)
+    assert loopscale.sync(how)["wandb"].tolist() == ["rebuilt"]
+    assert loopscale.sync([*how, "project=other"])["wandb"].tolist() == ["rebuilt"]
+    assert reader.run_record(segment(folder)).project == "other"
+    with folder.metrics.open("a") as file:
+        file.write('{"step": 6, "train_loss_nats": 1.0}\n{"step": 7, "train_lo')  # torn by a kill
+    assert loopscale.sync([*how, "project=other"])["wandb"].tolist() == ["rebuilt"]
+    assert [line["_step"] for line in reader.history(segment(folder))] == [1, 2, 3, 4, 5, 6]
+    with pytest.raises(ConfigError, match=rf"run=x is not in .*single \(choose from {folder.run_id}\)"):
+        loopscale.sync([*how, "run=x"])
+    with pytest.raises(ConfigError, match=r"no runs in .*nowhere: launch the sweep first, or set root"):
+        loopscale.sync(["sweep=nowhere", f"root={tmp_path}"])
+
+
+def test_wandb_out_of_order_costs_a_warning_and_not_the_run(tiny, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.warns(UserWarning, match=r"no wandb segment of .*: loopscale sync makes it"):
+        record = loopscale.train([*tiny, "tokens=640", "logger=wandb"])
+    assert record["status"] == "done"
+
+
+def test_online_mode_without_wandb_is_refused(tiny):
+    with pytest.raises(ConfigError, match=r"logger: logger\.mode=online logs nowhere .*: set logger=wandb"):
+        loopscale.compose([*tiny, "logger.mode=online"])
+
+
+def works(*command):
+    return (
+        shutil.which(command[0]) is not None and subprocess.run(command, capture_output=True).returncode == 0
+    )
+
+
+def calls_to_the_network(trace):
+    """The lines of a trace that reach for another host: connect or send to an internet address."""
+    return [line for line in trace.splitlines() if re.search(r"(connect|send\w+)\(.*sa_family=AF_INET", line)]
+
+
+@pytest.mark.skipif(not works("strace", "true"), reason="needs strace")
+def test_no_network_call_is_made_without_mode_online(tiny, tmp_path):
+    trace = tmp_path / "trace.txt"
+    watched = ["strace", "-f", "-qq", "-e", "trace=connect,sendto,sendmsg,sendmmsg", "-o", str(trace)]
+    for command in (
+        ["train", *tiny, "tokens=640", "logger=wandb"],
+        ["sync", "sweep=single", f"root={tmp_path / 'runs'}", "project=other"],
+    ):
+        subprocess.run([*watched, *LOOPSCALE, *command], check=True, capture_output=True)
+        assert "connect(" in trace.read_text()  # wandb's service is seen to be called, on its own socket
+        assert not calls_to_the_network(trace.read_text())
+    # The watch sees a name looked up, were there one: an address that is this machine's own.
+    ask = "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(('127.0.0.1', 53))"
+    subprocess.run([*watched, sys.executable, "-c", ask], check=True)
+    assert len(calls_to_the_network(trace.read_text())) == 1
+
+
+@pytest.mark.skipif(not works("unshare", "-rn", "true"), reason="needs unshare with user namespaces")
+def test_a_machine_without_a_network_trains_and_syncs(tiny, tmp_path, reader):
+    alone = ["unshare", "-rn", *LOOPSCALE]
+    subprocess.run([*alone, "train", *tiny, "tokens=640", "logger=wandb"], check=True, capture_output=True)
+    done = subprocess.run(
+        [*alone, "sync", "sweep=single", f"root={tmp_path / 'runs'}"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip().endswith("single: 1 unchanged")
+    assert len(reader.history(segment(only_run(tmp_path)))) == 5

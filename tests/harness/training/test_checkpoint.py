@@ -1,0 +1,77 @@
+"""Checkpoints: whole or refused, never half."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from harness.training.checkpoint import Checkpoint, CheckpointError, found, load, load_newest, save
+
+
+def checkpoint(step):
+    return Checkpoint(
+        step=step,
+        model={"w": torch.arange(1000.0) + step},
+        optimizer={"w.momentum": torch.full((10,), 0.1)},
+        counters={"executed_flops": 1.5e9},
+    )
+
+
+def test_a_checkpoint_comes_back_bit_for_bit(tmp_path):
+    saved = checkpoint(7)
+    back = load(save(tmp_path, saved, keep=2))
+    assert back.step == 7 and back.counters == saved.counters
+    assert torch.equal(back.model["w"], saved.model["w"])
+    assert torch.equal(back.optimizer["w.momentum"], saved.optimizer["w.momentum"])
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    for step in range(5):
+        save(tmp_path, checkpoint(step), keep=2)
+    assert [path.name for path in found(tmp_path)] == ["step_00000003", "step_00000004"]
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    assert load_newest(tmp_path) is None
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+def test_truncation_anywhere_falls_back_to_the_one_before(tmp_path, name):
+    draw = random.Random(0)
+    for trial in range(20):
+        folder = tmp_path / str(trial)
+        save(folder, checkpoint(1), keep=2)
+        newest = save(folder, checkpoint(2), keep=2)
+        content = (newest / name).read_bytes()
+        (newest / name).write_bytes(content[: draw.randrange(len(content) - 1)])
+        with pytest.warns(UserWarning, match="is corrupt"):
+            assert load_newest(folder).step == 1
+
+
+def test_a_flipped_bit_is_noticed_and_nothing_is_deleted(tmp_path):
+    path = save(tmp_path, checkpoint(3), keep=2)
+    content = bytearray((path / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (path / "model.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match="does not match its checksum; no other is whole"):
+        load_newest(tmp_path)
+    assert found(tmp_path) == [path]
+
+
+def test_a_corrupt_checkpoint_that_was_passed_over_does_not_crowd_out_good_ones(tmp_path):
+    save(tmp_path, checkpoint(1), keep=1)
+    newest = save(tmp_path, checkpoint(5), keep=2)
+    (newest / "model.safetensors").write_bytes(b"torn")
+    with pytest.warns(UserWarning, match="is corrupt"):
+        assert load_newest(tmp_path).step == 1
+    save(tmp_path, checkpoint(2), keep=1)
+    assert [path.name for path in found(tmp_path)] == ["step_00000002"]
+    assert load_newest(tmp_path).step == 2
+
+
+def test_what_a_killed_save_left_behind_is_removed(tmp_path):
+    (tmp_path / ".step_00000003.4711").mkdir(parents=True)
+    save(tmp_path, checkpoint(4), keep=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000004"]

@@ -1,0 +1,135 @@
+"""Every class of failure that one run can meet, provoked, and named by its status.json."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from harness.run.metrics import last_metrics, read_metrics
+from harness.training.job import run_job
+from harness.training.step import GradientOfStep
+from tests.harness.processes import CONTEXT
+from tests.harness.runs import assert_same_bits
+
+
+def named(folder):
+    status = json.loads((folder.path / "status.json").read_text())
+    assert "\n" not in status["message"]
+    return status["state"], status["failure_class"]
+
+
+def _run_with_little_memory(path: Path, cache: Path, spare_bytes: int) -> None:
+    import harness.training.job  # what it maps into memory is not to count
+
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * os.sysconf("SC_PAGE_SIZE") + spare_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    harness.training.job.run_job(path, cache)
+
+
+def test_oom(make, cache):
+    big = (
+        "steps=5",
+        "training.batch_sequences=16384",
+        "training.micro_batch=16384",
+        "training.max_epochs=1000",
+    )
+    folder, _ = make(*big)
+    child = CONTEXT.Process(target=_run_with_little_memory, args=(folder.path, cache, 2**29))
+    child.start()
+    child.join(timeout=60)
+    assert named(folder) == ("failed", "oom")
+
+
+@pytest.mark.parametrize(
+    ("number", "state", "failure_class"),
+    [
+        (signal.SIGTERM, "submitted", "preempted"),
+        (signal.SIGUSR2, "submitted", "timeout"),
+        (signal.SIGINT, "submitted", ""),
+        (signal.SIGKILL, "running", ""),
+    ],
+)
+def test_preempted_timeout_interrupted_and_lost(make, cache, number, state, failure_class):
+    whole, _ = make("steps=60", parent="whole")
+    run_job(whole.path, cache)
+    folder, _ = make("steps=60", "training.checkpoint_every_s=0.02", parent="signalled")
+    moments = (10, 25, 40) if number == signal.SIGKILL else (10,)
+    for step in moments:
+        child = CONTEXT.Process(target=run_job, args=(folder.path, cache))
+        child.start()
+        while last_metrics(folder.metrics).get("step", 0) < step:
+            assert child.is_alive()
+            time.sleep(0.005)
+        os.kill(child.pid, number)
+        child.join()
+    assert named(folder) == (state, failure_class)
+    assert run_job(folder.path, cache) == "done"
+    # A process that was killed could not say so; the next attempt does.
+    expected = "lost" if number == signal.SIGKILL else failure_class
+    assert folder.status().ended_before == expected and folder.status().attempts == len(moments) + 1
+    assert_same_bits(whole, folder)
+
+
+def test_a_signal_long_before_the_time_limit_is_preemption(make, cache, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 36000))
+    folder, _ = make("steps=5")
+    assert run_job(folder.path, cache, watch=lambda line: os.kill(os.getpid(), signal.SIGUSR2)) == "submitted"
+    assert named(folder) == ("submitted", "preempted")
+
+
+def test_diverged_after_too_many_skipped_steps_and_not_after_one(make, cache, monkeypatch):
+    accumulate = GradientOfStep._accumulate
+    bad_steps = {3}
+
+    def poisoned(self, draws, *batch):
+        result = accumulate(self, draws, *batch)
+        self.calls = getattr(self, "calls", 0) + 1
+        if self.calls in bad_steps:
+            next(self._replica.model.parameters()).grad.fill_(float("inf"))
+        return result
+
+    monkeypatch.setattr(GradientOfStep, "_accumulate", poisoned)
+    once, _ = make("steps=20", parent="once")
+    assert run_job(once.path, cache) == "done"
+    assert once.record()["skipped_steps"] == 1
+    lines = read_metrics(once.metrics)
+    assert lines[2]["gradient_norm"] is None and lines[-1]["skipped_steps"] == 1
+    bad_steps.update(range(5, 9))
+    often, _ = make("steps=20", "guardrails.max_skipped_steps=4", parent="often")
+    assert run_job(often.path, cache) == "failed:diverged"
+    assert named(often) == ("failed", "diverged")
+    assert "at step 8" in often.status().message
+
+
+def test_a_loss_that_rises_is_divergence_too(make, cache):
+    folder, _ = make(
+        "steps=60",
+        "optimizer=adamw",
+        "optimizer.adamw_learning_rate=20",
+        "guardrails.average_steps=2",
+        "guardrails.max_rise_nats=0.5",
+    )
+    run_job(folder.path, cache)
+    assert named(folder) == ("failed", "diverged")
+    assert "guardrails.max_rise_nats=0.5" in folder.status().message
+
+
+def test_bad_config_and_code_error(make, cache, monkeypatch):
+    folder, _ = make("steps=5", "training.device=cuda")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    run_job(folder.path, cache)
+    assert named(folder) == ("failed", "bad_config")
+    assert "training.device=cuda: no GPU is visible here" in folder.status().message
+    broken, _ = make("steps=5", parent="broken")
+    monkeypatch.setattr("harness.training.train.draw", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_job(broken.path, cache)
+    assert named(broken) == ("failed", "code_error")
+    assert "1 / 0" in (broken.path / "logs" / "error_1.txt").read_text()

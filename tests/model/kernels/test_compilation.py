@@ -1,0 +1,43 @@
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+
+from model.kernels.compilation import compile_blocks
+from tests.model.test_transformer import TINY, awake, batch, gradients
+
+torch.set_num_threads(1)
+# The tracer looks at every input's .grad.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+
+
+@pytest.fixture
+def counted():
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    model = awake(TINY)
+    compile_blocks(model, backend=counter)  # a block that falls back to eager raises
+    yield model, counter
+    torch._dynamo.reset()
+
+
+def test_each_block_shape_is_compiled_once_per_gradient_mode(counted):
+    model, counter = counted  # two shapes: with and without a gate
+    tokens, labels = batch(TINY, size=6)
+    for depths in ([5, 1, 3, 2, 2, 2], [9, 8, 6, 5, 3, 2], [1] * 6, [2] * 4, [7, 1], [4]):
+        size = len(depths)
+        model.loss(tokens[:size], labels[:size], depths, range(size)).backward()
+    model.depth_losses(tokens, labels, 3, range(6))
+    model.depth_losses(tokens[:1], labels[:1], 3, range(1))
+    assert 0 < counter.frame_count <= 4
+
+
+def test_compiled_blocks_compute_the_same(counted):
+    model, _ = counted
+    tokens, labels = batch(TINY)
+    plain = awake(TINY)
+    depths, seeds = [5, 1, 3, 2], range(4)
+    ours, expected = (m.loss(tokens, labels, depths, seeds) for m in (model, plain))
+    assert ours.item() == pytest.approx(expected.item(), rel=1e-6)
+    ours, expected = gradients(model, ours), gradients(plain, expected)
+    for name, gradient in expected.items():
+        assert (ours[name] - gradient).norm() <= 1e-5 * gradient.norm(), name

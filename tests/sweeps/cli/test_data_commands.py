@@ -1,0 +1,140 @@
+"""fit and report on data that is no sweep, from the command line."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import loopscale
+from tests.analysis.compare.test_score_difference import items_of
+from tests.analysis.stats.test_bootstrap import points
+from tests.analysis.synthetic import INSIDE, study
+
+QUICK = ("bootstrap=100", "validation=false")
+
+
+@pytest.fixture
+def csv(tmp_path):
+    path = tmp_path / "points.csv"
+    names = {"compute": "flops", "x": "size", "loss": "val"}
+    points().drop(columns="block").rename(columns=names).to_csv(path, index=False)
+    return path
+
+
+MAPPED = ("columns.compute=flops", "columns.x=size", "columns.loss=val")
+
+
+def test_points_of_any_csv_are_fitted(csv, capsys):
+    loopscale.main(["fit", f"data={csv}", *MAPPED, *QUICK, "format=json"])
+    found = json.loads(capsys.readouterr().out)
+    laws = {e["name"]: e["laws"]["params"]["exponent"] for e in found["group"]["estimators"]}
+    assert laws["shared shape"] == pytest.approx(0.28 / 0.62, abs=0.03)
+    loopscale.main(["fit", f"data={csv}", *MAPPED, "bootstrap=100"])
+    text = capsys.readouterr().out
+    for part in (
+        "72 points at 6 budgets",
+        "Prediction of what was left out",
+        "Exponents under other choices",
+    ):
+        assert part in text
+
+
+def test_one_law_is_chosen_by_name(csv, capsys):
+    loopscale.main(["fit", f"data={csv}", "law=surface", *MAPPED, *QUICK, "format=json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["law"] == "surface"
+    assert found["intervals"]["alpha"][0] < 0.34 < found["intervals"]["alpha"][1]
+    loopscale.main(["fit", f"data={csv}", "law=overtraining", *MAPPED, *QUICK])
+    assert capsys.readouterr().out.startswith("overtraining: L = E + (a M^eta")
+
+
+def test_a_runs_csv_alone_is_a_study(tmp_path, capsys):
+    runs, depths = study(budgets=INSIDE[:4], noise_nats=0.002)
+    runs.to_csv(tmp_path / "runs.csv", index=False)
+    depths.to_csv(tmp_path / "depths.csv", index=False)
+    for data in (tmp_path / "runs.csv", tmp_path):
+        if data.is_dir():
+            runs.to_parquet(tmp_path / "runs.parquet")
+            depths.to_parquet(tmp_path / "depths.parquet")
+        loopscale.main(["fit", f"data={data}", *QUICK, "format=json"])
+        found = json.loads(capsys.readouterr().out)
+        assert [g["label"] for g in found["groups"]] == ["140M, paper FLOPs"]
+        assert {law["law"] for law in found["run_laws"]} == {"iso_depth", "unified"}
+    loopscale.main(["compare", f"data={tmp_path / 'runs.csv'}", "bootstrap=100"])
+    assert "fixed depth needs" in capsys.readouterr().out
+    loopscale.main(["fit", f"data={tmp_path}", "law=unified", *QUICK, "format=json"])
+    assert json.loads(capsys.readouterr().out)["parameters"]["z"] == pytest.approx(7.0, abs=0.02)
+
+
+def test_reports_of_points_and_of_published_numbers_are_written(csv, tmp_path, capsys):
+    loopscale.main(["report", f"data={csv}", *MAPPED, *QUICK, f"root={tmp_path}", "format=json"])
+    page = tmp_path / "reports" / "points" / "index.html"
+    assert json.loads(capsys.readouterr().out) == {"path": str(page)}
+    assert "Optimal parameters: N* = " in page.read_text()
+    table = pd.read_csv(page.parent / "figures" / "isoflop_points.csv")
+    assert np.isfinite(table["params"]).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["data=none.csv"], "loopscale: no table at none.csv"),
+        (
+            ["data={csv}"],
+            "columns.compute=NAME columns.x=NAME columns.loss=NAME (the table has flops, size, val)",
+        ),
+        (["data={csv}", "columns.compute=flop"], "points.csv has no such column (did you mean flops?)"),
+        (["data={csv}", "law=surfac", *MAPPED], "law=surfac is unknown: choose isoflop, power_law, surface"),
+        (["data=wandb:here"], "it must be wandb:ENTITY/PROJECT or an existing folder"),
+        (["data=parcae_published"], "has tables but no runs: loopscale report or compare"),
+        (["data={csv}", "resampling=jackknife", *MAPPED], "resampling=jackknife: "),
+        (["data={csv}", "x=size", *MAPPED], "x=size: "),
+    ],
+)
+def test_bad_requests_are_one_line(csv, arguments, line, capsys):
+    with pytest.raises(SystemExit) as ended:
+        loopscale.main(["fit", *(text.format(csv=csv) for text in arguments)])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert line in error
+    assert error.count("\n") == 1
+
+
+def test_answers_beside_other_peoples_tables_are_compared(tmp_path, capsys):
+    runs, depths = study(budgets=INSIDE[:2], recurrences=(2, 4), replicates=((0, 0),))
+    runs.to_parquet(tmp_path / "runs.parquet")
+    depths.to_parquet(tmp_path / "depths.parquet")
+    points = []
+    for _ in range(2):
+        loopscale.main(["compare", f"data={tmp_path}", "bootstrap=100", "format=json"])
+        found = json.loads(capsys.readouterr().out)
+        cells = [cell for row in found["rows"] for cell in row["recurrences"]]
+        points.append([score["points"] for cell in cells for score in cell["scores"]])
+        # Looped models answer everything, those of fixed depth nothing: 100 centred points and more apart.
+        chances = {run.run_id: float(run.kind == "looped") for run in runs.itertuples()}
+        items_of(runs, chances, tasks=(("arc", 0.0, 40),)).to_parquet(tmp_path / "items.parquet")
+    assert points == [[], [pytest.approx(100.0)] * 4]
+
+
+def test_a_sweep_gets_its_comparison_with_figures_and_other_data_nothing(tmp_path, capsys):
+    folder = tmp_path / "small"
+    folder.mkdir()
+    runs, depths = study(budgets=INSIDE[:2], recurrences=(2, 4), replicates=((0, 0),))
+    runs.to_parquet(folder / "runs.parquet")
+    depths.to_parquet(folder / "depths.parquet")
+    items_of(runs, dict.fromkeys(runs["run_id"], 0.5)).to_parquet(folder / "items.parquet")
+    before = sorted(path.name for path in folder.iterdir())
+    loopscale.main(["compare", f"data={folder}", "bootstrap=100"])
+    assert "figures" not in capsys.readouterr().out
+    assert sorted(path.name for path in folder.iterdir()) == before
+    loopscale.main(["compare", "sweep=small", f"root={tmp_path}", "bootstrap=100"])
+    pages = [folder / "looped_vs_fixed.pdf", folder / "looped_vs_fixed_core.pdf"]
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f": {pages[0]}, {pages[1]}")
+    assert all(path.is_file() and path.with_suffix(".png").is_file() for path in pages)
+    drawn = pd.read_csv(folder / "looped_vs_fixed_differences.csv")
+    told = json.loads((folder / "comparison.json").read_text())
+    cells = [cell["difference"]["nats"] for row in told["rows"] for cell in row["recurrences"]]
+    assert drawn.query("entry == 'cell'")["difference_nats"].tolist() == pytest.approx(cells)
+    loopscale.main(["compare", "sweep=small", f"root={tmp_path}", "bootstrap=100", "format=json"])
+    assert json.loads(capsys.readouterr().out) == told

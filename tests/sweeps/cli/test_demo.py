@@ -1,0 +1,69 @@
+"""The demo in miniature: from text to a report, killed in the middle, run again."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import loopscale
+from sweeps.state.ledger import read_ledger
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def overrides(corpus, cache, tmp_path):
+    """The quick demo's grid, cut down to seconds, on the small corpus."""
+    return [
+        f"root={tmp_path / 'runs'}",
+        f"cache={cache}",
+        "data=text",
+        f"path={corpus}",
+        "data.vocabulary_size=300",
+        "data.validation_fraction=0.2",
+        "model.sequence_length=32",
+        "training.batch_sequences=4",
+        "sweep.name=small",
+        "sweep.budgets_flops=[4e8,8e8]",
+        "sweep.mean_recurrences=[2,4,6,8]",
+        "sweep.cells.noise_low.lengths=[4e8]",
+        "sweep.cells.noise_high.lengths=[8e8]",
+        "sweep.min_steps=2",
+        "training.log_every=1",
+        "sweep.max_epochs=2",
+        "evaluation.blocks=8",
+        "evaluation.max_depth=8",
+    ]
+
+
+def test_a_killed_demo_continues_and_reports(overrides, tmp_path, capsys):
+    folder = tmp_path / "runs" / "small"
+    command = [sys.executable, "-m", "loopscale", "demo", *overrides]
+    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 120
+    while not list(folder.glob("*/depth_curve.json")):
+        assert first.poll() is None and time.monotonic() < until, "the demo ended before it could be killed"
+        time.sleep(0.02)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    done = {
+        run.run_id: run.record() for run in read_ledger(folder).runs(folder) if run.status().state == "done"
+    }
+    page = loopscale.demo(overrides)
+    out = capsys.readouterr().out.splitlines()
+    runs = read_ledger(folder).runs(folder)
+    assert len(runs) == 10 + 4 and all(run.status().state == "done" for run in runs)
+    assert all(
+        run.status().attempts == 1 and run.record() == done[run.run_id] for run in runs if run.run_id in done
+    )
+    assert "<html" in page.read_text() and 0 < len(out[out.index(f"report: {page}") + 1 :]) <= 3
+    figures = {path.suffix for path in (page.parent / "figures").iterdir()}
+    assert figures == {".pdf", ".png", ".csv"}
+    laws = loopscale.fit([f"root={tmp_path / 'runs'}", "sweep=small", "bootstrap=100"])
+    assert json.loads(laws.to_json()) == json.loads((folder / "laws.json").read_text())

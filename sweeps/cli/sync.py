@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from harness.run.folder import RunFolder
 from harness.run.pending_runs import pending_lines
 from harness.run.trunk import origin
-from harness.run.wandb_segment import rebuild
+from harness.run.wandb import rebuild_history
 from model.config_validation import ConfigError, closest
 from sweeps.config.study import SyncConfig
 
@@ -38,7 +38,7 @@ def sync(settings: SyncConfig, progress: Progress = lambda stage, fraction: None
             project=settings.project or logger.project,
             entity=settings.entity or logger.entity,
         )
-        done = rebuild(run, logger, settings.mode)
+        done = rebuild_history(run, logger, settings.mode)
         told = "uploaded" if settings.mode == "online" else "rebuilt"
         if not done:
             told = "unchanged" if run.metrics.exists() else "nothing measured yet"

@@ -38,7 +38,7 @@ def test_llama3_points_read_from_csv_with_mapped_columns():
     public_data.table("llama3_isoflop_points")
     names = {"compute": "compute_budget", "x": "training_tokens", "loss": "validation_loss"}
     fit = isoflop(
-        read_points(published.FOLDER / "llama3_isoflop_points.csv", names), x="tokens", config=QUICK
+        read_points(public_data.FOLDER / "llama3_isoflop_points.csv", names), x="tokens", config=QUICK
     )
     assert len(fit.group.budgets_flops) == 10
     parabola, shared = (fit.group.estimator(name).laws["tokens"] for name in ("parabola", "shared shape"))

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from harness.data.dataset import Dataset
 from harness.data.loader import Batch, TrainingRows, training_rows, validation_rows
 from harness.distributed.process_group import ALONE, Ranks
-from harness.evaluation.validation import evaluate
 from harness.optim.schedule import learning_rate_factor, weight_decay_factor
 from harness.run.budget import check_epochs
 from harness.run.config import RunConfig
@@ -26,6 +25,7 @@ from harness.training.prefetch import Prefetch
 from harness.training.session import Session, open_session
 from harness.training.step import Draws, Gradient, GradientOfStep, draw
 from harness.training.throughput import Meter, device_name, peak_flops_per_s
+from harness.training.validation import evaluate
 from model.config_validation import ConfigError
 
 __all__ = ["Diverged", "Stopped", "Watch", "train"]

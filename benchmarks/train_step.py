@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from harness.optim.optimizer import build_optimizer
+from harness.optim.parameter_groups import build_optimizer
 from harness.run.config import OptimizerConfig
 from harness.training.micro_batch import largest_fitting, suits_cpu
 from model.config import ModelConfig

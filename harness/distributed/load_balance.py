@@ -1,4 +1,4 @@
-"""Which sequences of the global batch a process takes: as many for each, and equal work; imports no torch."""
+"""Assignment of the sequences of a batch to processes: equal numbers and equal work. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from model.config_validation import ConfigError
 from model.flops import flops_per_token
 
 
-def check_share(batch_sequences: int, world: int) -> None:
-    """Raise ConfigError unless every process can take as many sequences as the others."""
+def check_divisible(batch_sequences: int, world: int) -> None:
+    """Raise ConfigError unless the batch divides evenly over `world` processes."""
     if batch_sequences % world:
         near = max(world, round(batch_sequences / world) * world)
         raise ConfigError(
@@ -19,11 +19,14 @@ def check_share(batch_sequences: int, world: int) -> None:
         )
 
 
-def share(model: ModelConfig, depths: Sequence[int], world: int) -> list[list[int]]:
-    """Deal the sequences of a batch to `world` processes; gives each one's indices, ascending.
+def assign_sequences(model: ModelConfig, depths: Sequence[int], world: int) -> list[list[int]]:
+    """Return the indices of the sequences of each process, ascending.
 
-    All get equally many. Going from the deepest to the shallowest, `world` sequences at a time, the heaviest
-    of them goes to the process with the least work so far, work being the FLOPs at the sequence's own depth.
+    Notes
+    -----
+    All processes get the same number. Sequences are taken from the deepest to the shallowest, `world` at a
+    time, and the most expensive of them goes to the process with the least work so far. Work is the FLOPs at
+    the sequence's own depth.
     """
     if world == 1:
         return [list(range(len(depths)))]
@@ -31,11 +34,11 @@ def share(model: ModelConfig, depths: Sequence[int], world: int) -> list[list[in
     limit = model.resolved_backprop_depth
     cost = [flops.at(depth, min(depth, limit)) for depth in depths]
     by_cost = sorted(range(len(depths)), key=lambda i: (-cost[i], i))
-    shares: list[list[int]] = [[] for _ in range(world)]
+    assigned: list[list[int]] = [[] for _ in range(world)]
     load = [0.0] * world
     for start in range(0, len(by_cost), world):
         takers = sorted(range(world), key=lambda rank: (load[rank], rank))
         for index, rank in zip(by_cost[start : start + world], takers, strict=True):
-            shares[rank].append(index)
+            assigned[rank].append(index)
             load[rank] += cost[index]
-    return [sorted(indices) for indices in shares]
+    return [sorted(indices) for indices in assigned]

@@ -1,4 +1,4 @@
-"""Matrices that one process each works on whole: who owns which, and how rows travel to owners and back."""
+"""Distribution of matrices over processes: one owner each, and the exchange of rows with the owners."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.distributed.process_group import Ranks
 
 
 def assign_owners(sizes: Mapping[str, int], world: int) -> dict[str, int]:
-    """Give every matrix an owner: the largest first, each to the process that owns least so far."""
+    """Return the owner of every matrix: the largest first, each to the process with the smallest load."""
     load = [0] * world
     owners = {}
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
@@ -24,7 +24,7 @@ def assign_owners(sizes: Mapping[str, int], world: int) -> dict[str, int]:
 
 
 def row_range(rows: int, rank: int, world: int) -> tuple[int, int]:
-    """Give the first row and the row past the last that `rank` holds of a sharded tensor (as torch.chunk)."""
+    """Return start and stop of the rows of a sharded tensor on `rank`, as torch.chunk splits them."""
     size = -(-rows // world)
     return min(rank * size, rows), min((rank + 1) * size, rows)
 
@@ -39,15 +39,15 @@ class MatrixExchange:
 
     @property
     def mine(self) -> list[str]:
-        """List the matrices of this process."""
+        """Return the names of the matrices of this process."""
         return self.owned_by(self.ranks.rank)
 
     def owned_by(self, rank: int) -> list[str]:
-        """List the matrices of one process."""
+        """Return the names of the matrices of process `rank`."""
         return [name for name, owner in self.owners.items() if owner == rank]
 
     def gather_rows(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Send each process's rows to the owners; gives this process's own matrices among them, whole."""
+        """Send this process's rows to their owners and return the matrices that it owns, whole."""
         others = range(self.ranks.world)
         mine = [name for name in self.mine if name in rows]
         sent = [[rows[name] for name in self.owned_by(rank) if name in rows] for rank in others]
@@ -56,7 +56,7 @@ class MatrixExchange:
         return {name: torch.cat([part[i] for part in parts]) for i, name in enumerate(mine)}
 
     def scatter_rows(self, matrices: Mapping[str, Tensor], like: Tensor) -> dict[str, Tensor]:
-        """Send the rows of this process's matrices to those who hold them; gives the own rows of all."""
+        """Send the rows of this process's matrices back and return its own rows of all matrices."""
         others = range(self.ranks.world)
         sent = [[matrices[name][slice(*self._range(name, rank))] for name in self.mine] for rank in others]
         names = [self.owned_by(rank) for rank in others]
@@ -66,8 +66,8 @@ class MatrixExchange:
             n: t for owned, part in zip(names, parts, strict=True) for n, t in zip(owned, part, strict=True)
         }
 
-    def spread(self, matrices: Mapping[str, Tensor], like: Tensor) -> dict[str, Tensor]:
-        """Send this process's matrices, whole, to all; gives those of the others."""
+    def broadcast(self, matrices: Mapping[str, Tensor], like: Tensor) -> dict[str, Tensor]:
+        """Send this process's matrices, whole, to all processes and return those of the others."""
         others = range(self.ranks.world)
         own = [matrices[name] for name in self.mine]
         sent = [[] if rank == self.ranks.rank else own for rank in others]
@@ -88,7 +88,7 @@ class MatrixExchange:
 def _exchange(
     sent: Sequence[Sequence[Tensor]], shapes: Sequence[Sequence[torch.Size]], like: Tensor
 ) -> list[list[Tensor]]:
-    """Send the tensors sent[r] to process r; gives what r sent, tensors of shapes[r]."""
+    """Send the tensors sent[r] to process r and return what each r sent, tensors of shapes[r]."""
     outgoing = [sum(tensor.numel() for tensor in tensors) for tensors in sent]
     incoming = [sum(shape.numel() for shape in group) for group in shapes]
     buffer = like.new_empty(sum(incoming))

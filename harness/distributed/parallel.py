@@ -1,7 +1,7 @@
-"""One model on one or several devices: plain, DDP or FSDP2 behind one key, gradients summed over all.
+"""One model on one or several devices: plain, DDP or FSDP2.
 
-FSDP2 is imported where a model is sharded: its import takes longer than that of the rest of the harness, and
-every run of a sweep would wait for it.
+FSDP2 is imported only where a model is sharded, because its import takes longer than that of the rest of the
+harness.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from model.value_embedding_layers import gated_layers, value_table_layers
 
 
 class SummedLoss(nn.Module):
-    """Give the model the forward that DDP and FSDP2 wrap: the summed nats of a micro-batch."""
+    """Module whose forward is the summed loss of a micro-batch in nats, for DDP and FSDP2 to wrap."""
 
     def __init__(self, model: LoopedTransformer) -> None:
         super().__init__()
@@ -35,13 +35,13 @@ class SummedLoss(nn.Module):
         seeds: Sequence[int],
         documents: Tensor | None = None,
     ) -> Tensor:
-        """Map tokens, labels and documents [B, L], one depth and one state seed per sequence."""
+        """Return the summed nats of tokens [B, L]; one depth and one state seed per sequence."""
         return self.model.loss(tokens, labels, depths, seeds, reduction="sum", documents=documents)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Replica:
-    """A model as this process holds it, whole or one shard of it, and how its loss is computed."""
+    """The model of this process, whole or one shard of it, and the module that computes its loss."""
 
     model: LoopedTransformer
     forward: nn.Module
@@ -66,8 +66,8 @@ class Replica:
             return
         yield
 
-    def whole_model(self) -> LoopedTransformer:
-        """Give the model with all its weights; of a sharded one, a copy. Every process must ask."""
+    def full_model(self) -> LoopedTransformer:
+        """Return the model with all its weights; a copy if it is sharded. Every process must call it."""
         if not self.sharded:
             return self.model
         device = next(self.model.parameters()).device
@@ -75,24 +75,24 @@ class Replica:
         whole.rope.copy_(self.model.rope)
         with torch.no_grad():
             for target, source in zip(whole.parameters(), self.model.parameters(), strict=True):
-                target.copy_(whole_tensor(source))
+                target.copy_(full_tensor(source))
         return whole
 
 
-def whole_tensor(tensor: Tensor) -> Tensor:
-    """Give a parameter with all its rows. Every process must ask."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Return a parameter with all its rows. Every process must call it."""
     full: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return full
 
 
-def own_rows(tensor: Tensor) -> Tensor:
-    """Give the rows of a parameter or gradient that this process holds; they share its memory."""
+def local_rows(tensor: Tensor) -> Tensor:
+    """Return the rows of a parameter or gradient on this process, sharing its memory."""
     local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return local
 
 
 def replicate(model: LoopedTransformer, ranks: Ranks, parallel: str) -> Replica:
-    """Wrap `model` for training with `ranks`; alone it stays as it is, whatever `parallel` says."""
+    """Return `model` wrapped for `ranks` by `parallel`; a single process wraps nothing."""
     loss = SummedLoss(model)
     if ranks.world == 1:
         return Replica(model=model, forward=loss, ranks=ranks)
@@ -102,16 +102,16 @@ def replicate(model: LoopedTransformer, ranks: Ranks, parallel: str) -> Replica:
     unread = set(gated_layers(model.config)) != set(value_table_layers(model.config))
     forward = DistributedDataParallel(loss, find_unused_parameters=unread, gradient_as_bucket_view=True)
     replica = Replica(model=model, forward=forward, ranks=ranks)
-    _settle_buckets(replica)
+    _fix_bucket_layout(replica)
     return replica
 
 
-def _settle_buckets(replica: Replica) -> None:
-    """Take a backward pass, the same in every attempt, on nothing.
+def _fix_bucket_layout(replica: Replica) -> None:
+    """Run one backward pass on dummy data, the same in every attempt, and drop its gradients.
 
-    After its first one DDP lays its buckets out anew, by the order in which gradients came. Where a number
-    stands in a bucket decides in which order it is summed over the processes, so a resumed run must not take
-    a step that the other run took after that in the layout from before.
+    DDP rebuilds its buckets after the first backward pass, in the order in which gradients arrived. The
+    position in a bucket decides the order of summation over processes. Without this pass the first step of a
+    resumed run would use another layout, and other rounding, than the same step of an uninterrupted run.
     """
     config = replica.model.config
     tokens = torch.zeros(1, config.sequence_length, dtype=torch.int64, device=replica.model.embedding.device)
@@ -121,11 +121,11 @@ def _settle_buckets(replica: Replica) -> None:
 
 
 def _sharded(loss: SummedLoss) -> nn.Module:
-    """Shard blocks outside the loop one by one, everything else together.
+    """Shard the blocks outside the loop one by one, everything else together.
 
-    A core block runs once per loop, and how often differs between processes: gathered at each use it would
-    be sent again and again, and processes would wait for messages that never come. As part of the outermost
-    unit the core is gathered once per pass and its gradient sent once.
+    A core block runs once per loop, and the number of loops differs between processes. Gathered at each use
+    it would be sent many times, and processes would wait for messages that never come. As part of the
+    outermost unit the core is gathered once per pass and its gradient is sent once.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard

@@ -1,4 +1,4 @@
-"""The processes of one run: who they are, and the few things they tell each other outside the gradient."""
+"""The processes that train one run: their ranks, their connection and the messages outside the gradient."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from model.config_validation import ConfigError
 
 T = TypeVar("T")
 
-# What torch says when a process of the group is gone or silent; it has no class of its own for gloo.
+# Messages of torch for a process of the group that is gone or silent; gloo has no error class of its own.
 _PEER_GONE = ("connection closed by peer", "connection reset by peer", "broken pipe", "timed out")
-PEER_TIMEOUT = timedelta(minutes=30)  # a process that waits longer for another one gives up
+PEER_TIMEOUT = timedelta(minutes=30)  # the longest that a process waits for another one
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
-    """The place of this process among those that train one run; alone by default."""
+    """The rank of this process among those that train one run; a single process by default."""
 
     rank: int = 0
     world: int = 1
@@ -32,11 +32,11 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Say whether this is the process that writes status, metrics and record."""
+        """Return True for the process that writes status, metrics and record."""
         return self.rank == 0
 
     def once(self, work: Callable[[], T]) -> T:
-        """Do `work` in the first process and give every process its result, or raise its error in all."""
+        """Call `work` in the first process and return its result, or raise its error, in all."""
         if self.world == 1:
             return work()
         outcome: list[Any] = [None, None]
@@ -52,29 +52,29 @@ class Ranks:
         return result
 
     def any(self, flags: list[bool]) -> list[bool]:
-        """Say for each flag whether any process has raised it; costs one small message."""
+        """Return for each flag whether it is set in any process. Sends one small message."""
         if self.world == 1:
             return flags
         raised = torch.tensor(flags, dtype=torch.int32)
         dist.all_reduce(raised, op=dist.ReduceOp.MAX)
         return [bool(flag) for flag in raised.tolist()]
 
-    def total(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum `values` over all processes, in place."""
+    def all_reduce(self, values: torch.Tensor) -> torch.Tensor:
+        """Return `values` summed over all processes, in place."""
         if self.world > 1:
             dist.all_reduce(values)
         return values
 
-    def gather(self, item: T) -> list[T]:
-        """Give every process the items of all, by rank."""
+    def all_gather(self, item: T) -> list[T]:
+        """Return the items of all processes, by rank."""
         if self.world == 1:
             return [item]
         items: list[Any] = [None] * self.world
         dist.all_gather_object(items, item)
         return items
 
-    def wait(self) -> None:
-        """Wait until every process is here."""
+    def barrier(self) -> None:
+        """Return once every process has called this."""
         if self.world > 1:
             dist.barrier()
 
@@ -82,8 +82,8 @@ class Ranks:
 ALONE = Ranks()
 
 
-def started_ranks() -> Ranks:
-    """Read this process's place from the environment of torchrun or of a submitit job; connects nothing."""
+def ranks_from_environment() -> Ranks:
+    """Return the ranks in the environment of torchrun or of a submitit job, without connecting."""
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         return Ranks(
             rank=int(os.environ["RANK"]),
@@ -100,14 +100,16 @@ def started_ranks() -> Ranks:
 
 @contextmanager
 def connected() -> Iterator[Ranks]:
-    """Connect the processes of the run for the length of a block; one process alone connects nothing.
+    """Connect the processes of the run for the length of a block.
 
-    A connection that stands already is used and left standing. On a CPU the messages go through gloo; on
-    GPUs through NCCL, and gloo carries what lies in host memory.
+    A single process connects nothing, and an existing connection is used and kept. On a CPU messages go
+    through gloo. On GPUs they go through NCCL, and those in host memory through gloo.
 
-    Raises ConfigError when the processes cannot find each other.
+    Raises
+    ------
+    ConfigError : the processes cannot find each other.
     """
-    ranks = started_ranks()
+    ranks = ranks_from_environment()
     if ranks.world == 1 or dist.is_initialized():
         yield ranks
         return
@@ -119,7 +121,7 @@ def connected() -> Iterator[Ranks]:
         where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
-            f"process {ranks.rank} of {ranks.world} reaches nobody at {where}: {reason}; "
+            f"process {ranks.rank} of {ranks.world} reaches no other at {where} ({reason}): "
             "start it with torchrun or as a submitit job of several tasks, with MASTER_PORT free"
         ) from error
     try:
@@ -129,7 +131,7 @@ def connected() -> Iterator[Ranks]:
 
 
 def is_peer_loss(error: BaseException) -> bool:
-    """Say whether an error comes from the connection to another process and not from this one."""
+    """Return True if an error comes from the connection to another process and not from this one."""
     if isinstance(error, dist.DistBackendError | dist.DistNetworkError):
         return True
     text = str(error).lower()

@@ -1,19 +1,19 @@
-"""Where the processes of one submitit job find each other, for torch."""
+"""Address and port at which the processes of one submitit job connect. Imports no torch."""
 
 from __future__ import annotations
 
 import os
 import random
 
-# By default Linux gives ports from 32768 on to outgoing connections, so one from there may be in use already.
+# Below the range from 32768 on that Linux uses for outgoing connections by default.
 PORTS = range(20000, 32768)
 
 
 def export_rendezvous() -> None:
     """Export rank, world size, address and port of this process's job, unless torchrun has done so.
 
-    The port follows from the job's id, so that all its processes know it without a word. MASTER_PORT, where
-    it is set, comes before; a shell's own reaches every job that is submitted with its environment.
+    The port is computed from the job's id, the same in all processes. MASTER_PORT takes precedence if it is
+    set, also by a shell whose environment was passed to the job.
     """
     if "RANK" in os.environ:
         return
@@ -25,5 +25,5 @@ def export_rendezvous() -> None:
 
 
 def job_port(job_id: str) -> int:
-    """Return the port at which the processes of a job meet, the same wherever its id is known."""
+    """Return the port at which the processes of a job connect."""
     return random.Random(job_id).choice(PORTS)

@@ -118,7 +118,7 @@ def _evaluate_task(
     own = range(ranks.rank, len(items[: protocol.limit]), ranks.world)
     missing = replace(protocol, depths=depths)
     result = _joined(
-        task, seed, depths, ranks.gather(_score_items(subject, task, items, own, seed, missing, progress))
+        task, seed, depths, ranks.all_gather(_score_items(subject, task, items, own, seed, missing, progress))
     )
     if ranks.first:
         keep_result(path, result)

@@ -1,25 +1,40 @@
-"""MuonAdamW (Muon for the matrices inside blocks, AdamW for everything else) and plain AdamW."""
+"""Update rules: AdamW, and Muon for groups of matrices with AdamW for the other parameters."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from harness.optim.orthogonal import polar_factor
-from harness.optim.width_transfer import rate_multiplier
 from harness.run.config import OptimizerConfig
-from model.transformer import LoopedTransformer
+
+# Polar Express (arXiv 2505.16932): odd quintics a x + b x³ + c x⁵, one per step, for singular values that
+# were scaled down by 1.02 so that rounding cannot push them out of the interval of convergence.
+_QUINTICS = (
+    (8.156554524902461, -22.48329292557795, 15.878769915207462),
+    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+)
+_SAFETY = 1.02
+_STRIP = 128  # rows of a symmetric product at once: fewer save more entries, more use BLAS better
 
 
 class ScheduledOptimizer:
-    """An optimiser of named parameters whose rates a trainer sets before every step, and whose state is flat.
+    """Optimiser of named parameters with flat state, whose rates are set before every step.
 
-    Every group carries "params", "name", "param_names", "peak_lr", "peak_weight_decay" and what its update
-    reads. Not a torch.optim.Optimizer, whose constructor imports the compiler, which takes seconds.
+    Parameters
+    ----------
+    groups : each with "params", "name", "param_names", "peak_lr", "peak_weight_decay" and the constants that
+        its update reads.
+
+    Notes
+    -----
+    Not a torch.optim.Optimizer, because its constructor imports the compiler, which takes seconds.
     """
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
@@ -79,15 +94,16 @@ class ScheduledOptimizer:
         }
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Give the whole state, "<parameter>.<moment>" and "steps", as tensors that share its memory."""
+        """Return the state, "<parameter>.<moment>" and "steps", as tensors that share its memory."""
         return {**self._named_state(), "steps": torch.tensor(self.steps)}
 
     @torch.no_grad()
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore a state bit for bit.
 
-        Raises:
-            ValueError: a missing, unexpected or wrongly shaped tensor; nothing has been changed then.
+        Raises
+        ------
+        ValueError : a missing, unexpected or wrongly shaped tensor; nothing has been changed.
         """
         own = self._named_state()
         expected = {**{key: value.shape for key, value in own.items()}, "steps": torch.Size([])}
@@ -130,7 +146,7 @@ class MuonAdamW(ScheduledOptimizer):
             torch.stack(nesterov), config.newton_schulz_steps, getattr(torch, config.newton_schulz_dtype)
         )
         variance = self._gather(parameters, "variance")
-        update, stacked_variance = _even_out(update, torch.stack(variance), config.muon_variance_beta2)
+        update, stacked_variance = _normalise(update, torch.stack(variance), config.muon_variance_beta2)
         torch._foreach_copy_(variance, stacked_variance.unbind())
         weights = torch.stack(parameters)
         rows, columns = parameters[0].shape
@@ -148,11 +164,47 @@ class MuonAdamW(ScheduledOptimizer):
         return torch.tensor(momentum, dtype=torch.float32).item()  # as published: 1 - momentum is off by 1e-8
 
 
-def _even_out(update: Tensor, variance: Tensor, beta2: float) -> tuple[Tensor, Tensor]:
+def polar_factor(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
+    """Return approximate nearest semi-orthogonal matrices of matrices [n, rows, columns], in `dtype`."""
+    x = matrices.to(dtype)
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) * _SAFETY + 1e-6)
+    tall = x.shape[-2] > x.shape[-1]
+    for a, b, c in _QUINTICS[:steps]:
+        gram = _gram(x.mT if tall else x)
+        quintic = b * gram + c * _gram(gram)
+        x = a * x + (x @ quintic if tall else quintic @ x)
+    return x
+
+
+def _gram(x: Tensor) -> Tensor:
+    """Return x x^T [n, rows, rows] of x [n, rows, columns]; a CPU computes each symmetric entry once."""
+    rows = x.shape[-2]
+    if x.dtype != torch.float32 or x.device.type != "cpu" or rows <= _STRIP:
+        return x @ x.mT
+    gram = x.new_empty(*x.shape[:-1], rows)
+    for start in range(0, rows, _STRIP):
+        end = min(start + _STRIP, rows)
+        strip = x[..., start:end, :] @ x[..., :end, :].mT
+        gram[..., start:end, :end] = strip
+        gram[..., :start, start:end] = strip[..., :start].mT
+    return gram
+
+
+def _normalise(update: Tensor, variance: Tensor, beta2: float) -> tuple[Tensor, Tensor]:
     """Divide each row (column of a wide matrix) by its running size, keeping the matrix's norm.
 
-    NorMuon, arXiv 2510.05491. update is [n, rows, columns], variance [n, rows, 1] or [n, 1, columns]; the
-    evened update and the new variance come back.
+    Parameters
+    ----------
+    update : [n, rows, columns].
+    variance : [n, rows, 1] or [n, 1, columns], running mean of squares.
+
+    Returns
+    -------
+    The normalised update and the new variance.
+
+    Notes
+    -----
+    NorMuon, arXiv 2510.05491.
     """
     axis = -1 if variance.shape[-1] == 1 else -2
     mean_square = update.float().square().mean(dim=axis, keepdim=True)
@@ -161,74 +213,3 @@ def _even_out(update: Tensor, variance: Tensor, beta2: float) -> tuple[Tensor, T
     before = mean_square.sum(dim=(-2, -1), keepdim=True).sqrt()
     after = (mean_square * scale.square()).sum(dim=(-2, -1), keepdim=True).sqrt()
     return update * (scale * (before / after.clamp(min=1e-10))).to(update.dtype), variance
-
-
-def runs_under_muon(name: str, parameter: Tensor, config: OptimizerConfig) -> bool:
-    """Say whether Muon updates a parameter: the matrices inside blocks, where the optimiser is muon_adamw."""
-    if config.name != "muon_adamw":
-        return False
-    inside_block = name.split(".")[0] in ("prelude", "core", "coda") and parameter.ndim == 2
-    return inside_block and (config.muon_value_gates or ".ve_gate." not in name)
-
-
-def build_optimizer(model: LoopedTransformer, config: OptimizerConfig) -> MuonAdamW | AdamW:
-    """Build the optimiser of a model, its parameters sorted into named groups."""
-    return optimizer_of(model.named_parameters(), config, model.config.width)
-
-
-def optimizer_of(
-    parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig, width: int
-) -> MuonAdamW | AdamW:
-    """Build the optimiser of some named parameters of a model of `width`, which may be rows of them.
-
-    Matrices of one shape under Muon form a group, AdamW parameters of one learning rate another.
-    """
-    adamw: dict[float, dict[str, Any]] = {}
-    muon: dict[torch.Size, dict[str, Any]] = {}
-    for name, parameter in parameters:
-        if runs_under_muon(name, parameter, config):
-            group = muon.setdefault(parameter.shape, _muon_group(parameter.shape, config))
-        else:
-            factor = rate_multiplier(name, parameter.ndim, width, config)
-            group = adamw.setdefault(factor, _adamw_group(factor, config))
-        group["params"].append(parameter)
-        group["param_names"].append(name)
-    if config.name == "adamw":
-        return AdamW([*adamw.values()])
-    return MuonAdamW([*adamw.values(), *muon.values()])
-
-
-def describe_groups(groups: list[dict[str, Any]]) -> str:
-    """Tabulate parameter groups: name, parameters, peak learning rate and weight decay, what is in them."""
-    lines = [f"{'group':<18} {'parameters':>13} {'peak lr':>9} {'decay':>6}  tensors"]
-    for group in groups:
-        count = sum(parameter.numel() for parameter in group["params"])
-        rates = f"{group['peak_lr']:>9.3g} {group['peak_weight_decay']:>6.3g}"
-        lines.append(f"{group['name']:<18} {count:>13,} {rates}  {' '.join(group['param_names'])}")
-    return "\n".join(lines)
-
-
-def _adamw_group(factor: float, config: OptimizerConfig) -> dict[str, Any]:
-    return {
-        "name": "adamw" if factor == 1 else f"adamw x{factor:.4g}",
-        "kind": "adamw",
-        "peak_lr": config.adamw_learning_rate * factor,
-        "peak_weight_decay": config.adamw_weight_decay,
-        "beta1": config.adamw_beta1,
-        "beta2": config.adamw_beta2,
-        "eps": config.adamw_eps,
-        "params": [],
-        "param_names": [],
-    }
-
-
-def _muon_group(shape: torch.Size, config: OptimizerConfig) -> dict[str, Any]:
-    return {
-        "name": f"muon {shape[0]}x{shape[1]}",
-        "kind": "muon",
-        "peak_lr": config.muon_learning_rate,
-        "peak_weight_decay": config.muon_weight_decay,
-        "config": config,
-        "params": [],
-        "param_names": [],
-    }

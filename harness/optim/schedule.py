@@ -1,4 +1,4 @@
-"""Learning-rate and weight-decay factors of a step; imports no torch."""
+"""Learning-rate and weight-decay factors of a step. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from harness.run.config import ScheduleConfig
 def learning_rate_factor(schedule: ScheduleConfig, step: int, steps: int) -> float:
     """Return the multiplier of the peak learning rate at `step` (0-based) of `steps`, in (0, 1].
 
-    The trapezoid is constant until the cool-down, then linear towards 0, which it would reach at `steps`.
+    A trapezoid is constant until the cool-down, then falls linearly and would reach 0 at `steps`.
     """
     if step < schedule.warmup_steps:
         return (step + 1) / (schedule.warmup_steps + 1)
@@ -24,7 +24,7 @@ def learning_rate_factor(schedule: ScheduleConfig, step: int, steps: int) -> flo
 def weight_decay_factor(schedule: ScheduleConfig, step: int, steps: int) -> float:
     """Return the multiplier of the peak weight decay at `step` of `steps`.
 
-    "linear" is the published decay over the whole run; "follow" falls with the learning rate, and so is
+    "linear" is the published decay over the whole run. "follow" falls with the learning rate and is therefore
     independent of `steps` in a trapezoid's stable phase.
     """
     if schedule.weight_decay == "linear":

@@ -1,8 +1,8 @@
-"""An optimiser whose work and state are spread over the processes of a run, its rule untouched.
+"""An optimiser whose work and state are distributed over the processes of a run.
 
 Muon needs whole matrices, so each matrix has one owner: the process that keeps its momentum, orthogonalises
 its update and sends the new weights to the others. AdamW acts on every weight alone, so each process updates
-the rows that it holds. The rule is that of `harness.optim.optimizer`, run on what a process works on.
+the rows that it holds. Both use the update rules of `harness.optim.optimizer`.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from harness.distributed.matrix_exchange import MatrixExchange, assign_owners, row_range
-from harness.distributed.parallel import Replica, own_rows
-from harness.optim.optimizer import describe_groups, optimizer_of, runs_under_muon
+from harness.distributed.parallel import Replica, local_rows
+from harness.optim.parameter_groups import describe_groups, optimizer_for, runs_under_muon
 from harness.run.config import OptimizerConfig
-from harness.storage.sharded_tensors import Piece, PieceReader, whole
+from harness.storage.sharded_tensors import ShardReader, TensorShard, unsharded
 
 
-class SharedOptimizer:
-    """Step a replica's weights; every process calls every method and does its part.
+class ShardedOptimizer:
+    """Optimiser of a replica; every process calls every method.
 
-    Alone, a process owns everything and this is the plain optimiser.
+    A single process owns everything, and this is the plain optimiser.
     """
 
     def __init__(self, replica: Replica, config: OptimizerConfig) -> None:
@@ -35,8 +35,8 @@ class SharedOptimizer:
             for name, parameter in self._parameters.items()
             if owners.get(name, ranks.rank) == ranks.rank
         }
-        self.fill()
-        self._inner = optimizer_of(self._working.items(), config, replica.model.config.width)
+        self.refresh_matrices()
+        self._inner = optimizer_for(self._working.items(), config, replica.model.config.width)
 
     def set_schedule(self, lr_factor: float, weight_decay_factor: float) -> None:
         """Set learning rates and weight decays to these multiples of their peaks."""
@@ -44,43 +44,46 @@ class SharedOptimizer:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Update the weights from their gradients, which are gone afterwards."""
+        """Update the weights from their gradients and drop the gradients."""
         if self._sharded:
-            self._bring_gradients()
+            self._gather_gradients()
         self._inner.step()
         if self._sharded:
             self._return_rows()
         elif self._shapes and self._ranks.world > 1:
-            updated = self._exchange.spread(self._working, next(iter(self._working.values())))
+            updated = self._exchange.broadcast(self._working, next(iter(self._working.values())))
             for name, matrix in updated.items():
                 self._parameters[name].copy_(matrix)
         self.drop_gradients()
 
     def drop_gradients(self) -> None:
-        """Forget the gradients."""
+        """Set all gradients to None."""
         for parameter in (*self._parameters.values(), *self._working.values()):
             parameter.grad = None
 
     def describe_groups(self) -> str:
-        """Tabulate the parameter groups that this process works on."""
+        """Return a table of the parameter groups that this process works on."""
         return describe_groups(self._inner.param_groups)
 
     @torch.no_grad()
-    def fill(self) -> None:
-        """Bring the rows of sharded matrices to their owners; due whenever the weights were replaced."""
+    def refresh_matrices(self) -> None:
+        """Send the rows of sharded matrices to their owners; call it after the weights were replaced."""
         if self._sharded and self._shapes:
-            rows = {name: own_rows(self._parameters[name]) for name in self._shapes}
+            rows = {name: local_rows(self._parameters[name]) for name in self._shapes}
             for name, matrix in self._exchange.gather_rows(rows).items():
                 self._working[name].copy_(matrix)
 
-    def pieces(self) -> dict[str, Piece]:
-        """Give the state that this process saves: its own rows and matrices, the first one also the rest."""
+    def shards(self) -> dict[str, TensorShard]:
+        """Return the state that this process saves: its rows and matrices; the first also saves the rest."""
         return {
-            key: self._piece(key, t) for key, t in self._inner.state_tensors().items() if self._saves(key)
+            key: self._shard(key, t) for key, t in self._inner.state_tensors().items() if self._saves(key)
         }
 
-    def load(self, stored: PieceReader) -> None:
-        """Restore a state bit for bit, whoever saved it; raises ValueError when it is another optimiser's."""
+    def load(self, stored: ShardReader) -> None:
+        """Restore a state bit for bit, saved by any number of processes.
+
+        Raises ValueError if it is that of another optimiser.
+        """
         own = self._inner.state_tensors()
         missing = sorted(own.keys() - set(stored.names()))
         if missing:
@@ -88,15 +91,15 @@ class SharedOptimizer:
         self._inner.load_state_tensors({key: self._read(stored, key) for key in own})
 
     def _working_tensor(self, name: str, parameter: nn.Parameter) -> nn.Parameter:
-        """Give what the inner optimiser updates: the parameter itself, this process's rows, or all rows."""
+        """Return what the inner optimiser updates: the parameter, this process's rows of it, or all rows."""
         if not self._sharded:
             return parameter
-        rows = own_rows(parameter.detach())
+        rows = local_rows(parameter.detach())
         return nn.Parameter(rows.new_empty(parameter.shape) if name in self._shapes else rows)
 
-    def _bring_gradients(self) -> None:
+    def _gather_gradients(self) -> None:
         gradients = {
-            name: own_rows(parameter.grad)
+            name: local_rows(parameter.grad)
             for name, parameter in self._parameters.items()
             if parameter.grad is not None
         }
@@ -108,29 +111,29 @@ class SharedOptimizer:
     def _return_rows(self) -> None:
         # AdamW has updated the rows in place; only the matrices of Muon have to come back.
         if self._shapes:
-            like = own_rows(next(iter(self._parameters.values())))
+            like = local_rows(next(iter(self._parameters.values())))
             for name, rows in self._exchange.scatter_rows(self._working, like).items():
-                own_rows(self._parameters[name]).copy_(rows)
+                local_rows(self._parameters[name]).copy_(rows)
 
     def _saves(self, key: str) -> bool:
         name = key.rpartition(".")[0]
         return self._ranks.first or name in self._shapes or (self._sharded and name in self._parameters)
 
     def _rows(self, key: str) -> tuple[int, int] | None:
-        """Give the range of rows that the state of a key covers, None where it covers all."""
+        """Return the range of rows that the state of a key covers, None if it covers all."""
         name = key.rpartition(".")[0]
         if not self._sharded or name in self._shapes or name not in self._parameters:
             return None
         return row_range(self._parameters[name].shape[0], self._ranks.rank, self._ranks.world)
 
-    def _piece(self, key: str, tensor: Tensor) -> Piece:
+    def _shard(self, key: str, tensor: Tensor) -> TensorShard:
         rows = self._rows(key)
         if rows is None:
-            return whole(tensor)
-        return Piece(
+            return unsharded(tensor)
+        return TensorShard(
             tensor=tensor, first_row=rows[0], shape=tuple(self._parameters[key.rpartition(".")[0]].shape)
         )
 
-    def _read(self, stored: PieceReader, key: str) -> Tensor:
+    def _read(self, stored: ShardReader, key: str) -> Tensor:
         rows = self._rows(key)
-        return stored.whole(key) if rows is None else stored.rows(key, *rows)
+        return stored.tensor(key) if rows is None else stored.rows(key, *rows)

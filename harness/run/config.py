@@ -50,7 +50,7 @@ class OptimizerConfig:
     newton_schulz_dtype: Literal["float32", "bfloat16"] = "float32"  # published: bfloat16, slow on most CPUs
     muon_value_gates: bool = True  # value-embedding gates under Muon, as in the code; the text says AdamW
 
-    # mup_width scales AdamW's rates by lr_base_width / width (see `harness.optim.width_transfer`).
+    # mup_width scales AdamW's rates by lr_base_width / width (see `harness.optim.parameter_groups`).
     lr_scaling: Literal["none", "mup_width"] = "none"
     lr_base_width: Annotated[int, Gt(0)] | None = None  # the width that the rates were tuned at
 

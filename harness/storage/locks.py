@@ -1,4 +1,4 @@
-"""Exclusive locks on files, let go by the kernel when their holder dies."""
+"""Exclusive file locks, released by the kernel when the process that holds them dies."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-PROBE_S = 0.2  # longer than another process takes to see whether a lock is held
+PROBE_S = 0.2  # longer than another process takes in `is_held`, which locks for a moment
 _held: set[IO[str]] = set()
 
 
 @contextmanager
 def exclusive(path: Path, *, wait: bool) -> Iterator[bool]:
-    """Hold `path` (created if absent) alone; yields False when another process has it and `wait` is false."""
+    """Lock `path`, creating it if absent; yield False if another process holds it and `wait` is false."""
     with path.open("w") as handle:
         if wait:
             fcntl.flock(handle, fcntl.LOCK_EX)
-        elif not _locks(handle):
+        elif not _try_lock(handle):
             time.sleep(PROBE_S)
-            if not _locks(handle):
+            if not _try_lock(handle):
                 yield False
                 return
         _held.add(handle)
@@ -32,21 +32,21 @@ def exclusive(path: Path, *, wait: bool) -> Iterator[bool]:
 
 
 def is_held(path: Path) -> bool:
-    """Say whether a process holds `path` now."""
+    """Return True if a process holds the lock `path`."""
     if not path.exists():
         return False
     with path.open("w") as handle:
-        return not _locks(handle)
+        return not _try_lock(handle)
 
 
 def drop_inherited() -> None:
-    """Close, in a process just forked, the locks of its parent: they shall end with the parent alone."""
+    """Close the locks that a forked process has inherited, so that they are released with the parent."""
     for handle in _held:
         handle.close()
     _held.clear()
 
 
-def _locks(handle: IO[str]) -> bool:
+def _try_lock(handle: IO[str]) -> bool:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,4 +1,4 @@
-"""Named tensors in several files, each file a process's rows of them; any rows can be read back from them."""
+"""Named tensors stored in several files, each with one process's rows; any range of rows can be read back."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-Index = dict[str, dict[str, Any]]  # name -> shape, and files [file, first row, rows]
+Index = dict[str, dict[str, Any]]  # name -> {"shape": [...], "files": [[file, first row, rows], ...]}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Piece:
-    """Rows `first_row`, `first_row` + 1, ... of a tensor of `shape`; all of them by default."""
+class TensorShard:
+    """Rows of a tensor of `shape`, from `first_row` on."""
 
     tensor: Tensor
     first_row: int
@@ -25,27 +25,27 @@ class Piece:
 
     @property
     def rows(self) -> int:
-        """Count the rows; a scalar counts as one."""
+        """Return the number of rows; a scalar counts as one."""
         return self.tensor.shape[0] if self.shape else 1
 
 
-def whole(tensor: Tensor) -> Piece:
-    """Give all of a tensor as one piece."""
-    return Piece(tensor=tensor, first_row=0, shape=tuple(tensor.shape))
+def unsharded(tensor: Tensor) -> TensorShard:
+    """Return a shard that holds the whole tensor."""
+    return TensorShard(tensor=tensor, first_row=0, shape=tuple(tensor.shape))
 
 
-def write_pieces(path: Path, pieces: Mapping[str, Piece]) -> Index:
-    """Write one file of pieces; returns its part of the index. Pieces without rows are left out."""
-    kept = {name: piece for name, piece in pieces.items() if piece.rows}
-    save_file({name: piece.tensor.detach().contiguous() for name, piece in kept.items()}, path)
+def write_shards(path: Path, shards: Mapping[str, TensorShard]) -> Index:
+    """Write shards to one file and return its part of the index. Shards without rows are left out."""
+    kept = {name: shard for name, shard in shards.items() if shard.rows}
+    save_file({name: shard.tensor.detach().contiguous() for name, shard in kept.items()}, path)
     return {
-        name: {"shape": list(piece.shape), "files": [[path.name, piece.first_row, piece.rows]]}
-        for name, piece in kept.items()
+        name: {"shape": list(shard.shape), "files": [[path.name, shard.first_row, shard.rows]]}
+        for name, shard in kept.items()
     }
 
 
-def merged(parts: Iterable[Index]) -> Index:
-    """Join the parts of an index that several processes wrote."""
+def merge_indices(parts: Iterable[Index]) -> Index:
+    """Return the index of all files from the parts that the processes wrote."""
     index: Index = {}
     for part in parts:
         for name, entry in part.items():
@@ -53,37 +53,37 @@ def merged(parts: Iterable[Index]) -> Index:
     return index
 
 
-class PieceReader:
-    """Read tensors, or rows of them, out of the files of an index; nothing is ever unpickled."""
+class ShardReader:
+    """Read tensors, or rows of them, from the safetensors files of an index."""
 
     def __init__(self, folder: Path, index: Index) -> None:
         self._folder, self._index = folder, index
         self._open: dict[str, Any] = {}
 
     def names(self) -> list[str]:
-        """List the tensors."""
+        """Return the names of the tensors."""
         return list(self._index)
 
-    def whole(self, name: str) -> Tensor:
-        """Read one tensor."""
+    def tensor(self, name: str) -> Tensor:
+        """Return one tensor. Raises KeyError if a row of it is in no file."""
         shape = self._index[name]["shape"]
         if not shape:
             return self._file(self._index[name]["files"][0][0]).get_tensor(name)
         return self.rows(name, 0, shape[0])
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Read rows start..stop - 1 of a tensor. Raises KeyError for a name or rows that no file holds."""
+        """Return rows start to stop - 1 of a tensor. Raises KeyError for a name or row that is in no file."""
         entry = self._index[name]
-        found = []
+        parts = []
         for file, first, count in sorted(entry["files"], key=lambda item: item[1]):
             begin, end = max(start, first), min(stop, first + count)
             if begin < end:
-                found.append(self._file(file).get_slice(name)[begin - first : end - first])
-        if sum(len(part) for part in found) != stop - start:
-            raise KeyError(f"{name}: rows {start} to {stop} are not all there")
-        if not found:
+                parts.append(self._file(file).get_slice(name)[begin - first : end - first])
+        if sum(len(part) for part in parts) != stop - start:
+            raise KeyError(f"{name}: rows {start} to {stop} are missing from the files")
+        if not parts:
             return torch.empty([0, *entry["shape"][1:]])
-        return found[0] if len(found) == 1 else torch.cat(found)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _file(self, name: str) -> Any:
         if name not in self._open:
@@ -91,4 +91,4 @@ class PieceReader:
         return self._open[name]
 
 
-UNREADABLE = (SafetensorError, KeyError, OSError)  # what reading a damaged file or index raises
+READ_ERRORS = (SafetensorError, KeyError, OSError)  # what reading a damaged file or index raises

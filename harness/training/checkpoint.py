@@ -22,10 +22,18 @@ from torch import Tensor
 
 from harness.distributed.process_group import ALONE, Ranks
 from harness.storage.files import write_json
-from harness.storage.sharded_tensors import UNREADABLE, Index, Piece, PieceReader, merged, whole, write_pieces
+from harness.storage.sharded_tensors import (
+    READ_ERRORS,
+    Index,
+    ShardReader,
+    TensorShard,
+    merge_indices,
+    unsharded,
+    write_shards,
+)
 from model.config_validation import ConfigError
 
-Tensors = Mapping[str, Tensor | Piece]  # a Piece where a process holds only some rows
+Tensors = Mapping[str, Tensor | TensorShard]  # a TensorShard where a process holds only some rows
 PARTS = ("model", "optimizer")
 
 
@@ -51,8 +59,8 @@ class Stored:
     """A whole checkpoint on disk, its tensors not yet read."""
 
     step: int
-    model: PieceReader
-    optimizer: PieceReader
+    model: ShardReader
+    optimizer: ShardReader
     counters: dict[str, Any]
 
 
@@ -72,13 +80,13 @@ def save(
     temporary = folder / f".{target.name}.partial"
     ranks.once(lambda: _clear(folder, temporary))
     indices, sums = _write_own(temporary, checkpoint, ranks)
-    written = ranks.gather((indices, sums))
+    written = ranks.all_gather((indices, sums))
     state = {
         "step": checkpoint.step,
         "counters": checkpoint.counters,
         "world": ranks.world,
         "sha256": {name: digest for _, digests in written for name, digest in digests.items()},
-        **{part: merged(index[part] for index, _ in written) for part in PARTS},
+        **{part: merge_indices(index[part] for index, _ in written) for part in PARTS},
     }
     ranks.once(lambda: _publish(temporary, target, state, keep, marked))
     return target
@@ -101,10 +109,10 @@ def load(path: Path, *, weights_only: bool = False) -> Checkpoint:
     """Read one checkpoint; raises CheckpointError when a file is missing, torn or altered."""
     stored = open_checkpoint(path)
     try:
-        model = {name: stored.model.whole(name) for name in stored.model.names()}
+        model = {name: stored.model.tensor(name) for name in stored.model.names()}
         names = [] if weights_only else stored.optimizer.names()
-        optimizer = {name: stored.optimizer.whole(name) for name in names}
-    except UNREADABLE as error:
+        optimizer = {name: stored.optimizer.tensor(name) for name in names}
+    except READ_ERRORS as error:
         raise CheckpointError(f"checkpoint {path} is corrupt: {error!r}") from error
     return Checkpoint(step=stored.step, model=model, optimizer=optimizer, counters=stored.counters)
 
@@ -149,8 +157,8 @@ def open_checkpoint(path: Path, *, check: bool = True) -> Stored:
             _check_sums(path, state["sha256"])
         return Stored(
             step=state["step"],
-            model=PieceReader(path, state["model"]),
-            optimizer=PieceReader(path, state["optimizer"]),
+            model=ShardReader(path, state["model"]),
+            optimizer=ShardReader(path, state["optimizer"]),
             counters=state["counters"],
         )
     except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
@@ -171,9 +179,9 @@ def _write_own(folder: Path, checkpoint: Checkpoint, ranks: Ranks) -> tuple[dict
     indices, sums = {}, {}
     for part in PARTS:
         tensors: Tensors = getattr(checkpoint, part)
-        pieces = {name: t if isinstance(t, Piece) else whole(t) for name, t in tensors.items()}
+        shards = {name: t if isinstance(t, TensorShard) else unsharded(t) for name, t in tensors.items()}
         path = folder / f"{part}{suffix}.safetensors"
-        indices[part] = write_pieces(path, pieces)
+        indices[part] = write_shards(path, shards)
         sums[path.name] = _sha256(path)
         _sync(path)
     return indices, sums

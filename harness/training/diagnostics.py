@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from harness.distributed.parallel import Replica, own_rows, whole_tensor
+from harness.distributed.parallel import Replica, full_tensor, local_rows
 from model.injection import build_injection
 from model.transformer import LoopedTransformer
 
@@ -46,7 +46,7 @@ class GradientNorms:
 
 
 def _gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    return [own_rows(parameter.grad) for parameter in parameters if parameter.grad is not None]
+    return [local_rows(parameter.grad) for parameter in parameters if parameter.grad is not None]
 
 
 class StateProbe:
@@ -91,6 +91,6 @@ def spectral_radius(replica: Replica) -> float:
     """Give the spectral radius of the injection's linear part. Every process must ask."""
     model = replica.model
     plain = build_injection(model.config)
-    state = {name: whole_tensor(parameter.detach()) for name, parameter in model.injection.named_parameters()}
+    state = {name: full_tensor(parameter.detach()) for name, parameter in model.injection.named_parameters()}
     plain.load_state_dict(state, assign=True)
     return plain.spectral_radius()

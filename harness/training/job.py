@@ -93,7 +93,7 @@ def _attempt(
             ranks.once(lambda: start_from_trunk(folder))
             train(folder, dataset, attempts=status.attempts, ranks=ranks, stop=asked, watch=watch)
         except Stopped as stopped:
-            reasons = [reason for reason in ranks.gather(_reason(received)) if reason]
+            reasons = [reason for reason in ranks.all_gather(_reason(received)) if reason]
             failure_class = reasons[0] if reasons else ""
             return dataclasses.replace(
                 status, state="submitted", failure_class=failure_class, message=str(stopped)

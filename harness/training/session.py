@@ -8,15 +8,15 @@ from dataclasses import asdict, dataclass, field
 
 import torch
 
-from harness.distributed.load_balance import check_share
+from harness.distributed.load_balance import check_divisible
 from harness.distributed.matrix_exchange import row_range
-from harness.distributed.parallel import Replica, own_rows, replicate
+from harness.distributed.parallel import Replica, local_rows, replicate
 from harness.distributed.process_group import Ranks
-from harness.optim.sharded_optimizer import SharedOptimizer
+from harness.optim.sharded_optimizer import ShardedOptimizer
 from harness.run.config import RunConfig
 from harness.run.folder import RunFolder
 from harness.run.trunk import origin
-from harness.storage.sharded_tensors import Piece, PieceReader, whole
+from harness.storage.sharded_tensors import ShardReader, TensorShard, unsharded
 from harness.training.checkpoint import Checkpoint, open_newest
 from harness.training.guardrails import LossGuard
 from harness.training.micro_batch import find_micro_batch
@@ -35,7 +35,7 @@ class Session:
     ranks: Ranks
     device: torch.device
     replica: Replica
-    optimizer: SharedOptimizer
+    optimizer: ShardedOptimizer
     first_step: int = 0
     segment: bool = False  # of a trunk: it ends in the middle of the runs that it is trained for
     counters: Counters = field(default_factory=Counters)
@@ -52,32 +52,34 @@ class Session:
         self.counters.wall_s += now - self.clock
         self.counters.device_s += (now - self.clock) * self.ranks.world
         self.clock = now
-        held = max(self.ranks.gather(peak_memory_bytes(self.device)))
+        held = max(self.ranks.all_gather(peak_memory_bytes(self.device)))
         self.counters.peak_memory_bytes = max(self.counters.peak_memory_bytes, held)
 
     def checkpoint(self, step: int) -> Checkpoint:
         """Give what this process has to save after `step` steps."""
         return Checkpoint(
             step=step,
-            model=self._model_pieces(),
-            optimizer=self.optimizer.pieces(),
+            model=self._model_shards(),
+            optimizer=self.optimizer.shards(),
             counters={"totals": asdict(self.counters), "guard": asdict(self.guard)},
         )
 
-    def _model_pieces(self) -> dict[str, Piece]:
+    def _model_shards(self) -> dict[str, TensorShard]:
         parameters = self.replica.model.state_dict()
         if not self.replica.sharded:
-            return {name: whole(tensor) for name, tensor in parameters.items()} if self.ranks.first else {}
+            return (
+                {name: unsharded(tensor) for name, tensor in parameters.items()} if self.ranks.first else {}
+            )
         return {
-            name: Piece(
-                tensor=own_rows(tensor),
+            name: TensorShard(
+                tensor=local_rows(tensor),
                 first_row=row_range(tensor.shape[0], self.ranks.rank, self.ranks.world)[0],
                 shape=tuple(tensor.shape),
             )
             for name, tensor in parameters.items()
         }
 
-    def _restore_model(self, stored: PieceReader) -> None:
+    def _restore_model(self, stored: ShardReader) -> None:
         parameters = self.replica.model.state_dict()
         if parameters.keys() != set(stored.names()):
             odd = sorted(parameters.keys() ^ set(stored.names()))
@@ -86,7 +88,7 @@ class Session:
             rows = (0, tensor.shape[0])
             if self.replica.sharded:
                 rows = row_range(tensor.shape[0], self.ranks.rank, self.ranks.world)
-            own_rows(tensor).copy_(stored.rows(name, *rows))
+            local_rows(tensor).copy_(stored.rows(name, *rows))
 
     @torch.no_grad()
     def restore(self, folder: RunFolder) -> None:
@@ -96,7 +98,7 @@ class Session:
             return
         self._restore_model(newest.model)
         self.optimizer.load(newest.optimizer)
-        self.optimizer.fill()
+        self.optimizer.refresh_matrices()
         self.first_step = newest.step
         self.counters = Counters(**newest.counters["totals"])
         self.guard = LossGuard(**newest.counters["guard"])
@@ -108,7 +110,7 @@ def open_session(folder: RunFolder, run: RunConfig, ranks: Ranks) -> Session:
     Raises ConfigError for a device that is not there or a batch that does not divide over the processes,
     CheckpointError when no checkpoint of an earlier attempt is whole.
     """
-    check_share(run.training.batch_sequences, ranks.world)
+    check_divisible(run.training.batch_sequences, ranks.world)
     device = device_named(run.training.device, ranks, key="training.device")
     if run.training.threads is not None:
         torch.set_num_threads(run.training.threads)
@@ -117,7 +119,7 @@ def open_session(folder: RunFolder, run: RunConfig, ranks: Ranks) -> Session:
     if run.training.compile:
         compile_blocks(model)
     replica = replicate(model, ranks, run.training.parallel)
-    optimizer = SharedOptimizer(replica, run.optimizer)
+    optimizer = ShardedOptimizer(replica, run.optimizer)
     session = Session(
         run=run,
         ranks=ranks,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.data.loader import Batch
-from harness.distributed.load_balance import share
+from harness.distributed.load_balance import assign_sequences
 from harness.distributed.parallel import Replica
 from harness.run.config import RunConfig
 from harness.training.diagnostics import GradientNorms, StateProbe
@@ -50,7 +50,7 @@ def draw(run: RunConfig, step: int, rank: int, world: int) -> Draws:
     The deepest come first: a micro-batch of equal depths stays whole to its last loops.
     """
     depths = draw_depths(run.model, seed=run.seed, step=step, batch=run.training.batch_sequences).tolist()
-    own = sorted(share(run.model, depths, world)[rank], key=lambda index: -depths[index])
+    own = sorted(assign_sequences(run.model, depths, world)[rank], key=lambda index: -depths[index])
     return Draws(
         depths=depths, own=own, state_seeds=[counter_seed("state", run.seed, step, index) for index in own]
     )
@@ -73,7 +73,7 @@ class GradientOfStep:
         nats, count = self._accumulate(draws, batch, probe)
         squares = self._norms.squares()
         sums = torch.cat([torch.stack([nats.double(), count.double()]), squares])
-        total_nats, total_count, *parts = self._replica.ranks.total(sums).tolist()
+        total_nats, total_count, *parts = self._replica.ranks.all_reduce(sums).tolist()
         # The gradient is that of the sum over batch_tokens; the mean counts the labels that are scored.
         scale = self._run.batch_tokens / max(1.0, total_count)
         norm = scale * math.sqrt(math.fsum(parts)) if all(map(math.isfinite, parts)) else math.nan

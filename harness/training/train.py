@@ -169,12 +169,12 @@ def _hand_on(folder: RunFolder, session: Session, attempts: int) -> None:
         cost = {name: getattr(counters, name) for name in ("executed_flops", "wall_s", "device_s")}
         row = folder.record() | cost | {"status": "done", "attempts": attempts}
         folder.set_record(row | {"device": device_name(session.device), "devices": session.ranks.world})
-    session.ranks.wait()
+    session.ranks.barrier()
 
 
 def _finish(folder: RunFolder, session: Session, dataset: Dataset, attempts: int) -> None:
     """Evaluate the trained model and write its depth curve and record."""
-    run, model = session.run, session.replica.whole_model()
+    run, model = session.run, session.replica.full_model()
     evaluation = session.ranks.once(
         lambda: evaluate(model, run.model, dataset, run.evaluation, training=run.training)
     )
@@ -184,7 +184,7 @@ def _finish(folder: RunFolder, session: Session, dataset: Dataset, attempts: int
     session.lap()
     if session.ranks.first:
         _record(folder, session, dataset, evaluation, attempts)
-    session.ranks.wait()  # whoever returns finds the record
+    session.ranks.barrier()  # whoever returns finds the record
 
 
 def _record(

@@ -80,7 +80,7 @@ def evaluate_models(settings: EvalConfig, progress: Progress = lambda stage, fra
                     keep_items(run, one.suite.name, one.results, bundle[one.suite.name])
             frames += [{"run_id": path.name} | score.row() for score in scores.values()]
             notes += [f"{path.name}: {note}" for one in found for note in _notes(one, settings)]
-            ranks.wait()
+            ranks.barrier()
     frame = pd.DataFrame(frames)
     frame.attrs["notes"] = list(dict.fromkeys(notes))
     return frame

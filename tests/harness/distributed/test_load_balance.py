@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.distributed.load_balance import check_share, share
+from harness.distributed.load_balance import assign_sequences, check_divisible
 from model.config import ModelConfig
 from model.config_validation import ConfigError
 from model.depth import draw_depths
@@ -15,14 +15,14 @@ MODEL = ModelConfig(
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=8), st.integers(1, 8))
 def test_every_sequence_is_taken_once_and_all_processes_take_as_many(depths, world):
     depths = depths * world
-    shares = share(MODEL, depths, world)
+    shares = assign_sequences(MODEL, depths, world)
     assert sorted(index for own in shares for index in own) == list(range(len(depths)))
     assert {len(own) for own in shares} == {len(depths) // world}
     assert all(own == sorted(own) for own in shares)
 
 
 def test_one_process_takes_the_batch_as_it_comes():
-    assert share(MODEL, [3, 9, 1], 1) == [[0, 1, 2]]
+    assert assign_sequences(MODEL, [3, 9, 1], 1) == [[0, 1, 2]]
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,9 @@ def test_processes_carry_equal_work(sampling, excess, world):
     for step in range(50):
         depths = draw_depths(model, seed=0, step=step, batch=64).tolist()
         mean = sum(depths) / world
-        heaviest.append(max(sum(depths[i] for i in own) for own in share(model, depths, world)) / mean)
+        heaviest.append(
+            max(sum(depths[i] for i in own) for own in assign_sequences(model, depths, world)) / mean
+        )
         size = 64 // world
         slices = [sum(depths[start : start + size]) for start in range(0, 64, size)]
         dealt_as_they_come.append(max(slices) / mean)
@@ -47,7 +49,7 @@ def test_processes_carry_equal_work(sampling, excess, world):
 
 def test_a_batch_that_does_not_divide_is_refused_with_one_that_does():
     with pytest.raises(ConfigError, match=r"batch_sequences=10 does not divide over 4 .* such as 8"):
-        check_share(10, 4)
+        check_divisible(10, 4)
     with pytest.raises(ConfigError, match="such as 4"):
-        check_share(1, 4)
-    check_share(12, 4)
+        check_divisible(1, 4)
+    check_divisible(12, 4)

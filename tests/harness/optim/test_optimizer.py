@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.optim.optimizer import OptimizerConfig, build_optimizer
-from harness.optim.orthogonal import polar_factor
+from harness.optim.optimizer import OptimizerConfig, polar_factor
+from harness.optim.parameter_groups import build_optimizer
 from model.config import ModelConfig
 from model.transformer import build_model
 from tests.model import fixtures

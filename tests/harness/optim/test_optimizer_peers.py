@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from harness.optim import orthogonal
-from harness.optim.optimizer import optimizer_of
-from harness.optim.orthogonal import polar_factor
+from harness.optim.optimizer import polar_factor
+from harness.optim.parameter_groups import optimizer_for
 from harness.run.config import OptimizerConfig
 from harness.training.job import run_job
 
@@ -49,7 +49,7 @@ def test_a_quadratic_is_minimised(name):
     )
     target = gaussian(24, 16, seed=1)
     weight = torch.nn.Parameter(torch.zeros(24, 16))
-    optimizer = optimizer_of([("core.0.mlp.fc.weight", weight)], config, 16)
+    optimizer = optimizer_for([("core.0.mlp.fc.weight", weight)], config, 16)
     for step in range(300):
         optimizer.set_schedule(1 - step / 300, 1.0)
         weight.grad = weight.detach() - target

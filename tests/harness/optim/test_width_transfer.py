@@ -1,7 +1,7 @@
 import pytest
 
 import loopscale
-from harness.optim.optimizer import build_optimizer, describe_groups
+from harness.optim.parameter_groups import build_optimizer, describe_groups
 from harness.run.budget import solve
 from harness.run.config import OptimizerConfig
 from harness.run.identity import identity

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.distributed.matrix_exchange import assign_owners, row_range
-from harness.storage.sharded_tensors import Piece, PieceReader, merged, whole, write_pieces
+from harness.storage.sharded_tensors import ShardReader, TensorShard, merge_indices, unsharded, write_shards
 
 
 @pytest.mark.parametrize(("rows", "world"), [(10, 3), (2, 4), (8, 4), (1, 1)])
@@ -16,27 +16,27 @@ def test_rows_are_split_as_torch_splits_them(rows, world):
 
 @given(st.integers(1, 9), st.integers(1, 5), st.data())
 def test_any_rows_come_back_whoever_wrote_them(tmp_path_factory, rows, world, data):
-    folder = tmp_path_factory.mktemp("pieces")
+    folder = tmp_path_factory.mktemp("shards")
     tensor = torch.randn(rows, 3)
     parts = []
     for rank in range(world):
         start, stop = row_range(rows, rank, world)
-        piece = Piece(tensor=tensor[start:stop], first_row=start, shape=(rows, 3))
-        parts.append(write_pieces(folder / f"{rank}.safetensors", {"w": piece}))
-    reader = PieceReader(folder, merged(parts))
+        piece = TensorShard(tensor=tensor[start:stop], first_row=start, shape=(rows, 3))
+        parts.append(write_shards(folder / f"{rank}.safetensors", {"w": piece}))
+    reader = ShardReader(folder, merge_indices(parts))
     start = data.draw(st.integers(0, rows))
     stop = data.draw(st.integers(start, rows))
     assert torch.equal(reader.rows("w", start, stop), tensor[start:stop])
-    assert torch.equal(reader.whole("w"), tensor)
+    assert torch.equal(reader.tensor("w"), tensor)
 
 
 def test_scalars_and_missing_rows(tmp_path):
-    half = Piece(tensor=torch.ones(2, 3), first_row=0, shape=(4, 3))
-    index = write_pieces(tmp_path / "one.safetensors", {"steps": whole(torch.tensor(7)), "w": half})
-    reader = PieceReader(tmp_path, index)
-    assert reader.whole("steps") == 7
-    with pytest.raises(KeyError, match="rows 0 to 4 are not all there"):
-        reader.whole("w")
+    half = TensorShard(tensor=torch.ones(2, 3), first_row=0, shape=(4, 3))
+    index = write_shards(tmp_path / "one.safetensors", {"steps": unsharded(torch.tensor(7)), "w": half})
+    reader = ShardReader(tmp_path, index)
+    assert reader.tensor("steps") == 7
+    with pytest.raises(KeyError, match="rows 0 to 4 are missing from the files"):
+        reader.tensor("w")
 
 
 def test_owners_carry_equal_loads():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.optim import orthogonal
+from harness.optim import optimizer as update_rules
 from harness.optim.optimizer import polar_factor
 from harness.optim.parameter_groups import optimizer_for
 from harness.run.config import OptimizerConfig
@@ -36,8 +36,8 @@ def test_the_iteration_is_that_of_torchs_muon(monkeypatch, rows, columns):
     u, _, v = torch.linalg.svd(gradient, full_matrices=False)
     # Both approach the polar factor; the Polar Express coefficients come closer.
     assert (ours - u @ v).norm() < (expected - u @ v).norm()
-    monkeypatch.setattr(orthogonal, "_QUINTICS", (TORCH_QUINTIC,) * 5)
-    monkeypatch.setattr(orthogonal, "_SAFETY", 1.0)
+    monkeypatch.setattr(update_rules, "_QUINTICS", (TORCH_QUINTIC,) * 5)
+    monkeypatch.setattr(update_rules, "_SAFETY", 1.0)
     same = polar_factor(gradient[None], 5, torch.float32)[0]
     assert (same - expected).norm() < 0.02 * expected.norm()  # torch's runs in bfloat16, 8 bits
 

@@ -59,7 +59,7 @@ def train(cfg: Overrides | StudyConfig = ()) -> dict[str, Any]:
 def evaluate(cfg: Overrides) -> Evaluation:
     """Return the loss of a run or a checkpoint at every test-time depth; changes nothing."""
     settings = _settings("eval", cfg)
-    from harness.evaluation.validation import evaluate_folder
+    from harness.evaluation.depth_curve import evaluate_folder
     from sweeps.cli.evaluate import models_of
 
     return evaluate_folder(

@@ -15,6 +15,7 @@ from harness.run.config import RunConfig
 from harness.run.folder import RunFolder
 from harness.run.metrics import MetricsLog
 from harness.run.record import Evaluation, depth_rows, finished_record
+from harness.run.wandb import live_run
 from harness.storage.files import write_json, write_text
 from harness.training.checkpoint import keep_only
 from harness.training.checkpoint_policy import Saver, Stopped
@@ -57,11 +58,7 @@ def train(
     else:
         _show_groups(folder, session)
         with MetricsLog(
-            folder.metrics,
-            resume_step=session.first_step,
-            logger=run.logger,
-            run_id=folder.run_id,
-            sweep=folder.sweep,
+            folder.metrics, resume_step=session.first_step, live=live_run(folder, run.logger)
         ) as log:
 
             def write(line: Line) -> None:

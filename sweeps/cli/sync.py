@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from harness.run.folder import RunFolder
-from harness.run.pending_runs import planned_lines
+from harness.run.pending_runs import pending_lines
 from harness.run.trunk import origin
-from harness.run.wandb_segment import rebuild
+from harness.run.wandb import rebuild_history
 from model.config_validation import ConfigError, closest
 from sweeps.config.study import SyncConfig
 
@@ -38,7 +38,7 @@ def sync(settings: SyncConfig, progress: Progress = lambda stage, fraction: None
             project=settings.project or logger.project,
             entity=settings.entity or logger.entity,
         )
-        done = rebuild(run, logger, settings.mode)
+        done = rebuild_history(run, logger, settings.mode)
         told = "uploaded" if settings.mode == "online" else "rebuilt"
         if not done:
             told = "unchanged" if run.metrics.exists() else "nothing measured yet"
@@ -49,7 +49,7 @@ def sync(settings: SyncConfig, progress: Progress = lambda stage, fraction: None
 
 def _runs(settings: SyncConfig) -> list[RunFolder]:
     names = {path.parent.name for path in settings.folder.glob("*/status.json")}
-    found = (RunFolder(settings.folder / name) for name in names | planned_lines(settings.folder).keys())
+    found = (RunFolder(settings.folder / name) for name in names | pending_lines(settings.folder).keys())
     runs = {run.run_id: run for run in found if not origin(run).segment}  # their runs have all their steps
     if not runs:
         raise ConfigError(f"no runs in {settings.folder}: launch the sweep first, or set root")

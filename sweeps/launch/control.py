@@ -92,7 +92,9 @@ def _cancel_jobs(folder: Path, ledger: Ledger, chosen: set[str]) -> list[str]:
         slurm.cancel(jobs)
         for run_id in (run_id for runs in jobs.values() for run_id in runs):
             run = RunFolder(folder / run_id)
-            run.materialise(sync=False)  # before its status is read, which may be younger than a cached look
+            run.ensure_created(
+                sync=False
+            )  # before its status is read, which may be younger than a cached look
             if (status := run.status()).state == "planned":
                 run.set_status(dataclasses.replace(status, message="cancelled"), sync=False)
         os.sync()  # once for what may be thousands of folders

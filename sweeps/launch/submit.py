@@ -146,7 +146,7 @@ def settle(folder: Path, ledger: Ledger, batches: list[Batch], scheduler: Schedu
         if batch or status.state == "running":
             if run.is_held():
                 continue
-            made |= run.materialise(
+            made |= run.ensure_created(
                 sync=False
             )  # where a node did so, a look from here may still be a cached one
             status = run.status()  # it may have ended while the scheduler was asked

@@ -16,7 +16,7 @@ import numpy as np
 from harness.data.config import DataConfig
 from harness.data.dataset import find_prepared
 from harness.run.folder import RunFolder
-from harness.run.pending_runs import planned_lines
+from harness.run.pending_runs import pending_lines
 from harness.run.record import planned_columns
 from model.memory import memory_estimate_bytes
 from sweeps.config.cluster import ClusterConfig, Resources
@@ -70,7 +70,7 @@ def plan(study: StudyConfig) -> pd.DataFrame:
     folder = root / str(study.sweep.name)
     prices, asked = known_prices(study.cluster, root, folder)
     there = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    there |= planned_lines(folder).keys()
+    there |= pending_lines(folder).keys()
     rows = [_row(cell, folder, there, study.cluster) for cell in planned]
     for row in rows:
         if row["status"] == "done" and (resources := _trained_with(row, study, asked)):

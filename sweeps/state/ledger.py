@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from harness.run.config import RunConfig
-from harness.run.config_file import CONFIG, config_text
-from harness.run.folder import RunFolder, create, first_files, settle
-from harness.run.pending_runs import planned_file, planned_files, planned_line, planned_lines, write_planned
+from harness.run.config import CONFIG, RunConfig, config_text
+from harness.run.folder import RunFolder, create, first_files, reconcile
+from harness.run.pending_runs import pending_file, pending_files, pending_line, pending_lines, write_pending
 from harness.run.trunk import ORIGIN, SEGMENT, Origin, set_origin
 from harness.storage.files import read_json, write_json
 from harness.storage.locks import exclusive, is_held
@@ -124,26 +123,26 @@ def _enter_runs(folder: Path, cells: list[Cell], trunks: Trunks, known: set[str]
 
     A run that is known keeps its record and its trunk, and takes over the machine settings alone.
     """
-    before = planned_lines(folder)
+    before = pending_lines(folder)
     lines = dict(before)
     for cell in cells:
         assert cell.data.digest and cell.data.unique_tokens and cell.run_id, "prepare the data first"
         run, parent = RunFolder(folder / cell.run_id), trunks.parents.get(cell.run_id)
         if run.is_there():
-            settle(run, cell.run)
+            reconcile(run, cell.run)
             if parent and not (cell.run_id in known and (run.path / ORIGIN).exists()):
                 set_origin(run, Origin(parent=parent))
         elif cell.run_id in known and cell.run_id in before:
-            if (text := config_text(cell.run)) != planned_file(run.path, CONFIG):
-                lines[cell.run_id] = planned_line(cell.run_id, planned_files(run.path) | {CONFIG: text})
+            if (text := config_text(cell.run)) != pending_file(run.path, CONFIG):
+                lines[cell.run_id] = pending_line(cell.run_id, pending_files(run.path) | {CONFIG: text})
         else:
             files = first_files(
                 run, cell.run, data_digest=cell.data.digest, unique_tokens=cell.data.unique_tokens
             )
             begins = {ORIGIN: asdict(Origin(parent=parent))} if parent else {}
-            lines[cell.run_id] = planned_line(cell.run_id, begins | files)
+            lines[cell.run_id] = pending_line(cell.run_id, begins | files)
     if lines != before:
-        write_planned(folder, lines)
+        write_pending(folder, lines)
 
 
 def would_enter(study: StudyConfig, cells: list[Cell]) -> Ledger:

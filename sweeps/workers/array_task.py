@@ -155,7 +155,7 @@ def _note_place(run: RunFolder, gpu: str | None) -> None:
         "started_s": time.time(),
         "gpus": gpu or os.environ.get("CUDA_VISIBLE_DEVICES", ""),
     }
-    run.materialise()
+    run.ensure_created()
     (run.path / "logs").mkdir(exist_ok=True)
     with (run.path / "logs" / "attempts.jsonl").open("a") as handle:
         handle.write(json.dumps(line) + "\n")

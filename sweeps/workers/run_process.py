@@ -52,7 +52,7 @@ def _child(path: Path, cache: Path, asked: Callable[[], bool], gpu: str | None) 
     drop_inherited()
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    RunFolder(path).materialise()
+    RunFolder(path).ensure_created()
     (path / "logs").mkdir(exist_ok=True)
     log = (path / "logs" / "output.txt").open("a", buffering=1)
     os.dup2(log.fileno(), 1)

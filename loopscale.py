@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from analysis.published.comparison import PublishedComparison
     from harness.run.record import Evaluation
     from sweeps.cli.analyse import AnyFit
+    from sweeps.cli.evaluate import TaskScores
     from sweeps.config.study import StudyConfig
     from sweeps.planning.suggest import Suggestion
 
@@ -71,10 +72,12 @@ def evaluate(cfg: Overrides) -> Evaluation:
     )
 
 
-def evaluate_tasks(cfg: Overrides) -> pd.DataFrame:
-    """Score models on tasks=core, core_extended, symbolic or single ones; one row per task and depth.
+def evaluate_tasks(cfg: Overrides) -> TaskScores:
+    """Score models on tasks=core, core_extended, symbolic or single tasks.
 
-    `attrs["notes"]` of the frame says what to know about them, absent tasks first of all.
+    Returns
+    -------
+    `frame` with one row per model, task and depth, and `notes` such as the tasks whose data is absent.
     """
     from sweeps.cli.evaluate import evaluate_models
     from sweeps.cli.progress import stage_progress
@@ -262,8 +265,8 @@ def _eval(overrides: list[str]) -> str | None:
     settings = _settings("eval", overrides)
     if settings.tasks is None:
         return answers.curve(evaluate(settings), settings.format)
-    frame = evaluate_tasks(settings)
-    return answers.scores(frame, settings.format) if _first() else None
+    result = evaluate_tasks(settings)
+    return answers.scores(result, settings.format) if _first() else None
 
 
 def _plan(overrides: list[str]) -> str:

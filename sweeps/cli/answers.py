@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from harness.run.record import Evaluation
+    from sweeps.cli.evaluate import TaskScores
     from sweeps.config.study import CollectConfig, StatusConfig
 
 
@@ -44,13 +45,13 @@ def _saturating(losses: list[float]) -> str:
     )
 
 
-def scores(frame: pd.DataFrame, form: str) -> str:
-    """Return the scores of tasks, one row per model, task and depth, and the remarks on them."""
+def scores(result: TaskScores, form: str) -> str:
+    """Return the scores of tasks, one row per model, task and depth, and the notes on them."""
     from sweeps.cli.evaluate import SCORE_COLUMNS
 
     if form == "json":
-        return as_json(frame, notes=frame.attrs["notes"])
-    return "\n".join([as_text(frame, SCORE_COLUMNS), *frame.attrs["notes"]])
+        return as_json(result.frame, notes=result.notes)
+    return "\n".join([as_text(result.frame, SCORE_COLUMNS), *result.notes])
 
 
 def planned(frame: pd.DataFrame, form: str) -> str:

@@ -15,7 +15,7 @@ from harness.run.config import RunConfig
 from harness.storage.files import read_json
 from model.config_validation import ConfigError, build
 from sweeps.backends.base import SchedulerError
-from sweeps.backends.job_array import batch_folder, read_batches, read_submitted
+from sweeps.backends.job_array import array_folder, read_arrays, read_submitted
 from sweeps.config.cluster import ClusterConfig, Resources
 
 MEASURED, SIMILAR, CALIBRATED = "measured", "measured on the same scale", "calibrated"
@@ -121,9 +121,9 @@ def known_prices(
     That is None for a run that went to another cluster. Where nothing was calibrated or submitted the
     cluster is not asked for its name; of one that does not answer nothing is known.
     """
-    batches = read_batches(sweep)
+    arrays = read_arrays(sweep)
     found, asked = Prices(cluster=cluster), dict[str, Resources | None]()
-    if not batches and not (root / ".calibration").exists():
+    if not arrays and not (root / ".calibration").exists():
         return found, asked
     try:
         name = cluster_name(replace(cluster, patience_s=0.0))
@@ -134,8 +134,8 @@ def known_prices(
         fields = read_json(path)
         place = hardware_of(build(Resources, fields["resources"], f"{path}: resources."))
         found.calibrated[place, shape_of(*fields["shape"])] = fields["flops_per_s"]
-    for batch in batches:
-        submitted = read_submitted(batch_folder(sweep, batch))
+    for array in arrays:
+        submitted = read_submitted(array_folder(sweep, array))
         here = submitted is not None and submitted.cluster == name
-        asked |= dict.fromkeys(batch.runs, batch.resources if here else None)
+        asked |= dict.fromkeys(array.runs, array.resources if here else None)
     return found, asked

@@ -19,7 +19,7 @@ from sweeps.config.cluster import ClusterConfig, RetryConfig
 from sweeps.config.study import StudyConfig
 from sweeps.grid.cells import Cell
 from sweeps.grid.trunks import Segment, Trunks, cell_name, grow, in_order
-from sweeps.state.dependencies import wanted
+from sweeps.state.dependencies import required_segments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ def read_ledger(folder: Path) -> Ledger:
     return build(Ledger, read_json(path), f"{path}: ")
 
 
-def enter(study: StudyConfig, cells: list[Cell]) -> Ledger:
+def register(study: StudyConfig, cells: list[Cell]) -> Ledger:
     """Add all OK `cells` to the sweep's ledger; what is there stays.
 
     A run gets no folder yet but a line among the planned ones; a segment of a trunk gets its folder, whose
@@ -93,7 +93,7 @@ def enter(study: StudyConfig, cells: list[Cell]) -> Ledger:
         _check_data(folder, names, cells)
         trunks = trunks_of(study, before, cells)
         taken = sorted((cell for cell in cells if cell.verdict != "DROP"), key=_cost, reverse=True)
-        _enter_runs(folder, taken, trunks, set(names))
+        _register_runs(folder, taken, trunks, set(names))
         scales |= {str(cell.run_id): cell.run.scale for cell in taken}
         ledger = Ledger(
             name=study.sweep.name,
@@ -108,7 +108,7 @@ def enter(study: StudyConfig, cells: list[Cell]) -> Ledger:
         )
         if trunks.segments:
             states = {run.run_id: run.status() for run in ledger.nodes(folder)}
-            needed = wanted(ledger, folder, states, failed_too=True)
+            needed = required_segments(ledger, folder, states, failed_too=True)
             for name, segment, training, cell in trunks.training():
                 scales[name] = training.scale
                 if name in needed or name in states:  # a deleted one comes back for who needs it alone
@@ -118,7 +118,7 @@ def enter(study: StudyConfig, cells: list[Cell]) -> Ledger:
     return ledger
 
 
-def _enter_runs(folder: Path, cells: list[Cell], trunks: Trunks, known: set[str]) -> None:
+def _register_runs(folder: Path, cells: list[Cell], trunks: Trunks, known: set[str]) -> None:
     """Write down what a run's folder will begin with; one that has its folder gets new settings there.
 
     A run that is known keeps its record and its trunk, and takes over the machine settings alone.
@@ -145,7 +145,7 @@ def _enter_runs(folder: Path, cells: list[Cell], trunks: Trunks, known: set[str]
         write_pending(folder, lines)
 
 
-def would_enter(study: StudyConfig, cells: list[Cell]) -> Ledger:
+def would_register(study: StudyConfig, cells: list[Cell]) -> Ledger:
     """Return the ledger that a launch of these cells would write.
 
     Writes nothing. Before the data is prepared the runs have no ids; they are numbered instead.

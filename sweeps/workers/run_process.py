@@ -40,7 +40,7 @@ def end_child(child: BaseProcess) -> None:
         child.join()
 
 
-def note_death(run: RunFolder, exitcode: int, *, out_of_memory: bool = False) -> None:
+def record_kill(run: RunFolder, exitcode: int, *, out_of_memory: bool = False) -> None:
     """Write down that the process of a run was killed: it could not do so itself."""
     reason = f"killed by signal {-exitcode}" + ("" if out_of_memory else " (out of memory?)")
     status = run.status()

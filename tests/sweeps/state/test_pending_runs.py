@@ -17,11 +17,11 @@ from harness.run.folder import RunFolder
 from harness.run.pending_runs import PLANNED
 from harness.run.trunk import Origin, origin
 from model.config_validation import ConfigError
-from sweeps.backends.job_array import Batch, batch_folder, write_batch
+from sweeps.backends.job_array import JobArray, array_folder, write_array
 from sweeps.config.cluster import Resources
 from sweeps.launch.launch import write_ledger
 from sweeps.state.ledger import read_ledger
-from sweeps.state.status import places_of
+from sweeps.state.status import attempts_of
 from sweeps.workers.local_pool import work
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -226,7 +226,7 @@ def test_a_torn_file_is_named(enter, table, tmp_path):
 def test_a_job_trains_a_run_that_has_no_folder_yet(enter, tmp_path):
     run = enter()[-1]
     sweep = tmp_path / "runs" / "tiny"
-    batch = Batch(
+    batch = JobArray(
         token="first",
         sweep="tiny",
         elements=[[run.run_id]],
@@ -234,8 +234,8 @@ def test_a_job_trains_a_run_that_has_no_folder_yet(enter, tmp_path):
         snapshot="code",
         array_parallelism=1,
     )
-    write_batch(sweep, batch)
-    command = [sys.executable, "-m", "sweeps.workers.array_task", str(batch_folder(sweep, batch)), "0"]
+    write_array(sweep, batch)
+    command = [sys.executable, "-m", "sweeps.workers.array_task", str(array_folder(sweep, batch)), "0"]
     assert subprocess.run(command, cwd=ROOT).returncode == 0
-    assert run.status().state == "done" and [place["attempt"] for place in places_of(run)] == [1]
+    assert run.status().state == "done" and [place["attempt"] for place in attempts_of(run)] == [1]
     assert folders(sweep) == {run.run_id, "jobs"}

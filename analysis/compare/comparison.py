@@ -10,16 +10,17 @@ import numpy as np
 import pandas as pd
 from scipy.special import fdtrc
 
-from analysis import serialize as plain
+from analysis import serialize
 from analysis.compare import words as compare_words
 from analysis.compare.compute_multiplier import Control, Saving, saving
 from analysis.compare.loss_difference import Difference, of_lowest, of_means, of_minimum
 from analysis.compare.score_difference import ScoreDifference, SuiteScores, left_out_of_suites, suites
 from analysis.config import FitConfig
 from analysis.format import number
-from analysis.isoflop.curves import HIDDEN, Optimum
+from analysis.isoflop.curves import Optimum
 from analysis.isoflop.group import GroupFit, fit_groups
 from analysis.isoflop.shared_shape import fit_shared
+from analysis.serialize import HIDDEN
 from analysis.stats.noise import NoiseFloor, noise_floor, paired_floor
 from analysis.tables.selection import VARIANT, LeftOut, digest, groups, select
 
@@ -97,11 +98,11 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the comparison as JSON values."""
-        return dict(plain.plain(self))
+        return dict(serialize.to_jsonable(self))
 
     def to_json(self) -> str:
         """Return the comparison as JSON text, the same bytes for the same table and seed."""
-        return plain.to_json(self)
+        return serialize.to_json(self)
 
 
 def compare(

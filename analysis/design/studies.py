@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from analysis.compare.loss_difference import of_minimum
-from analysis.config import FitConfig, Progress
+from analysis.config import Array, FitConfig, Progress
 from analysis.design.ground_truth import Generator
 from analysis.design.power import DesignConfig, Outlook, Resolution, Resolved
 from analysis.design.simulate import QUANTITIES, Estimates, Grid, Noise, estimate
@@ -16,7 +16,6 @@ from analysis.isoflop.estimator import DEFAULT, EstimatorFit, Inputs
 from analysis.isoflop.power_law import MIN_BUDGETS
 from analysis.isoflop.shared_shape import fit_shared
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
 Analysis = tuple[Inputs, EstimatorFit]
 MOST = 0.5  # past this share of analyses without an interval there is no typical one
 BATCH = 250  # studies fitted at once between two steps of the progress bar

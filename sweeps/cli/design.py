@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis import serialize as plain
+from analysis import serialize
+from analysis.config import Progress
 from analysis.design.power import Resolution
-from analysis.design.studies import Progress
 from model.config_validation import ConfigError
 from sweeps.cli.progress import stage_progress
 from sweeps.cli.tables import DESIGN_COLUMNS, as_text
@@ -39,7 +39,7 @@ def _show_design(study: StudyConfig, progress: Progress) -> str:
     results = design(study, progress)
     folder = write_design(results, _folder(study))
     if study.format == "json":
-        return plain.to_json({"results": results, "folder": str(folder)})
+        return serialize.to_json({"results": results, "folder": str(folder)})
     return "\n".join(
         [*(_text(result) for result in results), f"{folder}: design.json, design.pdf, design.png"]
     )
@@ -54,7 +54,7 @@ def _show_search(study: StudyConfig, overrides: Sequence[str], progress: Progres
     launch = _launch(path, overrides)
     folder = write_design((found.planned[0], found.found[0]), _folder(study), "search", ("planned", "found"))
     if study.format == "json":
-        return plain.to_json({"search": found, "file": str(path), "launch": launch})
+        return serialize.to_json({"search": found, "file": str(path), "launch": launch})
     told = [*(_text(result) for result in found.found), found.summary()]
     return "\n".join([*told, f"{folder}: search.json, search.pdf, search.png", f"{path}: {launch}"])
 
@@ -70,7 +70,9 @@ def _show_suggestion(study: StudyConfig, overrides: Sequence[str], progress: Pro
     path = write_sweep(sweep, _parent(overrides), "next", CONF / "sweep", head, rename=False)
     launch = _launch(path, overrides)
     if study.format == "json":
-        return json.dumps(plain.plain({"suggestion": found, "file": str(path), "launch": launch}), indent=2)
+        return json.dumps(
+            serialize.to_jsonable({"suggestion": found, "file": str(path), "launch": launch}), indent=2
+        )
     return "\n".join([found.summary(), f"{path}: {launch}"])
 
 

@@ -13,6 +13,8 @@ import torch
 import loopscale
 from harness.evaluation.scoring import score_options
 from harness.evaluation.symbolic import write_symbolic
+from sweeps.cli.models import evaluate_tasks
+from sweeps.config.compose import compose_table
 from sweeps.launch.launch import write_ledger
 from sweeps.workers.local_pool import work
 from tests.harness.evaluation import core_data
@@ -27,10 +29,11 @@ def settings(run, cache, *more):
 
 def test_every_task_of_core_runs_and_the_record_says_of_how_many(trained, cache, capsys):
     command = settings(trained, cache, f"bundle={core_data.bundle()}", "tasks=core", "depths=1,2")
-    frame = loopscale.evaluate_tasks([*command, "limit=1"])
+    scores = evaluate_tasks(compose_table("eval", [*command, "limit=1"]))
+    frame = scores.frame
     assert len(frame) == (21 + 1) * 2 and frame["centred"].notna().all()
     assert set(frame.loc[frame["task"] == "core", "tasks"]) == {"21 of 22 tasks"}
-    assert any("21 of 22 tasks; absent: coqa" in note for note in frame.attrs["notes"])
+    assert any("21 of 22 tasks; absent: coqa" in note for note in scores.notes)
     assert not (trained / "evaluation" / "scores.json").exists()  # not all items: in no record
     record = json.loads((trained / "record.json").read_text())
     assert record["core"] is None
@@ -195,8 +198,8 @@ def test_core_enters_the_record_at_the_runs_own_depth(trained, cache, small):
             "data is for the validation loss: leave out data or tasks",
         ),
         (["checkpoint=a"], "data is not set: data=RUN names the run whose held-out data"),
-        (["tasks=core"], "what is evaluated? set run=FOLDER, sweep=NAME, sweep=NAME with run=ID, or"),
-        (["checkpoint=a", "sweep=b", "tasks=core"], "or checkpoint=FOLDER; got checkpoint and sweep"),
+        (["tasks=core"], "no model is named: set run=FOLDER, sweep=NAME, sweep=NAME with run=ID, or"),
+        (["checkpoint=a", "sweep=b", "tasks=core"], "checkpoint and sweep are set together: set run=FOLDER"),
         (["run=a", "tasks=core", "depths=0"], "depths.0=0: input should be greater than 0"),
         (["checkpoint=/nowhere", "tasks=symbolic"], "/nowhere holds no model"),
         (["checkpoint=/nowhere", "tasks=core", "bundle=/nowhere"], "/nowhere holds no model"),

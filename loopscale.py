@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from analysis.published.comparison import PublishedComparison
     from harness.run.record import Evaluation
     from sweeps.cli.analysis import AnyFit
+    from sweeps.cli.evaluate import TaskScores
     from sweeps.config.study import StudyConfig
     from sweeps.planning.suggest import Suggestion
 
@@ -54,11 +55,16 @@ def evaluate(cfg: Overrides) -> Evaluation:
     return evaluate_losses(_settings("eval", cfg))
 
 
-def evaluate_tasks(cfg: Overrides) -> pd.DataFrame:
-    """Score models on tasks=core, core_extended, symbolic or single ones; one row per task and depth."""
+def evaluate_tasks(cfg: Overrides) -> TaskScores:
+    """Score models on tasks=core, core_extended, symbolic or single tasks.
+
+    Returns
+    -------
+    `frame` with one row per model, task and depth, and `notes` such as the tasks whose data is absent.
+    """
     from sweeps.cli.models import evaluate_tasks
 
-    return evaluate_tasks(_settings("eval", cfg)).frame
+    return evaluate_tasks(_settings("eval", cfg))
 
 
 def export(cfg: Overrides) -> Path:

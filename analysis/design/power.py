@@ -17,10 +17,9 @@ from annotated_types import Ge, Gt
 from analysis import serialize as plain
 from analysis.design.simulate import Grid, Noise
 from analysis.format import number, percent
-from analysis.isoflop.curves import HIDDEN, Quantity
+from analysis.isoflop.curves import HIDDEN, QUANTITY_NAMES, Quantity
 from analysis.isoflop.estimator import DEFAULT, EstimatorName
 from analysis.isoflop.power_law import MIN_BUDGETS
-from analysis.study.words import QUANTITY
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 FAR = 0.15  # of the spread: an interval of another width, or estimates off by more, are said to be so
@@ -160,7 +159,7 @@ class Resolution:
 
 
 def _sentence(item: Resolved, config: DesignConfig) -> str:
-    name = QUANTITY[item.quantity]
+    name = QUANTITY_NAMES[item.quantity]
     what = f"exponent of {name}" if item.at_flops is None else f"{name} at {number(item.at_flops)} FLOPs"
     if item.true is None:
         what += " (no true one: fewer than three optima inside the grid)"

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.config import FitConfig
-from analysis.format import number, percent
+from analysis.format import fixed, number, percent, span
 from analysis.isoflop.geometry import Geometry, on_curve
 from analysis.stats.bootstrap import interval, studentised
 
@@ -25,6 +25,12 @@ LABELS: dict[Quantity, str] = {
     "params": "parameters N",
     "tokens": "training tokens D",
 }
+QUANTITY_NAMES: dict[Quantity, str] = {
+    "mean_recurrence": "mean recurrence",
+    "params": "parameters",
+    "tokens": "tokens",
+}
+SYMBOLS: dict[str, str] = {"mean_recurrence": "µ*", "params": "N*", "tokens": "D*"}
 NOUNS = {"mean_recurrence": "recurrence", "params": "size"}
 
 
@@ -47,8 +53,21 @@ class Optimum:
 
     @property
     def fitted(self) -> bool:
-        """Say whether a curve was fitted at this budget, its minimum accepted or not."""
+        """Return True if a curve was fitted at this budget, even one whose minimum was refused."""
         return len(self.log_draws) > 0
+
+    def summary(self, quantity: Quantity) -> str:
+        """Return the optimum and the loss there with their intervals, or the refusal."""
+        if self.refusal:
+            return f"{SYMBOLS[quantity]} refused: {self.refusal}"
+        low, high = fixed(self.loss_low_nats, 4), fixed(self.loss_high_nats, 4)
+        return f"{SYMBOLS[quantity]} = {self.short_summary()}, loss {self.loss_nats:.4f} [{low}, {high}] nats"
+
+    def short_summary(self) -> str:
+        """Return the optimum with its interval, or the first clause of the refusal."""
+        if self.refusal:
+            return f"refused: {self.refusal.split(' (')[0].split(', which')[0]}"
+        return f"{number(self.value)} {span(self.low, self.high)}"
 
 
 @dataclass(frozen=True, kw_only=True)

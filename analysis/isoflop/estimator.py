@@ -14,7 +14,17 @@ import numpy as np
 from scipy.special import fdtrc
 
 from analysis.config import FitConfig
-from analysis.isoflop.curves import HIDDEN, Curves, Optimum, Quantity, judge, refusal_before, refused
+from analysis.format import number, percent
+from analysis.isoflop.curves import (
+    HIDDEN,
+    QUANTITY_NAMES,
+    Curves,
+    Optimum,
+    Quantity,
+    judge,
+    refusal_before,
+    refused,
+)
 from analysis.isoflop.geometry import Geometry
 from analysis.isoflop.optimum import Path
 from analysis.isoflop.power_law import PowerLaw, power_law
@@ -55,6 +65,25 @@ class EstimatorFit:
     curve: Curve | None = field(default=None, repr=False, compare=False, metadata=HIDDEN)
     band: Band | None = field(default=None, repr=False, compare=False, metadata=HIDDEN)
     across: Across | None = field(default=None, repr=False, compare=False, metadata=HIDDEN)
+
+    def summary(self, confidence: float) -> str:
+        """Return the laws, the optima and the notes, or the refusal; `confidence` is the intervals' level."""
+        source = (
+            f" ({percent(confidence)} intervals {self.intervals}, noise from {self.noise.source})"
+            if self.noise
+            else ""
+        )
+        lines = [f"  {self.name}{source}"]
+        if self.refusal:
+            return "\n".join([*lines, f"    refused: {self.refusal}"])
+        for law in self.laws.values():
+            lines.append(f"    {QUANTITY_NAMES[law.quantity]}: {law.summary()}")
+        for quantity, optima in self.optima.items():
+            lines += [
+                f"      {number(optimum.budget_flops)} FLOPs: {optimum.summary(quantity)}"
+                for optimum in optima
+            ]
+        return "\n".join([*lines, *(f"    {note}" for note in self.notes)])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import pandas as pd
 
 from analysis.config import FitConfig
 from analysis.format import number, percent
-from analysis.isoflop.curves import HIDDEN, Curves, Quantity, curves
+from analysis.isoflop.curves import HIDDEN, QUANTITY_NAMES, Curves, Quantity, curves
 from analysis.isoflop.estimator import DEFAULT, LACK_OF_FIT_FLAG, EstimatorFit, Inputs, Points
 from analysis.isoflop.geometry import Geometry, geometry
 from analysis.isoflop.parabola import fit_parabolas
@@ -20,7 +20,6 @@ from analysis.isoflop.shared_shape import fit_shared
 from analysis.isoflop.surface_estimator import fit_parametric
 from analysis.stats.bootstrap import Draws, draws, resample
 from analysis.stats.noise import NoiseFloor
-from analysis.study.words import QUANTITY
 from analysis.tables.schema import TableError
 from analysis.tables.selection import groups
 
@@ -58,6 +57,28 @@ class GroupFit:
     def estimator(self, name: str = DEFAULT) -> EstimatorFit:
         """Return one estimator's results."""
         return next(item for item in self.estimators if item.name == name)
+
+    def summary(self) -> str:
+        """Return the results of every estimator and the flags."""
+        confidence = self.inputs.config.confidence
+        estimators = (estimator.summary(confidence) for estimator in self.estimators)
+        return "\n".join([*estimators, *(f"  flag: {flag}" for flag in self.flags)])
+
+    def headline(self, quantity: Quantity) -> str:
+        """Return the default estimator's law, or its refusal with those of the budgets behind it."""
+        estimator = self.estimator()
+        law = estimator.laws[quantity]
+        if law.exponent is not None:
+            return law.summary()
+        reasons: dict[str, list[str]] = {}
+        for optimum in estimator.optima[quantity]:
+            if optimum.refusal:
+                reason = optimum.refusal.split(" (")[0]
+                # The ends of the swept tokens differ between budgets; those of the recurrences seldom do.
+                key = reason.split(", which")[0] if quantity == "tokens" else reason
+                reasons.setdefault(key, []).append(number(optimum.budget_flops))
+        why = "; ".join(f"at {', '.join(budgets)} FLOPs {reason}" for reason, budgets in reasons.items())
+        return f"no law, {law.refusal}" + (f" ({why})" if why and not estimator.refusal else "")
 
     def predict(self, flops: Values, estimator: str = DEFAULT) -> pd.DataFrame:
         """Return the optima at budgets of `flops` by one estimator's power laws with intervals, a row each.
@@ -201,7 +222,7 @@ def _disagreements(estimators: tuple[EstimatorFit, ...], config: FitConfig) -> t
             bound = float(np.nanquantile(scatter, config.confidence))
             if abs(gap) > bound:
                 found.append(
-                    f"{one.name} and {other.name} disagree on the exponent of {QUANTITY[quantity]}: "
+                    f"{one.name} and {other.name} disagree on the exponent of {QUANTITY_NAMES[quantity]}: "
                     f"{first.exponent:.3f} and {second.exponent:.3f}, joint scatter {bound:.3f}"
                 )
     return tuple(found)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from analysis.config import FitConfig
-from analysis.format import percent
-from analysis.isoflop.curves import HIDDEN, Optimum, Quantity, inside
+from analysis.format import fixed, number, percent
+from analysis.isoflop.curves import HIDDEN, SYMBOLS, Optimum, Quantity, inside
 from analysis.stats.bootstrap import interval, studentised
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -38,6 +38,17 @@ class PowerLaw:
     draws: Array = field(  # (log coefficient, exponent) of every resample, NaN where it has none
         default_factory=lambda: np.empty((0, 2)), repr=False, compare=False, metadata=HIDDEN
     )
+
+    def summary(self) -> str:
+        """Return the law with the interval of its exponent, or the refusal."""
+        if self.exponent is None:
+            return f"refused: {self.refusal}"
+        low, high = fixed(self.exponent_low, 3), fixed(self.exponent_high, 3)
+        return (
+            f"{SYMBOLS[self.quantity]} = {number(self.coefficient)} "
+            f"(C / {number(self.reference_flops)} FLOPs)"
+            f"^{self.exponent:.3f} [{low}, {high}], {len(self.budgets_flops)} budgets"
+        )
 
     def predict(self, flops: Array) -> Array:
         """Return the law's value at budgets of `flops`."""

@@ -21,12 +21,12 @@ from analysis.compare.score_difference import ScoreDifference
 from analysis.compare.words import SUITES, interval_nats, paragraph, suites
 from analysis.figures import style
 from analysis.format import error, number, span
-from analysis.isoflop.curves import Quantity
+from analysis.isoflop.curves import QUANTITY_NAMES, Quantity
 from analysis.isoflop.group import GroupFit
 from analysis.study.holdout import Validation
 from analysis.study.points import IsoflopFit
 from analysis.study.sensitivity import Variant
-from analysis.study.study import StudyFit, words
+from analysis.study.study import StudyFit
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -118,9 +118,9 @@ def _groups(groups: Sequence[GroupFit]) -> list[dict[str, Any]]:
     found = []
     for group in groups:
         names = [estimator.name for estimator in group.estimators]
-        names_of = {quantity: words.QUANTITY[quantity] for quantity in group.quantities}
+        names_of = {quantity: QUANTITY_NAMES[quantity] for quantity in group.quantities}
         laws = [
-            [name, *(words.law(estimator.laws[quantity]) for estimator in group.estimators)]
+            [name, *(estimator.laws[quantity].summary() for estimator in group.estimators)]
             for quantity, name in names_of.items()
         ]
         optima = {name: _optimum_rows(group, quantity) for quantity, name in names_of.items()}
@@ -133,7 +133,7 @@ def _groups(groups: Sequence[GroupFit]) -> list[dict[str, Any]]:
 def _optimum_rows(group: GroupFit, quantity: Quantity) -> list[list[str]]:
     rows = []
     for k, budget in enumerate(group.budgets_flops):
-        cells = [words.optimum_cell(estimator.optima[quantity][k]) for estimator in group.estimators]
+        cells = [estimator.optima[quantity][k].short_summary() for estimator in group.estimators]
         loss = group.estimator().optima[quantity][k].loss_nats
         rows.append([number(budget), *cells, "–" if loss is None else f"{loss:.4f}"])
     return rows
@@ -195,7 +195,7 @@ def variant_tables(groups: Sequence[GroupFit], variants: Sequence[Variant] | Non
         return tables
     for group in groups:
         names = [estimator.name for estimator in group.estimators]
-        heads = [f"{words.QUANTITY[quantity]}, {name}" for quantity in group.quantities for name in names]
+        heads = [f"{QUANTITY_NAMES[quantity]}, {name}" for quantity in group.quantities for name in names]
         rows = []
         for variant in variants:
             if variant.group == group.label:
@@ -223,11 +223,11 @@ def _group_refusals(group: GroupFit) -> list[tuple[str, str]]:
     for estimator in group.estimators:
         for quantity, law in estimator.laws.items():
             if law.refusal:
-                what = f"{group.label}, {estimator.name}, law of {words.QUANTITY[quantity]}"
+                what = f"{group.label}, {estimator.name}, law of {QUANTITY_NAMES[quantity]}"
                 found.append((what, law.refusal))
             for o in () if estimator.refusal else estimator.optima[quantity]:
                 if o.refusal:
-                    where = f"{words.QUANTITY[quantity]} at {number(o.budget_flops)} FLOPs"
+                    where = f"{QUANTITY_NAMES[quantity]} at {number(o.budget_flops)} FLOPs"
                     found.append((f"{group.label}, {estimator.name}, {where}", o.refusal))
     return found
 

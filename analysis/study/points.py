@@ -19,7 +19,7 @@ import pandas as pd
 
 from analysis import serialize as plain
 from analysis.config import FitConfig
-from analysis.isoflop.curves import Curves
+from analysis.isoflop.curves import QUANTITY_NAMES, Curves
 from analysis.isoflop.estimator import DEFAULT, Inputs, Points
 from analysis.isoflop.geometry import SIZES
 from analysis.isoflop.group import GroupFit, fit_group
@@ -54,7 +54,7 @@ class IsoflopFit:
         size = f"{self.group.runs} points at {len(self.group.budgets_flops)} budgets"
         lines = [
             f"{size} (table {self.points_digest})",
-            *words.estimators(self.group, self.config.confidence),
+            self.group.summary(),
         ]
         if self.validation is not None:
             lines += ["", *words.held_out(self.validation)]
@@ -64,7 +64,10 @@ class IsoflopFit:
 
     def headlines(self) -> list[str]:
         """Return the laws, or the refusals with their reasons, one line per quantity."""
-        return [words.headline(self.group, quantity) for quantity in self.group.quantities]
+        return [
+            f"Optimal {QUANTITY_NAMES[quantity]}: {self.group.headline(quantity)}"
+            for quantity in self.group.quantities
+        ]
 
     def predict(self, flops: float | np.ndarray[Any, Any], estimator: str = DEFAULT) -> pd.DataFrame:
         """Return optimal parameters and tokens at budgets of `flops`, and L* there (see `GroupFit.predict`).

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from analysis.config import Progress
 
-RESAMPLES = 400  # of the items, behind the interval of a gain
+RESAMPLES = 400  # of the items, for the interval of a gain over depth
 SCORE_COLUMNS = {
     "run_id": "run",
     "task": "",
@@ -50,11 +50,11 @@ SCORE_COLUMNS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scores:
-    """The scores of models on tasks, one row per model, task and depth, and remarks such as absent tasks."""
+class TaskScores:
+    """Scores of models on tasks, with the remarks that belong to them."""
 
-    frame: pd.DataFrame
-    notes: list[str]
+    frame: pd.DataFrame  # one row per model, task and depth; the fields of harness.evaluation.scores.Score
+    notes: tuple[str, ...]  # absent tasks, gain from depth, limits and cropped prompts
 
     def summary(self) -> str:
         """Return the table and the remarks as text."""
@@ -65,20 +65,21 @@ class Scores:
         return as_json(self.frame, notes=self.notes)
 
 
-def evaluate_models(settings: EvalConfig, progress: Progress = lambda stage, fraction: None) -> Scores:
+def evaluate_models(settings: EvalConfig, progress: Progress = lambda stage, fraction: None) -> TaskScores:
     """Score every model that `settings` names on its tasks.
-
-    Scored tasks are kept item by item beside the model and are not scored again. Scores over all items are
-    added to scores.json and record.json of a finished run. Started by torchrun, the processes share each
-    task's items.
 
     Raises
     ------
     ConfigError : a model, suite, bundle or depth does not exist.
+
+    Notes
+    -----
+    Results are stored item by item beside each model and reused. Scores on all items of a finished run also
+    go to its scores.json and record. Under torchrun the processes share the items of each task.
     """
     import pandas as pd
 
-    frames: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     notes: list[str] = []
     paths = models_of(settings)
     for path in paths:
@@ -92,17 +93,17 @@ def evaluate_models(settings: EvalConfig, progress: Progress = lambda stage, fra
                 _evaluate(path, subject, bundle[name], suite, settings, ranks, progress)
                 for name, suite in suites.items()
             ]
-            # Suites have tasks in common; each is listed once.
-            scores = {(score.task, score.depth): score for one in results for score in one.scores()}
+            # Suites share tasks; each task gets one row.
+            scores = {(score.task, score.depth): score for result in results for score in result.scores()}
             if ranks.first and is_run(path) and settings.limit is None:
                 run = RunFolder(path)
                 keep_scores(run, scores.values())
-                for one in results:
-                    keep_items(run, one.suite.name, one.results, bundle[one.suite.name])
-            frames += [{"run_id": path.name} | score.row() for score in scores.values()]
-            notes += [f"{path.name}: {note}" for one in results for note in _notes(one, settings)]
+                for result in results:
+                    keep_items(run, result.suite.name, result.results, bundle[result.suite.name])
+            rows += [{"run_id": path.name} | score.row() for score in scores.values()]
+            notes += [f"{path.name}: {note}" for result in results for note in _notes(result, settings)]
             ranks.wait()
-    return Scores(frame=pd.DataFrame(frames), notes=list(dict.fromkeys(notes)))
+    return TaskScores(frame=pd.DataFrame(rows), notes=tuple(dict.fromkeys(notes)))
 
 
 def _evaluate(
@@ -123,22 +124,16 @@ def _evaluate(
     )
     folder = Path(settings.folder) if settings.folder else path / FOLDER
 
-    def named_progress(stage: str, fraction: float) -> None:
+    def shown(stage: str, fraction: float) -> None:
         progress(f"{path.name}: {stage}", fraction)
 
     return evaluate_suite(
-        subject,
-        bundle,
-        suite,
-        protocol,
-        folder,
-        ranks=ranks,
-        progress=named_progress if ranks.first else _ignore,
+        subject, bundle, suite, protocol, folder, ranks=ranks, progress=shown if ranks.first else _unseen
     )
 
 
-def _ignore(stage: str, fraction: float) -> None:
-    """Show no progress: only the first process does."""
+def _unseen(stage: str, fraction: float) -> None:
+    """Ignore progress: only the first process shows it."""
 
 
 def _names(settings: EvalConfig) -> list[str]:
@@ -192,7 +187,7 @@ def models_of(settings: EvalConfig) -> list[Path]:
 
 
 def _gain(result: SuiteResult) -> str | None:
-    """Return how the score gains from depth, in one line; None at one depth."""
+    """Return a line on how the score gains from depth; None at a single depth."""
     from analysis.laws.score_curve import fit_gain
 
     depths = result.results[0][0].depths
@@ -209,15 +204,17 @@ def _notes(result: SuiteResult, settings: EvalConfig) -> list[str]:
         notes.append(gain)
     if suite.absent:
         notes.append(
-            f"{suite.name} is of {len(suite.tasks)} of {suite.size} tasks; absent: {', '.join(suite.absent)}"
+            f"{suite.name} covers {len(suite.tasks)} of {suite.size} tasks; absent: {', '.join(suite.absent)}"
         )
     if settings.limit is not None:
-        notes.append(f"{suite.name}: the first {settings.limit} items of each task alone; kept in no record")
+        notes.append(
+            f"{suite.name}: only the first {settings.limit} items of each task; not entered into any record"
+        )
     if suite.name == "symbolic":
         notes.append("symbolic is a generated suite, not Core")
-    cropped = [task for task in result.results if any(score.cropped for score in task)]
+    cropped = [task for task in result.results if any(one.cropped for one in task)]
     if cropped:
         notes.append(
-            f"{suite.name}: in {len(cropped)} tasks prompts that outgrow the context lost their beginning"
+            f"{suite.name}: in {len(cropped)} tasks, prompts longer than the context lost their first tokens"
         )
     return notes

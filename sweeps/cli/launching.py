@@ -57,7 +57,7 @@ def sync_sweep(settings: SyncConfig) -> pd.DataFrame:
     """
     import pandas as pd
 
-    from harness.run.wandb_segment import rebuild
+    from harness.run.wandb import rebuild_history
     from sweeps.cli.progress import stage_progress
 
     runs = _runs(settings)
@@ -72,7 +72,7 @@ def sync_sweep(settings: SyncConfig) -> pd.DataFrame:
                 project=settings.project or logger.project,
                 entity=settings.entity or logger.entity,
             )
-            if rebuild(run, logger, settings.mode):
+            if rebuild_history(run, logger, settings.mode):
                 outcome = "uploaded" if settings.mode == "online" else "rebuilt"
             else:
                 outcome = "unchanged" if run.metrics.exists() else "nothing measured yet"
@@ -84,11 +84,11 @@ def sync_sweep(settings: SyncConfig) -> pd.DataFrame:
 def _runs(settings: SyncConfig) -> list[RunFolder]:
     """Return the runs to synchronise; segments of trunks are left out, their steps are in the runs."""
     from harness.run.folder import RunFolder
-    from harness.run.pending_runs import planned_lines
+    from harness.run.pending_runs import pending_lines
     from harness.run.trunk import origin
 
     names = {path.parent.name for path in settings.folder.glob("*/status.json")}
-    folders = (RunFolder(settings.folder / name) for name in names | planned_lines(settings.folder).keys())
+    folders = (RunFolder(settings.folder / name) for name in names | pending_lines(settings.folder).keys())
     runs = {run.run_id: run for run in folders if not origin(run).segment}
     if not runs:
         raise ConfigError(f"no runs in {settings.folder}: launch the sweep first, or set root")

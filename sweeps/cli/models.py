@@ -12,12 +12,12 @@ from sweeps.config.study import EvalConfig, ExportConfig, GenerateConfig
 
 if TYPE_CHECKING:
     from harness.run.record import Evaluation
-    from sweeps.cli.evaluate import Scores
+    from sweeps.cli.evaluate import TaskScores
 
 
 def evaluate_losses(settings: EvalConfig) -> Evaluation:
     """Return the validation loss of one model at every test-time depth."""
-    from harness.evaluation.validation import evaluate_folder
+    from harness.evaluation.depth_curve import evaluate_folder
     from sweeps.cli.evaluate import models_of
 
     return evaluate_folder(
@@ -29,7 +29,7 @@ def evaluate_losses(settings: EvalConfig) -> Evaluation:
     )
 
 
-def evaluate_tasks(settings: EvalConfig) -> Scores:
+def evaluate_tasks(settings: EvalConfig) -> TaskScores:
     """Return the scores of the models on the tasks that `settings` names, with a progress bar."""
     from sweeps.cli.evaluate import evaluate_models
     from sweeps.cli.progress import stage_progress

@@ -27,7 +27,7 @@ from sweeps.launch.launch import start_workers
 from sweeps.launch.submit import submit_missing
 from sweeps.planning.cost import calibration_file, cluster_name, shape_of
 from sweeps.planning.plan import plan_cells
-from sweeps.state.ledger import enter, read_ledger
+from sweeps.state.ledger import read_ledger, register
 
 TIME_MIN = 15  # of a job that times shapes
 STEPS = 8
@@ -84,7 +84,7 @@ def _train(
         sweep=SweepConfig(name=folder.name, trunk=False),
         cluster=cluster,
     )
-    enter(probe, list(cells.values()))
+    register(probe, list(cells.values()))
     with _started(probe, folder):
         watch(folder)
     return {path: RunFolder(folder / str(cell.run_id)) for path, cell in cells.items()}

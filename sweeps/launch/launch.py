@@ -17,7 +17,7 @@ from sweeps.config.study import StudyConfig
 from sweeps.grid.cells import Cell
 from sweeps.launch.submit import show_job_files, submit_missing
 from sweeps.planning.plan import plan_cells
-from sweeps.state.ledger import Ledger, enter, read_ledger, would_enter
+from sweeps.state.ledger import Ledger, read_ledger, register, would_register
 from sweeps.state.retry import reopen
 
 Progress = Callable[[str, float], None]
@@ -40,7 +40,7 @@ def data_sets(study: StudyConfig) -> list[DataConfig]:
 
 def write_ledger(study: StudyConfig, progress: Progress | None = None) -> Ledger:
     """Prepare the data and enter all OK cells into the sweep's ledger; what stands there already stays."""
-    return enter(study, _planned(study, progress))
+    return register(study, _planned(study, progress))
 
 
 def _planned(study: StudyConfig, progress: Progress | None) -> list[Cell]:
@@ -65,7 +65,7 @@ def launch(study: StudyConfig, progress: Progress | None = None) -> tuple[Path, 
 
         return rehearse(study), []
     planned = _planned(study, progress)
-    ledger = enter(study, planned)
+    ledger = register(study, planned)
     folder = Path(study.root) / ledger.name
     if study.retry_failed:
         for run in ledger.nodes(folder):
@@ -95,7 +95,7 @@ def dry_run(study: StudyConfig, show: Callable[[str], None]) -> None:
     folder = Path(study.root) / str(study.sweep.name)
     cells = [cell for cell in plan_cells(study) if cell.verdict == "OK"]
     impatient = replace(study.cluster, patience_s=0.0)
-    show_job_files(folder, would_enter(study, cells), Slurm(impatient, dry_run=True), show)
+    show_job_files(folder, would_register(study, cells), Slurm(impatient, dry_run=True), show)
 
 
 def start_workers(

@@ -17,7 +17,7 @@ from harness.run.folder import RunFolder
 from harness.storage.files import read_json
 from model.config_validation import ConfigError, build
 from sweeps.backends.base import SchedulerError
-from sweeps.backends.job_array import batch_folder, read_batches, read_submitted
+from sweeps.backends.job_array import array_folder, read_arrays, read_submitted
 from sweeps.config.cluster import ClusterConfig, Resources
 from sweeps.config.study import StudyConfig
 
@@ -126,9 +126,9 @@ def known_throughputs(
     The resources are None for a run that was submitted to another cluster. The cluster is asked for its name
     only if there are calibrations or submissions; nothing is known of one that does not answer.
     """
-    batches = read_batches(sweep)
+    arrays = read_arrays(sweep)
     throughputs, submitted_with = Throughputs(cluster=cluster), dict[str, Resources | None]()
-    if not batches and not (root / ".calibration").exists():
+    if not arrays and not (root / ".calibration").exists():
         return throughputs, submitted_with
     try:
         name = cluster_name(replace(cluster, patience_s=0.0))
@@ -139,10 +139,10 @@ def known_throughputs(
         fields = read_json(path)
         hardware = hardware_of(build(Resources, fields["resources"], f"{path}: resources."))
         throughputs.calibrated[hardware, shape_of(*fields["shape"])] = fields["flops_per_s"]
-    for batch in batches:
-        submitted = read_submitted(batch_folder(sweep, batch))
+    for array in arrays:
+        submitted = read_submitted(array_folder(sweep, array))
         is_here = submitted is not None and submitted.cluster == name
-        submitted_with |= dict.fromkeys(batch.runs, batch.resources if is_here else None)
+        submitted_with |= dict.fromkeys(array.runs, array.resources if is_here else None)
     return throughputs, submitted_with
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from harness.data.config import DataConfig
 from harness.data.dataset import find_prepared
 from harness.run.folder import RunFolder
-from harness.run.pending_runs import planned_lines
+from harness.run.pending_runs import pending_lines
 from harness.run.record import planned_columns
 from model.memory import memory_estimate_bytes
 from sweeps.config.cluster import ClusterConfig
@@ -137,7 +137,7 @@ def plan(study: StudyConfig) -> Plan:
     planned = plan_cells(study)
     folder = Path(study.root) / str(study.sweep.name)
     existing = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    existing |= planned_lines(folder).keys()
+    existing |= pending_lines(folder).keys()
     rows = [_row(cell, folder, existing, study.cluster) for cell in planned]
     add_hours(rows, study, folder)
     before = read_ledger(folder) if "sweep.json" in existing else None

@@ -12,7 +12,7 @@ from analysis.laws.depth_curve import fit_saturating
 from analysis.laws.objective import Objective, minimise
 from analysis.laws.surface import HIGH, LOW, features, fit_surface, refit
 from analysis.laws.variable_projection import fit_shared_shape
-from tests.analysis import published
+from tests.analysis import public_data
 
 
 def isoflop_slopes(compute, tokens, losses):
@@ -35,7 +35,7 @@ def isoflop_slopes(compute, tokens, losses):
 
 
 def test_llama3_isoflops_give_the_published_token_law():
-    data = published.table("llama3_isoflop_points")
+    data = public_data.table("llama3_isoflop_points")
     columns = ("compute_budget", "training_tokens", "validation_loss")
     parabola, shared = isoflop_slopes(*(data[name].to_numpy(float) for name in columns))
     coefficient, exponent = parabola
@@ -53,7 +53,7 @@ def test_llama3_isoflops_give_the_published_token_law():
 
 
 def chinchilla(outliers=False):
-    data = published.table("chinchilla_epoch_svg")
+    data = public_data.table("chinchilla_epoch_svg")
     data = data if outliers else data[~data["epoch_outlier"]]
     sizes = data["params"].to_numpy(float)
     tokens = data["flops"].to_numpy(float) / 6 / sizes
@@ -145,7 +145,7 @@ def test_squared_error_on_the_loss_gives_its_own_optimum():
 
 
 def test_teaching_set_without_noise_is_recovered_exactly():
-    data = published.table("cs336_isoflops_curves")
+    data = public_data.table("cs336_isoflops_curves")
     sizes = data["parameters"].to_numpy(float)
     tokens = data["compute_budget"].to_numpy(float) / 6 / sizes
     losses = data["final_loss"].to_numpy(float)
@@ -158,7 +158,7 @@ def test_teaching_set_without_noise_is_recovered_exactly():
 
 
 def depth_curve(model):
-    data = published.table("looped_testtime_curves")
+    data = public_data.table("looped_testtime_curves")
     rows = data[data["model"] == model]
     return fit_saturating(rows["test_r"].to_numpy(float), rows["value"].to_numpy(float))
 

@@ -10,7 +10,7 @@ from analysis.laws.fit import fit_law
 from analysis.laws.objective import Objective, log_terms, minimise
 from analysis.laws.registry import LAWS
 from analysis.tables.schema import TableError
-from tests.analysis import published
+from tests.analysis import public_data
 
 TRAIN = {
     "params": np.array([1e7, 3e7, 1e8, 1e7, 3e7, 1e8, 1e7, 3e7, 1e8, 3e8]),
@@ -37,7 +37,7 @@ def loss(law, data, **parameters):
     ],
 )
 def test_gemstones_objectives_are_reached_or_beaten(name, delta, objective, exponent):
-    data = published.table(name)
+    data = public_data.table(name)
     points = {"params": data["params_active_precise"], "tokens": data["tokens"]}
     fit = fit_law("surface", points, data["final_loss"], delta=delta)
     assert fit.objective == pytest.approx(objective, abs=2e-10)
@@ -48,7 +48,7 @@ def test_gemstones_objectives_are_reached_or_beaten(name, delta, objective, expo
 
 
 def test_iso_depth_truth_is_recovered_exactly_and_with_noise():
-    data = published.table("synthetic_isodepth_truth")
+    data = public_data.table("synthetic_isodepth_truth")
     points = {
         "params_once": data["N_once"],
         "params_looped": data["N_rec"],
@@ -69,7 +69,7 @@ def test_iso_depth_truth_is_recovered_exactly_and_with_noise():
 
 
 def test_overtraining_law_predicts_the_large_models():
-    data = published.table("gadre2024_overtraining").astype({"params": float, "tokens": float})
+    data = public_data.table("gadre2024_overtraining").astype({"params": float, "tokens": float})
     data = data[data["train_set"] == "rpj"]
     data["flops"], data["tokens_per_param"] = 6 * data["params"] * data["tokens"], data["token_multiplier"]
     small = (data["chinchilla_multiplier"] == 1) & (data["params"] < 5e8)
@@ -88,7 +88,7 @@ def test_overtraining_law_predicts_the_large_models():
     [("kaplan(proj+lm_head)", 0.54), ("all_params", 0.37), ("transformer_only", 0.70)],
 )
 def test_counting_of_parameters_decides_the_exponent(accounting, exponent):
-    data = published.table("nanochat_isoflop_optima")
+    data = public_data.table("nanochat_isoflop_optima")
     data = data[(data["model"] == "nanochat_jan26") & (data["accounting"] == accounting)]
     fit = fit_law("power_law", {"x": data["budget"]}, data["N_opt"], delta=np.inf)
     assert fit.parameters["g"] == pytest.approx(exponent, abs=5e-3)
@@ -96,7 +96,7 @@ def test_counting_of_parameters_decides_the_exponent(accounting, exponent):
 
 @pytest.mark.parametrize("model", ["S20_r4_sample", "S20_r6_sample"])
 def test_the_exponential_is_the_best_of_the_four_depth_laws(model):
-    data = published.table("looped_testtime_curves")
+    data = public_data.table("looped_testtime_curves")
     rows = data[data["model"] == model]
     names = ("saturating", "shifted_power", "power", "pure_power")
     found = [fit_law(name, {"depth": rows["test_r"]}, rows["value"]).objective for name in names]

@@ -4,7 +4,7 @@ import pytest
 
 from analysis import FitConfig, TableError, isoflop, read_points
 from analysis.study.points import implied
-from tests.analysis import published
+from tests.analysis import public_data
 
 QUICK = FitConfig(bootstrap=200, validation=False)
 
@@ -35,10 +35,10 @@ def test_a_known_surface_gives_its_exponents_by_every_unbiased_estimator():
 
 
 def test_llama3_points_read_from_csv_with_mapped_columns():
-    published.table("llama3_isoflop_points")
+    public_data.table("llama3_isoflop_points")
     names = {"compute": "compute_budget", "x": "training_tokens", "loss": "validation_loss"}
     fit = isoflop(
-        read_points(published.FOLDER / "llama3_isoflop_points.csv", names), x="tokens", config=QUICK
+        read_points(public_data.FOLDER / "llama3_isoflop_points.csv", names), x="tokens", config=QUICK
     )
     assert len(fit.group.budgets_flops) == 10
     parabola, shared = (fit.group.estimator(name).laws["tokens"] for name in ("parabola", "shared shape"))

@@ -23,7 +23,7 @@ from sweeps.planning import design_search as search
 from sweeps.planning.design import allowance, design_config, laws, noise_of, planned_runs, target_of
 from sweeps.planning.design_files import added_cells
 from sweeps.planning.suggest import suggest
-from sweeps.state.ledger import enter
+from sweeps.state.ledger import register
 
 QUICK = [
     "assume.studies=100",
@@ -192,7 +192,7 @@ def test_runs_under_way_are_counted_and_not_suggested_again(place):
     sweep = added_cells(study.sweep, alone.cells)
     facts = DataFacts(digest="0123abcd" * 2, unique_tokens=10**12)
     under_way = cells(replace(study, sweep=sweep), lambda _: facts)
-    ledger = enter(replace(study, sweep=sweep), under_way)
+    ledger = register(replace(study, sweep=sweep), under_way)
     runs = ledger.runs(Path(study.root) / "isoflop_140m")
     assert len(runs) == 4
     runs[0].set_status(Status(state="running"))

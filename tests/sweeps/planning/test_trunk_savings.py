@@ -16,16 +16,16 @@ from harness.run.config import ScheduleConfig
 from harness.run.folder import RunFolder, Status
 from harness.run.trunk import stable_steps
 from model.config_validation import ConfigError
-from sweeps.backends.base import Element
+from sweeps.backends.base import JobElement
 from sweeps.backends.job_array import (
-    Batch,
+    JobArray,
     Submitted,
-    newest_places,
-    read_batches,
-    write_batch,
+    latest_elements,
+    read_arrays,
+    write_array,
     write_submitted,
 )
-from sweeps.backends.simulated import FakeCluster
+from sweeps.backends.simulated import SimulatedCluster
 from sweeps.backends.slurm import Slurm
 from sweeps.config.cluster import ClusterConfig, FakeConfig, Resources
 from sweeps.grid.cells import DataFacts, cells
@@ -36,7 +36,7 @@ from sweeps.launch.rehearsal import rehearse_with, stand_in
 from sweeps.launch.submit import show_job_files, submit_missing
 from sweeps.planning.plan import plan
 from sweeps.planning.trunk_savings import time_to_solution, worker_pools
-from sweeps.state.ledger import enter, read_ledger
+from sweeps.state.ledger import read_ledger, register
 
 FACTS = DataFacts(digest="d" * 16, unique_tokens=10**15)
 LADDER = ["sweep.budgets_flops=[1e18,2e18,4e18,8e18,16e18]"]
@@ -54,9 +54,11 @@ def study(tmp_path):
 @pytest.fixture
 def entered(study, tmp_path):
     """Ten runs on two trunks in a ledger, and a cluster where nothing fails."""
-    ledger = enter(study, cells(study, lambda _: FACTS))
+    ledger = register(study, cells(study, lambda _: FACTS))
     folder = tmp_path / ledger.name
-    cluster = FakeCluster(script=FakeConfig(), train=lambda run, failure: stand_in(folder / run, failure))
+    cluster = SimulatedCluster(
+        script=FakeConfig(), train=lambda run, failure: stand_in(folder / run, failure)
+    )
     return folder, ledger, cluster
 
 
@@ -143,22 +145,22 @@ def test_what_depends_on_the_length_is_refused_with_the_reason():
 
 def test_a_sweep_that_has_its_trunks_is_launched_again(study, tmp_path):
     study = dataclasses.replace(study, sweep=dataclasses.replace(study.sweep, trunk=True))
-    first = enter(study, cells(study, lambda _: FACTS))
-    assert enter(study, cells(study, lambda _: FACTS)) == first == read_ledger(tmp_path / first.name)
+    first = register(study, cells(study, lambda _: FACTS))
+    assert register(study, cells(study, lambda _: FACTS)) == first == read_ledger(tmp_path / first.name)
     other = dataclasses.replace(study, sweep=dataclasses.replace(study.sweep, name="other", trunk=False))
-    enter(other, cells(other, lambda _: FACTS))
+    register(other, cells(other, lambda _: FACTS))
     later = dataclasses.replace(study, sweep=dataclasses.replace(study.sweep, name="other"))
     with pytest.raises(ConfigError, match="its runs were launched without"):
-        enter(later, cells(later, lambda _: FACTS))
+        register(later, cells(later, lambda _: FACTS))
 
 
 def test_a_demand_for_trunks_is_put_to_the_cells_that_come_in(study):
-    enter(study, cells(study, lambda _: FACTS))
+    register(study, cells(study, lambda _: FACTS))
 
     def later(**changes):
         sweep = dataclasses.replace(study.sweep, trunk=True, **changes)
         demanding = dataclasses.replace(study, sweep=sweep)
-        return enter(demanding, cells(demanding, lambda _: FACTS))
+        return register(demanding, cells(demanding, lambda _: FACTS))
 
     assert len(later(budgets_flops=[1e18, 3e18]).run_ids) == 12
     with pytest.raises(ConfigError, match=r"sweep\.trunk=true, but no two runs differ in length alone"):
@@ -222,7 +224,7 @@ def test_time_to_solution(lengths, parents, workers, ends):
 
 def chained(elements, parents, resources=None):
     """The arrays that follow one of these elements, as (elements, token before, element before)."""
-    root = Batch(
+    root = JobArray(
         token="root",
         sweep="s",
         elements=elements,
@@ -262,7 +264,7 @@ def test_a_gap_makes_an_array_of_its_own_and_jobs_of_several_runs_stay_together(
 
 def test_generations_follow_each_other_and_each_has_the_whole_cap():
     trunks, budgets = range(300), range(5)
-    root = Batch(
+    root = JobArray(
         token="root", sweep="s", elements=[[f"s0-{t}"] for t in trunks], resources=Resources(),
         snapshot="", array_parallelism=256,
     )  # fmt: skip
@@ -290,10 +292,10 @@ def test_the_plan_counts_the_places_that_each_shape_is_submitted_with():
 
 
 def test_a_job_file_says_what_it_waits_for(tmp_path):
-    first = Batch(
+    first = JobArray(
         token="aa", sweep="s", elements=[["a"]], resources=Resources(), snapshot="c", array_parallelism=1
     )
-    write_batch(tmp_path, first)
+    write_array(tmp_path, first)
     after = dataclasses.replace(first, token="bb", after="aa")
     slurm = Slurm(ClusterConfig(kind="slurm"))
     assert "#SBATCH --dependency=aftercorr:JOB_OF_aa\n" in slurm.job_file(tmp_path, after, "1")
@@ -306,9 +308,9 @@ def test_a_job_file_says_what_it_waits_for(tmp_path):
 
 
 def test_a_job_whose_dependency_failed_is_not_waited_for_and_has_not_failed_itself():
-    orphan = Element(state="PENDING", reason="DependencyNeverSatisfied")
+    orphan = JobElement(state="PENDING", reason="DependencyNeverSatisfied")
     assert not orphan.is_live and orphan.death == ""
-    assert Element(state="PENDING", reason="Dependency").is_live
+    assert JobElement(state="PENDING", reason="Dependency").is_live
 
 
 def test_every_segment_is_trained_before_what_starts_from_it(entered):
@@ -345,13 +347,13 @@ def test_a_segment_that_fails_for_good_holds_back_its_branches_only(entered):
 def test_a_branch_that_was_cancelled_waits_for_the_segment_in_the_queue(entered):
     folder, ledger, cluster = entered
     submit_missing(folder, ledger, cluster)
-    places = newest_places(read_batches(folder))
+    places = latest_elements(read_arrays(folder))
     branch = next(name for name in ledger.run_ids if len(ledger.lineage(name)) == 1)
     batch, index = places[branch]
     cluster.cancel([f"{cluster.jobs[batch.name]}_{index}"])
     asking = dataclasses.replace(ledger.cluster, resources=Resources(time_min=77))
     assert submit_missing(folder, dataclasses.replace(ledger, cluster=asking), cluster).runs == 1
-    again, _ = newest_places(read_batches(folder))[branch]
+    again, _ = latest_elements(read_arrays(folder))[branch]
     first, place = places[ledger.parents[branch]]
     assert (again.after, again.after_index) == (first.token, place)
     assert again.resources.time_min == 77, "as this launch asks"

@@ -1,6 +1,7 @@
 """Tables in, laws and figures out; knows nothing of training jobs."""
 
-from analysis.compare.comparison import Comparison, compare
+from analysis.compare.compare import compare
+from analysis.compare.comparison import Comparison
 from analysis.config import FitConfig
 from analysis.laws.fit import LawFit, fit_law
 from analysis.laws.registry import LAWS

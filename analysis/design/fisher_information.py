@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtr, stdtrit
 
+from analysis.config import Array
 from analysis.design.ground_truth import Generator
 from analysis.isoflop.curves import EDGE_SHARE, MIN_SWEPT
 from analysis.isoflop.geometry import Geometry
@@ -23,7 +24,6 @@ from analysis.isoflop.optimum import Path, optimum, response
 from analysis.isoflop.power_law import MIN_BUDGETS
 from analysis.laws.variable_projection import BOX, SharedShape, fit_shared_shape
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
 Counts = np.ndarray[Any, np.dtype[np.int64]]  # runs [budgets, recurrences]
 INSIDE = 0.95  # wanted chance that all minima lie inside; falling short of it costs PENALTY per unit
 PENALTY = 4.0

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.config import FitConfig, ParameterCount
+from analysis.config import Array, FitConfig, ParameterCount
 from analysis.design.ground_truth import Generator
 from analysis.isoflop.curves import Curves, Quantity, curves, inside, refusal_before
 from analysis.isoflop.estimator import EstimatorName, Inputs, Points, as_quantity
@@ -25,7 +25,6 @@ from analysis.stats.noise import NoiseFloor, noise_floor
 from analysis.tables.schema import TableError
 from analysis.tables.selection import CELL
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
 UNKNOWN = NoiseFloor(sd_nats=None, degrees_of_freedom=0)
 QUANTITIES: tuple[Quantity, Quantity] = ("mean_recurrence", "tokens")
 

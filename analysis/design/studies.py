@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from analysis.compare.loss_difference import of_minimum
-from analysis.config import FitConfig, Progress
+from analysis.compare.loss_difference import FittedMinimum, difference_of_minimum
+from analysis.config import Array, FitConfig, Progress
 from analysis.design.ground_truth import Generator
 from analysis.design.power import DesignConfig, Outlook, Resolution, Resolved
 from analysis.design.simulate import QUANTITIES, Estimates, Grid, Noise, estimate
@@ -16,7 +16,6 @@ from analysis.isoflop.estimator import DEFAULT, EstimatorFit, Inputs
 from analysis.isoflop.power_law import MIN_BUDGETS
 from analysis.isoflop.shared_shape import fit_shared
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
 Analysis = tuple[Inputs, EstimatorFit]
 MOST = 0.5  # past this share of analyses without an interval there is no typical one
 BATCH = 250  # studies fitted at once between two steps of the progress bar
@@ -240,11 +239,13 @@ def _power(
         if inputs.floor.sd_nats is None or optimum.value is None or optimum.loss_nats is None:
             continue
         fixed = float(losses[k, control].mean())
-        draws = (optimum.loss_draws, optimum.factor)
-        pair = (optimum.loss_nats, fixed)
-        told = of_minimum(pair, draws, int(control.sum()), inputs.floor, None, inputs.config, f"{flops}")
-        if told.high_nats is not None:
-            reaches.append(told.high_nats - told.nats)
+        minimum_draws = FittedMinimum(loss_draws=optimum.loss_draws, factor=optimum.factor)
+        losses_of_pair, seeds = (optimum.loss_nats, fixed), int(control.sum())
+        difference = difference_of_minimum(
+            losses_of_pair, minimum_draws, seeds, inputs.floor, None, inputs.config, f"{flops}"
+        )
+        if difference.high_nats is not None:
+            reaches.append(difference.high_nats - difference.nats)
     if not reaches:
         return (None, known) if analyses[0][0].floor.sd_nats is None else (0.0, known)
     below = gap[within][:, None] + np.array(reaches) < 0

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
-from analysis.config import FitConfig
+from analysis.config import Array, FitConfig, Indices, Mask
 from analysis.format import fixed, number, percent, span
 from analysis.isoflop.geometry import Geometry, on_curve
+from analysis.serialize import HIDDEN
 from analysis.stats.bootstrap import interval, studentised
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
 Quantity = Literal["mean_recurrence", "params", "tokens"]
 
 MIN_SWEPT = 4  # a parabola has three parameters: with three points its minimum has no error
 EDGE_SHARE = 0.02  # of the log width of the swept range: an optimum this close to an end is at the edge
 MAX_WITHOUT_MINIMUM = 0.5  # past this share of resamples without a minimum, an optimum is refused
-HIDDEN: dict[str, Any] = {"json": False}
 LABELS: dict[Quantity, str] = {
     "mean_recurrence": "mean recurrence µ (loops)",
     "params": "parameters N",
@@ -82,8 +81,8 @@ class Curves:
     variable: Quantity = "mean_recurrence"
 
     budgets_flops: Array
-    budget: np.ndarray[Any, np.dtype[np.int64]]
-    rows: np.ndarray[Any, np.dtype[np.int64]]
+    budget: Indices
+    rows: Indices
     values: Array  # of the swept variable
     tokens: Array
     params: Array
@@ -200,7 +199,7 @@ def believed(swept: tuple[float, float]) -> tuple[float, float]:
     return low + margin, high - margin
 
 
-def inside(log_values: Array, swept: tuple[float, float]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+def inside(log_values: Array, swept: tuple[float, float]) -> Mask:
     """Mark optima (logs) that lie inside a swept range and off its edges."""
     low, high = believed(swept)
     with np.errstate(invalid="ignore"):

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from scipy.special import fdtrc
 
-from analysis.config import FitConfig
+from analysis.config import Array, FitConfig, Indices, Labels
 from analysis.format import number, percent
 from analysis.isoflop.curves import (
-    HIDDEN,
     QUANTITY_NAMES,
     Curves,
     Optimum,
@@ -28,11 +27,10 @@ from analysis.isoflop.curves import (
 from analysis.isoflop.geometry import Geometry
 from analysis.isoflop.optimum import Path
 from analysis.isoflop.power_law import PowerLaw, power_law
+from analysis.serialize import HIDDEN
 from analysis.stats.bootstrap import REPLICATES, RESIDUALS, Draws, NoiseLevel, interval, studentised
 from analysis.stats.noise import NoiseFloor
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
-Rows = np.ndarray[Any, np.dtype[np.int64]]
 EstimatorName = Literal["shared shape", "parabola", "surface"]
 # It has no parabola bias and assumes no law across budgets.
 DEFAULT: EstimatorName = "shared shape"
@@ -90,7 +88,7 @@ class EstimatorFit:
 class Points:
     """Runs that enter a surface, on an isoFLOP curve or not; `rows` as in `Curves`."""
 
-    rows: Rows
+    rows: Indices
     params: Array
     tokens: Array
     loss_nats: Array
@@ -106,7 +104,7 @@ class Inputs:
     draws: Draws
     floor: NoiseFloor
     config: FitConfig
-    run_ids: np.ndarray[Any, np.dtype[np.str_]]  # [runs of the table]
+    run_ids: Labels  # [runs of the table]
 
     @property
     def budgets(self) -> int:
@@ -118,7 +116,7 @@ class Inputs:
         """List the budgets whose curve has enough swept values."""
         return [k for k in range(self.budgets) if refusal_before(self.cells, k) is None]
 
-    def level(self, squares: float, freedom: int, rows: Rows) -> NoiseLevel:
+    def level(self, squares: float, freedom: int, rows: Indices) -> NoiseLevel:
         """Return the noise of the replicate seeds, or that of a fit's residuals where it is larger or alone.
 
         `squares` is the sum of the squared residuals (nats²) of the table's `rows`. They are larger where the
@@ -152,7 +150,7 @@ class Inputs:
         )
 
     def resamples(
-        self, level: NoiseLevel, base: Array, rows: Rows, seen: Array
+        self, level: NoiseLevel, base: Array, rows: Indices, seen: Array
     ) -> tuple[Array, Array | None]:
         """Return losses [resamples, points] and weights: noise around the fit `base`, or runs drawn again."""
         weights = self.draws.weights

@@ -9,15 +9,12 @@ variable.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.config import ParameterCount
+from analysis.config import Array, Mask, ParameterCount
 from analysis.tables.schema import TableError
-
-Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +97,7 @@ def backprop_share(looped: pd.DataFrame) -> float:
     return float(shares[0]) if np.allclose(shares, shares[0]) else 0.5
 
 
-def on_curve(looped: pd.DataFrame, share: float) -> np.ndarray[Any, np.dtype[np.bool_]]:
+def on_curve(looped: pd.DataFrame, share: float) -> Mask:
     """Mark the cells whose FLOPs lie on the continuous curve; odd mu with ceil(mu / 2) do not, nor does mu
     = 1.
     """

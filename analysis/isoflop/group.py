@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.config import FitConfig
+from analysis.config import FitConfig, Labels
 from analysis.format import number, percent
-from analysis.isoflop.curves import HIDDEN, QUANTITY_NAMES, Curves, Quantity, curves
+from analysis.isoflop.curves import QUANTITY_NAMES, Curves, Quantity, curves
 from analysis.isoflop.estimator import DEFAULT, LACK_OF_FIT_FLAG, EstimatorFit, Inputs, Points
 from analysis.isoflop.geometry import Geometry, geometry
 from analysis.isoflop.parabola import fit_parabolas
 from analysis.isoflop.shared_shape import fit_shared
 from analysis.isoflop.surface_estimator import fit_parametric
+from analysis.serialize import HIDDEN
 from analysis.stats.bootstrap import Draws, draws, resample
 from analysis.stats.noise import NoiseFloor
 from analysis.tables.schema import TableError
@@ -144,7 +145,7 @@ def _draws(table: pd.DataFrame, label: str, config: FitConfig) -> Draws:
     return resample(drawn, config.resampling, strata, blocks, label, config.seed)
 
 
-def blocks_of(runs: pd.DataFrame, config: FitConfig) -> np.ndarray[Any, np.dtype[np.str_]]:
+def blocks_of(runs: pd.DataFrame, config: FitConfig) -> Labels:
     """Return the block of every run [runs]; runs without one are blocks of their own.
 
     Raises TableError where resampling=block asks for a column that is not there.
@@ -154,12 +155,12 @@ def blocks_of(runs: pd.DataFrame, config: FitConfig) -> np.ndarray[Any, np.dtype
     return _labels(runs, config.block)
 
 
-def trunks_of(runs: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.str_]]:
+def trunks_of(runs: pd.DataFrame) -> Labels:
     """Return the trunk of every run [runs], for one without its own name."""
     return _labels(runs, "trunk_id")
 
 
-def _labels(runs: pd.DataFrame, column: str) -> np.ndarray[Any, np.dtype[np.str_]]:
+def _labels(runs: pd.DataFrame, column: str) -> Labels:
     names = runs["run_id"].to_numpy(str)
     labels = runs[column].fillna("").to_numpy(str) if column in runs else np.full(len(names), "")
     return np.where(labels == "", names, labels)

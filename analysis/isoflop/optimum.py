@@ -7,13 +7,12 @@ p e^(-a u) u' = r e^(-b v) (-v'). Its logarithm rises along the path, so bisecti
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from analysis.config import Array
 from analysis.isoflop.geometry import Geometry
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
 REACH = 6.0  # e-foldings beyond the middle of the path that are searched on either side
 BISECTIONS, NEWTON_STEPS = 8, 7  # the first bring a step within .1 of the root, the others to rounding
 

@@ -7,15 +7,12 @@ It reproduces published numbers. Its minimum is biased where the curve is not ce
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
+from analysis.config import Array
 from analysis.isoflop.curves import Optimum, Quantity, judge, refusal_before, refused
 from analysis.isoflop.estimator import EstimatorFit, Inputs, laws, nothing
 from analysis.stats.bootstrap import NoiseLevel
-
-Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def fit_parabola(x: Array, losses: Array, weights: Array | None = None) -> tuple[Array, Array]:

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from analysis.config import FitConfig
+from analysis.config import Array, FitConfig
 from analysis.format import fixed, number, percent
-from analysis.isoflop.curves import HIDDEN, SYMBOLS, Optimum, Quantity, inside
+from analysis.isoflop.curves import SYMBOLS, Optimum, Quantity, inside
+from analysis.serialize import HIDDEN
 from analysis.stats.bootstrap import interval, studentised
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
 MIN_BUDGETS = 3
 MAX_WITHOUT_LAW = 0.25  # past this share of resamples without three optima, a law is refused
 

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
+from analysis.config import Array
 from analysis.isoflop.curves import Optimum, believed
 from analysis.isoflop.estimator import EstimatorFit
 from analysis.laws.newton import Evaluate, Evaluation, descend
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
 Ends = tuple[float | None, float | None]
 # parameters [rows, parameters] -> log optima [rows, 2 budgets] and slopes [rows, 2 budgets, parameters]
 Functional = Callable[[Array], tuple[Array, Array]]

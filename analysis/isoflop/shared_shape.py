@@ -9,16 +9,14 @@ continuous isoFLOP curve.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import numpy as np
 
+from analysis.config import Array
 from analysis.isoflop.curves import Quantity
 from analysis.isoflop.estimator import EstimatorFit, Inputs, Minima, laws, nothing, optima_along
 from analysis.isoflop.optimum import Path, optimum
 from analysis.laws.variable_projection import SharedShape, fit_shared_shape
-
-Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def fit_shared(inputs: Inputs) -> EstimatorFit:

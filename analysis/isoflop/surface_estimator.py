@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 from scipy.special import ndtr
 
+from analysis.config import Array
 from analysis.isoflop.curves import Quantity
 from analysis.isoflop.estimator import EstimatorFit, Inputs, Minima, laws, nothing, optima_along
 from analysis.isoflop.optimum import REACH, Path, optimum, response
@@ -19,7 +19,6 @@ from analysis.laws.registry import LAWS
 from analysis.laws.surface import HIGH, LOW, PARAMETERS, Surface, fit_surface, refit
 from analysis.stats.bootstrap import NoiseLevel
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
 SPARE_RUNS = 3  # runs beyond its five parameters that the surface needs
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import serialize as plain
+from analysis import serialize
+from analysis.config import Array
 from analysis.format import number, span
 from analysis.laws.depth_curve import fit_saturating
 from analysis.laws.fit import LawFit, fit_law
-from analysis.laws.law import Array
 from analysis.laws.registry import LAWS
 from analysis.tables.schema import TableError
 
@@ -85,11 +85,11 @@ class CurveLaws:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fits as JSON values."""
-        return dict(plain.plain(self))
+        return dict(serialize.to_jsonable(self))
 
     def to_json(self) -> str:
         """Return the fits as JSON text."""
-        return plain.to_json(self)
+        return serialize.to_json(self)
 
 
 def fit_curves(name: str, points: pd.DataFrame, delta: float) -> CurveLaws:

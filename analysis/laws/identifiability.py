@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 
-from analysis.laws.law import Array, Law
+from analysis.config import Array, Mask
+from analysis.laws.law import Law
 from analysis.laws.newton import Fit
 from analysis.laws.objective import Terms, log_terms
 
 TRADE_OFF = 0.98  # correlation past which two parameters are said to be determined only together
 FLAT = 1e-9  # eigenvalue, of a unit diagonal, below which a direction moves no loss
 ALONG = 0.1  # share of a parameter in a direction, past which it is named
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 def held(law: Law, slopes: Array, at_bound: Mask) -> Mask:

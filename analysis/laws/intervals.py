@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from analysis.config import Array
 from analysis.laws.identifiability import held
-from analysis.laws.law import Array, Law
+from analysis.laws.law import Law
 from analysis.laws.newton import Fit
 from analysis.stats.bootstrap import FEW_BLOCKS, few_blocks, interval
 

@@ -11,7 +11,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from analysis.laws.law import Array, Data, Law, Parameter
+from analysis.config import Array
+from analysis.laws.law import Data, Law, Parameter
 
 SIZE = "size"  # column with the place of each point's size, counted from 1
 

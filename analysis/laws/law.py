@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
+from analysis.config import Array
 from analysis.laws.objective import Terms
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
 Data = Mapping[str, Array]
 Kind = Literal["amplitude", "exponent", "shape"]
 

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.config import Array
 from analysis.format import number
 from analysis.isoflop.geometry import FLOPS_PER_PARAM, Geometry
 from analysis.isoflop.optimum import Path as Curve
 from analysis.isoflop.optimum import optimum
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
 FOLDER = Path(__file__).parent
 TABLES = (
     "sizes",

@@ -16,9 +16,8 @@ import pandas as pd
 import scipy
 
 from analysis.compare.comparison import Comparison
-from analysis.compare.compute_multiplier import Saving
-from analysis.compare.score_difference import ScoreDifference
-from analysis.compare.words import SUITES, interval_nats, paragraph, suites
+from analysis.compare.compute_multiplier import ComputeMultiplier
+from analysis.compare.rows import SUITE_TITLES, RecurrenceRow, suite_names
 from analysis.figures import style
 from analysis.format import error, number, span
 from analysis.isoflop.curves import QUANTITY_NAMES, Quantity
@@ -65,8 +64,8 @@ def render(
         headlines=study.headlines(),
         groups=_groups(study.groups),
         differences=_differences(comparison),
-        suites=[SUITES.get(name, name) for name in suites(comparison.rows)],
-        compared=paragraph(comparison),
+        suites=[SUITE_TITLES.get(name, name) for name in suite_names(comparison.rows)],
+        compared=comparison.paragraph(),
         rate_rows=study.depth.by_recurrence,
         run_laws=[law.summary().splitlines() for law in study.run_laws],
         held_out=held_out(study.validation),
@@ -141,41 +140,40 @@ def _optimum_rows(group: GroupFit, quantity: Quantity) -> list[list[str]]:
 
 def _differences(comparison: Comparison) -> dict[str, list[list[str]]]:
     """Return per group one row a budget; points are those of the trained recurrence next to the best."""
-    names = suites(comparison.rows)
-    found: dict[str, list[list[str]]] = {}
+    suites = suite_names(comparison.rows)
+    tables: dict[str, list[list[str]]] = {}
     for row in comparison.rows:
-        d, trained = row.difference, row.trained()
-        scores = {score.suite: score for score in trained.scores}
-        found.setdefault(row.group, []).append(
+        difference, nearest = row.difference, row.nearest()
+        tables.setdefault(row.group, []).append(
             [
                 number(row.budget_flops),
                 f"{row.mean_recurrence:.3g}",
                 f"{row.choice}: {row.why}",
                 f"{row.looped_nats:.4f}",
                 f"{row.fixed_nats:.4f}",
-                f"{d.nats:+.4f}",
-                interval_nats(d),
-                "–" if d.bits_per_byte is None else f"{d.bits_per_byte:+.4f}",
-                d.verdict,
-                _saving(row.saving),
-                *(_points(trained.mean_recurrence, scores.get(name)) for name in names),
+                f"{difference.nats:+.4f}",
+                difference.interval(),
+                "–" if difference.bits_per_byte is None else f"{difference.bits_per_byte:+.4f}",
+                difference.verdict,
+                _multiplier(row.saving),
+                *(_points(nearest, suite) for suite in suites),
             ]
         )
-    return found
+    return tables
 
 
-def _points(depth: float, found: ScoreDifference | None) -> str:
-    if found is None:
+def _points(cell: RecurrenceRow, suite: str) -> str:
+    score = cell.score(suite)
+    if score is None:
         return "not evaluated"
-    ends = f"[{found.low:+.2f}, {found.high:+.2f}]"
-    return f"{found.points:+.2f} {ends} at µ = {depth:g}: {found.verdict}"
+    return f"{score.summary()} at µ = {cell.mean_recurrence:g}: {score.verdict}"
 
 
-def _saving(found: Saving) -> str:
-    if found.ratio is None:
-        return found.refusal or ""
-    ends = f" {span(found.low, found.high)}" if found.low is not None or found.high is not None else ""
-    return f"{found.ratio:.2f}{ends}"
+def _multiplier(multiplier: ComputeMultiplier) -> str:
+    if multiplier.ratio is None:
+        return multiplier.refusal or ""
+    low, high = multiplier.low, multiplier.high
+    return f"{multiplier.ratio:.2f}" + ("" if low is None and high is None else f" {span(low, high)}")
 
 
 def held_out(validation: Validation | None) -> list[list[str]]:

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from scipy.special import chdtri, ndtri, stdtrit
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
+from analysis.config import Array
+
 FEW_BLOCKS = 10  # below this many, percentiles over resampled blocks cover far too seldom
 REPLICATES, RESIDUALS = "replicate seeds", "residuals of this fit"
 

@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 
 from analysis.config import FitConfig, Progress
-from analysis.isoflop.curves import HIDDEN
 from analysis.isoflop.geometry import geometry
 from analysis.isoflop.group import GroupFit, blocks_of, fit_groups
 from analysis.laws.curve_laws import RIVALS, CurveLaws, fit_curves
@@ -22,6 +21,7 @@ from analysis.laws.fit import LawFit, fit_law
 from analysis.laws.joint import SIZE, joint
 from analysis.laws.law import Law
 from analysis.laws.registry import LAWS
+from analysis.serialize import HIDDEN
 from analysis.stats.noise import noise_floor
 from analysis.tables.schema import TableError
 from analysis.tables.selection import select

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from analysis import serialize as plain
+from analysis import serialize
 from analysis.config import FitConfig
 from analysis.isoflop.curves import QUANTITY_NAMES, Curves
 from analysis.isoflop.estimator import DEFAULT, Inputs, Points
@@ -79,11 +79,11 @@ class IsoflopFit:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fit as JSON values."""
-        return dict(plain.plain(self))
+        return dict(serialize.to_jsonable(self))
 
     def to_json(self) -> str:
         """Return the fit as JSON text, the same bytes for the same points and seed."""
-        return plain.to_json(self)
+        return serialize.to_json(self)
 
     def plot(self, ax: Any = None) -> Any:
         """Draw the isoFLOP curves on a matplotlib axis and return it."""

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis import serialize as plain
-from analysis.config import FitConfig
+from analysis import serialize
+from analysis.config import FitConfig, Progress
 from analysis.design.fisher_information import Information
 from analysis.design.ground_truth import REACH, Generator, at_published_optima, fitted, published
 from analysis.design.power import DesignConfig, Resolution
 from analysis.design.simulate import Grid, Noise, grid
-from analysis.design.studies import Progress, resolve
+from analysis.design.studies import resolve
 from analysis.format import number
 from analysis.isoflop.power_law import MIN_BUDGETS
 from analysis.stats.noise import noise_floor
@@ -62,7 +62,7 @@ def write_design(
     from analysis.figures.style import save
 
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / f"{name}.json", plain.to_json(results) + "\n")
+    write_text(folder / f"{name}.json", serialize.to_json(results) + "\n")
     save(replace(design_figure(results, labels), name=name), folder)
     return folder
 

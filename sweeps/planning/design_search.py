@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis.config import FitConfig
+from analysis.config import FitConfig, Progress
 from analysis.design.fisher_information import information
 from analysis.design.grid_search import Limits, best_grids
 from analysis.design.ground_truth import Generator
 from analysis.design.power import DesignConfig, Resolution
 from analysis.design.simulate import Grid, Noise, estimate, grid
-from analysis.design.studies import Progress, expected_losses, resolve
+from analysis.design.studies import expected_losses, resolve
 from analysis.format import number, percent
 from analysis.stats.bootstrap import student
 from analysis.stats.noise import noise_floor

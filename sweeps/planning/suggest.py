@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.config import FitConfig
+from analysis.config import FitConfig, Progress
 from analysis.design.fisher_information import Counts, Information, information
 from analysis.design.grid_search import Limits, cost, next_runs
 from analysis.design.ground_truth import Generator
 from analysis.design.simulate import Grid, grid
-from analysis.design.studies import Progress
 from analysis.format import number
 from analysis.laws.surface import fit_surface, refit
 from analysis.stats.noise import noise_floor

@@ -19,8 +19,7 @@ from scipy.special import ndtr, stdtrit
 from analysis.config import Array
 from analysis.design.ground_truth import Generator
 from analysis.isoflop.curves import EDGE_SHARE, MIN_SWEPT
-from analysis.isoflop.geometry import Geometry
-from analysis.isoflop.optimum import Path, optimum, response
+from analysis.isoflop.geometry import Geometry, Path, optimum, response
 from analysis.isoflop.power_law import MIN_BUDGETS
 from analysis.laws.variable_projection import BOX, SharedShape, fit_shared_shape
 

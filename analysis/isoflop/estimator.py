@@ -24,8 +24,7 @@ from analysis.isoflop.curves import (
     refusal_before,
     refused,
 )
-from analysis.isoflop.geometry import Geometry
-from analysis.isoflop.optimum import Path
+from analysis.isoflop.geometry import Geometry, Path
 from analysis.isoflop.power_law import PowerLaw, power_law
 from analysis.serialize import HIDDEN
 from analysis.stats.bootstrap import REPLICATES, RESIDUALS, Draws, NoiseLevel, interval, studentised

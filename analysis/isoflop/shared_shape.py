@@ -15,7 +15,7 @@ import numpy as np
 from analysis.config import Array
 from analysis.isoflop.curves import Quantity
 from analysis.isoflop.estimator import EstimatorFit, Inputs, Minima, laws, nothing, optima_along
-from analysis.isoflop.optimum import Path, optimum
+from analysis.isoflop.geometry import Path, optimum
 from analysis.laws.variable_projection import SharedShape, fit_shared_shape
 
 

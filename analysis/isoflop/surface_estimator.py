@@ -9,11 +9,10 @@ import numpy as np
 from scipy.special import ndtr
 
 from analysis.config import Array
-from analysis.isoflop.curves import Quantity
+from analysis.isoflop.curves import Optimum, Quantity, believed
 from analysis.isoflop.estimator import EstimatorFit, Inputs, Minima, laws, nothing, optima_along
-from analysis.isoflop.optimum import REACH, Path, optimum, response
-from analysis.isoflop.profile import Model, with_profiles
-from analysis.laws.identifiability import undetermined
+from analysis.isoflop.geometry import REACH, Path, optimum, response
+from analysis.laws.intervals import Ends, Model, profile_intervals, undetermined
 from analysis.laws.objective import evaluate
 from analysis.laws.registry import LAWS
 from analysis.laws.surface import HIGH, LOW, PARAMETERS, Surface, fit_surface, refit
@@ -126,3 +125,69 @@ def _notes(point: Surface) -> tuple[str, ...]:
         f"gradient {fit.gradient[0]:.1e}, least curvature {fit.curvature[0]:.1e}"
     )
     return certificate, *undetermined(LAWS["surface"], point.objective.terms, fit)
+
+
+def with_profiles(
+    fitted: EstimatorFit, budgets_flops: Array, model: Model, confidence: float
+) -> EstimatorFit:
+    """Replace the bootstrap's intervals of accepted laws and optima.
+
+    Which budgets have their optimum inside the grid is itself uncertain. The interval of an exponent
+    therefore spans those of the slope over the accepted budgets and over all that cannot be excluded.
+    """
+    budgets = len(budgets_flops)
+    units = {q: np.eye(2 * budgets)[k * budgets :][:budgets] for k, q in enumerate(fitted.optima)}
+    ends = profile_intervals(model, np.concatenate(list(units.values())), confidence)
+    places = {q: ends[k * budgets :][:budgets] for k, q in enumerate(fitted.optima)}
+    sets = {q: _budget_sets(fitted.optima[q], places[q]) for q, law in fitted.laws.items() if law.exponent}
+    wanted = [(q, used) for q, choices in sets.items() for used in choices]
+    rows = [row for q, used in wanted for row in _line(budgets_flops, used) @ units[q]]
+    ends = profile_intervals(model, np.array(rows), confidence) if rows else []
+    lines = dict(zip(wanted, zip(ends[::2], ends[1::2], strict=True), strict=True))
+    laws = dict(fitted.laws)
+    for quantity, choices in sets.items():
+        slope = _hull([lines[quantity, used][0] for used in choices])
+        level = [_raised(end) for end in lines[quantity, choices[0]][1]]
+        laws[quantity] = replace(
+            laws[quantity],
+            exponent_low=slope[0],
+            exponent_high=slope[1],
+            coefficient_low=level[0],
+            coefficient_high=level[1],
+        )
+    optima = {
+        quantity: tuple(
+            found if found.refusal else replace(found, low=_raised(low), high=_raised(high))
+            for found, (low, high) in zip(fitted.optima[quantity], places[quantity], strict=True)
+        )
+        for quantity in fitted.optima
+    }
+    return replace(fitted, optima=optima, laws=laws)
+
+
+def _budget_sets(optima: tuple[Optimum, ...], ends: list[Ends]) -> list[tuple[int, ...]]:
+    """Return the accepted budgets and, where they are others, those whose optimum may lie inside the grid."""
+    accepted = tuple(k for k, found in enumerate(optima) if found.value is not None)
+    possible = []
+    for k, (found, (low, high)) in enumerate(zip(optima, ends, strict=True)):
+        first, last = believed(found.swept)
+        if k in accepted or (found.fitted and (low is None or low < last) and (high is None or high > first)):
+            possible.append(k)
+    return [accepted] if tuple(possible) == accepted else [accepted, tuple(possible)]
+
+
+def _line(budgets_flops: Array, used: tuple[int, ...]) -> Array:
+    """Return the weights of the least-squares slope and of the mean over some budgets [2, budgets]."""
+    at = np.isin(np.arange(len(budgets_flops)), used)
+    x = np.where(at, np.log(budgets_flops) - np.log(budgets_flops[at]).mean(), 0.0)
+    return np.stack([x / (x @ x), at / at.sum()])
+
+
+def _hull(ends: list[Ends]) -> Ends:
+    lows, highs = ([pair[side] for pair in ends] for side in (0, 1))
+    low = None if None in lows else min(end for end in lows if end is not None)
+    return low, None if None in highs else max(end for end in highs if end is not None)
+
+
+def _raised(end: float | None) -> float | None:
+    return None if end is None else float(np.exp(end))

@@ -14,8 +14,7 @@ import pandas as pd
 from analysis import serialize
 from analysis.config import Array
 from analysis.format import number, span
-from analysis.laws.identifiability import slopes_at, undetermined
-from analysis.laws.intervals import Intervals, band, intervals, told
+from analysis.laws.intervals import Intervals, band, intervals, slopes_at, told, undetermined
 from analysis.laws.law import Data, Law
 from analysis.laws.objective import (
     RESAMPLE_ITERATIONS,

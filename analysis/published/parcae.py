@@ -15,9 +15,8 @@ import pandas as pd
 
 from analysis.config import Array
 from analysis.format import number
-from analysis.isoflop.geometry import FLOPS_PER_PARAM, Geometry
-from analysis.isoflop.optimum import Path as Curve
-from analysis.isoflop.optimum import optimum
+from analysis.isoflop.geometry import FLOPS_PER_PARAM, Geometry, optimum
+from analysis.isoflop.geometry import Path as Curve
 
 FOLDER = Path(__file__).parent
 TABLES = (

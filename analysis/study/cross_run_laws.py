@@ -18,8 +18,7 @@ from analysis.isoflop.geometry import geometry
 from analysis.isoflop.group import GroupFit, blocks_of, fit_groups
 from analysis.laws.curve_laws import RIVALS, CurveLaws, fit_curves
 from analysis.laws.fit import LawFit, fit_law
-from analysis.laws.joint import SIZE, joint
-from analysis.laws.law import Law
+from analysis.laws.law import SIZE, Law, joint
 from analysis.laws.registry import LAWS
 from analysis.serialize import HIDDEN
 from analysis.stats.noise import noise_floor

@@ -63,7 +63,7 @@ def compare_sweep(settings: FitTableConfig) -> Comparison:
     from analysis import compare
     from analysis.figures.compare import compare_figures
     from analysis.figures.style import save
-    from analysis.tables.selection import read_items
+    from analysis.tables.readers import read_items
 
     source = _source(settings)
     if not isinstance(source, tuple):

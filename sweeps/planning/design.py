@@ -19,7 +19,8 @@ from analysis.design.studies import resolve
 from analysis.format import number
 from analysis.isoflop.power_law import MIN_BUDGETS
 from analysis.stats.noise import noise_floor
-from analysis.tables.selection import groups, read_tables, select
+from analysis.tables.readers import read_tables
+from analysis.tables.selection import groups, select
 from harness.storage.files import write_text
 from model.config_validation import ConfigError, build
 from sweeps.config.study import StudyConfig

@@ -16,7 +16,8 @@ from analysis.design.simulate import Grid, grid
 from analysis.format import number
 from analysis.laws.surface import fit_surface, refit
 from analysis.stats.noise import noise_floor
-from analysis.tables.selection import read_tables, select
+from analysis.tables.readers import read_tables
+from analysis.tables.selection import select
 from sweeps.config.study import StudyConfig
 from sweeps.planning.design import (
     allowance,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.isoflop.geometry import SIZES
-from analysis.isoflop.optimum import Path, optimum
+from analysis.isoflop.geometry import SIZES, Path, optimum
 from analysis.isoflop.parabola import fit_parabola, minimum
 from analysis.laws.depth_curve import fit_saturating
 from analysis.laws.objective import Objective, minimise

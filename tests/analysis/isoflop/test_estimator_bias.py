@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.isoflop.geometry import SIZES
-from analysis.isoflop.optimum import Path, optimum
+from analysis.isoflop.geometry import SIZES, Path, optimum
 from analysis.isoflop.parabola import fit_parabola, minimum
 from analysis.laws.surface import fit_surface
 from analysis.laws.variable_projection import fit_shared_shape

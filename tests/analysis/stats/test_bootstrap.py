@@ -5,7 +5,7 @@ from scipy.stats import t as student
 
 from analysis import FitConfig, TableError, fit, isoflop
 from analysis.laws.fit import fit_law
-from analysis.laws.joint import joint
+from analysis.laws.law import joint
 from analysis.laws.registry import LAWS
 from analysis.stats.bootstrap import few_blocks
 from tests.analysis.synthetic import INSIDE, study

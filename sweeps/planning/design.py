@@ -34,7 +34,7 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 def design(study: StudyConfig, progress: Progress = lambda stage, done: None) -> tuple[Resolution, ...]:
     """Return what the planned grid would resolve under each law of `assume.law`; writes nothing."""
-    frame = planned(study)
+    frame = planned_runs(study)
     bench = grid(frame, FitConfig().parameter_count)
     noise, config = noise_of(study, frame), design_config(study, bench)
     return tuple(resolve(bench, law, noise, config, progress) for law in laws(study, bench))
@@ -68,13 +68,12 @@ def write_design(
     return folder
 
 
-def planned(study: StudyConfig) -> pd.DataFrame:
+def planned_runs(study: StudyConfig) -> pd.DataFrame:
     """Return the cells of the plan that would run; raises ConfigError unless they are of one group."""
-    frame = plan(study)
-    kept = frame[frame["verdict"] == "OK"]
-    if kept.empty:
-        raise ConfigError(f"no cell of sweep {study.sweep.name} would run: loopscale plan tells why")
-    return one_group(kept)
+    accepted = plan(study).accepted
+    if accepted.empty:
+        raise ConfigError(f"no cell of sweep {study.sweep.name} would run: loopscale plan shows the reasons")
+    return one_group(accepted)
 
 
 def one_group(runs: pd.DataFrame) -> pd.DataFrame:

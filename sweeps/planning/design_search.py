@@ -26,7 +26,7 @@ from sweeps.planning.design import (
     ladder,
     laws,
     noise_of,
-    planned,
+    planned_runs,
     target_of,
 )
 from sweeps.planning.design_files import searched_sweep
@@ -84,7 +84,7 @@ def search(
     whose minima all lie inside it. `truths` stand in for the laws of `assume`. Raises ConfigError where no
     grid of four budgets is within the allowance.
     """
-    frame, assume = planned(study), study.assume
+    frame, assume = planned_runs(study), study.assume
     bench = grid(frame, FitConfig().parameter_count)
     noise, config = noise_of(study, frame), design_config(study, bench)
     truths = list(truths or laws(study, bench))
@@ -110,7 +110,7 @@ def search(
     for done, counts in enumerate(ranked):
         progress("grids simulated", done / len(ranked))
         sweep = searched_sweep(study.sweep, knowledge, counts)
-        other = grid(planned(replace(study, sweep=sweep)), FitConfig().parameter_count)
+        other = grid(planned_runs(replace(study, sweep=sweep)), FitConfig().parameter_count)
         outcomes = [_brief(other, law, noise, config, target) for law in truths]
         inside = min(share for _, share in outcomes)
         width = float(np.mean([width for width, _ in outcomes]))

@@ -26,7 +26,7 @@ from sweeps.planning.design import (
     ladder,
     laws,
     one_group,
-    planned,
+    planned_runs,
     target_of,
 )
 from sweeps.state.ledger import read_ledger
@@ -76,7 +76,7 @@ def suggest(study: StudyConfig, progress: Progress = lambda stage, done: None) -
     Runs that were launched and are not in the tables yet count as done when cells are chosen, and no run of
     the ledger is suggested again. Raises TableError where the sweep was not collected.
     """
-    frame, folder = planned(study), Path(study.root) / str(study.sweep.name)
+    frame, folder = planned_runs(study), Path(study.root) / str(study.sweep.name)
     table = read_tables(folder)[0]
     runs = one_group(select(table, study.sweep.max_epochs).runs)
     return suggest_runs(study, frame, runs, progress, launched(folder, table, runs))

@@ -1,4 +1,4 @@
-"""From tables to laws, comparison and report: those of a collected sweep, or whatever `data` names."""
+"""`loopscale fit`, `compare` and `report`: laws and figures of a collected sweep or of the table `data`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from harness.storage.files import write_text
 from model.config_validation import ConfigError, build
-from sweeps.cli.progress import stage_progress
+from sweeps.cli.help import Command
+from sweeps.cli.tables import to_json
+from sweeps.config.compose import compose_table
 from sweeps.config.study import FitTableConfig
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ def fit_sweep(settings: FitTableConfig) -> AnyFit:
     from analysis import fit, isoflop
     from analysis.study.cross_run_laws import fit_run_law
     from analysis.study.points import fit_points
+    from sweeps.cli.progress import stage_progress
 
     source, config = _source(settings), _fit_config(settings)
     if not isinstance(source, tuple):
@@ -86,7 +89,7 @@ def comparison_figures(settings: FitTableConfig, comparison: Comparison | Publis
 
 
 def report_sweep(settings: FitTableConfig) -> tuple[Path, list[str]]:
-    """Write the report with its figures; return the path of its page and the laws in words.
+    """Write the report with its figures; return the path of its page and one line per law.
 
     A sweep's goes to `<sweep>/report/`, that of other data to `<root>/reports/NAME/`.
     """
@@ -133,3 +136,47 @@ def _fit_config(settings: FitTableConfig) -> FitConfig:
     names = {item.name for item in dataclasses.fields(FitConfig)}
     known: dict[str, Any] = {key: value for key, value in vars(settings).items() if key in names}
     return build(FitConfig, known)
+
+
+def _fit(overrides: list[str]) -> str:
+    settings = compose_table("fit", overrides)
+    fitted = fit_sweep(settings)
+    return str(fitted.to_json() if settings.format == "json" else fitted.summary())
+
+
+def _compare(overrides: list[str]) -> str:
+    settings = compose_table("compare", overrides)
+    comparison = compare_data(settings)
+    if settings.format == "json":
+        return str(comparison.to_json())
+    figures = ", ".join(map(str, comparison_figures(settings, comparison)))
+    text = str(comparison.summary())
+    return f"{text}\n\nfigures (PNG and data as CSV beside them): {figures}" if figures else text
+
+
+def _report(overrides: list[str]) -> str:
+    settings = compose_table("report", overrides)
+    page = str(report_sweep(settings)[0])
+    return to_json({"path": page}) if settings.format == "json" else page
+
+
+COMMANDS = {
+    "fit": Command(
+        run=_fit,
+        summary="scaling laws with confidence intervals, or the reasons for none",
+        example="loopscale fit data=points.csv columns.compute=flops columns.x=params columns.loss=loss",
+        settings="table/fit",
+    ),
+    "report": Command(
+        run=_report,
+        summary="figures (PDF, PNG, CSV) and one self-contained HTML page",
+        example="loopscale report data=parcae_published",
+        settings="table/report",
+    ),
+    "compare": Command(
+        run=_compare,
+        summary="looped against fixed depth at equal FLOPs",
+        example="loopscale compare sweep=demo",
+        settings="table/compare",
+    ),
+}

@@ -34,8 +34,8 @@ from sweeps.launch.array_dependencies import by_followers, follow, shared_out
 from sweeps.launch.launch import dry_run
 from sweeps.launch.rehearsal import rehearse_with, stand_in
 from sweeps.launch.submit import show_job_files, submit_missing
-from sweeps.planning.makespan import makespan
-from sweeps.planning.trunk_plan import first_step, pools_at_hand
+from sweeps.planning.plan import plan
+from sweeps.planning.trunk_savings import time_to_solution, worker_pools
 from sweeps.state.ledger import read_ledger, register
 
 FACTS = DataFacts(digest="d" * 16, unique_tokens=10**15)
@@ -100,7 +100,7 @@ def test_the_segments_below_a_run_are_its_stable_steps_once_each(budgets, later,
         assert {name for name in {*old, *new} if name in grown.parents} == expected
     for name in grown.parents:
         chain = list(grown.lineage(name))
-        start = first_step(grown, name, runs[name])
+        start = grown.first_step(name, runs[name])
         assert start == stable_steps(runs[name].schedule, runs[name].steps)
         for segment in chain:
             own = grown.segments[segment]
@@ -111,9 +111,9 @@ def test_the_segments_below_a_run_are_its_stable_steps_once_each(budgets, later,
 
 def test_a_ladder_of_five_saves_what_its_cooldowns_leave(study):
     for cooldown, expected in ((0.5, (8 + 0.5 * 31) / 31), (0.2, (0.8 * 16 + 0.2 * 31) / 31)):
-        plan = loopscale.plan([*GRID, f"schedule.cooldown_fraction={cooldown}"]).attrs["trunks"]
-        assert plan["nominal_flops"] / plan["independent_flops"] == pytest.approx(expected, rel=2e-3)
-        assert (plan["trunks"], plan["segments"], plan["runs"]) == (2, 10, 10)
+        trunks = plan(loopscale.compose([*GRID, f"schedule.cooldown_fraction={cooldown}"])).trunks
+        assert trunks.nominal_flops / trunks.independent_flops == pytest.approx(expected, rel=2e-3)
+        assert (trunks.trunks, trunks.segments, trunks.runs) == (2, 10, 10)
 
 
 def test_the_plan_names_the_saving_both_times_and_the_disk(capsys, tmp_path):
@@ -132,11 +132,11 @@ def test_what_depends_on_the_length_is_refused_with_the_reason():
     reason = "schedule.weight_decay=linear falls to 0 over the whole run"
     with pytest.raises(ConfigError, match=f"sweep.trunk=true, but {reason}"):
         loopscale.plan([*published, "sweep.trunk=true"])
-    frame = loopscale.plan(published)
-    assert frame.attrs["trunks"] == {}
-    (note,) = frame.attrs["notes"]
+    unshared = plan(loopscale.compose(published))
+    assert unshared.trunks is None
+    (note,) = unshared.notes
     assert note.startswith(f"no shared trunks: {reason}") and note.endswith("save 24 % of the FLOPs")
-    assert loopscale.plan([*published, "sweep.trunk=false"]).attrs["notes"] == []
+    assert plan(loopscale.compose([*published, "sweep.trunk=false"])).notes == []
     with pytest.raises(ConfigError, match=r"schedule\.shape=cosine moves the learning rate"):
         loopscale.plan([*GRID, "schedule=cosine", "sweep.trunk=true"])
     with pytest.raises(ConfigError, match="no two runs differ in length alone"):
@@ -197,8 +197,8 @@ def test_a_dry_run_shows_what_waits_for_what(tmp_path, monkeypatch):
 
 def test_the_papers_ladder_saves_less_for_its_jump():
     ladder = "sweep.budgets_flops=[1e18,2e18,4e18,8e18,16e18,64e18]"
-    plan = loopscale.plan([*GRID, ladder]).attrs["trunks"]
-    assert plan["nominal_flops"] / plan["independent_flops"] == pytest.approx((32 + 47.5) / 95, rel=2e-3)
+    trunks = plan(loopscale.compose([*GRID, ladder])).trunks
+    assert trunks.nominal_flops / trunks.independent_flops == pytest.approx((32 + 47.5) / 95, rel=2e-3)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_the_papers_ladder_saves_less_for_its_jump():
     ],
 )
 def test_time_to_solution(lengths, parents, workers, ends):
-    assert makespan(lengths, parents, workers) == ends
+    assert time_to_solution(lengths, parents, workers) == ends
 
 
 def chained(elements, parents, resources=None):
@@ -287,7 +287,7 @@ def test_generations_follow_each_other_and_each_has_the_whole_cap():
 def test_the_plan_counts_the_places_that_each_shape_is_submitted_with():
     packed = {"small": {"runs_per_job": 8, "parallel_runs": 4}}
     cluster = ClusterConfig(kind="slurm", array_parallelism=64, per_scale=packed)
-    pools = pools_at_hand(cluster, ["small", "large", "larger", "small"])
+    pools = worker_pools(cluster, ["small", "large", "larger", "small"])
     assert sorted(pools, key=lambda pool: pool[1]) == [({"large", "larger"}, 64), ({"small"}, 256)]
 
 

@@ -1,19 +1,25 @@
-"""What the user decides about a fit."""
+"""What the user decides about a fit, and the types that every part of the analysis shares."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import numpy as np
 from annotated_types import Ge, Gt, Le, Lt
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+Indices = np.ndarray[Any, np.dtype[np.int64]]
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+Labels = np.ndarray[Any, np.dtype[np.str_]]
 
 # flops_over_six: the released accounting's FLOPs per token over six, the size that C = 6 N D would give
 ParameterCount = Literal["non_embedding", "no_token_embedding", "all", "flops_over_six"]
 
 Resampling = Literal["noise", "pairs", "stratified", "block"]
 
-Progress = Callable[[str, float], None]  # stage, and the share of it that is done
+Progress = Callable[[str, float], None]  # called with the stage and the share of it that is done
 
 
 @dataclass(frozen=True, kw_only=True)

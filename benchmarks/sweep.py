@@ -30,7 +30,7 @@ from sweeps.launch.launch import start_missing
 from sweeps.launch.rehearsal import rehearse_with
 from sweeps.planning.plan import plan_cells
 from sweeps.state.collect import collect
-from sweeps.state.ledger import enter, read_ledger
+from sweeps.state.ledger import read_ledger, register
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,7 +77,7 @@ def slurm_submission(folder: Path, cells: int) -> None:
     loopscale.data(overrides)
     study = loopscale.compose(overrides)
     sweep = folder / "many"
-    timed(f"enter {cells} runs into the ledger", None, lambda: enter(study, plan_cells(study)))
+    timed(f"enter {cells} runs into the ledger", None, lambda: register(study, plan_cells(study)))
     timed(f"submit {cells} entered runs to SLURM, one array", None, lambda: start_missing(sweep))
     loopscale.cancel([f"root={folder}", "sweep=many"])
     command = [sys.executable, "-m", "loopscale", "launch", *overrides, "sweep.name=again"]

@@ -32,7 +32,7 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from analysis import FitConfig, compare
-from analysis.compare.compute_multiplier import equivalent
+from analysis.compare.compute_multiplier import log_equivalent_flops
 from tests.analysis.synthetic import INSIDE, PAPER_GRID, Truth, study
 from validation.coverage import given, run, write
 
@@ -85,7 +85,9 @@ def true_saving(cells: pd.Series, flops: float, looped_nats: float) -> float:
     """Return the log of the FLOPs over `flops` at which the true control reaches the looped loss."""
     control = cells.xs("fixed", level="kind").droplevel("mean_recurrence")
     budgets = control.index.to_numpy(float)
-    return float(equivalent(control.to_numpy()[None], np.array([looped_nats]), budgets)[0] - np.log(flops))
+    return float(
+        log_equivalent_flops(control.to_numpy()[None], np.array([looped_nats]), budgets)[0] - np.log(flops)
+    )
 
 
 def simulate(kind: str, numbers: range) -> list[Record]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from analysis.compare.comparison import BudgetRow, Comparison
+from analysis.compare.comparison import Comparison
+from analysis.compare.rows import BudgetRow
 from analysis.figures.compare import compare_figures
 from analysis.figures.depth import depth_figure
 from analysis.figures.frontier import frontier_figure

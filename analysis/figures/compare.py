@@ -9,9 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from analysis.compare.comparison import BudgetRow, Comparison
-from analysis.compare.loss_difference import Difference
-from analysis.compare.words import SUITES, suites
+from analysis.compare.comparison import Comparison
+from analysis.compare.loss_difference import LossDifference
+from analysis.compare.rows import SUITE_TITLES, BudgetRow, suite_names
 from analysis.figures import style
 from analysis.format import percent
 
@@ -27,14 +27,17 @@ JUDGED: dict[str, Any] = {**POINT, "marker": "s", "markersize": 5.5, "markerface
 
 def names(comparison: Comparison) -> list[str]:
     """Return the names of the figures that `compare_figures` draws."""
-    found = [f"{NAME}_{suite}" for suite in suites(comparison.rows)]
+    found = [f"{NAME}_{suite}" for suite in suite_names(comparison.rows)]
     return [NAME, *found] if comparison.rows else []
 
 
 def compare_figures(comparison: Comparison) -> list[style.Drawn]:
     """Draw the differences of losses, and those of points for every suite that has some; see `names`."""
     losses = compare_figure(comparison)
-    return [*([losses] if losses else []), *(_points_figure(comparison, s) for s in suites(comparison.rows))]
+    return [
+        *([losses] if losses else []),
+        *(_points_figure(comparison, s) for s in suite_names(comparison.rows)),
+    ]
 
 
 def compare_figure(comparison: Comparison) -> style.Drawn | None:
@@ -130,7 +133,7 @@ def _table(comparison: Comparison) -> pd.DataFrame:
     rows = []
     for row in comparison.rows:
         common = {"group": row.group, "budget_flops": row.budget_flops, "fixed_nats": row.fixed_nats}
-        entries: list[tuple[str, float, float, Difference]] = [
+        entries: list[tuple[str, float, float, LossDifference]] = [
             (row.choice, row.mean_recurrence, row.looped_nats, row.difference)
         ]
         entries += [("cell", c.mean_recurrence, c.loss_nats, c.difference) for c in row.recurrences]
@@ -163,7 +166,7 @@ def _points_figure(comparison: Comparison, suite: str) -> style.Drawn:
             _points_panel(ax, table[table["group"] == name], colours)
             if len(groups) > 1:
                 ax.set_title(name)
-        panels[0].set_ylabel(f"looped minus fixed\n({SUITES.get(suite, suite)} points)")
+        panels[0].set_ylabel(f"looped minus fixed\n({SUITE_TITLES.get(suite, suite)} points)")
         _mark_sides(panels[-1], ("looped better →", "← fixed better"))
         handles = [
             Line2D([], [], marker="o", markersize=2.6, color=colour, label=style.scientific(budget))
@@ -174,8 +177,8 @@ def _points_figure(comparison: Comparison, suite: str) -> style.Drawn:
         made.legend(handles=handles, loc="outside lower center", ncols=ncols, title="budget C (FLOPs)")
     noise = "items alone" if table["seeds_se"].isna().any() else "items and training seeds"
     caption = (
-        f"Points of {SUITES.get(suite, suite)} ({table['tasks'].iloc[0]} tasks) of looped models minus those "
-        "of the fixed-depth control at equal FLOPs and parameters; above zero, looping wins. Colours: "
+        f"Points of {SUITE_TITLES.get(suite, suite)} ({table['tasks'].iloc[0]} tasks) of looped models minus "
+        "those of the fixed-depth control at equal FLOPs and parameters; above zero, looping wins. Colours: "
         "budgets, moved apart. Squares: the trained recurrence next to the best, chosen on the loss. "
         f"Bars: {percent(comparison.config.confidence)} intervals over {noise}."
     )
@@ -209,7 +212,7 @@ def _points_table(comparison: Comparison, suite: str) -> pd.DataFrame:
                 "group": row.group,
                 "budget_flops": row.budget_flops,
                 "mean_recurrence": cell.mean_recurrence,
-                "next_to_best": cell == row.trained(),
+                "next_to_best": cell == row.nearest(),
                 "seeds": cell.seeds,
                 "paired": cell.paired,
             }

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.compare.comparison import BudgetRow
+from analysis.compare.rows import BudgetRow
 from analysis.figures import style
 from analysis.figures.compare import BEST, LOWEST
 from analysis.figures.power_law import LOOKS

@@ -10,11 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from analysis.figures import style
-from analysis.isoflop.curves import LABELS, Quantity
+from analysis.isoflop.curves import AXIS_LABELS, QUANTITY_NAMES, Quantity
 from analysis.isoflop.estimator import EstimatorFit
 from analysis.isoflop.group import GroupFit
 from analysis.stats.noise import NoiseFloor
-from analysis.study import words
 
 LINES: dict[str, Any] = {"shared shape": "-", "parabola": (0, (4, 2)), "surface": (0, (1, 1.2))}
 
@@ -33,7 +32,7 @@ def isoflop_figure(group: GroupFit, noise: NoiseFloor) -> style.Drawn:
     control = (group.table["kind"] == "fixed").any()
     caption = (
         f"{group.label}: isoFLOP curves: loss against "
-        f"{words.QUANTITY[group.quantities[0]]} (a) and training tokens (b); one colour and marker per "
+        f"{QUANTITY_NAMES[group.quantities[0]]} (a) and training tokens (b); one colour and marker per "
         "budget. Solid: shared-shape fit with its pointwise interval; dashed: parabola in the variable of "
         "the panel; faint where the minimum was refused. Stars: accepted optima of the shared shape, with "
         "their intervals; an arrowhead marks one that goes on beyond the swept range."
@@ -99,7 +98,7 @@ def _curve(
 
 
 def _axes(ax: Axes, group: GroupFit, quantity: Quantity) -> None:
-    ax.set_xlabel(LABELS[quantity])
+    ax.set_xlabel(AXIS_LABELS[quantity])
     recurrence = group.cells.variable == "mean_recurrence"
     ax.set_ylabel("validation loss (nats per token)" if recurrence else "loss (unit of the table)")
     if quantity != "mean_recurrence":

@@ -12,10 +12,9 @@ from matplotlib.axes import Axes
 
 from analysis.figures import style
 from analysis.format import percent
-from analysis.isoflop.curves import Optimum, Quantity
+from analysis.isoflop.curves import QUANTITY_NAMES, Optimum, Quantity
 from analysis.isoflop.estimator import EstimatorFit
 from analysis.isoflop.group import GroupFit
-from analysis.study import words
 
 LOOKS: dict[str, dict[str, Any]] = {
     "shared shape": {"color": "#0072B2", "marker": "o", "linestyle": "-"},
@@ -40,7 +39,7 @@ def powerlaw_figure(group: GroupFit, confidence: float) -> style.Drawn:
             _panel(ax, group, quantity, confidence)
             ax.annotate(title, (-0.02, 1.02), xycoords="axes fraction", ha="right", va="bottom", fontsize=7.5)
     caption = (
-        f"{group.label}: compute-optimal {words.QUANTITY[group.quantities[0]]} (a) and "
+        f"{group.label}: compute-optimal {QUANTITY_NAMES[group.quantities[0]]} (a) and "
         f"tokens (b) over the budget, by estimator, with {percent(confidence)} intervals; the band is that "
         "of the shared-shape law. Grey: the swept range; an arrow marks a budget whose minimum lies outside "
         "it, an arrowhead an interval that goes on beyond the panel. Without a law the legend counts the "

@@ -8,24 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from scipy.special import fdtrc
 
-from analysis.config import FitConfig
-from analysis.isoflop.curves import HIDDEN, Curves, Optimum, Quantity, judge, refusal_before, refused
-from analysis.isoflop.geometry import Geometry
-from analysis.isoflop.optimum import Path
+from analysis.config import Array, FitConfig, Indices, Labels
+from analysis.format import number, percent
+from analysis.isoflop.curves import (
+    QUANTITY_NAMES,
+    Curves,
+    Optimum,
+    Quantity,
+    assess,
+    refused_optimum,
+    too_few_values,
+)
+from analysis.isoflop.geometry import Geometry, IsoflopPath
 from analysis.isoflop.power_law import PowerLaw, power_law
+from analysis.serialize import HIDDEN
 from analysis.stats.bootstrap import REPLICATES, RESIDUALS, Draws, NoiseLevel, interval, studentised
 from analysis.stats.noise import NoiseFloor
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
-Rows = np.ndarray[Any, np.dtype[np.int64]]
 EstimatorName = Literal["shared shape", "parabola", "surface"]
 # It has no parabola bias and assumes no law across budgets.
-DEFAULT: EstimatorName = "shared shape"
+DEFAULT_ESTIMATOR: EstimatorName = "shared shape"
 # Chances that replicates' noise leaves residuals as large: below the first a flag says so, below the second
 # the intervals take the residuals.
 LACK_OF_FIT_FLAG, LACK_OF_FIT = 0.05, 0.01
@@ -56,12 +63,31 @@ class EstimatorFit:
     band: Band | None = field(default=None, repr=False, compare=False, metadata=HIDDEN)
     across: Across | None = field(default=None, repr=False, compare=False, metadata=HIDDEN)
 
+    def summary(self, confidence: float) -> str:
+        """Return the laws, the optima and the notes, or the refusal; `confidence` is the intervals' level."""
+        source = (
+            f" ({percent(confidence)} intervals {self.intervals}, noise from {self.noise.source})"
+            if self.noise
+            else ""
+        )
+        lines = [f"  {self.name}{source}"]
+        if self.refusal:
+            return "\n".join([*lines, f"    refused: {self.refusal}"])
+        for law in self.laws.values():
+            lines.append(f"    {QUANTITY_NAMES[law.quantity]}: {law.summary()}")
+        for quantity, optima in self.optima.items():
+            lines += [
+                f"      {number(optimum.budget_flops)} FLOPs: {optimum.summary(quantity)}"
+                for optimum in optima
+            ]
+        return "\n".join([*lines, *(f"    {note}" for note in self.notes)])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Points:
     """Runs that enter a surface, on an isoFLOP curve or not; `rows` as in `Curves`."""
 
-    rows: Rows
+    rows: Indices
     params: Array
     tokens: Array
     loss_nats: Array
@@ -77,7 +103,7 @@ class Inputs:
     draws: Draws
     floor: NoiseFloor
     config: FitConfig
-    run_ids: np.ndarray[Any, np.dtype[np.str_]]  # [runs of the table]
+    run_ids: Labels  # [runs of the table]
 
     @property
     def budgets(self) -> int:
@@ -87,9 +113,9 @@ class Inputs:
     @property
     def usable(self) -> list[int]:
         """List the budgets whose curve has enough swept values."""
-        return [k for k in range(self.budgets) if refusal_before(self.cells, k) is None]
+        return [k for k in range(self.budgets) if too_few_values(self.cells, k) is None]
 
-    def level(self, squares: float, freedom: int, rows: Rows) -> NoiseLevel:
+    def level(self, squares: float, freedom: int, rows: Indices) -> NoiseLevel:
         """Return the noise of the replicate seeds, or that of a fit's residuals where it is larger or alone.
 
         `squares` is the sum of the squared residuals (nats²) of the table's `rows`. They are larger where the
@@ -123,7 +149,7 @@ class Inputs:
         )
 
     def resamples(
-        self, level: NoiseLevel, base: Array, rows: Rows, seen: Array
+        self, level: NoiseLevel, base: Array, rows: Indices, seen: Array
     ) -> tuple[Array, Array | None]:
         """Return losses [resamples, points] and weights: noise around the fit `base`, or runs drawn again."""
         weights = self.draws.weights
@@ -142,9 +168,9 @@ class Inputs:
         low, high = np.array(found, dtype=float).T
         return low, high
 
-    def path(self, budgets: list[int]) -> Path:
+    def path(self, budgets: list[int]) -> IsoflopPath:
         """Return the isoFLOP curves of some budgets as functions of the log of the swept variable."""
-        return Path(
+        return IsoflopPath(
             shape=self.shape,
             budgets_flops=self.cells.budgets_flops[budgets],
             middle=float(np.log(self.cells.values).mean()),
@@ -158,7 +184,7 @@ class Inputs:
         return np.log(self.shape.params(depth)), np.log(self.shape.tokens(depth, flops))
 
 
-def laws(
+def power_laws(
     inputs: Inputs, optima: dict[Quantity, tuple[Optimum, ...]], level: NoiseLevel
 ) -> dict[Quantity, PowerLaw]:
     """Fit the power law of each quantity."""
@@ -166,22 +192,23 @@ def laws(
     return {quantity: power_law(quantity, found, factor, inputs.config) for quantity, found in optima.items()}
 
 
-def nothing(name: EstimatorName, inputs: Inputs, reason: str | None = None) -> EstimatorFit:
+def not_fitted(name: EstimatorName, inputs: Inputs, reason: str | None = None) -> EstimatorFit:
     """Return an estimator that was not fitted, with the reason at every budget."""
     quantities = inputs.cells.quantities
     why = reason or "no budget has enough points"
-    each = [refusal_before(inputs.cells, k) or why for k in range(inputs.budgets)]
+    each = [too_few_values(inputs.cells, k) or why for k in range(inputs.budgets)]
     return EstimatorFit(
         name=name,
         refusal=why,
         optima={
-            q: tuple(refused(inputs.cells, q, k, each[k]) for k in range(inputs.budgets)) for q in quantities
+            q: tuple(refused_optimum(inputs.cells, q, k, each[k]) for k in range(inputs.budgets))
+            for q in quantities
         },
         laws={quantity: PowerLaw(quantity=quantity, refusal=why) for quantity in quantities},
     )
 
 
-def optima_along(
+def assess_minima(
     inputs: Inputs, budgets: list[int], point: Minima, resampled: Minima, level: NoiseLevel
 ) -> dict[Quantity, tuple[Optimum, ...]]:
     """Judge minima in the swept variable and, for the same minima, in the tokens that they buy."""
@@ -191,7 +218,9 @@ def optima_along(
         judged = []
         for k in range(inputs.budgets):
             if k not in budgets:
-                judged.append(refused(inputs.cells, quantity, k, refusal_before(inputs.cells, k) or ""))
+                judged.append(
+                    refused_optimum(inputs.cells, quantity, k, too_few_values(inputs.cells, k) or "")
+                )
                 continue
             column, flops = budgets.index(k), float(inputs.cells.budgets_flops[k])
             place, draws = (
@@ -199,7 +228,7 @@ def optima_along(
             )
             at = (float(place[0]), float(point[1][0, column]))
             judged.append(
-                judge(inputs.cells, quantity, k, at, (draws, resampled[1][:, column], factor), inputs.config)
+                assess(inputs.cells, quantity, k, at, (draws, resampled[1][:, column], factor), inputs.config)
             )
         found[quantity] = tuple(judged)
     return found

@@ -10,23 +10,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.config import FitConfig
+from analysis.config import FitConfig, Labels
 from analysis.format import number, percent
-from analysis.isoflop.curves import HIDDEN, Curves, Quantity, curves
-from analysis.isoflop.estimator import DEFAULT, LACK_OF_FIT_FLAG, EstimatorFit, Inputs, Points
+from analysis.isoflop.curves import QUANTITY_NAMES, Curves, Quantity, isoflop_curves
+from analysis.isoflop.estimator import DEFAULT_ESTIMATOR, LACK_OF_FIT_FLAG, EstimatorFit, Inputs, Points
 from analysis.isoflop.geometry import Geometry, geometry
 from analysis.isoflop.parabola import fit_parabolas
 from analysis.isoflop.shared_shape import fit_shared
 from analysis.isoflop.surface_estimator import fit_parametric
+from analysis.serialize import HIDDEN
 from analysis.stats.bootstrap import Draws, draws, resample
 from analysis.stats.noise import NoiseFloor
-from analysis.study.words import QUANTITY
 from analysis.tables.schema import TableError
 from analysis.tables.selection import groups
 
 Values = float | np.ndarray[Any, Any]
 Estimator = Callable[[Inputs], EstimatorFit]
-ALL: tuple[Estimator, ...] = (fit_shared, fit_parabolas, fit_parametric)
+ESTIMATORS: tuple[Estimator, ...] = (fit_shared, fit_parabolas, fit_parametric)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +55,33 @@ class GroupFit:
         """Return the swept variable and the tokens."""
         return self.cells.quantities
 
-    def estimator(self, name: str = DEFAULT) -> EstimatorFit:
+    def estimator(self, name: str = DEFAULT_ESTIMATOR) -> EstimatorFit:
         """Return one estimator's results."""
         return next(item for item in self.estimators if item.name == name)
 
-    def predict(self, flops: Values, estimator: str = DEFAULT) -> pd.DataFrame:
+    def summary(self) -> str:
+        """Return the results of every estimator and the flags."""
+        confidence = self.inputs.config.confidence
+        estimators = (estimator.summary(confidence) for estimator in self.estimators)
+        return "\n".join([*estimators, *(f"  flag: {flag}" for flag in self.flags)])
+
+    def headline(self, quantity: Quantity) -> str:
+        """Return the default estimator's law, or its refusal with those of the budgets behind it."""
+        estimator = self.estimator()
+        law = estimator.laws[quantity]
+        if law.exponent is not None:
+            return law.summary()
+        reasons: dict[str, list[str]] = {}
+        for optimum in estimator.optima[quantity]:
+            if optimum.refusal:
+                reason = optimum.refusal.split(" (")[0]
+                # The ends of the swept tokens differ between budgets; those of the recurrences seldom do.
+                key = reason.split(", which")[0] if quantity == "tokens" else reason
+                reasons.setdefault(key, []).append(number(optimum.budget_flops))
+        why = "; ".join(f"at {', '.join(budgets)} FLOPs {reason}" for reason, budgets in reasons.items())
+        return f"no law, {law.refusal}" + (f" ({why})" if why and not estimator.refusal else "")
+
+    def predict(self, flops: Values, estimator: str = DEFAULT_ESTIMATOR) -> pd.DataFrame:
         """Return the optima at budgets of `flops` by one estimator's power laws with intervals, a row each.
 
         L* (loss_nats) is that of the fitted surface, the one law of the loss across budgets, where the swept
@@ -81,7 +103,7 @@ class GroupFit:
 
 
 def fit_groups(
-    runs: pd.DataFrame, floor: NoiseFloor, config: FitConfig, estimators: Sequence[Estimator] = ALL
+    runs: pd.DataFrame, floor: NoiseFloor, config: FitConfig, estimators: Sequence[Estimator] = ESTIMATORS
 ) -> tuple[tuple[GroupFit, ...], tuple[str, ...]]:
     """Fit the isoFLOP laws of every group of selected runs; return also why groups were skipped.
 
@@ -92,7 +114,7 @@ def fit_groups(
         table = frame.reset_index(drop=True)
         looped = table[table["kind"] == "looped"]
         shape = geometry(looped, config.parameter_count) if len(looped) else None
-        cells = curves(table, shape) if shape else None
+        cells = isoflop_curves(table, shape) if shape else None
         if shape is None or cells is None or not len(cells.rows):
             skipped.append(f"{label}: {len(looped)} looped runs, none on an isoFLOP curve")
             continue
@@ -123,7 +145,7 @@ def _draws(table: pd.DataFrame, label: str, config: FitConfig) -> Draws:
     return resample(drawn, config.resampling, strata, blocks, label, config.seed)
 
 
-def blocks_of(runs: pd.DataFrame, config: FitConfig) -> np.ndarray[Any, np.dtype[np.str_]]:
+def blocks_of(runs: pd.DataFrame, config: FitConfig) -> Labels:
     """Return the block of every run [runs]; runs without one are blocks of their own.
 
     Raises TableError where resampling=block asks for a column that is not there.
@@ -133,12 +155,12 @@ def blocks_of(runs: pd.DataFrame, config: FitConfig) -> np.ndarray[Any, np.dtype
     return _labels(runs, config.block)
 
 
-def trunks_of(runs: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.str_]]:
+def trunks_of(runs: pd.DataFrame) -> Labels:
     """Return the trunk of every run [runs], for one without its own name."""
     return _labels(runs, "trunk_id")
 
 
-def _labels(runs: pd.DataFrame, column: str) -> np.ndarray[Any, np.dtype[np.str_]]:
+def _labels(runs: pd.DataFrame, column: str) -> Labels:
     names = runs["run_id"].to_numpy(str)
     labels = runs[column].fillna("").to_numpy(str) if column in runs else np.full(len(names), "")
     return np.where(labels == "", names, labels)
@@ -149,7 +171,7 @@ def fit_group(
     names: tuple[str, str],
     table: pd.DataFrame,
     inputs: Inputs,
-    estimators: Sequence[Estimator] = ALL,
+    estimators: Sequence[Estimator] = ESTIMATORS,
 ) -> GroupFit:
     """Run estimators on one group; `names` are its scale and FLOP accounting."""
     fits = tuple(estimator(inputs) for estimator in estimators)
@@ -201,7 +223,7 @@ def _disagreements(estimators: tuple[EstimatorFit, ...], config: FitConfig) -> t
             bound = float(np.nanquantile(scatter, config.confidence))
             if abs(gap) > bound:
                 found.append(
-                    f"{one.name} and {other.name} disagree on the exponent of {QUANTITY[quantity]}: "
+                    f"{one.name} and {other.name} disagree on the exponent of {QUANTITY_NAMES[quantity]}: "
                     f"{first.exponent:.3f} and {second.exponent:.3f}, joint scatter {bound:.3f}"
                 )
     return tuple(found)

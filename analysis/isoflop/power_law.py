@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from analysis.config import FitConfig
-from analysis.format import percent
-from analysis.isoflop.curves import HIDDEN, Optimum, Quantity, inside
+from analysis.config import Array, FitConfig
+from analysis.format import fixed, number, percent
+from analysis.isoflop.curves import SYMBOLS, Optimum, Quantity, is_interior
+from analysis.serialize import HIDDEN
 from analysis.stats.bootstrap import interval, studentised
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
 MIN_BUDGETS = 3
 MAX_WITHOUT_LAW = 0.25  # past this share of resamples without three optima, a law is refused
 
@@ -38,6 +38,17 @@ class PowerLaw:
     draws: Array = field(  # (log coefficient, exponent) of every resample, NaN where it has none
         default_factory=lambda: np.empty((0, 2)), repr=False, compare=False, metadata=HIDDEN
     )
+
+    def summary(self) -> str:
+        """Return the law with the interval of its exponent, or the refusal."""
+        if self.exponent is None:
+            return f"refused: {self.refusal}"
+        low, high = fixed(self.exponent_low, 3), fixed(self.exponent_high, 3)
+        return (
+            f"{SYMBOLS[self.quantity]} = {number(self.coefficient)} "
+            f"(C / {number(self.reference_flops)} FLOPs)"
+            f"^{self.exponent:.3f} [{low}, {high}], {len(self.budgets_flops)} budgets"
+        )
 
     def predict(self, flops: Array) -> Array:
         """Return the law's value at budgets of `flops`."""
@@ -71,7 +82,7 @@ def power_law(quantity: Quantity, optima: Sequence[Optimum], factor: Array, conf
     level, slope = lines(np.log(budgets / reference), values, np.ones(values.shape, bool))
     fitted = [optimum for optimum in optima if optimum.fitted]
     logs = np.stack([optimum.log_draws for optimum in fitted], -1)
-    used = np.stack([inside(optimum.log_draws, optimum.swept) for optimum in fitted], -1)
+    used = np.stack([is_interior(optimum.log_draws, optimum.swept) for optimum in fitted], -1)
     x = np.log(np.array([optimum.budget_flops for optimum in fitted]) / reference)
     levels, slopes = lines(x, logs, used)
     lacking = float(np.mean(np.isnan(slopes)))

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq, minimize_scalar
 from scipy.special import fdtri, stdtrit
 
+from analysis.config import Array
 from analysis.format import percent
-
-Array = np.ndarray[Any, np.dtype[np.float64]]
 
 MIN_DEPTHS = 5
 # The exponential is said not to hold where the rms residual passes both shares, of range and of loss.

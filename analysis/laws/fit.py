@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import serialize as plain
+from analysis import serialize
+from analysis.config import Array
 from analysis.format import number, span
-from analysis.laws.identifiability import slopes_at, undetermined
-from analysis.laws.intervals import Intervals, band, intervals, told
-from analysis.laws.law import Array, Data, Law
+from analysis.laws.intervals import Intervals, band, describe_resampling, intervals, slopes_at, undetermined
+from analysis.laws.law import Data, Law
 from analysis.laws.objective import (
     RESAMPLE_ITERATIONS,
     RESAMPLE_TOLERANCE,
@@ -26,13 +26,13 @@ from analysis.laws.objective import (
     predict,
 )
 from analysis.laws.registry import LAWS
+from analysis.serialize import HIDDEN
 from analysis.stats.bootstrap import resampling_weights
 from analysis.tables.schema import TableError
 
 STARTS = 12
 EXACT = 1e-14  # an objective below this is rounding
 FLAT = 1e-6  # of the scaled gradient and curvature; an optimum reaches 1e-10 or less
-HIDDEN: dict[str, Any] = {"json": False}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,11 +117,11 @@ class LawFit:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fit as JSON values."""
-        return dict(plain.plain(self))
+        return dict(serialize.to_jsonable(self))
 
     def to_json(self) -> str:
         """Return the fit as JSON text."""
-        return plain.to_json(self)
+        return serialize.to_json(self)
 
 
 def fit_law(
@@ -139,7 +139,7 @@ def fit_law(
 ) -> LawFit:
     """Fit `law` to losses [points] in nats by the sum of Huber costs of the log loss.
 
-    Rows in any order give the same result: they are sorted first. `bootstrap` resamples give intervals;
+    Indices in any order give the same result: they are sorted first. `bootstrap` resamples give intervals;
     `resampling` is "pairs", "stratified" or "block", the latter two by `labels` [points] (see `resample`).
     Raises TableError for a missing column, a value that is not positive and finite, or too few points.
     """
@@ -184,7 +184,7 @@ def fit_law(
         parameters={name: float(value[0]) for name, value in law.public(fitted).items()},
         units={parameter.name: parameter.unit for parameter in law.parameters},
         intervals=intervals(law, slopes, point, resampled, blocks, confidence) if resampled else {},
-        resampling=told(bootstrap, resampling, seed, blocks),
+        resampling=describe_resampling(bootstrap, resampling, seed, blocks),
         certificate=Certificate(
             gradient=float(tried.gradient[best]),
             curvature=float(tried.curvature[best]),

@@ -7,18 +7,19 @@ register it in `laws`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
+from analysis.config import Array
 from analysis.laws.objective import Terms
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
 Data = Mapping[str, Array]
 Kind = Literal["amplitude", "exponent", "shape"]
 
+SIZE_COLUMN = "size"  # column with the place of each point's size, counted from 1
 AMPLITUDE_BOUNDS = (-40.0, 90.0)  # of the log
 
 
@@ -97,3 +98,34 @@ def features(points: int, parameters: int, entries: list[dict[int, Array | float
         for place, column in columns.items():
             made[term, :, place] = column
     return made
+
+
+def joint_law(law: Law, sizes: Sequence[str]) -> Law:
+    """Return `law` with an amplitude per size; its points need the column `size`, 1 for the first name.
+
+    Raises ValueError for a law whose log terms bend in a parameter.
+    """
+    if any(parameter.kind == "shape" for parameter in law.parameters):
+        raise ValueError(f"the {law.name} law has no joint form: a shape parameter is not linear in a term")
+    amplitudes = [i for i, parameter in enumerate(law.parameters) if parameter.kind == "amplitude"]
+    others = [i for i in range(len(law.parameters)) if i not in amplitudes]
+    parameters: list[Parameter] = [
+        replace(law.parameters[i], name=f"{law.parameters[i].name}[{size}]")
+        for i in amplitudes
+        for size in sizes
+    ]
+
+    def terms(data: Data) -> Array:
+        base = np.asarray(law.terms(data))
+        here = np.asarray(data[SIZE_COLUMN])[:, None] == np.arange(1, len(sizes) + 1)
+        split = base[..., amplitudes, None] * here[:, None, :]
+        return np.concatenate([split.reshape(*base.shape[:2], -1), base[..., others]], -1)
+
+    return replace(
+        law,
+        name=f"{law.name}_joint",
+        formula=f"{law.formula}, amplitudes by size",
+        columns=(*law.columns, SIZE_COLUMN),
+        parameters=(*parameters, *(law.parameters[i] for i in others)),
+        terms=terms,
+    )

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
+from analysis.config import Array, Mask
 
 # value [rows], gradient [rows, parameters], Hessian [rows, parameters, parameters]
 Evaluation = tuple[Array, Array, Array]
@@ -24,7 +24,7 @@ class Fit:
     objective: Array
     gradient: Array
     curvature: Array
-    at_bound: np.ndarray[Any, np.dtype[np.bool_]]  # [rows, parameters]
+    at_bound: Mask  # [rows, parameters]
 
     def row(self, place: int) -> Fit:
         """Return one row as a fit of its own."""

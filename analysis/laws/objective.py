@@ -16,13 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from analysis.config import Array, Indices
 from analysis.laws.newton import Evaluation, Fit, descend
 
 RESAMPLE_ITERATIONS = 120  # an identified surface takes 60; one that is not wanders in its valley for ever
 RESAMPLE_TOLERANCE = 1e-11  # far below what a resample scatters by; the data's own optimum goes to rounding
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
-Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 # Features [terms, points, parameters], or parameters [rows, parameters] -> log terms [rows, terms, points]
 # and their slopes [rows, terms, points, parameters].
@@ -38,7 +37,7 @@ class Objective:
     log_loss: bool = True  # residual of the log loss; otherwise of the loss itself
 
     @cached_property
-    def products(self) -> list[tuple[Rows, Rows, Array]]:
+    def products(self) -> list[tuple[Indices, Indices, Array]]:
         """Return places i <= j and slope_i x slope_j [points, places] of every term with constant slopes.
 
         A term has few of the law's parameters, and only their places are listed.

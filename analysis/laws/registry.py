@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from analysis.laws.law import Array, Data, Law, amplitude, exponent, features, shape
+from analysis.config import Array
+from analysis.laws.law import Data, Law, amplitude, exponent, features, shape
 
 LOSS_FLOOR = amplitude("E", "nats", "loss that neither size nor data removes")
 SIZE = (amplitude("A", "nats x parameters^alpha", "size term"), exponent("alpha", "exponent of size"))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
+from analysis.config import Array
 
 MIN_DEPTHS = 5
 _RATES = np.geomspace(0.02, 20.0, 240)  # per loop; a rate at an end is not identified

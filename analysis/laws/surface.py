@@ -8,10 +8,10 @@ is reported.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
+from analysis.config import Array
 from analysis.laws.newton import Fit
 from analysis.laws.objective import (
     RESAMPLE_ITERATIONS,
@@ -21,8 +21,6 @@ from analysis.laws.objective import (
     minimise,
     predict,
 )
-
-Array = np.ndarray[Any, np.dtype[np.float64]]
 
 PARAMETERS = ("E", "A", "B", "alpha", "beta")
 STARTS = 8

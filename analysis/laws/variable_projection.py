@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
+from analysis.config import Array, Indices
 
 BOX = (0.1, 2.0)  # published exponents lie within .15 and 1; curves of one decade tell no more than that
 START_GRID = 14
@@ -57,7 +57,7 @@ def fit_shared_shape(
     log_params: Array,
     log_tokens: Array,
     losses: Array,
-    budget: np.ndarray[Any, np.dtype[np.int64]],
+    budget: Indices,
     *,
     start: Array | None = None,
     weights: Array | None = None,

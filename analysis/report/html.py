@@ -16,17 +16,16 @@ import pandas as pd
 import scipy
 
 from analysis.compare.comparison import Comparison
-from analysis.compare.compute_multiplier import Saving
-from analysis.compare.score_difference import ScoreDifference
-from analysis.compare.words import SUITES, interval_nats, paragraph, suites
+from analysis.compare.compute_multiplier import ComputeMultiplier
+from analysis.compare.rows import SUITE_TITLES, RecurrenceRow, suite_names
 from analysis.figures import style
 from analysis.format import error, number, span
-from analysis.isoflop.curves import Quantity
+from analysis.isoflop.curves import QUANTITY_NAMES, Quantity
 from analysis.isoflop.group import GroupFit
 from analysis.study.holdout import Validation
 from analysis.study.points import IsoflopFit
 from analysis.study.sensitivity import Variant
-from analysis.study.study import StudyFit, words
+from analysis.study.study import StudyFit
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -65,8 +64,8 @@ def render(
         headlines=study.headlines(),
         groups=_groups(study.groups),
         differences=_differences(comparison),
-        suites=[SUITES.get(name, name) for name in suites(comparison.rows)],
-        compared=paragraph(comparison),
+        suites=[SUITE_TITLES.get(name, name) for name in suite_names(comparison.rows)],
+        compared=comparison.paragraph(),
         rate_rows=study.depth.by_recurrence,
         run_laws=[law.summary().splitlines() for law in study.run_laws],
         held_out=held_out(study.validation),
@@ -118,9 +117,9 @@ def _groups(groups: Sequence[GroupFit]) -> list[dict[str, Any]]:
     found = []
     for group in groups:
         names = [estimator.name for estimator in group.estimators]
-        names_of = {quantity: words.QUANTITY[quantity] for quantity in group.quantities}
+        names_of = {quantity: QUANTITY_NAMES[quantity] for quantity in group.quantities}
         laws = [
-            [name, *(words.law(estimator.laws[quantity]) for estimator in group.estimators)]
+            [name, *(estimator.laws[quantity].summary() for estimator in group.estimators)]
             for quantity, name in names_of.items()
         ]
         optima = {name: _optimum_rows(group, quantity) for quantity, name in names_of.items()}
@@ -133,7 +132,7 @@ def _groups(groups: Sequence[GroupFit]) -> list[dict[str, Any]]:
 def _optimum_rows(group: GroupFit, quantity: Quantity) -> list[list[str]]:
     rows = []
     for k, budget in enumerate(group.budgets_flops):
-        cells = [words.optimum_cell(estimator.optima[quantity][k]) for estimator in group.estimators]
+        cells = [estimator.optima[quantity][k].short_summary() for estimator in group.estimators]
         loss = group.estimator().optima[quantity][k].loss_nats
         rows.append([number(budget), *cells, "–" if loss is None else f"{loss:.4f}"])
     return rows
@@ -141,41 +140,40 @@ def _optimum_rows(group: GroupFit, quantity: Quantity) -> list[list[str]]:
 
 def _differences(comparison: Comparison) -> dict[str, list[list[str]]]:
     """Return per group one row a budget; points are those of the trained recurrence next to the best."""
-    names = suites(comparison.rows)
-    found: dict[str, list[list[str]]] = {}
+    suites = suite_names(comparison.rows)
+    tables: dict[str, list[list[str]]] = {}
     for row in comparison.rows:
-        d, trained = row.difference, row.trained()
-        scores = {score.suite: score for score in trained.scores}
-        found.setdefault(row.group, []).append(
+        difference, nearest = row.difference, row.nearest()
+        tables.setdefault(row.group, []).append(
             [
                 number(row.budget_flops),
                 f"{row.mean_recurrence:.3g}",
                 f"{row.choice}: {row.why}",
                 f"{row.looped_nats:.4f}",
                 f"{row.fixed_nats:.4f}",
-                f"{d.nats:+.4f}",
-                interval_nats(d),
-                "–" if d.bits_per_byte is None else f"{d.bits_per_byte:+.4f}",
-                d.verdict,
-                _saving(row.saving),
-                *(_points(trained.mean_recurrence, scores.get(name)) for name in names),
+                f"{difference.nats:+.4f}",
+                difference.interval(),
+                "–" if difference.bits_per_byte is None else f"{difference.bits_per_byte:+.4f}",
+                difference.verdict,
+                _multiplier(row.saving),
+                *(_points(nearest, suite) for suite in suites),
             ]
         )
-    return found
+    return tables
 
 
-def _points(depth: float, found: ScoreDifference | None) -> str:
-    if found is None:
+def _points(cell: RecurrenceRow, suite: str) -> str:
+    score = cell.score(suite)
+    if score is None:
         return "not evaluated"
-    ends = f"[{found.low:+.2f}, {found.high:+.2f}]"
-    return f"{found.points:+.2f} {ends} at µ = {depth:g}: {found.verdict}"
+    return f"{score.summary()} at µ = {cell.mean_recurrence:g}: {score.verdict}"
 
 
-def _saving(found: Saving) -> str:
-    if found.ratio is None:
-        return found.refusal or ""
-    ends = f" {span(found.low, found.high)}" if found.low is not None or found.high is not None else ""
-    return f"{found.ratio:.2f}{ends}"
+def _multiplier(multiplier: ComputeMultiplier) -> str:
+    if multiplier.ratio is None:
+        return multiplier.refusal or ""
+    low, high = multiplier.low, multiplier.high
+    return f"{multiplier.ratio:.2f}" + ("" if low is None and high is None else f" {span(low, high)}")
 
 
 def held_out(validation: Validation | None) -> list[list[str]]:
@@ -195,7 +193,7 @@ def variant_tables(groups: Sequence[GroupFit], variants: Sequence[Variant] | Non
         return tables
     for group in groups:
         names = [estimator.name for estimator in group.estimators]
-        heads = [f"{words.QUANTITY[quantity]}, {name}" for quantity in group.quantities for name in names]
+        heads = [f"{QUANTITY_NAMES[quantity]}, {name}" for quantity in group.quantities for name in names]
         rows = []
         for variant in variants:
             if variant.group == group.label:
@@ -223,11 +221,11 @@ def _group_refusals(group: GroupFit) -> list[tuple[str, str]]:
     for estimator in group.estimators:
         for quantity, law in estimator.laws.items():
             if law.refusal:
-                what = f"{group.label}, {estimator.name}, law of {words.QUANTITY[quantity]}"
+                what = f"{group.label}, {estimator.name}, law of {QUANTITY_NAMES[quantity]}"
                 found.append((what, law.refusal))
             for o in () if estimator.refusal else estimator.optima[quantity]:
                 if o.refusal:
-                    where = f"{words.QUANTITY[quantity]} at {number(o.budget_flops)} FLOPs"
+                    where = f"{QUANTITY_NAMES[quantity]} at {number(o.budget_flops)} FLOPs"
                     found.append((f"{group.label}, {estimator.name}, {where}", o.refusal))
     return found
 

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from scipy.special import chdtri, ndtri, stdtrit
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
+from analysis.config import Array
+
 FEW_BLOCKS = 10  # below this many, percentiles over resampled blocks cover far too seldom
 REPLICATES, RESIDUALS = "replicate seeds", "residuals of this fit"
 
@@ -119,7 +120,7 @@ def studentised(samples: Array, factor: Array) -> Array:
     return np.asarray(middle + (samples - middle) / factor)
 
 
-def student(freedom: float, confidence: float = 0.95) -> float:
+def student_factor(freedom: float, confidence: float = 0.95) -> float:
     """Return how much wider Student's interval is than the normal one."""
     return float(stdtrit(freedom, (1 + confidence) / 2) / ndtri((1 + confidence) / 2))
 
@@ -163,7 +164,7 @@ def resampling_weights(
     return weights
 
 
-def few_blocks(value: Array, draws: Array, blocks: int, confidence: float) -> tuple[Array, Array]:
+def student_interval(value: Array, draws: Array, blocks: int, confidence: float) -> tuple[Array, Array]:
     """Return Student's interval about `value` [parameters] from a bootstrap over few blocks.
 
     The standard error of `draws` [resamples, parameters] is freed of its bias (a variance over k resampled

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from analysis.config import Array, Indices, Labels
 from analysis.format import number
 from analysis.tables.selection import CELL, VARIANT
-
-Array = np.ndarray[Any, np.dtype[np.float64]]
-Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +30,7 @@ class NoiseFloor:
     degrees_of_freedom: int
     cells: tuple[ReplicateCell, ...] = field(default=())
 
-    def among(self, run_ids: np.ndarray[Any, np.dtype[np.str_]]) -> tuple[float, int]:
+    def among(self, run_ids: Labels) -> tuple[float, int]:
         """Return the sum of squares (nats²) and the degrees of freedom of the replicates among some runs.
 
         A cell counts where all its runs are among them.
@@ -99,12 +96,12 @@ def noise_floor(runs: pd.DataFrame) -> NoiseFloor:
     return NoiseFloor(sd_nats=sd, degrees_of_freedom=freedom, cells=tuple(cells))
 
 
-def _cells(runs: pd.DataFrame) -> list[Rows]:
+def _cells(runs: pd.DataFrame) -> list[Indices]:
     """Return the rows of every cell, cells in the order of their columns."""
     cells = _numbered(runs, CELL)
     return [np.flatnonzero(cells == number) for number in range(int(cells.max(initial=-1)) + 1)]
 
 
-def _numbered(runs: pd.DataFrame, columns: tuple[str, ...]) -> Rows:
+def _numbered(runs: pd.DataFrame, columns: tuple[str, ...]) -> Indices:
     """Return for every run the number of the group that it is in [runs]; as arrays, as frames are slow."""
     return np.asarray(runs.groupby(list(columns), sort=True, dropna=False).ngroup(), dtype=np.int64)

@@ -17,11 +17,11 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from analysis import serialize as plain
+from analysis import serialize
 from analysis.config import FitConfig
-from analysis.isoflop.curves import Curves
-from analysis.isoflop.estimator import DEFAULT, Inputs, Points
-from analysis.isoflop.geometry import SIZES
+from analysis.isoflop.curves import QUANTITY_NAMES, Curves
+from analysis.isoflop.estimator import DEFAULT_ESTIMATOR, Inputs, Points
+from analysis.isoflop.geometry import PLAIN_TRANSFORMER
 from analysis.isoflop.group import GroupFit, fit_group
 from analysis.laws.fit import LawFit, fit_law
 from analysis.laws.registry import LAWS
@@ -54,7 +54,7 @@ class IsoflopFit:
         size = f"{self.group.runs} points at {len(self.group.budgets_flops)} budgets"
         lines = [
             f"{size} (table {self.points_digest})",
-            *words.estimators(self.group, self.config.confidence),
+            self.group.summary(),
         ]
         if self.validation is not None:
             lines += ["", *words.held_out(self.validation)]
@@ -64,9 +64,14 @@ class IsoflopFit:
 
     def headlines(self) -> list[str]:
         """Return the laws, or the refusals with their reasons, one line per quantity."""
-        return [words.headline(self.group, quantity) for quantity in self.group.quantities]
+        return [
+            f"Optimal {QUANTITY_NAMES[quantity]}: {self.group.headline(quantity)}"
+            for quantity in self.group.quantities
+        ]
 
-    def predict(self, flops: float | np.ndarray[Any, Any], estimator: str = DEFAULT) -> pd.DataFrame:
+    def predict(
+        self, flops: float | np.ndarray[Any, Any], estimator: str = DEFAULT_ESTIMATOR
+    ) -> pd.DataFrame:
         """Return optimal parameters and tokens at budgets of `flops`, and L* there (see `GroupFit.predict`).
 
         The column loss is in the table's unit.
@@ -76,11 +81,11 @@ class IsoflopFit:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fit as JSON values."""
-        return dict(plain.plain(self))
+        return dict(serialize.to_jsonable(self))
 
     def to_json(self) -> str:
         """Return the fit as JSON text, the same bytes for the same points and seed."""
-        return plain.to_json(self)
+        return serialize.to_json(self)
 
     def plot(self, ax: Any = None) -> Any:
         """Draw the isoFLOP curves on a matplotlib axis and return it."""
@@ -214,7 +219,7 @@ def _group(table: pd.DataFrame, x: Swept, config: FitConfig) -> GroupFit:
     inputs = Inputs(
         cells=cells,
         runs=Points(rows=rows, params=params, tokens=tokens, loss_nats=losses),
-        shape=SIZES,
+        shape=PLAIN_TRANSFORMER,
         draws=resample(drawn, config.resampling, index, blocks, "points", config.seed),
         floor=NoiseFloor(sd_nats=None, degrees_of_freedom=0),
         config=config,

@@ -7,11 +7,11 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import serialize as plain
+from analysis import serialize
 from analysis.config import FitConfig, Progress
-from analysis.isoflop.curves import HIDDEN
-from analysis.isoflop.estimator import DEFAULT
+from analysis.isoflop.estimator import DEFAULT_ESTIMATOR
 from analysis.isoflop.group import GroupFit, Values, fit_groups
+from analysis.serialize import HIDDEN
 from analysis.stats.noise import NoiseFloor, noise_floor
 from analysis.study import words
 from analysis.study.cross_run_laws import RunLaw, run_laws
@@ -54,7 +54,7 @@ class StudyFit:
         """Return the laws, or the refusals with their reasons, in at most three lines."""
         return words.headlines(self)
 
-    def predict(self, flops: Values, estimator: str = DEFAULT) -> pd.DataFrame:
+    def predict(self, flops: Values, estimator: str = DEFAULT_ESTIMATOR) -> pd.DataFrame:
         """Return optimal recurrence and tokens at budgets of `flops` and L* there, per group.
 
         A group whose estimator has no power law is left out (see `GroupFit.predict`). Raises ValueError, with
@@ -75,11 +75,11 @@ class StudyFit:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON values."""
-        return dict(plain.plain(self))
+        return dict(serialize.to_jsonable(self))
 
     def to_json(self) -> str:
         """Return the result as JSON text, the same bytes for the same tables and seed."""
-        return plain.to_json(self)
+        return serialize.to_json(self)
 
     def plot(self, ax: Any = None) -> Any:
         """Draw the isoFLOP curves of the first group on a matplotlib axis and return it."""

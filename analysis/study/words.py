@@ -5,51 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from analysis.format import error, fixed, number, percent, span
-from analysis.isoflop.curves import Optimum, Quantity
-from analysis.isoflop.power_law import PowerLaw
+from analysis.format import error, fixed
+from analysis.isoflop.curves import QUANTITY_NAMES, SYMBOLS
 
 if TYPE_CHECKING:
-    from analysis.isoflop.group import GroupFit
     from analysis.study.holdout import Validation
     from analysis.study.sensitivity import Variant
     from analysis.study.study import StudyFit
-
-QUANTITY: dict[Quantity, str] = {
-    "mean_recurrence": "mean recurrence",
-    "params": "parameters",
-    "tokens": "tokens",
-}
-SYMBOL: dict[str, str] = {"mean_recurrence": "µ*", "params": "N*", "tokens": "D*"}
-
-
-def law(fitted: PowerLaw) -> str:
-    """Return a power law in one phrase, or its refusal."""
-    if fitted.exponent is None:
-        return f"refused: {fitted.refusal}"
-    low, high = fixed(fitted.exponent_low, 3), fixed(fitted.exponent_high, 3)
-    return (
-        f"{SYMBOL[fitted.quantity]} = {number(fitted.coefficient)} "
-        f"(C / {number(fitted.reference_flops)} FLOPs)"
-        f"^{fitted.exponent:.3f} [{low}, {high}], {len(fitted.budgets_flops)} budgets"
-    )
-
-
-def optimum(found: Optimum, quantity: Quantity) -> str:
-    """Return one optimum with its interval, or its refusal."""
-    if found.refusal:
-        return f"{SYMBOL[quantity]} refused: {found.refusal}"
-    return (
-        f"{SYMBOL[quantity]} = {number(found.value)} {span(found.low, found.high)}, "
-        f"loss {found.loss_nats:.4f} [{fixed(found.loss_low_nats, 4)}, {fixed(found.loss_high_nats, 4)}] nats"
-    )
-
-
-def optimum_cell(found: Optimum) -> str:
-    """Return one optimum for a table: value and interval, or the refusal in few words."""
-    if found.refusal:
-        return f"refused: {found.refusal.split(' (')[0].split(', which')[0]}"
-    return f"{number(found.value)} {span(found.low, found.high)}"
 
 
 def summary(study: StudyFit) -> str:
@@ -62,7 +24,11 @@ def summary(study: StudyFit) -> str:
         *(f"  skipped: {item}" for item in study.skipped),
     ]
     for group in study.groups:
-        lines += ["", *_group(group, study.config.confidence)]
+        lines += [
+            "",
+            f"{group.label}: {group.runs} runs at {len(group.budgets_flops)} budgets",
+            group.summary(),
+        ]
     lines += ["", *_depth(study), *(f"{text}" for item in study.run_laws for text in ("", item.summary()))]
     if study.validation is not None:
         lines += ["", *held_out(study.validation)]
@@ -72,37 +38,6 @@ def summary(study: StudyFit) -> str:
     verdict = {True: "yes", False: "NO", None: "cannot tell"}
     lines += [f"  {verdict[check.holds]}: {check.name} ({check.numbers})" for check in study.checks]
     return "\n".join(lines)
-
-
-def _group(group: GroupFit, confidence: float) -> list[str]:
-    return [
-        f"{group.label}: {group.runs} runs at {len(group.budgets_flops)} budgets",
-        *estimators(group, confidence),
-    ]
-
-
-def estimators(group: GroupFit, confidence: float) -> list[str]:
-    """Return what every estimator says of a group, and the flags."""
-    lines = []
-    for estimator in group.estimators:
-        noise = estimator.noise
-        source = (
-            f" ({percent(confidence)} intervals {estimator.intervals}, noise from {noise.source})"
-            if noise
-            else ""
-        )
-        lines.append(f"  {estimator.name}{source}")
-        if estimator.refusal:
-            lines.append(f"    refused: {estimator.refusal}")
-            continue
-        for fitted in estimator.laws.values():
-            lines.append(f"    {QUANTITY[fitted.quantity]}: {law(fitted)}")
-        for quantity, optima in estimator.optima.items():
-            lines += [
-                f"      {number(found.budget_flops)} FLOPs: {optimum(found, quantity)}" for found in optima
-            ]
-        lines += [f"    {note}" for note in estimator.notes]
-    return lines + [f"  flag: {flag}" for flag in group.flags]
 
 
 def held_out(validation: Validation) -> list[str]:
@@ -123,7 +58,7 @@ def variants(found: Sequence[Variant]) -> list[str]:
     for variant in found:
         for quantity, values in variant.exponents.items():
             cells = ", ".join(f"{name} {fixed(value, 3) if value else '–'}" for name, value in values.items())
-            lines.append(f"  {variant.group}, {variant.choice}, {SYMBOL[quantity]}: {cells}")
+            lines.append(f"  {variant.group}, {variant.choice}, {SYMBOLS[quantity]}: {cells}")
     return lines
 
 
@@ -161,30 +96,8 @@ def headlines(study: StudyFit) -> list[str]:
     """Return the laws, or the refusals with their reasons, in at most three lines."""
     lines = []
     for quantity in study.groups[0].quantities if study.groups else ():
-        parts = [f"{group.label}: {_headline(group, quantity)}" for group in study.groups]
-        lines.append(f"Optimal {QUANTITY[quantity]}, {'; '.join(parts)}")
+        parts = [f"{group.label}: {group.headline(quantity)}" for group in study.groups]
+        lines.append(f"Optimal {QUANTITY_NAMES[quantity]}, {'; '.join(parts)}")
     if not lines:
         lines.append(f"No isoFLOP law: {'; '.join(study.skipped)}")
     return [*lines, f"Test-time depth: {depth_line(study)}; {study.noise.sentence()}"]
-
-
-def headline(group: GroupFit, quantity: Quantity) -> str:
-    """Return one quantity's law, or its refusal, as a line."""
-    return f"Optimal {QUANTITY[quantity]}: {_headline(group, quantity)}"
-
-
-def _headline(group: GroupFit, quantity: Quantity) -> str:
-    """State the default estimator's law, or its refusal with that of the budgets behind it."""
-    estimator = group.estimator()
-    fitted = estimator.laws[quantity]
-    if fitted.exponent is not None:
-        return law(fitted)
-    reasons: dict[str, list[str]] = {}
-    for found in estimator.optima[quantity]:
-        if found.refusal:
-            reason = found.refusal.split(" (")[0]
-            # The ends of the swept tokens differ from budget to budget, those of the recurrences seldom do.
-            key = reason.split(", which")[0] if quantity == "tokens" else reason
-            reasons.setdefault(key, []).append(number(found.budget_flops))
-    why = "; ".join(f"at {', '.join(budgets)} FLOPs {reason}" for reason, budgets in reasons.items())
-    return f"no law, {fitted.refusal}" + (f" ({why})" if why and not estimator.refusal else "")

@@ -1,15 +1,14 @@
-"""From table files to the rows that a fit may use, with a reason for every row that it may not."""
+"""The runs that a fit may use, the reason why others are left out, and the groups that share a law."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from analysis.tables.schema import DEPTHS, ITEMS, RUNS, Column, TableError, conform
+from analysis.tables.schema import RUNS, TableError, conform
 
 # Runs may share a fit only where these agree; seeds, depths and budgets are what a study varies.
 VARIANT = (
@@ -55,45 +54,6 @@ class Selection:
 
     runs: pd.DataFrame = field(repr=False)
     left_out: tuple[LeftOut, ...]
-
-
-def read_tables(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read the runs and depths tables of a collected sweep: Parquet, or CSV where that alone was kept.
-
-    Raises TableError when a table is absent, unreadable or of another schema.
-    """
-    return _read_table(Path(folder), "runs", RUNS), _read_table(Path(folder), "depths", DEPTHS)
-
-
-def _read_table(folder: Path, name: str, columns: tuple[Column, ...]) -> pd.DataFrame:
-    files = [folder / f"{name}.parquet", folder / f"{name}.csv"]
-    path = next((path for path in files if path.is_file()), None)
-    if path is None:
-        raise TableError(f"no {name} table in {folder}{_beside(folder)}: run loopscale collect sweep=NAME")
-    try:
-        frame = pd.read_parquet(path) if path.suffix == ".parquet" else _read_csv(path, columns)
-    except (OSError, ValueError) as error:
-        raise TableError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
-    return conform(frame, columns)
-
-
-def _read_csv(path: Path, columns: tuple[Column, ...]) -> pd.DataFrame:
-    """Read a table as it was written: every digit of its numbers, and an empty text as that."""
-    texts = [column.name for column in columns if column.kind == "string"]
-    frame = pd.read_csv(path, dtype=dict.fromkeys(texts, "string"))
-    return frame.fillna(dict.fromkeys(texts, ""))
-
-
-def _beside(folder: Path) -> str:
-    """Name the collected sweeps that lie beside a folder without tables."""
-    names = sorted({path.parent.name for path in folder.parent.glob("*/runs.*")})
-    return f" (collected there: {', '.join(names)})" if names else ""
-
-
-def read_items(folder: Path) -> pd.DataFrame | None:
-    """Read `items.parquet` of a collected sweep; None where no run was evaluated on tasks."""
-    path = Path(folder) / "items.parquet"
-    return conform(pd.read_parquet(path), ITEMS) if path.is_file() else None
 
 
 def select(runs: pd.DataFrame, max_epochs: float) -> Selection:

@@ -1,15 +1,27 @@
-"""Everything that configures one run, as checked dataclasses; imports no torch."""
+"""Configuration of one run as checked dataclasses, and its file config.yaml. Imports no torch."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
 from typing import Annotated, Literal
 
+import yaml
 from annotated_types import Ge, Gt, Lt, MinLen
 
 from harness.data.config import DataConfig
 from model.config import ModelConfig
+from model.config_validation import ConfigError, build
 from model.flops import Accounting
+
+CONFIG = "config.yaml"
+# libyaml's, where it is built in: ten times as fast
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+_encode = json.JSONEncoder().encode
 
 Rate = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Ge(0), Lt(1)]
@@ -172,3 +184,29 @@ class RunConfig:
     def batch_tokens(self) -> int:
         """Tokens in one optimiser step."""
         return self.training.batch_sequences * self.model.sequence_length
+
+
+def parse_config(text: str, path: Path) -> RunConfig:
+    """Return the configuration in `text`. Raises ConfigError naming `path` if it is damaged."""
+    try:
+        fields = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is damaged: {' '.join(str(error).split())}") from None
+    if not isinstance(fields, dict):
+        raise ConfigError(f"{path} is damaged: it holds no settings")
+    return build(RunConfig, fields)
+
+
+def config_text(run: RunConfig) -> str:
+    """Return `run` as YAML."""
+    lines = []
+    for item in dataclasses.fields(run):
+        value = getattr(run, item.name)
+        lines.append(_yaml(item.name, _encode(vars(value) if dataclasses.is_dataclass(value) else value)))
+    return "".join(lines)
+
+
+@lru_cache(maxsize=4096)
+def _yaml(name: str, content: str) -> str:
+    # Cached by its text: thousands of runs of a sweep share most sections.
+    return str(yaml.dump({name: json.loads(content)}, Dumper=_Dumper, sort_keys=False))

@@ -17,10 +17,9 @@ from typing import Any, Literal
 
 from harness.data.config import DataError
 from harness.data.dataset import Dataset, open_dataset
-from harness.run.config import RunConfig
-from harness.run.config_file import CONFIG, config_text, parse_config
+from harness.run.config import CONFIG, RunConfig, config_text, parse_config
 from harness.run.identity import canonical_json, difference, identity, run_id
-from harness.run.pending_runs import Files, planned_file, planned_files, planned_lines, write_files
+from harness.run.pending_runs import Files, pending_file, pending_files, pending_lines, write_files
 from harness.run.record import planned_record
 from harness.storage.files import read_json, read_text, write_json, write_text
 from harness.storage.locks import exclusive, is_held
@@ -86,15 +85,15 @@ class RunFolder:
 
     def is_run(self) -> bool:
         """Say whether a run lies here or was entered under this name."""
-        return (self.path / "identity.json").exists() or self.run_id in planned_lines(self.path.parent)
+        return (self.path / "identity.json").exists() or self.run_id in pending_lines(self.path.parent)
 
-    def materialise(self, *, sync: bool = True) -> bool:
+    def ensure_created(self, *, sync: bool = True) -> bool:
         """Create the folder of a run that was entered, with the files it begins with, unless it is there.
 
         Whatever may be the first to write into the folder does this before. Several processes at once do no
         harm. Says whether the folder had to be created.
         """
-        if self.is_there() or not (files := planned_files(self.path)):
+        if self.is_there() or not (files := pending_files(self.path)):
             return False
         write_files(self.path, files, keep=True, sync=sync)
         return True
@@ -108,7 +107,7 @@ class RunFolder:
         try:
             return read(path)
         except FileNotFoundError:
-            if not self.is_there() and (planned := planned_file(self.path, name)) is not None:
+            if not self.is_there() and (planned := pending_file(self.path, name)) is not None:
                 return planned
             return read(path)  # another process may have created the folder in between
 
@@ -120,7 +119,7 @@ class RunFolder:
             return Status(state="planned")
 
     def set_status(self, status: Status, *, sync: bool = True) -> None:
-        self.materialise(sync=sync)
+        self.ensure_created(sync=sync)
         fields = vars(status) | {"updated_s": time.time()}
         write_json(self.path / "status.json", fields, sync=sync)
 
@@ -129,7 +128,7 @@ class RunFolder:
         return dict(self.content("record.json"))
 
     def set_record(self, row: dict[str, Any], *, sync: bool = True) -> None:
-        self.materialise(sync=sync)
+        self.ensure_created(sync=sync)
         write_json(self.path / "record.json", row, sync=sync)
 
     def micro_batch(self) -> int | None:
@@ -150,7 +149,7 @@ class RunFolder:
 
     def set_config(self, run: RunConfig) -> None:
         """Replace the run's configuration."""
-        self.materialise()
+        self.ensure_created()
         write_text(self.path / CONFIG, config_text(run))
 
     def data_digest(self) -> str:
@@ -190,7 +189,7 @@ class RunFolder:
 
     def lease(self) -> AbstractContextManager[bool]:
         """Hold the run for one process; gives False when another one has it. A killed holder lets go."""
-        self.materialise()
+        self.ensure_created()
         return exclusive(self.path / "lease", wait=False)
 
     def is_held(self) -> bool:
@@ -212,9 +211,9 @@ def create(
     `prefix` stands before its name.
     """
     folder = RunFolder(parent / (prefix + run_id(run, data_digest)))
-    folder.materialise(sync=sync)
+    folder.ensure_created(sync=sync)
     if folder.is_there():
-        settle(folder, run)
+        reconcile(folder, run)
     else:
         files = first_files(folder, run, data_digest=data_digest, unique_tokens=unique_tokens)
         write_files(folder.path, files, keep=False, sync=sync)
@@ -239,7 +238,7 @@ def first_files(folder: RunFolder, run: RunConfig, *, data_digest: str, unique_t
     }
 
 
-def settle(folder: RunFolder, run: RunConfig) -> None:
+def reconcile(folder: RunFolder, run: RunConfig) -> None:
     """Check a folder that is there, and let it have the machine settings of `run` from now on."""
     text = config_text(run)
     if (folder.path / CONFIG).read_text(encoding="utf-8") == text:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from functools import cache
 from typing import Any
 
 from harness.run.config import RunConfig
-from harness.storage.memoize import once_per_object
 
 IDENTITY_VERSION = 1
 TRAINING_SCIENCE = ("batch_sequences", "packing", "document_mask", "gradient_clip", "precision")
@@ -83,18 +83,23 @@ def difference(ours: Identity, theirs: Identity) -> str:
     return ", ".join(f"{key}: {left.get(key, 'default')} / {right.get(key, 'default')}" for key in keys)
 
 
-@once_per_object
 def _changed(config: Any) -> dict[str, Any]:
+    """Return the fields that differ from their defaults."""
     changed = {}
-    for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        default = item.default
-        if item.default_factory is not dataclasses.MISSING:
-            default = item.default_factory()
+    for name, default in _defaults(config.__class__).items():
+        value = getattr(config, name)
         if value != default:
             # 8 and 8.0 are the same mean recurrence and must give the same hash.
-            changed[item.name] = int(value) if isinstance(value, float) and value.is_integer() else value
+            changed[name] = int(value) if isinstance(value, float) and value.is_integer() else value
     return changed
+
+
+@cache
+def _defaults(section: type) -> dict[str, Any]:
+    return {
+        item.name: item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+        for item in dataclasses.fields(section)
+    }
 
 
 def _flat(fields: Identity, prefix: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The run's metrics: JSON lines flushed as they come, and live to wandb for those who ask."""
+"""The metrics of a run: JSON lines, flushed as they come."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from harness.run.config import LoggerConfig
-from harness.run.wandb_start import start_wandb
 from harness.storage.files import write_text
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a metrics file; a last line torn by a kill is left out."""
+    """Return the lines of a metrics file, without a last line cut off by a kill."""
     if not path.exists():
         return []
     lines = path.read_bytes().split(b"\n")
@@ -23,7 +21,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def last_metrics(path: Path) -> dict[str, Any]:
-    """Return the last whole line of a metrics file without reading all of it, {} where there is none."""
+    """Return the last whole line of a metrics file, {} if there is none; reads only the file's end."""
     if not path.exists():
         return {}
     with path.open("rb") as handle:
@@ -34,30 +32,30 @@ def last_metrics(path: Path) -> dict[str, Any]:
 
 
 class MetricsLog:
-    """Append metrics of one run; on resume, what lies past the checkpoint is cut off first."""
+    """Append the metrics of one run. On resume, lines past the checkpoint are removed first.
 
-    def __init__(
-        self, path: Path, *, resume_step: int, logger: LoggerConfig, run_id: str, sweep: str
-    ) -> None:
+    Parameters
+    ----------
+    path : of metrics.jsonl.
+    resume_step : the step of the checkpoint that the run continues from, 0 at its start.
+    live : a wandb run that gets every line too (`harness.run.wandb.live_run`).
+    """
+
+    def __init__(self, path: Path, *, resume_step: int, live: Any | None = None) -> None:
         kept = [line for line in read_metrics(path) if line["step"] <= resume_step]
-        online = logger.name == "wandb" and logger.mode == "online"
-        self._wandb = None
-        if online:
-            self._wandb = start_wandb(
-                logger, mode="online", resume="allow", folder=path.parent, run_id=run_id, sweep=sweep
-            )
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a", encoding="utf-8")
+        self._live = live
 
     def write(self, metrics: Mapping[str, float | None]) -> None:
-        """Append one line; `step` must be among the metrics."""
+        """Append one line. `metrics` must have a `step`."""
         self._file.write(json.dumps(metrics) + "\n")
         self._file.flush()
-        if self._wandb is not None:
-            self._wandb.log(metrics, step=int(metrics["step"] or 0))
+        if self._live is not None:
+            self._live.log(metrics, step=int(metrics["step"] or 0))
 
     def sync(self) -> None:
-        """Wait until the lines written so far are on the disk."""
+        """Return once the lines written so far are on the disk."""
         os.fsync(self._file.fileno())
 
     def __enter__(self) -> MetricsLog:
@@ -67,5 +65,5 @@ class MetricsLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
-        if self._wandb is not None:
-            self._wandb.finish(exit_code=int(kind is not None))
+        if self._live is not None:
+            self._live.finish(exit_code=int(kind is not None))

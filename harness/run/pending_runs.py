@@ -25,12 +25,12 @@ _encode = json.JSONEncoder(allow_nan=False).encode
 _decode = json.JSONDecoder().raw_decode
 
 
-def planned_line(run_id: str, files: Files) -> str:
+def pending_line(run_id: str, files: Files) -> str:
     """Return the line of a run."""
     return _encode({"run_id": run_id} | files) + "\n"
 
 
-def planned_lines(sweep: Path) -> Mapping[str, str]:
+def pending_lines(sweep: Path) -> Mapping[str, str]:
     """Return the lines of the sweep in `sweep` by run id, none where there is no such file.
 
     They are read once, and again when the file was replaced. Raises ConfigError for a damaged file.
@@ -55,25 +55,25 @@ def _lines(path: str, *_stamp: int) -> Mapping[str, str]:
     return {line[len(_BEGIN) : line.index('"', len(_BEGIN))]: line for line in lines}
 
 
-def planned_file(folder: Path, name: str) -> Any:
+def pending_file(folder: Path, name: str) -> Any:
     """Return what the file `name` in the run's folder `folder` will begin with, None where none is planned.
 
     Nothing else of the run's line is parsed: `status` asks for two small files of thousands of runs.
     """
-    line = planned_lines(folder.parent).get(folder.name, "")
+    line = pending_lines(folder.parent).get(folder.name, "")
     key = f'"{name}": '  # inside of a value its quotes would be escaped
     at = line.find(key)
     return None if at < 0 else _decode(line, at + len(key))[0]
 
 
-def planned_files(folder: Path) -> Files:
+def pending_files(folder: Path) -> Files:
     """Return all files that the run's folder `folder` will begin with, {} where none is planned there."""
-    line = planned_lines(folder.parent).get(folder.name)
+    line = pending_lines(folder.parent).get(folder.name)
     files = json.loads(line) if line else {}
     return {name: content for name, content in files.items() if name != "run_id"}
 
 
-def write_planned(sweep: Path, lines: Mapping[str, str]) -> None:
+def write_pending(sweep: Path, lines: Mapping[str, str]) -> None:
     """Write all lines at once and synced; a reader sees those of before or these."""
     write_text(sweep / PLANNED, "".join(lines.values()))
 

@@ -83,5 +83,5 @@ def origin(folder: RunFolder) -> Origin:
 
 def set_origin(folder: RunFolder, begins: Origin, *, sync: bool = True) -> None:
     """Write down where the run in `folder` begins."""
-    folder.materialise(sync=sync)
+    folder.ensure_created(sync=sync)
     write_json(folder.path / ORIGIN, dataclasses.asdict(begins), sync=sync)

@@ -56,7 +56,7 @@ def branch(trunk: RunFolder, into: RunFolder) -> int:
 
 def _take_over(trunk: RunFolder, into: RunFolder, name: str, shared_id: str) -> int:
     stored = open_checkpoint(trunk.checkpoints / name)
-    into.materialise()
+    into.ensure_created()
     lines = [json.dumps(line) for line in read_metrics(trunk.metrics) if line["step"] <= stored.step]
     write_text(into.metrics, "".join(line + "\n" for line in lines))
     row = into.record()

@@ -16,7 +16,7 @@ import torch
 from harness.data.config import DataError
 from harness.distributed.process_group import Ranks, connected, is_peer_loss
 from harness.run.folder import RunFolder, Status
-from harness.run.wandb_segment import leave_segment
+from harness.run.wandb import write_offline_history
 from harness.training.branch import start_from_trunk
 from harness.training.train import Diverged, Stopped, Watch, train
 from model.config_validation import ConfigError
@@ -57,7 +57,7 @@ def run_job(
             raise
         ended = str(_report(folder, ranks, status))
         if ranks.first:
-            leave_segment(folder)
+            write_offline_history(folder)
         return ended
 
 

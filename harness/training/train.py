@@ -9,13 +9,13 @@ from collections.abc import Callable
 from harness.data.dataset import Dataset
 from harness.data.loader import Batch, TrainingRows, training_rows, validation_rows
 from harness.distributed.process_group import ALONE, Ranks
-from harness.evaluation.validation import evaluate
 from harness.optim.schedule import learning_rate_factor, weight_decay_factor
 from harness.run.budget import check_epochs
 from harness.run.config import RunConfig
 from harness.run.folder import RunFolder
 from harness.run.metrics import MetricsLog
 from harness.run.record import Evaluation, depth_rows, finished_record
+from harness.run.wandb import live_run
 from harness.storage.files import write_json, write_text
 from harness.training.checkpoint import keep_only
 from harness.training.checkpoint_policy import Saver, Stopped
@@ -25,6 +25,7 @@ from harness.training.prefetch import Prefetch
 from harness.training.session import Session, open_session
 from harness.training.step import Draws, Gradient, GradientOfStep, draw
 from harness.training.throughput import Meter, device_name, peak_flops_per_s
+from harness.training.validation import evaluate
 from model.config_validation import ConfigError
 
 __all__ = ["Diverged", "Stopped", "Watch", "train"]
@@ -57,11 +58,7 @@ def train(
     else:
         _show_groups(folder, session)
         with MetricsLog(
-            folder.metrics,
-            resume_step=session.first_step,
-            logger=run.logger,
-            run_id=folder.run_id,
-            sweep=folder.sweep,
+            folder.metrics, resume_step=session.first_step, live=live_run(folder, run.logger)
         ) as log:
 
             def write(line: Line) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from sweeps.backends.job_array import Batch
+from sweeps.backends.job_array import JobArray
 
 LIVE = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "REQUEUED", "RESIZING"}
 LIVE |= {"REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "SIGNALING", "STAGE_OUT", "RESV_DEL_HOLD"}
@@ -27,7 +27,7 @@ class SchedulerError(OSError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Element:
+class JobElement:
     """One element of a job array as the scheduler sees it."""
 
     state: str
@@ -60,7 +60,7 @@ class Element:
         return "" if self.state.startswith("CANCELLED") else DEATHS.get(self.state, "lost")
 
 
-Elements = dict[tuple[str, int], Element]  # by batch name and index
+Elements = dict[tuple[str, int], JobElement]  # by array name and index
 
 
 class Scheduler(Protocol):
@@ -74,16 +74,16 @@ class Scheduler(Protocol):
     def max_array(self) -> int:
         """Give the most elements that one array may have."""
 
-    def job_file(self, sweep: Path, batch: Batch, version: str) -> str:
+    def job_file(self, sweep: Path, array: JobArray, version: str) -> str:
         """Return what `submit` would submit."""
 
-    def submit(self, sweep: Path, batch: Batch, version: str) -> str:
-        """Submit a batch once and return its job id."""
+    def submit(self, sweep: Path, array: JobArray, version: str) -> str:
+        """Submit an array once and return its job id."""
 
     def find(self, name: str) -> str | None:
-        """Return the id of the batch of that name, None where the cluster has none."""
+        """Return the id of the array of that name, None where the cluster has none."""
 
-    def states(self, batches: Iterable[Batch], *, patient: bool = True) -> Elements:
+    def states(self, arrays: Iterable[JobArray], *, patient: bool = True) -> Elements:
         """Return the state of every element that the cluster still knows."""
 
     def cancel(self, jobs: Iterable[str]) -> None:

@@ -1,4 +1,4 @@
-"""A batch: the runs that went to the cluster as one job array, written down before it is submitted."""
+"""A array: the runs that went to the cluster as one job array, written down before it is submitted."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from model.config_validation import build
 from sweeps.config.cluster import Resources
 
 T = TypeVar("T")
-JOBS = "jobs"  # folder of the batches inside a sweep's
+JOBS = "jobs"  # folder of the arrays inside a sweep's
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch:
+class JobArray:
     """One job array, in `<sweep>/jobs/<token>`: element i of the array trains `elements[i]`, run ids.
 
-    The name is unique, so that the scheduler can be asked whether it has the batch when nobody knows the
+    The name is unique, so that the scheduler can be asked whether it has the array when nobody knows the
     job id: the launch died, or the controller's answer was lost. Paths are relative to the sweep's folder.
     """
 
@@ -33,7 +33,7 @@ class Batch:
     snapshot: str
     array_parallelism: int
     exclude: list[str] = field(default_factory=list)
-    after: str = ""  # token of the batch that it waits for, element by element
+    after: str = ""  # token of the array that it waits for, element by element
     after_index: int | None = None  # ... or all of it for this element
     created_s: float = 0.0  # seconds since the epoch
 
@@ -48,7 +48,7 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Submitted:
-    """What the scheduler made of a batch. An empty job id: it never got there."""
+    """What the scheduler made of an array. An empty job id: it never got there."""
 
     cluster: str
     job_id: str
@@ -58,7 +58,7 @@ class Submitted:
         return f"{self.cluster}:{self.job_id}_{index}"
 
 
-def make_batches(
+def make_arrays(
     sweep: str,
     runs: Iterable[tuple[str, Resources]],
     *,
@@ -67,35 +67,35 @@ def make_batches(
     snapshot: str,
     exclude: list[str],
     seed: str,
-) -> list[Batch]:
+) -> list[JobArray]:
     """Group runs that ask for the same resources into arrays of at most `max_array` elements.
 
-    A batch's token is a hash of its runs and of `seed`, which differs from launch to launch; a dry run names
+    A array's token is a hash of its runs and of `seed`, which differs from launch to launch; a dry run names
     the files that the launch will write.
     """
     shapes: dict[str, tuple[Resources, list[str]]] = {}
     for run, resources in runs:
         shapes.setdefault(repr(resources), (resources, []))[1].append(run)
-    batches: list[Batch] = []
+    arrays: list[JobArray] = []
     for resources, names in shapes.values():
         elements = list(chunks(names, resources.runs_per_job))
-        for array in chunks(elements, max_array):
-            batches.append(
-                Batch(
-                    token=make_token(seed, len(batches), array),
+        for members in chunks(elements, max_array):
+            arrays.append(
+                JobArray(
+                    token=make_token(seed, len(arrays), members),
                     sweep=sweep,
-                    elements=array,
+                    elements=members,
                     resources=resources,
                     snapshot=snapshot,
                     array_parallelism=array_parallelism,
                     exclude=exclude,
                 )
             )
-    return batches
+    return arrays
 
 
 def make_token(seed: str, number: int, elements: list[list[str]]) -> str:
-    """Name the batch of this number in a launch."""
+    """Name the array of this number in a launch."""
     text = "\n".join([seed, str(number), *itertools.chain.from_iterable(elements)])
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -106,46 +106,46 @@ def chunks(items: list[T], size: int) -> Iterator[list[T]]:
         yield items[start : start + size]
 
 
-def batch_folder(sweep: Path, batch: Batch) -> Path:
-    """Return the folder of a batch."""
-    return sweep / JOBS / batch.token
+def array_folder(sweep: Path, array: JobArray) -> Path:
+    """Return the folder of an array."""
+    return sweep / JOBS / array.token
 
 
-def write_batch(sweep: Path, batch: Batch) -> None:
-    """Write a batch down: from now on its runs may be in the queue."""
-    folder = batch_folder(sweep, batch)
+def write_array(sweep: Path, array: JobArray) -> None:
+    """Write an array down: from now on its runs may be in the queue."""
+    folder = array_folder(sweep, array)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "batch.json", asdict(replace(batch, created_s=time.time())))
+    write_json(folder / "batch.json", asdict(replace(array, created_s=time.time())))
 
 
-def read_batch(folder: Path) -> Batch:
-    """Return the batch in `folder`."""
+def read_array(folder: Path) -> JobArray:
+    """Return the array in `folder`."""
     fields = read_json(folder / "batch.json")
-    return Batch(**fields | {"resources": build(Resources, fields["resources"], "resources.")})
+    return JobArray(**fields | {"resources": build(Resources, fields["resources"], "resources.")})
 
 
-def read_batches(sweep: Path) -> list[Batch]:
-    """Return the batches of a sweep, oldest first."""
-    batches = [read_batch(path.parent) for path in (sweep / JOBS).glob("*/batch.json")]
-    return sorted(batches, key=lambda batch: batch.created_s)
+def read_arrays(sweep: Path) -> list[JobArray]:
+    """Return the arrays of a sweep, oldest first."""
+    arrays = [read_array(path.parent) for path in (sweep / JOBS).glob("*/batch.json")]
+    return sorted(arrays, key=lambda array: array.created_s)
 
 
-def write_submitted(sweep: Path, batch: Batch, submitted: Submitted) -> None:
+def write_submitted(sweep: Path, array: JobArray, submitted: Submitted) -> None:
     """Write down what the scheduler answered."""
-    write_json(batch_folder(sweep, batch) / "job.json", asdict(submitted))
+    write_json(array_folder(sweep, array) / "job.json", asdict(submitted))
 
 
 def read_submitted(folder: Path) -> Submitted | None:
-    """Return what the scheduler answered for the batch in `folder`, None where its answer was lost."""
+    """Return what the scheduler answered for the array in `folder`, None where its answer was lost."""
     path = folder / "job.json"
     return Submitted(**read_json(path)) if path.exists() else None
 
 
-def newest_places(batches: list[Batch]) -> dict[str, tuple[Batch, int]]:
-    """Return, for every run that was ever submitted, its newest batch and the index of its element there."""
+def latest_elements(arrays: list[JobArray]) -> dict[str, tuple[JobArray, int]]:
+    """Return, for every run that was ever submitted, its newest array and the index of its element there."""
     return {
-        run: (batch, index)
-        for batch in batches
-        for index, element in enumerate(batch.elements)
+        run: (array, index)
+        for array in arrays
+        for index, element in enumerate(array.elements)
         for run in element
     }

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sweeps.backends.base import Element, Elements
-from sweeps.backends.job_array import Batch
+from sweeps.backends.base import Elements, JobElement
+from sweeps.backends.job_array import JobArray
 from sweeps.config.cluster import FakeConfig
 
 # What the real scheduler would say of a job that ended so; code errors and the like are the run's own word.
@@ -25,7 +25,7 @@ Train = Callable[[str, str], None]  # run id, failure class or ""
 
 
 @dataclass(kw_only=True)
-class FakeCluster:
+class SimulatedCluster:
     """Behaves as `sweeps.backends.base.Scheduler`; `step` lets its jobs happen.
 
     `train` stands in for a run: it is told the run and how the attempt shall end, and writes what a real
@@ -40,35 +40,39 @@ class FakeCluster:
     jobs: dict[str, str] = field(default_factory=dict)  # ids by name
     submissions: int = 0
     elements: Elements = field(default_factory=dict)
-    _waiting: list[tuple[float, int, Batch, int]] = field(default_factory=list)  # by the time they may start
-    _running: list[tuple[float, int, Batch, int, str]] = field(default_factory=list)  # by the time they end
-    _blocked: dict[tuple[str, int], list[tuple[float, Batch, int]]] = field(default_factory=dict)
+    _waiting: list[tuple[float, int, JobArray, int]] = field(
+        default_factory=list
+    )  # by the time they may start
+    _running: list[tuple[float, int, JobArray, int, str]] = field(
+        default_factory=list
+    )  # by the time they end
+    _blocked: dict[tuple[str, int], list[tuple[float, JobArray, int]]] = field(default_factory=dict)
     _count: int = 0
     _attempts: dict[str, int] = field(default_factory=dict)
 
-    def job_file(self, sweep: Path, batch: Batch, version: str) -> str:
+    def job_file(self, sweep: Path, array: JobArray, version: str) -> str:
         """Return a line in place of a job file."""
-        return f"# {batch.name}: {len(batch.elements)} simulated jobs"
+        return f"# {array.name}: {len(array.elements)} simulated jobs"
 
-    def submit(self, sweep: Path, batch: Batch, version: str) -> str:
-        """Queue a batch."""
+    def submit(self, sweep: Path, array: JobArray, version: str) -> str:
+        """Queue an array."""
         job_id = str(len(self.jobs) + 1)
-        self.jobs[batch.name] = job_id
+        self.jobs[array.name] = job_id
         self.submissions += 1
-        draw = random.Random(f"{self.script.seed} {batch.name}")
-        for index in range(len(batch.elements)):
-            self.elements[batch.name, index] = Element(state="PENDING", reason="Priority", job_id=job_id)
+        draw = random.Random(f"{self.script.seed} {array.name}")
+        for index in range(len(array.elements)):
+            self.elements[array.name, index] = JobElement(state="PENDING", reason="Priority", job_id=job_id)
             ready = self.now_s + draw.uniform(0.5, 1.5) * self.script.queue_s
-            heapq.heappush(self._waiting, (ready, self._next(), batch, index))
+            heapq.heappush(self._waiting, (ready, self._next(), array, index))
         return job_id
 
     def find(self, name: str) -> str | None:
-        """Return the id of the batch of that name."""
+        """Return the id of the array of that name."""
         return self.jobs.get(name)
 
-    def states(self, batches: Iterable[Batch], *, patient: bool = True) -> Elements:
-        """Return the state of every element of the batches."""
-        names = {batch.name for batch in batches}
+    def states(self, arrays: Iterable[JobArray], *, patient: bool = True) -> Elements:
+        """Return the state of every element of the arrays."""
+        names = {array.name for array in arrays}
         return {place: element for place, element in self.elements.items() if place[0] in names}
 
     def cancel(self, jobs: Iterable[str]) -> None:
@@ -81,51 +85,51 @@ class FakeCluster:
     def step(self) -> bool:
         """Let the next thing happen; says False when nothing is queued or running."""
         if self._waiting and len(self._running) < self.script.slots:
-            ready, _, batch, index = heapq.heappop(self._waiting)
-            if self.elements[batch.name, index].is_live:
-                self._start_or_block(max(ready, self.now_s), batch, index)
+            ready, _, array, index = heapq.heappop(self._waiting)
+            if self.elements[array.name, index].is_live:
+                self._start_or_block(max(ready, self.now_s), array, index)
             return True
         if not self._running:
             return False
-        self.now_s, _, batch, index, failure = heapq.heappop(self._running)
-        self._end(batch, index, failure)
+        self.now_s, _, array, index, failure = heapq.heappop(self._running)
+        self._end(array, index, failure)
         return True
 
-    def _start_or_block(self, start_s: float, batch: Batch, index: int) -> None:
+    def _start_or_block(self, start_s: float, array: JobArray, index: int) -> None:
         """Start an element, unless the one that it comes after is not done yet or never will be."""
-        first = batch.after_index if batch.after_index is not None else index
-        before = (f"{batch.sweep}-{batch.after}", first)
-        if not batch.after or self.elements[before].state == "COMPLETED":
-            self._start(start_s, batch, index)
+        first = array.after_index if array.after_index is not None else index
+        before = (f"{array.sweep}-{array.after}", first)
+        if not array.after or self.elements[before].state == "COMPLETED":
+            self._start(start_s, array, index)
         elif self.elements[before].is_live:
-            self._blocked.setdefault(before, []).append((start_s, batch, index))
+            self._blocked.setdefault(before, []).append((start_s, array, index))
         else:
-            self._set_state((batch.name, index), "CANCELLED by 0")
+            self._set_state((array.name, index), "CANCELLED by 0")
 
-    def _start(self, start_s: float, batch: Batch, index: int) -> None:
+    def _start(self, start_s: float, array: JobArray, index: int) -> None:
         node = f"node{self._next() % self.script.slots}"
-        element = self.elements[batch.name, index]
-        self.elements[batch.name, index] = dataclasses.replace(element, state="RUNNING", node=node)
-        draw = random.Random(f"{self.script.seed} {batch.name} {index}")
+        element = self.elements[array.name, index]
+        self.elements[array.name, index] = dataclasses.replace(element, state="RUNNING", node=node)
+        draw = random.Random(f"{self.script.seed} {array.name} {index}")
         chance, failure = draw.random(), ""
         for name, share in self.script.failures.items():
             if 0 <= chance < share:
                 failure = name
             chance -= share
         end_s = start_s + draw.uniform(0.5, 1.5) * self.script.run_s * (draw.random() if failure else 1)
-        heapq.heappush(self._running, (end_s, self._next(), batch, index, failure))
+        heapq.heappush(self._running, (end_s, self._next(), array, index, failure))
 
-    def _end(self, batch: Batch, index: int, failure: str) -> None:
-        for run in batch.elements[index]:
+    def _end(self, array: JobArray, index: int, failure: str) -> None:
+        for run in array.elements[index]:
             self._attempts[run] = self._attempts.get(run, 0) + 1
             self.train(run, failure)
-        self._set_state((batch.name, index), STATES.get(failure, "FAILED") if failure else "COMPLETED")
+        self._set_state((array.name, index), STATES.get(failure, "FAILED") if failure else "COMPLETED")
 
     def _set_state(self, place: tuple[str, int], state: str) -> None:
         """End an element and look again at those that wait for it."""
         self.elements[place] = dataclasses.replace(self.elements[place], state=state)
-        for ready, batch, index in self._blocked.pop(place, []):
-            heapq.heappush(self._waiting, (ready, self._next(), batch, index))
+        for ready, array, index in self._blocked.pop(place, []):
+            heapq.heappush(self._waiting, (ready, self._next(), array, index))
 
     def _next(self) -> int:
         self._count += 1

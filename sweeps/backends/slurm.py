@@ -1,6 +1,6 @@
 """SLURM through submitit's executor: job files, submission, states and cancellation, whatever the weather.
 
-The job file and the submission are submitit's; the jobs' own record is the batch's folder, not a pickle, so
+The job file and the submission are submitit's; the jobs' own record is the array's folder, not a pickle, so
 that a job does not need its launcher to survive.
 """
 
@@ -22,8 +22,8 @@ from submitit.core.utils import FailedJobError
 
 from harness.distributed.rendezvous import job_port
 from model.config_validation import ConfigError
-from sweeps.backends.base import Element, Elements, SchedulerError
-from sweeps.backends.job_array import JOBS, Batch, batch_folder, read_submitted
+from sweeps.backends.base import Elements, JobElement, SchedulerError
+from sweeps.backends.job_array import JOBS, JobArray, array_folder, read_submitted
 from sweeps.config.cluster import ClusterConfig
 
 T = TypeVar("T")
@@ -95,24 +95,24 @@ class Slurm:
     def has_accounting(self) -> bool:
         return "none" not in self.settings.get("AccountingStorageType", "none")
 
-    def job_file(self, sweep: Path, batch: Batch, version: str) -> str:
-        """Return the job file of a batch."""
-        return _executor(self.config, sweep, batch, version).text
+    def job_file(self, sweep: Path, array: JobArray, version: str) -> str:
+        """Return the job file of an array."""
+        return _executor(self.config, sweep, array, version).text
 
-    def submit(self, sweep: Path, batch: Batch, version: str) -> str:
-        """Submit a batch once and return its job id.
+    def submit(self, sweep: Path, array: JobArray, version: str) -> str:
+        """Submit an array once and return its job id.
 
-        When the controller's answer is lost, it is asked for a job of the batch's name before anything is
+        When the controller's answer is lost, it is asked for a job of the array's name before anything is
         sent again. Raises SchedulerError when it does not answer in time, ConfigError when it refuses.
         """
         _require("sbatch")
-        executor = _executor(self.config, sweep, batch, version)
-        folder = batch_folder(sweep, batch)
+        executor = _executor(self.config, sweep, array, version)
+        folder = array_folder(sweep, array)
         sent = 0
 
         def attempt() -> str:
             nonlocal sent
-            if sent and (found := self.find(batch.name)):
+            if sent and (found := self.find(array.name)):
                 return found
             sent += 1
             try:
@@ -133,12 +133,12 @@ class Slurm:
             found = self.call("sacct", *listing, "--starttime=now-7days").split()
         return found[0].partition("_")[0] if found else None
 
-    def states(self, batches: Iterable[Batch], *, patient: bool = True) -> Elements:
-        """Return the state of every element of the batches that SLURM still knows.
+    def states(self, arrays: Iterable[JobArray], *, patient: bool = True) -> Elements:
+        """Return the state of every element of the arrays that SLURM still knows.
 
         One call of squeue; one of sacct when that does not know all, where there is accounting.
         """
-        known = {batch.name: batch for batch in batches}
+        known = {array.name: array for array in arrays}
         if not known:
             return {}
         call = self.call if patient else _run
@@ -147,9 +147,9 @@ class Slurm:
         queue = call("squeue", "--noheader", "--array", "--states=all", f"--name={names}", form)
         found = dict(_element(line) for line in queue.splitlines())
         missing = {
-            batch.name: batch.created_s
-            for batch in known.values()
-            if any((batch.name, index) not in found for index in range(len(batch.elements)))
+            array.name: array.created_s
+            for array in known.values()
+            if any((array.name, index) not in found for index in range(len(array.elements)))
         }
         if missing and self.has_accounting:
             return self._accounted(missing, call) | found
@@ -208,28 +208,28 @@ def parse_accounting(text: str) -> Elements:
             number = element.partition("_")[2]
             if number.isdigit():
                 places[element] = (name, int(number))
-                found[places[element]] = Element(state=state, node=node, job_id=element.partition("_")[0])
+                found[places[element]] = JobElement(state=state, node=node, job_id=element.partition("_")[0])
         elif state == "OUT_OF_MEMORY" and element in places:
             place = places[element]
-            found[place] = Element(state=state, node=found[place].node, job_id=found[place].job_id)
+            found[place] = JobElement(state=state, node=found[place].node, job_id=found[place].job_id)
     return found
 
 
-def _element(line: str) -> tuple[tuple[str, int], Element]:
+def _element(line: str) -> tuple[tuple[str, int], JobElement]:
     name, index, state, reason, node, left, job = line.split("|")
-    return (name, int(index)), Element(state=state, reason=reason, node=node, time_left=left, job_id=job)
+    return (name, int(index)), JobElement(state=state, reason=reason, node=node, time_left=left, job_id=job)
 
 
-def _executor(config: ClusterConfig, sweep: Path, batch: Batch, version: str) -> Executor:
-    folder = batch_folder(sweep.resolve(), batch)
-    wanted = batch.resources
+def _executor(config: ClusterConfig, sweep: Path, array: JobArray, version: str) -> Executor:
+    folder = array_folder(sweep.resolve(), array)
+    wanted = array.resources
     python = config.python or shlex.quote(sys.executable)
     command = f"{python} -u -m sweeps.workers.array_task {shlex.quote(str(folder))}"
     if wanted.ranks == "torchrun":
-        command = _torchrun(config, batch, folder)
+        command = _torchrun(config, array, folder)
     executor = Executor(folder, command)
     options: dict[str, Any] = {key.replace("_", "-"): value for key, value in wanted.options.items()}
-    if batch.after:  # else it would wait for ever when that fails; cancelled, launch submits it again
+    if array.after:  # else it would wait for ever when that fails; cancelled, launch submits it again
         options["kill-on-invalid-dep"] = "yes"
     if config.requeue is not None:
         options["requeue" if config.requeue else "no-requeue"] = True
@@ -243,38 +243,38 @@ def _executor(config: ClusterConfig, sweep: Path, batch: Batch, version: str) ->
         "cpus_per_task": wanted.cpus_per_task,
         "gpus_per_node": wanted.gpus_per_node or None,
         "mem": f"{round(wanted.memory_gb * 1024)}M" if wanted.memory_gb else None,
-        "exclude": ",".join(batch.exclude) or None,
-        "dependency": _dependency(sweep, batch),
+        "exclude": ",".join(array.exclude) or None,
+        "dependency": _dependency(sweep, array),
         # Since SLURM 22.05 srun does not take this over from the job.
         "srun_args": [f"--cpus-per-task={wanted.cpus_per_task}"] if wanted.cpus_per_task else None,
     }
     executor.update_parameters(
-        job_name=batch.name,
+        job_name=array.name,
         time=wanted.time_min,
         nodes=wanted.nodes,
         ntasks_per_node=1 if wanted.ranks == "torchrun" else wanted.tasks_per_node,
         signal_delay_s=config.signal_s,
-        array_parallelism=batch.array_parallelism,
+        array_parallelism=array.array_parallelism,
         stderr_to_stdout=True,
-        setup=[*config.setup, *_environment(config, sweep, batch, version)],
+        setup=[*config.setup, *_environment(config, sweep, array, version)],
         additional_parameters=options,
         **{key: value for key, value in stated.items() if value is not None},
     )
-    executor.parameters["map_count"] = len(batch.elements)
+    executor.parameters["map_count"] = len(array.elements)
     return executor
 
 
-def _dependency(sweep: Path, batch: Batch) -> str | None:
+def _dependency(sweep: Path, array: JobArray) -> str | None:
     """Say what an array waits for: element by element for another array, or for one element of it."""
-    if not batch.after:
+    if not array.after:
         return None
-    submitted = read_submitted(sweep / JOBS / batch.after)
-    job = submitted.job_id if submitted else f"JOB_OF_{batch.after}"  # in a dry run nobody knows it yet
-    return f"aftercorr:{job}" if batch.after_index is None else f"afterok:{job}_{batch.after_index}"
+    submitted = read_submitted(sweep / JOBS / array.after)
+    job = submitted.job_id if submitted else f"JOB_OF_{array.after}"  # in a dry run nobody knows it yet
+    return f"aftercorr:{job}" if array.after_index is None else f"afterok:{job}_{array.after_index}"
 
 
-def _environment(config: ClusterConfig, sweep: Path, batch: Batch, version: str) -> list[str]:
-    code = shlex.quote(str((sweep / batch.snapshot).resolve()))
+def _environment(config: ClusterConfig, sweep: Path, array: JobArray, version: str) -> list[str]:
+    code = shlex.quote(str((sweep / array.snapshot).resolve()))
     return [
         f"cd {code}",
         f'export PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}"',
@@ -285,12 +285,12 @@ def _environment(config: ClusterConfig, sweep: Path, batch: Batch, version: str)
     ]
 
 
-def _torchrun(config: ClusterConfig, batch: Batch, folder: Path) -> str:
-    port = job_port(batch.token)
+def _torchrun(config: ClusterConfig, array: JobArray, folder: Path) -> str:
+    port = job_port(array.token)
     python = config.python or shlex.quote(sys.executable)
     return (
         f"bash -c 'exec {python} -m torch.distributed.run --nnodes=$SLURM_JOB_NUM_NODES "
-        f"--nproc-per-node={batch.resources.tasks_per_node} --node-rank=$SLURM_NODEID "
+        f"--nproc-per-node={array.resources.tasks_per_node} --node-rank=$SLURM_NODEID "
         f'--master-addr=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) --master-port={port} '
         f"-m sweeps.workers.array_task {shlex.quote(str(folder))}'"
     )

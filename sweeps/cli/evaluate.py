@@ -1,8 +1,8 @@
-"""`loopscale eval`: the scores of runs, exports and published checkpoints on suites of tasks."""
+"""The scores of runs, exports and published checkpoints on suites of tasks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,13 +20,15 @@ from harness.evaluation.symbolic import symbolic_bundle
 from harness.evaluation.weights import check_model, is_run
 from harness.run.folder import RunFolder
 from model.config_validation import ConfigError
+from sweeps.cli.tables import as_json, as_text
 from sweeps.config.study import EvalConfig
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Progress = Callable[[str, float], None]
-RESAMPLES = 400  # of the items, behind the interval of a gain
+    from analysis.config import Progress
+
+RESAMPLES = 400  # of the items, for the interval of a gain over depth
 SCORE_COLUMNS = {
     "run_id": "run",
     "task": "",
@@ -47,17 +49,37 @@ SCORE_COLUMNS = {
 }
 
 
-def evaluate_models(settings: EvalConfig, progress: Progress = lambda stage, fraction: None) -> pd.DataFrame:
-    """Score every model that `settings` names on its tasks; `attrs["notes"]` says what to know about it.
+@dataclass(frozen=True, kw_only=True)
+class TaskScores:
+    """Scores of models on tasks, with the remarks that belong to them."""
 
-    A task is kept item by item beside its model and not done again. A finished run's scores.json and record
-    get what was scored on all items. Started by torchrun, the processes share each task's items.
+    frame: pd.DataFrame  # one row per model, task and depth; the fields of harness.evaluation.scores.Score
+    notes: tuple[str, ...]  # absent tasks, gain from depth, limits and cropped prompts
 
-    Raises ConfigError for a model, suite, bundle or depth that is not there.
+    def summary(self) -> str:
+        """Return the table and the remarks as text."""
+        return "\n".join([as_text(self.frame, SCORE_COLUMNS), *self.notes])
+
+    def to_json(self) -> str:
+        """Return the rows and the remarks as JSON."""
+        return as_json(self.frame, notes=self.notes)
+
+
+def evaluate_models(settings: EvalConfig, progress: Progress = lambda stage, fraction: None) -> TaskScores:
+    """Score every model that `settings` names on its tasks.
+
+    Raises
+    ------
+    ConfigError : a model, suite, bundle or depth does not exist.
+
+    Notes
+    -----
+    Results are stored item by item beside each model and reused. Scores on all items of a finished run also
+    go to its scores.json and record. Under torchrun the processes share the items of each task.
     """
     import pandas as pd
 
-    frames: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     notes: list[str] = []
     paths = models_of(settings)
     for path in paths:
@@ -67,23 +89,21 @@ def evaluate_models(settings: EvalConfig, progress: Progress = lambda stage, fra
         suites = {name: _suite(folder, name) for name, folder in bundle.items()}
         for path in paths:
             subject = load_subject(path, Path(settings.cache), device=settings.device, ranks=ranks)
-            found = [
+            results = [
                 _evaluate(path, subject, bundle[name], suite, settings, ranks, progress)
                 for name, suite in suites.items()
             ]
-            # Suites share tasks: each stands once.
-            scores = {(score.task, score.depth): score for one in found for score in one.scores()}
+            # Suites share tasks; each task gets one row.
+            scores = {(score.task, score.depth): score for result in results for score in result.scores()}
             if ranks.first and is_run(path) and settings.limit is None:
                 run = RunFolder(path)
                 keep_scores(run, scores.values())
-                for one in found:
-                    keep_items(run, one.suite.name, one.results, bundle[one.suite.name])
-            frames += [{"run_id": path.name} | score.row() for score in scores.values()]
-            notes += [f"{path.name}: {note}" for one in found for note in _notes(one, settings)]
+                for result in results:
+                    keep_items(run, result.suite.name, result.results, bundle[result.suite.name])
+            rows += [{"run_id": path.name} | score.row() for score in scores.values()]
+            notes += [f"{path.name}: {note}" for result in results for note in _notes(result, settings)]
             ranks.wait()
-    frame = pd.DataFrame(frames)
-    frame.attrs["notes"] = list(dict.fromkeys(notes))
-    return frame
+    return TaskScores(frame=pd.DataFrame(rows), notes=tuple(dict.fromkeys(notes)))
 
 
 def _evaluate(
@@ -113,7 +133,7 @@ def _evaluate(
 
 
 def _unseen(stage: str, fraction: float) -> None:
-    """Show nothing: one process is enough to watch."""
+    """Ignore progress: only the first process shows it."""
 
 
 def _names(settings: EvalConfig) -> list[str]:
@@ -138,13 +158,18 @@ def _bundle(settings: EvalConfig, name: str, progress: Progress) -> Path:
 
 
 def models_of(settings: EvalConfig) -> list[Path]:
-    """Return the folders of the models; raises ConfigError where none is named, or two in different ways."""
+    """Return the folders of the models.
+
+    Raises
+    ------
+    ConfigError : no model is named, or one is named in two ways.
+    """
     named = {"run": settings.run, "checkpoint": settings.checkpoint, "sweep": settings.sweep}
     given = [name for name, value in named.items() if value is not None]
     if len(given) != 1 and given != ["run", "sweep"]:
+        problem = f"{' and '.join(given)} are set together" if given else "no model is named"
         raise ConfigError(
-            "what is evaluated? set run=FOLDER, sweep=NAME, sweep=NAME with run=ID, or checkpoint=FOLDER; "
-            f"got {' and '.join(given) or 'none'}"
+            f"{problem}: set run=FOLDER, sweep=NAME, sweep=NAME with run=ID, or checkpoint=FOLDER"
         )
     if settings.sweep is None:
         return [Path(settings.run or settings.checkpoint or "")]
@@ -161,33 +186,35 @@ def models_of(settings: EvalConfig) -> list[Path]:
     return done
 
 
-def _gain(found: SuiteResult) -> str | None:
-    """Return how the score gains from depth, in one line; None at one depth."""
+def _gain(result: SuiteResult) -> str | None:
+    """Return a line on how the score gains from depth; None at a single depth."""
     from analysis.laws.score_curve import fit_gain
 
-    depths = found.results[0][0].depths
+    depths = result.results[0][0].depths
     if len(depths) == 1:
         return None
-    curve = [score.centred for score in found.scores() if score.task == found.suite.name]
-    fit = fit_gain(np.array(depths), np.array(curve), resampled_suite(found.results, RESAMPLES))
-    return f"{found.suite.name} over depth: {fit.summary()}"
+    curve = [score.centred for score in result.scores() if score.task == result.suite.name]
+    fit = fit_gain(np.array(depths), np.array(curve), resampled_suite(result.results, RESAMPLES))
+    return f"{result.suite.name} over depth: {fit.summary()}"
 
 
-def _notes(found: SuiteResult, settings: EvalConfig) -> list[str]:
-    suite, notes = found.suite, []
-    if (gain := _gain(found)) is not None:
+def _notes(result: SuiteResult, settings: EvalConfig) -> list[str]:
+    suite, notes = result.suite, []
+    if (gain := _gain(result)) is not None:
         notes.append(gain)
     if suite.absent:
         notes.append(
-            f"{suite.name} is of {len(suite.tasks)} of {suite.size} tasks; absent: {', '.join(suite.absent)}"
+            f"{suite.name} covers {len(suite.tasks)} of {suite.size} tasks; absent: {', '.join(suite.absent)}"
         )
     if settings.limit is not None:
-        notes.append(f"{suite.name}: the first {settings.limit} items of each task alone; kept in no record")
+        notes.append(
+            f"{suite.name}: only the first {settings.limit} items of each task; not entered into any record"
+        )
     if suite.name == "symbolic":
         notes.append("symbolic is a generated suite, not Core")
-    cropped = [task for task in found.results if any(result.cropped for result in task)]
+    cropped = [task for task in result.results if any(one.cropped for one in task)]
     if cropped:
         notes.append(
-            f"{suite.name}: in {len(cropped)} tasks prompts that outgrow the context lost their beginning"
+            f"{suite.name}: in {len(cropped)} tasks, prompts longer than the context lost their first tokens"
         )
     return notes

@@ -47,6 +47,12 @@ class Trunks:
         """Return the segment that a run or segment starts from, "" where it starts by itself."""
         return self.segments[name].parent if name in self.segments else self.parents.get(name, "")
 
+    def first_step(self, name: str, run: RunConfig) -> int:
+        """Return the step at which a run takes over from its trunk, 0 for one without."""
+        parent = self.parents.get(name)
+        assert run.steps is not None
+        return self.segments[parent].start_for(stable_steps(run.schedule, run.steps)) if parent else 0
+
     def lineage(self, run: str) -> Iterable[str]:
         """Yield the segments below a run, the nearest first."""
         name = run

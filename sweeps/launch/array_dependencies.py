@@ -7,12 +7,12 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 
-from sweeps.backends.job_array import Batch, chunks
+from sweeps.backends.job_array import JobArray, chunks
 
-Make = Callable[[list[list[str]], Batch, int | None], Batch]  # elements, the batch before, its element
+Make = Callable[[list[list[str]], JobArray, int | None], JobArray]  # elements, the array before, its element
 
 
-def follow(roots: list[Batch], parents: Mapping[str, str], make: Make) -> list[Batch]:
+def follow(roots: list[JobArray], parents: Mapping[str, str], make: Make) -> list[JobArray]:
     """Return the arrays of everything that waits, by `parents`, for a run of `roots`, however far down.
 
     Element i of an array waits for element i of the one before it: one array takes a whole generation, from
@@ -21,7 +21,7 @@ def follow(roots: list[Batch], parents: Mapping[str, str], make: Make) -> list[B
     children: dict[str, list[str]] = {}
     for name, parent in parents.items():
         children.setdefault(parent, []).append(name)
-    made: list[Batch] = []
+    made: list[JobArray] = []
     queue = list(roots)
     while queue:
         before = queue.pop(0)
@@ -31,7 +31,7 @@ def follow(roots: list[Batch], parents: Mapping[str, str], make: Make) -> list[B
     return made
 
 
-def _next(before: Batch, children: Mapping[str, list[str]], make: Make) -> Iterator[Batch]:
+def _next(before: JobArray, children: Mapping[str, list[str]], make: Make) -> Iterator[JobArray]:
     size = before.resources.runs_per_job
     waiting = [
         list(chunks([name for run in element for name in children.get(run, [])], size))
@@ -57,23 +57,23 @@ def by_followers(names: list[str], parents: Mapping[str, str]) -> list[str]:
     return sorted(names, key=lambda name: -behind[name])
 
 
-def shared_out(batches: list[Batch], array_parallelism: int) -> list[Batch]:
+def shared_out(arrays: list[JobArray], array_parallelism: int) -> list[JobArray]:
     """Let the arrays of one shape and generation share the cap on jobs at once, by their sizes.
 
     Generations come one after the other, so each has the whole cap. An array has one job at least.
     """
     depths: dict[str, int] = {}
-    for batch in batches:  # each after the one that it waits for
-        depths[batch.token] = depths.get(batch.after, -1) + 1
-    groups = [(repr(batch.resources), depths[batch.token]) for batch in batches]
+    for array in arrays:  # each after the one that it waits for
+        depths[array.token] = depths.get(array.after, -1) + 1
+    groups = [(repr(array.resources), depths[array.token]) for array in arrays]
     sizes: Counter[tuple[str, int]] = Counter()
-    for group, batch in zip(groups, batches, strict=True):
-        sizes[group] += len(batch.elements)
+    for group, array in zip(groups, arrays, strict=True):
+        sizes[group] += len(array.elements)
     return [
-        dataclasses.replace(batch, array_parallelism=max(1, _part(array_parallelism, batch, sizes[group])))
-        for group, batch in zip(groups, batches, strict=True)
+        dataclasses.replace(array, array_parallelism=max(1, _part(array_parallelism, array, sizes[group])))
+        for group, array in zip(groups, arrays, strict=True)
     ]
 
 
-def _part(cap: int, batch: Batch, jobs: int) -> int:
-    return cap if jobs <= cap else cap * len(batch.elements) // jobs
+def _part(cap: int, array: JobArray, jobs: int) -> int:
+    return cap if jobs <= cap else cap * len(array.elements) // jobs

@@ -79,7 +79,7 @@ def take_snapshot(sweep: Path, checkout: Path = CHECKOUT, *, write: bool = True)
 
 
 def record_environment(folder: Path) -> None:
-    """Write the interpreter, the machine and every installed package beside a batch."""
+    """Write the interpreter, the machine and every installed package beside an array."""
     shown = (
         "CUDA_VISIBLE_DEVICES",
         "CONDA_DEFAULT_ENV",

@@ -10,7 +10,7 @@ from pathlib import Path
 from harness.run.folder import RunFolder
 from harness.storage.locks import exclusive
 from model.config_validation import ConfigError, closest
-from sweeps.backends.job_array import batch_folder, newest_places, read_batches, read_submitted
+from sweeps.backends.job_array import array_folder, latest_elements, read_arrays, read_submitted
 from sweeps.config.study import ChangeConfig
 from sweeps.launch.launch import start_missing
 from sweeps.state.ledger import Ledger, read_ledger, worker_pids
@@ -74,14 +74,14 @@ def _cancel_jobs(folder: Path, ledger: Ledger, chosen: set[str]) -> list[str]:
 
     slurm = Slurm(ledger.cluster)
     with exclusive(folder / ".launch.lock", wait=True):
-        batches = read_batches(folder)
-        elements = slurm.states(batches)
-        places = newest_places(batches)
+        arrays = read_arrays(folder)
+        elements = slurm.states(arrays)
+        places = latest_elements(arrays)
         jobs: dict[str, list[str]] = {}
         for run_id in sorted(chosen & places.keys()):
-            batch, index = places[run_id]
-            element = elements.get((batch.name, index))
-            submitted = read_submitted(batch_folder(folder, batch))
+            array, index = places[run_id]
+            element = elements.get((array.name, index))
+            submitted = read_submitted(array_folder(folder, array))
             if (
                 element
                 and element.is_live
@@ -92,7 +92,9 @@ def _cancel_jobs(folder: Path, ledger: Ledger, chosen: set[str]) -> list[str]:
         slurm.cancel(jobs)
         for run_id in (run_id for runs in jobs.values() for run_id in runs):
             run = RunFolder(folder / run_id)
-            run.materialise(sync=False)  # before its status is read, which may be younger than a cached look
+            run.ensure_created(
+                sync=False
+            )  # before its status is read, which may be younger than a cached look
             if (status := run.status()).state == "planned":
                 run.set_status(dataclasses.replace(status, message="cancelled"), sync=False)
         os.sync()  # once for what may be thousands of folders

@@ -9,11 +9,11 @@ from pathlib import Path
 from harness.run.folder import RunFolder
 from harness.storage.files import write_json
 from model.config_validation import ConfigError
-from sweeps.backends.simulated import FakeCluster
+from sweeps.backends.simulated import SimulatedCluster
 from sweeps.config.study import StudyConfig
 from sweeps.grid.cells import DataFacts, cells
 from sweeps.launch.submit import submit_missing
-from sweeps.state.ledger import Ledger, enter
+from sweeps.state.ledger import Ledger, register
 
 REHEARSAL = "rehearsal-"  # before the sweep's name: its folder holds no results
 DIGEST = "rehearsal"
@@ -36,7 +36,7 @@ def rehearse(study: StudyConfig) -> Path:
     return folder
 
 
-def rehearse_with(study: StudyConfig) -> tuple[Path, Ledger, FakeCluster, int]:
+def rehearse_with(study: StudyConfig) -> tuple[Path, Ledger, SimulatedCluster, int]:
     """Rehearse and return folder, ledger, cluster and the number of launches that it took."""
     if not study.sweep.name:
         raise ConfigError("no sweep chosen: add sweep=NAME (see conf/sweep), or sweep.name=... and its grid")
@@ -46,8 +46,8 @@ def rehearse_with(study: StudyConfig) -> tuple[Path, Ledger, FakeCluster, int]:
     if (folder / "sweep.json").exists():
         raise ConfigError(f"{folder} holds an earlier rehearsal: delete it, or choose another sweep.name")
     facts = DataFacts(digest=DIGEST, unique_tokens=10**15)
-    ledger = enter(study, cells(study, lambda _: facts))
-    cluster = FakeCluster(
+    ledger = register(study, cells(study, lambda _: facts))
+    cluster = SimulatedCluster(
         script=study.cluster.fake, train=lambda run, failure: stand_in(folder / run, failure)
     )
     launches = 0

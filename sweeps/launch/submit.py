@@ -11,30 +11,30 @@ from pathlib import Path
 
 from harness.run.folder import RunFolder, Status
 from harness.storage.locks import exclusive
-from sweeps.backends.base import Element, Scheduler
+from sweeps.backends.base import JobElement, Scheduler
 from sweeps.backends.job_array import (
-    Batch,
+    JobArray,
     Submitted,
-    batch_folder,
-    make_batches,
+    array_folder,
+    latest_elements,
+    make_arrays,
     make_token,
-    newest_places,
-    read_batches,
+    read_arrays,
     read_submitted,
-    write_batch,
+    write_array,
     write_submitted,
 )
 from sweeps.launch.array_dependencies import by_followers, follow, shared_out
 from sweeps.launch.code_snapshot import Snapshot, record_environment, take_snapshot
-from sweeps.state.dependencies import left, waits_for
+from sweeps.state.dependencies import unfinished_runs, waits_for
 from sweeps.state.ledger import Ledger
 from sweeps.state.retry import is_open, prepare_attempt
 
-Places = dict[str, tuple[Batch, int]]
+Places = dict[str, tuple[JobArray, int]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settled:
+class Reconciled:
     """What is to be submitted, what waits or works in the queue already (run ids), and nodes to avoid."""
 
     ready: list[RunFolder] = field(default_factory=list)
@@ -54,30 +54,30 @@ class Submission:
 def submit_missing(folder: Path, ledger: Ledger, scheduler: Scheduler) -> Submission:
     """Submit every run of the sweep that is neither finished nor queued nor given up, one array per shape.
 
-    Only one launch at a time gets past the lock. A batch is written down before it is submitted, so that a
+    Only one launch at a time gets past the lock. A array is written down before it is submitted, so that a
     launch that dies anywhere is completed by the next one.
     """
     with exclusive(folder / ".launch.lock", wait=True):
-        adopt(folder, scheduler)
-        batches = read_batches(folder)
-        settled = settle(folder, ledger, batches, scheduler)
+        recover_unconfirmed(folder, scheduler)
+        arrays = read_arrays(folder)
+        settled = reconcile(folder, ledger, arrays, scheduler)
         if not settled.ready:
             return Submission(jobs=[], runs=0, notes=[])
         snapshot = take_snapshot(folder)
-        fresh = plan_batches(ledger, settled, scheduler, snapshot, batches)
-        jobs = [_submit(folder, batch, scheduler, snapshot) for batch in fresh]
-        notes = _notes(folder, ledger, batches, scheduler.name)
-        return Submission(jobs=jobs, runs=sum(len(batch.runs) for batch in fresh), notes=notes)
+        fresh = plan_arrays(ledger, settled, scheduler, snapshot, arrays)
+        jobs = [_submit(folder, array, scheduler, snapshot) for array in fresh]
+        notes = _notes(folder, ledger, arrays, scheduler.name)
+        return Submission(jobs=jobs, runs=sum(len(array.runs) for array in fresh), notes=notes)
 
 
-def plan_batches(
+def plan_arrays(
     ledger: Ledger,
-    settled: Settled,
+    settled: Reconciled,
     scheduler: Scheduler,
     snapshot: Snapshot,
-    earlier: list[Batch],
-) -> list[Batch]:
-    """Group runs into the batches that would be submitted now, each after the one that it waits for.
+    earlier: list[JobArray],
+) -> list[JobArray]:
+    """Group runs into the arrays that would be submitted now, each after the one that it waits for.
 
     What waits for a segment that is submitted with it, or stands in the queue, depends on that one's job.
     What waits for a segment that is neither is left out: that one has failed for good.
@@ -86,7 +86,7 @@ def plan_batches(
     waits = {run.run_id: parent for run in settled.ready if (parent := waits_for(ledger, run))}
     first = [run.run_id for run in settled.ready if run.run_id not in waits]
     scales = {scale: ledger.cluster.resources_of(scale) for scale in set(ledger.scales.values())}
-    batches = make_batches(
+    arrays = make_arrays(
         ledger.name,
         [(name, scales[ledger.scales[name]]) for name in by_followers(first, waits)],
         max_array=scheduler.max_array,
@@ -95,9 +95,9 @@ def plan_batches(
         exclude=sorted(settled.exclude),
         seed=seed,
     )
-    count = itertools.count(len(batches))
+    count = itertools.count(len(arrays))
 
-    def make(elements: list[list[str]], before: Batch, index: int | None) -> Batch:
+    def make(elements: list[list[str]], before: JobArray, index: int | None) -> JobArray:
         return dataclasses.replace(
             before,
             token=make_token(seed, next(count), elements),
@@ -109,26 +109,26 @@ def plan_batches(
             after_index=index,
         )
 
-    places = newest_places(earlier)
-    batches += [make([[name]], *places[parent]) for name, parent in waits.items() if parent in settled.live]
-    return shared_out([*batches, *follow(batches, waits, make)], ledger.cluster.array_parallelism)
+    places = latest_elements(earlier)
+    arrays += [make([[name]], *places[parent]) for name, parent in waits.items() if parent in settled.live]
+    return shared_out([*arrays, *follow(arrays, waits, make)], ledger.cluster.array_parallelism)
 
 
-def adopt(folder: Path, scheduler: Scheduler) -> None:
-    """Find out what became of batches whose launch died before it wrote down the scheduler's answer."""
-    for batch in read_batches(folder):
-        if read_submitted(batch_folder(folder, batch)) is None:
-            job_id = scheduler.find(batch.name) or ""
-            write_submitted(folder, batch, Submitted(cluster=scheduler.name, job_id=job_id))
+def recover_unconfirmed(folder: Path, scheduler: Scheduler) -> None:
+    """Find out what became of arrays whose launch died before it wrote down the scheduler's answer."""
+    for array in read_arrays(folder):
+        if read_submitted(array_folder(folder, array)) is None:
+            job_id = scheduler.find(array.name) or ""
+            write_submitted(folder, array, Submitted(cluster=scheduler.name, job_id=job_id))
 
 
-def settle(folder: Path, ledger: Ledger, batches: list[Batch], scheduler: Scheduler) -> Settled:
+def reconcile(folder: Path, ledger: Ledger, arrays: list[JobArray], scheduler: Scheduler) -> Reconciled:
     """Return the runs to submit, made ready for it, those that are queued or running, and nodes to avoid.
 
     A run that stands as running while nobody holds it is given the failure class that the scheduler names.
     """
-    unfinished = left(ledger, folder)
-    places = newest_places(batches)
+    unfinished = unfinished_runs(ledger, folder)
+    places = latest_elements(arrays)
     asked = {
         places[run.run_id][0].token: places[run.run_id][0] for run, _ in unfinished if run.run_id in places
     }
@@ -136,23 +136,23 @@ def settle(folder: Path, ledger: Ledger, batches: list[Batch], scheduler: Schedu
     stuck = {f"{element.job_id}_{index}" for (_, index), element in elements.items() if element.is_stuck}
     if stuck:
         scheduler.cancel(sorted(stuck))
-    settled, made = Settled(), False
+    settled, made = Reconciled(), False
     for run, status in unfinished:
-        batch, index = places.get(run.run_id, (None, 0))
-        element = elements.get((batch.name, index)) if batch else None
+        array, index = places.get(run.run_id, (None, 0))
+        element = elements.get((array.name, index)) if array else None
         if element and element.is_live:
             settled.live.add(run.run_id)
             continue
-        if batch or status.state == "running":
+        if array or status.state == "running":
             if run.is_held():
                 continue
-            made |= run.materialise(
+            made |= run.ensure_created(
                 sync=False
             )  # where a node did so, a look from here may still be a cached one
             status = run.status()  # it may have ended while the scheduler was asked
         if status.state == "done":
             continue
-        judged = judge_death(status, element, was_submitted=batch is not None)
+        judged = classify_failure(status, element, was_submitted=array is not None)
         if judged != status:
             # Not synced: what a power cut takes away, the next launch finds out again.
             run.set_status(judged, sync=False)
@@ -166,7 +166,7 @@ def settle(folder: Path, ledger: Ledger, batches: list[Batch], scheduler: Schedu
     return settled
 
 
-def judge_death(status: Status, element: Element | None, *, was_submitted: bool) -> Status:
+def classify_failure(status: Status, element: JobElement | None, *, was_submitted: bool) -> Status:
     """Return the status of a run that nobody works on any more, with the cause that the scheduler gives."""
     if status.state == "running":
         if element is None:
@@ -183,29 +183,29 @@ def judge_death(status: Status, element: Element | None, *, was_submitted: bool)
     return status
 
 
-def _submit(folder: Path, batch: Batch, scheduler: Scheduler, snapshot: Snapshot) -> str:
-    write_batch(folder, batch)
-    record_environment(batch_folder(folder, batch))
-    job_id = scheduler.submit(folder, batch, snapshot.version)
+def _submit(folder: Path, array: JobArray, scheduler: Scheduler, snapshot: Snapshot) -> str:
+    write_array(folder, array)
+    record_environment(array_folder(folder, array))
+    job_id = scheduler.submit(folder, array, snapshot.version)
     submitted = Submitted(cluster=scheduler.name, job_id=job_id)
-    write_submitted(folder, batch, submitted)
+    write_submitted(folder, array, submitted)
     return f"{submitted.cluster}:{job_id}"
 
 
-def _here(folder: Path, batches: list[Batch], cluster: str) -> list[Batch]:
+def _here(folder: Path, arrays: list[JobArray], cluster: str) -> list[JobArray]:
     """Leave out what went to another cluster: its scheduler cannot be asked from here."""
     kept = []
-    for batch in batches:
-        submitted = read_submitted(batch_folder(folder, batch))
+    for array in arrays:
+        submitted = read_submitted(array_folder(folder, array))
         if submitted and submitted.job_id and submitted.cluster == cluster:
-            kept.append(batch)
+            kept.append(array)
     return kept
 
 
-def _notes(folder: Path, ledger: Ledger, batches: list[Batch], cluster: str) -> list[str]:
+def _notes(folder: Path, ledger: Ledger, arrays: list[JobArray], cluster: str) -> list[str]:
     others = set()
-    for batch in batches:
-        submitted = read_submitted(batch_folder(folder, batch))
+    for array in arrays:
+        submitted = read_submitted(array_folder(folder, array))
         if submitted and submitted.job_id and submitted.cluster != cluster:
             others.add(f"{submitted.cluster}:{submitted.job_id}")
     if not others:
@@ -221,9 +221,9 @@ def show_job_files(folder: Path, ledger: Ledger, scheduler: Scheduler, show: Cal
     Writes nothing and does not ask the queue: what waits or runs there already is shown as well.
     """
     snapshot = take_snapshot(folder, write=False)
-    unfinished = left(ledger, folder, entered=False)
-    settled = Settled(ready=[run for run, status in unfinished if is_open(status, ledger.retry)])
-    for batch in plan_batches(ledger, settled, scheduler, snapshot, read_batches(folder)):
-        path = batch_folder(folder, batch)
-        show(f"# {path}: {len(batch.runs)} runs in {len(batch.elements)} jobs")
-        show(scheduler.job_file(folder, batch, snapshot.version))
+    unfinished = unfinished_runs(ledger, folder, entered=False)
+    settled = Reconciled(ready=[run for run, status in unfinished if is_open(status, ledger.retry)])
+    for array in plan_arrays(ledger, settled, scheduler, snapshot, read_arrays(folder)):
+        path = array_folder(folder, array)
+        show(f"# {path}: {len(array.runs)} runs in {len(array.elements)} jobs")
+        show(scheduler.job_file(folder, array, snapshot.version))

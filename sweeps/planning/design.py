@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis import serialize as plain
-from analysis.config import FitConfig
+from analysis import serialize
+from analysis.config import FitConfig, Progress
 from analysis.design.fisher_information import Information
 from analysis.design.ground_truth import REACH, Generator, at_published_optima, fitted, published
 from analysis.design.power import DesignConfig, Resolution
 from analysis.design.simulate import Grid, Noise, grid
-from analysis.design.studies import Progress, resolve
+from analysis.design.studies import resolve
 from analysis.format import number
 from analysis.isoflop.power_law import MIN_BUDGETS
 from analysis.stats.noise import noise_floor
-from analysis.tables.selection import groups, read_tables, select
+from analysis.tables.readers import read_tables
+from analysis.tables.selection import groups, select
 from harness.storage.files import write_text
 from model.config_validation import ConfigError, build
 from sweeps.config.study import StudyConfig
@@ -33,7 +34,7 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 def design(study: StudyConfig, progress: Progress = lambda stage, done: None) -> tuple[Resolution, ...]:
     """Return what the planned grid would resolve under each law of `assume.law`; writes nothing."""
-    frame = planned(study)
+    frame = planned_runs(study)
     bench = grid(frame, FitConfig().parameter_count)
     noise, config = noise_of(study, frame), design_config(study, bench)
     return tuple(resolve(bench, law, noise, config, progress) for law in laws(study, bench))
@@ -62,18 +63,17 @@ def write_design(
     from analysis.figures.style import save
 
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / f"{name}.json", plain.to_json(results) + "\n")
+    write_text(folder / f"{name}.json", serialize.to_json(results) + "\n")
     save(replace(design_figure(results, labels), name=name), folder)
     return folder
 
 
-def planned(study: StudyConfig) -> pd.DataFrame:
+def planned_runs(study: StudyConfig) -> pd.DataFrame:
     """Return the cells of the plan that would run; raises ConfigError unless they are of one group."""
-    frame = plan(study)
-    kept = frame[frame["verdict"] == "OK"]
-    if kept.empty:
-        raise ConfigError(f"no cell of sweep {study.sweep.name} would run: loopscale plan tells why")
-    return one_group(kept)
+    accepted = plan(study).accepted
+    if accepted.empty:
+        raise ConfigError(f"no cell of sweep {study.sweep.name} would run: loopscale plan shows the reasons")
+    return one_group(accepted)
 
 
 def one_group(runs: pd.DataFrame) -> pd.DataFrame:

@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis.config import FitConfig
+from analysis.config import FitConfig, Progress
 from analysis.design.fisher_information import information
 from analysis.design.grid_search import Limits, best_grids
 from analysis.design.ground_truth import Generator
 from analysis.design.power import DesignConfig, Resolution
 from analysis.design.simulate import Grid, Noise, estimate, grid
-from analysis.design.studies import Progress, expected_losses, resolve
+from analysis.design.studies import expected_losses, resolve
 from analysis.format import number, percent
-from analysis.stats.bootstrap import student
+from analysis.stats.bootstrap import student_factor
 from analysis.stats.noise import noise_floor
 from model.config_validation import ConfigError
 from sweeps.config.study import StudyConfig, SweepConfig
@@ -26,7 +26,7 @@ from sweeps.planning.design import (
     ladder,
     laws,
     noise_of,
-    planned,
+    planned_runs,
     target_of,
 )
 from sweeps.planning.design_files import searched_sweep
@@ -84,7 +84,7 @@ def search(
     whose minima all lie inside it. `truths` stand in for the laws of `assume`. Raises ConfigError where no
     grid of four budgets is within the allowance.
     """
-    frame, assume = planned(study), study.assume
+    frame, assume = planned_runs(study), study.assume
     bench = grid(frame, FitConfig().parameter_count)
     noise, config = noise_of(study, frame), design_config(study, bench)
     truths = list(truths or laws(study, bench))
@@ -110,7 +110,7 @@ def search(
     for done, counts in enumerate(ranked):
         progress("grids simulated", done / len(ranked))
         sweep = searched_sweep(study.sweep, knowledge, counts)
-        other = grid(planned(replace(study, sweep=sweep)), FitConfig().parameter_count)
+        other = grid(planned_runs(replace(study, sweep=sweep)), FitConfig().parameter_count)
         outcomes = [_brief(other, law, noise, config, target) for law in truths]
         inside = min(share for _, share in outcomes)
         width = float(np.mean([width for width, _ in outcomes]))
@@ -145,7 +145,7 @@ def _brief(
     floor = noise_floor(bench.runs.assign(val_loss_nats=losses[0]))
     freedom = floor.degrees_of_freedom or len(bench.cells.rows) - 3 * len(found.budgets) - 2
     low, high = np.quantile(known, [0.025, 0.975])
-    return float(np.log((high - low) * student(freedom))), float(
+    return float(np.log((high - low) * student_factor(freedom))), float(
         found.inside["mean_recurrence"].all(1).mean()
     )
 

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.config import FitConfig
+from analysis.config import FitConfig, Progress
 from analysis.design.fisher_information import Counts, Information, information
 from analysis.design.grid_search import Limits, cost, next_runs
 from analysis.design.ground_truth import Generator
 from analysis.design.simulate import Grid, grid
-from analysis.design.studies import Progress
 from analysis.format import number
 from analysis.laws.surface import fit_surface, refit
 from analysis.stats.noise import noise_floor
-from analysis.tables.selection import read_tables, select
+from analysis.tables.readers import read_tables
+from analysis.tables.selection import select
 from sweeps.config.study import StudyConfig
 from sweeps.planning.design import (
     allowance,
@@ -26,7 +26,7 @@ from sweeps.planning.design import (
     ladder,
     laws,
     one_group,
-    planned,
+    planned_runs,
     target_of,
 )
 from sweeps.state.ledger import read_ledger
@@ -76,7 +76,7 @@ def suggest(study: StudyConfig, progress: Progress = lambda stage, done: None) -
     Runs that were launched and are not in the tables yet count as done when cells are chosen, and no run of
     the ledger is suggested again. Raises TableError where the sweep was not collected.
     """
-    frame, folder = planned(study), Path(study.root) / str(study.sweep.name)
+    frame, folder = planned_runs(study), Path(study.root) / str(study.sweep.name)
     table = read_tables(folder)[0]
     runs = one_group(select(table, study.sweep.max_epochs).runs)
     return suggest_runs(study, frame, runs, progress, launched(folder, table, runs))

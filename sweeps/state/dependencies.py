@@ -13,7 +13,7 @@ from sweeps.state.retry import is_open
 if TYPE_CHECKING:
     from sweeps.state.ledger import Ledger
 
-Left = list[tuple[RunFolder, Status]]
+Unfinished = list[tuple[RunFolder, Status]]
 
 
 def has_begun(run: RunFolder) -> bool:
@@ -44,7 +44,7 @@ def segments_below(
     return found
 
 
-def wanted(
+def required_segments(
     ledger: Ledger, folder: Path, states: Mapping[str, Status], *, failed_too: bool = False
 ) -> set[str]:
     """Return the segments, not done, from which something open starts that has not begun.
@@ -67,7 +67,7 @@ def wanted(
     )
 
 
-def left(ledger: Ledger, folder: Path, *, entered: bool = True) -> Left:
+def unfinished_runs(ledger: Ledger, folder: Path, *, entered: bool = True) -> Unfinished:
     """Return what is not done and still wanted, with its status: segments first, then runs.
 
     A segment is wanted while something open that has not begun starts from it. One whose folder was deleted
@@ -75,7 +75,7 @@ def left(ledger: Ledger, folder: Path, *, entered: bool = True) -> Left:
     """
     names = [*in_order(ledger.segments), *ledger.run_ids]
     states = {name: RunFolder(folder / name).status() for name in names}
-    segments = wanted(ledger, folder, states)
+    segments = required_segments(ledger, folder, states)
     return [
         (RunFolder(folder / name), states[name])
         for name in names

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.run.folder import RunFolder
-from sweeps.backends.job_array import batch_folder, newest_places, read_batches
+from sweeps.backends.job_array import array_folder, latest_elements, read_arrays
 from sweeps.state.eta import with_trunks
 from sweeps.state.ledger import Ledger
-from sweeps.state.status import places_of, status
+from sweeps.state.status import attempts_of, status
 
 LOG_LINES = 20
 
@@ -28,7 +28,7 @@ def inspect_run(folder: Path, ledger: Ledger, run: RunFolder) -> dict[str, Any]:
         "folder": str(run.path),
         "failures": state.failures,
         "micro_batch_changed": run.record().get("micro_batch_changed", 0),
-        "places": places_of(run),
+        "places": attempts_of(run),
         "log": log_tail(run, newest_job_log(folder, run)),
         "repeat": repeat_command(folder, ledger, run),
     }
@@ -67,16 +67,16 @@ def log_tail(run: RunFolder, job_log: Path | None) -> list[str]:
 
 def newest_job_log(folder: Path, run: RunFolder) -> Path | None:
     """Return the output of the job that the run was last in, None where there is none."""
-    place = newest_places(read_batches(folder)).get(run.run_id)
+    place = latest_elements(read_arrays(folder)).get(run.run_id)
     if place is None:
         return None
-    logs = sorted(batch_folder(folder, place[0]).glob(f"*_{place[1]}_*_log.out"))
+    logs = sorted(array_folder(folder, place[0]).glob(f"*_{place[1]}_*_log.out"))
     return logs[-1] if logs else None
 
 
 def repeat_command(folder: Path, ledger: Ledger, run: RunFolder) -> str:
     """Return the command that trains the run again from the start, with the same code, elsewhere."""
-    place = newest_places(read_batches(folder)).get(run.run_id)
+    place = latest_elements(read_arrays(folder)).get(run.run_id)
     code = (folder / place[0].snapshot).resolve() if place else Path(__file__).resolve().parents[2]
     shown = shlex.quote(str(code))
     cache = shlex.quote(str((folder / ledger.cache).resolve()))

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from harness.run.config import RunConfig
-from harness.run.config_file import CONFIG, config_text
-from harness.run.folder import RunFolder, create, first_files, settle
-from harness.run.pending_runs import planned_file, planned_files, planned_line, planned_lines, write_planned
+from harness.run.config import CONFIG, RunConfig, config_text
+from harness.run.folder import RunFolder, create, first_files, reconcile
+from harness.run.pending_runs import pending_file, pending_files, pending_line, pending_lines, write_pending
 from harness.run.trunk import ORIGIN, SEGMENT, Origin, set_origin
 from harness.storage.files import read_json, write_json
 from harness.storage.locks import exclusive, is_held
@@ -20,7 +19,7 @@ from sweeps.config.cluster import ClusterConfig, RetryConfig
 from sweeps.config.study import StudyConfig
 from sweeps.grid.cells import Cell
 from sweeps.grid.trunks import Segment, Trunks, cell_name, grow, in_order
-from sweeps.state.dependencies import wanted
+from sweeps.state.dependencies import required_segments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +76,7 @@ def read_ledger(folder: Path) -> Ledger:
     return build(Ledger, read_json(path), f"{path}: ")
 
 
-def enter(study: StudyConfig, cells: list[Cell]) -> Ledger:
+def register(study: StudyConfig, cells: list[Cell]) -> Ledger:
     """Add all OK `cells` to the sweep's ledger; what is there stays.
 
     A run gets no folder yet but a line among the planned ones; a segment of a trunk gets its folder, whose
@@ -94,7 +93,7 @@ def enter(study: StudyConfig, cells: list[Cell]) -> Ledger:
         _check_data(folder, names, cells)
         trunks = trunks_of(study, before, cells)
         taken = sorted((cell for cell in cells if cell.verdict != "DROP"), key=_cost, reverse=True)
-        _enter_runs(folder, taken, trunks, set(names))
+        _register_runs(folder, taken, trunks, set(names))
         scales |= {str(cell.run_id): cell.run.scale for cell in taken}
         ledger = Ledger(
             name=study.sweep.name,
@@ -109,7 +108,7 @@ def enter(study: StudyConfig, cells: list[Cell]) -> Ledger:
         )
         if trunks.segments:
             states = {run.run_id: run.status() for run in ledger.nodes(folder)}
-            needed = wanted(ledger, folder, states, failed_too=True)
+            needed = required_segments(ledger, folder, states, failed_too=True)
             for name, segment, training, cell in trunks.training():
                 scales[name] = training.scale
                 if name in needed or name in states:  # a deleted one comes back for who needs it alone
@@ -119,34 +118,34 @@ def enter(study: StudyConfig, cells: list[Cell]) -> Ledger:
     return ledger
 
 
-def _enter_runs(folder: Path, cells: list[Cell], trunks: Trunks, known: set[str]) -> None:
+def _register_runs(folder: Path, cells: list[Cell], trunks: Trunks, known: set[str]) -> None:
     """Write down what a run's folder will begin with; one that has its folder gets new settings there.
 
     A run that is known keeps its record and its trunk, and takes over the machine settings alone.
     """
-    before = planned_lines(folder)
+    before = pending_lines(folder)
     lines = dict(before)
     for cell in cells:
         assert cell.data.digest and cell.data.unique_tokens and cell.run_id, "prepare the data first"
         run, parent = RunFolder(folder / cell.run_id), trunks.parents.get(cell.run_id)
         if run.is_there():
-            settle(run, cell.run)
+            reconcile(run, cell.run)
             if parent and not (cell.run_id in known and (run.path / ORIGIN).exists()):
                 set_origin(run, Origin(parent=parent))
         elif cell.run_id in known and cell.run_id in before:
-            if (text := config_text(cell.run)) != planned_file(run.path, CONFIG):
-                lines[cell.run_id] = planned_line(cell.run_id, planned_files(run.path) | {CONFIG: text})
+            if (text := config_text(cell.run)) != pending_file(run.path, CONFIG):
+                lines[cell.run_id] = pending_line(cell.run_id, pending_files(run.path) | {CONFIG: text})
         else:
             files = first_files(
                 run, cell.run, data_digest=cell.data.digest, unique_tokens=cell.data.unique_tokens
             )
             begins = {ORIGIN: asdict(Origin(parent=parent))} if parent else {}
-            lines[cell.run_id] = planned_line(cell.run_id, begins | files)
+            lines[cell.run_id] = pending_line(cell.run_id, begins | files)
     if lines != before:
-        write_planned(folder, lines)
+        write_pending(folder, lines)
 
 
-def would_enter(study: StudyConfig, cells: list[Cell]) -> Ledger:
+def would_register(study: StudyConfig, cells: list[Cell]) -> Ledger:
     """Return the ledger that a launch of these cells would write.
 
     Writes nothing. Before the data is prepared the runs have no ids; they are numbered instead.

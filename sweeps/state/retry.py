@@ -29,7 +29,7 @@ def prepare_attempt(run: RunFolder, status: Status, retry: RetryConfig) -> bool:
 def halve_micro_batch(run: RunFolder) -> bool:
     """Halve the micro-batch of a run and say so in its record; False when it is one sequence already.
 
-    What is halved is what the last attempt took at once, configured or found. The global batch and everything
+    What is halved is what the last attempt took at once, configured or found. The global array and everything
     that is trained stay as they are; only the order of summation changes.
     """
     config, used = run.config(), run.micro_batch()

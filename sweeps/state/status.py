@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from harness.run.folder import RunFolder, Status
 from harness.run.metrics import last_metrics
-from sweeps.backends.job_array import Batch, batch_folder, newest_places, read_batches, read_submitted
-from sweeps.state.dependencies import held_back_by, waits_for, wanted
+from sweeps.backends.job_array import JobArray, array_folder, latest_elements, read_arrays, read_submitted
+from sweeps.state.dependencies import held_back_by, required_segments, waits_for
 from sweeps.state.eta import LOST, UNNEEDED, forecast
 from sweeps.state.ledger import Ledger, read_ledger
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from sweeps.backends.base import Element, Elements
+    from sweeps.backends.base import Elements, JobElement
 
 RECORD_COLUMNS = ("scale", "kind", "mean_recurrence", "target_flops", "nominal_flops", "seed")
 # Of these a sweep shows the ones in which its runs differ.
@@ -71,14 +71,14 @@ def standing(folder: Path) -> Standing:
     """Return what `status` returns as plain rows, every axis among them; imports no pandas."""
     ledger = read_ledger(folder)
     states = {run.run_id: (run, run.status()) for run in ledger.nodes(folder)}
-    batches = read_batches(folder)
-    places = newest_places(batches)
+    arrays = read_arrays(folder)
+    places = latest_elements(arrays)
     unfinished = [run for run, state in states.values() if state.state not in ("done", "failed")]
     elements, notes = _ask(ledger, places, unfinished)
     if ledger.cluster.kind == "slurm":  # which may take seconds to answer, and runs go on meanwhile
         states |= {run.run_id: (run, run.status()) for run in unfinished}
-    jobs = {batch.token: read_submitted(batch_folder(folder, batch)) for batch in batches}
-    needed = wanted(ledger, folder, {name: state for name, (_, state) in states.items()})
+    jobs = {array.token: read_submitted(array_folder(folder, array)) for array in arrays}
+    needed = required_segments(ledger, folder, {name: state for name, (_, state) in states.items()})
     rows = []
     for run_id, (run, state) in states.items():
         place = places.get(run_id)
@@ -94,18 +94,18 @@ def standing(folder: Path) -> Standing:
     return Standing(rows=rows[segments:], attrs=attrs)
 
 
-def places_of(run: RunFolder) -> list[dict[str, Any]]:
+def attempts_of(run: RunFolder) -> list[dict[str, Any]]:
     """Return where each attempt of a run ran: job, node, process, start."""
     path = run.path / "logs" / "attempts.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def _ask(
-    ledger: Ledger, places: dict[str, tuple[Batch, int]], unfinished: list[RunFolder]
+    ledger: Ledger, places: dict[str, tuple[JobArray, int]], unfinished: list[RunFolder]
 ) -> tuple[Elements, list[str]]:
-    """Ask the scheduler once about the batches of unfinished runs; its silence is a remark, not an error."""
-    batches = [places[run.run_id][0] for run in unfinished if run.run_id in places]
-    asked = {batch.token: batch for batch in batches}
+    """Ask the scheduler once about the arrays of unfinished runs; its silence is a remark, not an error."""
+    arrays = [places[run.run_id][0] for run in unfinished if run.run_id in places]
+    asked = {array.token: array for array in arrays}
     if not asked or ledger.cluster.kind != "slurm":
         return {}, []
     from sweeps.backends.slurm import Slurm
@@ -116,7 +116,7 @@ def _ask(
         return {}, [f"the scheduler was not asked, so a queued run may be shown as planned: {error}"]
 
 
-def shown_status(run: RunFolder, state: Status, element: Element | None) -> str:
+def shown_status(run: RunFolder, state: Status, element: JobElement | None) -> str:
     """Return how a run is shown, with the scheduler's word where the folder cannot know better."""
     if state.state == "running" and not run.is_held():
         state = run.status()  # it may have ended since it was read
@@ -127,7 +127,9 @@ def shown_status(run: RunFolder, state: Status, element: Element | None) -> str:
     return str(state)
 
 
-def _row(run: RunFolder, state: Status, element: Element | None, job: str, ledger: Ledger) -> dict[str, Any]:
+def _row(
+    run: RunFolder, state: Status, element: JobElement | None, job: str, ledger: Ledger
+) -> dict[str, Any]:
     record = run.record()
     newest = {} if state.state in ("planned", "done") else last_metrics(run.metrics)
     shown = shown_status(run, state, element)

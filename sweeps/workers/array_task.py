@@ -1,6 +1,6 @@
 """What every element of a job array runs: its runs, each in a process of its own, until done or told to stop.
 
-Run as `python -m sweeps.workers.array_task BATCH_FOLDER [ELEMENT]`, by SLURM or by hand. Told to stop
+Run as `python -m sweeps.workers.array_task ARRAY_FOLDER [ELEMENT]`, by SLURM or by hand. Told to stop
 (SIGUSR2 before the time limit or at preemption, SIGTERM), the runs save a checkpoint and the job queues
 itself again where that is allowed; elsewhere the next launch continues it.
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 from harness.distributed.rendezvous import export_rendezvous
 from harness.run.folder import RunFolder
 from harness.run.trunk import origin
-from sweeps.backends.job_array import Batch, read_batch, read_submitted
+from sweeps.backends.job_array import JobArray, read_array, read_submitted
 from sweeps.config.cluster import ClusterConfig, RetryConfig
 from sweeps.state.dependencies import has_begun
 from sweeps.state.ledger import Ledger, read_ledger
@@ -38,42 +38,42 @@ def main(arguments: list[str]) -> int:
     began = time.monotonic()
     told = _listen()  # before torch is imported: a signal in these seconds must not kill the job
     folder = Path(arguments[0]).resolve()
-    batch, sweep = read_batch(folder), folder.parents[1]
+    array, sweep = read_array(folder), folder.parents[1]
     index = int(arguments[1] if len(arguments) > 1 else os.environ["SLURM_ARRAY_TASK_ID"])
     submitted, own = read_submitted(folder), os.environ.get("SLURM_ARRAY_JOB_ID")
     if own and submitted and submitted.job_id and submitted.job_id != own:
-        print(f"job {own} is a second submission of {batch.name}, which is job {submitted.job_id}: leaving")
+        print(f"job {own} is a second submission of {array.name}, which is job {submitted.job_id}: leaving")
         return 0
     ledger = read_ledger(sweep)
-    runs = [RunFolder(sweep / name) for name in batch.elements[index]]
-    if batch.resources.world_size > 1:
+    runs = [RunFolder(sweep / name) for name in array.elements[index]]
+    if array.resources.world_size > 1:
         export_rendezvous()
     first = os.environ.get("RANK", "0") == "0"
     if first:
         _note_restart(runs, ledger.retry)
-    started = work_through(runs, sweep / ledger.cache, batch, ledger.retry, told)
+    started = work_through(runs, sweep / ledger.cache, array, ledger.retry, told)
     if not first:  # what became of the run is the first rank's to say
         return 0
     if told():
-        _leave(runs, started, ledger, time.monotonic() - began, batch)
+        _leave(runs, started, ledger, time.monotonic() - began, array)
     states = {run.status().state for run in runs}
     return 0 if states == {"done"} else 1 if "failed" in states else STOPPED
 
 
 def work_through(
-    runs: list[RunFolder], cache: Path, batch: Batch, retry: RetryConfig, told: Callable[[], bool]
+    runs: list[RunFolder], cache: Path, array: JobArray, retry: RetryConfig, told: Callable[[], bool]
 ) -> set[str]:
-    """Train the open ones of `runs`, as many at once as the batch says; ends early when told to.
+    """Train the open ones of `runs`, as many at once as the array says; ends early when told to.
 
     Returns the ids of those that were started.
 
     Runs that ran out of memory or whose process died are started again here, within their rules.
     """
-    from sweeps.workers.run_process import end_child, note_death, start_child
+    from sweeps.workers.run_process import end_child, record_kill, start_child
 
-    alone = batch.resources.world_size == 1
+    alone = array.resources.world_size == 1
     waiting = [run for run in runs if is_open(run.status(), retry) and _may_start(run)]
-    free = list(range(batch.resources.parallel_runs))
+    free = list(range(array.resources.parallel_runs))
     active: list[tuple[BaseProcess, RunFolder, int]] = []
     started: set[str] = set()
     memory = _out_of_memory_kills()
@@ -82,7 +82,7 @@ def work_through(
             run = waiting.pop(0)
             if not alone or prepare_attempt(run, run.status(), retry):
                 slot = free.pop(0)
-                gpu = _gpu(slot, batch.resources.parallel_runs)
+                gpu = _gpu(slot, array.resources.parallel_runs)
                 if os.environ.get("RANK", "0") == "0":
                     _note_place(run, gpu)
                 started.add(run.run_id)
@@ -98,7 +98,7 @@ def work_through(
             killed = child.exitcode is not None and child.exitcode < 0 and not told()
             if killed:
                 now = _out_of_memory_kills()
-                note_death(run, child.exitcode or 0, out_of_memory=now > memory)
+                record_kill(run, child.exitcode or 0, out_of_memory=now > memory)
                 memory = now
             status = run.status()
             if alone and status.state == "failed" and (killed or status.failure_class == "oom"):
@@ -155,7 +155,7 @@ def _note_place(run: RunFolder, gpu: str | None) -> None:
         "started_s": time.time(),
         "gpus": gpu or os.environ.get("CUDA_VISIBLE_DEVICES", ""),
     }
-    run.materialise()
+    run.ensure_created()
     (run.path / "logs").mkdir(exist_ok=True)
     with (run.path / "logs" / "attempts.jsonl").open("a") as handle:
         handle.write(json.dumps(line) + "\n")
@@ -182,9 +182,9 @@ def _out_of_memory_kills() -> int:
     return total
 
 
-def _leave(runs: list[RunFolder], started: set[str], ledger: Ledger, ran_s: float, batch: Batch) -> None:
+def _leave(runs: list[RunFolder], started: set[str], ledger: Ledger, ran_s: float, array: JobArray) -> None:
     """Say why the runs stopped, and queue the job again unless it was cancelled or may not."""
-    limit_s = batch.resources.time_min * 60 - ledger.cluster.signal_s - EARLY_S
+    limit_s = array.resources.time_min * 60 - ledger.cluster.signal_s - EARLY_S
     reason = "timeout" if ran_s >= limit_s else "preempted"
     stopped = [run for run in runs if run.run_id in started and run.status().state == "submitted"]
     answer = _requeue(ledger.cluster) if "SLURM_ARRAY_JOB_ID" in os.environ else "not under SLURM"

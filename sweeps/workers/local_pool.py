@@ -17,10 +17,10 @@ from pathlib import Path
 
 from harness.run.folder import RunFolder
 from harness.storage.locks import exclusive
-from sweeps.state.dependencies import left, waits_for
+from sweeps.state.dependencies import unfinished_runs, waits_for
 from sweeps.state.ledger import read_ledger, slot
 from sweeps.state.retry import is_open, prepare_attempt
-from sweeps.workers.run_process import end_child, note_death, start_child
+from sweeps.workers.run_process import end_child, record_kill, start_child
 
 POLL_S = 0.2
 
@@ -37,7 +37,7 @@ def work(folder: Path, stop: Callable[[], bool]) -> None:
         limit = ledger.retry.lost.retries
         runs = [
             run
-            for run, status in left(ledger, folder)
+            for run, status in unfinished_runs(ledger, folder)
             if is_open(status, ledger.retry) and crashes[run.run_id] <= limit
         ]
         waits = {run.run_id: waits_for(ledger, run) for run in runs}
@@ -64,7 +64,7 @@ def _train(run: RunFolder, cache: Path, stop: Callable[[], bool]) -> int | None:
         if stop():
             end_child(child)
     if child.exitcode and child.exitcode < 0 and not stop():
-        note_death(run, child.exitcode)
+        record_kill(run, child.exitcode)
     return child.exitcode
 
 

@@ -40,7 +40,7 @@ def end_child(child: BaseProcess) -> None:
         child.join()
 
 
-def note_death(run: RunFolder, exitcode: int, *, out_of_memory: bool = False) -> None:
+def record_kill(run: RunFolder, exitcode: int, *, out_of_memory: bool = False) -> None:
     """Write down that the process of a run was killed: it could not do so itself."""
     reason = f"killed by signal {-exitcode}" + ("" if out_of_memory else " (out of memory?)")
     status = run.status()
@@ -52,7 +52,7 @@ def _child(path: Path, cache: Path, asked: Callable[[], bool], gpu: str | None) 
     drop_inherited()
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    RunFolder(path).materialise()
+    RunFolder(path).ensure_created()
     (path / "logs").mkdir(exist_ok=True)
     log = (path / "logs" / "output.txt").open("a", buffering=1)
     os.dup2(log.fileno(), 1)

@@ -15,8 +15,8 @@ import pytest
 
 import loopscale
 from harness.run.metrics import read_metrics
-from sweeps.backends.job_array import read_batch
-from sweeps.state.status import places_of
+from sweeps.backends.job_array import read_array
+from sweeps.state.status import attempts_of
 
 from .cluster import step_daemons
 from .conftest import EVENT, ROOT, fault, slurm, wait_for
@@ -60,7 +60,7 @@ def test_a_node_that_loses_power(sweep, calm, site, daemons):
     made = sweep("node_lost", *EVENT, SLOW)
     made.launch()
     made.wait_for_step(8)
-    place = places_of(made.run())[0]
+    place = attempts_of(made.run())[0]
     node = place["node"]
     daemons.stop(f"slurmd.{node}", number=signal.SIGKILL)
     steps = step_daemons(site, node)
@@ -72,7 +72,7 @@ def test_a_node_that_loses_power(sweep, calm, site, daemons):
     daemons.start_node(node)
     made.finish()
     assert made.losses() == calm and made.run().status().failures == {"node_failure": 1}
-    assert places_of(made.run())[1]["node"] != node and len(made.batches()) == 1
+    assert attempts_of(made.run())[1]["node"] != node and len(made.batches()) == 1
 
 
 @pytest.mark.alone
@@ -80,7 +80,7 @@ def test_a_node_that_is_set_down_and_returns(sweep, calm):
     made = sweep("node_down", *EVENT, SLOW)
     made.launch()
     made.wait_for_step(8)
-    node = places_of(made.run())[0]["node"]
+    node = attempts_of(made.run())[0]["node"]
     slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
     wait_for(lambda: not made.run().is_held())
     time.sleep(10)  # until the node has come back and has perhaps refused the job, which drains it
@@ -116,7 +116,7 @@ def test_a_kill(sweep, calm, whole):
     made = sweep("killed", *EVENT, SLOW)
     made.launch()
     made.wait_for_step(8)
-    task = places_of(made.run())[0]["pid"]
+    task = attempts_of(made.run())[0]["pid"]
     (child,) = Path(f"/proc/{task}/task/{task}/children").read_text().split()
     for pid in [task, int(child)] if whole else [int(child)]:
         os.kill(int(pid), signal.SIGKILL)
@@ -134,7 +134,7 @@ def test_a_cancelled_element_is_submitted_again_alone(sweep, calm):
     wait_for(lambda: "cancelled" in made.run().status().message or not made.run().is_held())
     made.finish()
     assert (
-        made.losses() == calm and [len(read_batch(path.parent).runs) for path in made.batches()].count(1) == 1
+        made.losses() == calm and [len(read_array(path.parent).runs) for path in made.batches()].count(1) == 1
     )
     assert [run.status().attempts for run in made.runs()] == [2, 1]
 
@@ -199,7 +199,7 @@ def test_a_run_started_twice_is_trained_once(sweep, calm):
     made.launch()
     made.wait_for_step(8)
     batch = made.batches()[0].parent
-    index = [run_id for (run_id,) in read_batch(batch).elements].index(made.run().run_id)
+    index = [run_id for (run_id,) in read_array(batch).elements].index(made.run().run_id)
     second = [sys.executable, "-m", "sweeps.workers.array_task", str(batch), str(index)]
     assert subprocess.run(second, cwd=ROOT).returncode == 0
     made.finish()
@@ -261,10 +261,10 @@ def test_a_site_without_requeue_and_accounting_and_a_sweep_that_moves_there(swee
     wait_for(
         lambda: made.run().status().attempts == 3, what=lambda: f"for {made.run().status()!r} {made.queue()}"
     )
-    os.kill(places_of(made.run())[-1]["pid"], signal.SIGKILL)  # nobody can say afterwards what it died of
+    os.kill(attempts_of(made.run())[-1]["pid"], signal.SIGKILL)  # nobody can say afterwards what it died of
     made.finish()
     assert made.losses() == calm
-    assert {place["cluster"] for place in places_of(made.run())} == {
+    assert {place["cluster"] for place in attempts_of(made.run())} == {
         "loopscale_slurm",
         "loopscale_slurm_bare",
     }

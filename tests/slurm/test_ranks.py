@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sweeps.state.status import places_of
+from sweeps.state.status import attempts_of
 
 from .conftest import EVENT
 
@@ -17,4 +17,4 @@ def test_two_nodes_of_two_tasks_equal_one_process(sweep, calm, starter):
     made.finish(again=False)
     (run,) = made.runs()
     assert made.losses()[run.run_id] == pytest.approx(calm[run.run_id], rel=1e-5)
-    assert run.status().attempts == 1 and len(places_of(run)) == 1
+    assert run.status().attempts == 1 and len(attempts_of(run)) == 1

@@ -10,9 +10,9 @@ import sys
 import pytest
 
 import loopscale
-from sweeps.backends.job_array import read_batch
+from sweeps.backends.job_array import read_array
 from sweeps.launch.code_snapshot import SOURCES
-from sweeps.state.status import places_of
+from sweeps.state.status import attempts_of
 
 from .conftest import EVENT, ROOT, fault, slurm
 
@@ -32,8 +32,8 @@ def test_a_sweep_of_24_cells_over_4_nodes_with_one_array_per_shape(sweep):
     runs, depths = loopscale.collect([f"root={made.root}", "sweep=grid"])
     assert len(runs) == 24 and (runs["status"] == "done").all() and (runs["attempts"] == 1).all()
     assert runs["val_loss_nats"].notna().all() and len(depths) == 24 * 4
-    assert len({place["node"] for run in made.runs() for place in places_of(run)}) == 4
-    elements = [read_batch(path.parent).elements for path in made.batches()]
+    assert len({place["node"] for run in made.runs() for place in attempts_of(run)}) == 4
+    elements = [read_array(path.parent).elements for path in made.batches()]
     assert [len(each) for each in elements] == [4, 4] and all(len(e) == 3 for each in elements for e in each)
     assert runs["code_version"].str.startswith("0.1.0").all()
     assert (json.loads((made.batches()[0].parent / "environment.json").read_text()))["packages"]["submitit"]
@@ -46,7 +46,7 @@ def test_a_failing_training_function_is_named_and_not_repeated(sweep):
     frame = made.status()
     assert set(frame["status"]) == {"failed:code_error"}
     assert set(frame["message"]) == {"the training function is broken"}
-    names = {read_batch(path.parent).name for path in made.batches()}
+    names = {read_array(path.parent).name for path in made.batches()}
     states = slurm("sacct", "-nXP", f"--name={','.join(names)}", "-o", "State").split()
     assert states == ["FAILED", "FAILED"]
     made.launch()
@@ -81,7 +81,7 @@ def test_editing_the_checkout_does_not_change_a_queued_run(sweep, calm, tmp_path
     (checkout / "harness" / "train.py").write_text("raise RuntimeError('the edited checkout')\n")
     slurm("scontrol", "release", made.element().partition("_")[0])
     made.finish(again=False)
-    batch = read_batch(made.batches()[0].parent)
+    batch = read_array(made.batches()[0].parent)
     code = made.folder / batch.snapshot
     assert (code / "harness" / "train.py").read_text() == (ROOT / "harness" / "train.py").read_text()
     assert made.losses() == calm
@@ -92,7 +92,7 @@ def test_runs_that_share_a_job_have_a_gpu_each(sweep, calm):
     made = sweep("packed", *EVENT, *packed, "cluster.resources.parallel_runs=2")
     made.launch()
     made.finish(again=False)
-    places = [places_of(run)[0] for run in made.runs()]
+    places = [attempts_of(run)[0] for run in made.runs()]
     assert {place["gpus"] for place in places} == {"0", "1"} and len({place["job"] for place in places}) == 1
     assert made.losses() == calm
 

@@ -11,7 +11,7 @@ import pytest
 from harness.run.folder import RunFolder
 from harness.run.metrics import read_metrics
 from sweeps.state.ledger import read_ledger
-from sweeps.state.status import places_of
+from sweeps.state.status import attempts_of
 
 from .conftest import fault, slurm, undisturbed, wait_for
 
@@ -45,7 +45,7 @@ def wait_for_step(run, step):
 
 
 def started(run):
-    return places_of(run)[0]["started_s"]
+    return attempts_of(run)[0]["started_s"]
 
 
 def test_branches_wait_in_the_queue_for_their_own_segment_alone(sweep, alone):
@@ -71,7 +71,7 @@ def test_a_killed_segment_holds_up_what_starts_from_it_and_nothing_else(sweep, a
     made.launch()
     last = segments(made)[-1]
     wait_for_step(last, 12)
-    task = places_of(last)[0]["pid"]
+    task = attempts_of(last)[0]["pid"]
     (child,) = Path(f"/proc/{task}/task/{task}/children").read_text().split()
     for pid in (task, int(child)):
         os.kill(pid, signal.SIGKILL)

@@ -68,7 +68,7 @@ def test_one_seed_gives_items_alone_and_no_verdict():
     runs = study(budgets=INSIDE[:1], recurrences=(2, 4))[0]
     better = {run_id: 0.9 if "looped" in run_id else 0.3 for run_id in runs["run_id"]}
     comparison = compare(runs, QUICK, items_of(runs, better))
-    (found,) = comparison.rows[0].trained().scores
+    (found,) = comparison.rows[0].nearest().scores
     assert found.low > 0 and found.verdict == "items only, training noise unknown"
     assert "training noise unknown" in comparison.summary()
 
@@ -88,13 +88,13 @@ def test_intervals_hold_the_truth_over_seeds_and_items():
     many = (("arc", 0.25, 400), ("boolq", 0.5, 300))
     middle = {"looped": 0.55, "fixed": 0.50}
     truth = 100 * (0.05 / 0.75 + 0.05 / 0.5) / 2
-    from analysis.compare.score_difference import suites
+    from analysis.compare.score_difference import suite_scores
 
     looped = runs["run_id"][runs["kind"] == "looped"].tolist()
     fixed = runs["run_id"][runs["kind"] == "fixed"].tolist()
     for number in range(40):
         chances = {row.run_id: middle[row.kind] + 0.02 * rng.standard_normal() for row in runs.itertuples()}
-        (suite,) = suites(runs, items_of(runs, chances, many, seed=number))
+        (suite,) = suite_scores(runs, items_of(runs, chances, many, seed=number))
         found = suite.difference(looped, fixed, False, QUICK)
         held += found.low <= truth <= found.high
     assert held >= 33  # of 40, at 95 %: fewer happen once in two hundred times

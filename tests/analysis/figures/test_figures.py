@@ -74,11 +74,11 @@ def test_points_are_drawn_and_listed_as_they_were_compared(tmp_path):
     drawn = pd.read_csv(tmp_path / "figures" / "looped_vs_fixed_core_extended_points.csv")
     cells = [(row, cell) for row in comparison.rows for cell in row.recurrences]
     assert drawn["points"].tolist() == pytest.approx([cell.scores[0].points for _, cell in cells])
-    assert drawn["next_to_best"].tolist() == [cell == row.trained() for row, cell in cells]
+    assert drawn["next_to_best"].tolist() == [cell == row.nearest() for row, cell in cells]
     text = page.read_text()
     assert "<th>Core-Extended points</th>" in text
     for row in comparison.rows:
-        score, depth = row.trained().scores[0], row.trained().mean_recurrence
+        score, depth = row.nearest().scores[0], row.nearest().mean_recurrence
         shown = f"{score.points:+.2f} [{score.low:+.2f}, {score.high:+.2f}] at µ = {depth:g}: {score.verdict}"
         assert f"<td>{shown}</td>" in text
 

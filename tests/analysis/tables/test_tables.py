@@ -2,7 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import FitConfig, TableError, fit, read_tables
+from analysis import LAWS, FitConfig, TableError, fit, read_tables
+from analysis.tables.readers import ROLES
 from analysis.tables.selection import groups, select
 from tests.analysis.synthetic import study
 
@@ -94,3 +95,8 @@ def test_large_integer_columns_do_not_overflow():
     runs["epochs"] = 1.0
     values = fit(runs, depths, FitConfig(validation=False)).groups[0].estimator("surface").parameters
     assert all(np.isfinite(value) for value in values.values())
+
+
+def test_the_columns_of_every_law_can_be_mapped():
+    assert {"loss", "compute", "block"}.union(*(law.columns for law in LAWS.values())) == set(ROLES)
+    assert list(ROLES) == sorted(ROLES)

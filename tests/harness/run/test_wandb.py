@@ -1,4 +1,4 @@
-"""wandb beside a run: offline segments made from metrics.jsonl, and no network unless it is asked for."""
+"""wandb beside a run: an offline history made from metrics.jsonl, and no network unless it is asked for."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def only_run(tmp_path):
     return RunFolder(path)
 
 
-def segment(folder):
+def history_file(folder):
     (found,) = (folder.path / "wandb").glob("offline-run-*/run-*.wandb")
     return found
 
 
-def test_a_run_killed_and_resumed_has_every_step_once_in_its_segment(tiny, tmp_path, reader):
+def test_a_run_killed_and_resumed_has_every_step_once_in_its_history(tiny, tmp_path, reader):
     command = [*LOOPSCALE, "train", *tiny, "tokens=3840", "logger=wandb", "training.checkpoint_every_s=0.01"]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while (
@@ -55,19 +55,19 @@ def test_a_run_killed_and_resumed_has_every_step_once_in_its_segment(tiny, tmp_p
     child.wait()
     folder = only_run(tmp_path)
     assert loopscale.sync(["sweep=single", f"root={tmp_path / 'runs'}"])["wandb"].tolist() == ["rebuilt"]
-    part = reader.history(segment(folder))
+    part = reader.history(history_file(folder))
     assert [line["_step"] for line in part] == [line["step"] for line in read_metrics(folder.metrics)]
     subprocess.run(command, check=True, capture_output=True)
 
-    lines = reader.history(segment(folder))  # one segment: that of the first attempt is replaced
+    lines = reader.history(history_file(folder))  # that of the first attempt is replaced
     metrics = read_metrics(folder.metrics)
     assert [line["_step"] for line in lines] == list(range(1, 31)) == [line["step"] for line in metrics]
     assert [line["train_loss_nats"] for line in lines] == [line["train_loss_nats"] for line in metrics]
-    run = reader.run_record(segment(folder))
+    run = reader.run_record(history_file(folder))
     assert (run.run_id, run.run_group, run.project) == (folder.run_id, "single", "loopscale")
     summary = {
         item.key or ".".join(item.nested_key): json.loads(item.value_json)
-        for record in reader.records(segment(folder))
+        for record in reader.records(history_file(folder))
         if record.WhichOneof("record_type") == "summary"
         for item in record.summary.update
     }
@@ -81,17 +81,17 @@ def test_sync_takes_any_run_skips_what_is_unchanged_and_follows_what_has(tiny, t
     assert not (folder.path / "wandb").exists()
     how = ["sweep=single", f"root={tmp_path / 'runs'}"]
     assert loopscale.sync(how)["wandb"].tolist() == ["rebuilt"]
-    first = segment(folder)
+    first = history_file(folder)
     assert loopscale.sync(how)["wandb"].tolist() == ["unchanged"]
-    assert segment(folder) == first
+    assert history_file(folder) == first
     shutil.rmtree(first.parent)
     assert loopscale.sync(how)["wandb"].tolist() == ["rebuilt"]
     assert loopscale.sync([*how, "project=other"])["wandb"].tolist() == ["rebuilt"]
-    assert reader.run_record(segment(folder)).project == "other"
+    assert reader.run_record(history_file(folder)).project == "other"
     with folder.metrics.open("a") as file:
         file.write('{"step": 6, "train_loss_nats": 1.0}\n{"step": 7, "train_lo')  # torn by a kill
     assert loopscale.sync([*how, "project=other"])["wandb"].tolist() == ["rebuilt"]
-    assert [line["_step"] for line in reader.history(segment(folder))] == [1, 2, 3, 4, 5, 6]
+    assert [line["_step"] for line in reader.history(history_file(folder))] == [1, 2, 3, 4, 5, 6]
     with pytest.raises(ConfigError, match=rf"run=x is not in .*single \(choose from {folder.run_id}\)"):
         loopscale.sync([*how, "run=x"])
     with pytest.raises(ConfigError, match=r"no runs in .*nowhere: launch the sweep first, or set root"):
@@ -100,7 +100,7 @@ def test_sync_takes_any_run_skips_what_is_unchanged_and_follows_what_has(tiny, t
 
 def test_wandb_out_of_order_costs_a_warning_and_not_the_run(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.warns(UserWarning, match=r"no wandb segment of .*: loopscale sync makes it"):
+    with pytest.warns(UserWarning, match=r"no wandb history of .*: make it with loopscale sync"):
         record = loopscale.train([*tiny, "tokens=640", "logger=wandb"])
     assert record["status"] == "done"
 
@@ -149,4 +149,4 @@ def test_a_machine_without_a_network_trains_and_syncs(tiny, tmp_path, reader):
         text=True,
     )
     assert done.stdout.strip().endswith("single: 1 unchanged")
-    assert len(reader.history(segment(only_run(tmp_path)))) == 5
+    assert len(reader.history(history_file(only_run(tmp_path)))) == 5

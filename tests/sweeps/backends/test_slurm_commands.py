@@ -13,12 +13,12 @@ import pytest
 
 import loopscale
 from model.config_validation import ConfigError
-from sweeps.backends.base import Element, SchedulerError
-from sweeps.backends.job_array import Batch, Submitted, read_batches, write_batch, write_submitted
+from sweeps.backends.base import JobElement, SchedulerError
+from sweeps.backends.job_array import JobArray, Submitted, read_arrays, write_array, write_submitted
 from sweeps.backends.slurm import Slurm, parse_accounting
 from sweeps.config.cluster import ClusterConfig, Resources
 from sweeps.launch.code_snapshot import take_snapshot
-from sweeps.planning.cost import ESTIMATED, MEASURED, SIMILAR, Prices, known_prices, shape_of
+from sweeps.planning.cost import ESTIMATED, MEASURED, SIMILAR, Throughputs, known_throughputs, shape_of
 from sweeps.state.ledger import read_ledger
 from sweeps.workers import array_task as task
 
@@ -46,7 +46,7 @@ def commands(tmp_path, monkeypatch):
 @pytest.fixture
 def batch(tmp_path):
     """A batch of two jobs in a sweep's folder."""
-    made = Batch(
+    made = JobArray(
         token="abc",
         sweep="s",
         elements=[["a"], ["b"]],
@@ -54,23 +54,23 @@ def batch(tmp_path):
         snapshot="code/x",
         array_parallelism=9,
     )
-    write_batch(tmp_path, made)
+    write_array(tmp_path, made)
     return made
 
 
 def test_a_price_is_learnt_from_runs_of_the_same_cluster_alone(commands, batch, tmp_path):
     other = dataclasses.replace(batch, token="def", elements=[["b"], ["c"]])
-    write_batch(tmp_path, other)
+    write_array(tmp_path, other)
     for one, cluster in ((batch, "somewhere"), (other, "elsewhere")):
         write_submitted(tmp_path, one, Submitted(cluster=cluster, job_id="1"))
     here, there, unnamed = (
-        known_prices(ClusterConfig(kind="slurm", name=name), tmp_path, tmp_path)[1]
+        known_throughputs(ClusterConfig(kind="slurm", name=name), tmp_path, tmp_path)[1]
         for name in ("somewhere", "elsewhere", None)
     )
     assert here == unnamed == {"a": batch.resources, "b": None, "c": None}
     assert there == {"a": None, "b": batch.resources, "c": batch.resources}
     record = {"scale": "s", "kind": "looped", "mean_recurrence": 2.0, "batch_tokens": 8}
-    prices = Prices(cluster=ClusterConfig(device_peak_flops_per_s=10.0, device_utilisation=0.5))
+    prices = Throughputs(cluster=ClusterConfig(device_peak_flops_per_s=10.0, device_utilisation=0.5))
     prices.add_record(record | {"tokens_per_s": 3.0, "nominal_flops": 40, "tokens": 20}, batch.resources)
     for depth, resources, expected in (
         (2, Resources(), (6.0, MEASURED)),
@@ -116,14 +116,14 @@ def test_squeue_is_asked_once_and_read_by_name_and_index(commands, batch):
         "squeue", "echo 's-abc|0|RUNNING|None|n7|5:00|12'; echo 's-abc|1|PENDING|Priority||1:00|12'"
     )
     states = Slurm(ClusterConfig(kind="slurm")).states([batch])
-    assert states["s-abc", 0] == Element(
+    assert states["s-abc", 0] == JobElement(
         state="RUNNING", reason="None", node="n7", time_left="5:00", job_id="12"
     )
     assert states["s-abc", 1].is_live and len(asked()) == 1
 
 
 def test_a_job_that_a_failing_node_could_not_start_is_not_waited_for():
-    stuck = Element(state="PENDING", reason="launch failed requeued held")
+    stuck = JobElement(state="PENDING", reason="launch failed requeued held")
     assert not stuck.is_live and stuck.death == "node_failure"
 
 
@@ -148,7 +148,7 @@ def test_a_job_file_says_what_the_profile_says(tmp_path, batch):
     cluster = ClusterConfig(
         kind="slurm", setup=["module load cuda"], signal_s=120, requeue=False, python="my python"
     )
-    made = Batch(**vars(batch) | {"resources": resources, "exclude": ["n1", "n2"]})
+    made = JobArray(**vars(batch) | {"resources": resources, "exclude": ["n1", "n2"]})
     text = Slurm(cluster).job_file(tmp_path, made, "1.0")
     for line in (
         "partition=gpu", "gpus-per-node=4", "ntasks-per-node=4", "nodes=2", "cpus-per-task=12", "mem=1536M",
@@ -166,7 +166,7 @@ def test_a_job_file_says_what_the_profile_says(tmp_path, batch):
 def test_torchrun_is_told_by_the_signal_that_it_passes_on(tmp_path, batch):
     resources = Resources(nodes=2, tasks_per_node=8, ranks="torchrun")
     text = Slurm(ClusterConfig(kind="slurm")).job_file(
-        tmp_path, Batch(**vars(batch) | {"resources": resources}), "1"
+        tmp_path, JobArray(**vars(batch) | {"resources": resources}), "1"
     )
     assert "#SBATCH --signal=TERM@90\n" in text and "#SBATCH --ntasks-per-node=1\n" in text
     assert "--nproc-per-node=8" in text and "-m sweeps.workers.array_task" in text
@@ -269,7 +269,7 @@ def test_a_run_cancelled_in_the_queue_says_so_in_its_folder(commands, tiny):
     grid = ["sweep.name=queued", "sweep.tokens=[640]", "sweep.min_steps=5", "sweep.control=none"]
     loopscale.launch([*tiny, *grid, "sweep.mean_recurrences=[2]", "cluster=slurm"])
     folder = Path(tiny[0].removeprefix("root=")) / "queued"
-    (run,), (batch,) = read_ledger(folder).runs(folder), read_batches(folder)
+    (run,), (batch,) = read_ledger(folder).runs(folder), read_arrays(folder)
     assert not run.path.exists()
     commands("squeue", f"echo '{batch.name}|0|PENDING|Priority||1:00|5'")
     assert loopscale.cancel([tiny[0], "sweep=queued"]) == [f"somewhere:5_0 ({run.run_id})"]

@@ -27,10 +27,11 @@ def settings(run, cache, *more):
 
 def test_every_task_of_core_runs_and_the_record_says_of_how_many(trained, cache, capsys):
     command = settings(trained, cache, f"bundle={core_data.bundle()}", "tasks=core", "depths=1,2")
-    frame = loopscale.evaluate_tasks([*command, "limit=1"])
+    result = loopscale.evaluate_tasks([*command, "limit=1"])
+    frame = result.frame
     assert len(frame) == (21 + 1) * 2 and frame["centred"].notna().all()
     assert set(frame.loc[frame["task"] == "core", "tasks"]) == {"21 of 22 tasks"}
-    assert any("21 of 22 tasks; absent: coqa" in note for note in frame.attrs["notes"])
+    assert any("21 of 22 tasks; absent: coqa" in note for note in result.notes)
     assert not (trained / "evaluation" / "scores.json").exists()  # not all items: in no record
     record = json.loads((trained / "record.json").read_text())
     assert record["core"] is None
@@ -43,10 +44,10 @@ def test_scores_are_kept_and_collected(tiny_sweep, cache, tmp_path, monkeypatch)
     folder = tmp_path / "runs" / "tiny"
     work(folder, stop=lambda: False)
     command = ["sweep=tiny", f"root={tmp_path / 'runs'}", f"cache={cache}", "tasks=symbolic"]
-    first = loopscale.evaluate_tasks(command)
+    first = loopscale.evaluate_tasks(command).frame
     assert len(first) == 2 * 6 and set(first["tasks"]) == {"", "5 of 5 tasks"}
     monkeypatch.setattr("harness.evaluation.suite.score_options", None)  # nothing is scored again
-    assert loopscale.evaluate_tasks(command).equals(first)
+    assert loopscale.evaluate_tasks(command).frame.equals(first)
     loopscale.collect(["sweep=tiny", f"root={tmp_path / 'runs'}"])
     scores = pd.read_parquet(folder / "scores.parquet")
     assert scores["centred"].tolist() == pytest.approx(first["centred"].tolist())
@@ -75,15 +76,16 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(trained, cache, monk
     monkeypatch.setattr(
         "harness.evaluation.suite.score_options", lambda *a, **b: scored.append(1) or score_options(*a, **b)
     )
-    resumed = loopscale.evaluate_tasks(command)
+    resumed = loopscale.evaluate_tasks(command).frame
     assert len(scored) == 3
     shutil.rmtree(trained / "evaluation")
     monkeypatch.undo()
-    assert loopscale.evaluate_tasks(command).equals(resumed)
+    assert loopscale.evaluate_tasks(command).frame.equals(resumed)
     # A damaged file is scored anew, and of other depths those that are not there.
     next((trained / "evaluation").glob("*.npz")).write_bytes(b"PK")
-    assert loopscale.evaluate_tasks(command).equals(resumed)
-    deeper = loopscale.evaluate_tasks(settings(trained, cache, "tasks=symbolic", "depths=3,5", "limit=20"))
+    assert loopscale.evaluate_tasks(command).frame.equals(resumed)
+    command = settings(trained, cache, "tasks=symbolic", "depths=3,5", "limit=20")
+    deeper = loopscale.evaluate_tasks(command).frame
     assert deeper.loc[deeper["depth"] == 3, "log_prob_per_byte"].tolist() == pytest.approx(
         resumed.loc[resumed["depth"] == 3, "log_prob_per_byte"].tolist(), abs=1e-6
     )
@@ -101,7 +103,7 @@ def test_a_depth_is_scored_once_whatever_it_is_asked_with(trained, cache, monkey
     def scores(depths):
         return loopscale.evaluate_tasks(
             settings(trained, cache, "tasks=symbolic", f"depths={depths}", "limit=20")
-        )
+        ).frame
 
     scores("1,4")
     scores("2,4,6")
@@ -117,14 +119,14 @@ def evaluated(folder, command, rank, world, port):
     """Score in one of several processes; the first one writes the table."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    frame = loopscale.evaluate_tasks(command)
+    frame = loopscale.evaluate_tasks(command).frame
     if rank == 0:
         frame.to_parquet(folder / "frame.parquet")
 
 
 def test_processes_share_the_items_and_agree_with_one(trained, cache, tmp_path):
     command = settings(trained, cache, "tasks=symbolic", "depths=1,2", "limit=25", "token_budget=600")
-    alone = loopscale.evaluate_tasks([*command, f"folder={tmp_path / 'alone'}"])
+    alone = loopscale.evaluate_tasks([*command, f"folder={tmp_path / 'alone'}"]).frame
     port, together = free_port(), [*command, f"folder={tmp_path / 'together'}"]
     members = [
         CONTEXT.Process(target=evaluated, args=(tmp_path, together, rank, 2, port)) for rank in range(2)
@@ -153,7 +155,7 @@ def test_core_enters_the_record_of_a_model_without_a_loop(tiny, cache, tmp_path,
     fields = ["model.vocabulary_size=300", "model.sequence_length=64", "tokens=1280"]
     run_id = loopscale.train([*tiny, *plain, *fields])["run_id"]
     run = tmp_path / "runs" / "single" / run_id
-    frame = loopscale.evaluate_tasks(settings(run, cache, f"bundle={small}", "tasks=core"))
+    frame = loopscale.evaluate_tasks(settings(run, cache, f"bundle={small}", "tasks=core")).frame
     record = json.loads((run / "record.json").read_text())
     (core,) = frame[frame["task"] == "core"].to_dict("records")
     assert record["mean_recurrence"] == 2 and core["depth"] == 1  # a setting that the model does not use
@@ -175,9 +177,9 @@ def test_suites_that_share_tasks_show_and_keep_each_once(trained, cache, small, 
 
 def test_core_enters_the_record_at_the_runs_own_depth(trained, cache, small):
     command = settings(trained, cache, f"bundle={small}", "tasks=core")
-    frame = loopscale.evaluate_tasks([*command, "depths=1"])
+    loopscale.evaluate_tasks([*command, "depths=1"])
     assert json.loads((trained / "record.json").read_text())["core"] is None
-    frame = loopscale.evaluate_tasks([*command, "seeds=1234,2345"])
+    frame = loopscale.evaluate_tasks([*command, "seeds=1234,2345"]).frame
     record = json.loads((trained / "record.json").read_text())
     (core,) = frame[frame["task"] == "core"].to_dict("records")
     assert record["core"] == core["centred"] and record["core_tasks"] == 5 and core["depth"] == 2
@@ -195,8 +197,8 @@ def test_core_enters_the_record_at_the_runs_own_depth(trained, cache, small):
             "data is for the validation loss: leave out data or tasks",
         ),
         (["checkpoint=a"], "data is not set: data=RUN names the run whose held-out data"),
-        (["tasks=core"], "what is evaluated? set run=FOLDER, sweep=NAME, sweep=NAME with run=ID, or"),
-        (["checkpoint=a", "sweep=b", "tasks=core"], "or checkpoint=FOLDER; got checkpoint and sweep"),
+        (["tasks=core"], "no model is named: set run=FOLDER, sweep=NAME, sweep=NAME with run=ID, or"),
+        (["checkpoint=a", "sweep=b", "tasks=core"], "checkpoint and sweep are set together: set run=FOLDER"),
         (["run=a", "tasks=core", "depths=0"], "depths.0=0: input should be greater than 0"),
         (["checkpoint=/nowhere", "tasks=symbolic"], "/nowhere holds no model"),
         (["checkpoint=/nowhere", "tasks=core", "bundle=/nowhere"], "/nowhere holds no model"),
@@ -219,7 +221,9 @@ def test_bfloat16_is_near_float32_and_kept_apart(trained, cache):
     )
     write_symbolic(cache / "symbolic-as-core", items=30)
     (cache / "symbolic-as-core" / "symbolic.yaml").rename(cache / "symbolic-as-core" / "core.yaml")
-    full, half = (loopscale.evaluate_tasks([*command, f"precision={p}"]) for p in ("float32", "bfloat16"))
+    full, half = (
+        loopscale.evaluate_tasks([*command, f"precision={p}"]).frame for p in ("float32", "bfloat16")
+    )
     assert half["log_prob_per_byte"].tolist() == pytest.approx(full["log_prob_per_byte"].tolist(), abs=0.05)
     assert half["log_prob_per_byte"].tolist() != full["log_prob_per_byte"].tolist()
     assert len(list((trained / "evaluation").glob("symbolic_lookup-*.npz"))) == 2

@@ -9,7 +9,6 @@ import pytest
 import loopscale
 from model.config_validation import ConfigError
 from sweeps.config.compose import compose_table
-from sweeps.config.study import GenerateConfig
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
 
@@ -85,5 +84,5 @@ def test_a_group_where_a_value_belongs_is_refused():
 
 @pytest.mark.parametrize("prompt", ["def main(", "x = 1", "it's", "a,b{c}[d]", "${x}", "end\\", "a\\'b"])
 def test_a_prompt_is_taken_as_it_is_written(prompt):
-    settings = compose_table("generate", ["checkpoint=a", f"prompt={prompt}"], GenerateConfig)
+    settings = compose_table("generate", ["checkpoint=a", f"prompt={prompt}"])
     assert settings.prompt == prompt

@@ -10,14 +10,14 @@ import pytest
 import loopscale
 from model.config_validation import ConfigError
 from sweeps.backends.base import SchedulerError
-from sweeps.backends.job_array import read_batches
-from sweeps.backends.simulated import FakeCluster
+from sweeps.backends.job_array import read_arrays
+from sweeps.backends.simulated import SimulatedCluster
 from sweeps.config.cluster import FakeConfig, RetryConfig, RetryRule
 from sweeps.grid.cells import DataFacts, cells
 from sweeps.launch.array_dependencies import shared_out
 from sweeps.launch.rehearsal import rehearse_with, stand_in
 from sweeps.launch.submit import submit_missing
-from sweeps.state.ledger import enter, read_ledger
+from sweeps.state.ledger import read_ledger, register
 from sweeps.state.retry import is_open
 
 GRID = [
@@ -41,9 +41,11 @@ def study(tmp_path):
 def entered(study, tmp_path):
     """Those cells in a ledger, and a cluster where nothing fails."""
     facts = DataFacts(digest="d" * 16, unique_tokens=10**12)
-    ledger = enter(study, cells(study, lambda _: facts))
+    ledger = register(study, cells(study, lambda _: facts))
     folder = tmp_path / ledger.name
-    cluster = FakeCluster(script=FakeConfig(), train=lambda run, failure: stand_in(folder / run, failure))
+    cluster = SimulatedCluster(
+        script=FakeConfig(), train=lambda run, failure: stand_in(folder / run, failure)
+    )
     return folder, ledger, cluster
 
 
@@ -110,7 +112,7 @@ def test_arrays_are_split_below_the_limit_and_share_the_cap(entered):
     folder, ledger, cluster = entered
     cluster.max_array = 64
     submit_missing(folder, ledger, cluster)
-    batches = read_batches(folder)
+    batches = read_arrays(folder)
     assert sorted(len(batch.elements) for batch in batches) == [8, 64, 64, 64]
     assert {batch.array_parallelism for batch in batches} == {256}, "all 200 jobs may run at once"
     caps = {len(batch.elements): batch.array_parallelism for batch in shared_out(batches, 100)}
@@ -189,7 +191,7 @@ def test_a_lost_node_is_left_out_of_the_next_submission(entered):
     submit_missing(folder, ledger, cluster)
     run_dry(cluster)
     submit_missing(folder, ledger, cluster)
-    first, second = read_batches(folder)
+    first, second = read_arrays(folder)
     assert first.exclude == [] and second.exclude
     lost = {cluster.elements[first.name, i].node for i in range(200) if first.elements[i][0] in second.runs}
     assert set(second.exclude) == lost

@@ -16,14 +16,14 @@ from analysis.design.simulate import Noise, grid
 from analysis.tables.schema import DEPTHS, RUNS, conform
 from harness.run.folder import Status
 from model.config_validation import ConfigError
-from sweeps.cli import design as design_show
+from sweeps.cli import planning
 from sweeps.config import compose
 from sweeps.grid.cells import DataFacts, cells
 from sweeps.planning import design_search as search
-from sweeps.planning.design import allowance, design_config, laws, noise_of, planned, target_of
+from sweeps.planning.design import allowance, design_config, laws, noise_of, planned_runs, target_of
 from sweeps.planning.design_files import added_cells
 from sweeps.planning.suggest import suggest
-from sweeps.state.ledger import enter
+from sweeps.state.ledger import register
 
 QUICK = [
     "assume.studies=100",
@@ -41,7 +41,7 @@ def place(tmp_path, monkeypatch):
     written = shutil.ignore_patterns("*_design[0-9]*", "*_next[0-9]*")  # by whoever uses this checkout
     shutil.copytree(compose.CONF, tmp_path / "conf", ignore=written)
     monkeypatch.setattr(compose, "CONF", tmp_path / "conf")
-    monkeypatch.setattr(design_show, "CONF", tmp_path / "conf")
+    monkeypatch.setattr(planning, "CONF", tmp_path / "conf")
     return ["sweep=isoflop_140m", f"root={tmp_path / 'runs'}", f"cache={tmp_path / 'cache'}"]
 
 
@@ -66,7 +66,7 @@ def collected(place, budgets, recurrences, noise_nats=0.004, seeds=(0,)):
             f"sweep.seeds={list(seeds)}",
         ]
     )
-    frame = planned(study)
+    frame = planned_runs(study)
     frame["run_id"] = [f"run-{k}" for k in range(len(frame))]
     frame["data_digest"], frame["unique_tokens"], frame["epochs"] = "0123abcd", 10**12, 0.1
     tokens, depth = frame["tokens"].astype(float), frame["mean_recurrence"].astype(float)
@@ -144,7 +144,7 @@ def test_a_search_writes_a_sweep_within_the_allowance(place, capsys, tmp_path, m
 def test_finalists_are_compared_by_the_quantity_asked_for(place, quantity):
     """At low noise the simulated width is the first-order one, of the exponent or of the target's optimum."""
     study = loopscale.compose([*place, *SMALL, *QUICK, f"assume.quantity={quantity}", "sweep.control=none"])
-    bench = grid(planned(study), FitConfig().parameter_count)
+    bench = grid(planned_runs(study), FitConfig().parameter_count)
     (law,), config, sd = laws(study, bench), design_config(study, bench), 2e-4
     target = target_of(study, config)
     assert target == (4 * 16e18 if quantity == "optimum" else None)
@@ -192,7 +192,7 @@ def test_runs_under_way_are_counted_and_not_suggested_again(place):
     sweep = added_cells(study.sweep, alone.cells)
     facts = DataFacts(digest="0123abcd" * 2, unique_tokens=10**12)
     under_way = cells(replace(study, sweep=sweep), lambda _: facts)
-    ledger = enter(replace(study, sweep=sweep), under_way)
+    ledger = register(replace(study, sweep=sweep), under_way)
     runs = ledger.runs(Path(study.root) / "isoflop_140m")
     assert len(runs) == 4
     runs[0].set_status(Status(state="running"))
@@ -218,7 +218,7 @@ def test_noise_comes_from_replicate_seeds(place):
     runs = pd.read_parquet(folder / "runs.parquet").set_index(["kind", "target_flops", "mean_recurrence"])
     first, second = (runs.loc[runs["seed"] == seed, "val_loss_nats"] for seed in (0, 1))
     study = loopscale.compose([*place, f"assume.noise_from={folder}", "assume.trunk_nats=0.001"])
-    found = noise_of(study, planned(study))
+    found = noise_of(study, planned_runs(study))
     assert found.seed_nats == pytest.approx(np.sqrt(np.mean((first - second) ** 2 / 2)), rel=1e-9)
     assert found.trunk_nats == 0.001
 
@@ -229,14 +229,14 @@ def test_trunk_noise_is_that_of_equal_first_steps_however_they_are_computed(plac
     drawn = {}
     for mode in ("auto", "false"):
         study = loopscale.compose([*grid_of, "schedule=trapezoid", f"sweep.trunk={mode}"])
-        frame = planned(study)
+        frame = planned_runs(study)
         assert (frame["trunk_id"] != "").all() == (mode == "auto")
         drawn[mode] = noise_of(study, frame).draw(frame, 50, 0)
     assert np.array_equal(drawn["auto"], drawn["false"])
     for recurrence in (2, 4, 8, 12):
         same = drawn["false"][:, frame["mean_recurrence"] == recurrence]
         assert same.shape == (50, 4) and np.ptp(same, axis=1).max() < 1e-7 < same.std(0).min()
-    apart = planned(loopscale.compose([*grid_of, "schedule=published"]))  # decays over the whole run
+    apart = planned_runs(loopscale.compose([*grid_of, "schedule=published"]))  # decays over the whole run
     assert (apart["trajectory"] == "").all()
 
 
@@ -250,7 +250,7 @@ def test_a_table_without_replicates_gives_no_noise(place, capsys):
     ("given", "message"),
     [
         (["design=serach"], "design=serach: input should be False, True or 'search'"),
-        (["design=true", "suggest=8"], "design and suggest are two questions"),
+        (["design=true", "suggest=8"], "design and suggest cannot be combined"),
         (["design=true", "assume.law=mine"], "assume.law=mine: choose paper, paper_optima, or a laws.json"),
         (["design=true", "assume.studies=5"], "assume.studies=5"),
         (["design=true", "assume.tail=2"], "assume.tail=2: input should be greater than 2"),
@@ -277,7 +277,7 @@ def test_a_mistake_ends_in_one_line(place, capsys, given, message):
 
 def test_hours_are_flops_at_the_price_of_the_plan(place):
     study = loopscale.compose([*place, "cluster=slurm_h100", "allowance=100h"])
-    frame = planned(study)
+    frame = planned_runs(study)
     rate = frame["nominal_flops"].sum() / frame["hours"].sum()
     assert allowance(study, frame, 1.0) == pytest.approx(100 * rate)
     assert allowance(loopscale.compose([*place, "allowance=5e20"]), frame, 1.0) == 5e20

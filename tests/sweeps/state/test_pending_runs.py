@@ -17,11 +17,11 @@ from harness.run.folder import RunFolder
 from harness.run.pending_runs import PLANNED
 from harness.run.trunk import Origin, origin
 from model.config_validation import ConfigError
-from sweeps.backends.job_array import Batch, batch_folder, write_batch
+from sweeps.backends.job_array import JobArray, array_folder, write_array
 from sweeps.config.cluster import Resources
 from sweeps.launch.launch import write_ledger
 from sweeps.state.ledger import read_ledger
-from sweeps.state.status import places_of
+from sweeps.state.status import attempts_of
 from sweeps.workers.local_pool import work
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -84,7 +84,7 @@ def test_every_command_answers_for_a_run_without_a_folder(enter, table, tiny_swe
 def test_what_answers_is_what_the_folder_then_holds(enter):
     first, second, *_ = enter()
     asked = (first.config(), first.record(), first.status(), first.data_digest())
-    first.materialise()
+    first.ensure_created()
     assert contents(first) == FILES
     assert (first.config(), first.record(), first.status(), first.data_digest()) == asked
     assert first.check().steps == 20 and not second.path.exists()
@@ -111,20 +111,20 @@ def test_a_folder_that_was_begun_is_completed_and_what_it_has_stays(enter):
     assert run.status().state == "planned" and run.check().steps == 20
     record = run.record() | {"micro_batch_changed": 1}
     (run.path / "record.json").write_text(json.dumps(record))
-    run.materialise()
+    run.ensure_created()
     assert contents(run) == FILES and run.record() == record
 
 
 def test_a_status_that_stands_is_never_planned_again(enter):
     run = enter()[0]
     run.set_status(run.status().failed("diverged", "loss rose"))
-    run.materialise()
+    run.ensure_created()
     assert str(run.status()) == "failed:diverged"
 
 
-def materialise_and_run(run, barrier):
+def create_and_run(run, barrier):
     barrier.wait()
-    run.materialise()
+    run.ensure_created()
     assert contents(run) >= FILES
     run.set_status(run.status().failed("lost", "gone"))
 
@@ -133,7 +133,7 @@ def test_processes_that_create_a_folder_at_once_do_no_harm(enter):
     run = enter()[0]
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(8)
-    workers = [context.Process(target=materialise_and_run, args=(run, barrier)) for _ in range(8)]
+    workers = [context.Process(target=create_and_run, args=(run, barrier)) for _ in range(8)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -158,7 +158,7 @@ def test_launched_again_lines_stay_and_folders_are_the_truth(enter):
 
 def test_a_sweep_whose_runs_all_have_folders_goes_on(enter, table, tmp_path):
     for run in enter():
-        run.materialise()
+        run.ensure_created()
     planned = tmp_path / "runs" / "tiny" / PLANNED
     planned.unlink()  # as before there were such files
     assert list(loopscale.status(table)["status"]) == ["planned"] * 6
@@ -186,7 +186,7 @@ def test_a_run_that_was_entered_keeps_its_trunk(enter, tmp_path):
     parents = read_ledger(tmp_path / "runs" / "tiny").parents
     assert parents and all(origin(run) == Origin(parent=parents[run.run_id]) for run in runs)
     assert folders(tmp_path / "runs" / "tiny") == set(parents.values()), "segments alone have folders"
-    runs[0].materialise()
+    runs[0].ensure_created()
     assert contents(runs[0]) == FILES | {"trunk.json"}
     assert origin(runs[0]) == Origin(parent=parents[runs[0].run_id])
 
@@ -226,7 +226,7 @@ def test_a_torn_file_is_named(enter, table, tmp_path):
 def test_a_job_trains_a_run_that_has_no_folder_yet(enter, tmp_path):
     run = enter()[-1]
     sweep = tmp_path / "runs" / "tiny"
-    batch = Batch(
+    batch = JobArray(
         token="first",
         sweep="tiny",
         elements=[[run.run_id]],
@@ -234,8 +234,8 @@ def test_a_job_trains_a_run_that_has_no_folder_yet(enter, tmp_path):
         snapshot="code",
         array_parallelism=1,
     )
-    write_batch(sweep, batch)
-    command = [sys.executable, "-m", "sweeps.workers.array_task", str(batch_folder(sweep, batch)), "0"]
+    write_array(sweep, batch)
+    command = [sys.executable, "-m", "sweeps.workers.array_task", str(array_folder(sweep, batch)), "0"]
     assert subprocess.run(command, cwd=ROOT).returncode == 0
-    assert run.status().state == "done" and [place["attempt"] for place in places_of(run)] == [1]
+    assert run.status().state == "done" and [place["attempt"] for place in attempts_of(run)] == [1]
     assert folders(sweep) == {run.run_id, "jobs"}

@@ -149,7 +149,7 @@ def test_a_failed_run_is_named_kept_and_opened_again_on_request(tiny_sweep, tabl
     ledger = write_ledger(loopscale.compose(tiny_sweep))
     folder = tmp_path / "runs" / "tiny"
     broken = ledger.runs(folder)[0]
-    broken.materialise()
+    broken.ensure_created()
     config = broken.path / "config.yaml"
     good = config.read_text()
     config.write_text(good.replace("seed: 0", "seed: 9"))

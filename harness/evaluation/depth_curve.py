@@ -1,0 +1,45 @@
+"""The depth curve of a folder: validation loss of a run, an export or a published model at T = 1, 2, ..."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from harness.evaluation.weights import load_weights, tokenizer_file
+from harness.run.folder import RunFolder
+from harness.run.record import Evaluation
+from harness.training.validation import evaluate
+from model.config_validation import ConfigError
+
+
+def evaluate_folder(
+    path: Path,
+    cache: Path,
+    *,
+    data: Path | None = None,
+    blocks: int | None = None,
+    max_depth: int | None = None,
+) -> Evaluation:
+    """Score a run's newest whole checkpoint, an export or a published checkpoint; changes nothing.
+
+    Data, packing, `blocks` and `max_depth` are those of the run `data`, by default of the run at `path`
+    itself. Warns when that has not ended yet.
+
+    Raises ConfigError for a folder without a checkpoint or with another tokenizer than the data's,
+    CheckpointError when none is whole, DataError when the data is not under `cache`.
+    """
+    folder = RunFolder(data or path)
+    run, model = folder.check(), load_weights(path)
+    if data is not None:
+        _same_tokenizer(tokenizer_file(path, cache), tokenizer_file(data, cache))
+    own = run.evaluation
+    settings = dataclasses.replace(own, blocks=blocks or own.blocks, max_depth=max_depth or own.max_depth)
+    return evaluate(model, model.config, folder.dataset(cache), settings, training=run.training)
+
+
+def _same_tokenizer(mine: Path, other: Path) -> None:
+    from tokenizers import Tokenizer
+
+    first, second = (Tokenizer.from_file(str(path)).to_str() for path in (mine, other))
+    if first != second:
+        raise ConfigError(f"{mine} is another tokenizer than {other}: the ids of that data mean other text")

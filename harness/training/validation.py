@@ -1,0 +1,64 @@
+"""Validation loss and bits per byte of one model at every test-time depth, in one pass through the loop."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from harness.data.dataset import Dataset
+from harness.data.loader import IGNORED, validation_rows
+from harness.run.config import EvaluationConfig, TrainingConfig
+from harness.run.record import Evaluation
+from model.config import ModelConfig
+from model.depth import counter_seed
+from model.transformer import LoopedTransformer
+
+
+def evaluate(
+    model: LoopedTransformer,
+    config: ModelConfig,
+    dataset: Dataset,
+    evaluation: EvaluationConfig,
+    *,
+    training: TrainingConfig | None = None,
+) -> Evaluation:
+    """Score `model` at T = 1..max_depth on the same blocks for every run of a study.
+
+    Special tokens are read but not scored. The initial state is seeded by the block's position, so two
+    evaluations of the same weights agree. The standard error is over blocks. `training` says how documents
+    make up a sequence and whether attention stays within them, None that the stream is cut as it comes.
+    """
+    training = training or TrainingConfig()
+    batch = validation_rows(
+        dataset, packing=training.packing, sequence_length=config.sequence_length, blocks=evaluation.blocks
+    )
+    label_bytes = np.where(batch.labels == IGNORED, 0, dataset.token_bytes[batch.labels])
+    labels = np.where(label_bytes > 0, batch.labels, IGNORED)
+    scored = (labels != IGNORED).sum(axis=1)
+    text_bytes = int(label_bytes.sum())
+    documents = torch.from_numpy(batch.documents(dataset.bos)) if training.document_mask else None
+    deepest = max(evaluation.max_depth, math.ceil(config.mean_recurrence)) if config.kind == "looped" else 1
+    device = next(model.parameters()).device
+    parts = []
+    for start in range(0, evaluation.blocks, evaluation.batch_blocks):
+        rows = slice(start, min(start + evaluation.batch_blocks, evaluation.blocks))
+        parts.append(
+            model.depth_losses(
+                torch.from_numpy(batch.tokens[rows]).to(device),
+                torch.from_numpy(labels[rows]).to(device),
+                deepest,
+                [counter_seed("evaluation", index) for index in range(rows.start, rows.stop)],
+                None if documents is None else documents[rows].to(device),
+            )
+        )
+    sums = torch.cat(parts, dim=1).double().cpu().numpy()  # [depth, block], nats
+    per_block = sums / scored
+    total = sums.sum(axis=1)
+    return Evaluation(
+        loss_nats=(total / scored.sum()).tolist(),
+        loss_se_nats=(per_block.std(axis=1, ddof=1) / math.sqrt(evaluation.blocks)).tolist(),
+        bits_per_byte=(total / text_bytes / math.log(2)).tolist(),
+        tokens=int(scored.sum()),
+    )

@@ -53,9 +53,9 @@ def fused_block(
 ) -> Tensor:
     """Map the stream x [B, L, d] by a block of `weights` in the order of WEIGHTS.
 
-    rows [B, L, kv d] are given where the weights hold a gate; rope is [L, 1, D / 2, 2]. All are float32. d, D,
-    the MLP's hidden channels and those that a gate reads are multiples of `library.columns`. All gradients
-    are computed, required or not; there are none of second order.
+    rows [B, L, kv d] are given where the weights hold a gate; rope is [L, 1, D / 2, 2]. All are float32.
+    d, D, the MLP's hidden channels and those that a gate reads are multiples of `library.columns`. All
+    gradients are computed, required or not; there are none of second order.
     """
     tensors = [tensor for tensor in (x, rows, *weights) if tensor is not None]
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)

@@ -19,7 +19,7 @@ from analysis.config import Array
 from analysis.design.simulate import Grid, Noise
 from analysis.format import number, percent
 from analysis.isoflop.curves import QUANTITY_NAMES, Quantity
-from analysis.isoflop.estimator import DEFAULT, EstimatorName
+from analysis.isoflop.estimator import DEFAULT_ESTIMATOR, EstimatorName
 from analysis.isoflop.power_law import MIN_BUDGETS
 from analysis.serialize import HIDDEN
 
@@ -109,7 +109,11 @@ class Resolution:
     grid: Grid = field(repr=False, compare=False, metadata=HIDDEN)
 
     def of(
-        self, quantity: Quantity = "mean_recurrence", name: EstimatorName = DEFAULT, *, target: bool = False
+        self,
+        quantity: Quantity = "mean_recurrence",
+        name: EstimatorName = DEFAULT_ESTIMATOR,
+        *,
+        target: bool = False,
     ) -> Resolved:
         """Return the exponent of a quantity by one estimator, or with `target` its value there."""
         found = (item for item in self.resolved[name] if item.quantity == quantity)
@@ -130,7 +134,7 @@ class Resolution:
         lines = [
             f"{self.runs} looped runs and {self.controls} controls, {number(self.nominal_flops)} FLOPs, "
             f"under {self.law}; noise in nats: {', '.join(parts)}; {self.config.studies} simulated studies",
-            *(f"  {_sentence(item, self.config)}" for item in self.resolved[DEFAULT]),
+            *(f"  {_sentence(item, self.config)}" for item in self.resolved[DEFAULT_ESTIMATOR]),
             f"  minima all lie inside the grid in {percent(self.all_inside)} of the studies"
             f"{_worst(self.outlooks)}",
             f"  {self._power()}",

@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.config import Array, FitConfig, Indices, Mask
 from analysis.format import fixed, number, percent, span
-from analysis.isoflop.geometry import Geometry, on_curve
+from analysis.isoflop.geometry import Geometry, on_isoflop_curve
 from analysis.serialize import HIDDEN
 from analysis.stats.bootstrap import interval, studentised
 
@@ -19,7 +19,7 @@ Quantity = Literal["mean_recurrence", "params", "tokens"]
 MIN_SWEPT = 4  # a parabola has three parameters: with three points its minimum has no error
 EDGE_SHARE = 0.02  # of the log width of the swept range: an optimum this close to an end is at the edge
 MAX_WITHOUT_MINIMUM = 0.5  # past this share of resamples without a minimum, an optimum is refused
-LABELS: dict[Quantity, str] = {
+AXIS_LABELS: dict[Quantity, str] = {
     "mean_recurrence": "mean recurrence µ (loops)",
     "params": "parameters N",
     "tokens": "training tokens D",
@@ -107,11 +107,11 @@ class Curves:
         return self.variable, "tokens"
 
 
-def curves(group: pd.DataFrame, shape: Geometry) -> Curves:
+def isoflop_curves(group: pd.DataFrame, shape: Geometry) -> Curves:
     """Collect the isoFLOP curves of a group (indexed 0..n-1) from its looped runs with a budget."""
     looped = (group["kind"] == "looped").to_numpy() & group["target_flops"].notna().to_numpy()
     rows = np.flatnonzero(looped)
-    rows = rows[on_curve(group.iloc[rows], shape.backprop_share)]
+    rows = rows[on_isoflop_curve(group.iloc[rows], shape.backprop_share)]
     used = group.iloc[rows]
     budgets, index = np.unique(used["target_flops"].to_numpy(float), return_inverse=True)
     depth = used["mean_recurrence"].to_numpy(float)
@@ -126,7 +126,7 @@ def curves(group: pd.DataFrame, shape: Geometry) -> Curves:
     )
 
 
-def refusal_before(cells: Curves, budget: int) -> str | None:
+def too_few_values(cells: Curves, budget: int) -> str | None:
     """Refuse a curve that has too few swept values to have a minimum with an error."""
     count = cells.distinct(budget)
     if count < MIN_SWEPT:
@@ -134,7 +134,7 @@ def refusal_before(cells: Curves, budget: int) -> str | None:
     return None
 
 
-def judge(
+def assess(
     cells: Curves,
     quantity: Quantity,
     budget: int,
@@ -179,7 +179,7 @@ def judge(
     )
 
 
-def refused(cells: Curves, quantity: Quantity, budget: int, reason: str) -> Optimum:
+def refused_optimum(cells: Curves, quantity: Quantity, budget: int, reason: str) -> Optimum:
     """Return an optimum that was refused before any fit."""
     nothing = np.empty(0)
     return Optimum(
@@ -192,16 +192,16 @@ def refused(cells: Curves, quantity: Quantity, budget: int, reason: str) -> Opti
     )
 
 
-def believed(swept: tuple[float, float]) -> tuple[float, float]:
+def interior_bounds(swept: tuple[float, float]) -> tuple[float, float]:
     """Return the logs between which an optimum lies inside a swept range and off its edges."""
     low, high = (float(end) for end in np.log(swept))
     margin = EDGE_SHARE * (high - low)
     return low + margin, high - margin
 
 
-def inside(log_values: Array, swept: tuple[float, float]) -> Mask:
+def is_interior(log_values: Array, swept: tuple[float, float]) -> Mask:
     """Mark optima (logs) that lie inside a swept range and off its edges."""
-    low, high = believed(swept)
+    low, high = interior_bounds(swept)
     with np.errstate(invalid="ignore"):
         return np.asarray((log_values > low) & (log_values < high))
 
@@ -215,7 +215,7 @@ def _refusal(
     first, last = (unit.format(number(end)) for end in swept)
     shown = f" (at {unit.format(number(np.exp(log_value)))})" if abs(log_value) < 100 else ""
     low, high = np.log(swept)
-    if not inside(np.array([log_value]), swept)[0]:
+    if not is_interior(np.array([log_value]), swept)[0]:
         if low <= log_value <= high:
             return f"the minimum lies at the edge of the swept range{shown}"
         if log_value < low:

@@ -20,11 +20,11 @@ from analysis.isoflop.curves import (
     Curves,
     Optimum,
     Quantity,
-    judge,
-    refusal_before,
-    refused,
+    assess,
+    refused_optimum,
+    too_few_values,
 )
-from analysis.isoflop.geometry import Geometry, Path
+from analysis.isoflop.geometry import Geometry, IsoflopPath
 from analysis.isoflop.power_law import PowerLaw, power_law
 from analysis.serialize import HIDDEN
 from analysis.stats.bootstrap import REPLICATES, RESIDUALS, Draws, NoiseLevel, interval, studentised
@@ -32,7 +32,7 @@ from analysis.stats.noise import NoiseFloor
 
 EstimatorName = Literal["shared shape", "parabola", "surface"]
 # It has no parabola bias and assumes no law across budgets.
-DEFAULT: EstimatorName = "shared shape"
+DEFAULT_ESTIMATOR: EstimatorName = "shared shape"
 # Chances that replicates' noise leaves residuals as large: below the first a flag says so, below the second
 # the intervals take the residuals.
 LACK_OF_FIT_FLAG, LACK_OF_FIT = 0.05, 0.01
@@ -113,7 +113,7 @@ class Inputs:
     @property
     def usable(self) -> list[int]:
         """List the budgets whose curve has enough swept values."""
-        return [k for k in range(self.budgets) if refusal_before(self.cells, k) is None]
+        return [k for k in range(self.budgets) if too_few_values(self.cells, k) is None]
 
     def level(self, squares: float, freedom: int, rows: Indices) -> NoiseLevel:
         """Return the noise of the replicate seeds, or that of a fit's residuals where it is larger or alone.
@@ -168,9 +168,9 @@ class Inputs:
         low, high = np.array(found, dtype=float).T
         return low, high
 
-    def path(self, budgets: list[int]) -> Path:
+    def path(self, budgets: list[int]) -> IsoflopPath:
         """Return the isoFLOP curves of some budgets as functions of the log of the swept variable."""
-        return Path(
+        return IsoflopPath(
             shape=self.shape,
             budgets_flops=self.cells.budgets_flops[budgets],
             middle=float(np.log(self.cells.values).mean()),
@@ -184,7 +184,7 @@ class Inputs:
         return np.log(self.shape.params(depth)), np.log(self.shape.tokens(depth, flops))
 
 
-def laws(
+def power_laws(
     inputs: Inputs, optima: dict[Quantity, tuple[Optimum, ...]], level: NoiseLevel
 ) -> dict[Quantity, PowerLaw]:
     """Fit the power law of each quantity."""
@@ -192,22 +192,23 @@ def laws(
     return {quantity: power_law(quantity, found, factor, inputs.config) for quantity, found in optima.items()}
 
 
-def nothing(name: EstimatorName, inputs: Inputs, reason: str | None = None) -> EstimatorFit:
+def not_fitted(name: EstimatorName, inputs: Inputs, reason: str | None = None) -> EstimatorFit:
     """Return an estimator that was not fitted, with the reason at every budget."""
     quantities = inputs.cells.quantities
     why = reason or "no budget has enough points"
-    each = [refusal_before(inputs.cells, k) or why for k in range(inputs.budgets)]
+    each = [too_few_values(inputs.cells, k) or why for k in range(inputs.budgets)]
     return EstimatorFit(
         name=name,
         refusal=why,
         optima={
-            q: tuple(refused(inputs.cells, q, k, each[k]) for k in range(inputs.budgets)) for q in quantities
+            q: tuple(refused_optimum(inputs.cells, q, k, each[k]) for k in range(inputs.budgets))
+            for q in quantities
         },
         laws={quantity: PowerLaw(quantity=quantity, refusal=why) for quantity in quantities},
     )
 
 
-def optima_along(
+def assess_minima(
     inputs: Inputs, budgets: list[int], point: Minima, resampled: Minima, level: NoiseLevel
 ) -> dict[Quantity, tuple[Optimum, ...]]:
     """Judge minima in the swept variable and, for the same minima, in the tokens that they buy."""
@@ -217,7 +218,9 @@ def optima_along(
         judged = []
         for k in range(inputs.budgets):
             if k not in budgets:
-                judged.append(refused(inputs.cells, quantity, k, refusal_before(inputs.cells, k) or ""))
+                judged.append(
+                    refused_optimum(inputs.cells, quantity, k, too_few_values(inputs.cells, k) or "")
+                )
                 continue
             column, flops = budgets.index(k), float(inputs.cells.budgets_flops[k])
             place, draws = (
@@ -225,7 +228,7 @@ def optima_along(
             )
             at = (float(place[0]), float(point[1][0, column]))
             judged.append(
-                judge(inputs.cells, quantity, k, at, (draws, resampled[1][:, column], factor), inputs.config)
+                assess(inputs.cells, quantity, k, at, (draws, resampled[1][:, column], factor), inputs.config)
             )
         found[quantity] = tuple(judged)
     return found

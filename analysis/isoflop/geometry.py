@@ -47,7 +47,9 @@ class Geometry:
 
 
 # A plain transformer under C = 6 N D, swept over its size.
-SIZES = Geometry(static_params=0.0, looped_params=1.0, flops_fixed=0.0, flops_slope=6.0, backprop_share=1.0)
+PLAIN_TRANSFORMER = Geometry(
+    static_params=0.0, looped_params=1.0, flops_fixed=0.0, flops_slope=6.0, backprop_share=1.0
+)
 
 
 def geometry(looped: pd.DataFrame, parameter_count: ParameterCount) -> Geometry:
@@ -98,7 +100,7 @@ def backprop_share(looped: pd.DataFrame) -> float:
     return float(shares[0]) if np.allclose(shares, shares[0]) else 0.5
 
 
-def on_curve(looped: pd.DataFrame, share: float) -> Mask:
+def on_isoflop_curve(looped: pd.DataFrame, share: float) -> Mask:
     """Mark the cells whose FLOPs lie on the continuous curve; odd mu with ceil(mu / 2) do not, nor does mu
     = 1.
     """
@@ -114,7 +116,7 @@ def _shared(frame: pd.DataFrame, column: str) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Path:
+class IsoflopPath:
     """isoFLOP curves over s, the log of the swept variable, with budgets along the last axis of s."""
 
     shape: Geometry
@@ -137,7 +139,7 @@ class Path:
         return np.log(params), np.log(self.budgets_flops / flops), *shares
 
 
-def optimum(path: Path, exponents: Array, amplitudes: Array, means: tuple[float, float]) -> Array:
+def log_optimum(path: IsoflopPath, exponents: Array, amplitudes: Array, means: tuple[float, float]) -> Array:
     """Return the log of the optimum for every resample and budget [resamples, budgets].
 
     exponents [resamples, 2] = (a, b); amplitudes [resamples, budgets or 1, 3] = (E, p, r); `means` are the
@@ -173,8 +175,8 @@ def optimum(path: Path, exponents: Array, amplitudes: Array, means: tuple[float,
     return np.where(((p <= 0) & (r <= 0)) | np.isnan(p), np.nan, found)
 
 
-def response(
-    path: Path, s: Array, exponents: Array, means: tuple[float, float]
+def optimum_slopes(
+    path: IsoflopPath, s: Array, exponents: Array, means: tuple[float, float]
 ) -> tuple[Array, Array, Array]:
     """Return how an optimum [rows, budgets] answers to log p - log r, to a and to b [rows, budgets] each.
 

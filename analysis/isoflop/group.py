@@ -12,8 +12,8 @@ import pandas as pd
 
 from analysis.config import FitConfig, Labels
 from analysis.format import number, percent
-from analysis.isoflop.curves import QUANTITY_NAMES, Curves, Quantity, curves
-from analysis.isoflop.estimator import DEFAULT, LACK_OF_FIT_FLAG, EstimatorFit, Inputs, Points
+from analysis.isoflop.curves import QUANTITY_NAMES, Curves, Quantity, isoflop_curves
+from analysis.isoflop.estimator import DEFAULT_ESTIMATOR, LACK_OF_FIT_FLAG, EstimatorFit, Inputs, Points
 from analysis.isoflop.geometry import Geometry, geometry
 from analysis.isoflop.parabola import fit_parabolas
 from analysis.isoflop.shared_shape import fit_shared
@@ -26,7 +26,7 @@ from analysis.tables.selection import groups
 
 Values = float | np.ndarray[Any, Any]
 Estimator = Callable[[Inputs], EstimatorFit]
-ALL: tuple[Estimator, ...] = (fit_shared, fit_parabolas, fit_parametric)
+ESTIMATORS: tuple[Estimator, ...] = (fit_shared, fit_parabolas, fit_parametric)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class GroupFit:
         """Return the swept variable and the tokens."""
         return self.cells.quantities
 
-    def estimator(self, name: str = DEFAULT) -> EstimatorFit:
+    def estimator(self, name: str = DEFAULT_ESTIMATOR) -> EstimatorFit:
         """Return one estimator's results."""
         return next(item for item in self.estimators if item.name == name)
 
@@ -81,7 +81,7 @@ class GroupFit:
         why = "; ".join(f"at {', '.join(budgets)} FLOPs {reason}" for reason, budgets in reasons.items())
         return f"no law, {law.refusal}" + (f" ({why})" if why and not estimator.refusal else "")
 
-    def predict(self, flops: Values, estimator: str = DEFAULT) -> pd.DataFrame:
+    def predict(self, flops: Values, estimator: str = DEFAULT_ESTIMATOR) -> pd.DataFrame:
         """Return the optima at budgets of `flops` by one estimator's power laws with intervals, a row each.
 
         L* (loss_nats) is that of the fitted surface, the one law of the loss across budgets, where the swept
@@ -103,7 +103,7 @@ class GroupFit:
 
 
 def fit_groups(
-    runs: pd.DataFrame, floor: NoiseFloor, config: FitConfig, estimators: Sequence[Estimator] = ALL
+    runs: pd.DataFrame, floor: NoiseFloor, config: FitConfig, estimators: Sequence[Estimator] = ESTIMATORS
 ) -> tuple[tuple[GroupFit, ...], tuple[str, ...]]:
     """Fit the isoFLOP laws of every group of selected runs; return also why groups were skipped.
 
@@ -114,7 +114,7 @@ def fit_groups(
         table = frame.reset_index(drop=True)
         looped = table[table["kind"] == "looped"]
         shape = geometry(looped, config.parameter_count) if len(looped) else None
-        cells = curves(table, shape) if shape else None
+        cells = isoflop_curves(table, shape) if shape else None
         if shape is None or cells is None or not len(cells.rows):
             skipped.append(f"{label}: {len(looped)} looped runs, none on an isoFLOP curve")
             continue
@@ -171,7 +171,7 @@ def fit_group(
     names: tuple[str, str],
     table: pd.DataFrame,
     inputs: Inputs,
-    estimators: Sequence[Estimator] = ALL,
+    estimators: Sequence[Estimator] = ESTIMATORS,
 ) -> GroupFit:
     """Run estimators on one group; `names` are its scale and FLOP accounting."""
     fits = tuple(estimator(inputs) for estimator in estimators)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from analysis.config import Array
-from analysis.isoflop.curves import Optimum, Quantity, judge, refusal_before, refused
-from analysis.isoflop.estimator import EstimatorFit, Inputs, laws, nothing
+from analysis.isoflop.curves import Optimum, Quantity, assess, refused_optimum, too_few_values
+from analysis.isoflop.estimator import EstimatorFit, Inputs, not_fitted, power_laws
 from analysis.stats.bootstrap import NoiseLevel
 
 
@@ -51,7 +51,7 @@ def fit_parabolas(inputs: Inputs) -> EstimatorFit:
     """Fit a quadratic per budget in log recurrence and, apart from it, in log tokens."""
     cells, usable = inputs.cells, inputs.usable
     if not usable:
-        return nothing("parabola", inputs)
+        return not_fitted("parabola", inputs)
     optima: dict[Quantity, tuple[Optimum, ...]] = {}
     fitted: dict[tuple[Quantity, int], tuple[Array, Array]] = {}
     resampled: dict[tuple[Quantity, int], Array] = {}
@@ -70,7 +70,7 @@ def fit_parabolas(inputs: Inputs) -> EstimatorFit:
         optima[quantity] = tuple(
             _optimum(inputs, quantity, k, fitted[quantity, k], resampled[quantity, k], level)
             if k in usable
-            else refused(cells, quantity, k, refusal_before(cells, k) or "")
+            else refused_optimum(cells, quantity, k, too_few_values(cells, k) or "")
             for k in range(inputs.budgets)
         )
 
@@ -85,7 +85,7 @@ def fit_parabolas(inputs: Inputs) -> EstimatorFit:
         name="parabola",
         noise=levels[max(squares, key=squares.__getitem__)],  # the worse fit's
         optima=optima,
-        laws=laws(inputs, optima, level),
+        laws=power_laws(inputs, optima, level),
         curve=curve,
         band=inputs.band(level, curves),
     )
@@ -113,4 +113,4 @@ def _optimum(
     draws, losses = minimum(x, resampled)
     point = (float(place), float(value))
     spread = (draws, losses, inputs.draws.factor(level))
-    return judge(inputs.cells, quantity, budget, point, spread, inputs.config)
+    return assess(inputs.cells, quantity, budget, point, spread, inputs.config)

@@ -10,7 +10,7 @@ import numpy as np
 
 from analysis.config import Array, FitConfig
 from analysis.format import fixed, number, percent
-from analysis.isoflop.curves import SYMBOLS, Optimum, Quantity, inside
+from analysis.isoflop.curves import SYMBOLS, Optimum, Quantity, is_interior
 from analysis.serialize import HIDDEN
 from analysis.stats.bootstrap import interval, studentised
 
@@ -82,7 +82,7 @@ def power_law(quantity: Quantity, optima: Sequence[Optimum], factor: Array, conf
     level, slope = lines(np.log(budgets / reference), values, np.ones(values.shape, bool))
     fitted = [optimum for optimum in optima if optimum.fitted]
     logs = np.stack([optimum.log_draws for optimum in fitted], -1)
-    used = np.stack([inside(optimum.log_draws, optimum.swept) for optimum in fitted], -1)
+    used = np.stack([is_interior(optimum.log_draws, optimum.swept) for optimum in fitted], -1)
     x = np.log(np.array([optimum.budget_flops for optimum in fitted]) / reference)
     levels, slopes = lines(x, logs, used)
     lacking = float(np.mean(np.isnan(slopes)))

@@ -14,8 +14,8 @@ import numpy as np
 
 from analysis.config import Array
 from analysis.isoflop.curves import Quantity
-from analysis.isoflop.estimator import EstimatorFit, Inputs, Minima, laws, nothing, optima_along
-from analysis.isoflop.geometry import Path, optimum
+from analysis.isoflop.estimator import EstimatorFit, Inputs, Minima, assess_minima, not_fitted, power_laws
+from analysis.isoflop.geometry import IsoflopPath, log_optimum
 from analysis.laws.variable_projection import SharedShape, fit_shared_shape
 
 
@@ -25,9 +25,9 @@ def fit_shared(inputs: Inputs) -> EstimatorFit:
     at = np.isin(cells.budget, usable)
     freedom = int(at.sum()) - 3 * len(usable) - 2
     if not usable:
-        return nothing("shared shape", inputs)
+        return not_fitted("shared shape", inputs)
     if freedom < 1:
-        return nothing("shared shape", inputs, f"{at.sum()} runs for {3 * len(usable) + 2} parameters")
+        return not_fitted("shared shape", inputs, f"{at.sum()} runs for {3 * len(usable) + 2} parameters")
     index = np.searchsorted(usable, cells.budget[at])
     u, v = np.log(cells.params[at]), np.log(cells.tokens[at])
     point = fit_shared_shape(u, v, cells.loss_nats[at][None], index)
@@ -42,23 +42,23 @@ def fit_shared(inputs: Inputs) -> EstimatorFit:
         return fitted.losses(usable.index(budget), *inputs.along(quantity, budget, values))
 
     path = inputs.path(usable)
-    optima = optima_along(inputs, usable, minima(path, point), minima(path, resampled), level)
+    optima = assess_minima(inputs, usable, minima(path, point), minima(path, resampled), level)
     a, b = (float(value) for value in point.exponents[0])
     return EstimatorFit(
         name="shared shape",
         noise=level,
         parameters={"a": a, "b": b},
         optima=optima,
-        laws=laws(inputs, optima, level),
+        laws=power_laws(inputs, optima, level),
         curve=lambda *place: curves(point, *place)[0],
         band=inputs.band(level, partial(curves, resampled)),
     )
 
 
-def minima(path: Path, fit: SharedShape) -> Minima:
+def minima(path: IsoflopPath, fit: SharedShape) -> Minima:
     """Return log recurrence of the optimum and the loss there, both [resamples, budgets]."""
     means = (fit.log_params_mean, fit.log_tokens_mean)
-    s = optimum(path, fit.exponents, fit.amplitudes, means)
+    s = log_optimum(path, fit.exponents, fit.amplitudes, means)
     at = np.where(np.isfinite(s), s, path.middle)
     u, v = path.log_params(at) - means[0], path.log_tokens(at) - means[1]
     a, b = fit.exponents[:, 0, None], fit.exponents[:, 1, None]

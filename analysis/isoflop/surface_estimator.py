@@ -9,10 +9,10 @@ import numpy as np
 from scipy.special import ndtr
 
 from analysis.config import Array
-from analysis.isoflop.curves import Optimum, Quantity, believed
-from analysis.isoflop.estimator import EstimatorFit, Inputs, Minima, laws, nothing, optima_along
-from analysis.isoflop.geometry import REACH, Path, optimum, response
-from analysis.laws.intervals import Ends, Model, profile_intervals, undetermined
+from analysis.isoflop.curves import Optimum, Quantity, interior_bounds
+from analysis.isoflop.estimator import EstimatorFit, Inputs, Minima, assess_minima, not_fitted, power_laws
+from analysis.isoflop.geometry import REACH, IsoflopPath, log_optimum, optimum_slopes
+from analysis.laws.intervals import Ends, ProfileModel, profile_intervals, undetermined
 from analysis.laws.objective import evaluate
 from analysis.laws.registry import LAWS
 from analysis.laws.surface import HIGH, LOW, PARAMETERS, Surface, fit_surface, refit
@@ -27,7 +27,7 @@ def fit_parametric(inputs: Inputs) -> EstimatorFit:
     count = len(runs.rows)
     if count < needed or min(len(np.unique(runs.params)), len(np.unique(runs.tokens))) < 3:
         reason = f"{count} runs for {len(PARAMETERS)} parameters, at least {needed} are needed"
-        return nothing("surface", inputs, reason)
+        return not_fitted("surface", inputs, reason)
     u, v, losses = np.log(runs.params), np.log(runs.tokens), runs.loss_nats
     point = fit_surface(u, v, losses, inputs.config.huber_delta)
     base = point.losses(u, v)[0]
@@ -46,7 +46,7 @@ def fit_parametric(inputs: Inputs) -> EstimatorFit:
 
     everywhere = list(range(inputs.budgets))
     path = inputs.path(everywhere)
-    optima = optima_along(inputs, everywhere, minima(path, point), minima(path, resampled), level)
+    optima = assess_minima(inputs, everywhere, minima(path, point), minima(path, resampled), level)
     fitted = EstimatorFit(
         name="surface",
         noise=level,
@@ -54,7 +54,7 @@ def fit_parametric(inputs: Inputs) -> EstimatorFit:
         parameters={**point.coefficients(), "huber_objective": float(point.fit.objective[0])},
         notes=_notes(point),
         optima=optima,
-        laws=laws(inputs, optima, level),
+        laws=power_laws(inputs, optima, level),
         curve=lambda *place: curves(point, *place)[0],
         band=inputs.band(level, partial(curves, resampled)),
         across=across,
@@ -66,7 +66,7 @@ def fit_parametric(inputs: Inputs) -> EstimatorFit:
     return with_profiles(fitted, path.budgets_flops, model, inputs.config.confidence)
 
 
-def _profiled(surface: Surface, path: Path, losses: Array, level: NoiseLevel) -> Model:
+def _profiled(surface: Surface, path: IsoflopPath, losses: Array, level: NoiseLevel) -> ProfileModel:
     """Return the surface as a profile sees it.
 
     For a Huber cost rho the deviance 2 (rho - rho_min) is in units of E psi^2 / E psi', here at normal
@@ -77,9 +77,9 @@ def _profiled(surface: Surface, path: Path, losses: Array, level: NoiseLevel) ->
     def optima(theta: Array) -> tuple[Array, Array]:
         a, b, alpha, beta = (theta[:, i, None] for i in range(1, 5))
         amplitudes = np.stack([np.ones_like(a), alpha * np.exp(a), beta * np.exp(b)], -1)
-        s = optimum(path, theta[:, 3:], amplitudes, means)
+        s = log_optimum(path, theta[:, 3:], amplitudes, means)
         s = np.clip(s, path.middle - REACH, path.middle + REACH)
-        more, in_a, in_b = response(path, s, theta[:, 3:], means)
+        more, in_a, in_b = optimum_slopes(path, s, theta[:, 3:], means)
         # p = alpha e^a and r = beta e^b, so both exponents also act through the amplitudes.
         slopes = np.stack([0 * more, more, -more, in_a + more / alpha, in_b - more / beta], -1)
         tokens = -slopes * path.at(s)[3][..., None]
@@ -90,7 +90,7 @@ def _profiled(surface: Surface, path: Path, losses: Array, level: NoiseLevel) ->
     cut = np.minimum(surface.objective.delta / noise, 40.0)
     within, density = 2 * ndtr(cut) - 1, np.exp(-(cut**2) / 2) / np.sqrt(2 * np.pi)
     square = noise**2 * (within - 2 * cut * density + cut**2 * (1 - within))
-    return Model(
+    return ProfileModel(
         evaluate=lambda rows, theta: evaluate(
             surface.objective, np.broadcast_to(losses, (len(theta), len(losses))), np.ones((1, 1)), theta
         ),
@@ -104,10 +104,10 @@ def _profiled(surface: Surface, path: Path, losses: Array, level: NoiseLevel) ->
     )
 
 
-def minima(path: Path, surface: Surface) -> Minima:
+def minima(path: IsoflopPath, surface: Surface) -> Minima:
     """Return log recurrence of the optimum and the loss there, both [resamples, budgets]."""
     means = (surface.log_params_mean, surface.log_tokens_mean)
-    s = optimum(path, surface.exponents(), surface.amplitudes(), means)
+    s = log_optimum(path, surface.exponents(), surface.amplitudes(), means)
     at = np.where(np.isfinite(s), s, path.middle)
     u, v = path.log_params(at) - means[0], path.log_tokens(at) - means[1]
     e, a, b, alpha, beta = (surface.fit.parameters[:, i, None] for i in range(len(PARAMETERS)))
@@ -128,7 +128,7 @@ def _notes(point: Surface) -> tuple[str, ...]:
 
 
 def with_profiles(
-    fitted: EstimatorFit, budgets_flops: Array, model: Model, confidence: float
+    fitted: EstimatorFit, budgets_flops: Array, model: ProfileModel, confidence: float
 ) -> EstimatorFit:
     """Replace the bootstrap's intervals of accepted laws and optima.
 
@@ -170,7 +170,7 @@ def _budget_sets(optima: tuple[Optimum, ...], ends: list[Ends]) -> list[tuple[in
     accepted = tuple(k for k, found in enumerate(optima) if found.value is not None)
     possible = []
     for k, (found, (low, high)) in enumerate(zip(optima, ends, strict=True)):
-        first, last = believed(found.swept)
+        first, last = interior_bounds(found.swept)
         if k in accepted or (found.fitted and (low is None or low < last) and (high is None or high > first)):
             possible.append(k)
     return [accepted] if tuple(possible) == accepted else [accepted, tuple(possible)]

@@ -19,9 +19,9 @@ from analysis.laws.fit import LawFit, fit_law
 from analysis.laws.registry import LAWS
 from analysis.tables.schema import TableError
 
-RIVALS = tuple(name for name, law in LAWS.items() if law.columns == ("depth",))
+DEPTH_LAWS = tuple(name for name, law in LAWS.items() if law.columns == ("depth",))
 EXPONENTIAL = "saturating"
-MIN_DEPTHS = 1 + max(len(LAWS[name].parameters) for name in RIVALS)
+MIN_DEPTHS = 1 + max(len(LAWS[name].parameters) for name in DEPTH_LAWS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class CurveLaw:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rival:
+class DepthLawError:
     """How well one law describes depth curves, medians over them, and how well it foresees their deep half.
 
     `ahead_nats` is the mean absolute error at the deeper half of a curve's depths of the law fitted to the
@@ -56,7 +56,7 @@ class CurveLaws:
     formula: str
     source: str
     curves: tuple[CurveLaw, ...]
-    rivals: tuple[Rival, ...]
+    rivals: tuple[DepthLawError, ...]
 
     def summary(self) -> str:
         """Return one line per mean recurrence (medians and range over its runs) and one per rival."""
@@ -102,7 +102,7 @@ def fit_curves(name: str, points: pd.DataFrame, delta: float) -> CurveLaws:
         raise TableError(
             f"law={name}: no depth curve has {MIN_DEPTHS} depths: evaluate with a larger max_depth"
         )
-    fits = {rival: [_fit(rival, rows, delta) for rows in curves] for rival in RIVALS}
+    fits = {rival: [_fit(rival, rows, delta) for rows in curves] for rival in DEPTH_LAWS}
     return CurveLaws(
         law=name,
         formula=LAWS[name].formula,
@@ -118,12 +118,12 @@ def fit_curves(name: str, points: pd.DataFrame, delta: float) -> CurveLaws:
             for rows, fit in zip(curves, fits[name], strict=True)
         ),
         rivals=tuple(
-            Rival(
+            DepthLawError(
                 law=rival,
                 rms_nats=float(np.median([fit.rms_nats for fit in fits[rival]])),
                 ahead_nats=_ahead_nats(rival, curves, delta),
             )
-            for rival in RIVALS
+            for rival in DEPTH_LAWS
         ),
     )
 

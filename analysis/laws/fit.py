@@ -14,7 +14,7 @@ import pandas as pd
 from analysis import serialize
 from analysis.config import Array
 from analysis.format import number, span
-from analysis.laws.intervals import Intervals, band, intervals, slopes_at, told, undetermined
+from analysis.laws.intervals import Intervals, band, describe_resampling, intervals, slopes_at, undetermined
 from analysis.laws.law import Data, Law
 from analysis.laws.objective import (
     RESAMPLE_ITERATIONS,
@@ -184,7 +184,7 @@ def fit_law(
         parameters={name: float(value[0]) for name, value in law.public(fitted).items()},
         units={parameter.name: parameter.unit for parameter in law.parameters},
         intervals=intervals(law, slopes, point, resampled, blocks, confidence) if resampled else {},
-        resampling=told(bootstrap, resampling, seed, blocks),
+        resampling=describe_resampling(bootstrap, resampling, seed, blocks),
         certificate=Certificate(
             gradient=float(tried.gradient[best]),
             curvature=float(tried.curvature[best]),

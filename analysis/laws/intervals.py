@@ -14,7 +14,7 @@ from analysis.config import Array, Mask
 from analysis.laws.law import Law
 from analysis.laws.newton import Evaluate, Evaluation, Fit, descend
 from analysis.laws.objective import Terms, log_terms
-from analysis.stats.bootstrap import FEW_BLOCKS, few_blocks, interval
+from analysis.stats.bootstrap import FEW_BLOCKS, interval, student_interval
 
 TRADE_OFF = 0.98  # correlation past which two parameters are said to be determined only together
 FLAT = 1e-9  # eigenvalue, of a unit diagonal, below which a direction moves no loss
@@ -39,13 +39,13 @@ def intervals(
     """
     fitted, draws = point.parameters[0], resampled.parameters
     if 0 < blocks < FEW_BLOCKS:
-        low, high = (law.public(end) for end in few_blocks(fitted, draws, blocks, confidence))
+        low, high = (law.public(end) for end in student_interval(fitted, draws, blocks, confidence))
         found: Intervals = {name: (float(low[name][0]), float(high[name][0])) for name in low}
     else:
         found = {name: interval(value, confidence) for name, value in law.public(draws).items()}
-    tail, nowhere = (1 - confidence) / 2, held(law, slopes, point.at_bound)[0]
+    tail, nowhere = (1 - confidence) / 2, fixed_by_bounds(law, slopes, point.at_bound)[0]
     least, most = law.bounds
-    by_amplitude = held(law, slopes, resampled.at_bound) & ~resampled.at_bound
+    by_amplitude = fixed_by_bounds(law, slopes, resampled.at_bound) & ~resampled.at_bound
     shares = [((draws <= least) | by_amplitude).mean(0), ((draws >= most) | by_amplitude).mean(0)]
     open_ends = [nowhere | (share > tail) for share in shares]
     return {
@@ -62,13 +62,13 @@ def band(values: Array, draws: Array, blocks: int, confidence: float) -> tuple[A
     if not len(draws):
         raise ValueError("the law was fitted without resamples, so that it has no band: set bootstrap=1000")
     if 0 < blocks < FEW_BLOCKS:
-        return few_blocks(values, draws, blocks, confidence)
+        return student_interval(values, draws, blocks, confidence)
     tail = (1 - confidence) / 2
     low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
     return low, high
 
 
-def told(bootstrap: int, resampling: str, seed: int, blocks: int) -> str:
+def describe_resampling(bootstrap: int, resampling: str, seed: int, blocks: int) -> str:
     """Say how the intervals came about."""
     if not bootstrap:
         return "none"
@@ -79,7 +79,7 @@ def told(bootstrap: int, resampling: str, seed: int, blocks: int) -> str:
     return f"{words}; {blocks} blocks are too few for percentiles: Student's t with {freedom}"
 
 
-def held(law: Law, slopes: Array, at_bound: Mask) -> Mask:
+def fixed_by_bounds(law: Law, slopes: Array, at_bound: Mask) -> Mask:
     """Mark what only a bound determines [rows, parameters], given which parameters are at one.
 
     That is also a parameter all of whose terms have an amplitude at a bound: an exponent says nothing of a
@@ -103,7 +103,7 @@ def undetermined(law: Law, terms: Terms, point: Fit) -> tuple[str, ...]:
     """
     fitted, at_bound = point.parameters[0], point.at_bound[0]
     slopes = slopes_at(terms, fitted)
-    lost = held(law, slopes, point.at_bound)[0]
+    lost = fixed_by_bounds(law, slopes, point.at_bound)[0]
     said = []
     for parameter, at, gone in zip(law.parameters, at_bound, lost, strict=True):
         if at:
@@ -142,7 +142,7 @@ def slopes_at(terms: Terms, fitted: Array) -> Array:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
+class ProfileModel:
     """A fitted model as a profile sees it: its objective around the optimum and what is read off it."""
 
     evaluate: Evaluate = field(repr=False)
@@ -155,7 +155,7 @@ class Model:
     optima: Functional = field(repr=False)  # recurrences at the budgets, then tokens
 
 
-def profile_intervals(model: Model, weights: Array, confidence: float) -> list[Ends]:
+def profile_intervals(model: ProfileModel, weights: Array, confidence: float) -> list[Ends]:
     """Return the interval of each linear combination `weights` [functionals, 2 budgets] of the log optima.
 
     An end is None where the profile stays within its limit as far as it was followed.
@@ -169,7 +169,7 @@ def profile_intervals(model: Model, weights: Array, confidence: float) -> list[E
     targets = (centres[:, None] + spread[:, None] * steps).ravel()
     stiffness = STIFFNESS * model.unit / spread[which] ** 2
 
-    def held(rows: Any, theta: Array) -> Evaluation:
+    def penalised(rows: Any, theta: Array) -> Evaluation:
         found, slopes = model.optima(theta)
         chosen, k = weights[which[rows]], stiffness[rows]
         gap = (chosen * found).sum(-1) - targets[rows]
@@ -179,7 +179,7 @@ def profile_intervals(model: Model, weights: Array, confidence: float) -> list[E
         return own[0] + k * gap**2 / 2, own[1] + (k * gap)[:, None] * slope, own[2] + outer
 
     start = np.repeat(model.best[None], len(targets), 0)
-    fit = descend(held, start, model.bounds, iterations=40, tolerance=1e-12)
+    fit = descend(penalised, start, model.bounds, iterations=40, tolerance=1e-12)
     # A held curve is the best one for the value that it reached, whatever its target was.
     reached = (weights[which] * model.optima(fit.parameters)[0]).sum(-1)
     excess = model.evaluate(np.arange(len(targets)), fit.parameters)[0] - model.value

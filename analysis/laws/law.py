@@ -19,7 +19,7 @@ from analysis.laws.objective import Terms
 Data = Mapping[str, Array]
 Kind = Literal["amplitude", "exponent", "shape"]
 
-SIZE = "size"  # column with the place of each point's size, counted from 1
+SIZE_COLUMN = "size"  # column with the place of each point's size, counted from 1
 AMPLITUDE_BOUNDS = (-40.0, 90.0)  # of the log
 
 
@@ -100,7 +100,7 @@ def features(points: int, parameters: int, entries: list[dict[int, Array | float
     return made
 
 
-def joint(law: Law, sizes: Sequence[str]) -> Law:
+def joint_law(law: Law, sizes: Sequence[str]) -> Law:
     """Return `law` with an amplitude per size; its points need the column `size`, 1 for the first name.
 
     Raises ValueError for a law whose log terms bend in a parameter.
@@ -117,7 +117,7 @@ def joint(law: Law, sizes: Sequence[str]) -> Law:
 
     def terms(data: Data) -> Array:
         base = np.asarray(law.terms(data))
-        here = np.asarray(data[SIZE])[:, None] == np.arange(1, len(sizes) + 1)
+        here = np.asarray(data[SIZE_COLUMN])[:, None] == np.arange(1, len(sizes) + 1)
         split = base[..., amplitudes, None] * here[:, None, :]
         return np.concatenate([split.reshape(*base.shape[:2], -1), base[..., others]], -1)
 
@@ -125,7 +125,7 @@ def joint(law: Law, sizes: Sequence[str]) -> Law:
         law,
         name=f"{law.name}_joint",
         formula=f"{law.formula}, amplitudes by size",
-        columns=(*law.columns, SIZE),
+        columns=(*law.columns, SIZE_COLUMN),
         parameters=(*parameters, *(law.parameters[i] for i in others)),
         terms=terms,
     )

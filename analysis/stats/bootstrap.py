@@ -120,7 +120,7 @@ def studentised(samples: Array, factor: Array) -> Array:
     return np.asarray(middle + (samples - middle) / factor)
 
 
-def student(freedom: float, confidence: float = 0.95) -> float:
+def student_factor(freedom: float, confidence: float = 0.95) -> float:
     """Return how much wider Student's interval is than the normal one."""
     return float(stdtrit(freedom, (1 + confidence) / 2) / ndtri((1 + confidence) / 2))
 
@@ -164,7 +164,7 @@ def resampling_weights(
     return weights
 
 
-def few_blocks(value: Array, draws: Array, blocks: int, confidence: float) -> tuple[Array, Array]:
+def student_interval(value: Array, draws: Array, blocks: int, confidence: float) -> tuple[Array, Array]:
     """Return Student's interval about `value` [parameters] from a bootstrap over few blocks.
 
     The standard error of `draws` [resamples, parameters] is freed of its bias (a variance over k resampled

@@ -16,9 +16,9 @@ import pandas as pd
 from analysis.config import FitConfig, Progress
 from analysis.isoflop.geometry import geometry
 from analysis.isoflop.group import GroupFit, blocks_of, fit_groups
-from analysis.laws.curve_laws import RIVALS, CurveLaws, fit_curves
+from analysis.laws.curve_laws import DEPTH_LAWS, CurveLaws, fit_curves
 from analysis.laws.fit import LawFit, fit_law
-from analysis.laws.law import SIZE, Law, joint
+from analysis.laws.law import SIZE_COLUMN, Law, joint_law
 from analysis.laws.registry import LAWS
 from analysis.serialize import HIDDEN
 from analysis.stats.noise import noise_floor
@@ -70,8 +70,12 @@ def run_laws(
     for accounting in accountings:
         mine = [g for g in groups if g.accounting == accounting and len(tables[g.label])]
         if len({group.scale for group in mine}) > 1:
-            numbered = [tables[group.label].assign(**{SIZE: i}) for i, group in enumerate(mine, start=1)]
-            law = joint(LAWS["unified"], [group.label.replace(f", {accounting} FLOPs", "") for group in mine])
+            numbered = [
+                tables[group.label].assign(**{SIZE_COLUMN: i}) for i, group in enumerate(mine, start=1)
+            ]
+            law = joint_law(
+                LAWS["unified"], [group.label.replace(f", {accounting} FLOPs", "") for group in mine]
+            )
             wanted.append((f"{accounting} FLOPs", law, pd.concat(numbered, ignore_index=True)))
     found = []
     for number, (label, law, table) in enumerate(wanted):
@@ -99,7 +103,7 @@ def fit_run_law(name: str, runs: pd.DataFrame, depths: pd.DataFrame, config: Fit
     if "depth" in law.columns:
         depths = depths.sort_values(["run_id", "depth"], kind="stable")
         points = pd.concat([depth_points(group, depths, config) for group in groups], ignore_index=True)
-        if name in RIVALS:
+        if name in DEPTH_LAWS:
             return fit_curves(name, points, config.huber_delta)
     else:
         points = pd.concat([training_points(group, config) for group in groups], ignore_index=True)

@@ -20,8 +20,8 @@ import pandas as pd
 from analysis import serialize
 from analysis.config import FitConfig
 from analysis.isoflop.curves import QUANTITY_NAMES, Curves
-from analysis.isoflop.estimator import DEFAULT, Inputs, Points
-from analysis.isoflop.geometry import SIZES
+from analysis.isoflop.estimator import DEFAULT_ESTIMATOR, Inputs, Points
+from analysis.isoflop.geometry import PLAIN_TRANSFORMER
 from analysis.isoflop.group import GroupFit, fit_group
 from analysis.laws.fit import LawFit, fit_law
 from analysis.laws.registry import LAWS
@@ -69,7 +69,9 @@ class IsoflopFit:
             for quantity in self.group.quantities
         ]
 
-    def predict(self, flops: float | np.ndarray[Any, Any], estimator: str = DEFAULT) -> pd.DataFrame:
+    def predict(
+        self, flops: float | np.ndarray[Any, Any], estimator: str = DEFAULT_ESTIMATOR
+    ) -> pd.DataFrame:
         """Return optimal parameters and tokens at budgets of `flops`, and L* there (see `GroupFit.predict`).
 
         The column loss is in the table's unit.
@@ -217,7 +219,7 @@ def _group(table: pd.DataFrame, x: Swept, config: FitConfig) -> GroupFit:
     inputs = Inputs(
         cells=cells,
         runs=Points(rows=rows, params=params, tokens=tokens, loss_nats=losses),
-        shape=SIZES,
+        shape=PLAIN_TRANSFORMER,
         draws=resample(drawn, config.resampling, index, blocks, "points", config.seed),
         floor=NoiseFloor(sd_nats=None, degrees_of_freedom=0),
         config=config,

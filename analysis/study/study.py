@@ -9,7 +9,7 @@ import pandas as pd
 
 from analysis import serialize
 from analysis.config import FitConfig, Progress
-from analysis.isoflop.estimator import DEFAULT
+from analysis.isoflop.estimator import DEFAULT_ESTIMATOR
 from analysis.isoflop.group import GroupFit, Values, fit_groups
 from analysis.serialize import HIDDEN
 from analysis.stats.noise import NoiseFloor, noise_floor
@@ -54,7 +54,7 @@ class StudyFit:
         """Return the laws, or the refusals with their reasons, in at most three lines."""
         return words.headlines(self)
 
-    def predict(self, flops: Values, estimator: str = DEFAULT) -> pd.DataFrame:
+    def predict(self, flops: Values, estimator: str = DEFAULT_ESTIMATOR) -> pd.DataFrame:
         """Return optimal recurrence and tokens at budgets of `flops` and L* there, per group.
 
         A group whose estimator has no power law is left out (see `GroupFit.predict`). Raises ValueError, with

@@ -15,7 +15,7 @@ from analysis.design.power import DesignConfig, Resolution
 from analysis.design.simulate import Grid, Noise, estimate, grid
 from analysis.design.studies import expected_losses, resolve
 from analysis.format import number, percent
-from analysis.stats.bootstrap import student
+from analysis.stats.bootstrap import student_factor
 from analysis.stats.noise import noise_floor
 from model.config_validation import ConfigError
 from sweeps.config.study import StudyConfig, SweepConfig
@@ -145,7 +145,7 @@ def _brief(
     floor = noise_floor(bench.runs.assign(val_loss_nats=losses[0]))
     freedom = floor.degrees_of_freedom or len(bench.cells.rows) - 3 * len(found.budgets) - 2
     low, high = np.quantile(known, [0.025, 0.975])
-    return float(np.log((high - low) * student(freedom))), float(
+    return float(np.log((high - low) * student_factor(freedom))), float(
         found.inside["mean_recurrence"].all(1).mean()
     )
 

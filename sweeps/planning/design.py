@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from analysis import serialize
-from analysis.config import FitConfig, Progress
+from analysis.config import Array, FitConfig, Progress
 from analysis.design import simulate
 from analysis.design.fisher_information import Information
 from analysis.design.ground_truth import REACH, Generator, at_published_optima, fitted, published
@@ -29,8 +29,6 @@ from sweeps.planning.plan import plan
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def design(study: StudyConfig, progress: Progress = lambda stage, done: None) -> tuple[Resolution, ...]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis.config import FitConfig, Progress
+from analysis.config import Array, FitConfig, Progress
 from analysis.design import simulate
 from analysis.design.fisher_information import Counts, Information, information
 from analysis.design.grid_search import Limits, cost, next_runs
@@ -36,7 +36,6 @@ from sweeps.state.retry import is_open
 if TYPE_CHECKING:
     import pandas as pd
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
 LAWS_OF_RUNS = 4  # resampled laws beside the fitted one that a suggestion has to serve
 BEYOND = 4.0  # times the largest budget: how far new budgets go
 

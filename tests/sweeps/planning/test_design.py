@@ -155,7 +155,7 @@ def test_finalists_are_compared_by_the_quantity_asked_for(place, quantity):
     (law,), config, sd = assumed_laws(study, bench), design_config(study, bench), 2e-4
     target = narrowed_target(study, config)
     assert target == (4 * 16e18 if quantity == "optimum" else None)
-    found, _ = search._brief(bench, law, Noise(seed_nats=sd), config, target)
+    found, _ = search._simulate_briefly(bench, law, Noise(seed_nats=sd), config, target)
     depths = np.array(study.sweep.mean_recurrences, float)
     known = information([law], bench.shape, bench.cells.budgets_flops, depths, sd, target)
     assert found == pytest.approx(known.widths(np.ones((4, len(depths)), int), penalised=False)[0], abs=0.15)
@@ -295,7 +295,7 @@ def test_a_chosen_grid_needs_a_sweep_file_to_come_from(place):
     from sweeps.planning.design_files import write_sweep
 
     study = loopscale.compose(place)
-    with pytest.raises(ConfigError, match="choose one, sweep=NAME"):
+    with pytest.raises(ConfigError, match="add sweep=NAME"):
         write_sweep(study.sweep, None, "next", compose.CONF / "sweep", [], rename=False)
 
 

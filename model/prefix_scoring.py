@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.cross_entropy import token_scores
 from model.initialise import first_states
-from model.kernels.attention import causal_attention
+from model.kernels import Context
 from model.layers import Block
-from model.transformer import LoopedTransformer, Rows
+from model.transformer import LoopedTransformer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,20 +62,20 @@ def branch_scores(
     """
     config = model.config
     layers = _Pass(model, batch)
-    x, rows = model._embed(batch.tokens)
+    x, context = model._embed(batch.tokens)
     if config.kind == "transformer":
-        scores = [layers.score(layers.run(model.prelude, 0, x, rows, last=True))] * len(depths)
+        scores = [layers.score(layers.run(model.prelude, 0, x, context, last=True))] * len(depths)
     else:
-        x = layers.run(model.prelude, 0, x, rows)
+        x = layers.run(model.prelude, 0, x, context)
         drive, carry = model.injection.prepare(model.prelude_norm(x))
         state, scores = states[batch.positions], []
         for depth in range(1, depths[-1] + 1):
             state = model.injection.mix(state, drive, carry)
-            state = layers.run(model.core, config.prelude_layers, state, rows)
+            state = layers.run(model.core, model.first_layer, state, context)
             if depth in depths:
                 stream = model.readout(state).to(state.dtype)
                 stream = layers.run(
-                    model.coda, config.prelude_layers + config.core_layers, stream, rows, last=True
+                    model.coda, model.first_layer + len(model.core), stream, context, last=True
                 )
                 scores.append(layers.score(stream))
     nats, hits = zip(*scores, strict=True)
@@ -91,11 +90,11 @@ class _Pass:
         self._rope = model.rope[batch.positions]  # [B, P + S, 1, D / 2, 2]
 
     def run(
-        self, blocks: nn.ModuleList, first_layer: int, x: Tensor, rows: Rows, *, last: bool = False
+        self, blocks: nn.ModuleList, first_layer: int, x: Tensor, context: Context, *, last: bool = False
     ) -> Tensor:
         """Run blocks on the stream; where the `last` one ends the model, only branches come out of it."""
         for layer, block in enumerate(blocks, start=first_layer):
-            x = self._block(block, x, rows.get(layer), last and block is blocks[-1])
+            x = self._block(block, x, context.value_rows.get(layer), last and block is blocks[-1])
         return x
 
     def _block(self, block: Block, x: Tensor, rows: Tensor | None, last: bool) -> Tensor:
@@ -114,7 +113,7 @@ class _Pass:
             x = x[:, split:]
         elif split:
             q, k, v = (part[:, :, :split] for part in (query, key, value))
-            attended.insert(0, causal_attention(q, k, v))
+            attended.insert(0, block.kernels.attention(q, k, v))
         x = x + block.attn.merge(torch.cat(attended, dim=2))
         return x + block.mlp(block.norm_2(x))
 
@@ -122,4 +121,4 @@ class _Pass:
         """Score the targets against the stream of the branches, or of all, where no block came last."""
         branches = x[:, x.shape[1] - self._batch.mask.shape[2] :]
         hidden = self._model.final_norm(branches[self._batch.rows, self._batch.columns])
-        return token_scores(hidden, self._model.embedding, self._batch.targets)
+        return self._model.kernels.token_scores(hidden, self._model.embedding, self._batch.targets)

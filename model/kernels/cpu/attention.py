@@ -1,8 +1,4 @@
-"""Causal attention: torch's, or for float32 on a CPU the kernel of `model.kernels.cpu`, about twice as fast.
-
-The kernel takes heads of a multiple of 16 channels, 32 where the processor has AVX-512. It stands for the
-flash backend of scaled_dot_product_attention: where that is switched off, the kernel is not used.
-"""
+"""Causal attention as one operator for float32 on a CPU, forward and backward: calls attention.h."""
 
 from __future__ import annotations
 
@@ -12,32 +8,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
-from model.kernels.cpu import columns, kernels
+from model.kernels.cpu.library import load
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Let every token attend to itself and what is before it.
+    """Attend causally: query [B, H, L, D], key and value [B, KV, L, D] to a result [B, H, L, D].
 
-    query [B, H, L, D]; key and value [B, KV, L, D], every one for H / KV heads. Gives [B, H, L, D].
+    All float32 on a CPU; D is a multiple of `library.columns`.
     """
-    plain = query.device.type == "cpu" and query.dtype == torch.float32
-    if plain and has_kernel(query.shape[-1]):
-        attended: Tensor = torch.ops.loopscale.causal_attention(query, key, value)[0]
-        return attended
-    grouped = query.shape[1] != key.shape[1]
-    return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
-
-
-def has_kernel(channels: int) -> bool:
-    """Say whether the kernel can be used for heads of so many channels.
-
-    `compile_blocks` has the answer taken as a constant: a graph keeps it whatever is switched later.
-    """
-    multiple = columns() if torch.backends.cuda.flash_sdp_enabled() else 0
-    return multiple > 0 and channels % multiple == 0
+    attended: Tensor = torch.ops.loopscale.causal_attention(query, key, value)[0]
+    return attended
 
 
 class _Shape(ctypes.Structure):
@@ -54,14 +36,14 @@ def _strided(tensor: Tensor) -> _Strided:
 
 def _call(function: str, query: Tensor, key: Tensor, *arguments: Any) -> None:
     batch, heads, length, dim = query.shape
-    library = kernels()
+    library = load()
     assert library is not None and length == key.shape[2] > 0
     shape = _Shape(batch, heads, key.shape[1], length, dim)
     getattr(library, function)(ctypes.byref(shape), *arguments, torch.get_num_threads())
 
 
 def _by_token(like: Tensor) -> Tensor:
-    """Make an empty [B, H, L, D] that lies in memory as [B, L, H, D], the order of the stream."""
+    """Return an empty [B, H, L, D] that lies in memory as [B, L, H, D], the order of the stream."""
     batch, heads, length, dim = like.shape
     return like.new_empty((batch, length, heads, dim)).transpose(1, 2)
 
@@ -108,7 +90,7 @@ def _gradients(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, ...]:
     return grads
 
 
-# Not torch.library.custom_op, which imports the compiler, which takes seconds.
+# Not torch.library.custom_op: that imports the compiler, which takes seconds.
 _OPERATORS = torch.library.Library("loopscale", "DEF")
 _OPERATORS.define("causal_attention(Tensor query, Tensor key, Tensor value) -> (Tensor, Tensor)")
 _OPERATORS.define(
@@ -125,7 +107,7 @@ torch.library.register_autograd(
 
 
 def attention_flops(batch: int, length: int, width: int) -> int:
-    """Count both products of attention forward over the whole square, as torch does."""
+    """Return the FLOPs of attention's two products forward, over the whole square as torch counts them."""
     return 4 * batch * length**2 * width
 
 
@@ -137,5 +119,5 @@ def _flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], **_: 
 
 @register_flop_formula(torch.ops.loopscale.causal_attention_backward)
 def _backward_flops(query: Sequence[int], *others: Sequence[int], **_: Any) -> int:
-    """Count twice the same; what is computed for the second time is left out."""
+    """Return twice the forward FLOPs; what is computed a second time is not counted."""
     return 2 * _flops(query, query, query)

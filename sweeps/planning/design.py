@@ -128,7 +128,7 @@ def assumed_noise(study: StudyConfig, frame: pd.DataFrame) -> Noise:
         runs = select(read_tables(Path(assume.noise_from))[0], study.sweep.max_epochs).runs
         floor = noise_floor(runs[runs["scale"].isin(scale)] if runs["scale"].isin(scale).any() else runs)
         if floor.sd_nats is None:
-            raise ConfigError(f"assume.noise_from={assume.noise_from}: {floor.sentence()}")
+            raise ConfigError(f"assume.noise_from={assume.noise_from}: {floor.summary()}")
         seed_nats = floor.sd_nats
     return Noise(
         seed_nats=seed_nats,

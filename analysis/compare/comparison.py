@@ -49,11 +49,11 @@ class Comparison:
         """Return the comparison as plain text: a table with every recurrence, and a paragraph."""
         lines = [
             "Looped minus fixed depth at equal FLOPs and parameters (below zero, looping wins)",
-            self.noise.sentence(),
+            self.noise.summary(),
         ]
         pairs = sum(cell.paired for row in self.rows for cell in row.recurrences)
         if pairs:
-            lines.append(f"{pairs} cells share their seeds with the control: {self.paired_noise.sentence()}")
+            lines.append(f"{pairs} cells share their seeds with the control: {self.paired_noise.summary()}")
         level = self.config.confidence
         for group in dict.fromkeys(row.group for row in self.rows):
             rows = [row for row in self.rows if row.group == group]

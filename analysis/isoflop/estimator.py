@@ -134,7 +134,7 @@ class Inputs:
         replicates = NoiseLevel(
             sd_nats=floor.sd_nats, degrees_of_freedom=floor.degrees_of_freedom, source=REPLICATES
         )
-        pure, within = floor.among(self.run_ids[rows])
+        pure, within = floor.replicates_among(self.run_ids[rows])
         # A floor without cells is one of paired runs, free of what their seeds share: residuals are not.
         if not floor.cells or not floor.sd_nats or freedom <= within:
             return replicates

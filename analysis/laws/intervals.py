@@ -1,4 +1,10 @@
-"""Intervals of a fit and what its data leave open: percentiles, Student's t, profiles, trade-offs."""
+"""Intervals of a fit (percentiles, Student's t, profiles) and what its data do not identify.
+
+Where parameters trade off against each other, the width of a percentile bootstrap depends on the estimate and
+the interval covers too rarely. A profile interval does not have this fault: for a target value the objective
+is minimised over all parameters that give that value, and the interval holds the targets whose objective
+stays within the limit of the confidence level. `validation/coverage.py` simulates the coverage.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +22,15 @@ from analysis.laws.newton import Evaluate, Evaluation, Fit, descend
 from analysis.laws.objective import Terms, log_terms
 from analysis.stats.bootstrap import FEW_BLOCKS, interval, student_interval
 
-TRADE_OFF = 0.98  # correlation past which two parameters are said to be determined only together
-FLAT = 1e-9  # eigenvalue, of a unit diagonal, below which a direction moves no loss
-ALONG = 0.1  # share of a parameter in a direction, past which it is named
-Intervals = dict[str, tuple[float | None, float | None]]
-Ends = tuple[float | None, float | None]
+TRADE_OFF = 0.98  # correlation above which two parameters are determined only together
+FLAT = 1e-9  # eigenvalue, for a unit diagonal, below which the loss is flat along a direction
+ALONG = 0.1  # component of a flat direction above which its parameter is named
+Ends = tuple[float | None, float | None]  # None: the interval is open on that side
+Intervals = dict[str, Ends]
 # parameters [rows, parameters] -> log optima [rows, 2 budgets] and slopes [rows, 2 budgets, parameters]
 Functional = Callable[[Array], tuple[Array, Array]]
-
-STIFFNESS = 1e4  # of the penalty that holds a target, in units of the functional's information
-# Targets on either side, in units of the interval that a linear law would give.
+STIFFNESS = 1e4  # of the penalty around a target, in units of the functional's information
+# Targets on either side, in units of the half width that linear theory gives.
 STEPS = np.array([0.25, 0.5, 0.75, 1.0, 1.3, 1.7, 2.3, 3.2, 5.0, 8.0])
 
 
@@ -34,23 +39,30 @@ def intervals(
 ) -> Intervals:
     """Return percentile intervals, or Student's where few blocks were resampled (see `few_blocks`).
 
-    An end is open (None) where more resamples than lie beyond it are held by a bound on that side: it would
-    be the bound, not the data. Both are open where the fit itself is held (see `held`).
+    An end is open (None) where a bound determines more resamples on that side than lie beyond the end: the
+    end would be set by the bound, not by the data. Both ends are open where a bound determines the fit itself
+    (see `fixed_by_bounds`).
+
+    Parameters
+    ----------
+    slopes : of the log terms at the fit [terms, points, parameters].
+    point, resampled : the fit of the data and those of the resamples.
+    blocks : number of resampled blocks, 0 where points were resampled.
     """
     fitted, draws = point.parameters[0], resampled.parameters
     if 0 < blocks < FEW_BLOCKS:
         low, high = (law.public(end) for end in student_interval(fitted, draws, blocks, confidence))
-        found: Intervals = {name: (float(low[name][0]), float(high[name][0])) for name in low}
+        ends: Intervals = {name: (float(low[name][0]), float(high[name][0])) for name in low}
     else:
-        found = {name: interval(value, confidence) for name, value in law.public(draws).items()}
-    tail, nowhere = (1 - confidence) / 2, fixed_by_bounds(law, slopes, point.at_bound)[0]
+        ends = {name: interval(value, confidence) for name, value in law.public(draws).items()}
+    tail, unidentified = (1 - confidence) / 2, fixed_by_bounds(law, slopes, point.at_bound)[0]
     least, most = law.bounds
     by_amplitude = fixed_by_bounds(law, slopes, resampled.at_bound) & ~resampled.at_bound
     shares = [((draws <= least) | by_amplitude).mean(0), ((draws >= most) | by_amplitude).mean(0)]
-    open_ends = [nowhere | (share > tail) for share in shares]
+    open_ends = [unidentified | (share > tail) for share in shares]
     return {
-        name: (None if no_low else ends[0], None if no_high else ends[1])
-        for (name, ends), no_low, no_high in zip(found.items(), *open_ends, strict=True)
+        name: (None if no_low else low_end, None if no_high else high_end)
+        for (name, (low_end, high_end)), no_low, no_high in zip(ends.items(), *open_ends, strict=True)
     }
 
 
@@ -60,7 +72,7 @@ def band(values: Array, draws: Array, blocks: int, confidence: float) -> tuple[A
     Raises ValueError where there are no resamples.
     """
     if not len(draws):
-        raise ValueError("the law was fitted without resamples, so that it has no band: set bootstrap=1000")
+        raise ValueError("the law was fitted without resamples and has no band: set bootstrap=1000")
     if 0 < blocks < FEW_BLOCKS:
         return student_interval(values, draws, blocks, confidence)
     tail = (1 - confidence) / 2
@@ -69,47 +81,52 @@ def band(values: Array, draws: Array, blocks: int, confidence: float) -> tuple[A
 
 
 def describe_resampling(bootstrap: int, resampling: str, seed: int, blocks: int) -> str:
-    """Say how the intervals came about."""
+    """Return how the intervals were computed, as a phrase."""
     if not bootstrap:
         return "none"
-    words = f"{bootstrap} resamples, {resampling}, seed {seed}"
+    text = f"{bootstrap} resamples, {resampling}, seed {seed}"
     if not 0 < blocks < FEW_BLOCKS:
-        return words
+        return text
     freedom = f"{blocks - 1} degree{'s' * (blocks > 2)} of freedom"
-    return f"{words}; {blocks} blocks are too few for percentiles: Student's t with {freedom}"
+    return f"{text}; {blocks} blocks are too few for percentiles: Student's t with {freedom}"
 
 
 def fixed_by_bounds(law: Law, slopes: Array, at_bound: Mask) -> Mask:
-    """Mark what only a bound determines [rows, parameters], given which parameters are at one.
+    """Mark the parameters that a bound determines, not the data [rows, parameters].
 
-    That is also a parameter all of whose terms have an amplitude at a bound: an exponent says nothing of a
-    term that vanished. `slopes` [terms, points, parameters] are those of the log terms.
+    These are the parameters at a bound and those that only act through terms whose amplitude is at a bound:
+    the exponent of a term that vanished is not identified.
+
+    Parameters
+    ----------
+    slopes : of the log terms [terms, points, parameters].
+    at_bound : which parameters are at a bound [rows, parameters].
     """
     acts = slopes != 0
     amplitudes = np.array([parameter.kind == "amplitude" for parameter in law.parameters])
-    found = at_bound.copy()
+    fixed = at_bound.copy()
     for pattern in np.unique(at_bound[:, amplitudes], axis=0):
         lost = acts[..., amplitudes][..., pattern].any(-1, keepdims=True)
         only = ~(acts & ~lost).any((0, 1))
-        found[(at_bound[:, amplitudes] == pattern).all(1)] |= only
-    return found
+        fixed[(at_bound[:, amplitudes] == pattern).all(1)] |= only
+    return fixed
 
 
 def undetermined(law: Law, terms: Terms, point: Fit) -> tuple[str, ...]:
-    """Say in words which parameters of a fit the points determine only together, or not at all.
+    """Return one phrase for every parameter or pair of parameters that the points do not determine.
 
-    An amplitude and its own exponent always trade off (the units of the column decide how much), so
-    amplitudes other than the floor are left out of the pairs.
+    An amplitude and its own exponent always trade off, by an amount that depends on the units of the column.
+    Amplitudes other than the floor are therefore left out of the pairs.
     """
     fitted, at_bound = point.parameters[0], point.at_bound[0]
     slopes = slopes_at(terms, fitted)
     lost = fixed_by_bounds(law, slopes, point.at_bound)[0]
-    said = []
+    phrases = []
     for parameter, at, gone in zip(law.parameters, at_bound, lost, strict=True):
         if at:
-            said.append(f"{parameter.name} lies at a bound: these points do not identify it")
+            phrases.append(f"{parameter.name} lies at a bound: these points do not identify it")
         elif gone:
-            said.append(f"{parameter.name} is not identified: the amplitude of its term lies at a bound")
+            phrases.append(f"{parameter.name} is not identified: the amplitude of its term lies at a bound")
     logs = log_terms(terms, fitted[None])[0]
     share = np.exp(logs[0]) / np.exp(logs[0]).sum(0)
     jacobian = np.einsum("tn,tnp->np", share, slopes)
@@ -124,15 +141,17 @@ def undetermined(law: Law, terms: Terms, point: Fit) -> tuple[str, ...]:
     values, vectors = np.linalg.eigh(normal)
     for vector in vectors[:, values < FLAT].T:
         along = [name for name, share in zip(names, vector, strict=True) if abs(share) > ALONG]
-        said.append(f"{' and '.join(along)} are not identified: the loss is flat along them")
+        phrases.append(f"{' and '.join(along)} are not identified: the loss is flat along them")
     shown = [
         k for k, i in enumerate(free) if law.parameters[i].kind != "amplitude" or names[k] in ("E", "L_inf")
     ]
     for first, second in combinations(shown, 2):
         together = correlation[first, second]
         if abs(together) > TRADE_OFF:
-            said.append(f"{names[first]} and {names[second]} are determined only together ({together:+.3f})")
-    return tuple(said)
+            phrases.append(
+                f"{names[first]} and {names[second]} are determined only together ({together:+.3f})"
+            )
+    return tuple(phrases)
 
 
 def slopes_at(terms: Terms, fitted: Array) -> Array:
@@ -143,7 +162,7 @@ def slopes_at(terms: Terms, fitted: Array) -> Array:
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileModel:
-    """A fitted model as a profile sees it: its objective around the optimum and what is read off it."""
+    """What a profile needs of a fitted model: its objective near the optimum and the log optima."""
 
     evaluate: Evaluate = field(repr=False)
     bounds: tuple[Array, Array] = field(repr=False)
@@ -152,13 +171,13 @@ class ProfileModel:
     unit: float  # objective per half unit of deviance
     covariance: Array = field(repr=False)  # of the parameters in linear theory
     freedom: int  # degrees of freedom of the noise
-    optima: Functional = field(repr=False)  # recurrences at the budgets, then tokens
+    optima: Functional = field(repr=False)  # log recurrence at every budget, then log tokens
 
 
 def profile_intervals(model: ProfileModel, weights: Array, confidence: float) -> list[Ends]:
     """Return the interval of each linear combination `weights` [functionals, 2 budgets] of the log optima.
 
-    An end is None where the profile stays within its limit as far as it was followed.
+    An end is None (open) where the profile stays within its limit over the whole range of targets.
     """
     value, gradient = (part[0] for part in model.optima(model.best[None]))
     centres, directions = weights @ value, weights @ gradient
@@ -170,9 +189,9 @@ def profile_intervals(model: ProfileModel, weights: Array, confidence: float) ->
     stiffness = STIFFNESS * model.unit / spread[which] ** 2
 
     def penalised(rows: Any, theta: Array) -> Evaluation:
-        found, slopes = model.optima(theta)
+        optima, slopes = model.optima(theta)
         chosen, k = weights[which[rows]], stiffness[rows]
-        gap = (chosen * found).sum(-1) - targets[rows]
+        gap = (chosen * optima).sum(-1) - targets[rows]
         slope = np.einsum("rk,rkp->rp", chosen, slopes)
         own = model.evaluate(rows, theta)
         outer = k[:, None, None] * slope[:, :, None] * slope[:, None, :]
@@ -180,7 +199,7 @@ def profile_intervals(model: ProfileModel, weights: Array, confidence: float) ->
 
     start = np.repeat(model.best[None], len(targets), 0)
     fit = descend(penalised, start, model.bounds, iterations=40, tolerance=1e-12)
-    # A held curve is the best one for the value that it reached, whatever its target was.
+    # Each row is the constrained optimum for the value that it reached, which may differ from its target.
     reached = (weights[which] * model.optima(fit.parameters)[0]).sum(-1)
     excess = model.evaluate(np.arange(len(targets)), fit.parameters)[0] - model.value
     root = np.sqrt(np.maximum(2 * excess / model.unit, 0.0))
@@ -188,7 +207,7 @@ def profile_intervals(model: ProfileModel, weights: Array, confidence: float) ->
 
 
 def _ends(centre: float, reached: Array, root: Array, limit: float) -> Ends:
-    """Interpolate the signed root deviance at the limit on either side of the optimum."""
+    """Return where the signed root deviance crosses the limit on either side, by interpolation."""
     ends: list[float | None] = []
     for side in (-1.0, 1.0):
         at = side * (reached - centre) > 0

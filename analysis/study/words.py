@@ -19,7 +19,7 @@ def summary(study: StudyFit) -> str:
     lines = [
         f"{study.runs_used} runs used, {len(study.left_out)} left out "
         f"(tables {study.runs_digest}, {study.depths_digest})",
-        study.noise.sentence(),
+        study.noise.summary(),
         *(f"  left out: {item.run_id}, {item.reason}" for item in study.left_out),
         *(f"  skipped: {item}" for item in study.skipped),
     ]
@@ -100,4 +100,4 @@ def headlines(study: StudyFit) -> list[str]:
         lines.append(f"Optimal {QUANTITY_NAMES[quantity]}, {'; '.join(parts)}")
     if not lines:
         lines.append(f"No isoFLOP law: {'; '.join(study.skipped)}")
-    return [*lines, f"Test-time depth: {depth_line(study)}; {study.noise.sentence()}"]
+    return [*lines, f"Test-time depth: {depth_line(study)}; {study.noise.summary()}"]

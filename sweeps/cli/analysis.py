@@ -10,8 +10,8 @@ from harness.storage.files import write_text
 from model.config_validation import ConfigError, build
 from sweeps.cli.help import Command
 from sweeps.cli.tables import to_json
+from sweeps.config.commands import FitTableConfig
 from sweeps.config.compose import compose_table
-from sweeps.config.study import FitTableConfig
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from model.config_validation import ConfigError
 from sweeps.cli.help import Command
+from sweeps.config.commands import EvalConfig, FitTableConfig
 from sweeps.config.compose import compose_study, with_lists
-from sweeps.config.study import EvalConfig, FitTableConfig, StudyConfig
+from sweeps.config.study import StudyConfig
 
 if TYPE_CHECKING:
     import subprocess

@@ -21,7 +21,7 @@ from harness.evaluation.weights import check_model, is_run
 from harness.run.folder import RunFolder
 from model.config_validation import ConfigError
 from sweeps.cli.tables import as_json, as_text
-from sweeps.config.study import EvalConfig
+from sweeps.config.commands import EvalConfig
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from model.config_validation import ConfigError, closest
 from sweeps.cli.help import Command
 from sweeps.cli.tables import as_json, as_text, to_json
+from sweeps.config.commands import StatusConfig, SyncConfig
 from sweeps.config.compose import compose_study, compose_table
-from sweeps.config.study import StatusConfig, StudyConfig, SyncConfig
+from sweeps.config.study import StudyConfig
 
 if TYPE_CHECKING:
     import pandas as pd

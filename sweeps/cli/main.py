@@ -1,4 +1,4 @@
-"""The command line: find the command, run it, print its result or the one line that says what is wrong."""
+"""The command line: find the command, run it, and print its result or a one-line error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`loopscale eval`, `export` and `generate`: what is done with one trained model, or with all of a sweep."""
+"""`loopscale eval`, `export` and `generate`: the commands on trained models."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweeps.cli.help import Command
+from sweeps.config.commands import EvalConfig, ExportConfig, GenerateConfig
 from sweeps.config.compose import compose_table
-from sweeps.config.study import EvalConfig, ExportConfig, GenerateConfig
 
 if TYPE_CHECKING:
     from harness.run.record import Evaluation
@@ -107,7 +107,7 @@ COMMANDS = {
     ),
     "export": Command(
         run=lambda overrides: str(export_model(compose_table("export", overrides))),
-        summary="a model's config, weights and tokenizer as a folder that stands alone",
+        summary="a model's config, weights and tokenizer as a self-contained folder",
         example="loopscale export checkpoint=runs/demo/RUN_ID folder=my_model",
         settings="table/export",
     ),

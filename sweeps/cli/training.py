@@ -61,7 +61,9 @@ def train_one(study: StudyConfig) -> dict[str, Any]:
         with step_progress(folder.run_id, run.steps or 0) if ranks.first else nullcontext(_ignore) as watch:
             ended = run_job(folder.path, Path(study.cache), watch=watch)
     if ended == BUSY:
-        raise ConfigError(f"{folder.path} is being trained by another process: its metrics.jsonl grows there")
+        raise ConfigError(
+            f"{folder.path} is being trained by another process: wait for it, or stop that process"
+        )
     if ended == "submitted":
         raise ConfigError(f"{folder.status().message}; run the same command again to continue")
     if ended != "done":

@@ -13,7 +13,8 @@ from harness.run.budget import LENGTHS
 from harness.run.config import RunConfig
 from model.config_validation import ConfigError, build, closest
 from sweeps.config.cluster import ClusterConfig, RetryConfig
-from sweeps.config.study import TABLES, StudyConfig, SweepConfig
+from sweeps.config.commands import TABLES
+from sweeps.config.study import StudyConfig, SweepConfig
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 _TEXT_KEYS = ("prompt",)
@@ -38,8 +39,8 @@ def compose_study(overrides: Sequence[str] | StudyConfig) -> StudyConfig:
         return overrides
     mapping, chosen = _compose(CONF, "config", overrides)
     # Hydra merges a mapping on the command line into the file's; only null removes the file's cells.
-    given = mapping["sweep"] | {"cells": mapping["sweep"].get("cells") or {}}
-    sweep = build(SweepConfig, given, "sweep.")
+    fields = mapping["sweep"] | {"cells": mapping["sweep"].get("cells") or {}}
+    sweep = build(SweepConfig, fields, "sweep.")
     cluster = build(ClusterConfig, mapping["cluster"], "cluster.")
     retry = build(RetryConfig, mapping["retry"], "retry.")
     runs = {}

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The cells of a sweep with their verdicts and costs, and what there is to say about the whole grid."""
+    """The cells of a sweep with their verdicts and costs, and the totals and notes of the whole grid."""
 
     frame: pd.DataFrame  # one row per cell, see `plan`
     axes: list[str]  # columns of the frame, the sweep's own axes

@@ -189,8 +189,8 @@ def test_core_enters_the_record_at_the_runs_own_depth(trained, cache, small):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "set run=..., or checkpoint=... with data=RUN; a whole sweep=... needs tasks=..."),
-        (["sweep=b"], "set run=..., or checkpoint=... with data=RUN; a whole sweep=... needs tasks=..."),
+        ([], "no single model is named: set run=..., or checkpoint=... with data=RUN"),
+        (["sweep=b"], "no single model is named: set run=..., or checkpoint=... with data=RUN"),
         (["run=a", "sweep=b"], "no sweep 'b' under runs"),
         (
             ["checkpoint=a", "data=b", "tasks=core"],

@@ -18,7 +18,7 @@ from analysis.study.depth import DepthCurve
 from analysis.study.study import StudyFit
 
 
-def depth_figure(study: StudyFit) -> style.Drawn | None:
+def depth_figure(study: StudyFit) -> style.ReportFigure | None:
     """Draw the curves of the largest budget, all curves on the scaled axis T/mu, and z over mu.
 
     Groups share the panels, each with its marker; the first shows one of them.
@@ -30,7 +30,7 @@ def depth_figure(study: StudyFit) -> style.Drawn | None:
     points = {str(run_id): frame for run_id, frame in study.depths.groupby("run_id")}
     colours = style.recurrence_colours([c.mean_recurrence for c in curves])
     with style.styled():
-        made, panels = style.figure(3, height=2.5)
+        fig, panels = style.figure(3, height=2.5)
         shown = _largest_budget(curves)
         _raw(panels[0], shown, points, colours, markers, study.config.confidence)
         _collapsed(panels[1], study.depth.fitted, points, colours, markers)
@@ -41,7 +41,7 @@ def depth_figure(study: StudyFit) -> style.Drawn | None:
         if len(markers) > 1:
             base: dict[str, Any] = {"color": style.INK, "linestyle": "none", "markersize": 3}
             handles += [Line2D([], [], **base, marker=m, label=name) for name, m in markers.items()]
-        made.legend(handles=handles, loc="outside lower center", ncols=min(8, len(handles)))
+        fig.legend(handles=handles, loc="outside lower center", ncols=min(8, len(handles)))
     slope = study.depth.slope
     caption = (
         f"Test-time depth. (a) {_group(shown[0])}: validation loss over the number of loops T at the largest "
@@ -52,7 +52,7 @@ def depth_figure(study: StudyFit) -> style.Drawn | None:
         "(c) Rate z over mean recurrence, one point per run with its interval"
         + ("." if slope is None else ", the fitted slope and, dashed, a constant z µ.")
     )
-    return style.Drawn(name="depth_curves", caption=caption, figure=made, tables=_tables(study))
+    return style.ReportFigure(name="depth_curves", caption=caption, figure=fig, tables=_tables(study))
 
 
 def _group(curve: DepthCurve) -> str:

@@ -20,14 +20,14 @@ DASHES = (0, (3, 2))
 OUT = 1.15  # how far an arrow points out of the swept range
 
 
-def design_figure(results: Sequence[Resolution], labels: Sequence[str] = ()) -> style.Drawn:
+def design_figure(results: Sequence[Resolution], labels: Sequence[str] = ()) -> style.ReportFigure:
     """Draw optima per budget with the central 95 % of the estimates, and the exponents of all studies.
 
     `results` are laws of one grid, or grids under one law, told apart by `labels`.
     """
     names = list(labels) or [f"law {k + 1}" for k in range(len(results))]
     with style.styled():
-        made, (left, right) = style.figure(2, width=style.PAGE_INCHES, height=3.0)
+        fig, (left, right) = style.figure(2, width=style.PAGE_INCHES, height=3.0)
         edges = _edges(results)
         for place, result in enumerate(results):
             _optima(left, result, COLOURS[place % len(COLOURS)], place - (len(results) - 1) / 2)
@@ -47,8 +47,10 @@ def design_figure(results: Sequence[Resolution], labels: Sequence[str] = ()) -> 
         right.set_ylabel("share of the studies (%)")
         right.set_ylim(bottom=0)
         handles = [*_handles(), *right.get_legend_handles_labels()[0]]
-        made.legend(handles=handles, loc="outside lower center", ncols=3)
-    return style.Drawn(name="design", caption=_caption(results), figure=made, tables=_tables(results, names))
+        fig.legend(handles=handles, loc="outside lower center", ncols=3)
+    return style.ReportFigure(
+        name="design", caption=_caption(results), figure=fig, tables=_tables(results, names)
+    )
 
 
 def _optima(ax: Axes, result: Resolution, colour: Any, shift: float) -> None:

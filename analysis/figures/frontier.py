@@ -17,19 +17,17 @@ from analysis.format import percent
 from analysis.isoflop.group import GroupFit
 
 
-def frontier_figure(group: GroupFit, rows: Sequence[BudgetRow], confidence: float) -> style.Drawn:
+def frontier_figure(group: GroupFit, rows: Sequence[BudgetRow], confidence: float) -> style.ReportFigure:
     """Draw L*(C) of every estimator and, with a control, its loss and the ratio of FLOPs at equal loss."""
     with style.styled():
         width = style.PAGE_INCHES if rows else style.COLUMN_INCHES
-        made, panels = style.figure(2 if rows else 1, width=width, height=2.7)
+        fig, panels = style.figure(2 if rows else 1, width=width, height=2.7)
         _losses(panels[0], group, rows)
         if rows:
             _ratios(panels[1], rows)
             for ax, letter in zip(panels, "ab", strict=True):
                 ax.set_title(letter)
-        made.legend(
-            *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5 if rows else 2
-        )
+        fig.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5 if rows else 2)
     caption = (
         f"{group.label}: least loss of each budget at the accepted optima of each estimator, "
         f"with {percent(confidence)} intervals (bands)"
@@ -42,7 +40,7 @@ def frontier_figure(group: GroupFit, rows: Sequence[BudgetRow], confidence: floa
         if rows
         else "."
     )
-    return style.Drawn(name="frontier", caption=caption, figure=made, tables=_tables(group, rows))
+    return style.ReportFigure(name="frontier", caption=caption, figure=fig, tables=_tables(group, rows))
 
 
 def _losses(ax: Axes, group: GroupFit, rows: Sequence[BudgetRow]) -> None:

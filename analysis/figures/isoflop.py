@@ -18,15 +18,15 @@ from analysis.stats.noise import NoiseFloor
 LINES: dict[str, Any] = {"shared shape": "-", "parabola": (0, (4, 2)), "surface": (0, (1, 1.2))}
 
 
-def isoflop_figure(group: GroupFit, noise: NoiseFloor) -> style.Drawn:
+def isoflop_figure(group: GroupFit, noise: NoiseFloor) -> style.ReportFigure:
     """Draw both isoFLOP panels of one group; the fixed control stands apart at the left of the first."""
     with style.styled():
-        made, panels = style.figure(2, height=2.9, sharey=True)
+        fig, panels = style.figure(2, height=2.9, sharey=True)
         for ax, quantity, letter in zip(panels, group.quantities, "ab", strict=True):
             plot_isoflop(group, quantity, ax, noise)
             ax.set_title(letter)
         panels[1].set_ylabel("")
-        made.legend(handles=_handles(group), loc="outside lower center", ncols=5)
+        fig.legend(handles=_handles(group), loc="outside lower center", ncols=5)
         ends = [(_right_end(group, budget), style.scientific(budget)) for budget in group.budgets_flops]
         style.end_labels(panels[0], ends, heading="FLOPs")
     control = (group.table["kind"] == "fixed").any()
@@ -38,7 +38,7 @@ def isoflop_figure(group: GroupFit, noise: NoiseFloor) -> style.Drawn:
         "their intervals; an arrowhead marks one that goes on beyond the swept range."
         + (" Open symbols: fixed-depth control, which enters no fit." if control else "")
     )
-    return style.Drawn(name="isoflop", caption=caption, figure=made, tables=_tables(group))
+    return style.ReportFigure(name="isoflop", caption=caption, figure=fig, tables=_tables(group))
 
 
 def plot_isoflop(

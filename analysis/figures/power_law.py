@@ -29,12 +29,12 @@ LABELS: dict[Quantity, str] = {
 OFFSETS = {"shared shape": 1.0, "parabola": 0.94, "surface": 1.06}  # keeps error bars of one budget apart
 
 
-def powerlaw_figure(group: GroupFit, confidence: float) -> style.Drawn:
+def power_law_figure(group: GroupFit, confidence: float) -> style.ReportFigure:
     """Draw the optima of all estimators and the power laws through them; refused optima point out of the
     range.
     """
     with style.styled():
-        made, panels = style.figure(2, height=3.0)
+        fig, panels = style.figure(2, height=3.0)
         for ax, quantity, title in zip(panels, group.quantities, "ab", strict=True):
             _panel(ax, group, quantity, confidence)
             ax.annotate(title, (-0.02, 1.02), xycoords="axes fraction", ha="right", va="bottom", fontsize=7.5)
@@ -45,7 +45,9 @@ def powerlaw_figure(group: GroupFit, confidence: float) -> style.Drawn:
         "it, an arrowhead an interval that goes on beyond the panel. Without a law the legend counts the "
         "minima: accepted, below or above the swept range, refused for another reason."
     )
-    return style.Drawn(name="power_laws", caption=caption, figure=made, tables=_tables(group, confidence))
+    return style.ReportFigure(
+        name="power_laws", caption=caption, figure=fig, tables=_tables(group, confidence)
+    )
 
 
 def _panel(ax: Axes, group: GroupFit, quantity: Quantity, confidence: float) -> None:

@@ -32,16 +32,16 @@ FORMS = {
 }
 
 
-def parcae_figures() -> list[style.Drawn]:
+def parcae_figures() -> list[style.ReportFigure]:
     """Draw every figure of the published report."""
     return [recurrence_figure(), core_figure(), flops_figure(), law_figure(), test_time_figure()]
 
 
-def recurrence_figure() -> style.Drawn:
+def recurrence_figure() -> style.ReportFigure:
     """Draw the printed optimal recurrences, the published power law and the training law's own optima."""
     rows = []
     with style.styled():
-        made, panels = style.figure(2, height=2.9, sharey=True)
+        fig, panels = style.figure(2, height=2.9, sharey=True)
         for ax, size in zip(panels, SIZES, strict=True):
             flops = parcae.budgets(size)
             printed = parcae.table("core").query("size == @size")["mean_recurrence"].to_numpy(float)
@@ -68,7 +68,7 @@ def recurrence_figure() -> style.Drawn:
             style.log_axis(ax.xaxis, flops.tolist())
             style.recurrence_axis(ax.yaxis, [1, 2, 4, 6, 8, 12, 20, 40])
         panels[0].set_ylabel("optimal mean recurrence µ* (loops)")
-        made.legend(handles=_recurrence_handles(), loc="outside lower center", ncols=3)
+        fig.legend(handles=_recurrence_handles(), loc="outside lower center", ncols=3)
     caption = (
         "Optimal recurrence over the budget. Dots: optima as printed, values of the grid; black line: the "
         "published power law; coloured lines: where the published training law is least, by what N(µ) counts "
@@ -76,7 +76,7 @@ def recurrence_figure() -> style.Drawn:
         f"µ = {LEAST:g}."
     )
     table = pd.DataFrame(rows, columns=["size", "entry", "budget_flops", "mean_recurrence"])
-    return style.Drawn(name="recurrence", caption=caption, figure=made, tables={"optima": table})
+    return style.ReportFigure(name="recurrence", caption=caption, figure=fig, tables={"optima": table})
 
 
 def _recurrence_handles() -> list[Line2D]:
@@ -89,11 +89,11 @@ def _recurrence_handles() -> list[Line2D]:
     return handles
 
 
-def core_figure() -> style.Drawn:
+def core_figure() -> style.ReportFigure:
     """Draw looped minus fixed Core and Core-Extended over the budget."""
     found = parcae.core_differences()
     with style.styled():
-        made, panels = style.figure(2, height=2.5, sharey=True)
+        fig, panels = style.figure(2, height=2.5, sharey=True)
         for ax, name, title in zip(panels, ("core", "extended"), ("Core", "Core-Extended"), strict=True):
             ax.set_xscale("log")
             ax.axhline(0, color=style.INK, linewidth=0.6)
@@ -114,15 +114,15 @@ def core_figure() -> style.Drawn:
         "points of Core and Core-Extended; above zero, looping wins. Bars: the printed spreads over three "
         "evaluation seeds, added in squares; they hold no training noise."
     )
-    return style.Drawn(name="core", caption=caption, figure=made, tables={"differences": found})
+    return style.ReportFigure(name="core", caption=caption, figure=fig, tables={"differences": found})
 
 
-def flops_figure() -> style.Drawn:
+def flops_figure() -> style.ReportFigure:
     """Draw FLOPs per token under both accountings, and the tokens that they leave at the published "
     "optimum."""
     rows, exponents = [], []
     with style.styled():
-        made, panels = style.figure(2, height=2.8)
+        fig, panels = style.figure(2, height=2.8)
         for size, look in LOOKS.items():
             for accounting, dashes in COUNTED.items():
                 frame = parcae.table("flops_per_token").query("size == @size and accounting == @accounting")
@@ -144,7 +144,7 @@ def flops_figure() -> style.Drawn:
     )
     columns = ["size", "accounting", "budget_flops", "tokens", "exponent"]
     tables = {"flops": pd.concat(rows), "tokens": pd.DataFrame(exponents, columns=columns)}
-    return style.Drawn(name="flops", caption=caption, figure=made, tables=tables)
+    return style.ReportFigure(name="flops", caption=caption, figure=fig, tables=tables)
 
 
 def _flops_axes(panels: list[Axes]) -> None:
@@ -168,11 +168,11 @@ def _flops_axes(panels: list[Axes]) -> None:
     panels[1].legend(loc="upper left", handlelength=2.4)
 
 
-def law_figure() -> style.Drawn:
+def law_figure() -> style.ReportFigure:
     """Draw isoFLOP curves of the published training law with its own minima and the printed optima."""
     rows = []
     with style.styled():
-        made, panels = style.figure(2, height=3.0)
+        fig, panels = style.figure(2, height=3.0)
         for ax, size in zip(panels, SIZES, strict=True):
             flops, curve = parcae.budgets(size), parcae.shape(size, "released", "all")
             printed = parcae.table("core").query("size == @size")["mean_recurrence"].to_numpy(float)
@@ -195,7 +195,7 @@ def law_figure() -> style.Drawn:
             style.recurrence_axis(ax.xaxis, [1, 2, 4, 6, 8, 12, 16])
             style.end_labels(ax, ends, heading="FLOPs")
         panels[0].set_ylabel("loss of the published law (nats per token)")
-        made.legend(handles=_law_handles(), loc="outside lower center", ncols=2)
+        fig.legend(handles=_law_handles(), loc="outside lower center", ncols=2)
     caption = (
         "isoFLOP curves of the published training law, all parameters counted, FLOPs as released. Stars: "
         "minima of the law; a curve without one is least outside µ = 1 to 16. Dots: printed optima of the "
@@ -204,7 +204,7 @@ def law_figure() -> style.Drawn:
         "moves a parabola's minimum."
     )
     table = pd.DataFrame(rows, columns=["size", "budget_flops", "mean_recurrence", "loss_nats"])
-    return style.Drawn(name="training_law", caption=caption, figure=made, tables={"curves": table})
+    return style.ReportFigure(name="training_law", caption=caption, figure=fig, tables={"curves": table})
 
 
 def _law_handles() -> list[Line2D]:
@@ -215,12 +215,12 @@ def _law_handles() -> list[Line2D]:
     ]
 
 
-def test_time_figure() -> style.Drawn:
+def test_time_figure() -> style.ReportFigure:
     """Draw the printed Huber costs of the four forms of test-time law."""
     frame = parcae.table("test_time")
     forms = list(dict.fromkeys(frame["form"]))
     with style.styled():
-        made, (ax,) = style.figure(1, width=style.COLUMN_INCHES, height=2.3)
+        fig, (ax,) = style.figure(1, width=style.COLUMN_INCHES, height=2.3)
         ax.set_xscale("log")
         for (size, look), aside in zip(LOOKS.items(), (-0.14, 0.14), strict=True):
             for evaluated, filled in (("in distribution", True), ("T > µ", False)):
@@ -238,9 +238,9 @@ def test_time_figure() -> style.Drawn:
         ax.set_xlim(1e-7, 1e-4)
         ax.set_xlabel("average Huber cost of the log loss")
         style.decade_axis(ax.xaxis, 1e-7, 1e-4)
-        made.legend(loc="outside lower center", ncols=2)
+        fig.legend(loc="outside lower center", ncols=2)
     caption = (
         "Forms of the test-time law L(T), by printed Huber cost (δ = 1e-3): fitted and evaluated on all "
         "depths (filled), and fitted up to T = µ and evaluated beyond (open); sizes apart for legibility."
     )
-    return style.Drawn(name="test_time", caption=caption, figure=made, tables={"huber": frame})
+    return style.ReportFigure(name="test_time", caption=caption, figure=fig, tables={"huber": frame})

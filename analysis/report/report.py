@@ -13,7 +13,7 @@ from analysis.study.points import IsoflopFit
 from analysis.study.study import StudyFit
 
 if TYPE_CHECKING:
-    from analysis.figures.style import Drawn
+    from analysis.figures.style import ReportFigure
 
 
 def report(
@@ -29,29 +29,29 @@ def report(
 
     `runs` and `depths` are the tables that `study` was fitted to. Returns the path of the page.
     """
-    from analysis.figures.all import draw_all
+    from analysis.figures.study import study_figures
     from analysis.report import html
 
-    drawn = save_figures(draw_all(study, comparison), folder)
+    drawn = save_figures(study_figures(study, comparison), folder)
     text = html.render(runs, study, comparison, drawn, title)
     return write_page(folder, text)
 
 
 def points_report(fit: IsoflopFit, folder: Path, *, title: str) -> Path:
     """Write the report of a table of points as `report` does that of a study."""
-    from analysis.figures.all import draw_points
+    from analysis.figures.study import points_figures
     from analysis.report import html
 
-    return write_page(folder, html.render_points(fit, save_figures(draw_points(fit), folder), title))
+    return write_page(folder, html.render_points(fit, save_figures(points_figures(fit), folder), title))
 
 
-def save_figures(drawn: Sequence[Drawn], folder: Path) -> list[tuple[Drawn, bytes]]:
+def save_figures(drawn: Sequence[ReportFigure], folder: Path) -> list[tuple[ReportFigure, bytes]]:
     """Write figures and their data below `folder`/figures; return each with its PNG."""
     from analysis.figures import style
 
     figures = Path(folder) / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    return [(one, style.save(one, figures)) for one in drawn]
+    return [(one, style.save_figure(one, figures)) for one in drawn]
 
 
 def write_page(folder: Path, text: str) -> Path:

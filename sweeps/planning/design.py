@@ -59,11 +59,11 @@ def write_design(
 ) -> Path:
     """Write NAME.json and the figure (PDF, PNG, CSV) into `folder`; return it."""
     from analysis.figures.design import design_figure
-    from analysis.figures.style import save
+    from analysis.figures.style import save_figure
 
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / f"{name}.json", plain.to_json(results) + "\n")
-    save(replace(design_figure(results, labels), name=name), folder)
+    save_figure(replace(design_figure(results, labels), name=name), folder)
     return folder
 
 

@@ -11,7 +11,7 @@ from analysis.design.power import DesignConfig
 from analysis.design.simulate import Noise, estimate, grid
 from analysis.design.studies import expected_losses, resolve, true_exponent
 from analysis.figures.design import design_figure
-from analysis.figures.style import settle, styled
+from analysis.figures.style import freeze_layout, styled
 from analysis.isoflop.geometry import SIZES
 from analysis.isoflop.group import fit_groups
 from analysis.published import parcae
@@ -223,7 +223,7 @@ def test_the_figure_is_clean_for_one_law_and_for_a_law_that_is_not_resolved():
     for shown in (results[:1], results):
         drawn = design_figure(shown)
         with styled():
-            settle(drawn.figure)
+            freeze_layout(drawn.figure)
             assert extents.problems(drawn.figure) == []
     assert len(drawn.tables["optima"]) == 2 * len(PAPER_GRID)
     assert len(drawn.tables["exponents"]) == QUICK.studies

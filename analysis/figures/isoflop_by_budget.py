@@ -24,14 +24,14 @@ from analysis.stats.noise import NoiseFloor
 PER_ROW = 4
 
 
-def zoom_figure(group: GroupFit, noise: NoiseFloor) -> style.Drawn:
+def isoflop_by_budget_figure(group: GroupFit, noise: NoiseFloor) -> style.ReportFigure:
     """Draw one panel per budget: loss above the lowest cell over mean recurrence, in nats."""
     budgets = group.budgets_flops
     rows = -(-len(budgets) // PER_ROW)
     columns = -(-len(budgets) // rows)
     with style.styled():
-        made = Figure(figsize=(style.PAGE_INCHES, 0.45 + 1.75 * rows), layout="constrained")
-        panels = made.subplots(rows, columns, squeeze=False).ravel()
+        fig = Figure(figsize=(style.PAGE_INCHES, 0.45 + 1.75 * rows), layout="constrained")
+        panels = fig.subplots(rows, columns, squeeze=False).ravel()
         for k, ax in enumerate(panels):
             if k >= len(budgets):
                 ax.remove()
@@ -42,15 +42,15 @@ def zoom_figure(group: GroupFit, noise: NoiseFloor) -> style.Drawn:
         unit = " (nats)" if group.cells.variable == "mean_recurrence" else "\n(unit of the table)"
         for ax in panels[::columns]:
             ax.set_ylabel(f"loss above lowest cell{unit}", fontsize=6.5)
-        made.legend(handles=_handles(), loc="outside upper center", ncols=4)
+        fig.legend(handles=_handles(), loc="outside upper center", ncols=4)
     caption = (
         f"{group.label}: each isoFLOP curve on its own scale, relative to its lowest cell"
         + (", with the training noise as bars" if noise.sd_nats else "; training noise unknown")
         + ". Triangles mark accepted minima in the estimator's colour; above a panel stands why that of the "
         "shared shape was refused."
     )
-    return style.Drawn(
-        name="isoflop_by_budget", caption=caption, figure=made, tables={"points": _table(group)}
+    return style.ReportFigure(
+        name="isoflop_by_budget", caption=caption, figure=fig, tables={"points": _table(group)}
     )
 
 

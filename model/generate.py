@@ -82,8 +82,9 @@ def stream_tokens(
     prompt is [B, P]. Every loop of every layer keeps its own keys and values, so a step costs one position.
     Temperature 0 takes the likeliest token; otherwise sampling depends on `seed` alone.
 
-    Raises:
-        ValueError: prompt and continuation do not fit the context.
+    Raises
+    ------
+    ValueError : prompt and continuation do not fit the context.
     """
     config, (batch, prompted) = model.config, prompt.shape
     length = prompted + new_tokens

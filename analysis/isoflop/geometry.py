@@ -1,9 +1,12 @@
-"""Parameters, FLOPs and tokens along an isoFLOP curve, at any real mean recurrence.
+"""Parameters, FLOPs and tokens along an isoFLOP curve, and where a law of the loss is least on it.
 
-Effective parameters and FLOPs per token are affine in the mean recurrence once the backpropagated share of
-the loops is fixed, so a group of runs is described by four constants (source: DESIGN's FLOP contract;
-PAPER (c.2)). A study of plain transformers is the case N = x and f = 6 x, with the size x as the swept
-variable.
+Effective parameters and FLOPs per token are affine in the mean recurrence if the backpropagated share of the
+loops is fixed. Four constants therefore describe a group of runs. A study of plain transformers is the case
+N = x and f = 6 x with the size x as the swept variable.
+
+The minimum is that of L = E - p (1 - e^(-a u))/a - r (1 - e^(-b v))/b, with u and v the centred logs of N and
+D. The slope along a curve is zero where p e^(-a u) u' = r e^(-b v) (-v'). The log of the ratio of both sides
+rises along the curve, so it has one root, found by bisection and Newton steps.
 """
 
 from __future__ import annotations
@@ -18,14 +21,12 @@ from analysis.tables.schema import TableError
 
 FLOPS_PER_PARAM = 6.0  # forward and backward, per token
 REACH = 6.0  # e-foldings beyond the middle of the path that are searched on either side
-BISECTIONS, NEWTON_STEPS = 8, 7  # the first bring a step within .1 of the root, the others to rounding
+BISECTIONS, NEWTON_STEPS = 8, 7  # bisection ends within 0.1 of the root, Newton at rounding
 
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """N(mu) = static + looped * mu and f(mu) = fixed + slope * mu, with mu * backprop_share loops of
-    gradient.
-    """
+    """N(mu) = static + looped mu and f(mu) = fixed + slope mu, with backprop_share mu loops of gradient."""
 
     static_params: float
     looped_params: float
@@ -34,7 +35,7 @@ class Geometry:
     backprop_share: float  # backprop_depth / mean_recurrence on the continuous curve
 
     def params(self, mean_recurrence: Array | float) -> Array:
-        """Return the effective number of parameters with the loops unrolled (PAPER (d))."""
+        """Return the effective number of parameters, with the loops unrolled."""
         return self.static_params + self.looped_params * np.asarray(mean_recurrence, float)
 
     def flops_per_token(self, mean_recurrence: Array | float) -> Array:
@@ -55,7 +56,7 @@ PLAIN_TRANSFORMER = Geometry(
 def geometry(looped: pd.DataFrame, parameter_count: ParameterCount) -> Geometry:
     """Return the constants that all looped runs of a group share.
 
-    Raises TableError when runs of one group disagree on them.
+    Raises TableError if they differ between the runs.
     """
     columns = ("flops_per_token_fixed", "flops_per_token_per_loop", "flops_per_token_per_backprop_loop")
     fixed, per_loop, per_backprop = (_shared(looped, name) for name in columns)
@@ -72,7 +73,7 @@ def geometry(looped: pd.DataFrame, parameter_count: ParameterCount) -> Geometry:
 
 
 def _counted(looped: pd.DataFrame, count: ParameterCount, fixed: float, slope: float) -> tuple[float, float]:
-    """Return what N counts outside and per loop, from the FLOPs per token where it counts those."""
+    """Return the parameters that N counts once and those it counts per loop."""
     if count == "flops_over_six":
         if (looped["accounting"] == "paper").all():
             fixed += released_gap(looped)
@@ -86,23 +87,24 @@ def _counted(looped: pd.DataFrame, count: ParameterCount, fixed: float, slope: f
 
 
 def released_gap(runs: pd.DataFrame) -> float:
-    """Return what the released accounting counts per token beyond the paper's.
+    """Return the FLOPs per token of the released accounting less those of the paper's.
 
-    Paper: the unembedding in, value-embedding tables out; released: the other way round (PAPER c.2).
+    The paper counts the unembedding but not the value-embedding tables; the released code does the opposite.
     """
     tables, unembedding = (_shared(runs, f"n_params_{name}") for name in ("value_embedding", "embedding"))
     return FLOPS_PER_PARAM * (tables - unembedding)
 
 
 def backprop_share(looped: pd.DataFrame) -> float:
-    """Return the common backprop_depth / mean_recurrence, or 1/2 where it is the staircase ceil(mu / 2)."""
+    """Return the common backprop_depth / mean_recurrence, or 1/2 if it is the staircase ceil(mu / 2)."""
     shares = (looped["backprop_depth"] / looped["mean_recurrence"]).to_numpy(float)
     return float(shares[0]) if np.allclose(shares, shares[0]) else 0.5
 
 
 def on_isoflop_curve(looped: pd.DataFrame, share: float) -> Mask:
-    """Mark the cells whose FLOPs lie on the continuous curve; odd mu with ceil(mu / 2) do not, nor does mu
-    = 1.
+    """Return a mask of the runs whose FLOPs lie on the continuous curve.
+
+    Those of odd mu with ceil(mu / 2) loops of gradient do not, nor do those of mu = 1.
     """
     depth, backprop = looped["mean_recurrence"].to_numpy(float), looped["backprop_depth"].to_numpy(float)
     return np.asarray(np.isclose(backprop, share * depth) & (depth > 1))
@@ -117,7 +119,7 @@ def _shared(frame: pd.DataFrame, column: str) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class IsoflopPath:
-    """isoFLOP curves over s, the log of the swept variable, with budgets along the last axis of s."""
+    """isoFLOP curves over s, the log of the swept variable; the last axis of s holds the budgets."""
 
     shape: Geometry
     budgets_flops: Array
@@ -142,8 +144,15 @@ class IsoflopPath:
 def log_optimum(path: IsoflopPath, exponents: Array, amplitudes: Array, means: tuple[float, float]) -> Array:
     """Return the log of the optimum for every resample and budget [resamples, budgets].
 
-    exponents [resamples, 2] = (a, b); amplitudes [resamples, budgets or 1, 3] = (E, p, r); `means` are the
-    centres of log N and log D. NaN: no minimum; -inf or inf: the curve rises or falls over the whole reach.
+    Parameters
+    ----------
+    exponents : (a, b) [resamples, 2].
+    amplitudes : (E, p, r) [resamples, budgets or 1, 3].
+    means : of log N and log D, where the fit is centred.
+
+    Returns
+    -------
+    NaN where there is no minimum, -inf or inf where the curve rises or falls over the whole searched range.
     """
     a, b = exponents[:, 0, None], exponents[:, 1, None]
     p, r = amplitudes[..., 1], amplitudes[..., 2]
@@ -158,29 +167,29 @@ def log_optimum(path: IsoflopPath, exponents: Array, amplitudes: Array, means: t
     low = np.full((len(exponents), len(path.budgets_flops)), path.middle - REACH)
     high = np.full_like(low, path.middle + REACH)
     falls, rises = slope(high)[0] < 0, slope(low)[0] > 0
-    found = (low + high) / 2
+    root = (low + high) / 2
     for step in range(BISECTIONS + NEWTON_STEPS):
-        value, rate = slope(found)
-        low, high = np.where(value > 0, low, found), np.where(value > 0, found, high)
+        value, rate = slope(root)
+        low, high = np.where(value > 0, low, root), np.where(value > 0, root, high)
         middle = (low + high) / 2
         if step < BISECTIONS:
-            found = middle
+            root = middle
             continue
         with np.errstate(divide="ignore", invalid="ignore"):
-            ahead = found - value / rate
-        found = np.where((ahead >= low) & (ahead <= high), ahead, middle)
-    found = np.where(
-        falls | ((p > 0) & (r <= 0)), np.inf, np.where(rises | ((p <= 0) & (r > 0)), -np.inf, found)
+            ahead = root - value / rate
+        root = np.where((ahead >= low) & (ahead <= high), ahead, middle)
+    root = np.where(
+        falls | ((p > 0) & (r <= 0)), np.inf, np.where(rises | ((p <= 0) & (r > 0)), -np.inf, root)
     )
-    return np.where(((p <= 0) & (r <= 0)) | np.isnan(p), np.nan, found)
+    return np.where(((p <= 0) & (r <= 0)) | np.isnan(p), np.nan, root)
 
 
 def optimum_slopes(
     path: IsoflopPath, s: Array, exponents: Array, means: tuple[float, float]
 ) -> tuple[Array, Array, Array]:
-    """Return how an optimum [rows, budgets] answers to log p - log r, to a and to b [rows, budgets] each.
+    """Return the derivatives of optima `s` [rows, budgets] by log p - log r, by a and by b, shaped as `s`.
 
-    The optimum solves h(s) = 0 with h the log ratio of the two slopes, so ds/dtheta = -h_theta / h_s.
+    An optimum solves h(s) = 0 with h the log ratio of the two slopes, so ds/dtheta = -h_theta / h_s.
     """
     log_n, log_d, du, dv = path.at(s)
     slope = exponents[:, :1] * du + exponents[:, 1:] * dv + du - dv

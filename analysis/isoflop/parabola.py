@@ -1,8 +1,8 @@
 """The isoFLOP parabola: a quadratic of the loss in the log of the swept variable (Hoffmann et al. 2022,
 approach 2).
 
-It reproduces published numbers. Its minimum is biased where the curve is not centred on the optimum (arXiv
-2603.22339), so it is reported beside the other estimators and never alone.
+It reproduces published numbers. Its minimum is biased where the swept values are not centred on the optimum
+(arXiv 2603.22339), so it is only reported together with the other estimators.
 """
 
 from __future__ import annotations
@@ -16,11 +16,17 @@ from analysis.stats.bootstrap import NoiseLevel
 
 
 def fit_parabola(x: Array, losses: Array, weights: Array | None = None) -> tuple[Array, Array]:
-    """Fit one quadratic to every row of `losses` [..., points] over `x` [points], the log of the swept
-    variable.
+    """Fit one quadratic to every row of `losses` [..., points] over `x`.
 
-    Returns coefficients [..., 3] of (x - mean x)^2, (x - mean x) and 1, and the residuals [..., points].
-    `weights` [..., points] count points; a row with fewer than three distinct ones has no parabola (NaN).
+    Parameters
+    ----------
+    x : log of the swept variable [points].
+    weights : how often each point counts [..., points]. A row with fewer than three distinct points has no
+        parabola (NaN).
+
+    Returns
+    -------
+    Coefficients of (x - mean x)^2, (x - mean x) and 1 [..., 3], and residuals [..., points].
     """
     centred = x - x.mean()
     columns = np.stack([centred**2, centred, np.ones_like(centred)], axis=-1)
@@ -48,7 +54,7 @@ def predict(x: Array, coefficients: Array, at: Array) -> Array:
 
 
 def fit_parabolas(inputs: Inputs) -> EstimatorFit:
-    """Fit a quadratic per budget in log recurrence and, apart from it, in log tokens."""
+    """Fit a quadratic per budget in the log of the swept variable, and another in log tokens."""
     cells, usable = inputs.cells, inputs.usable
     if not usable:
         return not_fitted("parabola", inputs)

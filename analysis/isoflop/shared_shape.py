@@ -1,9 +1,8 @@
-"""The shared-shape estimator: isoFLOP curves E_C + P_C N(mu)^-a + R_C D^-b with one (a, b) for all
-budgets.
+"""The shared-shape estimator: isoFLOP curves E_C + P_C N(mu)^-a + R_C D^-b, one (a, b) for all budgets.
 
-Amplitudes are free at every budget, so no law across budgets is assumed, and the form is that of the loss
-itself, so there is no parabola bias. N and D are those of each run; the minimum is sought on the
-continuous isoFLOP curve.
+Amplitudes are free at every budget, so no law across budgets is assumed. The form is that of the loss itself,
+so there is no parabola bias. N and D are those of each run; the minimum is that on the continuous isoFLOP
+curve.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from analysis.laws.variable_projection import SharedShape, fit_shared_shape
 
 
 def fit_shared(inputs: Inputs) -> EstimatorFit:
-    """Fit all isoFLOP curves of a group with one shape."""
+    """Fit one curve shape to all budgets of a group, with free amplitudes per budget."""
     cells, usable = inputs.cells, inputs.usable
     at = np.isin(cells.budget, usable)
     freedom = int(at.sum()) - 3 * len(usable) - 2
@@ -56,7 +55,7 @@ def fit_shared(inputs: Inputs) -> EstimatorFit:
 
 
 def minima(path: IsoflopPath, fit: SharedShape) -> Minima:
-    """Return log recurrence of the optimum and the loss there, both [resamples, budgets]."""
+    """Return the log of the optimum and the loss there in nats, both [resamples, budgets]."""
     means = (fit.log_params_mean, fit.log_tokens_mean)
     s = log_optimum(path, fit.exponents, fit.amplitudes, means)
     at = np.where(np.isfinite(s), s, path.middle)

@@ -1,4 +1,4 @@
-"""The parametric estimator: the fitted surface's optima under the FLOP function of the runs."""
+"""The parametric estimator: optima of the fitted surface under the FLOP function of the runs."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from analysis.laws.registry import LAWS
 from analysis.laws.surface import HIGH, LOW, PARAMETERS, Surface, fit_surface, refit
 from analysis.stats.bootstrap import NoiseLevel
 
-SPARE_RUNS = 3  # runs beyond its five parameters that the surface needs
+SPARE_RUNS = 3  # runs that the surface needs beyond its number of parameters
 
 
 def fit_parametric(inputs: Inputs) -> EstimatorFit:
-    """Fit the surface to every run, odd recurrences included, and read its optima at the budgets."""
+    """Fit the surface to every run, odd recurrences included, and return its optima at the budgets."""
     runs, needed = inputs.runs, len(PARAMETERS) + SPARE_RUNS
     count = len(runs.rows)
     if count < needed or min(len(np.unique(runs.params)), len(np.unique(runs.tokens))) < 3:
@@ -34,7 +34,7 @@ def fit_parametric(inputs: Inputs) -> EstimatorFit:
     squares = float(np.square(losses - base).sum())
     level = inputs.level(squares, count - len(PARAMETERS), runs.rows)
     drawn, weights = inputs.resamples(level, base, runs.rows, losses)
-    # Its logarithm is fitted: a loss is positive, whatever a run far from the fit makes of the noise.
+    # The log loss is fitted: noise at a run far from the fit must not make a loss negative.
     resampled = refit(point, np.maximum(drawn, base / 10), weights)
 
     def curves(surface: Surface, quantity: Quantity, budget: int, values: Array) -> Array:
@@ -59,18 +59,18 @@ def fit_parametric(inputs: Inputs) -> EstimatorFit:
         band=inputs.band(level, partial(curves, resampled)),
         across=across,
     )
-    # A profile takes the errors of all runs for independent.
+    # A profile treats the errors of all runs as independent.
     if not inputs.config.profiles or inputs.draws.weights is not None or inputs.draws.independent < 1:
         return replace(fitted, intervals="by bootstrap")
-    model = _profiled(point, path, losses, level)
+    model = _profile_model(point, path, losses, level)
     return with_profiles(fitted, path.budgets_flops, model, inputs.config.confidence)
 
 
-def _profiled(surface: Surface, path: IsoflopPath, losses: Array, level: NoiseLevel) -> ProfileModel:
-    """Return the surface as a profile sees it.
+def _profile_model(surface: Surface, path: IsoflopPath, losses: Array, level: NoiseLevel) -> ProfileModel:
+    """Return what the profile needs of the fitted surface.
 
-    For a Huber cost rho the deviance 2 (rho - rho_min) is in units of E psi^2 / E psi', here at normal
-    errors of the noise level.
+    For a Huber cost rho the deviance 2 (rho - rho_min) is in units of E psi^2 / E psi', here for normal
+    errors at the noise level.
     """
     means = (surface.log_params_mean, surface.log_tokens_mean)
 
@@ -105,7 +105,7 @@ def _profiled(surface: Surface, path: IsoflopPath, losses: Array, level: NoiseLe
 
 
 def minima(path: IsoflopPath, surface: Surface) -> Minima:
-    """Return log recurrence of the optimum and the loss there, both [resamples, budgets]."""
+    """Return the log of the optimum and the loss there in nats, both [resamples, budgets]."""
     means = (surface.log_params_mean, surface.log_tokens_mean)
     s = log_optimum(path, surface.exponents(), surface.amplitudes(), means)
     at = np.where(np.isfinite(s), s, path.middle)
@@ -117,7 +117,7 @@ def minima(path: IsoflopPath, surface: Surface) -> Minima:
 def _notes(point: Surface) -> tuple[str, ...]:
     """Return the certificate of the fit and what the runs do not determine.
 
-    The fit is centred, which moves amplitudes alone: floor and exponents trade off as in the law itself.
+    The fit is centred, which changes the amplitudes only: floor and exponents trade off as in the law itself.
     """
     fit = point.fit
     certificate = (
@@ -130,24 +130,25 @@ def _notes(point: Surface) -> tuple[str, ...]:
 def with_profiles(
     fitted: EstimatorFit, budgets_flops: Array, model: ProfileModel, confidence: float
 ) -> EstimatorFit:
-    """Replace the bootstrap's intervals of accepted laws and optima.
+    """Return the fit with profile intervals of accepted laws and optima in place of the bootstrap's.
 
     Which budgets have their optimum inside the grid is itself uncertain. The interval of an exponent
-    therefore spans those of the slope over the accepted budgets and over all that cannot be excluded.
+    therefore spans that of the slope over the accepted budgets and that over all budgets whose optimum may
+    lie inside.
     """
     budgets = len(budgets_flops)
     units = {q: np.eye(2 * budgets)[k * budgets :][:budgets] for k, q in enumerate(fitted.optima)}
     ends = profile_intervals(model, np.concatenate(list(units.values())), confidence)
     places = {q: ends[k * budgets :][:budgets] for k, q in enumerate(fitted.optima)}
     sets = {q: _budget_sets(fitted.optima[q], places[q]) for q, law in fitted.laws.items() if law.exponent}
-    wanted = [(q, used) for q, choices in sets.items() for used in choices]
-    rows = [row for q, used in wanted for row in _line(budgets_flops, used) @ units[q]]
+    slopes = [(q, used) for q, choices in sets.items() for used in choices]
+    rows = [row for q, used in slopes for row in _line(budgets_flops, used) @ units[q]]
     ends = profile_intervals(model, np.array(rows), confidence) if rows else []
-    lines = dict(zip(wanted, zip(ends[::2], ends[1::2], strict=True), strict=True))
+    lines = dict(zip(slopes, zip(ends[::2], ends[1::2], strict=True), strict=True))
     laws = dict(fitted.laws)
     for quantity, choices in sets.items():
         slope = _hull([lines[quantity, used][0] for used in choices])
-        level = [_raised(end) for end in lines[quantity, choices[0]][1]]
+        level = [_exp(end) for end in lines[quantity, choices[0]][1]]
         laws[quantity] = replace(
             laws[quantity],
             exponent_low=slope[0],
@@ -157,8 +158,8 @@ def with_profiles(
         )
     optima = {
         quantity: tuple(
-            found if found.refusal else replace(found, low=_raised(low), high=_raised(high))
-            for found, (low, high) in zip(fitted.optima[quantity], places[quantity], strict=True)
+            optimum if optimum.refusal else replace(optimum, low=_exp(low), high=_exp(high))
+            for optimum, (low, high) in zip(fitted.optima[quantity], places[quantity], strict=True)
         )
         for quantity in fitted.optima
     }
@@ -167,11 +168,13 @@ def with_profiles(
 
 def _budget_sets(optima: tuple[Optimum, ...], ends: list[Ends]) -> list[tuple[int, ...]]:
     """Return the accepted budgets and, where they are others, those whose optimum may lie inside the grid."""
-    accepted = tuple(k for k, found in enumerate(optima) if found.value is not None)
+    accepted = tuple(k for k, optimum in enumerate(optima) if optimum.value is not None)
     possible = []
-    for k, (found, (low, high)) in enumerate(zip(optima, ends, strict=True)):
-        first, last = interior_bounds(found.swept)
-        if k in accepted or (found.fitted and (low is None or low < last) and (high is None or high > first)):
+    for k, (optimum, (low, high)) in enumerate(zip(optima, ends, strict=True)):
+        first, last = interior_bounds(optimum.swept)
+        if k in accepted or (
+            optimum.fitted and (low is None or low < last) and (high is None or high > first)
+        ):
             possible.append(k)
     return [accepted] if tuple(possible) == accepted else [accepted, tuple(possible)]
 
@@ -189,5 +192,5 @@ def _hull(ends: list[Ends]) -> Ends:
     return low, None if None in highs else max(end for end in highs if end is not None)
 
 
-def _raised(end: float | None) -> float | None:
+def _exp(end: float | None) -> float | None:
     return None if end is None else float(np.exp(end))

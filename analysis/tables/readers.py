@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.tables.schema import DEPTHS, ITEMS, RUNS, Column, TableError, conform
+from analysis.tables.schema import DEPTHS, ITEMS, RUNS, Column, TableError, conform, migrate
 
 WANDB = "wandb:"
 # Columns of a table of points: those of the laws (analysis.laws.registry), the loss, its budget, its block.
@@ -64,9 +64,10 @@ def read_source(data: str, columns: Mapping[str, str] | None = None) -> Tables |
         return read_tables(Path(data))
     else:
         frame, name = _read_any(Path(data)), Path(data).name
-    if columns or not {column.name for column in RUNS} <= set(frame.columns):
+    runs = migrate(frame)
+    if columns or not {column.name for column in RUNS} <= set(runs.columns):
         return rename(frame, columns or {}, name)
-    return _as_runs(frame, data)
+    return _as_runs(runs, data)
 
 
 def rename(frame: pd.DataFrame, columns: Mapping[str, str], name: str) -> pd.DataFrame:

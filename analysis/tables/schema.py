@@ -1,4 +1,4 @@
-"""The columns of the two tables that every study ends in, and the check that guards them."""
+"""The columns of the runs, depths, scores and items tables, and the check of a table against them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 import pandas as pd
 
 SCHEMA_VERSION = 5
-# By the version that brought them: columns of the runs table, and what their absence means in older ones.
+# Columns of the runs table by the version that added them, with their value in older tables.
 ADDED: dict[int, dict[str, int | float | str]] = {
     2: {
         "lr_scaling": "none",

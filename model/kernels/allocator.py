@@ -8,7 +8,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 def keep_freed_memory() -> None:
-    """Let the process keep what it frees: a step would fetch pages given back to the system anew.
+    """Keep freed memory in the process: a step would fault pages that were returned to the system in anew.
 
     Affects the whole process, where the C library is glibc. Peak memory stays about the same.
     """

@@ -92,7 +92,7 @@ def run_loops(
     counts: Sequence[int],
     state: Tensor | None = None,
 ) -> Tensor:
-    """Take sequence i `counts[i]` times through `step`, counts descending; returns the states [B, L, d].
+    """Return the states [B, L, d] after `counts[i]` steps of sequence i; counts descend.
 
     A sequence joins when its own count remains, so that all leave together. Those that have a `state`
     [b <= B, L, d] already go on from it; the others start from `inputs.first`.

@@ -35,6 +35,7 @@ ADDED = {
     "micro_batch_changed",
     3: "core_tasks core_extended_tasks trunk_steps trunk_flops trunk_share_flops",
     4: "recipe",
+    5: "kernels",
 }
 PASSING = ("logs", "*.log", "*.lock", "*.pid", "lease", "keys", "jobs")  # names of machines and processes
 
@@ -124,7 +125,7 @@ def older_tables(sweep: Path, folder: Path) -> None:
     import pandas as pd
 
     runs = pd.read_csv(sweep / "runs.csv", keep_default_na=False)
-    for version in (3, 2, 1):
+    for version in (4, 3, 2, 1):
         runs = runs.drop(columns=ADDED[version + 1].split()).assign(schema_version=version)
         (folder / f"version_{version}").mkdir(parents=True)
         runs.to_csv(folder / f"version_{version}" / "runs.csv", index=False)

@@ -167,7 +167,7 @@ def _launch_command(path: Path, overrides: Sequence[str]) -> str:
 COMMANDS = {
     "plan": Command(
         run=_plan,
-        summary="solve a grid and price it; writes only for design=, suggest= and calibrate=",
+        summary="solve a grid and estimate its cost; writes only for design=, suggest= and calibrate=",
         example="loopscale plan sweep=isoflop_140m accounting=released",
     )
 }

@@ -12,8 +12,8 @@ from analysis.laws.registry import LAWS
 from analysis.report.report import report
 from analysis.study.points import IsoflopFit, isoflop, read_points
 from analysis.study.study import StudyFit, fit
+from analysis.tables.readers import read_tables
 from analysis.tables.schema import TableError
-from analysis.tables.selection import read_tables
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -36,7 +36,7 @@ from analysis.design.simulate import Grid, Noise, estimate, grid
 from analysis.design.studies import expected_losses, joined, true_exponent
 from analysis.isoflop.shared_shape import fit_shared
 from sweeps.config.study import StudyConfig
-from sweeps.planning.design import planned
+from sweeps.planning.design import planned_runs
 from sweeps.planning.design_search import search
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -116,7 +116,7 @@ def width(record: Record) -> float:
 def made(folder: Path, number: int) -> tuple[Grid, Generator, Any, Any]:
     """Return grid, law, noise-free losses and those of all studies of a case."""
     name, law_name, tail = cases()[number]
-    bench = grid(planned(study(folder, **GRIDS[name])), COUNT)
+    bench = grid(planned_runs(study(folder, **GRIDS[name])), COUNT)
     law = worlds(bench)[law_name]
     return bench, law, *losses_of(bench, law, tail, STUDIES, SEED + number)
 
@@ -178,7 +178,7 @@ def searched(folder: Path) -> list[Record]:
     def find(numbers: range) -> list[Record]:
         base = study(folder)
         base = replace(base, assume=replace(base.assume, analysts=100, seed_nats=NOISE))
-        own = worlds(grid(planned(base), COUNT))
+        own = worlds(grid(planned_runs(base), COUNT))
         chosen = ("published law", "coupled", "loop worth less")
         found = search(base, progress, [own[name] for name in chosen])
         rows: list[Record] = []

@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtr, stdtrit
 
+from analysis.config import Array
 from analysis.design.ground_truth import Generator
 from analysis.isoflop.curves import EDGE_SHARE, MIN_SWEPT
-from analysis.isoflop.geometry import Geometry
-from analysis.isoflop.optimum import Path, optimum, response
+from analysis.isoflop.geometry import Geometry, IsoflopPath, log_optimum, optimum_slopes
 from analysis.isoflop.power_law import MIN_BUDGETS
 from analysis.laws.variable_projection import BOX, SharedShape, fit_shared_shape
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
 Counts = np.ndarray[Any, np.dtype[np.int64]]  # runs [budgets, recurrences]
 INSIDE = 0.95  # wanted chance that all minima lie inside; falling short of it costs PENALTY per unit
 PENALTY = 4.0
@@ -169,13 +168,13 @@ def information(
     index = np.repeat(np.arange(len(budgets_flops)), len(recurrences))
     losses = np.stack([law.loss(depth, tokens) for law in laws])
     fit = fit_shared_shape(u, v, losses, index)
-    path = Path(shape=shape, budgets_flops=budgets_flops, middle=float(np.log(recurrences).mean()))
+    path = IsoflopPath(shape=shape, budgets_flops=budgets_flops, middle=float(np.log(recurrences).mean()))
     return _linearised(fit, path, u, v, recurrences, sd_nats, target_flops)
 
 
 def _linearised(
     fit: SharedShape,
-    path: Path,
+    path: IsoflopPath,
     u: Array,
     v: Array,
     recurrences: Array,
@@ -190,9 +189,9 @@ def _linearised(
     size, data = -np.expm1(-a * u) / a, -np.expm1(-b * v) / b
     by_a = -p[..., None] * (u * np.exp(-a * u) - size) / a
     by_b = -r[..., None] * (v * np.exp(-b * v) - data) / b
-    s = optimum(path, fit.exponents, fit.amplitudes, means)
+    s = log_optimum(path, fit.exponents, fit.amplitudes, means)
     at = np.where(np.isfinite(s), s, path.middle)
-    more, in_a, in_b = response(path, at, fit.exponents, means)
+    more, in_a, in_b = optimum_slopes(path, at, fit.exponents, means)
     x, z = np.stack([by_a, by_b], -1), np.stack([np.ones_like(size), -size, -data], -1)
     return Information(
         budgets_flops=path.budgets_flops,

@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from analysis.config import Progress
+from analysis.config import Array, Progress
 from analysis.design.fisher_information import Counts, Information
 from analysis.isoflop.curves import MIN_SWEPT
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
 AROUND = 1.0  # e-foldings on either side of the expected optima that a new budget's recurrences span
 # A run is chosen by gain / cost^power: 1 where the allowance binds, 0 where the number of runs does.
 THRIFT = (0.0, 0.5, 1.0)

@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.optimize import brentq, minimize_scalar
 
-from analysis.config import ParameterCount
+from analysis.config import Array, ParameterCount
 from analysis.isoflop.geometry import Geometry, geometry
 from analysis.published import parcae
 from analysis.tables.schema import TableError
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
 REACH = (0.1, 1000.0)  # mean recurrences between which an optimum is sought
 
 

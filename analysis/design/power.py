@@ -8,20 +8,21 @@ their own replicates or residuals give. The two agree where the study can know i
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
 from annotated_types import Ge, Gt
 
-from analysis import serialize as plain
+from analysis import serialize
+from analysis.config import Array
 from analysis.design.simulate import Grid, Noise
 from analysis.format import number, percent
-from analysis.isoflop.curves import HIDDEN, QUANTITY_NAMES, Quantity
-from analysis.isoflop.estimator import DEFAULT, EstimatorName
+from analysis.isoflop.curves import QUANTITY_NAMES, Quantity
+from analysis.isoflop.estimator import DEFAULT_ESTIMATOR, EstimatorName
 from analysis.isoflop.power_law import MIN_BUDGETS
+from analysis.serialize import HIDDEN
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
 FAR = 0.15  # of the spread: an interval of another width, or estimates off by more, are said to be so
 
 
@@ -108,7 +109,11 @@ class Resolution:
     grid: Grid = field(repr=False, compare=False, metadata=HIDDEN)
 
     def of(
-        self, quantity: Quantity = "mean_recurrence", name: EstimatorName = DEFAULT, *, target: bool = False
+        self,
+        quantity: Quantity = "mean_recurrence",
+        name: EstimatorName = DEFAULT_ESTIMATOR,
+        *,
+        target: bool = False,
     ) -> Resolved:
         """Return the exponent of a quantity by one estimator, or with `target` its value there."""
         found = (item for item in self.resolved[name] if item.quantity == quantity)
@@ -116,7 +121,7 @@ class Resolution:
 
     def to_json(self) -> str:
         """Return the result as JSON text."""
-        return plain.to_json(self)
+        return serialize.to_json(self)
 
     def summary(self) -> str:
         """Return what the study would resolve, in words."""
@@ -129,7 +134,7 @@ class Resolution:
         lines = [
             f"{self.runs} looped runs and {self.controls} controls, {number(self.nominal_flops)} FLOPs, "
             f"under {self.law}; noise in nats: {', '.join(parts)}; {self.config.studies} simulated studies",
-            *(f"  {_sentence(item, self.config)}" for item in self.resolved[DEFAULT]),
+            *(f"  {_sentence(item, self.config)}" for item in self.resolved[DEFAULT_ESTIMATOR]),
             f"  minima all lie inside the grid in {percent(self.all_inside)} of the studies"
             f"{_worst(self.outlooks)}",
             f"  {self._power()}",

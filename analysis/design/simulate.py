@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.config import FitConfig, ParameterCount
+from analysis.config import Array, FitConfig, ParameterCount
 from analysis.design.ground_truth import Generator
-from analysis.isoflop.curves import Curves, Quantity, curves, inside, refusal_before
+from analysis.isoflop.curves import Curves, Quantity, is_interior, isoflop_curves, too_few_values
 from analysis.isoflop.estimator import EstimatorName, Inputs, Points, as_quantity
 from analysis.isoflop.geometry import Geometry, geometry
 from analysis.isoflop.group import trunks_of
@@ -25,7 +25,6 @@ from analysis.stats.noise import NoiseFloor, noise_floor
 from analysis.tables.schema import TableError
 from analysis.tables.selection import CELL
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
 UNKNOWN = NoiseFloor(sd_nats=None, degrees_of_freedom=0)
 QUANTITIES: tuple[Quantity, Quantity] = ("mean_recurrence", "tokens")
 
@@ -127,8 +126,8 @@ def grid(runs: pd.DataFrame, parameter_count: ParameterCount) -> Grid:
     if looped.empty:
         raise TableError("the grid has no looped runs: there is no recurrence to find the optimum of")
     shape = geometry(looped, parameter_count)
-    cells = curves(runs, shape)
-    reasons = [refusal_before(cells, k) for k in range(len(cells.budgets_flops))]
+    cells = isoflop_curves(runs, shape)
+    reasons = [too_few_values(cells, k) for k in range(len(cells.budgets_flops))]
     if None not in reasons:
         raise TableError(
             f"no curve of the grid can be fitted: {(reasons or ['no run on an isoFLOP curve'])[0]}"
@@ -160,7 +159,7 @@ def estimate(grid: Grid, clean: Array, losses: Array, *, thorough: bool = True) 
     shape at the best of a grid, as for one study, or, not `thorough`, at the noise-free fit too.
     """
     cells = grid.cells
-    usable = [k for k in range(len(cells.budgets_flops)) if refusal_before(cells, k) is None]
+    usable = [k for k in range(len(cells.budgets_flops)) if too_few_values(cells, k) is None]
     inputs = grid.inputs(clean, FitConfig(bootstrap=100), "")
     path = inputs.path(usable)
     found = [_shared(grid, usable, clean, losses, thorough)]
@@ -209,7 +208,7 @@ def _judged(
 ) -> Estimates:
     within = {
         quantity: np.stack(
-            [inside(logs[:, k], grid.cells.swept(quantity, b)) for k, b in enumerate(usable)], -1
+            [is_interior(logs[:, k], grid.cells.swept(quantity, b)) for k, b in enumerate(usable)], -1
         )
         for quantity, logs in log_optima.items()
     }

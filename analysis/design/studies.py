@@ -7,16 +7,15 @@ from typing import Any
 import numpy as np
 
 from analysis.compare.loss_difference import FittedMinimum, difference_of_minimum
-from analysis.config import FitConfig, Progress
+from analysis.config import Array, FitConfig, Progress
 from analysis.design.ground_truth import Generator
 from analysis.design.power import DesignConfig, Outlook, Resolution, Resolved
 from analysis.design.simulate import QUANTITIES, Estimates, Grid, Noise, estimate
-from analysis.isoflop.curves import Quantity, inside
-from analysis.isoflop.estimator import DEFAULT, EstimatorFit, Inputs
+from analysis.isoflop.curves import Quantity, is_interior
+from analysis.isoflop.estimator import DEFAULT_ESTIMATOR, EstimatorFit, Inputs
 from analysis.isoflop.power_law import MIN_BUDGETS
 from analysis.isoflop.shared_shape import fit_shared
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
 Analysis = tuple[Inputs, EstimatorFit]
 MOST = 0.5  # past this share of analyses without an interval there is no typical one
 BATCH = 250  # studies fitted at once between two steps of the progress bar
@@ -43,7 +42,7 @@ def resolve(
     found = [joined([part[k] for part in parts]) for k in range(len(parts[0]))]
     analyses = _analyses(grid, losses[: config.analysts], noise.shared, config, progress)
     target = config.target_flops or 4 * float(grid.cells.budgets_flops.max())
-    default = next(item for item in found if item.name == DEFAULT)
+    default = next(item for item in found if item.name == DEFAULT_ESTIMATOR)
     outlooks = _outlooks(grid, law, default, losses, analyses)
     runs = grid.runs
     within = default.inside["mean_recurrence"]
@@ -115,7 +114,7 @@ def true_exponent(grid: Grid, law: Generator, quantity: Quantity, budgets: list[
     flops = grid.cells.budgets_flops[budgets]
     logs = np.log(true_optima(grid, law, flops, quantity))
     kept = np.array(
-        [inside(logs[i : i + 1], grid.cells.swept(quantity, k))[0] for i, k in enumerate(budgets)]
+        [is_interior(logs[i : i + 1], grid.cells.swept(quantity, k))[0] for i, k in enumerate(budgets)]
     )
     if kept.sum() < MIN_BUDGETS:
         return None
@@ -128,7 +127,7 @@ def _resolved(
     result = []
     for quantity in QUANTITIES:
         logs, slopes = found.line(grid, quantity, target)
-        widths = _intervals(analyses, quantity, target) if found.name == DEFAULT else (None, None)
+        widths = _intervals(analyses, quantity, target) if found.name == DEFAULT_ESTIMATOR else (None, None)
         exponent = true_exponent(grid, law, quantity, found.budgets)
         optimum = float(true_optima(grid, law, np.array([target]), quantity)[0])
         result.append(_summarised(quantity, None, exponent, slopes, widths[0]))

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from analysis.design.power import Resolution
 from analysis.figures import style
 from analysis.format import percent
-from analysis.isoflop.estimator import DEFAULT
+from analysis.isoflop.estimator import DEFAULT_ESTIMATOR
 
 COLOURS = ("#2166ac", "#b35806", "#1b7837", "#762a83", "#8c510a", "#01665e")
 DASHES = (0, (3, 2))
@@ -115,7 +115,8 @@ def _exponents(ax: Axes, result: Resolution, edges: Any, colour: Any, label: str
 def _caption(results: Sequence[Resolution]) -> str:
     config = results[0].config
     return (
-        f"{config.studies} simulated studies, {DEFAULT} estimator. (a) Optima over the budget; an arrow "
+        f"{config.studies} simulated studies, {DEFAULT_ESTIMATOR} estimator. "
+        "(a) Optima over the budget; an arrow "
         "marks a true one outside the swept range, an arrowhead estimates that reach its end. (b) Exponents "
         f"of all studies that give one; the median interval is that of {config.analysts} analyses. "
         + " ".join(f"({k + 1}) {result.law}." for k, result in enumerate(results))

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from analysis.figures import style
-from analysis.isoflop.curves import LABELS, QUANTITY_NAMES, Quantity
+from analysis.isoflop.curves import AXIS_LABELS, QUANTITY_NAMES, Quantity
 from analysis.isoflop.estimator import EstimatorFit
 from analysis.isoflop.group import GroupFit
 from analysis.stats.noise import NoiseFloor
@@ -98,7 +98,7 @@ def _curve(
 
 
 def _axes(ax: Axes, group: GroupFit, quantity: Quantity) -> None:
-    ax.set_xlabel(LABELS[quantity])
+    ax.set_xlabel(AXIS_LABELS[quantity])
     recurrence = group.cells.variable == "mean_recurrence"
     ax.set_ylabel("validation loss (nats per token)" if recurrence else "loss (unit of the table)")
     if quantity != "mean_recurrence":

@@ -16,8 +16,8 @@ from matplotlib.ticker import MaxNLocator
 from analysis.figures import style
 from analysis.figures.isoflop import LINES
 from analysis.figures.power_law import LOOKS
-from analysis.isoflop.curves import LABELS
-from analysis.isoflop.estimator import DEFAULT
+from analysis.isoflop.curves import AXIS_LABELS
+from analysis.isoflop.estimator import DEFAULT_ESTIMATOR
 from analysis.isoflop.group import GroupFit
 from analysis.stats.noise import NoiseFloor
 
@@ -38,7 +38,7 @@ def isoflop_by_budget_figure(group: GroupFit, noise: NoiseFloor) -> style.Report
                 continue
             _panel(ax, group, k, noise, width=112 // columns)
             if k + columns >= len(budgets):
-                ax.set_xlabel(LABELS[group.cells.variable])
+                ax.set_xlabel(AXIS_LABELS[group.cells.variable])
         unit = " (nats)" if group.cells.variable == "mean_recurrence" else "\n(unit of the table)"
         for ax in panels[::columns]:
             ax.set_ylabel(f"loss above lowest cell{unit}", fontsize=6.5)
@@ -93,7 +93,7 @@ def _panel(ax: Axes, group: GroupFit, k: int, noise: NoiseFloor, width: int) -> 
     title = f"{style.scientific(group.budgets_flops[k])} FLOPs"
     refusal = group.estimator().optima[group.cells.variable][k].refusal
     if refusal:
-        title += "\n" + "\n".join(textwrap.wrap(f"{DEFAULT}: {refusal.split(' (')[0]}", width))
+        title += "\n" + "\n".join(textwrap.wrap(f"{DEFAULT_ESTIMATOR}: {refusal.split(' (')[0]}", width))
     ax.set_title(title, fontsize=6)
     if group.cells.variable == "mean_recurrence":
         style.recurrence_axis(ax.xaxis, depth.tolist(), room=0.12)

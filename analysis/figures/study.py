@@ -73,7 +73,7 @@ def seeds_figure(noise: NoiseFloor) -> style.ReportFigure | None:
         ax.set_xlim(-reach, reach)
         ax.locator_params(axis="x", nbins=4)
         ax.set_xlabel("loss minus cell mean (nats)")
-    caption = f"Replicate seeds by cell; the grey band is the pooled standard deviation: {noise.sentence()}."
+    caption = f"Replicate seeds by cell; the grey band is the pooled standard deviation: {noise.summary()}."
     rows = [
         (cell.label, run_id, cell.mean_nats, value)
         for cell in noise.cells

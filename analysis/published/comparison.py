@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-from analysis import serialize as plain
+from analysis import serialize
 from analysis.format import number
 from analysis.published.parcae import core_differences
 
@@ -80,7 +80,7 @@ class PublishedComparison:
 
     def to_json(self) -> str:
         """Return the comparison as JSON text."""
-        return plain.to_json(self)
+        return serialize.to_json(self)
 
 
 def published_comparison(confidence: float = 0.95) -> PublishedComparison:

@@ -13,12 +13,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.config import Array
 from analysis.format import number
-from analysis.isoflop.geometry import FLOPS_PER_PARAM, Geometry
-from analysis.isoflop.optimum import Path as Curve
-from analysis.isoflop.optimum import optimum
+from analysis.isoflop.geometry import FLOPS_PER_PARAM, Geometry, IsoflopPath, log_optimum
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
 FOLDER = Path(__file__).parent
 TABLES = (
     "sizes",
@@ -95,14 +93,14 @@ def law_optima(size: str, accounting: str, count: str, flops: Array | None = Non
     Without `flops` at the published budgets.
     """
     law = _row("training_law", size)
-    curve = Curve(
+    curve = IsoflopPath(
         shape=shape(size, accounting, count),
         budgets_flops=budgets(size) if flops is None else flops,
         middle=float(np.log(SWEPT).mean()),
     )
     exponents = np.array([[law["a"], law["b"]]])
     amplitudes = np.array([[[law["E"], law["a"] * law["A"], law["b"] * law["B"]]]])
-    return np.asarray(np.exp(optimum(curve, exponents, amplitudes, (0.0, 0.0))[0]))
+    return np.asarray(np.exp(log_optimum(curve, exponents, amplitudes, (0.0, 0.0))[0]))
 
 
 def budgets(size: str) -> Array:

@@ -14,14 +14,13 @@ import numpy as np
 import pandas as pd
 
 from analysis.config import FitConfig, Progress
-from analysis.isoflop.curves import HIDDEN
 from analysis.isoflop.geometry import geometry
 from analysis.isoflop.group import GroupFit, blocks_of, fit_groups
-from analysis.laws.curve_laws import RIVALS, CurveLaws, fit_curves
+from analysis.laws.curve_laws import DEPTH_LAWS, CurveLaws, fit_curves
 from analysis.laws.fit import LawFit, fit_law
-from analysis.laws.joint import SIZE, joint
-from analysis.laws.law import Law
+from analysis.laws.law import SIZE_COLUMN, Law, joint_law
 from analysis.laws.registry import LAWS
+from analysis.serialize import HIDDEN
 from analysis.stats.noise import noise_floor
 from analysis.tables.schema import TableError
 from analysis.tables.selection import select
@@ -71,8 +70,12 @@ def cross_run_laws(
     for accounting in accountings:
         mine = [g for g in groups if g.accounting == accounting and len(tables[g.label])]
         if len({group.scale for group in mine}) > 1:
-            numbered = [tables[group.label].assign(**{SIZE: i}) for i, group in enumerate(mine, start=1)]
-            law = joint(LAWS["unified"], [group.label.replace(f", {accounting} FLOPs", "") for group in mine])
+            numbered = [
+                tables[group.label].assign(**{SIZE_COLUMN: i}) for i, group in enumerate(mine, start=1)
+            ]
+            law = joint_law(
+                LAWS["unified"], [group.label.replace(f", {accounting} FLOPs", "") for group in mine]
+            )
             selected.append((f"{accounting} FLOPs", law, pd.concat(numbered, ignore_index=True)))
     fitted = []
     for number, (label, law, table) in enumerate(selected):
@@ -105,7 +108,7 @@ def fit_law_to_runs(
     if "depth" in law.columns:
         depths = depths.sort_values(["run_id", "depth"], kind="stable")
         points = pd.concat([depth_points(group, depths, config) for group in groups], ignore_index=True)
-        if name in RIVALS:
+        if name in DEPTH_LAWS:
             return fit_curves(name, points, config.huber_delta)
     else:
         points = pd.concat([training_points(group, config) for group in groups], ignore_index=True)

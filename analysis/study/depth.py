@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
 from scipy.special import stdtrit
 
-from analysis.config import FitConfig
+from analysis.config import Array, FitConfig
 from analysis.laws.depth_curve import SaturatingFit, fit_saturating
 from analysis.tables.schema import TableError
-
-Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True, kw_only=True)

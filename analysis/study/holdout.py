@@ -20,7 +20,8 @@ from analysis.format import error, number
 from analysis.isoflop.estimator import Array
 from analysis.isoflop.group import GroupFit
 from analysis.laws.depth_curve import fit_saturating
-from analysis.laws.fit import EXACT, FLAT, columns, fit_law
+from analysis.laws.fit import FLAT, columns, fit_law
+from analysis.laws.newton import EXACT
 from analysis.laws.objective import Objective, minimise, predict
 from analysis.laws.registry import LAWS
 from analysis.study.cross_run_laws import CrossRunLaw

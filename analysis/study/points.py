@@ -17,11 +17,11 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from analysis import serialize as plain
+from analysis import serialize
 from analysis.config import FitConfig
 from analysis.isoflop.curves import QUANTITY_NAMES, Curves
-from analysis.isoflop.estimator import DEFAULT, Inputs, Points
-from analysis.isoflop.geometry import SIZES
+from analysis.isoflop.estimator import DEFAULT_ESTIMATOR, Inputs, Points
+from analysis.isoflop.geometry import PLAIN_TRANSFORMER
 from analysis.isoflop.group import GroupFit, fit_group
 from analysis.laws.fit import LawFit, fit_law
 from analysis.laws.registry import LAWS
@@ -68,7 +68,9 @@ class IsoflopFit:
             for quantity in self.group.quantities
         ]
 
-    def predict(self, flops: float | np.ndarray[Any, Any], estimator: str = DEFAULT) -> pd.DataFrame:
+    def predict(
+        self, flops: float | np.ndarray[Any, Any], estimator: str = DEFAULT_ESTIMATOR
+    ) -> pd.DataFrame:
         """Return optimal parameters and tokens at budgets of `flops`, and L* there (see `GroupFit.predict`).
 
         The column loss is in the table's unit.
@@ -78,11 +80,11 @@ class IsoflopFit:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fit as JSON values."""
-        return dict(plain.plain(self))
+        return dict(serialize.to_jsonable(self))
 
     def to_json(self) -> str:
         """Return the fit as JSON text, the same bytes for the same points and seed."""
-        return plain.to_json(self)
+        return serialize.to_json(self)
 
 
 def read_points(path: Path | str, columns: Mapping[str, str] | None = None) -> pd.DataFrame:
@@ -224,7 +226,7 @@ def _group(table: pd.DataFrame, x: Swept, config: FitConfig) -> GroupFit:
     inputs = Inputs(
         cells=cells,
         runs=Points(rows=rows, params=params, tokens=tokens, loss_nats=losses),
-        shape=SIZES,
+        shape=PLAIN_TRANSFORMER,
         draws=resample(drawn, config.resampling, index, blocks, "points", config.seed),
         floor=NoiseFloor(sd_nats=None, degrees_of_freedom=0),
         config=config,

@@ -7,11 +7,12 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import serialize as plain
+from analysis import serialize
 from analysis.config import FitConfig, Progress
-from analysis.isoflop.curves import HIDDEN, QUANTITY_NAMES
-from analysis.isoflop.estimator import DEFAULT
+from analysis.isoflop.curves import QUANTITY_NAMES
+from analysis.isoflop.estimator import DEFAULT_ESTIMATOR
 from analysis.isoflop.group import GroupFit, Values, fit_groups
+from analysis.serialize import HIDDEN
 from analysis.stats.noise import NoiseFloor, noise_floor
 from analysis.study.cross_run_laws import CrossRunLaw, cross_run_laws
 from analysis.study.depth import DepthStudy, depth_study
@@ -64,7 +65,7 @@ class StudyFit:
         lines = [
             f"{self.runs_used} runs used, {len(self.left_out)} left out "
             f"(tables {self.runs_digest}, {self.depths_digest})",
-            self.noise.sentence(),
+            self.noise.summary(),
             *(f"  left out: {item.run_id}, {item.reason}" for item in self.left_out),
             *(f"  skipped: {item}" for item in self.skipped),
         ]
@@ -87,9 +88,9 @@ class StudyFit:
             lines.append(f"Optimal {QUANTITY_NAMES[quantity]}, {'; '.join(laws)}")
         if not lines:
             lines.append(f"No isoFLOP law: {'; '.join(self.skipped)}")
-        return [*lines, f"Test-time depth: {self.depth.headline()}; {self.noise.sentence()}"]
+        return [*lines, f"Test-time depth: {self.depth.headline()}; {self.noise.summary()}"]
 
-    def predict(self, flops: Values, estimator: str = DEFAULT) -> pd.DataFrame:
+    def predict(self, flops: Values, estimator: str = DEFAULT_ESTIMATOR) -> pd.DataFrame:
         """Return optimal recurrence and tokens at budgets of `flops`, and L* there, per group.
 
         A group whose estimator has no power law is left out (see `GroupFit.predict`).
@@ -113,11 +114,11 @@ class StudyFit:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON values."""
-        return dict(plain.plain(self))
+        return dict(serialize.to_jsonable(self))
 
     def to_json(self) -> str:
         """Return the result as JSON text, the same bytes for the same tables and seed."""
-        return plain.to_json(self)
+        return serialize.to_json(self)
 
 
 def fit(

@@ -12,7 +12,7 @@ from analysis.design.simulate import Noise, estimate, grid
 from analysis.design.studies import expected_losses, resolve, true_exponent
 from analysis.figures.design import design_figure
 from analysis.figures.style import freeze_layout, styled
-from analysis.isoflop.geometry import SIZES
+from analysis.isoflop.geometry import PLAIN_TRANSFORMER
 from analysis.isoflop.group import fit_groups
 from analysis.published import parcae
 from analysis.stats.noise import noise_floor
@@ -81,7 +81,7 @@ def test_optimum_of_a_coupled_law_is_the_closed_form():
     ratio = a * law.amplitude_params ** (1 / g) / (b * law.amplitude_tokens ** (1 / g))
     for flops in (1e17, 1e19):
         expected = ratio ** (1 / (a + b)) * (flops / 6) ** (b / (a + b)) / 1e6
-        shape = replace(SIZES, looped_params=1e6, flops_slope=6e6)
+        shape = replace(PLAIN_TRANSFORMER, looped_params=1e6, flops_slope=6e6)
         assert law.optimum(shape, flops) == pytest.approx(expected, rel=1e-4)
 
 

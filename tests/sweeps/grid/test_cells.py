@@ -12,6 +12,7 @@ from model.config_validation import ConfigError
 from model.flops import parameter_counts
 from sweeps.config.study import StudyConfig
 from sweeps.grid.cells import DataFacts, cells
+from sweeps.planning.plan import plan
 
 FACTS = DataFacts(digest="d" * 16, unique_tokens=10**12)
 
@@ -141,11 +142,12 @@ def test_a_micro_batch_that_is_not_set_is_judged_at_what_fits():
 
 
 def test_the_papers_grids_are_priced_for_an_h100():
-    frame = loopscale.plan(["sweep=isoflop_140m", "cluster=slurm_h100"])
+    priced = plan(loopscale.compose(["sweep=isoflop_140m", "cluster=slurm_h100"]))
+    frame = priced.frame
     # All cells but the deepest cost their budget, to within one step: FLOPs / (9.89e14 x 0.4) / 3600.
     ideal = frame["target_flops"] / (9.89e14 * 0.4) / 3600
     assert (frame["hours"] <= ideal).all() and (frame["hours"] > 0.99 * ideal).all()
-    assert frame.attrs["price"].startswith("estimated from peak") and (frame["devices"] == 1).all()
+    assert priced.hours_source.startswith("estimated from peak") and (frame["devices"] == 1).all()
     four = loopscale.plan(["sweep=isoflop_370m", "cluster=slurm_h100"])
     assert (four["devices"] == 4).all() and (four["hours"] <= four["target_flops"] / 3.956e14 / 3600).all()
 
@@ -198,17 +200,16 @@ def test_dropped_cells_keep_their_reason(tiny_sweep):
 
 
 def test_a_truncated_curve_is_flagged(tiny_sweep):
-    frame = loopscale.plan(
-        [
-            *[t for t in tiny_sweep if "sweep.tokens" not in t],
-            "sweep.budgets_flops=[6e8]",
-            "sweep.min_steps=9",
-            "sweep.mean_recurrences=[2,4,12]",
-        ]
-    )
-    verdicts = list(frame["verdict"])
-    assert verdicts == ["OK", "OK", "DROP", "OK"], frame[["steps", "reason"]]
-    assert frame.attrs["notes"] == [
+    overrides = [
+        *[t for t in tiny_sweep if "sweep.tokens" not in t],
+        "sweep.budgets_flops=[6e8]",
+        "sweep.min_steps=9",
+        "sweep.mean_recurrences=[2,4,12]",
+    ]
+    truncated = plan(loopscale.compose(overrides))
+    verdicts = list(truncated.frame["verdict"])
+    assert verdicts == ["OK", "OK", "DROP", "OK"], truncated.frame[["steps", "reason"]]
+    assert truncated.notes == [
         "looped_40k at 6e+08 FLOPs loses its high recurrences: its minimum will be biased"
     ]
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from analysis.config import Array, Progress
-from analysis.design.fisher_information import Counts, Information
+from analysis.design.fisher_information import Counts, FisherInformation
 from analysis.isoflop.curves import MIN_SWEPT
 
 AROUND = 1.0  # e-foldings on either side of the expected optima that a new budget's recurrences span
@@ -36,7 +36,7 @@ class Limits:
     per_cell: int = 1  # seeds of one cell, those already run among them
 
 
-def opened(information: Information, budget: int, seeds: int = 1) -> Counts:
+def opened(information: FisherInformation, budget: int, seeds: int = 1) -> Counts:
     """Return the runs [recurrences] that open a budget: four around its optima under all laws."""
     optima = information.optima[:, budget]
     known = optima[np.isfinite(optima)]
@@ -51,7 +51,7 @@ def opened(information: Information, budget: int, seeds: int = 1) -> Counts:
 
 
 def filled(
-    information: Information, counts: Counts, limits: Limits, spent: float, runs: int, thrift: float
+    information: FisherInformation, counts: Counts, limits: Limits, spent: float, runs: int, thrift: float
 ) -> Counts:
     """Add runs to `counts` one by one, as long as they narrow the interval and the limits allow."""
     counts = counts.copy()
@@ -69,7 +69,7 @@ def filled(
     return counts
 
 
-def exchanged(information: Information, start: Counts, counts: Counts, limits: Limits) -> Counts:
+def exchanged(information: FisherInformation, start: Counts, counts: Counts, limits: Limits) -> Counts:
     """Replace single added runs by better ones until none is better."""
     counts = counts.copy()
     width = score(information.widths(counts))
@@ -103,7 +103,7 @@ def score(widths: Array) -> Any:
 
 
 def next_runs(
-    information: Information, start: Counts, limits: Limits, progress: Progress | None = None
+    information: FisherInformation, start: Counts, limits: Limits, progress: Progress | None = None
 ) -> Counts:
     """Return `start` and the runs to add to it: at most `limits.runs`, within the allowance."""
     closed = [k for k in range(len(start)) if (start[k] > 0).sum() < MIN_SWEPT]
@@ -131,7 +131,7 @@ def next_runs(
 
 
 def best_grids(
-    information: Information, limits: Limits, keep: int, progress: Progress | None = None
+    information: FisherInformation, limits: Limits, keep: int, progress: Progress | None = None
 ) -> list[Counts]:
     """Return up to `keep` grids within the limits, the one of the least expected interval first."""
     ladder = range(len(information.budgets_flops))
@@ -159,14 +159,14 @@ def best_grids(
     return distinct[:keep]
 
 
-def _promise(information: Information, counts: Counts, limits: Limits) -> float:
+def _promise(information: FisherInformation, counts: Counts, limits: Limits) -> float:
     """Return the log width that a grid would have, were its runs repeated as often as can be paid."""
     times = limits.allowance_flops / cost(counts, np.zeros_like(counts), limits)
     times = min(times, limits.runs / counts.sum())
     return float(score(information.widths(4 * counts))) - 0.5 * float(np.log(times * counts.max()))
 
 
-def _openings(information: Information, limits: Limits, start: Counts) -> Iterator[Counts]:
+def _openings(information: FisherInformation, limits: Limits, start: Counts) -> Iterator[Counts]:
     """Yield every affordable set of at least four budgets, opened with one seed a cell, two, and so on."""
     for size in range(4, len(start) + 1):
         for chosen in combinations(range(len(start)), size):

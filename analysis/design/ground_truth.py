@@ -19,7 +19,7 @@ REACH = (0.1, 1000.0)  # mean recurrences between which an optimum is sought
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generator:
+class GroundTruth:
     """L = E + ((A N^-alpha)^(1/g) + (B D^-beta)^(1/g))^g with N = static + looped mu^phi; nats.
 
     g = 1 and phi = 1 are the surface of PAPER (d); g other than 1 couples N and D (Kaplan et al. 2020), phi
@@ -59,7 +59,7 @@ class Generator:
         return float(np.exp(found.x))
 
 
-def published(scale: str, runs: pd.DataFrame, count: ParameterCount) -> Generator:
+def published(scale: str, runs: pd.DataFrame, count: ParameterCount) -> GroundTruth:
     """Return the published training law of a size (PAPER (d)), N counted as `count` says.
 
     Raises TableError for a size that has no published law.
@@ -67,7 +67,7 @@ def published(scale: str, runs: pd.DataFrame, count: ParameterCount) -> Generato
     size = _size(scale)
     table = parcae.table("training_law")
     row = table[table["size"] == size].iloc[0]
-    return Generator(
+    return GroundTruth(
         name=f"the published {size} law (N {count.replace('_', ' ')})",
         floor_nats=float(row["E"]),
         amplitude_params=float(row["A"]),
@@ -78,7 +78,7 @@ def published(scale: str, runs: pd.DataFrame, count: ParameterCount) -> Generato
     )
 
 
-def at_published_optima(law: Generator, scale: str, shape: Geometry) -> Generator:
+def at_published_optima(law: GroundTruth, scale: str, shape: Geometry) -> GroundTruth:
     """Return `law` with A scaled so that its optima have the geometric mean of the published ones.
 
     The printed coefficients and the printed optima of a size do not agree; `shape` gives the FLOP function.
@@ -88,7 +88,7 @@ def at_published_optima(law: Generator, scale: str, shape: Geometry) -> Generato
     budgets = mine["budget_flops"].to_numpy(float)
     wanted = float(np.log(mine["mean_recurrence"].to_numpy(float)).mean())
 
-    def scaled(log_factor: float) -> Generator:
+    def scaled(log_factor: float) -> GroundTruth:
         return replace(law, amplitude_params=law.amplitude_params * float(np.exp(log_factor)))
 
     def gap(log_factor: float) -> float:
@@ -109,7 +109,7 @@ def _size(scale: str) -> str:
     return size
 
 
-def fitted(path: Path, runs: pd.DataFrame, count: ParameterCount) -> Generator:
+def fitted(path: Path, runs: pd.DataFrame, count: ParameterCount) -> GroundTruth:
     """Return the surface of a laws.json, or the law of `fit law=surface` or `law=iso_depth` as JSON.
 
     N is counted as the file's own settings say, else as `count` does. Raises TableError where the file holds
@@ -132,7 +132,7 @@ def fitted(path: Path, runs: pd.DataFrame, count: ParameterCount) -> Generator:
         values = found["parameters"]
     else:
         raise TableError(f"{path}: no laws.json of loopscale fit, nor a law surface or iso_depth")
-    return Generator(
+    return GroundTruth(
         name=f"the law of {path} (N {count.replace('_', ' ')})",
         floor_nats=values["E"],
         amplitude_params=values["A"],

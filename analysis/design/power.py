@@ -39,7 +39,7 @@ class DesignConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Resolved:
+class EstimatePrecision:
     """One number that a study estimates: the truth, the spread of the estimates, the interval of an analyst.
 
     `low` and `high` hold the central 95 % of the estimates; `interval` is the median width of the 95 %
@@ -92,7 +92,7 @@ class Outlook:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Resolution:
+class PowerAnalysis:
     """What a grid resolves under one law."""
 
     law: str
@@ -102,7 +102,7 @@ class Resolution:
     controls: int
     nominal_flops: float
     replicates: int  # degrees of freedom of the noise level, zero without replicate seeds
-    resolved: dict[EstimatorName, tuple[Resolved, ...]]
+    resolved: dict[EstimatorName, tuple[EstimatePrecision, ...]]
     outlooks: tuple[Outlook, ...]
     all_inside: float  # share of the studies whose minima all lie inside the grid
     estimates: Array = field(repr=False, compare=False, metadata=HIDDEN)  # exponents of µ* [studies]
@@ -114,7 +114,7 @@ class Resolution:
         name: EstimatorName = DEFAULT_ESTIMATOR,
         *,
         target: bool = False,
-    ) -> Resolved:
+    ) -> EstimatePrecision:
         """Return the exponent of a quantity by one estimator, or with `target` its value there."""
         found = (item for item in self.resolved[name] if item.quantity == quantity)
         return next(item for item in found if (item.at_flops is not None) == target)
@@ -163,7 +163,7 @@ class Resolution:
         return pd.DataFrame([vars(item) for item in self.outlooks])
 
 
-def _sentence(item: Resolved, config: DesignConfig) -> str:
+def _sentence(item: EstimatePrecision, config: DesignConfig) -> str:
     name = QUANTITY_NAMES[item.quantity]
     what = f"exponent of {name}" if item.at_flops is None else f"{name} at {number(item.at_flops)} FLOPs"
     if item.true is None:

@@ -8,8 +8,8 @@ import numpy as np
 
 from analysis.compare.loss_difference import FittedMinimum, difference_of_minimum
 from analysis.config import Array, FitConfig, Progress
-from analysis.design.ground_truth import Generator
-from analysis.design.power import DesignConfig, Outlook, Resolution, Resolved
+from analysis.design.ground_truth import GroundTruth
+from analysis.design.power import DesignConfig, EstimatePrecision, Outlook, PowerAnalysis
 from analysis.design.simulate import QUANTITIES, Estimates, Grid, Noise, estimate
 from analysis.isoflop.curves import Quantity, is_interior
 from analysis.isoflop.estimator import DEFAULT_ESTIMATOR, EstimatorFit, Inputs
@@ -21,13 +21,13 @@ MOST = 0.5  # past this share of analyses without an interval there is no typica
 BATCH = 250  # studies fitted at once between two steps of the progress bar
 
 
-def resolve(
+def analyse_power(
     grid: Grid,
-    law: Generator,
+    law: GroundTruth,
     noise: Noise,
     config: DesignConfig,
     progress: Progress = lambda stage, done: None,
-) -> Resolution:
+) -> PowerAnalysis:
     """Simulate a study many times and return what its estimators would resolve.
 
     Fixed-depth controls are put `margin_nats` above the loss of the true optimum of their budget.
@@ -46,7 +46,7 @@ def resolve(
     outlooks = _outlooks(grid, law, default, losses, analyses)
     runs = grid.runs
     within = default.inside["mean_recurrence"]
-    return Resolution(
+    return PowerAnalysis(
         law=law.name,
         noise=noise,
         config=config,
@@ -81,7 +81,7 @@ def _analyses(
     return found
 
 
-def expected_losses(grid: Grid, law: Generator, margin_nats: float) -> Array:
+def expected_losses(grid: Grid, law: GroundTruth, margin_nats: float) -> Array:
     """Return the noise-free loss of every run, controls by the margin above the best looped loss."""
     clean = grid.expected(law)
     for row in np.flatnonzero((grid.runs["kind"] == "fixed").to_numpy()):
@@ -103,13 +103,13 @@ def joined(parts: list[Estimates]) -> Estimates:
     )
 
 
-def true_optima(grid: Grid, law: Generator, flops: Array, quantity: Quantity) -> Array:
+def true_optima(grid: Grid, law: GroundTruth, flops: Array, quantity: Quantity) -> Array:
     """Return the law's compute-optimal recurrence or tokens at each budget."""
     depth = np.array([law.optimum(grid.shape, float(c)) for c in flops])
     return depth if quantity == "mean_recurrence" else grid.shape.tokens(depth, flops)
 
 
-def true_exponent(grid: Grid, law: Generator, quantity: Quantity, budgets: list[int]) -> float | None:
+def true_exponent(grid: Grid, law: GroundTruth, quantity: Quantity, budgets: list[int]) -> float | None:
     """Return the slope of the true optima over the budgets where they lie inside the grid."""
     flops = grid.cells.budgets_flops[budgets]
     logs = np.log(true_optima(grid, law, flops, quantity))
@@ -122,8 +122,8 @@ def true_exponent(grid: Grid, law: Generator, quantity: Quantity, budgets: list[
 
 
 def _resolved(
-    grid: Grid, law: Generator, found: Estimates, target: float, analyses: list[Analysis]
-) -> tuple[Resolved, ...]:
+    grid: Grid, law: GroundTruth, found: Estimates, target: float, analyses: list[Analysis]
+) -> tuple[EstimatePrecision, ...]:
     result = []
     for quantity in QUANTITIES:
         logs, slopes = found.line(grid, quantity, target)
@@ -137,13 +137,13 @@ def _resolved(
 
 def _summarised(
     quantity: Quantity, at_flops: float | None, true: float | None, values: Array, widths: Array | None
-) -> Resolved:
+) -> EstimatePrecision:
     """Summarise estimates [studies] and the widths of intervals [analyses], NaN where there is none."""
     known = values[np.isfinite(values)]
     ends = [float(end) for end in np.quantile(known, [0.025, 0.5, 0.975])] if len(known) else [None] * 3
     lacking = None if widths is None else float(np.mean(~np.isfinite(widths)))
     told = widths is not None and lacking is not None and lacking <= MOST
-    return Resolved(
+    return EstimatePrecision(
         quantity=quantity,
         at_flops=at_flops,
         true=true,
@@ -170,7 +170,7 @@ def _intervals(analyses: list[Analysis], quantity: Quantity, target: float) -> t
 
 def _outlooks(
     grid: Grid,
-    law: Generator,
+    law: GroundTruth,
     found: Estimates,
     losses: Array,
     analyses: list[Analysis],

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from analysis.design.power import Resolution
+from analysis.design.power import PowerAnalysis
 from analysis.figures import style
 from analysis.format import percent
 from analysis.isoflop.estimator import DEFAULT_ESTIMATOR
@@ -20,7 +20,7 @@ DASHES = (0, (3, 2))
 OUT = 1.15  # how far an arrow points out of the swept range
 
 
-def design_figure(results: Sequence[Resolution], labels: Sequence[str] = ()) -> style.ReportFigure:
+def design_figure(results: Sequence[PowerAnalysis], labels: Sequence[str] = ()) -> style.ReportFigure:
     """Draw optima per budget with the central 95 % of the estimates, and the exponents of all studies.
 
     `results` are laws of one grid, or grids under one law, told apart by `labels`.
@@ -53,7 +53,7 @@ def design_figure(results: Sequence[Resolution], labels: Sequence[str] = ()) -> 
     )
 
 
-def _optima(ax: Axes, result: Resolution, colour: Any, shift: float) -> None:
+def _optima(ax: Axes, result: PowerAnalysis, colour: Any, shift: float) -> None:
     cells, aside = result.grid.cells, 1.06**shift
     flops = cells.budgets_flops[cells.budget]
     ax.plot(
@@ -84,14 +84,14 @@ def _handles() -> list[Line2D]:
     return [Line2D([], [], **{"color": style.INK, **look}, label=label) for label, look in looks.items()]
 
 
-def _edges(results: Sequence[Resolution]) -> Any:
+def _edges(results: Sequence[PowerAnalysis]) -> Any:
     """Return bins that all results share, so that their heights can be compared."""
     each = [result.estimates[np.isfinite(result.estimates)] for result in results]
     ends = [np.quantile(values, [0.005, 0.995]) for values in each if len(values) > 1]
     return np.linspace(min(low for low, _ in ends), max(high for _, high in ends), 31) if ends else None
 
 
-def _exponents(ax: Axes, result: Resolution, edges: Any, colour: Any, label: str) -> None:
+def _exponents(ax: Axes, result: PowerAnalysis, edges: Any, colour: Any, label: str) -> None:
     found, values = result.of(), result.estimates[np.isfinite(result.estimates)]
     label += (
         f": no exponent in {percent(found.without_estimate)} of the studies" if found.without_estimate else ""
@@ -112,7 +112,7 @@ def _exponents(ax: Axes, result: Resolution, edges: Any, colour: Any, label: str
         )
 
 
-def _caption(results: Sequence[Resolution]) -> str:
+def _caption(results: Sequence[PowerAnalysis]) -> str:
     config = results[0].config
     return (
         f"{config.studies} simulated studies, {DEFAULT_ESTIMATOR} estimator. "
@@ -123,7 +123,7 @@ def _caption(results: Sequence[Resolution]) -> str:
     )
 
 
-def _tables(results: Sequence[Resolution], names: Sequence[str]) -> dict[str, pd.DataFrame]:
+def _tables(results: Sequence[PowerAnalysis], names: Sequence[str]) -> dict[str, pd.DataFrame]:
     optima = [result.frame().assign(label=name) for result, name in zip(results, names, strict=True)]
     exponents = {name: result.estimates for result, name in zip(results, names, strict=True)}
     return {"optima": pd.concat(optima, ignore_index=True), "exponents": pd.DataFrame(exponents)}

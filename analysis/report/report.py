@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from analysis.compare.comparison import Comparison
+from analysis.format import number
 from analysis.study.points import IsoflopFit
 from analysis.study.study import StudyFit
 
 if TYPE_CHECKING:
     from analysis.figures.style import ReportFigure
+
+PARCAE_TITLE = "Parcae (arXiv 2604.12946), from its published numbers"
 
 
 def report(
@@ -43,6 +46,48 @@ def points_report(fit: IsoflopFit, folder: Path, *, title: str) -> Path:
     from analysis.report import html
 
     return write_page(folder, html.render_points(fit, save_figures(points_figures(fit), folder), title))
+
+
+def parcae_report(folder: Path) -> tuple[Path, list[str]]:
+    """Write `folder`/index.html: the paper's results redrawn, each claim beside what its numbers support.
+
+    Returns
+    -------
+    The path of the page, and every claim with its support as text.
+    """
+    from analysis.figures.published import parcae_figures
+    from analysis.published import parcae
+    from analysis.report import html
+    from analysis.tables.selection import digest
+
+    claims = parcae.claims()
+    tables = {name: parcae.table(name) for name in parcae.TABLES}
+    sources = [
+        (name, len(frame), "; ".join(sorted(set(frame["source"]))), digest(frame))
+        for name, frame in tables.items()
+    ]
+    text = html.page(
+        "published.html",
+        save_figures(parcae_figures(), folder),
+        title=PARCAE_TITLE,
+        claims=claims,
+        differences=[
+            [
+                size,
+                number(flops),
+                f"{depth:g}",
+                *(f"{value:+.1f}" if value else "0.0" for value in points[::2]),
+            ]
+            + [f"{value:.2f}" for value in points[1::2]]
+            for size, flops, depth, *points in parcae.core_differences().to_numpy()
+        ],
+        errors=[
+            [size, count, *(f"{value:.3f}" for value in losses), f"{percent:.2f}"]
+            for size, count, *losses, percent in parcae.held_out_errors().to_numpy()
+        ],
+        sources=sources,
+    )
+    return write_page(folder, text), [f"{claim.claim} {claim.support}" for claim in claims]
 
 
 def save_figures(drawn: Sequence[ReportFigure], folder: Path) -> list[tuple[ReportFigure, bytes]]:

@@ -96,7 +96,7 @@ def report_sweep(settings: FitTableConfig) -> tuple[Path, list[str]]:
     if settings.law != "isoflop":
         raise ConfigError(f"law={settings.law}: a report shows the isoFLOP laws; use loopscale fit")
     if settings.data == PUBLISHED:
-        from analysis.report.published import parcae_report
+        from analysis.report.report import parcae_report
 
         return parcae_report(_folder(settings))
     from analysis import StudyFit, report

@@ -7,7 +7,7 @@ from analysis.figures.published import parcae_figures
 from analysis.figures.style import freeze_layout, styled
 from analysis.published import parcae
 from analysis.published.comparison import published_comparison
-from analysis.report.published import parcae_report
+from analysis.report.report import parcae_report
 from tests.analysis.figures import extents
 
 

@@ -70,8 +70,8 @@ class FisherInformation:
         freedom = np.array(
             [_freedom(np.where(own[k][:, None], row, counts)) for row in more for k in range(budgets)]
         )
-        found = self._assembled(flat, ends.reshape(choices * budgets, budgets, 2), freedom, PENALTY)
-        return np.swapaxes(found.reshape(-1, choices, budgets), 1, 2)
+        widths = self._assembled(flat, ends.reshape(choices * budgets, budgets, 2), freedom, PENALTY)
+        return np.swapaxes(widths.reshape(-1, choices, budgets), 1, 2)
 
     def _pieces(self, rows: Counts) -> list[Array]:
         """Return what each budget says, for choices `rows` [choices, budgets, recurrences] of its runs.

@@ -44,9 +44,9 @@ def opened(information: FisherInformation, budget: int, seeds: int = 1) -> Count
     low, high = (known.min(), known.max()) if len(known) else (logs[0], logs[-1])
     low, high = np.clip([low - AROUND, high + AROUND], logs[0], logs[-1])
     row = np.zeros(len(logs), int)
-    for wanted in np.linspace(low, high, MIN_SWEPT):
+    for target in np.linspace(low, high, MIN_SWEPT):
         free = np.flatnonzero(row == 0)
-        row[free[np.argmin(np.abs(logs[free] - wanted))]] = seeds
+        row[free[np.argmin(np.abs(logs[free] - target))]] = seeds
     return row
 
 
@@ -109,7 +109,7 @@ def next_runs(
     closed = [k for k in range(len(start)) if (start[k] > 0).sum() < MIN_SWEPT]
     many = min(limits.runs // MIN_SWEPT, OPENED_AT_ONCE)
     options = [list(chosen) for size in range(many + 1) for chosen in combinations(closed, size)]
-    found: list[tuple[float, Counts]] = []
+    trials: list[tuple[float, Counts]] = []
     for done, option in enumerate(options):
         if progress:
             progress("choices of budgets", done / len(options))
@@ -121,12 +121,12 @@ def next_runs(
             continue
         for thrift in THRIFT if runs < limits.runs else THRIFT[:1]:
             trial = filled(information, counts, limits, spent, runs, thrift)
-            found.append((float(score(information.widths(trial))), trial))
+            trials.append((float(score(information.widths(trial))), trial))
     if progress:
         progress("choices of budgets", 1.0)
-    if not found:
+    if not trials:
         return start
-    best = min(found, key=lambda item: item[0])[1]
+    best = min(trials, key=lambda item: item[0])[1]
     return exchanged(information, start, best, limits)
 
 
@@ -139,7 +139,7 @@ def best_grids(
     options = sorted(
         _openings(information, limits, start), key=lambda item: _promise(information, item, limits)
     )
-    options, found = options[:PROMISING], []
+    options, trials = options[:PROMISING], []
     for done, counts in enumerate(options):
         if progress:
             progress("choices of budgets", done / len(options))
@@ -148,12 +148,12 @@ def best_grids(
         own = Limits(**{**vars(limits), "per_cell": seeds})
         for thrift in THRIFT[1:]:
             trial = filled(information, counts, own, spent, runs, thrift)
-            found.append((float(score(information.widths(trial))), trial))
+            trials.append((float(score(information.widths(trial))), trial))
     if progress and options:
         progress("choices of budgets", 1.0)
-    found.sort(key=lambda item: item[0])
+    trials.sort(key=lambda item: item[0])
     distinct: list[Counts] = []
-    for _, counts in found:
+    for _, counts in trials:
         if not any(np.array_equal(counts, other) for other in distinct):
             distinct.append(counts)
     return distinct[:keep]

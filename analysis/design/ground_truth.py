@@ -50,13 +50,13 @@ class GroundTruth:
     def optimum(self, shape: Geometry, flops: float) -> float:
         """Return the compute-optimal mean recurrence at one budget, on the continuous isoFLOP curve."""
         low, high = np.log(REACH)
-        found = minimize_scalar(
+        minimum = minimize_scalar(
             lambda s: float(self.loss(np.exp(s), shape.tokens(np.exp(s), flops))),
             bounds=(low, high),
             method="bounded",
             options={"xatol": 1e-10},
         )
-        return float(np.exp(found.x))
+        return float(np.exp(minimum.x))
 
 
 def published(scale: str, runs: pd.DataFrame, count: ParameterCount) -> GroundTruth:
@@ -86,16 +86,18 @@ def at_published_optima(law: GroundTruth, scale: str, shape: Geometry) -> Ground
     core = parcae.table("core")
     mine = core[core["size"] == _size(scale)]
     budgets = mine["budget_flops"].to_numpy(float)
-    wanted = float(np.log(mine["mean_recurrence"].to_numpy(float)).mean())
+    target = float(np.log(mine["mean_recurrence"].to_numpy(float)).mean())
 
     def scaled(log_factor: float) -> GroundTruth:
         return replace(law, amplitude_params=law.amplitude_params * float(np.exp(log_factor)))
 
     def gap(log_factor: float) -> float:
-        return float(np.mean(np.log([scaled(log_factor).optimum(shape, c) for c in budgets]))) - wanted
+        return float(np.mean(np.log([scaled(log_factor).optimum(shape, c) for c in budgets]))) - target
 
-    found = float(brentq(gap, -6.0, 6.0, xtol=1e-10))
-    return replace(scaled(found), name=f"{law.name}, A times {np.exp(found):.3f} for the published optima")
+    log_factor = float(brentq(gap, -6.0, 6.0, xtol=1e-10))
+    return replace(
+        scaled(log_factor), name=f"{law.name}, A times {np.exp(log_factor):.3f} for the published optima"
+    )
 
 
 def _size(scale: str) -> str:
@@ -115,11 +117,11 @@ def fitted(path: Path, runs: pd.DataFrame, count: ParameterCount) -> GroundTruth
     N is counted as the file's own settings say, else as `count` does. Raises TableError where the file holds
     no such law.
     """
-    found = json.loads(Path(path).read_text())
-    if "groups" in found:
-        count = found["config"]["parameter_count"]
+    saved = json.loads(Path(path).read_text())
+    if "groups" in saved:
+        count = saved["config"]["parameter_count"]
         names = {str(runs[column].iloc[0]) for column in ("scale", "accounting")}
-        mine = [group for group in found["groups"] if {group["scale"], group["accounting"]} == names]
+        mine = [group for group in saved["groups"] if {group["scale"], group["accounting"]} == names]
         if len(mine) != 1:
             raise TableError(
                 f"{path}: {len(mine)} groups of {' and '.join(sorted(names))} FLOPs, one is needed"
@@ -128,8 +130,8 @@ def fitted(path: Path, runs: pd.DataFrame, count: ParameterCount) -> GroundTruth
         values = estimators["surface"]["parameters"]
         if not values:
             raise TableError(f"{path}: the surface was refused: {estimators['surface']['refusal']}")
-    elif found.get("law") in ("surface", "iso_depth"):
-        values = found["parameters"]
+    elif saved.get("law") in ("surface", "iso_depth"):
+        values = saved["parameters"]
     else:
         raise TableError(f"{path}: no laws.json of loopscale fit, nor a law surface or iso_depth")
     return GroundTruth(

@@ -116,8 +116,8 @@ class PowerAnalysis:
         target: bool = False,
     ) -> EstimatePrecision:
         """Return the exponent of a quantity by one estimator, or with `target` its value there."""
-        found = (item for item in self.resolved[name] if item.quantity == quantity)
-        return next(item for item in found if (item.at_flops is not None) == target)
+        items = (item for item in self.resolved[name] if item.quantity == quantity)
+        return next(item for item in items if (item.at_flops is not None) == target)
 
     def to_json(self) -> str:
         """Return the result as JSON text."""
@@ -179,19 +179,19 @@ def _sentence(item: EstimatePrecision, config: DesignConfig) -> str:
         )
     factor = item.at_flops is not None
     spread = f"a factor of {number(float(np.exp(item.spread)))}" if factor else f"{item.spread:.3f}"
-    said = f"{what}: the estimates spread over {spread} ({number(item.low)} to {number(item.high)})"
+    sentence = f"{what}: the estimates spread over {spread} ({number(item.low)} to {number(item.high)})"
     if item.off > FAR:
-        said += f", around {number(item.median)}"
+        sentence += f", around {number(item.median)}"
     if item.interval is None:
-        said += ", an analyst's 95 % interval is mostly refused or open"
+        sentence += ", an analyst's 95 % interval is mostly refused or open"
     else:
         width = f"a factor of {number(float(np.exp(item.interval)))}" if factor else f"{item.interval:.3f}"
-        said += f", an analyst's 95 % interval over {width}"
+        sentence += f", an analyst's 95 % interval over {width}"
         ratio = item.interval / item.spread
         if abs(ratio - 1) > FAR:
-            said += f", which is {ratio:.2f} of the spread"
+            sentence += f", which is {ratio:.2f} of the spread"
     refused = max(item.without_estimate, item.without_interval or 0.0)
-    return f"{said}; none in {percent(refused)} of the studies"
+    return f"{sentence}; none in {percent(refused)} of the studies"
 
 
 def _worst(outlooks: tuple[Outlook, ...]) -> str:

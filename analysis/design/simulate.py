@@ -162,15 +162,15 @@ def estimate(grid: Grid, clean: Array, losses: Array, *, thorough: bool = True) 
     usable = [k for k in range(len(cells.budgets_flops)) if too_few_values(cells, k) is None]
     inputs = grid.inputs(clean, FitConfig(bootstrap=100), "")
     path = inputs.path(usable)
-    found = [_shared(grid, usable, clean, losses, thorough)]
+    estimates = [_shared(grid, usable, clean, losses, thorough)]
     parabolas = {quantity: _parabolas(grid, quantity, usable, losses) for quantity in QUANTITIES}
     places = {quantity: minima[0] for quantity, minima in parabolas.items()}
-    found.append(_judged(grid, "parabola", usable, places, parabolas["mean_recurrence"][1]))
+    estimates.append(_judged(grid, "parabola", usable, places, parabolas["mean_recurrence"][1]))
     runs = inputs.runs
     surface = fit_surface(np.log(runs.params), np.log(runs.tokens), runs.loss_nats)
     s, value = surface_minima(path, refit(surface, losses[:, runs.rows]))
-    found.append(_judged(grid, "surface", usable, _both(grid, usable, s), value))
-    return tuple(found)
+    estimates.append(_judged(grid, "surface", usable, _both(grid, usable, s), value))
+    return tuple(estimates)
 
 
 def _shared(grid: Grid, usable: list[int], clean: Array, losses: Array, thorough: bool) -> Estimates:

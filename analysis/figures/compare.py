@@ -27,8 +27,8 @@ JUDGED: dict[str, Any] = {**POINT, "marker": "s", "markersize": 5.5, "markerface
 
 def names(comparison: Comparison) -> list[str]:
     """Return the names of the figures that `compare_figures` draws."""
-    found = [f"{NAME}_{suite}" for suite in suite_names(comparison.rows)]
-    return [NAME, *found] if comparison.rows else []
+    of_suites = [f"{NAME}_{suite}" for suite in suite_names(comparison.rows)]
+    return [NAME, *of_suites] if comparison.rows else []
 
 
 def compare_figures(comparison: Comparison) -> list[style.ReportFigure]:
@@ -115,7 +115,7 @@ def _handles(colours: dict[float, Any], choices: set[str]) -> list[Line2D]:
 
 
 def _mark_sides(ax: Axes, sides: tuple[str, str]) -> None:
-    """Say beside a panel what lies above and what below zero."""
+    """Label beside a panel what lies above and below zero."""
     low, high = ax.get_ylim()
     reach = max(abs(low), abs(high))
     ax.set_ylim(min(low, -0.25 * reach), max(high, 0.25 * reach))
@@ -197,8 +197,8 @@ def _points_panel(ax: Axes, table: pd.DataFrame, colours: dict[float, Any]) -> N
         shift = 1.02 ** (place - (len(colours) - 1) / 2)  # bars of several budgets side by side
         x, points = rows["mean_recurrence"] * shift, rows["points"]
         bars = (points - rows["low"], rows["high"] - points)
-        look: dict[str, Any] = {"marker": "o", "markersize": 2.2, "linewidth": 0.6, "elinewidth": 0.6}
-        ax.errorbar(x, points, yerr=bars, color=colour, **look)  # caps of neighbours would touch
+        props: dict[str, Any] = {"marker": "o", "markersize": 2.2, "linewidth": 0.6, "elinewidth": 0.6}
+        ax.errorbar(x, points, yerr=bars, color=colour, **props)  # caps of neighbours would touch
         best = rows["next_to_best"]
         ax.plot(x[best], points[best], **JUDGED, zorder=4)
     ax.set_xlabel("mean recurrence µ (loops)")

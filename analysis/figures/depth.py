@@ -62,8 +62,8 @@ def _group(curve: DepthCurve) -> str:
 def _largest_budget(curves: Sequence[DepthCurve]) -> list[DepthCurve]:
     """Return one curve per recurrence: those of the largest budget, of one group and of the first seed."""
     largest = max(curves, key=lambda c: c.target_flops or 0.0)
-    wanted = largest.target_flops, _group(largest)
-    at = [c for c in curves if (c.target_flops, _group(c)) == wanted]
+    selected = largest.target_flops, _group(largest)
+    at = [c for c in curves if (c.target_flops, _group(c)) == selected]
     return list({c.mean_recurrence: c for c in reversed(at)}.values())[::-1]
 
 
@@ -77,8 +77,8 @@ def _raw(
 ) -> None:
     for curve in curves:
         frame, colour = points[curve.run_id], colours[curve.mean_recurrence]
-        look: dict[str, Any] = {"marker": markers[_group(curve)], "markersize": 2.6, "linestyle": "none"}
-        ax.plot(frame["depth"], frame["val_loss_nats"], **look, color=colour)
+        props: dict[str, Any] = {"marker": markers[_group(curve)], "markersize": 2.6, "linestyle": "none"}
+        ax.plot(frame["depth"], frame["val_loss_nats"], **props, color=colour)
         if curve.fit.refusal is None:
             x = _fine(frame)
             ax.plot(x, curve.fit.predict(x), color=colour, linewidth=0.9)
@@ -105,8 +105,8 @@ def _collapsed(
         # Past the first point within the residual scatter of the floor, a log axis shows noise.
         reach = int(np.argmax(np.append(gap <= 3 * (curve.fit.rms_nats or 0.0), True)))
         x = frame["depth"].to_numpy(float) / curve.mean_recurrence
-        look: dict[str, Any] = {"marker": markers[_group(curve)], "markersize": 2.0, "linewidth": 0.5}
-        ax.plot(x[:reach], gap[:reach], **look, color=colours[curve.mean_recurrence])
+        props: dict[str, Any] = {"marker": markers[_group(curve)], "markersize": 2.0, "linewidth": 0.5}
+        ax.plot(x[:reach], gap[:reach], **props, color=colours[curve.mean_recurrence])
     ax.set_xlabel("T / µ")
     ax.set_ylabel("L(T) − L∞ (nats per token)")
     if not curves:
@@ -170,8 +170,8 @@ def _tables(study: StudyFit) -> dict[str, pd.DataFrame]:
                 "refusal": fit.refusal,
             }
         )
-    wanted = {c.run_id for c in study.depth.curves}
-    points = study.depths[study.depths["run_id"].isin(wanted)]
+    selected = {c.run_id for c in study.depth.curves}
+    points = study.depths[study.depths["run_id"].isin(selected)]
     tables = {"points": points, "fits": pd.DataFrame(rows)}
     shown = [c for c in _largest_budget(study.depth.curves) if c.fit.refusal is None]
     if shown:

@@ -74,14 +74,14 @@ def _optima(ax: Axes, result: PowerAnalysis, colour: Any, shift: float) -> None:
 
 
 def _handles() -> list[Line2D]:
-    looks: dict[str, dict[str, Any]] = {
+    handles: dict[str, dict[str, Any]] = {
         "true optimum": {"marker": "D", "markersize": 3.2},
         "central 95 % of the estimates": {"marker": "_", "markersize": 2.8, "linewidth": 1.2},
         "cell of the grid": {"marker": ".", "markersize": 2, "linestyle": "none", "color": style.FAINT},
         "true exponent": {"linestyle": DASHES, "linewidth": 0.7},
         "median 95 % interval of an analysis": {"marker": "|", "markersize": 5},
     }
-    return [Line2D([], [], **{"color": style.INK, **look}, label=label) for label, look in looks.items()]
+    return [Line2D([], [], **{"color": style.INK, **props}, label=label) for label, props in handles.items()]
 
 
 def _edges(results: Sequence[PowerAnalysis]) -> Any:
@@ -92,9 +92,11 @@ def _edges(results: Sequence[PowerAnalysis]) -> Any:
 
 
 def _exponents(ax: Axes, result: PowerAnalysis, edges: Any, colour: Any, label: str) -> None:
-    found, values = result.of(), result.estimates[np.isfinite(result.estimates)]
+    exponent, values = result.of(), result.estimates[np.isfinite(result.estimates)]
     label += (
-        f": no exponent in {percent(found.without_estimate)} of the studies" if found.without_estimate else ""
+        f": no exponent in {percent(exponent.without_estimate)} of the studies"
+        if exponent.without_estimate
+        else ""
     )
     if len(values) < 2:
         ax.plot([], [], color=colour, label=label)
@@ -103,10 +105,10 @@ def _exponents(ax: Axes, result: PowerAnalysis, edges: Any, colour: Any, label: 
     share = 100 * heights / len(result.estimates)
     ax.stairs(share, edges, color=colour, linewidth=1.0)
     ax.plot([], [], color=colour, label=label)
-    if found.true is not None:
-        ax.axvline(found.true, color=colour, linewidth=0.7, linestyle=DASHES)
-    if found.interval is not None and found.median is not None:
-        middle, half = found.median, found.interval / 2
+    if exponent.true is not None:
+        ax.axvline(exponent.true, color=colour, linewidth=0.7, linestyle=DASHES)
+    if exponent.interval is not None and exponent.median is not None:
+        middle, half = exponent.median, exponent.interval / 2
         ax.plot(
             [middle - half, middle + half], [0.6 * share.max()] * 2, color=colour, marker="|", markersize=5
         )

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis.figures import style
 from analysis.figures.isoflop import LINES
-from analysis.figures.power_law import LOOKS
+from analysis.figures.power_law import ESTIMATOR_PROPS
 from analysis.isoflop.curves import AXIS_LABELS
 from analysis.isoflop.estimator import DEFAULT_ESTIMATOR
 from analysis.isoflop.group import GroupFit
@@ -72,20 +72,20 @@ def _panel(ax: Axes, group: GroupFit, k: int, noise: NoiseFloor, width: int) -> 
     )
     x = np.geomspace(depth.min(), depth.max(), 100)
     for place, estimator in enumerate(group.estimators):
-        found, look = estimator.optima[group.cells.variable][k], LOOKS[estimator.name]
-        if estimator.curve is None or not found.fitted:
+        optimum, props = estimator.optima[group.cells.variable][k], ESTIMATOR_PROPS[estimator.name]
+        if estimator.curve is None or not optimum.fitted:
             continue
         curve = estimator.curve(group.cells.variable, k, x) - lowest
-        ax.plot(x, curve, color=look["color"], linestyle=LINES[estimator.name], linewidth=0.9)
-        if found.value is not None:
+        ax.plot(x, curve, color=props["color"], linestyle=LINES[estimator.name], linewidth=0.9)
+        if optimum.value is not None:
             ax.plot(
-                [found.value],
+                [optimum.value],
                 [0.07 * place],  # one above the other where they agree
                 transform=ax.get_xaxis_transform(),
                 marker="^",
                 markersize=5,
                 clip_on=False,
-                color=look["color"],
+                color=props["color"],
                 markeredgecolor="white",
                 markeredgewidth=0.4,
                 zorder=5,
@@ -107,8 +107,8 @@ def _handles() -> list[Line2D]:
     handles = [
         Line2D([], [], color=style.INK, marker="o", markersize=3, linestyle="none", label="run"),
     ]
-    for name, look in LOOKS.items():
-        handles.append(Line2D([], [], color=look["color"], linestyle=LINES[name], linewidth=0.9, label=name))
+    for name, props in ESTIMATOR_PROPS.items():
+        handles.append(Line2D([], [], color=props["color"], linestyle=LINES[name], linewidth=0.9, label=name))
     return handles
 
 

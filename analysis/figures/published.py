@@ -14,7 +14,7 @@ from analysis.published import parcae
 
 SIZES = ("140M", "370M")
 LEAST = 0.8  # recurrence where the panels of optima begin
-LOOKS: dict[str, dict[str, Any]] = {
+SIZE_PROPS: dict[str, dict[str, Any]] = {
     "140M": {"color": "#0072B2", "marker": "o"},
     "370M": {"color": "#D55E00", "marker": "s"},
 }
@@ -49,12 +49,12 @@ def recurrence_figure() -> style.ReportFigure:
             ax.set_yscale("log")
             ax.axhspan(*parcae.SWEPT, color="#eeeeee", linewidth=0)
             wide = np.geomspace(flops[0], flops[-1], 80)
-            for (accounting, count), look in DEFINITIONS.items():
+            for (accounting, count), props in DEFINITIONS.items():
                 best = parcae.law_optima(size, accounting, count)
                 along = parcae.law_optima(size, accounting, count, wide)
-                ax.plot(wide, np.where(along > 0, along, np.nan), **look, linewidth=0.9)
+                ax.plot(wide, np.where(along > 0, along, np.nan), **props, linewidth=0.9)
                 below = flops[best < LEAST]
-                ax.plot(below, [1.06 * LEAST] * len(below), "v", color=look["color"])
+                ax.plot(below, [1.06 * LEAST] * len(below), "v", color=props["color"])
                 rows += [
                     (size, f"law, {count}, {accounting}", c, v) for c, v in zip(flops, best, strict=True)
                 ]
@@ -84,8 +84,8 @@ def _recurrence_handles() -> list[Line2D]:
         Line2D([], [], color=style.INK, marker="o", linestyle="none", markersize=4, label="printed optimum"),
         Line2D([], [], color=style.INK, linewidth=1.1, label="published power law"),
     ]
-    for (accounting, count), look in DEFINITIONS.items():
-        handles.append(Line2D([], [], **look, linewidth=0.9, label=f"law, N {count}, {accounting} FLOPs"))
+    for (accounting, count), props in DEFINITIONS.items():
+        handles.append(Line2D([], [], **props, linewidth=0.9, label=f"law, N {count}, {accounting} FLOPs"))
     return handles
 
 
@@ -97,11 +97,11 @@ def core_figure() -> style.ReportFigure:
         for ax, name, title in zip(panels, ("core", "extended"), ("Core", "Core-Extended"), strict=True):
             ax.set_xscale("log")
             ax.axhline(0, color=style.INK, linewidth=0.6)
-            for size, look in LOOKS.items():
+            for size, props in SIZE_PROPS.items():
                 mine = found[found["size"] == size]
                 bars = mine[f"{name}_sd"]
                 ax.errorbar(
-                    mine["budget_flops"], mine[name], yerr=bars, **look, linewidth=0.6, capsize=2, label=size
+                    mine["budget_flops"], mine[name], yerr=bars, **props, linewidth=0.6, capsize=2, label=size
                 )
             ax.set_title(title)
             ax.set_xlabel("training budget C (FLOPs)")
@@ -123,10 +123,10 @@ def flops_figure() -> style.ReportFigure:
     rows, exponents = [], []
     with style.styled():
         fig, panels = style.figure(2, height=2.8)
-        for size, look in LOOKS.items():
+        for size, props in SIZE_PROPS.items():
             for accounting, dashes in COUNTED.items():
                 frame = parcae.table("flops_per_token").query("size == @size and accounting == @accounting")
-                line: dict[str, Any] = {**look, "linestyle": dashes, "markersize": 3.2}
+                line: dict[str, Any] = {**props, "linestyle": dashes, "markersize": 3.2}
                 panels[0].plot(frame["mean_recurrence"], frame["mflop_per_token"], **line)
                 rows.append(frame)
                 flops = parcae.budgets(size)
@@ -154,7 +154,7 @@ def _flops_axes(panels: list[Axes]) -> None:
     panels[0].set_ylabel("FLOPs per token (millions)")
     panels[0].set_xticks([1, 2, 4, 6, 8, 10, 12])
     panels[0].set_ylim(0, None)
-    handles = [Line2D([], [], **look, markersize=3.2, label=size) for size, look in LOOKS.items()]
+    handles = [Line2D([], [], **props, markersize=3.2, label=size) for size, props in SIZE_PROPS.items()]
     for accounting, dashes in COUNTED.items():
         handles.append(Line2D([], [], color=style.INK, linestyle=dashes, label=f"{accounting} FLOPs"))
     panels[0].legend(handles=handles, loc="upper left", handlelength=2.4)
@@ -222,15 +222,15 @@ def test_time_figure() -> style.ReportFigure:
     with style.styled():
         fig, (ax,) = style.figure(1, width=style.COLUMN_INCHES, height=2.3)
         ax.set_xscale("log")
-        for (size, look), aside in zip(LOOKS.items(), (-0.14, 0.14), strict=True):
+        for (size, props), aside in zip(SIZE_PROPS.items(), (-0.14, 0.14), strict=True):
             for evaluated, filled in (("in distribution", True), ("T > µ", False)):
                 mine = frame[(frame["size"] == size) & (frame["evaluated"] == evaluated)]
                 ax.plot(
                     mine["huber"],
                     [forms.index(form) + aside for form in mine["form"]],
-                    **look,
+                    **props,
                     linestyle="none",
-                    markerfacecolor=look["color"] if filled else "white",
+                    markerfacecolor=props["color"] if filled else "white",
                     label=f"{size}, {evaluated}",
                 )
         ax.set_yticks(range(len(forms)), [FORMS[form] for form in forms])

@@ -1,6 +1,6 @@
 """How every figure looks: sizes for print, colours, and how numbers and labels are written.
 
-Figures are fig without pyplot, so importing this room stays cheap and nothing global is changed.
+Figures are made without pyplot: the import stays cheap, and no global state is changed.
 """
 
 from __future__ import annotations
@@ -203,8 +203,8 @@ def whisker(
 
 def arrow(ax: Axes, at: float, start: float, tip: float, color: Any) -> None:
     """Point from the end of a range to what lies beyond it."""
-    look = {"arrowstyle": "->", "color": color, "linewidth": 0.9, "shrinkA": 0, "shrinkB": 0}
-    ax.annotate("", (at, tip), (at, start), annotation_clip=False, arrowprops=look)
+    props = {"arrowstyle": "->", "color": color, "linewidth": 0.9, "shrinkA": 0, "shrinkB": 0}
+    ax.annotate("", (at, tip), (at, start), annotation_clip=False, arrowprops=props)
 
 
 def end_labels(ax: Axes, labels: Sequence[tuple[float, str]], heading: str) -> None:

@@ -100,7 +100,7 @@ def save_figures(drawn: Sequence[ReportFigure], folder: Path) -> list[tuple[Repo
 
 
 def write_page(folder: Path, text: str) -> Path:
-    """Write `folder`/index.html at once, so that an interrupted report leaves the previous one whole."""
+    """Write `folder`/index.html atomically: an interrupted report leaves the previous page intact."""
     partial = Path(folder) / ".index.html.partial"
     partial.write_text(text, encoding="utf-8")
     return partial.replace(Path(folder) / "index.html")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from analysis.tables.schema import RUNS, TableError, conform
+from analysis.tables.schema import ADDED, RUNS, TableError, conform
 
 # Runs may share a fit only if these columns agree; a study varies seeds, depths and budgets.
 VARIANT = (
@@ -38,6 +38,9 @@ CELL = (
     "tokens",
     "batch_tokens",
 )
+
+
+DIGEST_VERSION = 4  # of the runs table whose columns all enter its digest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +128,21 @@ def groups(runs: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 
 def digest(frame: pd.DataFrame) -> str:
-    """Return 12 hex digits of the table's content, whatever the order of its rows and columns."""
+    """Return 12 hex digits of the table's content, independent of the order of its rows and columns.
+
+    A runs table that says nothing in the columns added after version 4 has its digest of that version.
+    """
+    frame = _without_empty_additions(frame)
     columns = sorted(frame.columns)
     ordered = frame[columns].sort_values(columns, kind="stable")
     return hashlib.sha256(ordered.to_csv(index=False).encode()).hexdigest()[:12]
+
+
+def _without_empty_additions(frame: pd.DataFrame) -> pd.DataFrame:
+    if "schema_version" not in frame:
+        return frame
+    later = {version: columns for version, columns in ADDED.items() if version > DIGEST_VERSION}
+    added = {name: value for columns in later.values() for name, value in columns.items() if name in frame}
+    empty = [name for name, value in added.items() if (frame[name].isna() | (frame[name] == value)).all()]
+    frame = frame.drop(columns=empty)
+    return frame if len(empty) < len(added) else frame.assign(schema_version=DIGEST_VERSION)

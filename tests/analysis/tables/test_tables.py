@@ -5,7 +5,7 @@ import pytest
 from analysis import LAWS, FitConfig, TableError, fit, read_tables
 from analysis.tables.readers import ROLES, read_source
 from analysis.tables.schema import SCHEMA_VERSION
-from analysis.tables.selection import groups, select
+from analysis.tables.selection import digest, groups, select
 from tests.analysis.synthetic import study
 
 
@@ -111,3 +111,10 @@ def test_a_csv_of_an_earlier_version_is_read_as_a_runs_table(tmp_path):
     read_runs, read_depths = read_source(str(path))
     assert (read_runs["schema_version"] == SCHEMA_VERSION).all() and (read_runs["recipe"] == "").all()
     assert len(read_runs) == len(runs) and len(read_depths) == len(depths)
+
+
+def test_a_column_added_to_the_schema_leaves_the_digest_of_older_tables():
+    runs, _ = study(budgets=(1e18,))
+    older = runs.assign(kernels="")
+    assert digest(older) == digest(older.drop(columns="kernels").assign(schema_version=4))
+    assert digest(runs.assign(kernels="cpu")) != digest(older)

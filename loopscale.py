@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from analysis import Comparison
-    from analysis.design.power import Resolution
+    from analysis.design.power import PowerAnalysis
     from analysis.published.comparison import PublishedComparison
     from harness.run.record import Evaluation
     from sweeps.cli.analysis import AnyFit
@@ -91,7 +91,7 @@ def plan(cfg: Overrides | StudyConfig = ()) -> pd.DataFrame:
     return plan(compose(cfg)).frame
 
 
-def design(cfg: Overrides | StudyConfig = ()) -> tuple[Resolution, ...]:
+def design(cfg: Overrides | StudyConfig = ()) -> tuple[PowerAnalysis, ...]:
     """Return what the planned grid would resolve under each assumed law; writes nothing."""
     from sweeps.planning.design import design
 

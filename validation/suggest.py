@@ -24,7 +24,7 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from analysis.design.ground_truth import Generator
+from analysis.design.ground_truth import GroundTruth
 from analysis.design.simulate import Grid, Noise, grid
 from sweeps.config.study import StudyConfig
 from sweeps.planning.design import planned_runs
@@ -91,7 +91,7 @@ def suggestions(folder: Path) -> Record:
     return result
 
 
-def one(k: int, base: StudyConfig, start: pd.DataFrame, uniform: Grid, law: Generator) -> Record:
+def one(k: int, base: StudyConfig, start: pd.DataFrame, uniform: Grid, law: GroundTruth) -> Record:
     """Simulate one study of the 12 cells, continue it both ways and return the two intervals."""
     noise = Noise(seed_nats=NOISE)
     clean = uniform.expected(law)

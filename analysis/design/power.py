@@ -39,7 +39,7 @@ class DesignConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Resolved:
+class EstimatePrecision:
     """One number that a study estimates: the truth, the spread of the estimates, the interval of an analyst.
 
     `low` and `high` hold the central 95 % of the estimates; `interval` is the median width of the 95 %
@@ -92,7 +92,7 @@ class Outlook:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Resolution:
+class PowerAnalysis:
     """What a grid resolves under one law."""
 
     law: str
@@ -102,7 +102,7 @@ class Resolution:
     controls: int
     nominal_flops: float
     replicates: int  # degrees of freedom of the noise level, zero without replicate seeds
-    resolved: dict[EstimatorName, tuple[Resolved, ...]]
+    resolved: dict[EstimatorName, tuple[EstimatePrecision, ...]]
     outlooks: tuple[Outlook, ...]
     all_inside: float  # share of the studies whose minima all lie inside the grid
     estimates: Array = field(repr=False, compare=False, metadata=HIDDEN)  # exponents of µ* [studies]
@@ -114,10 +114,10 @@ class Resolution:
         name: EstimatorName = DEFAULT_ESTIMATOR,
         *,
         target: bool = False,
-    ) -> Resolved:
+    ) -> EstimatePrecision:
         """Return the exponent of a quantity by one estimator, or with `target` its value there."""
-        found = (item for item in self.resolved[name] if item.quantity == quantity)
-        return next(item for item in found if (item.at_flops is not None) == target)
+        items = (item for item in self.resolved[name] if item.quantity == quantity)
+        return next(item for item in items if (item.at_flops is not None) == target)
 
     def to_json(self) -> str:
         """Return the result as JSON text."""
@@ -163,7 +163,7 @@ class Resolution:
         return pd.DataFrame([vars(item) for item in self.outlooks])
 
 
-def _sentence(item: Resolved, config: DesignConfig) -> str:
+def _sentence(item: EstimatePrecision, config: DesignConfig) -> str:
     name = QUANTITY_NAMES[item.quantity]
     what = f"exponent of {name}" if item.at_flops is None else f"{name} at {number(item.at_flops)} FLOPs"
     if item.true is None:
@@ -179,19 +179,19 @@ def _sentence(item: Resolved, config: DesignConfig) -> str:
         )
     factor = item.at_flops is not None
     spread = f"a factor of {number(float(np.exp(item.spread)))}" if factor else f"{item.spread:.3f}"
-    said = f"{what}: the estimates spread over {spread} ({number(item.low)} to {number(item.high)})"
+    sentence = f"{what}: the estimates spread over {spread} ({number(item.low)} to {number(item.high)})"
     if item.off > FAR:
-        said += f", around {number(item.median)}"
+        sentence += f", around {number(item.median)}"
     if item.interval is None:
-        said += ", an analyst's 95 % interval is mostly refused or open"
+        sentence += ", an analyst's 95 % interval is mostly refused or open"
     else:
         width = f"a factor of {number(float(np.exp(item.interval)))}" if factor else f"{item.interval:.3f}"
-        said += f", an analyst's 95 % interval over {width}"
+        sentence += f", an analyst's 95 % interval over {width}"
         ratio = item.interval / item.spread
         if abs(ratio - 1) > FAR:
-            said += f", which is {ratio:.2f} of the spread"
+            sentence += f", which is {ratio:.2f} of the spread"
     refused = max(item.without_estimate, item.without_interval or 0.0)
-    return f"{said}; none in {percent(refused)} of the studies"
+    return f"{sentence}; none in {percent(refused)} of the studies"
 
 
 def _worst(outlooks: tuple[Outlook, ...]) -> str:

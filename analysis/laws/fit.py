@@ -16,12 +16,11 @@ from analysis.laws.intervals import Intervals, band, describe_resampling, interv
 from analysis.laws.law import Data, Law
 from analysis.laws.newton import Fit
 from analysis.laws.objective import (
-    RESAMPLE_ITERATIONS,
-    RESAMPLE_TOLERANCE,
     Objective,
     Terms,
     log_terms,
     minimise,
+    minimise_resamples,
     predict,
 )
 from analysis.laws.registry import LAWS
@@ -30,7 +29,6 @@ from analysis.stats.bootstrap import resampling_weights
 from analysis.tables.schema import TableError
 
 STARTS = 12
-EXACT = 1e-14  # an objective below this is rounding
 FLAT = 1e-6  # scaled gradient and curvature below this are zero; an optimum reaches 1e-10 or less
 
 
@@ -167,58 +165,48 @@ def fit_law(
     objective = Objective(terms=terms, delta=delta, log_loss=log_loss)
     starts = projected_starts(law, terms, losses)
     tried = minimise(objective, np.repeat(losses[None], len(starts), 0), starts, law.bounds)
-    best = int(np.argmin(tried.objective))
-    agreeing = tried.objective <= tried.objective[best] * (1 + 1e-8) + EXACT
-    fitted = tried.parameters[best]
-    point = tried.row(best)
+    point = tried.row(tried.best)
+    fitted = point.parameters[0]
     resampled, blocks = None, 0
     if bootstrap:
         ordered = None if labels is None else np.asarray(labels)[order]
         blocks = len(np.unique(ordered)) if resampling == "block" and ordered is not None else 0
         weights = resampling_weights(resampling, len(losses), ordered, bootstrap, seed)
-        resampled = refit(objective, losses, weights, fitted, law.bounds)
+        repeated = np.repeat(losses[None], bootstrap, 0)
+        resampled = minimise_resamples(objective, repeated, fitted, law.bounds, weights)
     slopes = slopes_at(terms, fitted)
-    names = [parameter.name for parameter in law.parameters]
-    bound = tuple(name for name, at in zip(names, point.at_bound[0], strict=True) if at)
     return LawFit(
         law=law.name,
         formula=law.formula,
         source=law.source,
         points=len(losses),
         delta=delta,
-        objective=float(tried.objective[best]),
+        objective=float(point.objective[0]),
         parameters={name: float(value[0]) for name, value in law.public(fitted).items()},
         units={parameter.name: parameter.unit for parameter in law.parameters},
         intervals=intervals(law, slopes, point, resampled, blocks, confidence) if resampled else {},
         resampling=describe_resampling(bootstrap, resampling, seed, blocks),
-        certificate=Certificate(
-            gradient=float(tried.gradient[best]),
-            curvature=float(tried.curvature[best]),
-            starts=len(starts),
-            starts_agreeing=int(agreeing.sum()),
-            at_bound=bound,
-        ),
+        certificate=_certificate(law, tried),
         undetermined=undetermined(law, terms, point),
         rms_nats=float(np.sqrt(np.mean((predict(terms, fitted[None])[0] - losses) ** 2))),
         blocks=blocks,
-        draws=resampled.parameters if resampled else np.empty((0, len(names))),
+        draws=resampled.parameters if resampled else np.empty((0, len(fitted))),
         fitted=fitted,
         model=law,
     )
 
 
-def refit(
-    objective: Objective, losses: Array, weights: Array, start: Array, bounds: tuple[Array, Array]
-) -> Fit:
-    """Fit resamples of `losses` [points], drawn by `weights` [resamples, points], from one start."""
-    return minimise(
-        objective,
-        np.repeat(losses[None], len(weights), 0),
-        start[None],
-        bounds,
-        weights=weights,
-        iterations=RESAMPLE_ITERATIONS,
-        tolerance=RESAMPLE_TOLERANCE,
+def _certificate(law: Law, tried: Fit) -> Certificate:
+    """Return the certificate of the best of several starts."""
+    best = tried.best
+    return Certificate(
+        gradient=float(tried.gradient[best]),
+        curvature=float(tried.curvature[best]),
+        starts=len(tried.objective),
+        starts_agreeing=tried.agreeing,
+        at_bound=tuple(
+            parameter.name for parameter, at in zip(law.parameters, tried.at_bound[best], strict=True) if at
+        ),
     )
 
 

@@ -10,6 +10,9 @@ import numpy as np
 
 from analysis.config import Array, Mask
 
+EXACT = 1e-14  # an objective below this is rounding
+AGREEMENT = 1e-8  # relative difference of objectives at the same optimum
+
 # value [rows], gradient [rows, parameters], Hessian [rows, parameters, parameters]
 Evaluation = tuple[Array, Array, Array]
 # (indices of the rows, their parameters [rows, parameters]) -> evaluation
@@ -25,6 +28,16 @@ class Fit:
     gradient: Array
     curvature: Array
     at_bound: Mask  # [rows, parameters]
+
+    @property
+    def best(self) -> int:
+        """Return the row with the least objective."""
+        return int(np.argmin(self.objective))
+
+    @property
+    def agreeing(self) -> int:
+        """Return the number of rows that reach the least objective."""
+        return int(np.sum(self.objective <= self.objective.min() * (1 + AGREEMENT) + EXACT))
 
     def row(self, index: int) -> Fit:
         """Return one row as a fit of its own."""

@@ -94,6 +94,21 @@ def minimise(
     return descend(at, first, bounds, iterations=iterations, tolerance=tolerance)
 
 
+def minimise_resamples(
+    objective: Objective, losses: Array, start: Array, bounds: tuple[Array, Array], weights: Array | None
+) -> Fit:
+    """Minimise for resampled `losses` or `weights`, both [resamples, points], from one start [parameters]."""
+    return minimise(
+        objective,
+        losses,
+        start[None],
+        bounds,
+        weights=weights,
+        iterations=RESAMPLE_ITERATIONS,
+        tolerance=RESAMPLE_TOLERANCE,
+    )
+
+
 def evaluate(objective: Objective, losses: Array, weights: Array, theta: Array) -> Evaluation:
     """Return value [rows], gradient [rows, parameters] and Hessian [rows, parameters, parameters]."""
     logs, slopes = log_terms(objective.terms, theta)

@@ -7,18 +7,17 @@ agree.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from analysis.config import Array
 from analysis.laws.newton import Fit
 from analysis.laws.objective import (
-    RESAMPLE_ITERATIONS,
-    RESAMPLE_TOLERANCE,
     Objective,
     log_terms,
     minimise,
+    minimise_resamples,
     predict,
 )
 
@@ -101,38 +100,20 @@ def fit_surface(log_params: Array, log_tokens: Array, losses: Array, delta: floa
     objective = Objective(terms=features(u, v), delta=delta)
     starts = projected_starts(u, v, losses)
     tried = minimise(objective, np.repeat(losses[None], len(starts), 0), starts, (LOW, HIGH))
-    best = int(np.argmin(tried.objective))
-    agreeing = int(np.sum(tried.objective <= tried.objective[best] * (1 + 1e-8) + 1e-14))
     return Surface(
-        fit=tried.row(best),
+        fit=tried.row(tried.best),
         objective=objective,
         log_params_mean=means[0],
         log_tokens_mean=means[1],
         starts=len(starts),
-        starts_agreeing=agreeing,
+        starts_agreeing=tried.agreeing,
     )
 
 
 def refit(surface: Surface, losses: Array, weights: Array | None = None) -> Surface:
     """Fit resampled losses or weights, both [resamples, points], starting from the optimum of the data."""
-    start = surface.fit.parameters[:1]
-    fit = minimise(
-        surface.objective,
-        losses,
-        start,
-        (LOW, HIGH),
-        weights=weights,
-        iterations=RESAMPLE_ITERATIONS,
-        tolerance=RESAMPLE_TOLERANCE,
-    )
-    return Surface(
-        fit=fit,
-        objective=surface.objective,
-        log_params_mean=surface.log_params_mean,
-        log_tokens_mean=surface.log_tokens_mean,
-        starts=surface.starts,
-        starts_agreeing=surface.starts_agreeing,
-    )
+    start = surface.fit.parameters[0]
+    return replace(surface, fit=minimise_resamples(surface.objective, losses, start, (LOW, HIGH), weights))
 
 
 def projected_starts(u: Array, v: Array, losses: Array) -> Array:

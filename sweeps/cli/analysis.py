@@ -31,17 +31,17 @@ def fit_sweep(settings: FitTableConfig) -> AnyFit:
     Points without runs give isoFLOP laws, or the one law that `law` names.
     """
     from analysis import fit, isoflop
-    from analysis.study.cross_run_laws import fit_run_law
-    from analysis.study.points import fit_points
+    from analysis.study.cross_run_laws import fit_law_to_runs
+    from analysis.study.points import fit_law_to_points
     from sweeps.cli.progress import stage_progress
 
     source, config = _source(settings), _fit_config(settings)
     if not isinstance(source, tuple):
         if settings.law == "isoflop":
             return isoflop(source, x=settings.x, config=config)
-        return fit_points(settings.law, source, x=settings.x, config=config)
+        return fit_law_to_points(settings.law, source, x=settings.x, config=config)
     if settings.law != "isoflop":
-        return fit_run_law(settings.law, *source, config)
+        return fit_law_to_runs(settings.law, *source, config)
     with stage_progress() as progress:
         study = fit(*source, config, progress)
     if settings.data is None:
@@ -62,7 +62,7 @@ def compare_sweep(settings: FitTableConfig) -> Comparison:
     """Compare looped with fixed depth in a runs table; write comparison.json and figures beside a sweep's."""
     from analysis import compare
     from analysis.figures.compare import compare_figures
-    from analysis.figures.style import save
+    from analysis.figures.style import save_figure
     from analysis.tables.readers import read_items
 
     source = _source(settings)
@@ -74,7 +74,7 @@ def compare_sweep(settings: FitTableConfig) -> Comparison:
     if settings.data is None:
         write_text(settings.folder / "comparison.json", comparison.to_json() + "\n")
         for drawn in compare_figures(comparison):
-            save(drawn, settings.folder)
+            save_figure(drawn, settings.folder)
     return comparison
 
 
@@ -96,7 +96,7 @@ def report_sweep(settings: FitTableConfig) -> tuple[Path, list[str]]:
     if settings.law != "isoflop":
         raise ConfigError(f"law={settings.law}: a report shows the isoFLOP laws; use loopscale fit")
     if settings.data == PUBLISHED:
-        from analysis.report.published import parcae_report
+        from analysis.report.report import parcae_report
 
         return parcae_report(_folder(settings))
     from analysis import StudyFit, report

@@ -15,7 +15,7 @@ from sweeps.config.study import StudyConfig
 
 if TYPE_CHECKING:
     from analysis.config import Progress
-    from analysis.design.power import Resolution
+    from analysis.design.power import PowerAnalysis
     from sweeps.planning.plan import Plan
 
 PLAN_COLUMNS = {
@@ -144,7 +144,7 @@ def _folder(study: StudyConfig) -> Path:
     return Path(study.root) / str(study.sweep.name) / "design"
 
 
-def _resolution_text(result: Resolution) -> str:
+def _resolution_text(result: PowerAnalysis) -> str:
     return f"{result.summary()}\n{as_text(result.frame(), DESIGN_COLUMNS)}"
 
 

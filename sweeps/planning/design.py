@@ -12,11 +12,11 @@ import numpy as np
 from analysis import serialize
 from analysis.config import Array, FitConfig, Progress
 from analysis.design import simulate
-from analysis.design.fisher_information import Information
-from analysis.design.ground_truth import REACH, Generator, at_published_optima, fitted, published
-from analysis.design.power import DesignConfig, Resolution
+from analysis.design.fisher_information import FisherInformation
+from analysis.design.ground_truth import REACH, GroundTruth, at_published_optima, fitted, published
+from analysis.design.power import DesignConfig, PowerAnalysis
 from analysis.design.simulate import Grid, Noise
-from analysis.design.studies import resolve
+from analysis.design.studies import analyse_power
 from analysis.format import number
 from analysis.isoflop.power_law import MIN_BUDGETS
 from analysis.stats.noise import noise_floor
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def design(study: StudyConfig, progress: Progress = lambda stage, done: None) -> tuple[Resolution, ...]:
+def design(study: StudyConfig, progress: Progress = lambda stage, done: None) -> tuple[PowerAnalysis, ...]:
     """Return what the planned grid would resolve under each law of `assume.law`; writes nothing."""
     frame = planned_runs(study)
     grid = simulate.grid(frame, FitConfig().parameter_count)
     noise, config = assumed_noise(study, frame), design_config(study, grid)
-    return tuple(resolve(grid, law, noise, config, progress) for law in assumed_laws(study, grid))
+    return tuple(analyse_power(grid, law, noise, config, progress) for law in assumed_laws(study, grid))
 
 
-def check_reachable(knowledge: Information) -> None:
+def check_reachable(knowledge: FisherInformation) -> None:
     """Raise ConfigError if no choice of cells can bracket three optima under any of the laws."""
     logs = np.log(knowledge.recurrences)
     within = (knowledge.optima > logs.min()) & (knowledge.optima < logs.max())
@@ -55,15 +55,15 @@ def check_reachable(knowledge: Information) -> None:
 
 
 def write_design(
-    results: Sequence[Resolution], folder: Path, name: str = "design", labels: Sequence[str] = ()
+    results: Sequence[PowerAnalysis], folder: Path, name: str = "design", labels: Sequence[str] = ()
 ) -> Path:
     """Write NAME.json and the figure (PDF, PNG, CSV) into `folder`; return it."""
     from analysis.figures.design import design_figure
-    from analysis.figures.style import save
+    from analysis.figures.style import save_figure
 
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / f"{name}.json", serialize.to_json(results) + "\n")
-    save(replace(design_figure(results, labels), name=name), folder)
+    save_figure(replace(design_figure(results, labels), name=name), folder)
     return folder
 
 
@@ -97,7 +97,7 @@ def one_group(runs: pd.DataFrame) -> pd.DataFrame:
     return split[0][1].reset_index(drop=True)
 
 
-def assumed_laws(study: StudyConfig, grid: Grid) -> list[Generator]:
+def assumed_laws(study: StudyConfig, grid: Grid) -> list[GroundTruth]:
     """Return the laws that `assume.law` names.
 
     Raises

@@ -14,7 +14,7 @@ from model.config_validation import ConfigError
 from sweeps.config.study import ListedCells, SweepConfig
 
 if TYPE_CHECKING:
-    from analysis.design.fisher_information import Counts, Information
+    from analysis.design.fisher_information import Counts, FisherInformation
 
 GRID = (
     "name",
@@ -26,7 +26,7 @@ GRID = (
 )  # keys of a sweep that a design replaces
 
 
-def searched_sweep(sweep: SweepConfig, knowledge: Information, counts: Counts) -> SweepConfig:
+def searched_sweep(sweep: SweepConfig, knowledge: FisherInformation, counts: Counts) -> SweepConfig:
     """Return `sweep` with its grid replaced by the chosen cells of each budget; the control stays."""
     cells: dict[str, ListedCells] = {}
     for k in np.flatnonzero(counts.sum(1)):

@@ -9,12 +9,12 @@ import numpy as np
 
 from analysis.config import FitConfig, Progress
 from analysis.design import simulate
-from analysis.design.fisher_information import information
+from analysis.design.fisher_information import fisher_information
 from analysis.design.grid_search import Limits, best_grids
-from analysis.design.ground_truth import Generator
-from analysis.design.power import DesignConfig, Resolution
+from analysis.design.ground_truth import GroundTruth
+from analysis.design.power import DesignConfig, PowerAnalysis
 from analysis.design.simulate import Grid, Noise, estimate
-from analysis.design.studies import expected_losses, resolve
+from analysis.design.studies import analyse_power, expected_losses
 from analysis.format import number, percent
 from analysis.stats.bootstrap import student_factor
 from analysis.stats.noise import noise_floor
@@ -42,8 +42,8 @@ class SearchedGrid:
 
     sweep: SweepConfig
     allowance_flops: float
-    planned: tuple[Resolution, ...]
-    found: tuple[Resolution, ...]
+    planned: tuple[PowerAnalysis, ...]
+    found: tuple[PowerAnalysis, ...]
     considered: int
     target_flops: float | None = None  # of the optimum that was narrowed, None: the exponent
 
@@ -77,7 +77,7 @@ class SearchedGrid:
 def search(
     study: StudyConfig,
     progress: Progress = lambda stage, done: None,
-    truths: Sequence[Generator] | None = None,
+    truths: Sequence[GroundTruth] | None = None,
 ) -> SearchedGrid:
     """Return the grid whose interval is narrowest for the allowance; writes nothing.
 
@@ -95,7 +95,7 @@ def search(
     spend = allowance_flops(study, frame, float(frame["nominal_flops"].sum()))
     budgets = np.array(assume.budgets_flops or budget_ladder(grid.cells.budgets_flops, 1.0))
     depths, target = np.array(assume.recurrences, float), narrowed_target(study, config)
-    knowledge = information(truths, grid.shape, budgets, depths, noise.seed_nats, target)
+    knowledge = fisher_information(truths, grid.shape, budgets, depths, noise.seed_nats, target)
     check_reachable(knowledge)
     limits = Limits(
         run_flops=budgets,
@@ -124,15 +124,15 @@ def search(
     return SearchedGrid(
         sweep=sweep,
         allowance_flops=spend,
-        planned=tuple(resolve(grid, law, noise, config, progress) for law in truths),
-        found=tuple(resolve(other, law, noise, config, progress) for law in truths),
+        planned=tuple(analyse_power(grid, law, noise, config, progress) for law in truths),
+        found=tuple(analyse_power(other, law, noise, config, progress) for law in truths),
         considered=len(tried),
         target_flops=target,
     )
 
 
 def _simulate_briefly(
-    grid: Grid, law: Generator, noise: Noise, config: DesignConfig, target_flops: float | None
+    grid: Grid, law: GroundTruth, noise: Noise, config: DesignConfig, target_flops: float | None
 ) -> tuple[float, float]:
     """Return the log of a short simulation's interval, and how often all minima lie inside the grid.
 
@@ -154,7 +154,7 @@ def _simulate_briefly(
     )
 
 
-def _interval_change(before: Resolution, after: Resolution, target_flops: float | None) -> str:
+def _interval_change(before: PowerAnalysis, after: PowerAnalysis, target_flops: float | None) -> str:
     at_target = target_flops is not None
     one, other = before.of(target=at_target), after.of(target=at_target)
     what = "the exponent" if target_flops is None else f"µ* at {number(target_flops)} FLOPs"

@@ -10,9 +10,9 @@ import numpy as np
 
 from analysis.config import Array, FitConfig, Progress
 from analysis.design import simulate
-from analysis.design.fisher_information import Counts, Information, information
+from analysis.design.fisher_information import Counts, FisherInformation, fisher_information
 from analysis.design.grid_search import Limits, cost, next_runs
-from analysis.design.ground_truth import Generator
+from analysis.design.ground_truth import GroundTruth
 from analysis.design.simulate import Grid
 from analysis.format import number
 from analysis.laws.surface import fit_surface, refit
@@ -135,7 +135,9 @@ def suggest_runs(
     budgets = np.array(sorted({*known, *coming["target_flops"].astype(float), *choices}))
     swept = (*grid.cells.values.tolist(), *coming["mean_recurrence"], *assume.recurrences)
     recurrences = np.array(sorted(set(map(float, swept))))
-    knowledge = information(truths, grid.shape, budgets, recurrences, sd, narrowed_target(study, config))
+    knowledge = fisher_information(
+        truths, grid.shape, budgets, recurrences, sd, narrowed_target(study, config)
+    )
     check_reachable(knowledge)
     start = np.zeros((len(budgets), len(recurrences)), int)
     counted = [*zip(known[grid.cells.budget], grid.cells.values, strict=True)]
@@ -163,7 +165,7 @@ def suggest_runs(
     )
 
 
-def laws_of_runs(grid: Grid, losses: Array, resamples: int, seed: int) -> tuple[list[Generator], float]:
+def laws_of_runs(grid: Grid, losses: Array, resamples: int, seed: int) -> tuple[list[GroundTruth], float]:
     """Return the surface fitted to `losses` [runs], resamples of it, and the sd of its residuals."""
     inputs = grid.inputs(losses, FitConfig(bootstrap=100), "")
     u, v, observed = np.log(inputs.runs.params), np.log(inputs.runs.tokens), inputs.runs.loss_nats
@@ -176,7 +178,7 @@ def laws_of_runs(grid: Grid, losses: Array, resamples: int, seed: int) -> tuple[
     for k, one in [(0, surface), *((k, resampled) for k in range(resamples))]:
         values = one.coefficients(k)
         laws.append(
-            Generator(
+            GroundTruth(
                 name="law fitted to them, and resamples of it",
                 floor_nats=values["E"],
                 amplitude_params=values["A"],
@@ -191,7 +193,7 @@ def laws_of_runs(grid: Grid, losses: Array, resamples: int, seed: int) -> tuple[
 
 
 def _cells(
-    knowledge: Information, start: Counts, counts: Counts, runs: pd.DataFrame, others: pd.DataFrame
+    knowledge: FisherInformation, start: Counts, counts: Counts, runs: pd.DataFrame, others: pd.DataFrame
 ) -> list[tuple[int, float, int]]:
     chosen = []
     cells = [[*zip(f["target_flops"], f["mean_recurrence"], f["seed"], strict=True)] for f in (runs, others)]
@@ -203,6 +205,6 @@ def _cells(
     return chosen
 
 
-def _width(knowledge: Information, counts: Counts) -> float | None:
+def _width(knowledge: FisherInformation, counts: Counts) -> float | None:
     widths = knowledge.widths(counts, penalised=False)
     return float(np.exp(np.median(widths))) if np.median(widths) < 10 else None

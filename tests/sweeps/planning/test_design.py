@@ -11,7 +11,7 @@ import pytest
 
 import loopscale
 from analysis.config import FitConfig
-from analysis.design.fisher_information import information
+from analysis.design.fisher_information import fisher_information
 from analysis.design.simulate import Noise, grid
 from analysis.tables.schema import DEPTHS, RUNS, conform
 from harness.run.folder import Status
@@ -157,7 +157,7 @@ def test_finalists_are_compared_by_the_quantity_asked_for(place, quantity):
     assert target == (4 * 16e18 if quantity == "optimum" else None)
     result, _ = search._simulate_briefly(bench, law, Noise(seed_nats=sd), config, target)
     depths = np.array(study.sweep.mean_recurrences, float)
-    known = information([law], bench.shape, bench.cells.budgets_flops, depths, sd, target)
+    known = fisher_information([law], bench.shape, bench.cells.budgets_flops, depths, sd, target)
     assert result == pytest.approx(known.widths(np.ones((4, len(depths)), int), penalised=False)[0], abs=0.15)
 
 

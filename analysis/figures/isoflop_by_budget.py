@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis.figures import style
 from analysis.figures.isoflop import LINES
-from analysis.figures.power_law import LOOKS
+from analysis.figures.power_law import ESTIMATOR_PROPS
 from analysis.isoflop.curves import AXIS_LABELS
 from analysis.isoflop.estimator import DEFAULT_ESTIMATOR
 from analysis.isoflop.group import GroupFit
@@ -24,14 +24,14 @@ from analysis.stats.noise import NoiseFloor
 PER_ROW = 4
 
 
-def zoom_figure(group: GroupFit, noise: NoiseFloor) -> style.Drawn:
+def isoflop_by_budget_figure(group: GroupFit, noise: NoiseFloor) -> style.ReportFigure:
     """Draw one panel per budget: loss above the lowest cell over mean recurrence, in nats."""
     budgets = group.budgets_flops
     rows = -(-len(budgets) // PER_ROW)
     columns = -(-len(budgets) // rows)
     with style.styled():
-        made = Figure(figsize=(style.PAGE_INCHES, 0.45 + 1.75 * rows), layout="constrained")
-        panels = made.subplots(rows, columns, squeeze=False).ravel()
+        fig = Figure(figsize=(style.PAGE_INCHES, 0.45 + 1.75 * rows), layout="constrained")
+        panels = fig.subplots(rows, columns, squeeze=False).ravel()
         for k, ax in enumerate(panels):
             if k >= len(budgets):
                 ax.remove()
@@ -42,15 +42,15 @@ def zoom_figure(group: GroupFit, noise: NoiseFloor) -> style.Drawn:
         unit = " (nats)" if group.cells.variable == "mean_recurrence" else "\n(unit of the table)"
         for ax in panels[::columns]:
             ax.set_ylabel(f"loss above lowest cell{unit}", fontsize=6.5)
-        made.legend(handles=_handles(), loc="outside upper center", ncols=4)
+        fig.legend(handles=_handles(), loc="outside upper center", ncols=4)
     caption = (
         f"{group.label}: each isoFLOP curve on its own scale, relative to its lowest cell"
         + (", with the training noise as bars" if noise.sd_nats else "; training noise unknown")
         + ". Triangles mark accepted minima in the estimator's colour; above a panel stands why that of the "
         "shared shape was refused."
     )
-    return style.Drawn(
-        name="isoflop_by_budget", caption=caption, figure=made, tables={"points": _table(group)}
+    return style.ReportFigure(
+        name="isoflop_by_budget", caption=caption, figure=fig, tables={"points": _table(group)}
     )
 
 
@@ -72,20 +72,20 @@ def _panel(ax: Axes, group: GroupFit, k: int, noise: NoiseFloor, width: int) -> 
     )
     x = np.geomspace(depth.min(), depth.max(), 100)
     for place, estimator in enumerate(group.estimators):
-        found, look = estimator.optima[group.cells.variable][k], LOOKS[estimator.name]
-        if estimator.curve is None or not found.fitted:
+        optimum, props = estimator.optima[group.cells.variable][k], ESTIMATOR_PROPS[estimator.name]
+        if estimator.curve is None or not optimum.fitted:
             continue
         curve = estimator.curve(group.cells.variable, k, x) - lowest
-        ax.plot(x, curve, color=look["color"], linestyle=LINES[estimator.name], linewidth=0.9)
-        if found.value is not None:
+        ax.plot(x, curve, color=props["color"], linestyle=LINES[estimator.name], linewidth=0.9)
+        if optimum.value is not None:
             ax.plot(
-                [found.value],
+                [optimum.value],
                 [0.07 * place],  # one above the other where they agree
                 transform=ax.get_xaxis_transform(),
                 marker="^",
                 markersize=5,
                 clip_on=False,
-                color=look["color"],
+                color=props["color"],
                 markeredgecolor="white",
                 markeredgewidth=0.4,
                 zorder=5,
@@ -107,8 +107,8 @@ def _handles() -> list[Line2D]:
     handles = [
         Line2D([], [], color=style.INK, marker="o", markersize=3, linestyle="none", label="run"),
     ]
-    for name, look in LOOKS.items():
-        handles.append(Line2D([], [], color=look["color"], linestyle=LINES[name], linewidth=0.9, label=name))
+    for name, props in ESTIMATOR_PROPS.items():
+        handles.append(Line2D([], [], color=props["color"], linestyle=LINES[name], linewidth=0.9, label=name))
     return handles
 
 

@@ -102,8 +102,8 @@ def test_a_design_says_what_the_grid_resolves_and_writes_its_figure(place, capsy
     folder = tmp_path / "runs" / "isoflop_140m" / "design"
     names = {path.name for path in folder.iterdir()}
     assert names == {"design.json", "design.pdf", "design.png", "design_optima.csv", "design_exponents.csv"}
-    (found,) = json.loads((folder / "design.json").read_text())
-    assert [item["budget_flops"] for item in found["outlooks"]] == [2e18, 4e18, 8e18, 16e18]
+    (result,) = json.loads((folder / "design.json").read_text())
+    assert [item["budget_flops"] for item in result["outlooks"]] == [2e18, 4e18, 8e18, 16e18]
 
 
 def test_a_plain_plan_writes_nothing_and_its_help_says_what_does(place, capsys, tmp_path):
@@ -119,11 +119,11 @@ def test_a_plain_plan_writes_nothing_and_its_help_says_what_does(place, capsys, 
 def test_a_design_in_json_holds_every_law(place, capsys):
     assumed_laws = "assume.law=[paper,paper_optima]"
     code, out, _ = run(capsys, "plan", *place, *SMALL, *QUICK, assumed_laws, "design=true", "format=json")
-    found = json.loads(out)["results"]
-    assert code == 0 and len(found) == 2
+    result = json.loads(out)["results"]
+    assert code == 0 and len(result) == 2
     # Under the printed coefficients with N non-embedding the optima are 11.3, 15.4, 20.8 and 27.9.
-    assert [round(item["true"], 1) for item in found[0]["outlooks"]] == [11.3, 15.4, 20.8, 27.9]
-    assert found[0]["resolved"]["shared shape"][0]["true"] is None
+    assert [round(item["true"], 1) for item in result[0]["outlooks"]] == [11.3, 15.4, 20.8, 27.9]
+    assert result[0]["resolved"]["shared shape"][0]["true"] is None
 
 
 def test_a_search_writes_a_sweep_within_the_allowance(place, capsys, tmp_path, monkeypatch):
@@ -155,10 +155,10 @@ def test_finalists_are_compared_by_the_quantity_asked_for(place, quantity):
     (law,), config, sd = assumed_laws(study, bench), design_config(study, bench), 2e-4
     target = narrowed_target(study, config)
     assert target == (4 * 16e18 if quantity == "optimum" else None)
-    found, _ = search._simulate_briefly(bench, law, Noise(seed_nats=sd), config, target)
+    result, _ = search._simulate_briefly(bench, law, Noise(seed_nats=sd), config, target)
     depths = np.array(study.sweep.mean_recurrences, float)
     known = fisher_information([law], bench.shape, bench.cells.budgets_flops, depths, sd, target)
-    assert found == pytest.approx(known.widths(np.ones((4, len(depths)), int), penalised=False)[0], abs=0.15)
+    assert result == pytest.approx(known.widths(np.ones((4, len(depths)), int), penalised=False)[0], abs=0.15)
 
 
 def test_a_search_for_the_optimum_tells_the_width_of_the_optimum(place, monkeypatch):
@@ -167,10 +167,10 @@ def test_a_search_for_the_optimum_tells_the_width_of_the_optimum(place, monkeypa
     monkeypatch.setattr("analysis.design.grid_search.PROMISING", 1)
     few = ["assume.recurrences=[2,4,6,10,16]", "assume.max_runs=20", "assume.seed_nats=0.001"]
     asked = ["assume.quantity=optimum", "assume.target_flops=1e20", "assume.analysts=1", "assume.max_seeds=1"]
-    found = search.search(loopscale.compose([*place, *SMALL, *QUICK, *few, *asked, "allowance=3e20"]))
-    resolved = found.found[0].resolved["shared shape"]
+    result = search.search(loopscale.compose([*place, *SMALL, *QUICK, *few, *asked, "allowance=3e20"]))
+    resolved = result.found[0].resolved["shared shape"]
     (other,) = (i for i in resolved if i.at_flops == 1e20 and i.quantity == "mean_recurrence")
-    assert f"interval of µ* at 1e20 FLOPs a factor of {np.exp(other.interval):.3g}" in found.summary()
+    assert f"interval of µ* at 1e20 FLOPs a factor of {np.exp(other.interval):.3g}" in result.summary()
 
 
 def test_suggested_runs_join_the_sweep_they_come_from(place, capsys, tmp_path):
@@ -225,9 +225,9 @@ def test_noise_comes_from_replicate_seeds(place):
     runs = pd.read_parquet(folder / "runs.parquet").set_index(["kind", "target_flops", "mean_recurrence"])
     first, second = (runs.loc[runs["seed"] == seed, "val_loss_nats"] for seed in (0, 1))
     study = loopscale.compose([*place, f"assume.noise_from={folder}", "assume.trunk_nats=0.001"])
-    found = assumed_noise(study, planned_runs(study))
-    assert found.seed_nats == pytest.approx(np.sqrt(np.mean((first - second) ** 2 / 2)), rel=1e-9)
-    assert found.trunk_nats == 0.001
+    result = assumed_noise(study, planned_runs(study))
+    assert result.seed_nats == pytest.approx(np.sqrt(np.mean((first - second) ** 2 / 2)), rel=1e-9)
+    assert result.trunk_nats == 0.001
 
 
 def test_trunk_noise_is_that_of_equal_first_steps_however_they_are_computed(place):

@@ -1,33 +1,39 @@
-"""What the user decides about a fit."""
+"""What the user decides about a fit, and the types that every part of the analysis shares."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import numpy as np
 from annotated_types import Ge, Gt, Le, Lt
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+Indices = np.ndarray[Any, np.dtype[np.int64]]
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+Labels = np.ndarray[Any, np.dtype[np.str_]]
 
 # flops_over_six: the released accounting's FLOPs per token over six, the size that C = 6 N D would give
 ParameterCount = Literal["non_embedding", "no_token_embedding", "all", "flops_over_six"]
 
 Resampling = Literal["noise", "pairs", "stratified", "block"]
 
-Progress = Callable[[str, float], None]  # stage, and the share of it that is done
+Progress = Callable[[str, float], None]  # called with the stage and the share of it that is done
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """Set how laws are fitted; the same table and the same config give the same bytes."""
+    """Settings of a fit; the same table and the same settings give the same bytes."""
 
     bootstrap: Annotated[int, Ge(100)] = 1000  # resamples behind every interval
     seed: Annotated[int, Ge(0)] = 0  # of the resamples
     confidence: Annotated[float, Gt(0), Lt(1)] = 0.95  # level of every interval
-    parameter_count: ParameterCount = "non_embedding"  # which parameters N(mean_recurrence) counts
+    parameter_count: ParameterCount = "non_embedding"  # what N(mean_recurrence) counts
     huber_delta: Annotated[float, Gt(0)] = 1e-3  # of the surface's cost on the log loss; 10 is squared error
-    profiles: bool = True  # profile intervals of the surface; without them they are the bootstrap's
-    resampling: Resampling = "noise"  # of isoFLOP laws; see `resample` for what each assumes
-    block: str = "trunk_id"  # resampling=block: the column whose equal values are one block
-    shared_noise: Annotated[float, Ge(0), Le(1)] = 1.0  # of the noise's variance: what runs of a trunk share
-    validation: bool = True  # predict what was left out, and refit under other choices
+    profiles: bool = True  # profile intervals of the surface; otherwise bootstrap intervals
+    resampling: Resampling = "noise"  # of isoFLOP laws; see `resampling_weights` for what each assumes
+    block: str = "trunk_id"  # resampling=block: column whose equal values form one block
+    shared_noise: Annotated[float, Ge(0), Le(1)] = 1.0  # share of the noise variance common to a trunk's runs
+    validation: bool = True  # held-out predictions, and refits under other choices
     max_epochs: Annotated[float, Gt(0)] = 1.0  # runs that repeat their data more often are left out

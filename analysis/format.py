@@ -1,4 +1,4 @@
-"""Numbers as they are written in sentences and tables."""
+"""Formatting of numbers for sentences and tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Results as plain data: the same bytes for the same result."""
+"""Results as JSON: the same bytes for the same result."""
 
 from __future__ import annotations
 
@@ -9,28 +9,31 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from pydantic_core import to_jsonable_python
 
-DIGITS = 10  # significant digits kept; past them the order of a sum shows
+DIGITS = 10  # significant digits kept; digits beyond depend on the order of summation
+HIDDEN: dict[str, Any] = {"json": False}  # metadata of dataclass fields that are left out of the JSON
 
 
-def plain(value: Any) -> Any:
-    """Return dataclasses, mappings and sequences as JSON values; NaN and infinities become None."""
+def to_jsonable(value: Any) -> Any:
+    """Return dataclasses, mappings, sequences and arrays as JSON values; NaN and infinities become None.
+
+    Raises PydanticSerializationError (a ValueError) for an object that has no JSON form.
+    """
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         shown = [item for item in dataclasses.fields(value) if item.metadata.get("json", True)]
-        return {item.name: plain(getattr(value, item.name)) for item in shown}
+        return {item.name: to_jsonable(getattr(value, item.name)) for item in shown}
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, str) or value is None or isinstance(value, bool | np.bool_):
-        return bool(value) if isinstance(value, np.bool_) else value
-    if isinstance(value, int | np.integer):
-        return int(value)
-    if isinstance(value, float | np.floating):
+        return {str(key): to_jsonable(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [to_jsonable(item) for item in value]
+    if isinstance(value, float):
         return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
-    if isinstance(value, Sequence | np.ndarray):
-        return [plain(item) for item in value]
-    raise TypeError(f"{type(value).__name__} has no plain form")
+    return to_jsonable_python(value)
 
 
 def to_json(value: Any) -> str:
     """Return indented JSON."""
-    return json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+    return json.dumps(to_jsonable(value), indent=2, ensure_ascii=False, allow_nan=False)

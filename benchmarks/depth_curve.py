@@ -15,7 +15,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from model.config import ModelConfig
-from model.kernels.cpu import keep_freed_memory
+from model.kernels import keep_freed_memory
 from model.transformer import build_model
 
 THREADS, REPEATS, DEEPEST, BATCH = 2, 7, 16, 16

@@ -13,7 +13,6 @@ that is not a matrix product or attention: the same calls, alone.
 """
 
 import argparse
-import contextlib
 import multiprocessing
 import subprocess
 import sys
@@ -22,7 +21,6 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from unittest.mock import patch
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -35,9 +33,8 @@ from harness.training.micro_batch import largest_fitting, suits_cpu
 from model.config import ModelConfig
 from model.depth import draw_depths, expected_depths
 from model.flops import flops_per_token
-from model.kernels.compilation import compile_blocks
-from model.kernels.cpu import keep_freed_memory
-from model.kernels.cpu.block import fuses_blocks
+from model.kernels import AUTO, Workload, compile_blocks, keep_freed_memory
+from model.kernels.cpu import CpuKernels
 from model.transformer import LoopedTransformer, build_model
 from tests.model.masked import masked_loss
 
@@ -59,15 +56,15 @@ def arguments():
     parser.add_argument("--micro-batch", type=int, help="sequences at once; by default what a run takes")
     parser.add_argument("--masked-parts", action="store_true", help="micro-batches for the masked form too")
     parser.add_argument("--unmasked", action="store_true", help="leave the masked form out")
-    parser.add_argument("--torch", action="store_true", help="time blocks that are not fused too")
+    parser.add_argument("--torch", action="store_true", help="time blocks of torch's operators too")
     parser.add_argument("--beside", type=int, default=0, help="run this many such processes at once")
     parser.add_argument("--memory", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     keep_freed_memory()  # as a run does
     if args.micro_batch is None:
-        fused = fuses_blocks(configured(args))
-        args.micro_batch = largest_fitting(args.batch, lambda size: suits_cpu(size, args.sequence, fused))
+        tokens = AUTO.tokens_at_once(Workload(config=configured(args), device="cpu"))
+        args.micro_batch = largest_fitting(args.batch, lambda size: suits_cpu(size, args.sequence, tokens))
     return args
 
 
@@ -134,22 +131,20 @@ def backward(model, loss, tokens, depths, size):
         (nats * (len(part) / len(order))).backward()
 
 
-def never(*_):
-    return False
+class TorchBlocks(CpuKernels):
+    """Let torch compute the blocks, as where no kernel takes them; attention and cross-entropy stay."""
 
-
-def unfused():
-    """Let torch compute the blocks, as where there is no kernel for them."""
-    return patch("model.layers.can_fuse", never)
+    def is_one_operator(self, *_):
+        return False
 
 
 def limit(config, args, draws):
     """Return the median seconds of a step's matrix products and attention alone."""
-    model = build_model(config, seed=0)
+    model = build_model(config, seed=0, kernels=TorchBlocks())
     tokens = torch.randint(args.vocabulary, (args.batch, args.sequence))
     found = []
     for depths in draws:
-        with unfused(), Products() as products:
+        with Products() as products:
             backward(model, LoopedTransformer.loss, tokens, depths, args.micro_batch)
         with torch.no_grad():
             found.append(products.seconds())
@@ -160,16 +155,15 @@ def time_steps(args):
     config = configured(args)
     tokens = torch.randint(args.vocabulary, (args.batch, args.sequence))
 
-    def stepper(loss, size, blocks=contextlib.nullcontext):
-        model = build_model(config, seed=0)
+    def stepper(loss, size, kernels=AUTO):
+        model = build_model(config, seed=0, kernels=kernels)
         optimizer = build_optimizer(model, OptimizerConfig())
         if not args.eager:
-            compile_blocks(model)
+            compile_blocks(model.all_blocks())
 
         def step(depths):
             model.zero_grad()
-            with blocks():
-                backward(model, loss, tokens, depths, size)
+            backward(model, loss, tokens, depths, size)
             optimizer.step()
 
         return step
@@ -178,7 +172,7 @@ def time_steps(args):
     if not args.unmasked:
         steps["masked"] = stepper(masked_loss, args.micro_batch if args.masked_parts else args.batch)
     if args.torch:
-        steps["torch"] = stepper(LoopedTransformer.loss, args.micro_batch, unfused)
+        steps["torch"] = stepper(LoopedTransformer.loss, args.micro_batch, TorchBlocks())
     draws = [draw_depths(config, seed=0, step=i, batch=args.batch).tolist() for i in range(args.repeats)]
     for step in steps.values():
         step(draws[0])

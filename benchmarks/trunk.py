@@ -23,7 +23,8 @@ import loopscale
 from harness.data.encoding import available_cores
 from harness.storage.files import read_json
 from sweeps.launch.launch import start_workers, write_ledger
-from sweeps.planning.makespan import makespan
+from sweeps.planning.plan import plan
+from sweeps.planning.trunk_savings import time_to_solution
 from sweeps.state.ledger import Ledger, read_ledger
 
 WORKERS = (2, 8)
@@ -86,8 +87,8 @@ def main(groups: int, steps: int) -> None:
             words = " ".join(f"{draw.randrange(4096):x}" for _ in range(20_000))
             (folder / "text" / f"{number}.txt").write_text(words)
         loopscale.data(overrides(folder, "data", 1, steps, 1, False))
-        plan = loopscale.plan(overrides(folder, "plan", groups, steps, 2, True)).attrs["trunks"]
-        saved = 1 - plan["nominal_flops"] / plan["independent_flops"]
+        savings = plan(loopscale.compose(overrides(folder, "plan", groups, steps, 2, True))).trunks
+        saved = 1 - savings.nominal_flops / savings.independent_flops
         print(f"{groups} x 5 budgets from {steps} steps on; the trunks save {saved:.0%} of the FLOPs")
         print(
             f"{'workers':>7}  {'':<12} {'measured s':>10}  {'predicted s':>11}  cores, load before and after"
@@ -99,7 +100,7 @@ def main(groups: int, steps: int) -> None:
                 before = os.getloadavg()[0]
                 measured, sweep = train(folder, overrides(folder, name, groups, steps, workers, trunk))
                 jobs.setdefault(trunk, lengths(sweep))
-                predicted = makespan(*jobs[trunk], workers)
+                predicted = time_to_solution(*jobs[trunk], workers)
                 print(
                     f"{workers:>7}  {name.partition('-')[0]:<12} {measured:>10.1f}  {predicted:>11.1f}  "
                     f"{available_cores()}, {before:.1f} and {os.getloadavg()[0]:.1f}",

@@ -1,4 +1,4 @@
-"""The shape of a model and of its loop: every field that changes what is computed, none that does not."""
+"""The configuration of a model and of its loop: exactly the fields that change what is computed."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ Count = Annotated[int, Ge(0)]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Describe one looped or plain transformer; the defaults are those of the paper.
+    """One looped or plain transformer; the defaults are those of the paper.
 
     A plain transformer keeps all its layers in `prelude_layers` and ignores the fields of the loop.
 
-    Raises:
-        ValueError: fields that contradict each other, in one line.
+    Raises
+    ------
+    ValueError : fields that contradict each other, in one line.
     """
 
     kind: Literal["looped", "transformer"] = "looped"
@@ -80,47 +81,47 @@ class ModelConfig:
 
     @property
     def head_dim(self) -> int:
-        """Give the channels of one attention head."""
+        """Return the number of channels of one attention head."""
         return self.width // self.heads
 
     @property
     def resolved_kv_heads(self) -> int:
-        """Give the number of key/value heads."""
+        """Return the number of key/value heads."""
         return self.kv_heads or self.heads
 
     @property
     def kv_width(self) -> int:
-        """Give the channels of all keys (and of all values, and of a value-embedding row)."""
+        """Return the number of channels of all keys, of all values and of a value-embedding row."""
         return self.resolved_kv_heads * self.head_dim
 
     @property
     def resolved_mlp_width(self) -> int:
-        """Give the hidden channels of the MLP."""
+        """Return the number of hidden channels of the MLP."""
         return self.mlp_width or 4 * self.width
 
     @property
     def resolved_backprop_depth(self) -> int:
-        """Give µ_bwd, the number of loops at the end that carry gradient: ceil(µ / 2) unless set."""
+        """Return µ_bwd, the number of last loops that carry gradient: ceil(µ / 2) unless set."""
         return self.backprop_depth or max(1, math.ceil(self.mean_recurrence / 2))
 
     @property
     def own_depth(self) -> int:
-        """Give T = µ, the loops at which the model itself is judged; 1 for a model without a loop."""
+        """Return the depth T = µ at which the model is evaluated by default; 1 for a model without a loop."""
         return round(self.mean_recurrence) if self.kind == "looped" else 1
 
     @property
     def gate_channels(self) -> int:
-        """Give the leading channels that a value-embedding gate reads."""
+        """Return how many leading channels a value-embedding gate reads."""
         return min(GATE_CHANNELS, self.width)
 
     @property
     def layers(self) -> int:
-        """Give the layers that hold weights: prelude, core and coda, each counted once."""
+        """Return the number of layers of prelude, core and coda, each counted once."""
         return self.prelude_layers + self.core_layers + self.coda_layers
 
     @property
     def table_kind(self) -> Literal["looped", "fixed", "transformer"]:
-        """Name the model in tables: "fixed" is a looped model whose depth is exactly 1, always.
+        """Return the kind of model in tables: "fixed" is a looped model whose depth is always exactly 1.
 
         The published control at µ = 1 samples a clamped Poisson (mean depth 1.37) and is therefore "looped".
         """

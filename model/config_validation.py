@@ -1,24 +1,28 @@
-"""Build checked configuration dataclasses from plain mappings; every complaint is one line."""
+"""Build configuration dataclasses from plain mappings, checked by pydantic; every complaint is one line."""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, Field, fields, is_dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails, to_json
 
 T = TypeVar("T")
+_UNKNOWN = "unexpected_keyword_argument"  # pydantic's types of complaints
+_MISSING, _NO_GROUP, _REFUSED = "missing", "dataclass_type", "value_error"
 
 
 class ConfigError(ValueError):
-    """A configuration that the user must mend; the message names the key and says what would be right."""
+    """A configuration that the user must correct; the message names the key and what would be right."""
 
 
 def closest(word: str, options: Iterable[str]) -> str:
-    """Return a hint: the nearest of `options`, or all of them where they are few."""
+    """Return a hint: the nearest of `options`, or all of them if they are few."""
     names = sorted(options)
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     if near:
@@ -27,60 +31,74 @@ def closest(word: str, options: Iterable[str]) -> str:
 
 
 def build(cls: type[T], mapping: Mapping[str, Any], path: str = "") -> T:
-    """Build dataclass `cls` from `mapping`, nested dataclasses included.
+    """Return the dataclass `cls` with the values of `mapping`, nested dataclasses included.
 
-    Types are checked strictly (a number is not text, a bool is not a number; an int may serve as a float).
-    Raises ConfigError for an unknown or missing key, a wrong type, a value out of range or a combination
-    that the dataclass itself refuses.
+    Types are checked strictly: a number is not text, a bool is not a number; an int may serve as a float.
+    `path` is put before the keys in messages.
+
+    Raises
+    ------
+    ConfigError : an unknown or missing key, a wrong type, a value out of range, or a combination that the
+        dataclass itself refuses.
     """
-    known = {item.name: item for item in fields(cls)}  # type: ignore[arg-type]
-    for key in mapping:
-        if key not in known:
-            options = [f"{path}{name}" for name in known]
-            raise ConfigError(f"unknown key {path}{key}{closest(f'{path}{key}', options)}")
-    hints = _hints(cls)  # type: ignore[arg-type]
-    values: dict[str, Any] = {}
-    for name, item in known.items():
-        if name in mapping:
-            values[name] = _value(hints[name], mapping[name], f"{path}{name}")
-        elif _required(item):
-            raise ConfigError(f"{path}{name} is not set")
     try:
-        return cls(**values)
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(f"{path.rstrip('.')}: {error}" if path else str(error)) from error
-
-
-def _required(item: Field[Any]) -> bool:
-    return item.default is MISSING and item.default_factory is MISSING
-
-
-@cache
-def _hints(cls: type) -> dict[str, Any]:
-    return get_type_hints(cls, include_extras=True)
-
-
-@cache
-def _adapter(hint: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(hint)
-
-
-def _value(hint: Any, value: Any, path: str) -> Any:
-    if get_origin(hint) is dict and is_dataclass(get_args(hint)[1]) and isinstance(value, Mapping):
-        return {key: _value(get_args(hint)[1], item, f"{path}.{key}") for key, item in value.items()}
-    if is_dataclass(hint):
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{path}={value}: must be a group of keys")
-        return build(hint, value, f"{path}.")  # type: ignore[arg-type]
-    try:
-        return _adapter(hint).validate_python(value, strict=True)
+        # As JSON: of Python objects, strict validation takes instances of nested dataclasses alone.
+        (built,) = _adapter(cls).validate_json(to_json([mapping], fallback=str))  # type: ignore[arg-type]
     except ValidationError as error:
-        # A union reports one complaint per branch; the last one is the most specific for `X | None`.
-        complaint = next(e for e in error.errors() if e["type"] != "none_required")
-        where = "".join(f".{part}" for part in complaint["loc"] if isinstance(part, int))
-        raise ConfigError(f"{path}{where}={_shown(complaint['input'])}: {_lower(complaint['msg'])}") from None
+        complaints = error.errors()
+    else:
+        result: T = built
+        return result
+    unknown = (complaint for complaint in complaints if complaint["type"] == _UNKNOWN)
+    raise _config_error(next(unknown, complaints[0]), cls, mapping, path)
+
+
+@cache
+def _adapter(cls: type) -> TypeAdapter[Any]:
+    # A tuple of one: a dataclass by itself takes no settings from outside, one inside a tuple does.
+    return TypeAdapter(tuple[cls], config=ConfigDict(extra="forbid", strict=True))  # type: ignore[valid-type]
+
+
+def _config_error(complaint: ErrorDetails, cls: type, mapping: Mapping[str, Any], path: str) -> ConfigError:
+    kind, location = complaint["type"], complaint["loc"][1:]
+    if kind == _REFUSED:
+        error = complaint["ctx"]["error"]
+        where = f"{path}{'.'.join(map(str, location))}".rstrip(".: ")
+        if isinstance(error, ConfigError):
+            return error
+        return ConfigError(f"{where}: {error}" if where else str(error))
+    key = f"{path}{'.'.join(_keys(location, mapping, kind in (_UNKNOWN, _MISSING)))}"
+    if kind == _UNKNOWN:
+        group = key.removesuffix(str(location[-1]))
+        options = [f"{group}{item.name}" for item in dataclasses.fields(_dataclass_at(cls, location[:-1]))]
+        return ConfigError(f"unknown key {key}{closest(key, options)}")
+    if kind == _MISSING:
+        return ConfigError(f"{key} is not set")
+    message = "must be a group of keys" if kind == _NO_GROUP else _lower(complaint["msg"])
+    return ConfigError(f"{key}={_shown(complaint['input'])}: {message}")
+
+
+def _keys(location: Sequence[str | int], values: Any, last_is_key: bool) -> list[str]:
+    """Return the keys of a location, without the type names by which pydantic marks members of unions."""
+    keys = []
+    for part in location[:-1] if last_is_key else location:
+        inside = isinstance(values, Mapping) and part in values
+        if not inside and not (isinstance(values, list | tuple) and isinstance(part, int)):
+            break
+        values = values[part]
+        keys.append(str(part))
+    return [*keys, str(location[-1])] if last_is_key else keys
+
+
+def _dataclass_at(cls: type, location: Sequence[str | int]) -> type:
+    """Return the dataclass that the group of keys at `location` is for."""
+    hint: Any = cls
+    for part in location:
+        hint = get_type_hints(hint)[str(part)] if dataclasses.is_dataclass(hint) else get_args(hint)[-1]
+        if get_origin(hint) in (Union, UnionType):
+            hint = next(member for member in get_args(hint) if member is not NoneType)
+    assert isinstance(hint, type)
+    return hint
 
 
 def _shown(value: Any) -> str:

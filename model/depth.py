@@ -1,4 +1,4 @@
-"""How many loops each sequence gets: laws of the depth, their moments, and counter-based draws."""
+"""How many loops each sequence gets: the distributions of the depth, their moments, counter-based draws."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 LOG_NORMAL_SIGMA = 0.5  # spread of log rate in the recurrent-depth models' sampler
 _QUADRATURE_NODES = 96
-_TAIL = 1e-18  # probability left out of a depth law's table
+_TAIL = 1e-18  # probability left out of a distribution's table
 
 
 def counter_seed(*parts: int | str) -> int:
-    """Mix the parts into a 63-bit seed that is the same in every process and on every machine."""
+    """Return a 63-bit hash of the parts, the same in every process and on every machine."""
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
@@ -29,8 +29,8 @@ def _poisson(rate: float, count: int) -> float:
 
 
 @lru_cache(maxsize=256)
-def _law(name: str, mean: float) -> tuple[float, ...]:
-    """Tabulate P(T = 1), P(T = 2), ... far enough that what is left out does not matter."""
+def _distribution(name: str, mean: float) -> tuple[float, ...]:
+    """Return P(T = 1), P(T = 2), ..., cut where the rest is below rounding."""
     if name == "fixed":
         return (0.0,) * (int(mean) - 1) + (1.0,)
     rates, shift = [(mean, 1.0)], 0
@@ -45,7 +45,7 @@ def _law(name: str, mean: float) -> tuple[float, ...]:
 
 
 def _log_normal_rates(mean: float) -> list[tuple[float, float]]:
-    """Give Gauss-Hermite nodes (rate, weight) of a log-normal rate with this mean."""
+    """Return Gauss-Hermite nodes (rate, weight) of a log-normal rate with this mean."""
     import numpy as np
 
     nodes, weights = np.polynomial.hermite_e.hermegauss(_QUADRATURE_NODES)
@@ -55,25 +55,25 @@ def _log_normal_rates(mean: float) -> list[tuple[float, float]]:
 
 
 def depth_probabilities(config: ModelConfig) -> tuple[float, ...]:
-    """Give P(T = 1), P(T = 2), ... of one sequence's depth.
+    """Return P(T = 1), P(T = 2), ... of one sequence's depth.
 
-    poisson: max(1, Poisson(µ)), as published. stratified: the same law for every sequence. fixed: µ always.
+    poisson: max(1, Poisson(µ)), as published. stratified: the same for every sequence. fixed: always µ.
     poisson_lognormal: 1 + Poisson(exp(N(log µ - σ²/2, σ²))), σ = 1/2, as in the recurrent-depth models
     (arXiv 2502.05171); its mean is µ + 1. A plain transformer counts as depth 1.
     """
     if config.kind == "transformer":
-        return _law("fixed", 1.0)
+        return _distribution("fixed", 1.0)
     name = "poisson" if config.depth_sampling == "stratified" else config.depth_sampling
-    return _law(name, float(config.mean_recurrence))
+    return _distribution(name, float(config.mean_recurrence))
 
 
 @cache
 def expected_depths(config: ModelConfig) -> tuple[float, float]:
-    """Give E[T] and E[min(T, µ_bwd)], exact sums over the sampler's law."""
+    """Return E[T] and E[min(T, µ_bwd)], exact sums over the sampler's distribution."""
     limit = config.resolved_backprop_depth
-    law = depth_probabilities(config)
-    loops = math.fsum(p * depth for depth, p in enumerate(law, start=1))
-    backprop = math.fsum(p * min(depth, limit) for depth, p in enumerate(law, start=1))
+    probabilities = depth_probabilities(config)
+    loops = math.fsum(p * depth for depth, p in enumerate(probabilities, start=1))
+    backprop = math.fsum(p * min(depth, limit) for depth, p in enumerate(probabilities, start=1))
     return loops, backprop
 
 
@@ -98,7 +98,7 @@ def draw_depths(config: ModelConfig, *, seed: int, step: int, batch: int) -> np.
 
 
 def _stratified_uniform(key: int, batch: int) -> np.ndarray:
-    """Give Owen-scrambled van der Corput points, float64 [batch].
+    """Return Owen-scrambled van der Corput points, float64 [batch].
 
     Each point alone is uniform. Any aligned run of 2^m neighbours holds one point per 2^-m of the unit
     interval, so the sum of depths hardly varies between steps, nor between ranks or micro-batches that are

@@ -33,11 +33,11 @@ class FlopsPerToken:
     per_backprop_loop: float  # one backward pass through the core
 
     def at(self, mean_recurrence: float, backprop_depth: float) -> float:
-        """Give the training FLOPs per token at these (mean) depths."""
+        """Return the training FLOPs per token at these (mean) depths."""
         return self.fixed + self.per_loop * mean_recurrence + self.per_backprop_loop * backprop_depth
 
     def forward_at(self, mean_recurrence: float) -> float:
-        """Give the FLOPs per token of a forward pass alone, a third of the training cost outside the loop."""
+        """Return the FLOPs per token of a forward pass: outside the loop, a third of the training cost."""
         return self.fixed / 3 + self.per_loop * mean_recurrence
 
 
@@ -56,7 +56,7 @@ def _injection_parameters(config: ModelConfig) -> int:
 
 @cache
 def parameter_counts(config: ModelConfig) -> ParameterCounts:
-    """Count the parameters exactly, by part; the published sizes give the printed counts."""
+    """Return the exact number of parameters by part; for the published sizes, the printed counts."""
     width, block = config.width, _block_parameters(config)
     gate = config.gate_channels * config.resolved_kv_heads
     gates = gated_layers(config)
@@ -80,15 +80,16 @@ def parameter_counts(config: ModelConfig) -> ParameterCounts:
 
 @cache
 def flops_per_token(config: ModelConfig, accounting: Accounting) -> FlopsPerToken:
-    """Count training FLOPs per token: 2 per parameter forward, 4 backward, attention 4 d L per layer forward.
+    """Return training FLOPs per token: 2 per parameter forward, 4 backward; attention 4 d L a layer forward.
 
     `paper` leaves the embedding and the value-embedding tables out and counts the unembedding; `released`,
     the published code's own function, counts the tables as if they were matrices and leaves the unembedding
     out. The input matrix of the injection is charged once per token in both, since it does not depend on the
     state; only the state half of a linear injection is spent at every loop, which `paper` follows.
 
-    Raises:
-        ValueError: an unknown accounting.
+    Raises
+    ------
+    ValueError : an unknown accounting.
     """
     counts = parameter_counts(config)
     if accounting == "paper":
@@ -111,7 +112,7 @@ def flops_per_token(config: ModelConfig, accounting: Accounting) -> FlopsPerToke
 
 
 def executed_flops(config: ModelConfig, depths: Sequence[int], sequence_length: int) -> float:
-    """Count the FLOPs, in `paper` accounting, of a training step on sequences looped `depths` times."""
+    """Return the FLOPs, in `paper` accounting, of a training step on sequences looped `depths` times."""
     flops = flops_per_token(replace(config, sequence_length=sequence_length), "paper")
     limit = config.resolved_backprop_depth
     return sequence_length * sum(flops.at(depth, min(depth, limit)) for depth in depths)

@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from model.config import ModelConfig
 from model.depth import counter_seed
 from model.initialise import first_states
+from model.kernels import Context
 from model.layers import Block
-from model.transformer import LoopedTransformer, Rows
+from model.transformer import LoopedTransformer
 
 
 class _Cache:
@@ -48,20 +49,20 @@ def _next_logits(
     rope = model.rope[start : start + tokens.shape[1]]
     following = iter(caches)
 
-    def run(blocks: nn.ModuleList, first_layer: int, x: Tensor, rows: Rows) -> Tensor:
+    def run(blocks: nn.ModuleList, first_layer: int, x: Tensor, context: Context) -> Tensor:
         for layer, block in enumerate(blocks, start=first_layer):
-            x = _cached_block(block, x, rope, rows.get(layer), next(following), start)
+            x = _cached_block(block, x, rope, context.value_rows.get(layer), next(following), start)
         return x
 
     config = model.config
-    x, rows = model._embed(tokens)
-    x = run(model.prelude, 0, x, rows)
+    x, context = model._embed(tokens)
+    x = run(model.prelude, 0, x, context)
     if config.kind == "looped":
         drive, carry = model.injection.prepare(model.prelude_norm(x))
         x = first
         for _ in range(depth):
-            x = run(model.core, config.prelude_layers, model.injection.mix(x, drive, carry), rows)
-        x = run(model.coda, config.prelude_layers + config.core_layers, model.readout(x), rows)
+            x = run(model.core, model.first_layer, model.injection.mix(x, drive, carry), context)
+        x = run(model.coda, model.first_layer + len(model.core), model.readout(x), context)
     return F.linear(model.final_norm(x[:, -1]), model.embedding)
 
 
@@ -81,8 +82,9 @@ def stream_tokens(
     prompt is [B, P]. Every loop of every layer keeps its own keys and values, so a step costs one position.
     Temperature 0 takes the likeliest token; otherwise sampling depends on `seed` alone.
 
-    Raises:
-        ValueError: prompt and continuation do not fit the context.
+    Raises
+    ------
+    ValueError : prompt and continuation do not fit the context.
     """
     config, (batch, prompted) = model.config, prompt.shape
     length = prompted + new_tokens

@@ -15,7 +15,7 @@ TRUNCATION = 3.0  # standard deviations at which first states are cut
 
 
 def initial_std(width: int) -> float:
-    """Give √(2 / 5d), the standard deviation of embeddings, matrices and first states."""
+    """Return √(2 / 5d), the standard deviation of embeddings, matrices and first states."""
     return math.sqrt(2 / (5 * width))
 
 

@@ -25,7 +25,7 @@ class DiagonalInjection(nn.Module):
         self.B = nn.Parameter(torch.empty(width, width))
 
     def prepare(self, prelude: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute what all loops share: the input [B, L, d], already scaled, and the decay [d]."""
+        """Return what all loops share: the scaled input [B, L, d] and the decay [d]."""
         step, rate = F.softplus(self.dt_bias), self._rate()
         gain = -torch.expm1(-step * rate) / rate if self.exact_zero_order_hold else step
         return gain * F.linear(prelude, self.B), self._decay(step, rate)
@@ -36,7 +36,7 @@ class DiagonalInjection(nn.Module):
 
     @torch.no_grad()
     def spectral_radius(self) -> float:
-        """Give the largest factor by which the linear part carries a state over."""
+        """Return the largest of the decay factors."""
         return float(self._decay(F.softplus(self.dt_bias), self._rate()).max())
 
     def _rate(self) -> Tensor:
@@ -44,7 +44,7 @@ class DiagonalInjection(nn.Module):
 
     @staticmethod
     def _decay(step: Tensor, rate: Tensor) -> Tensor:
-        # A step that underflows would leave a decay of exactly 1, which carries states over for ever.
+        # A step that underflows would make the decay exactly 1: the state would never decay.
         return torch.exp(-(step * rate).clamp(min=torch.finfo(step.dtype).eps))
 
 
@@ -56,7 +56,7 @@ class LinearInjection(nn.Module):
         self.weight = nn.Parameter(torch.empty(width, 2 * width))
 
     def prepare(self, prelude: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute what all loops share: the prelude's half of the product, the state's half of the matrix."""
+        """Return what all loops share: the prelude's half of the product, the state's half of the matrix."""
         carry, write = self.weight.chunk(2, dim=1)
         return F.linear(prelude, write), carry
 
@@ -66,15 +66,15 @@ class LinearInjection(nn.Module):
 
     @torch.no_grad()
     def spectral_radius(self) -> float:
-        """Give the largest modulus among the eigenvalues of the state's half of the matrix."""
+        """Return the largest modulus of an eigenvalue of the state's half of the matrix."""
         return float(torch.linalg.eigvals(self.weight.float().chunk(2, dim=1)[0]).abs().max())
 
 
 class AddInjection(nn.Module):
-    """Add the prelude to the state, which leaves the spectral radius at exactly 1."""
+    """Add the prelude to the state; the spectral radius is exactly 1."""
 
     def prepare(self, prelude: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute what all loops share: the prelude itself, and a factor of one."""
+        """Return what all loops share: the prelude itself, and a factor of 1."""
         return prelude, prelude.new_ones(())
 
     def mix(self, state: Tensor, drive: Tensor, carry: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class AddInjection(nn.Module):
         return state + drive
 
     def spectral_radius(self) -> float:
-        """Give the factor by which the linear part carries a state over."""
+        """Return the factor of the state: 1."""
         return 1.0
 
 
@@ -90,7 +90,7 @@ Injection = DiagonalInjection | LinearInjection | AddInjection
 
 
 def build_injection(config: ModelConfig) -> Injection:
-    """Build the injection that the config names, its parameters not yet initialised."""
+    """Return the injection that the config names, its parameters not yet initialised."""
     if config.injection == "diagonal":
         return DiagonalInjection(config.width, config.exact_zero_order_hold)
     if config.injection == "linear":

@@ -7,22 +7,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.config import ModelConfig
-from model.kernels.attention import causal_attention
-from model.kernels.cpu.block import can_fuse, fused_block
-from model.kernels.reference import half_squared_relu, rms_norm, rotated_norm
+from model.kernels import AUTO, BlockWeights, Kernels, half_squared_relu, rms_norm, rotated_norm
 
 
 def rotary_table(length: int, head_dim: int, theta: float) -> Tensor:
-    """Tabulate cos and sin of the rotary angles, float32 [length, 1, head_dim / 2, 2]."""
+    """Return cos and sin of the rotary angles, float32 [length, 1, head_dim / 2, 2]."""
     frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     angles = torch.arange(length, dtype=torch.float32)[:, None] * frequencies
     return torch.stack([angles.cos(), angles.sin()], dim=-1)[:, None]
 
 
 def document_mask(documents: Tensor) -> Tensor:
-    """Let each token look at itself and what is before it in its document, bool [B, 1, L, L].
+    """Return which token attends to which, bool [B, 1, L, L]: to itself and those before it in its document.
 
-    documents [B, L] numbers the documents of each sequence. Angles of positions are relative, so a document
+    documents [B, L] numbers the documents of each sequence. Rotary positions are relative, so a document
     inside a sequence is computed as if it stood alone.
     """
     same = documents.unsqueeze(-1) == documents.unsqueeze(-2)
@@ -57,8 +55,9 @@ class Linear(nn.Module):
 class Attention(nn.Module):
     """Attend causally, queries and keys normed after their rotation, values shifted by gated table rows."""
 
-    def __init__(self, config: ModelConfig, gated: bool) -> None:
+    def __init__(self, config: ModelConfig, gated: bool, kernels: Kernels) -> None:
         super().__init__()
+        self.kernels = kernels
         self.head_dim = config.head_dim
         self.heads, self.kv_heads = config.heads, config.resolved_kv_heads
         self.grouped = self.heads != self.kv_heads
@@ -74,15 +73,15 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Map normed tokens x [B, L, d]; value_rows [B, L, kv d] are the table's rows of the same tokens.
 
-        mask [B, 1, L, L] says which token looks at which; without it, at all before it and itself.
+        mask [B, 1, L, L] says which token attends to which; without it, to itself and all before it.
         """
         q, k, v = self.project(x, rope, value_rows)
         if mask is None:
-            return self.merge(causal_attention(q, k, v))
+            return self.merge(self.kernels.attention(q, k, v))
         return self.merge(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=self.grouped))
 
     def project(self, x: Tensor, rope: Tensor, value_rows: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Make queries [B, H, L, D], keys and values [B, KV, L, D]."""
+        """Return queries [B, H, L, D], keys and values [B, KV, L, D]."""
         weights = torch.cat([self.c_q.weight, self.c_k.weight, self.c_v.weight])
         projected = F.linear(x, weights).unflatten(-1, (-1, self.head_dim))  # [B, L, H + 2 KV, D]
         qk, v = projected.split([self.heads + self.kv_heads, self.kv_heads], dim=-2)
@@ -120,35 +119,42 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Add attention, then the MLP, each on the normed stream."""
 
-    def __init__(self, config: ModelConfig, gated: bool) -> None:
+    def __init__(self, config: ModelConfig, gated: bool, kernels: Kernels = AUTO) -> None:
         super().__init__()
+        self.config, self.kernels = config, kernels
         self.norm_1 = RMSNorm(config.width, config.norm_eps)
-        self.attn = Attention(config, gated)
+        self.attn = Attention(config, gated, kernels)
         self.norm_2 = RMSNorm(config.width, config.norm_eps)
         self.mlp = MLP(config)
 
     def forward(
         self, x: Tensor, rope: Tensor, value_rows: Tensor | None, mask: Tensor | None = None
     ) -> Tensor:
-        """Map the stream x [B, L, d]."""
-        if self.is_fused(x, mask):
-            rows = None if self.attn.ve_gate is None or value_rows is None else value_rows.to(x.dtype)
-            heads = self.attn.heads, self.attn.kv_heads
-            return fused_block(x, rope, rows, self.fused_weights(rows), *heads, self.norm_1.eps)
+        """Map the stream x [B, L, d]; the other inputs are those of `Context`."""
+        return self.kernels.block(self, x, rope, value_rows, mask)
+
+    def by_torch(
+        self, x: Tensor, rope: Tensor, value_rows: Tensor | None, mask: Tensor | None = None
+    ) -> Tensor:
+        """Map the stream by torch's operators and the kernels' attention."""
         x = x + self.attn(self.norm_1(x), rope, value_rows, mask)
         return x + self.mlp(self.norm_2(x))
 
-    def is_fused(self, x: Tensor, mask: Tensor | None) -> bool:
-        """Say whether the whole block is one operator, as for small models on a CPU."""
-        if mask is not None or self.mlp.gated:
-            return False
-        return can_fuse(x, self.attn.head_dim, self.mlp.fc.weight.shape[0])
-
-    def fused_weights(self, value_rows: Tensor | None) -> list[Tensor]:
-        """List the weights as `fused_block` takes them; a gate only where there are rows for it."""
+    def weights(self) -> BlockWeights:
+        """Return the parameters, in the order in which kernels take them."""
         attn, mlp = self.attn, self.mlp
-        parts: list[RMSNorm | Linear]
-        parts = [self.norm_1, attn.c_q, attn.c_k, attn.c_v, attn.c_proj, self.norm_2, mlp.fc, mlp.proj]
-        if value_rows is not None and attn.ve_gate is not None:
-            parts.append(attn.ve_gate)
-        return [part.weight for part in parts]
+        return BlockWeights(
+            norm_1=self.norm_1.weight,
+            query=attn.c_q.weight,
+            key=attn.c_k.weight,
+            value=attn.c_v.weight,
+            merge=attn.c_proj.weight,
+            norm_2=self.norm_2.weight,
+            fc=mlp.fc.weight,
+            proj=mlp.proj.weight,
+            gate=None if attn.ve_gate is None else attn.ve_gate.weight,
+        )
+
+    def has_hooks(self) -> bool:
+        """Return True if something is to be called whenever the block is."""
+        return bool(self._forward_hooks)

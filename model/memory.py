@@ -20,7 +20,7 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        """Give the sum of all uses."""
+        """Return the sum over all uses."""
         return self.weights + self.gradients + self.optimizer_state + self.activations
 
 
@@ -31,7 +31,7 @@ def memory_estimate_bytes(
     precision: Literal["float32", "bfloat16"] = "float32",
     checkpoint_loops: bool = False,
 ) -> MemoryEstimate:
-    """Estimate the peak of a training step on `micro_batch` sequences, without the framework's own memory.
+    """Return the peak of a training step on `micro_batch` sequences, without the framework's own memory.
 
     Parameters, gradients and moments are float32; bfloat16 means autocast. Loops without gradient need
     nothing of their own.
@@ -54,6 +54,6 @@ def memory_estimate_bytes(
 
 
 def _block_bytes_per_token(config: ModelConfig, precision: str) -> int:
-    """Count what a block keeps for its backward pass: two float32 streams, the rest as computed."""
+    """Return what a block keeps for its backward pass: two float32 streams, the rest as computed."""
     hidden = config.resolved_mlp_width * (4 if config.mlp == "swiglu" else 2)
     return 2 * config.width * 4 + (9 * config.width + hidden) * (2 if precision == "bfloat16" else 4)

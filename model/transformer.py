@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,17 +12,12 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from model.config import ModelConfig
-from model.cross_entropy import IGNORE, summed_nats, token_nats
+from model.cross_entropy import summed_nats
 from model.initialise import first_states, initialise
 from model.injection import build_injection
-from model.kernels.cpu.loops import fused_loops, suits_threads
+from model.kernels import AUTO, IGNORE, Context, Kernels, LoopInputs, run_loops
 from model.layers import Block, Linear, RMSNorm, document_mask, rotary_table
 from model.value_embedding_layers import gated_layers, value_table_layers
-
-# What blocks read beside the stream. Layer -> its value-embedding rows of the batch's tokens [B, L, kv d];
-# MASK -> which token looks at which [B, 1, L, L], where that is not simply all before it.
-Rows = dict[int, Tensor]
-MASK = -1
 
 
 class LoopedTransformer(nn.Module):
@@ -34,14 +30,13 @@ class LoopedTransformer(nn.Module):
 
     rope: Tensor
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, kernels: Kernels = AUTO) -> None:
         super().__init__()
-        self.config = config
-        self.loops_as_one = True  # where there is an operator for the loops without gradient
+        self.config, self.kernels = config, kernels
         self.checkpoint_loops = False  # recompute the activations of each loop in the backward pass
         width, gated = config.width, gated_layers(config)
-        self._in_core = range(config.prelude_layers, config.prelude_layers + config.core_layers)
-        blocks = [Block(config, gated=layer in gated) for layer in range(config.layers)]
+        self.first_layer = config.prelude_layers  # of the core
+        blocks = [Block(config, layer in gated, kernels) for layer in range(config.layers)]
         core, coda = config.prelude_layers, config.prelude_layers + config.core_layers
         self.embedding = nn.Parameter(torch.empty(config.vocabulary_size, width))
         table = (config.vocabulary_size, config.kv_width)
@@ -68,7 +63,7 @@ class LoopedTransformer(nn.Module):
         reduction: Literal["mean", "sum"] = "mean",
         documents: Tensor | None = None,
     ) -> Tensor:
-        """Give the nats of the labels, averaged or summed over those that are not -100.
+        """Return the nats of the labels, averaged or summed over those that are not -100.
 
         tokens and labels are [B, L], label i belonging to token i; depths and state_seeds have one entry per
         sequence. documents [B, L] keeps attention within tokens of the same number. Only the last
@@ -77,12 +72,12 @@ class LoopedTransformer(nn.Module):
         order = self._order(depths, len(tokens))
         x = self._final(tokens, depths, state_seeds, order, documents)
         labels = labels if order is None else labels[order]
-        nats = summed_nats(x.flatten(0, 1), self.embedding, labels.flatten())
+        nats = summed_nats(x.flatten(0, 1), self.embedding, labels.flatten(), self.kernels)
         return nats if reduction == "sum" else nats / (labels != IGNORE).sum().clamp(min=1)
 
     @torch.no_grad()
     def logits(self, tokens: Tensor, depths: Sequence[int], state_seeds: Sequence[int]) -> Tensor:
-        """Give the logits [B, L, V] of tokens [B, L], each sequence at its own depth."""
+        """Return the logits [B, L, V] of tokens [B, L], each sequence at its own depth."""
         order = self._order(depths, len(tokens))
         x = self._final(tokens, depths, state_seeds, order)
         if order is not None:
@@ -98,21 +93,21 @@ class LoopedTransformer(nn.Module):
         state_seeds: Sequence[int],
         documents: Tensor | None = None,
     ) -> Tensor:
-        """Give the summed nats [depths_max, B] of each sequence at depths 1, 2, ..., all from one pass."""
-        x, rows = self._embed(tokens, documents)
-        x = self._blocks(self.prelude, 0, x, rows)
+        """Return the summed nats [depths_max, B] of each sequence at depths 1, 2, ..., all from one pass."""
+        x, context = self._embed(tokens, documents)
+        x = self._blocks(self.prelude, 0, x, context)
         if self.config.kind == "transformer":
             return self._sequence_nats(x, labels).expand(depths_max, -1)
         drive, carry = self.injection.prepare(self.prelude_norm(x))
         state = self._first_states(state_seeds, x)
         nats = []
         for _ in range(depths_max):
-            state = self._loop_once(state, drive, carry, rows)
-            nats.append(self._sequence_nats(self._after_loop(state, rows), labels))
+            state = self.loop_once(state, drive, carry, context)
+            nats.append(self._sequence_nats(self._after_loop(state, context), labels))
         return torch.stack(nats)
 
     def _order(self, depths: Sequence[int], batch: int) -> list[int] | None:
-        """List the sequences from deepest to shallowest; None where they stand so already."""
+        """Return the sequences from deepest to shallowest; None if they are in that order already."""
         if self.config.kind == "transformer":
             return None
         if len(depths) != batch or min(depths) < 1:
@@ -128,106 +123,82 @@ class LoopedTransformer(nn.Module):
         order: list[int] | None,
         documents: Tensor | None = None,
     ) -> Tensor:
-        """Run all layers and the final norm on the sequences in the given order."""
+        """Return the final norm's output [B, L, d] of the sequences in this order."""
         if order is not None:
             tokens = tokens[order]
             documents = None if documents is None else documents[order]
             depths, seeds = [depths[i] for i in order], [seeds[i] for i in order]
-        x, rows = self._embed(tokens, documents)
-        x = self._blocks(self.prelude, 0, x, rows)
+        x, context = self._embed(tokens, documents)
+        x = self._blocks(self.prelude, 0, x, context)
         if self.config.kind == "looped":
-            x = self._after_loop(self._loop(x, rows, depths, seeds), rows)
+            x = self._after_loop(self._loop(x, context, depths, seeds), context)
         return self.final_norm(x)
 
-    def _embed(self, tokens: Tensor, documents: Tensor | None = None) -> tuple[Tensor, Rows]:
+    def _embed(self, tokens: Tensor, documents: Tensor | None = None) -> tuple[Tensor, Context]:
         rows = {int(layer): F.embedding(tokens, table) for layer, table in self.value_tables.items()}
-        if documents is not None:
-            rows[MASK] = document_mask(documents)
-        return F.embedding(tokens, self.embedding), rows
+        mask = None if documents is None else document_mask(documents)
+        context = Context(rope=self.rope[: tokens.shape[1]], value_rows=rows, mask=mask)
+        return F.embedding(tokens, self.embedding), context
 
-    def _blocks(self, blocks: nn.ModuleList, first_layer: int, x: Tensor, rows: Rows) -> Tensor:
-        rope = self.rope[: x.shape[1]]
+    def _blocks(self, blocks: nn.ModuleList, first_layer: int, x: Tensor, context: Context) -> Tensor:
         for layer, block in enumerate(blocks, start=first_layer):
-            x = block(x, rope, rows.get(layer), rows.get(MASK))
+            x = block(x, context.rope, context.value_rows.get(layer), context.mask)
         return x
 
-    def _loop(self, x: Tensor, rows: Rows, depths: Sequence[int], seeds: Sequence[int]) -> Tensor:
-        """Run sequences of descending depths through the core; each joins when its own depth remains."""
+    def _loop(self, x: Tensor, context: Context, depths: Sequence[int], seeds: Sequence[int]) -> Tensor:
+        """Run sequences of descending depths through the core, the last loops with gradient."""
         drive, carry = self.injection.prepare(self.prelude_norm(x))
-        first = self._first_states(seeds, x)
-        rows = {key: rows[key] for key in (MASK, *self._in_core) if key in rows}
-        state, joined, differentiable = first[:0], 0, torch.is_grad_enabled()
-        with_gradient = self.config.resolved_backprop_depth if differentiable else 0
+        inputs = LoopInputs(
+            first=self._first_states(seeds, x), drive=drive, carry=carry, context=self._core_only(context)
+        )
+        with_gradient = self.config.resolved_backprop_depth if torch.is_grad_enabled() else 0
         without = [depth - with_gradient for depth in depths if depth > with_gradient]
-        deepest = depths[0]
-        if self._fuses_loops(x, without, carry, rows):
-            joined, deepest = len(without), with_gradient
-            state = self._fused_loops(first[:joined], drive[:joined], carry, rows, without)
-        for remaining in range(deepest, 0, -1):
-            active = sum(depth >= remaining for depth in depths)
-            if active > joined:
-                state, joined = torch.cat([state, first[joined:active]]), active
-            active_rows = {layer: _leading(value, active) for layer, value in rows.items()}
-            inputs = (state, _leading(drive, active), carry, active_rows)
-            with torch.set_grad_enabled(remaining <= with_gradient):
-                if self.checkpoint_loops and torch.is_grad_enabled():
-                    state = checkpoint(
-                        self._loop_once, *inputs, use_reentrant=False, preserve_rng_state=False
-                    )
-                else:
-                    state = self._loop_once(*inputs)
+        state = inputs.first[:0]
+        if without:
+            state = self.kernels.loops(self, inputs.leading(len(without)), without)
+        step = self._recomputed_loop if self.checkpoint_loops else self.loop_once
+        return run_loops(step, inputs, [min(depth, with_gradient) for depth in depths], state)
+
+    def _core_only(self, context: Context) -> Context:
+        core = range(self.first_layer, self.first_layer + len(self.core))
+        rows = {layer: context.value_rows[layer] for layer in core if layer in context.value_rows}
+        return replace(context, value_rows=rows)
+
+    def all_blocks(self) -> list[Block]:
+        """Return the blocks in the order of the layers."""
+        return [*self.prelude, *self.core, *self.coda]
+
+    def core_blocks(self) -> list[Block]:
+        """Return the blocks of the core."""
+        return list(self.core)
+
+    def loop_once(self, state: Tensor, drive: Tensor, carry: Tensor, context: Context) -> Tensor:
+        """Map the states [B, L, d] by one loop: the injection, then the core."""
+        state = self.injection.mix(state, drive, carry)
+        return self._blocks(self.core, self.first_layer, state, context)
+
+    def _recomputed_loop(self, *inputs: Any) -> Tensor:
+        state: Tensor = checkpoint(self.loop_once, *inputs, use_reentrant=False, preserve_rng_state=False)
         return state
 
-    def _fuses_loops(self, x: Tensor, loops: list[int], carry: Tensor, rows: Rows) -> bool:
-        """Say whether the loops without gradient are one operator, as for small models on a CPU."""
-        if not loops or carry.ndim > 1 or not self.loops_as_one or not suits_threads(loops):
-            return False
-        # A matrix that carries states over has no kernel; who hooks a block wants to see each loop.
-        return all(block.is_fused(x, rows.get(MASK)) and not block._forward_hooks for block in self.core)
-
-    def _fused_loops(
-        self, first: Tensor, drive: Tensor, carry: Tensor, rows: Rows, loops: list[int]
-    ) -> Tensor:
-        own_rows = [_leading(rows[layer], len(loops)) if layer in rows else None for layer in self._in_core]
-        return fused_loops(
-            first,
-            drive,
-            carry.expand(first.shape[-1]),
-            loops,
-            self.rope[: first.shape[1]],
-            own_rows,
-            [block.fused_weights(own) for block, own in zip(self.core, own_rows, strict=True)],
-            self.config.heads,
-            self.config.resolved_kv_heads,
-            self.config.norm_eps,
-        )
-
-    def _loop_once(self, state: Tensor, drive: Tensor, carry: Tensor, rows: Rows) -> Tensor:
-        state = self.injection.mix(state, drive, carry)
-        return self._blocks(self.core, self.config.prelude_layers, state, rows)
-
-    def _after_loop(self, state: Tensor, rows: Rows) -> Tensor:
-        first_layer = self.config.prelude_layers + self.config.core_layers
+    def _after_loop(self, state: Tensor, context: Context) -> Tensor:
         stream = self.readout(state).to(state.dtype)  # autocast would leave the residual stream in bfloat16
-        return self._blocks(self.coda, first_layer, stream, rows)
+        return self._blocks(self.coda, self.first_layer + len(self.core), stream, context)
 
     def _first_states(self, seeds: Sequence[int], x: Tensor) -> Tensor:
         return first_states(self.config.state_init, seeds, x)
 
     def _sequence_nats(self, x: Tensor, labels: Tensor) -> Tensor:
-        nats = token_nats(self.final_norm(x).flatten(0, 1), self.embedding, labels.flatten())
-        return nats.view(labels.shape).sum(dim=1)
+        x = self.final_norm(x).flatten(0, 1)
+        return self.kernels.token_nats(x, self.embedding, labels.flatten()).view(labels.shape).sum(dim=1)
 
 
-def _leading(x: Tensor, count: int) -> Tensor:
-    """Take the first `count` sequences, without a slice (and its zero-filled gradient) where that is all."""
-    return x if len(x) == count else x[:count]
-
-
-def build_model(config: ModelConfig, *, seed: int, device: torch.device | str = "cpu") -> LoopedTransformer:
-    """Build the model with its first weights: equal seeds, equal bits; no global random state moves."""
+def build_model(
+    config: ModelConfig, *, seed: int, device: torch.device | str = "cpu", kernels: Kernels = AUTO
+) -> LoopedTransformer:
+    """Return the model with its first weights: equal seeds, equal bits; no global random state moves."""
     with torch.device(device):
-        model = LoopedTransformer(config)
+        model = LoopedTransformer(config, kernels)
     if torch.device(device).type != "meta":
         initialise(model, config.width, seed)
     return model

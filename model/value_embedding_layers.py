@@ -6,17 +6,17 @@ from model.config import ModelConfig
 
 
 def value_table_layers(config: ModelConfig) -> tuple[int, ...]:
-    """List the layers that own a table: every second one over prelude, core and coda, the last included."""
+    """Return the layers that own a table: every second one of all, counted back from the last."""
     if not config.value_embeddings:
         return ()
     return tuple(i for i in range(config.layers) if (config.layers - 1 - i) % 2 == 0)
 
 
 def gated_layers(config: ModelConfig) -> tuple[int, ...]:
-    """List the layers that own a gate: those with a table, unless the wiring is the published one.
+    """Return the layers that own a gate: those with a table, unless the wiring is the published one.
 
     The published code numbers core layers by core_layers * backprop_depth and coda layers after all loops, so
-    that with an odd core its gates miss its tables; such gates and tables exist but are never used.
+    that with an odd core gates and tables lie on different layers; these exist but are never used.
     """
     if config.value_embedding_wiring == "matched" or config.kind == "transformer":
         return value_table_layers(config)

@@ -41,11 +41,12 @@ COMMANDS = [
 
 
 def test_a_sweep_named_on_the_command_line_is_launched_with_its_settings_again(capsys, tmp_path):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "sweep.json").write_text("{}")
-    code, _, said = run(capsys, "launch", "sweep=mine", f"root={tmp_path}")
-    assert code == 2 and f"repeat the settings with which {tmp_path}/mine was launched" in said
-    assert "sweep=mine is unknown" in run(capsys, "launch", "sweep=mine", f"root={tmp_path}/other")[2]
+    name = "named-on-the-command-line"
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "sweep.json").write_text("{}")
+    code, _, err = run(capsys, "launch", f"sweep={name}", f"root={tmp_path}")
+    assert code == 2 and f"repeat the settings with which {tmp_path}/{name} was launched" in err
+    assert f"sweep={name} is unknown" in run(capsys, "launch", f"sweep={name}", f"root={tmp_path}/other")[2]
 
 
 def test_help_lists_every_command_in_one_line_each(capsys):

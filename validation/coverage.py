@@ -33,8 +33,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from analysis.config import FitConfig
+from analysis.isoflop.group import fit_groups
 from analysis.stats.noise import noise_floor
-from analysis.study.study import fit_groups
 from analysis.tables.selection import select
 from tests.analysis.synthetic import INSIDE, PAPER_GRID, Truth, study
 

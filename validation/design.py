@@ -31,12 +31,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import loopscale
 from analysis.config import FitConfig
-from analysis.design.ground_truth import Generator, at_published_optima, published
+from analysis.design.ground_truth import GroundTruth, at_published_optima, published
 from analysis.design.simulate import Grid, Noise, estimate, grid
 from analysis.design.studies import expected_losses, joined, true_exponent
 from analysis.isoflop.shared_shape import fit_shared
 from sweeps.config.study import StudyConfig
-from sweeps.planning.design import planned
+from sweeps.planning.design import planned_runs
 from sweeps.planning.design_search import search
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,7 +67,7 @@ def study(cache: Path, **sweep: Any) -> StudyConfig:
     return replace(base, sweep=replace(base.sweep, control="none", **sweep))
 
 
-def worlds(bench: Grid) -> dict[str, Generator]:
+def worlds(bench: Grid) -> dict[str, GroundTruth]:
     """Return the laws of the study, all with A scaled to the published optima."""
     own = published(SCALE, bench.runs, COUNT)
     larger = published("370m", bench.runs, COUNT)
@@ -90,7 +90,7 @@ def cases() -> list[tuple[str, str, float | None]]:
     return [*told, *untold]
 
 
-def losses_of(bench: Grid, law: Generator, tail: float | None, studies: int, seed: int) -> tuple[Any, Any]:
+def losses_of(bench: Grid, law: GroundTruth, tail: float | None, studies: int, seed: int) -> tuple[Any, Any]:
     """Return the noise-free losses [runs] and those of all studies [studies, runs]."""
     clean = expected_losses(bench, law, 0.01)
     return clean, clean + Noise(seed_nats=NOISE, tail=tail).draw(bench.runs, studies, seed)
@@ -113,10 +113,10 @@ def width(record: Record) -> float:
     return np.nan if None in (record["low"], record["high"]) else record["high"] - record["low"]
 
 
-def made(folder: Path, number: int) -> tuple[Grid, Generator, Any, Any]:
+def made(folder: Path, number: int) -> tuple[Grid, GroundTruth, Any, Any]:
     """Return grid, law, noise-free losses and those of all studies of a case."""
     name, law_name, tail = cases()[number]
-    bench = grid(planned(study(folder, **GRIDS[name])), COUNT)
+    bench = grid(planned_runs(study(folder, **GRIDS[name])), COUNT)
     law = worlds(bench)[law_name]
     return bench, law, *losses_of(bench, law, tail, STUDIES, SEED + number)
 
@@ -178,7 +178,7 @@ def searched(folder: Path) -> list[Record]:
     def find(numbers: range) -> list[Record]:
         base = study(folder)
         base = replace(base, assume=replace(base.assume, analysts=100, seed_nats=NOISE))
-        own = worlds(grid(planned(base), COUNT))
+        own = worlds(grid(planned_runs(base), COUNT))
         chosen = ("published law", "coupled", "loop worth less")
         found = search(base, progress, [own[name] for name in chosen])
         rows: list[Record] = []

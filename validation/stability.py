@@ -90,7 +90,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         style.decade_axis(panels[1].yaxis, *panels[1].get_ylim())
         handles = [*panels[0].get_legend_handles_labels()[0], *panels[1].get_legend_handles_labels()[0]]
         figure.legend(handles=handles, loc="outside lower center", ncols=4)
-        style.settle(figure)
+        style.freeze_layout(figure)
         figure.savefig(path, dpi=style.PNG_DPI)
 
 

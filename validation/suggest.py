@@ -24,10 +24,10 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from analysis.design.ground_truth import Generator
+from analysis.design.ground_truth import GroundTruth
 from analysis.design.simulate import Grid, Noise, grid
 from sweeps.config.study import StudyConfig
-from sweeps.planning.design import planned
+from sweeps.planning.design import planned_runs
 from sweeps.planning.design_files import added_cells
 from sweeps.planning.suggest import suggest_runs
 from validation.design import (
@@ -52,8 +52,8 @@ NEXT_BUDGETS = [16e18, 32e18]
 def suggestions(folder: Path) -> Record:
     """Return the ratio of interval widths, suggestion over uniform refinement, with its own interval."""
     base = replace(study(folder, **FIRST), suggest=8)
-    start = planned(base)
-    more = planned(study(folder, mean_recurrences=FIRST["mean_recurrences"], budgets_flops=NEXT_BUDGETS))
+    start = planned_runs(base)
+    more = planned_runs(study(folder, mean_recurrences=FIRST["mean_recurrences"], budgets_flops=NEXT_BUDGETS))
     spend = float(more["target_flops"].sum())
     base = replace(base, allowance=spend)
     uniform = grid(pd.concat([start, more]), COUNT)
@@ -91,14 +91,14 @@ def suggestions(folder: Path) -> Record:
     return result
 
 
-def one(k: int, base: StudyConfig, start: pd.DataFrame, uniform: Grid, law: Generator) -> Record:
+def one(k: int, base: StudyConfig, start: pd.DataFrame, uniform: Grid, law: GroundTruth) -> Record:
     """Simulate one study of the 12 cells, continue it both ways and return the two intervals."""
     noise = Noise(seed_nats=NOISE)
     clean = uniform.expected(law)
     losses = clean + noise.draw(uniform.runs, 1, 10_000 + k)[0]
     first = uniform.runs.iloc[: len(start)].assign(val_loss_nats=losses[: len(start)])
     found = suggest_runs(base, start, first)
-    added = planned(replace(base, sweep=added_cells(base.sweep, found.cells)))
+    added = planned_runs(replace(base, sweep=added_cells(base.sweep, found.cells)))
     suggested = grid(pd.concat([start, added]), COUNT)
     fresh = noise.draw(added.reset_index(drop=True), 1, 20_000 + k)[0]
     ended = suggested.expected(law) + np.concatenate([losses[: len(start)] - clean[: len(start)], fresh])

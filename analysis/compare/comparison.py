@@ -9,11 +9,11 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import serialize as plain
+from analysis import serialize
 from analysis.compare.rows import BEST_MARK, NEAREST_MARK, BudgetRow, suite_names, table
 from analysis.config import FitConfig
 from analysis.format import number, percent, span
-from analysis.isoflop.curves import HIDDEN
+from analysis.serialize import HIDDEN
 from analysis.stats.noise import NoiseFloor
 from analysis.tables.selection import LeftOut
 
@@ -49,11 +49,11 @@ class Comparison:
         """Return the comparison as plain text: a table with every recurrence, and a paragraph."""
         lines = [
             "Looped minus fixed depth at equal FLOPs and parameters (below zero, looping wins)",
-            self.noise.sentence(),
+            self.noise.summary(),
         ]
         pairs = sum(cell.paired for row in self.rows for cell in row.recurrences)
         if pairs:
-            lines.append(f"{pairs} cells share their seeds with the control: {self.paired_noise.sentence()}")
+            lines.append(f"{pairs} cells share their seeds with the control: {self.paired_noise.summary()}")
         level = self.config.confidence
         for group in dict.fromkeys(row.group for row in self.rows):
             rows = [row for row in self.rows if row.group == group]
@@ -77,11 +77,11 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the comparison as JSON values."""
-        return dict(plain.plain(self))
+        return dict(serialize.to_jsonable(self))
 
     def to_json(self) -> str:
         """Return the comparison as JSON text, the same bytes for the same table and seed."""
-        return plain.to_json(self)
+        return serialize.to_json(self)
 
 
 def _legend(rows: Sequence[BudgetRow]) -> list[str]:

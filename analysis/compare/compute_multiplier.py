@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from analysis.compare.loss_difference import FittedMinimum, LowestCell
-from analysis.config import FitConfig
+from analysis.config import Array, FitConfig
 from analysis.format import number, percent
 from analysis.stats.bootstrap import REPLICATES, NoiseLevel, draws, interval, studentised
 from analysis.stats.noise import NoiseFloor
-
-Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True, kw_only=True)

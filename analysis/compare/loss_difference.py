@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import chdtri, ndtr, stdtrit
 
-from analysis.config import FitConfig
+from analysis.config import Array, FitConfig
 from analysis.stats.bootstrap import REPLICATES, NoiseLevel, draws, interval, studentised
 from analysis.stats.noise import NoiseFloor
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
 Verdict = Literal["looped lower", "fixed lower", "not resolved", "training noise unknown"]
 
 

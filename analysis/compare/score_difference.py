@@ -9,17 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 from scipy.special import ndtri, stdtrit
 
-from analysis.config import FitConfig
+from analysis.config import Array, FitConfig
 from analysis.stats.noise import NoiseFloor, noise_floor, paired_floor
 from analysis.tables.schema import TableError
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
 Verdict = Literal["looped higher", "fixed higher", "not resolved", "items only, training noise unknown"]
 LOSS = "val_loss_nats"
 

@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtr, stdtrit
 
-from analysis.design.ground_truth import Generator
+from analysis.config import Array
+from analysis.design.ground_truth import GroundTruth
 from analysis.isoflop.curves import EDGE_SHARE, MIN_SWEPT
-from analysis.isoflop.geometry import Geometry
-from analysis.isoflop.optimum import Path, optimum, response
+from analysis.isoflop.geometry import Geometry, IsoflopPath, log_optimum, optimum_slopes
 from analysis.isoflop.power_law import MIN_BUDGETS
 from analysis.laws.variable_projection import BOX, SharedShape, fit_shared_shape
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
 Counts = np.ndarray[Any, np.dtype[np.int64]]  # runs [budgets, recurrences]
 INSIDE = 0.95  # wanted chance that all minima lie inside; falling short of it costs PENALTY per unit
 PENALTY = 4.0
@@ -31,7 +30,7 @@ HOPELESS = 20.0  # log width of a study that gives no interval
 
 
 @dataclass(frozen=True, kw_only=True)
-class Information:
+class FisherInformation:
     """Derivatives of the loss in the parameters of the fit at all candidate cells, under some laws.
 
     Kept as products [laws, budgets, recurrences, i, j] of those in the shared exponents, x, and in a budget's
@@ -71,8 +70,8 @@ class Information:
         freedom = np.array(
             [_freedom(np.where(own[k][:, None], row, counts)) for row in more for k in range(budgets)]
         )
-        found = self._assembled(flat, ends.reshape(choices * budgets, budgets, 2), freedom, PENALTY)
-        return np.swapaxes(found.reshape(-1, choices, budgets), 1, 2)
+        widths = self._assembled(flat, ends.reshape(choices * budgets, budgets, 2), freedom, PENALTY)
+        return np.swapaxes(widths.reshape(-1, choices, budgets), 1, 2)
 
     def _pieces(self, rows: Counts) -> list[Array]:
         """Return what each budget says, for choices `rows` [choices, budgets, recurrences] of its runs.
@@ -153,14 +152,14 @@ def _like(own: Any, piece: Array) -> Any:
     return own.reshape(*own.shape, *(1 for _ in piece.shape[3:]))
 
 
-def information(
-    laws: list[Generator],
+def fisher_information(
+    laws: list[GroundTruth],
     shape: Geometry,
     budgets_flops: Array,
     recurrences: Array,
     sd_nats: float,
     target_flops: float | None = None,
-) -> Information:
+) -> FisherInformation:
     """Linearise the shared-shape fit under every law over all budgets and recurrences."""
     budgets_flops, recurrences = np.asarray(budgets_flops, float), np.asarray(recurrences, float)
     flops, depth = (axis.ravel() for axis in np.meshgrid(budgets_flops, recurrences, indexing="ij"))
@@ -169,19 +168,19 @@ def information(
     index = np.repeat(np.arange(len(budgets_flops)), len(recurrences))
     losses = np.stack([law.loss(depth, tokens) for law in laws])
     fit = fit_shared_shape(u, v, losses, index)
-    path = Path(shape=shape, budgets_flops=budgets_flops, middle=float(np.log(recurrences).mean()))
+    path = IsoflopPath(shape=shape, budgets_flops=budgets_flops, middle=float(np.log(recurrences).mean()))
     return _linearised(fit, path, u, v, recurrences, sd_nats, target_flops)
 
 
 def _linearised(
     fit: SharedShape,
-    path: Path,
+    path: IsoflopPath,
     u: Array,
     v: Array,
     recurrences: Array,
     sd_nats: float,
     target_flops: float | None,
-) -> Information:
+) -> FisherInformation:
     budgets = len(path.budgets_flops)
     means = (fit.log_params_mean, fit.log_tokens_mean)
     u, v = ((values - mean).reshape(budgets, -1) for values, mean in zip((u, v), means, strict=True))
@@ -190,11 +189,11 @@ def _linearised(
     size, data = -np.expm1(-a * u) / a, -np.expm1(-b * v) / b
     by_a = -p[..., None] * (u * np.exp(-a * u) - size) / a
     by_b = -r[..., None] * (v * np.exp(-b * v) - data) / b
-    s = optimum(path, fit.exponents, fit.amplitudes, means)
+    s = log_optimum(path, fit.exponents, fit.amplitudes, means)
     at = np.where(np.isfinite(s), s, path.middle)
-    more, in_a, in_b = response(path, at, fit.exponents, means)
+    more, in_a, in_b = optimum_slopes(path, at, fit.exponents, means)
     x, z = np.stack([by_a, by_b], -1), np.stack([np.ones_like(size), -size, -data], -1)
-    return Information(
+    return FisherInformation(
         budgets_flops=path.budgets_flops,
         recurrences=recurrences,
         sd_nats=sd_nats,

@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from analysis.config import Progress
-from analysis.design.fisher_information import Counts, Information
+from analysis.config import Array, Progress
+from analysis.design.fisher_information import Counts, FisherInformation
 from analysis.isoflop.curves import MIN_SWEPT
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
 AROUND = 1.0  # e-foldings on either side of the expected optima that a new budget's recurrences span
 # A run is chosen by gain / cost^power: 1 where the allowance binds, 0 where the number of runs does.
 THRIFT = (0.0, 0.5, 1.0)
@@ -37,7 +36,7 @@ class Limits:
     per_cell: int = 1  # seeds of one cell, those already run among them
 
 
-def opened(information: Information, budget: int, seeds: int = 1) -> Counts:
+def opened(information: FisherInformation, budget: int, seeds: int = 1) -> Counts:
     """Return the runs [recurrences] that open a budget: four around its optima under all laws."""
     optima = information.optima[:, budget]
     known = optima[np.isfinite(optima)]
@@ -45,14 +44,14 @@ def opened(information: Information, budget: int, seeds: int = 1) -> Counts:
     low, high = (known.min(), known.max()) if len(known) else (logs[0], logs[-1])
     low, high = np.clip([low - AROUND, high + AROUND], logs[0], logs[-1])
     row = np.zeros(len(logs), int)
-    for wanted in np.linspace(low, high, MIN_SWEPT):
+    for target in np.linspace(low, high, MIN_SWEPT):
         free = np.flatnonzero(row == 0)
-        row[free[np.argmin(np.abs(logs[free] - wanted))]] = seeds
+        row[free[np.argmin(np.abs(logs[free] - target))]] = seeds
     return row
 
 
 def filled(
-    information: Information, counts: Counts, limits: Limits, spent: float, runs: int, thrift: float
+    information: FisherInformation, counts: Counts, limits: Limits, spent: float, runs: int, thrift: float
 ) -> Counts:
     """Add runs to `counts` one by one, as long as they narrow the interval and the limits allow."""
     counts = counts.copy()
@@ -70,7 +69,7 @@ def filled(
     return counts
 
 
-def exchanged(information: Information, start: Counts, counts: Counts, limits: Limits) -> Counts:
+def exchanged(information: FisherInformation, start: Counts, counts: Counts, limits: Limits) -> Counts:
     """Replace single added runs by better ones until none is better."""
     counts = counts.copy()
     width = score(information.widths(counts))
@@ -104,13 +103,13 @@ def score(widths: Array) -> Any:
 
 
 def next_runs(
-    information: Information, start: Counts, limits: Limits, progress: Progress | None = None
+    information: FisherInformation, start: Counts, limits: Limits, progress: Progress | None = None
 ) -> Counts:
     """Return `start` and the runs to add to it: at most `limits.runs`, within the allowance."""
     closed = [k for k in range(len(start)) if (start[k] > 0).sum() < MIN_SWEPT]
     many = min(limits.runs // MIN_SWEPT, OPENED_AT_ONCE)
     options = [list(chosen) for size in range(many + 1) for chosen in combinations(closed, size)]
-    found: list[tuple[float, Counts]] = []
+    trials: list[tuple[float, Counts]] = []
     for done, option in enumerate(options):
         if progress:
             progress("choices of budgets", done / len(options))
@@ -122,17 +121,17 @@ def next_runs(
             continue
         for thrift in THRIFT if runs < limits.runs else THRIFT[:1]:
             trial = filled(information, counts, limits, spent, runs, thrift)
-            found.append((float(score(information.widths(trial))), trial))
+            trials.append((float(score(information.widths(trial))), trial))
     if progress:
         progress("choices of budgets", 1.0)
-    if not found:
+    if not trials:
         return start
-    best = min(found, key=lambda item: item[0])[1]
+    best = min(trials, key=lambda item: item[0])[1]
     return exchanged(information, start, best, limits)
 
 
 def best_grids(
-    information: Information, limits: Limits, keep: int, progress: Progress | None = None
+    information: FisherInformation, limits: Limits, keep: int, progress: Progress | None = None
 ) -> list[Counts]:
     """Return up to `keep` grids within the limits, the one of the least expected interval first."""
     ladder = range(len(information.budgets_flops))
@@ -140,7 +139,7 @@ def best_grids(
     options = sorted(
         _openings(information, limits, start), key=lambda item: _promise(information, item, limits)
     )
-    options, found = options[:PROMISING], []
+    options, trials = options[:PROMISING], []
     for done, counts in enumerate(options):
         if progress:
             progress("choices of budgets", done / len(options))
@@ -149,25 +148,25 @@ def best_grids(
         own = Limits(**{**vars(limits), "per_cell": seeds})
         for thrift in THRIFT[1:]:
             trial = filled(information, counts, own, spent, runs, thrift)
-            found.append((float(score(information.widths(trial))), trial))
+            trials.append((float(score(information.widths(trial))), trial))
     if progress and options:
         progress("choices of budgets", 1.0)
-    found.sort(key=lambda item: item[0])
+    trials.sort(key=lambda item: item[0])
     distinct: list[Counts] = []
-    for _, counts in found:
+    for _, counts in trials:
         if not any(np.array_equal(counts, other) for other in distinct):
             distinct.append(counts)
     return distinct[:keep]
 
 
-def _promise(information: Information, counts: Counts, limits: Limits) -> float:
+def _promise(information: FisherInformation, counts: Counts, limits: Limits) -> float:
     """Return the log width that a grid would have, were its runs repeated as often as can be paid."""
     times = limits.allowance_flops / cost(counts, np.zeros_like(counts), limits)
     times = min(times, limits.runs / counts.sum())
     return float(score(information.widths(4 * counts))) - 0.5 * float(np.log(times * counts.max()))
 
 
-def _openings(information: Information, limits: Limits, start: Counts) -> Iterator[Counts]:
+def _openings(information: FisherInformation, limits: Limits, start: Counts) -> Iterator[Counts]:
     """Yield every affordable set of at least four budgets, opened with one seed a cell, two, and so on."""
     for size in range(4, len(start) + 1):
         for chosen in combinations(range(len(start)), size):

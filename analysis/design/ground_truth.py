@@ -5,23 +5,21 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.optimize import brentq, minimize_scalar
 
-from analysis.config import ParameterCount
+from analysis.config import Array, ParameterCount
 from analysis.isoflop.geometry import Geometry, geometry
 from analysis.published import parcae
 from analysis.tables.schema import TableError
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
 REACH = (0.1, 1000.0)  # mean recurrences between which an optimum is sought
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generator:
+class GroundTruth:
     """L = E + ((A N^-alpha)^(1/g) + (B D^-beta)^(1/g))^g with N = static + looped mu^phi; nats.
 
     g = 1 and phi = 1 are the surface of PAPER (d); g other than 1 couples N and D (Kaplan et al. 2020), phi
@@ -52,16 +50,16 @@ class Generator:
     def optimum(self, shape: Geometry, flops: float) -> float:
         """Return the compute-optimal mean recurrence at one budget, on the continuous isoFLOP curve."""
         low, high = np.log(REACH)
-        found = minimize_scalar(
+        minimum = minimize_scalar(
             lambda s: float(self.loss(np.exp(s), shape.tokens(np.exp(s), flops))),
             bounds=(low, high),
             method="bounded",
             options={"xatol": 1e-10},
         )
-        return float(np.exp(found.x))
+        return float(np.exp(minimum.x))
 
 
-def published(scale: str, runs: pd.DataFrame, count: ParameterCount) -> Generator:
+def published(scale: str, runs: pd.DataFrame, count: ParameterCount) -> GroundTruth:
     """Return the published training law of a size (PAPER (d)), N counted as `count` says.
 
     Raises TableError for a size that has no published law.
@@ -69,7 +67,7 @@ def published(scale: str, runs: pd.DataFrame, count: ParameterCount) -> Generato
     size = _size(scale)
     table = parcae.table("training_law")
     row = table[table["size"] == size].iloc[0]
-    return Generator(
+    return GroundTruth(
         name=f"the published {size} law (N {count.replace('_', ' ')})",
         floor_nats=float(row["E"]),
         amplitude_params=float(row["A"]),
@@ -80,7 +78,7 @@ def published(scale: str, runs: pd.DataFrame, count: ParameterCount) -> Generato
     )
 
 
-def at_published_optima(law: Generator, scale: str, shape: Geometry) -> Generator:
+def at_published_optima(law: GroundTruth, scale: str, shape: Geometry) -> GroundTruth:
     """Return `law` with A scaled so that its optima have the geometric mean of the published ones.
 
     The printed coefficients and the printed optima of a size do not agree; `shape` gives the FLOP function.
@@ -88,16 +86,18 @@ def at_published_optima(law: Generator, scale: str, shape: Geometry) -> Generato
     core = parcae.table("core")
     mine = core[core["size"] == _size(scale)]
     budgets = mine["budget_flops"].to_numpy(float)
-    wanted = float(np.log(mine["mean_recurrence"].to_numpy(float)).mean())
+    target = float(np.log(mine["mean_recurrence"].to_numpy(float)).mean())
 
-    def scaled(log_factor: float) -> Generator:
+    def scaled(log_factor: float) -> GroundTruth:
         return replace(law, amplitude_params=law.amplitude_params * float(np.exp(log_factor)))
 
     def gap(log_factor: float) -> float:
-        return float(np.mean(np.log([scaled(log_factor).optimum(shape, c) for c in budgets]))) - wanted
+        return float(np.mean(np.log([scaled(log_factor).optimum(shape, c) for c in budgets]))) - target
 
-    found = float(brentq(gap, -6.0, 6.0, xtol=1e-10))
-    return replace(scaled(found), name=f"{law.name}, A times {np.exp(found):.3f} for the published optima")
+    log_factor = float(brentq(gap, -6.0, 6.0, xtol=1e-10))
+    return replace(
+        scaled(log_factor), name=f"{law.name}, A times {np.exp(log_factor):.3f} for the published optima"
+    )
 
 
 def _size(scale: str) -> str:
@@ -111,17 +111,17 @@ def _size(scale: str) -> str:
     return size
 
 
-def fitted(path: Path, runs: pd.DataFrame, count: ParameterCount) -> Generator:
+def fitted(path: Path, runs: pd.DataFrame, count: ParameterCount) -> GroundTruth:
     """Return the surface of a laws.json, or the law of `fit law=surface` or `law=iso_depth` as JSON.
 
     N is counted as the file's own settings say, else as `count` does. Raises TableError where the file holds
     no such law.
     """
-    found = json.loads(Path(path).read_text())
-    if "groups" in found:
-        count = found["config"]["parameter_count"]
+    saved = json.loads(Path(path).read_text())
+    if "groups" in saved:
+        count = saved["config"]["parameter_count"]
         names = {str(runs[column].iloc[0]) for column in ("scale", "accounting")}
-        mine = [group for group in found["groups"] if {group["scale"], group["accounting"]} == names]
+        mine = [group for group in saved["groups"] if {group["scale"], group["accounting"]} == names]
         if len(mine) != 1:
             raise TableError(
                 f"{path}: {len(mine)} groups of {' and '.join(sorted(names))} FLOPs, one is needed"
@@ -130,11 +130,11 @@ def fitted(path: Path, runs: pd.DataFrame, count: ParameterCount) -> Generator:
         values = estimators["surface"]["parameters"]
         if not values:
             raise TableError(f"{path}: the surface was refused: {estimators['surface']['refusal']}")
-    elif found.get("law") in ("surface", "iso_depth"):
-        values = found["parameters"]
+    elif saved.get("law") in ("surface", "iso_depth"):
+        values = saved["parameters"]
     else:
         raise TableError(f"{path}: no laws.json of loopscale fit, nor a law surface or iso_depth")
-    return Generator(
+    return GroundTruth(
         name=f"the law of {path} (N {count.replace('_', ' ')})",
         floor_nats=values["E"],
         amplitude_params=values["A"],

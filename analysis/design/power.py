@@ -8,20 +8,21 @@ their own replicates or residuals give. The two agree where the study can know i
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
 from annotated_types import Ge, Gt
 
-from analysis import serialize as plain
+from analysis import serialize
+from analysis.config import Array
 from analysis.design.simulate import Grid, Noise
 from analysis.format import number, percent
-from analysis.isoflop.curves import HIDDEN, QUANTITY_NAMES, Quantity
-from analysis.isoflop.estimator import DEFAULT, EstimatorName
+from analysis.isoflop.curves import QUANTITY_NAMES, Quantity
+from analysis.isoflop.estimator import DEFAULT_ESTIMATOR, EstimatorName
 from analysis.isoflop.power_law import MIN_BUDGETS
+from analysis.serialize import HIDDEN
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
 FAR = 0.15  # of the spread: an interval of another width, or estimates off by more, are said to be so
 
 
@@ -38,7 +39,7 @@ class DesignConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Resolved:
+class EstimatePrecision:
     """One number that a study estimates: the truth, the spread of the estimates, the interval of an analyst.
 
     `low` and `high` hold the central 95 % of the estimates; `interval` is the median width of the 95 %
@@ -91,7 +92,7 @@ class Outlook:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Resolution:
+class PowerAnalysis:
     """What a grid resolves under one law."""
 
     law: str
@@ -101,22 +102,26 @@ class Resolution:
     controls: int
     nominal_flops: float
     replicates: int  # degrees of freedom of the noise level, zero without replicate seeds
-    resolved: dict[EstimatorName, tuple[Resolved, ...]]
+    resolved: dict[EstimatorName, tuple[EstimatePrecision, ...]]
     outlooks: tuple[Outlook, ...]
     all_inside: float  # share of the studies whose minima all lie inside the grid
     estimates: Array = field(repr=False, compare=False, metadata=HIDDEN)  # exponents of µ* [studies]
     grid: Grid = field(repr=False, compare=False, metadata=HIDDEN)
 
     def of(
-        self, quantity: Quantity = "mean_recurrence", name: EstimatorName = DEFAULT, *, target: bool = False
-    ) -> Resolved:
+        self,
+        quantity: Quantity = "mean_recurrence",
+        name: EstimatorName = DEFAULT_ESTIMATOR,
+        *,
+        target: bool = False,
+    ) -> EstimatePrecision:
         """Return the exponent of a quantity by one estimator, or with `target` its value there."""
-        found = (item for item in self.resolved[name] if item.quantity == quantity)
-        return next(item for item in found if (item.at_flops is not None) == target)
+        items = (item for item in self.resolved[name] if item.quantity == quantity)
+        return next(item for item in items if (item.at_flops is not None) == target)
 
     def to_json(self) -> str:
         """Return the result as JSON text."""
-        return plain.to_json(self)
+        return serialize.to_json(self)
 
     def summary(self) -> str:
         """Return what the study would resolve, in words."""
@@ -129,7 +134,7 @@ class Resolution:
         lines = [
             f"{self.runs} looped runs and {self.controls} controls, {number(self.nominal_flops)} FLOPs, "
             f"under {self.law}; noise in nats: {', '.join(parts)}; {self.config.studies} simulated studies",
-            *(f"  {_sentence(item, self.config)}" for item in self.resolved[DEFAULT]),
+            *(f"  {_sentence(item, self.config)}" for item in self.resolved[DEFAULT_ESTIMATOR]),
             f"  minima all lie inside the grid in {percent(self.all_inside)} of the studies"
             f"{_worst(self.outlooks)}",
             f"  {self._power()}",
@@ -158,7 +163,7 @@ class Resolution:
         return pd.DataFrame([vars(item) for item in self.outlooks])
 
 
-def _sentence(item: Resolved, config: DesignConfig) -> str:
+def _sentence(item: EstimatePrecision, config: DesignConfig) -> str:
     name = QUANTITY_NAMES[item.quantity]
     what = f"exponent of {name}" if item.at_flops is None else f"{name} at {number(item.at_flops)} FLOPs"
     if item.true is None:
@@ -174,19 +179,19 @@ def _sentence(item: Resolved, config: DesignConfig) -> str:
         )
     factor = item.at_flops is not None
     spread = f"a factor of {number(float(np.exp(item.spread)))}" if factor else f"{item.spread:.3f}"
-    said = f"{what}: the estimates spread over {spread} ({number(item.low)} to {number(item.high)})"
+    sentence = f"{what}: the estimates spread over {spread} ({number(item.low)} to {number(item.high)})"
     if item.off > FAR:
-        said += f", around {number(item.median)}"
+        sentence += f", around {number(item.median)}"
     if item.interval is None:
-        said += ", an analyst's 95 % interval is mostly refused or open"
+        sentence += ", an analyst's 95 % interval is mostly refused or open"
     else:
         width = f"a factor of {number(float(np.exp(item.interval)))}" if factor else f"{item.interval:.3f}"
-        said += f", an analyst's 95 % interval over {width}"
+        sentence += f", an analyst's 95 % interval over {width}"
         ratio = item.interval / item.spread
         if abs(ratio - 1) > FAR:
-            said += f", which is {ratio:.2f} of the spread"
+            sentence += f", which is {ratio:.2f} of the spread"
     refused = max(item.without_estimate, item.without_interval or 0.0)
-    return f"{said}; none in {percent(refused)} of the studies"
+    return f"{sentence}; none in {percent(refused)} of the studies"
 
 
 def _worst(outlooks: tuple[Outlook, ...]) -> str:

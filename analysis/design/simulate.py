@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.config import FitConfig, ParameterCount
-from analysis.design.ground_truth import Generator
-from analysis.isoflop.curves import Curves, Quantity, curves, inside, refusal_before
+from analysis.config import Array, FitConfig, ParameterCount
+from analysis.design.ground_truth import GroundTruth
+from analysis.isoflop.curves import Curves, Quantity, is_interior, isoflop_curves, too_few_values
 from analysis.isoflop.estimator import EstimatorName, Inputs, Points, as_quantity
 from analysis.isoflop.geometry import Geometry, geometry
 from analysis.isoflop.group import trunks_of
@@ -25,7 +25,6 @@ from analysis.stats.noise import NoiseFloor, noise_floor
 from analysis.tables.schema import TableError
 from analysis.tables.selection import CELL
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
 UNKNOWN = NoiseFloor(sd_nats=None, degrees_of_freedom=0)
 QUANTITIES: tuple[Quantity, Quantity] = ("mean_recurrence", "tokens")
 
@@ -48,7 +47,7 @@ class Noise:
 
     @property
     def shared(self) -> float:
-        """Give the share of a run's variance that it has in common with others of its trunk."""
+        """Return the share of a run's variance that is common to the runs of its trunk."""
         return self.trunk_nats**2 / (self.seed_nats**2 + self.trunk_nats**2)
 
     def draw(self, runs: pd.DataFrame, studies: int, seed: int) -> Array:
@@ -89,7 +88,7 @@ class Grid:
         """Return the rows of looped runs."""
         return np.flatnonzero((self.runs["kind"] == "looped").to_numpy())
 
-    def expected(self, law: Generator) -> Array:
+    def expected(self, law: GroundTruth) -> Array:
         """Return the law's loss of every run in nats [runs]."""
         return law.loss(self.runs["mean_recurrence"].to_numpy(float), self.runs["tokens"].to_numpy(float))
 
@@ -127,8 +126,8 @@ def grid(runs: pd.DataFrame, parameter_count: ParameterCount) -> Grid:
     if looped.empty:
         raise TableError("the grid has no looped runs: there is no recurrence to find the optimum of")
     shape = geometry(looped, parameter_count)
-    cells = curves(runs, shape)
-    reasons = [refusal_before(cells, k) for k in range(len(cells.budgets_flops))]
+    cells = isoflop_curves(runs, shape)
+    reasons = [too_few_values(cells, k) for k in range(len(cells.budgets_flops))]
     if None not in reasons:
         raise TableError(
             f"no curve of the grid can be fitted: {(reasons or ['no run on an isoFLOP curve'])[0]}"
@@ -160,18 +159,18 @@ def estimate(grid: Grid, clean: Array, losses: Array, *, thorough: bool = True) 
     shape at the best of a grid, as for one study, or, not `thorough`, at the noise-free fit too.
     """
     cells = grid.cells
-    usable = [k for k in range(len(cells.budgets_flops)) if refusal_before(cells, k) is None]
+    usable = [k for k in range(len(cells.budgets_flops)) if too_few_values(cells, k) is None]
     inputs = grid.inputs(clean, FitConfig(bootstrap=100), "")
     path = inputs.path(usable)
-    found = [_shared(grid, usable, clean, losses, thorough)]
+    estimates = [_shared(grid, usable, clean, losses, thorough)]
     parabolas = {quantity: _parabolas(grid, quantity, usable, losses) for quantity in QUANTITIES}
     places = {quantity: minima[0] for quantity, minima in parabolas.items()}
-    found.append(_judged(grid, "parabola", usable, places, parabolas["mean_recurrence"][1]))
+    estimates.append(_judged(grid, "parabola", usable, places, parabolas["mean_recurrence"][1]))
     runs = inputs.runs
     surface = fit_surface(np.log(runs.params), np.log(runs.tokens), runs.loss_nats)
     s, value = surface_minima(path, refit(surface, losses[:, runs.rows]))
-    found.append(_judged(grid, "surface", usable, _both(grid, usable, s), value))
-    return tuple(found)
+    estimates.append(_judged(grid, "surface", usable, _both(grid, usable, s), value))
+    return tuple(estimates)
 
 
 def _shared(grid: Grid, usable: list[int], clean: Array, losses: Array, thorough: bool) -> Estimates:
@@ -209,7 +208,7 @@ def _judged(
 ) -> Estimates:
     within = {
         quantity: np.stack(
-            [inside(logs[:, k], grid.cells.swept(quantity, b)) for k, b in enumerate(usable)], -1
+            [is_interior(logs[:, k], grid.cells.swept(quantity, b)) for k, b in enumerate(usable)], -1
         )
         for quantity, logs in log_optima.items()
     }

@@ -7,28 +7,27 @@ from typing import Any
 import numpy as np
 
 from analysis.compare.loss_difference import FittedMinimum, difference_of_minimum
-from analysis.config import FitConfig, Progress
-from analysis.design.ground_truth import Generator
-from analysis.design.power import DesignConfig, Outlook, Resolution, Resolved
+from analysis.config import Array, FitConfig, Progress
+from analysis.design.ground_truth import GroundTruth
+from analysis.design.power import DesignConfig, EstimatePrecision, Outlook, PowerAnalysis
 from analysis.design.simulate import QUANTITIES, Estimates, Grid, Noise, estimate
-from analysis.isoflop.curves import Quantity, inside
-from analysis.isoflop.estimator import DEFAULT, EstimatorFit, Inputs
+from analysis.isoflop.curves import Quantity, is_interior
+from analysis.isoflop.estimator import DEFAULT_ESTIMATOR, EstimatorFit, Inputs
 from analysis.isoflop.power_law import MIN_BUDGETS
 from analysis.isoflop.shared_shape import fit_shared
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
 Analysis = tuple[Inputs, EstimatorFit]
 MOST = 0.5  # past this share of analyses without an interval there is no typical one
 BATCH = 250  # studies fitted at once between two steps of the progress bar
 
 
-def resolve(
+def analyse_power(
     grid: Grid,
-    law: Generator,
+    law: GroundTruth,
     noise: Noise,
     config: DesignConfig,
     progress: Progress = lambda stage, done: None,
-) -> Resolution:
+) -> PowerAnalysis:
     """Simulate a study many times and return what its estimators would resolve.
 
     Fixed-depth controls are put `margin_nats` above the loss of the true optimum of their budget.
@@ -40,14 +39,14 @@ def resolve(
         progress("simulated studies", first / config.studies)
         parts.append(estimate(grid, clean, losses[first : first + BATCH]))
     progress("simulated studies", 1.0)
-    found = [joined([part[k] for part in parts]) for k in range(len(parts[0]))]
+    estimates = [joined([part[k] for part in parts]) for k in range(len(parts[0]))]
     analyses = _analyses(grid, losses[: config.analysts], noise.shared, config, progress)
     target = config.target_flops or 4 * float(grid.cells.budgets_flops.max())
-    default = next(item for item in found if item.name == DEFAULT)
+    default = next(item for item in estimates if item.name == DEFAULT_ESTIMATOR)
     outlooks = _outlooks(grid, law, default, losses, analyses)
     runs = grid.runs
     within = default.inside["mean_recurrence"]
-    return Resolution(
+    return PowerAnalysis(
         law=law.name,
         noise=noise,
         config=config,
@@ -55,7 +54,7 @@ def resolve(
         controls=int((runs["kind"] == "fixed").sum()),
         nominal_flops=float(runs["nominal_flops"].sum()),
         replicates=analyses[0][0].floor.degrees_of_freedom,
-        resolved={item.name: _resolved(grid, law, item, target, analyses) for item in found},
+        resolved={item.name: _resolved(grid, law, item, target, analyses) for item in estimates},
         outlooks=outlooks,
         all_inside=float(within.all(1).mean()) if len(default.budgets) == len(outlooks) else 0.0,
         estimates=default.line(grid, "mean_recurrence", target)[1],
@@ -70,19 +69,19 @@ def _analyses(
 
     The analyst knows how much of the noise's variance is common to the runs of a trunk.
     """
-    found = []
+    analyses = []
     for k, ended in enumerate(losses):
         progress("analyses with intervals", k / len(losses))
         settings = FitConfig(
             bootstrap=config.bootstrap, seed=config.seed + k, validation=False, shared_noise=shared
         )
         inputs = grid.inputs(ended, settings, f"study {k}")
-        found.append((inputs, fit_shared(inputs)))
+        analyses.append((inputs, fit_shared(inputs)))
     progress("analyses with intervals", 1.0)
-    return found
+    return analyses
 
 
-def expected_losses(grid: Grid, law: Generator, margin_nats: float) -> Array:
+def expected_losses(grid: Grid, law: GroundTruth, margin_nats: float) -> Array:
     """Return the noise-free loss of every run, controls by the margin above the best looped loss."""
     clean = grid.expected(law)
     for row in np.flatnonzero((grid.runs["kind"] == "fixed").to_numpy()):
@@ -104,18 +103,18 @@ def joined(parts: list[Estimates]) -> Estimates:
     )
 
 
-def true_optima(grid: Grid, law: Generator, flops: Array, quantity: Quantity) -> Array:
+def true_optima(grid: Grid, law: GroundTruth, flops: Array, quantity: Quantity) -> Array:
     """Return the law's compute-optimal recurrence or tokens at each budget."""
     depth = np.array([law.optimum(grid.shape, float(c)) for c in flops])
     return depth if quantity == "mean_recurrence" else grid.shape.tokens(depth, flops)
 
 
-def true_exponent(grid: Grid, law: Generator, quantity: Quantity, budgets: list[int]) -> float | None:
+def true_exponent(grid: Grid, law: GroundTruth, quantity: Quantity, budgets: list[int]) -> float | None:
     """Return the slope of the true optima over the budgets where they lie inside the grid."""
     flops = grid.cells.budgets_flops[budgets]
     logs = np.log(true_optima(grid, law, flops, quantity))
     kept = np.array(
-        [inside(logs[i : i + 1], grid.cells.swept(quantity, k))[0] for i, k in enumerate(budgets)]
+        [is_interior(logs[i : i + 1], grid.cells.swept(quantity, k))[0] for i, k in enumerate(budgets)]
     )
     if kept.sum() < MIN_BUDGETS:
         return None
@@ -123,13 +122,15 @@ def true_exponent(grid: Grid, law: Generator, quantity: Quantity, budgets: list[
 
 
 def _resolved(
-    grid: Grid, law: Generator, found: Estimates, target: float, analyses: list[Analysis]
-) -> tuple[Resolved, ...]:
+    grid: Grid, law: GroundTruth, estimates: Estimates, target: float, analyses: list[Analysis]
+) -> tuple[EstimatePrecision, ...]:
     result = []
     for quantity in QUANTITIES:
-        logs, slopes = found.line(grid, quantity, target)
-        widths = _intervals(analyses, quantity, target) if found.name == DEFAULT else (None, None)
-        exponent = true_exponent(grid, law, quantity, found.budgets)
+        logs, slopes = estimates.line(grid, quantity, target)
+        widths = (
+            _intervals(analyses, quantity, target) if estimates.name == DEFAULT_ESTIMATOR else (None, None)
+        )
+        exponent = true_exponent(grid, law, quantity, estimates.budgets)
         optimum = float(true_optima(grid, law, np.array([target]), quantity)[0])
         result.append(_summarised(quantity, None, exponent, slopes, widths[0]))
         result.append(_summarised(quantity, target, optimum, np.exp(logs), widths[1]))
@@ -138,20 +139,20 @@ def _resolved(
 
 def _summarised(
     quantity: Quantity, at_flops: float | None, true: float | None, values: Array, widths: Array | None
-) -> Resolved:
+) -> EstimatePrecision:
     """Summarise estimates [studies] and the widths of intervals [analyses], NaN where there is none."""
     known = values[np.isfinite(values)]
     ends = [float(end) for end in np.quantile(known, [0.025, 0.5, 0.975])] if len(known) else [None] * 3
     lacking = None if widths is None else float(np.mean(~np.isfinite(widths)))
-    told = widths is not None and lacking is not None and lacking <= MOST
-    return Resolved(
+    typical = widths is not None and lacking is not None and lacking <= MOST
+    return EstimatePrecision(
         quantity=quantity,
         at_flops=at_flops,
         true=true,
         low=ends[0],
         median=ends[1],
         high=ends[2],
-        interval=float(np.nanmedian(widths)) if told and widths is not None else None,
+        interval=float(np.nanmedian(widths)) if typical and widths is not None else None,
         without_estimate=1 - len(known) / len(values),
         without_interval=lacking,
     )
@@ -171,8 +172,8 @@ def _intervals(analyses: list[Analysis], quantity: Quantity, target: float) -> t
 
 def _outlooks(
     grid: Grid,
-    law: Generator,
-    found: Estimates,
+    law: GroundTruth,
+    estimates: Estimates,
     losses: Array,
     analyses: list[Analysis],
 ) -> tuple[Outlook, ...]:
@@ -186,20 +187,20 @@ def _outlooks(
             "swept_high": swept[1],
             "true": law.optimum(grid.shape, float(flops)),
         }
-        if k not in found.budgets:
+        if k not in estimates.budgets:
             result.append(
                 Outlook(
                     **common, low=None, high=None, below=0, above=0, without=1, power=None, power_known=None
                 )
             )
             continue
-        column = found.budgets.index(k)
-        logs = found.log_optima["mean_recurrence"][:, column]
-        within = found.inside["mean_recurrence"][:, column]
+        column = estimates.budgets.index(k)
+        logs = estimates.log_optima["mean_recurrence"][:, column]
+        within = estimates.inside["mean_recurrence"][:, column]
         middle = float(np.log(swept).mean())
         shown = np.quantile(np.where(np.isnan(logs), middle, logs), [0.025, 0.975], method="nearest")
         low, high = (float(np.exp(end)) if abs(end) < 100 else None for end in shown)
-        power, known = _power(grid, k, within, found.loss_nats[:, column], losses, analyses)
+        power, known = _power(grid, k, within, estimates.loss_nats[:, column], losses, analyses)
         result.append(
             Outlook(
                 **common,

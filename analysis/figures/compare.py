@@ -27,11 +27,11 @@ JUDGED: dict[str, Any] = {**POINT, "marker": "s", "markersize": 5.5, "markerface
 
 def names(comparison: Comparison) -> list[str]:
     """Return the names of the figures that `compare_figures` draws."""
-    found = [f"{NAME}_{suite}" for suite in suite_names(comparison.rows)]
-    return [NAME, *found] if comparison.rows else []
+    of_suites = [f"{NAME}_{suite}" for suite in suite_names(comparison.rows)]
+    return [NAME, *of_suites] if comparison.rows else []
 
 
-def compare_figures(comparison: Comparison) -> list[style.Drawn]:
+def compare_figures(comparison: Comparison) -> list[style.ReportFigure]:
     """Draw the differences of losses, and those of points for every suite that has some; see `names`."""
     losses = compare_figure(comparison)
     return [
@@ -40,7 +40,7 @@ def compare_figures(comparison: Comparison) -> list[style.Drawn]:
     ]
 
 
-def compare_figure(comparison: Comparison) -> style.Drawn | None:
+def compare_figure(comparison: Comparison) -> style.ReportFigure | None:
     """Draw looped minus fixed for the best recurrence (with intervals) and for each one; None without a
     control.
     """
@@ -49,7 +49,7 @@ def compare_figure(comparison: Comparison) -> style.Drawn | None:
         return None
     with style.styled():
         width = style.COLUMN_INCHES if len(groups) == 1 else style.PAGE_INCHES
-        made, panels = style.figure(len(groups), width=width, height=2.8, sharey=True)
+        fig, panels = style.figure(len(groups), width=width, height=2.8, sharey=True)
         depths = sorted({cell.mean_recurrence for row in comparison.rows for cell in row.recurrences})
         colours = style.recurrence_colours(depths)
         for ax, name in zip(panels, groups, strict=True):
@@ -59,7 +59,7 @@ def compare_figure(comparison: Comparison) -> style.Drawn | None:
         panels[0].set_ylabel("looped minus fixed (nats per token)")
         _mark_sides(panels[-1], ("fixed better →", "← looped better"))
         handles = _handles(colours, {row.choice for row in comparison.rows})
-        made.legend(handles=handles, loc="outside lower center", ncols=3 if len(groups) == 1 else 8)
+        fig.legend(handles=handles, loc="outside lower center", ncols=3 if len(groups) == 1 else 8)
     known = comparison.noise.sd_nats is not None
     caption = (
         "Validation loss of looped models minus that of the fixed-depth control at equal FLOPs and "
@@ -72,7 +72,9 @@ def compare_figure(comparison: Comparison) -> style.Drawn | None:
             else "Training noise unknown: no bars."
         )
     )
-    return style.Drawn(name=NAME, caption=caption, figure=made, tables={"differences": _table(comparison)})
+    return style.ReportFigure(
+        name=NAME, caption=caption, figure=fig, tables={"differences": _table(comparison)}
+    )
 
 
 def _panel(ax: Axes, rows: list[BudgetRow], colours: dict[float, Any]) -> None:
@@ -113,7 +115,7 @@ def _handles(colours: dict[float, Any], choices: set[str]) -> list[Line2D]:
 
 
 def _mark_sides(ax: Axes, sides: tuple[str, str]) -> None:
-    """Say beside a panel what lies above and what below zero."""
+    """Label beside a panel what lies above and below zero."""
     low, high = ax.get_ylim()
     reach = max(abs(low), abs(high))
     ax.set_ylim(min(low, -0.25 * reach), max(high, 0.25 * reach))
@@ -154,14 +156,14 @@ def _table(comparison: Comparison) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _points_figure(comparison: Comparison, suite: str) -> style.Drawn:
+def _points_figure(comparison: Comparison, suite: str) -> style.ReportFigure:
     """Draw looped minus fixed in points of a suite at every recurrence, one curve per budget."""
     table = _points_table(comparison, suite)
     groups = sorted(set(table["group"]))
     colours = style.budget_colours(table["budget_flops"].tolist())
     with style.styled():
         width = style.COLUMN_INCHES if len(groups) == 1 else style.PAGE_INCHES
-        made, panels = style.figure(len(groups), width=width, height=2.8, sharey=True)
+        fig, panels = style.figure(len(groups), width=width, height=2.8, sharey=True)
         for ax, name in zip(panels, groups, strict=True):
             _points_panel(ax, table[table["group"] == name], colours)
             if len(groups) > 1:
@@ -174,7 +176,7 @@ def _points_figure(comparison: Comparison, suite: str) -> style.Drawn:
         ]
         handles.append(Line2D([], [], **JUDGED, label="next to best µ"))
         ncols = 3 if len(groups) == 1 else 7
-        made.legend(handles=handles, loc="outside lower center", ncols=ncols, title="budget C (FLOPs)")
+        fig.legend(handles=handles, loc="outside lower center", ncols=ncols, title="budget C (FLOPs)")
     noise = "items alone" if table["seeds_se"].isna().any() else "items and training seeds"
     caption = (
         f"Points of {SUITE_TITLES.get(suite, suite)} ({table['tasks'].iloc[0]} tasks) of looped models minus "
@@ -182,7 +184,7 @@ def _points_figure(comparison: Comparison, suite: str) -> style.Drawn:
         "budgets, moved apart. Squares: the trained recurrence next to the best, chosen on the loss. "
         f"Bars: {percent(comparison.config.confidence)} intervals over {noise}."
     )
-    return style.Drawn(name=f"{NAME}_{suite}", caption=caption, figure=made, tables={"points": table})
+    return style.ReportFigure(name=f"{NAME}_{suite}", caption=caption, figure=fig, tables={"points": table})
 
 
 def _points_panel(ax: Axes, table: pd.DataFrame, colours: dict[float, Any]) -> None:
@@ -195,8 +197,8 @@ def _points_panel(ax: Axes, table: pd.DataFrame, colours: dict[float, Any]) -> N
         shift = 1.02 ** (place - (len(colours) - 1) / 2)  # bars of several budgets side by side
         x, points = rows["mean_recurrence"] * shift, rows["points"]
         bars = (points - rows["low"], rows["high"] - points)
-        look: dict[str, Any] = {"marker": "o", "markersize": 2.2, "linewidth": 0.6, "elinewidth": 0.6}
-        ax.errorbar(x, points, yerr=bars, color=colour, **look)  # caps of neighbours would touch
+        props: dict[str, Any] = {"marker": "o", "markersize": 2.2, "linewidth": 0.6, "elinewidth": 0.6}
+        ax.errorbar(x, points, yerr=bars, color=colour, **props)  # caps of neighbours would touch
         best = rows["next_to_best"]
         ax.plot(x[best], points[best], **JUDGED, zorder=4)
     ax.set_xlabel("mean recurrence µ (loops)")

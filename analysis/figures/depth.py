@@ -18,7 +18,7 @@ from analysis.study.depth import DepthCurve
 from analysis.study.study import StudyFit
 
 
-def depth_figure(study: StudyFit) -> style.Drawn | None:
+def depth_figure(study: StudyFit) -> style.ReportFigure | None:
     """Draw the curves of the largest budget, all curves on the scaled axis T/mu, and z over mu.
 
     Groups share the panels, each with its marker; the first shows one of them.
@@ -30,7 +30,7 @@ def depth_figure(study: StudyFit) -> style.Drawn | None:
     points = {str(run_id): frame for run_id, frame in study.depths.groupby("run_id")}
     colours = style.recurrence_colours([c.mean_recurrence for c in curves])
     with style.styled():
-        made, panels = style.figure(3, height=2.5)
+        fig, panels = style.figure(3, height=2.5)
         shown = _largest_budget(curves)
         _raw(panels[0], shown, points, colours, markers, study.config.confidence)
         _collapsed(panels[1], study.depth.fitted, points, colours, markers)
@@ -41,7 +41,7 @@ def depth_figure(study: StudyFit) -> style.Drawn | None:
         if len(markers) > 1:
             base: dict[str, Any] = {"color": style.INK, "linestyle": "none", "markersize": 3}
             handles += [Line2D([], [], **base, marker=m, label=name) for name, m in markers.items()]
-        made.legend(handles=handles, loc="outside lower center", ncols=min(8, len(handles)))
+        fig.legend(handles=handles, loc="outside lower center", ncols=min(8, len(handles)))
     slope = study.depth.slope
     caption = (
         f"Test-time depth. (a) {_group(shown[0])}: validation loss over the number of loops T at the largest "
@@ -52,7 +52,7 @@ def depth_figure(study: StudyFit) -> style.Drawn | None:
         "(c) Rate z over mean recurrence, one point per run with its interval"
         + ("." if slope is None else ", the fitted slope and, dashed, a constant z µ.")
     )
-    return style.Drawn(name="depth_curves", caption=caption, figure=made, tables=_tables(study))
+    return style.ReportFigure(name="depth_curves", caption=caption, figure=fig, tables=_tables(study))
 
 
 def _group(curve: DepthCurve) -> str:
@@ -62,8 +62,8 @@ def _group(curve: DepthCurve) -> str:
 def _largest_budget(curves: Sequence[DepthCurve]) -> list[DepthCurve]:
     """Return one curve per recurrence: those of the largest budget, of one group and of the first seed."""
     largest = max(curves, key=lambda c: c.target_flops or 0.0)
-    wanted = largest.target_flops, _group(largest)
-    at = [c for c in curves if (c.target_flops, _group(c)) == wanted]
+    selected = largest.target_flops, _group(largest)
+    at = [c for c in curves if (c.target_flops, _group(c)) == selected]
     return list({c.mean_recurrence: c for c in reversed(at)}.values())[::-1]
 
 
@@ -77,8 +77,8 @@ def _raw(
 ) -> None:
     for curve in curves:
         frame, colour = points[curve.run_id], colours[curve.mean_recurrence]
-        look: dict[str, Any] = {"marker": markers[_group(curve)], "markersize": 2.6, "linestyle": "none"}
-        ax.plot(frame["depth"], frame["val_loss_nats"], **look, color=colour)
+        props: dict[str, Any] = {"marker": markers[_group(curve)], "markersize": 2.6, "linestyle": "none"}
+        ax.plot(frame["depth"], frame["val_loss_nats"], **props, color=colour)
         if curve.fit.refusal is None:
             x = _fine(frame)
             ax.plot(x, curve.fit.predict(x), color=colour, linewidth=0.9)
@@ -105,8 +105,8 @@ def _collapsed(
         # Past the first point within the residual scatter of the floor, a log axis shows noise.
         reach = int(np.argmax(np.append(gap <= 3 * (curve.fit.rms_nats or 0.0), True)))
         x = frame["depth"].to_numpy(float) / curve.mean_recurrence
-        look: dict[str, Any] = {"marker": markers[_group(curve)], "markersize": 2.0, "linewidth": 0.5}
-        ax.plot(x[:reach], gap[:reach], **look, color=colours[curve.mean_recurrence])
+        props: dict[str, Any] = {"marker": markers[_group(curve)], "markersize": 2.0, "linewidth": 0.5}
+        ax.plot(x[:reach], gap[:reach], **props, color=colours[curve.mean_recurrence])
     ax.set_xlabel("T / µ")
     ax.set_ylabel("L(T) − L∞ (nats per token)")
     if not curves:
@@ -170,8 +170,8 @@ def _tables(study: StudyFit) -> dict[str, pd.DataFrame]:
                 "refusal": fit.refusal,
             }
         )
-    wanted = {c.run_id for c in study.depth.curves}
-    points = study.depths[study.depths["run_id"].isin(wanted)]
+    selected = {c.run_id for c in study.depth.curves}
+    points = study.depths[study.depths["run_id"].isin(selected)]
     tables = {"points": points, "fits": pd.DataFrame(rows)}
     shown = [c for c in _largest_budget(study.depth.curves) if c.fit.refusal is None]
     if shown:

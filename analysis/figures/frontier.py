@@ -12,24 +12,22 @@ from matplotlib.axes import Axes
 from analysis.compare.rows import BudgetRow
 from analysis.figures import style
 from analysis.figures.compare import BEST, LOWEST
-from analysis.figures.power_law import LOOKS
+from analysis.figures.power_law import ESTIMATOR_PROPS
 from analysis.format import percent
 from analysis.isoflop.group import GroupFit
 
 
-def frontier_figure(group: GroupFit, rows: Sequence[BudgetRow], confidence: float) -> style.Drawn:
+def frontier_figure(group: GroupFit, rows: Sequence[BudgetRow], confidence: float) -> style.ReportFigure:
     """Draw L*(C) of every estimator and, with a control, its loss and the ratio of FLOPs at equal loss."""
     with style.styled():
         width = style.PAGE_INCHES if rows else style.COLUMN_INCHES
-        made, panels = style.figure(2 if rows else 1, width=width, height=2.7)
+        fig, panels = style.figure(2 if rows else 1, width=width, height=2.7)
         _losses(panels[0], group, rows)
         if rows:
             _ratios(panels[1], rows)
             for ax, letter in zip(panels, "ab", strict=True):
                 ax.set_title(letter)
-        made.legend(
-            *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5 if rows else 2
-        )
+        fig.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5 if rows else 2)
     caption = (
         f"{group.label}: least loss of each budget at the accepted optima of each estimator, "
         f"with {percent(confidence)} intervals (bands)"
@@ -42,7 +40,7 @@ def frontier_figure(group: GroupFit, rows: Sequence[BudgetRow], confidence: floa
         if rows
         else "."
     )
-    return style.Drawn(name="frontier", caption=caption, figure=made, tables=_tables(group, rows))
+    return style.ReportFigure(name="frontier", caption=caption, figure=fig, tables=_tables(group, rows))
 
 
 def _losses(ax: Axes, group: GroupFit, rows: Sequence[BudgetRow]) -> None:
@@ -50,25 +48,25 @@ def _losses(ax: Axes, group: GroupFit, rows: Sequence[BudgetRow]) -> None:
     ax.set_xscale("log")
     ax.set_xlim(budgets[0] / 1.5, budgets[-1] * 1.5)
     for place, estimator in enumerate(group.estimators):
-        look = LOOKS[estimator.name]
-        found = [o for o in estimator.optima[group.quantities[0]] if o.value is not None]
-        if not found:  # the legend names what is drawn
+        props = ESTIMATOR_PROPS[estimator.name]
+        accepted = [o for o in estimator.optima[group.quantities[0]] if o.value is not None]
+        if not accepted:  # the legend names what is drawn
             continue
-        at = [o.budget_flops for o in found]
-        low, high = np.array([(o.loss_low_nats, o.loss_high_nats) for o in found], float).T
-        ax.fill_between(at, low, high, color=look["color"], alpha=0.15, linewidth=0)
-        ax.vlines(at, low, high, color=look["color"], linewidth=0.7)
-        losses: Any = [o.loss_nats for o in found]
+        at = [o.budget_flops for o in accepted]
+        low, high = np.array([(o.loss_low_nats, o.loss_high_nats) for o in accepted], float).T
+        ax.fill_between(at, low, high, color=props["color"], alpha=0.15, linewidth=0)
+        ax.vlines(at, low, high, color=props["color"], linewidth=0.7)
+        losses: Any = [o.loss_nats for o in accepted]
         # Estimators that agree lie upon one another: the later, the smaller.
-        ax.plot(at, losses, **look, markersize=5.4 - 1.3 * place, linewidth=0.7, label=estimator.name)
+        ax.plot(at, losses, **props, markersize=5.4 - 1.3 * place, linewidth=0.7, label=estimator.name)
     lowest = [row for row in rows if row.choice == LOWEST]
     if lowest:
         points = [row.budget_flops for row in lowest], [row.looped_nats for row in lowest]
         ax.plot(*points, **BEST[LOWEST], label="lowest cell")
     if rows:
         at, fixed = [row.budget_flops for row in rows], [row.fixed_nats for row in rows]
-        look = {"color": style.INK, "marker": "D", "markersize": 3.8, "markerfacecolor": "white"}
-        ax.plot(at, fixed, **look, linewidth=0.7, label="fixed depth")
+        props = {"color": style.INK, "marker": "D", "markersize": 3.8, "markerfacecolor": "white"}
+        ax.plot(at, fixed, **props, linewidth=0.7, label="fixed depth")
     ax.set_xlabel("training budget C (FLOPs)")
     recurrence = group.cells.variable == "mean_recurrence"
     ax.set_ylabel("least loss L* (nats per token)" if recurrence else "least loss L* (unit of the table)")

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from analysis.figures import style
-from analysis.isoflop.curves import LABELS, QUANTITY_NAMES, Quantity
+from analysis.isoflop.curves import AXIS_LABELS, QUANTITY_NAMES, Quantity
 from analysis.isoflop.estimator import EstimatorFit
 from analysis.isoflop.group import GroupFit
 from analysis.stats.noise import NoiseFloor
@@ -18,15 +18,15 @@ from analysis.stats.noise import NoiseFloor
 LINES: dict[str, Any] = {"shared shape": "-", "parabola": (0, (4, 2)), "surface": (0, (1, 1.2))}
 
 
-def isoflop_figure(group: GroupFit, noise: NoiseFloor) -> style.Drawn:
+def isoflop_figure(group: GroupFit, noise: NoiseFloor) -> style.ReportFigure:
     """Draw both isoFLOP panels of one group; the fixed control stands apart at the left of the first."""
     with style.styled():
-        made, panels = style.figure(2, height=2.9, sharey=True)
+        fig, panels = style.figure(2, height=2.9, sharey=True)
         for ax, quantity, letter in zip(panels, group.quantities, "ab", strict=True):
             plot_isoflop(group, quantity, ax, noise)
             ax.set_title(letter)
         panels[1].set_ylabel("")
-        made.legend(handles=_handles(group), loc="outside lower center", ncols=5)
+        fig.legend(handles=_handles(group), loc="outside lower center", ncols=5)
         ends = [(_right_end(group, budget), style.scientific(budget)) for budget in group.budgets_flops]
         style.end_labels(panels[0], ends, heading="FLOPs")
     control = (group.table["kind"] == "fixed").any()
@@ -38,7 +38,7 @@ def isoflop_figure(group: GroupFit, noise: NoiseFloor) -> style.Drawn:
         "their intervals; an arrowhead marks one that goes on beyond the swept range."
         + (" Open symbols: fixed-depth control, which enters no fit." if control else "")
     )
-    return style.Drawn(name="isoflop", caption=caption, figure=made, tables=_tables(group))
+    return style.ReportFigure(name="isoflop", caption=caption, figure=fig, tables=_tables(group))
 
 
 def plot_isoflop(
@@ -51,7 +51,7 @@ def plot_isoflop(
     bar = noise.sd_nats if noise and noise.sd_nats else None
     ax.set_xscale("log")
     for k, budget in enumerate(group.budgets_flops):
-        look: dict[str, Any] = {"color": colours[budget], "marker": markers[budget], "linestyle": "none"}
+        props: dict[str, Any] = {"color": colours[budget], "marker": markers[budget], "linestyle": "none"}
         for kind, filled in (("looped", True), ("fixed", False)):
             rows = group.table[(group.table["kind"] == kind) & (group.table["target_flops"] == budget)]
             face: dict[str, Any] = {} if filled else {"markerfacecolor": "white"}
@@ -60,7 +60,7 @@ def plot_isoflop(
                 rows["val_loss_nats"],
                 yerr=bar,
                 elinewidth=0.6,
-                **look,
+                **props,
                 **face,
                 markersize=3.4,
                 zorder=3,
@@ -74,10 +74,10 @@ def plot_isoflop(
 def _curve(
     ax: Axes, group: GroupFit, estimator: EstimatorFit, quantity: Quantity, k: int, colour: Any
 ) -> None:
-    found = estimator.optima[quantity][k]
-    if estimator.curve is None or estimator.band is None or not found.fitted:
+    optimum = estimator.optima[quantity][k]
+    if estimator.curve is None or estimator.band is None or not optimum.fitted:
         return
-    low, high = found.swept
+    low, high = optimum.swept
     x = np.geomspace(low, high, 120)
     thin = estimator.name != "shared shape"
     if not thin:
@@ -88,17 +88,19 @@ def _curve(
         color=colour,
         linestyle=LINES[estimator.name],
         linewidth=0.7 if thin else 1.1,
-        alpha=0.5 if found.value is None else 1.0,
+        alpha=0.5 if optimum.value is None else 1.0,
     )
-    if found.value is not None and found.loss_nats is not None and not thin:
-        ends = (found.low, found.high)
-        style.whisker(ax, found.loss_nats, ends, (low, high), color=style.INK, horizontal=True)
+    if optimum.value is not None and optimum.loss_nats is not None and not thin:
+        ends = (optimum.low, optimum.high)
+        style.whisker(ax, optimum.loss_nats, ends, (low, high), color=style.INK, horizontal=True)
         edge: dict[str, Any] = {"markeredgecolor": style.INK, "markeredgewidth": 0.5}
-        ax.plot([found.value], [found.loss_nats], color=colour, marker="*", markersize=7, **edge, zorder=4)
+        ax.plot(
+            [optimum.value], [optimum.loss_nats], color=colour, marker="*", markersize=7, **edge, zorder=4
+        )
 
 
 def _axes(ax: Axes, group: GroupFit, quantity: Quantity) -> None:
-    ax.set_xlabel(LABELS[quantity])
+    ax.set_xlabel(AXIS_LABELS[quantity])
     recurrence = group.cells.variable == "mean_recurrence"
     ax.set_ylabel("validation loss (nats per token)" if recurrence else "loss (unit of the table)")
     if quantity != "mean_recurrence":
@@ -150,8 +152,8 @@ def _handles(group: GroupFit) -> list[Line2D]:
 
 
 def _tables(group: GroupFit) -> dict[str, pd.DataFrame]:
-    wanted = "run_id kind target_flops mean_recurrence params tokens seed val_loss_nats val_loss_se_nats"
-    columns = [name for name in wanted.split() if name in group.table]
+    names = "run_id kind target_flops mean_recurrence params tokens seed val_loss_nats val_loss_se_nats"
+    columns = [name for name in names.split() if name in group.table]
     rows = []
     for estimator in group.estimators:
         for quantity, optima in estimator.optima.items():
@@ -179,12 +181,12 @@ def _curve_table(group: GroupFit) -> pd.DataFrame:
         if estimator.curve is None or estimator.band is None:
             continue
         for quantity, optima in estimator.optima.items():
-            for k, found in enumerate(optima):
-                if not found.fitted:
+            for k, optimum in enumerate(optima):
+                if not optimum.fitted:
                     continue
-                x = np.geomspace(*found.swept, 40)
+                x = np.geomspace(*optimum.swept, 40)
                 lines = estimator.curve(quantity, k, x), *estimator.band(quantity, k, x)
                 for row in zip(x, *lines, strict=True):
-                    rows.append((estimator.name, quantity, found.budget_flops, *row))
+                    rows.append((estimator.name, quantity, optimum.budget_flops, *row))
     names = "estimator quantity budget_flops value loss_nats loss_low_nats loss_high_nats"
     return pd.DataFrame(rows, columns=names.split())

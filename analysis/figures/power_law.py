@@ -16,7 +16,7 @@ from analysis.isoflop.curves import QUANTITY_NAMES, Optimum, Quantity
 from analysis.isoflop.estimator import EstimatorFit
 from analysis.isoflop.group import GroupFit
 
-LOOKS: dict[str, dict[str, Any]] = {
+ESTIMATOR_PROPS: dict[str, dict[str, Any]] = {
     "shared shape": {"color": "#0072B2", "marker": "o", "linestyle": "-"},
     "parabola": {"color": "#D55E00", "marker": "s", "linestyle": (0, (4, 2))},
     "surface": {"color": "#009E73", "marker": "^", "linestyle": (0, (1, 1.2))},
@@ -29,12 +29,12 @@ LABELS: dict[Quantity, str] = {
 OFFSETS = {"shared shape": 1.0, "parabola": 0.94, "surface": 1.06}  # keeps error bars of one budget apart
 
 
-def powerlaw_figure(group: GroupFit, confidence: float) -> style.Drawn:
+def power_law_figure(group: GroupFit, confidence: float) -> style.ReportFigure:
     """Draw the optima of all estimators and the power laws through them; refused optima point out of the
     range.
     """
     with style.styled():
-        made, panels = style.figure(2, height=3.0)
+        fig, panels = style.figure(2, height=3.0)
         for ax, quantity, title in zip(panels, group.quantities, "ab", strict=True):
             _panel(ax, group, quantity, confidence)
             ax.annotate(title, (-0.02, 1.02), xycoords="axes fraction", ha="right", va="bottom", fontsize=7.5)
@@ -45,7 +45,9 @@ def powerlaw_figure(group: GroupFit, confidence: float) -> style.Drawn:
         "it, an arrowhead an interval that goes on beyond the panel. Without a law the legend counts the "
         "minima: accepted, below or above the swept range, refused for another reason."
     )
-    return style.Drawn(name="power_laws", caption=caption, figure=made, tables=_tables(group, confidence))
+    return style.ReportFigure(
+        name="power_laws", caption=caption, figure=fig, tables=_tables(group, confidence)
+    )
 
 
 def _panel(ax: Axes, group: GroupFit, quantity: Quantity, confidence: float) -> None:
@@ -76,13 +78,13 @@ def _panel(ax: Axes, group: GroupFit, quantity: Quantity, confidence: float) -> 
 
 
 def _optima(ax: Axes, estimator: EstimatorFit, quantity: Quantity) -> None:
-    look = LOOKS[estimator.name]
+    props = ESTIMATOR_PROPS[estimator.name]
     accepted = [o for o in estimator.optima[quantity] if o.value is not None]
     places = [o.budget_flops * OFFSETS[estimator.name] for o in accepted]
     for place, o in zip(places, accepted, strict=True):
-        style.whisker(ax, place, (o.low, o.high), ax.get_ylim(), color=look["color"])
+        style.whisker(ax, place, (o.low, o.high), ax.get_ylim(), color=props["color"])
     values: Any = [o.value for o in accepted]
-    line = {**look, "linestyle": "none", "markersize": 3.6}
+    line = {**props, "linestyle": "none", "markersize": 3.6}
     ax.plot(places, values, **line, label=_label(estimator, quantity), zorder=3)
 
 
@@ -95,7 +97,7 @@ def _arrows(ax: Axes, estimator: EstimatorFit, quantity: Quantity, reach: float)
         edge = o.swept[1] if side == "above" else o.swept[0]
         tip = edge * reach if side == "above" else edge / reach
         place = o.budget_flops * OFFSETS[estimator.name]
-        style.arrow(ax, place, edge, tip, LOOKS[estimator.name]["color"])
+        style.arrow(ax, place, edge, tip, ESTIMATOR_PROPS[estimator.name]["color"])
 
 
 def _label(estimator: EstimatorFit, quantity: Quantity) -> str:
@@ -121,13 +123,13 @@ def _outside(found: Optimum) -> str | None:
 
 
 def _line(ax: Axes, estimator: EstimatorFit, quantity: Quantity, budgets: Any, confidence: float) -> None:
-    law, look = estimator.laws[quantity], LOOKS[estimator.name]
+    law, props = estimator.laws[quantity], ESTIMATOR_PROPS[estimator.name]
     if law.exponent is None:
         return
     x = np.geomspace(budgets[0] / 1.3, budgets[-1] * 1.3, 60)
-    ax.plot(x, law.predict(x), color=look["color"], linestyle=look["linestyle"], linewidth=1.0)
+    ax.plot(x, law.predict(x), color=props["color"], linestyle=props["linestyle"], linewidth=1.0)
     if estimator.name == "shared shape":
-        ax.fill_between(x, *law.band(x, confidence), color=look["color"], alpha=0.15, linewidth=0)
+        ax.fill_between(x, *law.band(x, confidence), color=props["color"], alpha=0.15, linewidth=0)
 
 
 def _tables(group: GroupFit, confidence: float) -> dict[str, pd.DataFrame]:

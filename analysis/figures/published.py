@@ -14,7 +14,7 @@ from analysis.published import parcae
 
 SIZES = ("140M", "370M")
 LEAST = 0.8  # recurrence where the panels of optima begin
-LOOKS: dict[str, dict[str, Any]] = {
+SIZE_PROPS: dict[str, dict[str, Any]] = {
     "140M": {"color": "#0072B2", "marker": "o"},
     "370M": {"color": "#D55E00", "marker": "s"},
 }
@@ -32,16 +32,16 @@ FORMS = {
 }
 
 
-def parcae_figures() -> list[style.Drawn]:
+def parcae_figures() -> list[style.ReportFigure]:
     """Draw every figure of the published report."""
     return [recurrence_figure(), core_figure(), flops_figure(), law_figure(), test_time_figure()]
 
 
-def recurrence_figure() -> style.Drawn:
+def recurrence_figure() -> style.ReportFigure:
     """Draw the printed optimal recurrences, the published power law and the training law's own optima."""
     rows = []
     with style.styled():
-        made, panels = style.figure(2, height=2.9, sharey=True)
+        fig, panels = style.figure(2, height=2.9, sharey=True)
         for ax, size in zip(panels, SIZES, strict=True):
             flops = parcae.budgets(size)
             printed = parcae.table("core").query("size == @size")["mean_recurrence"].to_numpy(float)
@@ -49,12 +49,12 @@ def recurrence_figure() -> style.Drawn:
             ax.set_yscale("log")
             ax.axhspan(*parcae.SWEPT, color="#eeeeee", linewidth=0)
             wide = np.geomspace(flops[0], flops[-1], 80)
-            for (accounting, count), look in DEFINITIONS.items():
+            for (accounting, count), props in DEFINITIONS.items():
                 best = parcae.law_optima(size, accounting, count)
                 along = parcae.law_optima(size, accounting, count, wide)
-                ax.plot(wide, np.where(along > 0, along, np.nan), **look, linewidth=0.9)
+                ax.plot(wide, np.where(along > 0, along, np.nan), **props, linewidth=0.9)
                 below = flops[best < LEAST]
-                ax.plot(below, [1.06 * LEAST] * len(below), "v", color=look["color"])
+                ax.plot(below, [1.06 * LEAST] * len(below), "v", color=props["color"])
                 rows += [
                     (size, f"law, {count}, {accounting}", c, v) for c, v in zip(flops, best, strict=True)
                 ]
@@ -68,7 +68,7 @@ def recurrence_figure() -> style.Drawn:
             style.log_axis(ax.xaxis, flops.tolist())
             style.recurrence_axis(ax.yaxis, [1, 2, 4, 6, 8, 12, 20, 40])
         panels[0].set_ylabel("optimal mean recurrence µ* (loops)")
-        made.legend(handles=_recurrence_handles(), loc="outside lower center", ncols=3)
+        fig.legend(handles=_recurrence_handles(), loc="outside lower center", ncols=3)
     caption = (
         "Optimal recurrence over the budget. Dots: optima as printed, values of the grid; black line: the "
         "published power law; coloured lines: where the published training law is least, by what N(µ) counts "
@@ -76,7 +76,7 @@ def recurrence_figure() -> style.Drawn:
         f"µ = {LEAST:g}."
     )
     table = pd.DataFrame(rows, columns=["size", "entry", "budget_flops", "mean_recurrence"])
-    return style.Drawn(name="recurrence", caption=caption, figure=made, tables={"optima": table})
+    return style.ReportFigure(name="recurrence", caption=caption, figure=fig, tables={"optima": table})
 
 
 def _recurrence_handles() -> list[Line2D]:
@@ -84,24 +84,24 @@ def _recurrence_handles() -> list[Line2D]:
         Line2D([], [], color=style.INK, marker="o", linestyle="none", markersize=4, label="printed optimum"),
         Line2D([], [], color=style.INK, linewidth=1.1, label="published power law"),
     ]
-    for (accounting, count), look in DEFINITIONS.items():
-        handles.append(Line2D([], [], **look, linewidth=0.9, label=f"law, N {count}, {accounting} FLOPs"))
+    for (accounting, count), props in DEFINITIONS.items():
+        handles.append(Line2D([], [], **props, linewidth=0.9, label=f"law, N {count}, {accounting} FLOPs"))
     return handles
 
 
-def core_figure() -> style.Drawn:
+def core_figure() -> style.ReportFigure:
     """Draw looped minus fixed Core and Core-Extended over the budget."""
     found = parcae.core_differences()
     with style.styled():
-        made, panels = style.figure(2, height=2.5, sharey=True)
+        fig, panels = style.figure(2, height=2.5, sharey=True)
         for ax, name, title in zip(panels, ("core", "extended"), ("Core", "Core-Extended"), strict=True):
             ax.set_xscale("log")
             ax.axhline(0, color=style.INK, linewidth=0.6)
-            for size, look in LOOKS.items():
+            for size, props in SIZE_PROPS.items():
                 mine = found[found["size"] == size]
                 bars = mine[f"{name}_sd"]
                 ax.errorbar(
-                    mine["budget_flops"], mine[name], yerr=bars, **look, linewidth=0.6, capsize=2, label=size
+                    mine["budget_flops"], mine[name], yerr=bars, **props, linewidth=0.6, capsize=2, label=size
                 )
             ax.set_title(title)
             ax.set_xlabel("training budget C (FLOPs)")
@@ -114,19 +114,19 @@ def core_figure() -> style.Drawn:
         "points of Core and Core-Extended; above zero, looping wins. Bars: the printed spreads over three "
         "evaluation seeds, added in squares; they hold no training noise."
     )
-    return style.Drawn(name="core", caption=caption, figure=made, tables={"differences": found})
+    return style.ReportFigure(name="core", caption=caption, figure=fig, tables={"differences": found})
 
 
-def flops_figure() -> style.Drawn:
+def flops_figure() -> style.ReportFigure:
     """Draw FLOPs per token under both accountings, and the tokens that they leave at the published "
     "optimum."""
     rows, exponents = [], []
     with style.styled():
-        made, panels = style.figure(2, height=2.8)
-        for size, look in LOOKS.items():
+        fig, panels = style.figure(2, height=2.8)
+        for size, props in SIZE_PROPS.items():
             for accounting, dashes in COUNTED.items():
                 frame = parcae.table("flops_per_token").query("size == @size and accounting == @accounting")
-                line: dict[str, Any] = {**look, "linestyle": dashes, "markersize": 3.2}
+                line: dict[str, Any] = {**props, "linestyle": dashes, "markersize": 3.2}
                 panels[0].plot(frame["mean_recurrence"], frame["mflop_per_token"], **line)
                 rows.append(frame)
                 flops = parcae.budgets(size)
@@ -144,7 +144,7 @@ def flops_figure() -> style.Drawn:
     )
     columns = ["size", "accounting", "budget_flops", "tokens", "exponent"]
     tables = {"flops": pd.concat(rows), "tokens": pd.DataFrame(exponents, columns=columns)}
-    return style.Drawn(name="flops", caption=caption, figure=made, tables=tables)
+    return style.ReportFigure(name="flops", caption=caption, figure=fig, tables=tables)
 
 
 def _flops_axes(panels: list[Axes]) -> None:
@@ -154,7 +154,7 @@ def _flops_axes(panels: list[Axes]) -> None:
     panels[0].set_ylabel("FLOPs per token (millions)")
     panels[0].set_xticks([1, 2, 4, 6, 8, 10, 12])
     panels[0].set_ylim(0, None)
-    handles = [Line2D([], [], **look, markersize=3.2, label=size) for size, look in LOOKS.items()]
+    handles = [Line2D([], [], **props, markersize=3.2, label=size) for size, props in SIZE_PROPS.items()]
     for accounting, dashes in COUNTED.items():
         handles.append(Line2D([], [], color=style.INK, linestyle=dashes, label=f"{accounting} FLOPs"))
     panels[0].legend(handles=handles, loc="upper left", handlelength=2.4)
@@ -168,11 +168,11 @@ def _flops_axes(panels: list[Axes]) -> None:
     panels[1].legend(loc="upper left", handlelength=2.4)
 
 
-def law_figure() -> style.Drawn:
+def law_figure() -> style.ReportFigure:
     """Draw isoFLOP curves of the published training law with its own minima and the printed optima."""
     rows = []
     with style.styled():
-        made, panels = style.figure(2, height=3.0)
+        fig, panels = style.figure(2, height=3.0)
         for ax, size in zip(panels, SIZES, strict=True):
             flops, curve = parcae.budgets(size), parcae.shape(size, "released", "all")
             printed = parcae.table("core").query("size == @size")["mean_recurrence"].to_numpy(float)
@@ -195,7 +195,7 @@ def law_figure() -> style.Drawn:
             style.recurrence_axis(ax.xaxis, [1, 2, 4, 6, 8, 12, 16])
             style.end_labels(ax, ends, heading="FLOPs")
         panels[0].set_ylabel("loss of the published law (nats per token)")
-        made.legend(handles=_law_handles(), loc="outside lower center", ncols=2)
+        fig.legend(handles=_law_handles(), loc="outside lower center", ncols=2)
     caption = (
         "isoFLOP curves of the published training law, all parameters counted, FLOPs as released. Stars: "
         "minima of the law; a curve without one is least outside µ = 1 to 16. Dots: printed optima of the "
@@ -204,7 +204,7 @@ def law_figure() -> style.Drawn:
         "moves a parabola's minimum."
     )
     table = pd.DataFrame(rows, columns=["size", "budget_flops", "mean_recurrence", "loss_nats"])
-    return style.Drawn(name="training_law", caption=caption, figure=made, tables={"curves": table})
+    return style.ReportFigure(name="training_law", caption=caption, figure=fig, tables={"curves": table})
 
 
 def _law_handles() -> list[Line2D]:
@@ -215,22 +215,22 @@ def _law_handles() -> list[Line2D]:
     ]
 
 
-def test_time_figure() -> style.Drawn:
+def test_time_figure() -> style.ReportFigure:
     """Draw the printed Huber costs of the four forms of test-time law."""
     frame = parcae.table("test_time")
     forms = list(dict.fromkeys(frame["form"]))
     with style.styled():
-        made, (ax,) = style.figure(1, width=style.COLUMN_INCHES, height=2.3)
+        fig, (ax,) = style.figure(1, width=style.COLUMN_INCHES, height=2.3)
         ax.set_xscale("log")
-        for (size, look), aside in zip(LOOKS.items(), (-0.14, 0.14), strict=True):
+        for (size, props), aside in zip(SIZE_PROPS.items(), (-0.14, 0.14), strict=True):
             for evaluated, filled in (("in distribution", True), ("T > µ", False)):
                 mine = frame[(frame["size"] == size) & (frame["evaluated"] == evaluated)]
                 ax.plot(
                     mine["huber"],
                     [forms.index(form) + aside for form in mine["form"]],
-                    **look,
+                    **props,
                     linestyle="none",
-                    markerfacecolor=look["color"] if filled else "white",
+                    markerfacecolor=props["color"] if filled else "white",
                     label=f"{size}, {evaluated}",
                 )
         ax.set_yticks(range(len(forms)), [FORMS[form] for form in forms])
@@ -238,9 +238,9 @@ def test_time_figure() -> style.Drawn:
         ax.set_xlim(1e-7, 1e-4)
         ax.set_xlabel("average Huber cost of the log loss")
         style.decade_axis(ax.xaxis, 1e-7, 1e-4)
-        made.legend(loc="outside lower center", ncols=2)
+        fig.legend(loc="outside lower center", ncols=2)
     caption = (
         "Forms of the test-time law L(T), by printed Huber cost (δ = 1e-3): fitted and evaluated on all "
         "depths (filled), and fitted up to T = µ and evaluated beyond (open); sizes apart for legibility."
     )
-    return style.Drawn(name="test_time", caption=caption, figure=made, tables={"huber": frame})
+    return style.ReportFigure(name="test_time", caption=caption, figure=fig, tables={"huber": frame})

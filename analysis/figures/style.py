@@ -1,6 +1,6 @@
 """How every figure looks: sizes for print, colours, and how numbers and labels are written.
 
-Figures are made without pyplot, so importing this room stays cheap and nothing global is changed.
+Figures are made without pyplot: the import stays cheap, and no global state is changed.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ RC: dict[str, Any] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawn:
+class ReportFigure:
     """A finished figure with its caption and the data of its panels."""
 
     name: str
@@ -69,9 +69,9 @@ def figure(
     columns: int = 1, *, width: float = PAGE_INCHES, height: float = 2.5, **kwargs: Any
 ) -> tuple[Figure, list[Axes]]:
     """Return a figure and its panels, left to right."""
-    made = Figure(figsize=(width, height), layout="constrained")
-    panels = made.subplots(1, columns, squeeze=False, **kwargs)[0]
-    return made, list(panels)
+    fig = Figure(figsize=(width, height), layout="constrained")
+    panels = fig.subplots(1, columns, squeeze=False, **kwargs)[0]
+    return fig, list(panels)
 
 
 def styled() -> Any:
@@ -79,10 +79,10 @@ def styled() -> Any:
     return matplotlib.rc_context(cast(Any, RC))
 
 
-def save(drawn: Drawn, folder: Path) -> bytes:
+def save_figure(drawn: ReportFigure, folder: Path) -> bytes:
     """Write NAME.pdf, NAME.png and one CSV per panel into `folder`; return the PNG."""
     with styled():
-        settle(drawn.figure)
+        freeze_layout(drawn.figure)
         # Without a date the same figure has the same bytes.
         drawn.figure.savefig(folder / f"{drawn.name}.pdf", metadata={"CreationDate": None})
         drawn.figure.savefig(folder / f"{drawn.name}.png", dpi=PNG_DPI)
@@ -91,11 +91,11 @@ def save(drawn: Drawn, folder: Path) -> bytes:
     return (folder / f"{drawn.name}.png").read_bytes()
 
 
-def settle(made: Figure) -> None:
+def freeze_layout(fig: Figure) -> None:
     """Lay the figure out once and keep that layout, since every save would compute it again."""
-    if made.get_layout_engine() is not None:
-        made.draw_without_rendering()
-        made.set_layout_engine("none")
+    if fig.get_layout_engine() is not None:
+        fig.draw_without_rendering()
+        fig.set_layout_engine("none")
 
 
 def recurrence_colours(recurrences: Sequence[float]) -> dict[float, Any]:
@@ -203,8 +203,8 @@ def whisker(
 
 def arrow(ax: Axes, at: float, start: float, tip: float, color: Any) -> None:
     """Point from the end of a range to what lies beyond it."""
-    look = {"arrowstyle": "->", "color": color, "linewidth": 0.9, "shrinkA": 0, "shrinkB": 0}
-    ax.annotate("", (at, tip), (at, start), annotation_clip=False, arrowprops=look)
+    props = {"arrowstyle": "->", "color": color, "linewidth": 0.9, "shrinkA": 0, "shrinkB": 0}
+    ax.annotate("", (at, tip), (at, start), annotation_clip=False, arrowprops=props)
 
 
 def end_labels(ax: Axes, labels: Sequence[tuple[float, str]], heading: str) -> None:
@@ -215,10 +215,10 @@ def end_labels(ax: Axes, labels: Sequence[tuple[float, str]], heading: str) -> N
         ax.annotate(text, (1.02, y), xycoords=("axes fraction", "data"), va="center", fontsize=6.5)
         for y, text in rows
     ]
-    settle_labels(ax, texts)
+    separate_labels(ax, texts)
 
 
-def settle_labels(ax: Axes, texts: Sequence[Any]) -> None:
+def separate_labels(ax: Axes, texts: Sequence[Any]) -> None:
     """Move annotations, given in ascending order of y, apart until no two touch."""
     if len(texts) < 2:
         return
@@ -226,13 +226,13 @@ def settle_labels(ax: Axes, texts: Sequence[Any]) -> None:
     left = ax.get_xlim()[0]
     wanted = [float(ax.transData.transform((left, text.xy[1]))[1]) for text in texts]
     gap = 1.2 * max(text.get_window_extent().height for text in texts)
-    for text, pixel in zip(texts, apart(wanted, gap), strict=True):
+    for text, pixel in zip(texts, separated(wanted, gap), strict=True):
         y = float(ax.transData.inverted().transform((0.0, pixel))[1])
         text.xy = (text.xy[0], y)
         text.set_position(text.xy)
 
 
-def apart(wanted: Sequence[float], gap: float) -> list[float]:
+def separated(wanted: Sequence[float], gap: float) -> list[float]:
     """Return the positions nearest to `wanted`, in its order, that are at least `gap` apart.
 
     Least squares under an ordering of positions less multiples of the gap: pool adjacent violators.

@@ -1,26 +1,25 @@
-"""The isoFLOP curves of one group of runs, and the rule by which an optimum is believed or refused."""
+"""The isoFLOP curves of one group of runs, and the rules that accept or refuse an optimum."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
-from analysis.config import FitConfig
+from analysis.config import Array, FitConfig, Indices, Mask
 from analysis.format import fixed, number, percent, span
-from analysis.isoflop.geometry import Geometry, on_curve
+from analysis.isoflop.geometry import Geometry, on_isoflop_curve
+from analysis.serialize import HIDDEN
 from analysis.stats.bootstrap import interval, studentised
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
 Quantity = Literal["mean_recurrence", "params", "tokens"]
 
-MIN_SWEPT = 4  # a parabola has three parameters: with three points its minimum has no error
+MIN_SWEPT = 4  # a parabola has three parameters: through three points its minimum has no error
 EDGE_SHARE = 0.02  # of the log width of the swept range: an optimum this close to an end is at the edge
-MAX_WITHOUT_MINIMUM = 0.5  # past this share of resamples without a minimum, an optimum is refused
-HIDDEN: dict[str, Any] = {"json": False}
-LABELS: dict[Quantity, str] = {
+MAX_WITHOUT_MINIMUM = 0.5  # share of resamples without a minimum above which an optimum is refused
+AXIS_LABELS: dict[Quantity, str] = {
     "mean_recurrence": "mean recurrence µ (loops)",
     "params": "parameters N",
     "tokens": "training tokens D",
@@ -36,7 +35,7 @@ NOUNS = {"mean_recurrence": "recurrence", "params": "size"}
 
 @dataclass(frozen=True, kw_only=True)
 class Optimum:
-    """The minimum of one isoFLOP curve with its interval, or the reason why there is none to report."""
+    """The minimum of one isoFLOP curve with its interval, or the reason why it is refused."""
 
     budget_flops: float
     value: float | None = None
@@ -72,25 +71,19 @@ class Optimum:
 
 @dataclass(frozen=True, kw_only=True)
 class Curves:
-    """Cells on the continuous FLOP curve, one row per run, as arrays.
+    """Runs on the continuous FLOP curve as arrays [runs], with the budgets [budgets]."""
 
-    `variable` names what a budget is swept over: mean recurrence, or parameters in a study of plain
-    transformers. `budget` indexes `budgets_flops`; `rows` are the positions in the group's table (and in
-    its noise draws).
-    """
-
-    variable: Quantity = "mean_recurrence"
-
-    budgets_flops: Array
-    budget: np.ndarray[Any, np.dtype[np.int64]]
-    rows: np.ndarray[Any, np.dtype[np.int64]]
+    variable: Quantity = "mean_recurrence"  # swept at every budget; parameters for plain transformers
+    budgets_flops: Array  # [budgets]
+    budget: Indices  # index of each run's budget
+    rows: Indices  # positions in the group's table and in its noise draws
     values: Array  # of the swept variable
     tokens: Array
     params: Array
     loss_nats: Array
 
     def axis(self, quantity: Quantity) -> Array:
-        """Return the swept variable, or the tokens that it leaves."""
+        """Return the swept variable, or the tokens [runs]."""
         return self.tokens if quantity == "tokens" else self.values
 
     def swept(self, quantity: Quantity, budget: int) -> tuple[float, float]:
@@ -99,7 +92,7 @@ class Curves:
         return float(values.min()), float(values.max())
 
     def distinct(self, budget: int) -> int:
-        """Count the distinct values of the swept variable at one budget."""
+        """Return the number of distinct values of the swept variable at one budget."""
         return len(np.unique(self.values[self.budget == budget]))
 
     @property
@@ -108,11 +101,11 @@ class Curves:
         return self.variable, "tokens"
 
 
-def curves(group: pd.DataFrame, shape: Geometry) -> Curves:
-    """Collect the isoFLOP curves of a group (indexed 0..n-1) from its looped runs with a budget."""
+def isoflop_curves(group: pd.DataFrame, shape: Geometry) -> Curves:
+    """Return the isoFLOP curves of a group's table (index 0 to n - 1): its looped runs with a budget."""
     looped = (group["kind"] == "looped").to_numpy() & group["target_flops"].notna().to_numpy()
     rows = np.flatnonzero(looped)
-    rows = rows[on_curve(group.iloc[rows], shape.backprop_share)]
+    rows = rows[on_isoflop_curve(group.iloc[rows], shape.backprop_share)]
     used = group.iloc[rows]
     budgets, index = np.unique(used["target_flops"].to_numpy(float), return_inverse=True)
     depth = used["mean_recurrence"].to_numpy(float)
@@ -127,15 +120,15 @@ def curves(group: pd.DataFrame, shape: Geometry) -> Curves:
     )
 
 
-def refusal_before(cells: Curves, budget: int) -> str | None:
-    """Refuse a curve that has too few swept values to have a minimum with an error."""
+def too_few_values(cells: Curves, budget: int) -> str | None:
+    """Return why a curve has too few swept values for a minimum with an error, None if it has enough."""
     count = cells.distinct(budget)
     if count < MIN_SWEPT:
         return f"{count} {NOUNS[cells.variable]}{'s' * (count > 1)}, at least {MIN_SWEPT} are needed"
     return None
 
 
-def judge(
+def assess(
     cells: Curves,
     quantity: Quantity,
     budget: int,
@@ -143,11 +136,13 @@ def judge(
     draws: tuple[Array, Array, Array],
     config: FitConfig,
 ) -> Optimum:
-    """Accept or refuse the minimum of one curve.
+    """Return the minimum of one curve, accepted or refused.
 
-    `point` holds the log of the optimum and the loss there. NaN means that the curve has no minimum, an
-    infinity that it falls or rises without end. `draws` say the same of the resamples, with each one's
-    factor of the noise level [resamples].
+    Parameters
+    ----------
+    point : log of the optimum and the loss there in nats. NaN: the curve has no minimum; an infinity: it
+        falls or rises over the whole searched range.
+    draws : the same of the resamples, and each one's factor of the noise level, all [resamples].
     """
     log_draws, loss_draws, factor = draws
     low_end, high_end = cells.swept(quantity, budget)
@@ -156,8 +151,8 @@ def judge(
     low, high = interval(studentised(log_draws, factor), config.confidence)
     losses = np.where(np.isfinite(log_draws), loss_draws, np.nan)
     loss_low, loss_high = interval(studentised(losses, factor), config.confidence)
-    # A refused minimum may lie beyond the largest float.
-    shown = (
+    # The exponential of a refused minimum may overflow.
+    values = (
         {}
         if refusal
         else {
@@ -176,33 +171,33 @@ def judge(
         log_draws=log_draws,
         loss_draws=losses,
         factor=factor,
-        **shown,
+        **values,
     )
 
 
-def refused(cells: Curves, quantity: Quantity, budget: int, reason: str) -> Optimum:
-    """Return an optimum that was refused before any fit."""
-    nothing = np.empty(0)
+def refused_optimum(cells: Curves, quantity: Quantity, budget: int, reason: str) -> Optimum:
+    """Return an optimum that is refused without a fit."""
+    empty = np.empty(0)
     return Optimum(
         budget_flops=float(cells.budgets_flops[budget]),
         swept=cells.swept(quantity, budget),
         refusal=reason,
-        log_draws=nothing,
-        loss_draws=nothing,
-        factor=nothing,
+        log_draws=empty,
+        loss_draws=empty,
+        factor=empty,
     )
 
 
-def believed(swept: tuple[float, float]) -> tuple[float, float]:
-    """Return the logs between which an optimum lies inside a swept range and off its edges."""
+def interior_bounds(swept: tuple[float, float]) -> tuple[float, float]:
+    """Return the logs between which an optimum is inside the swept range and not at its edge."""
     low, high = (float(end) for end in np.log(swept))
     margin = EDGE_SHARE * (high - low)
     return low + margin, high - margin
 
 
-def inside(log_values: Array, swept: tuple[float, float]) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Mark optima (logs) that lie inside a swept range and off its edges."""
-    low, high = believed(swept)
+def is_interior(log_values: Array, swept: tuple[float, float]) -> Mask:
+    """Return a mask of the optima (logs) that are inside the swept range and not at its edge."""
+    low, high = interior_bounds(swept)
     with np.errstate(invalid="ignore"):
         return np.asarray((log_values > low) & (log_values < high))
 
@@ -214,14 +209,14 @@ def _refusal(
         return "no minimum: the curve has no positive curvature"
     unit = {"mean_recurrence": "µ = {}", "params": "{} parameters", "tokens": "{} tokens"}[quantity]
     first, last = (unit.format(number(end)) for end in swept)
-    shown = f" (at {unit.format(number(np.exp(log_value)))})" if abs(log_value) < 100 else ""
+    place = f" (at {unit.format(number(np.exp(log_value)))})" if abs(log_value) < 100 else ""
     low, high = np.log(swept)
-    if not inside(np.array([log_value]), swept)[0]:
+    if not is_interior(np.array([log_value]), swept)[0]:
         if low <= log_value <= high:
-            return f"the minimum lies at the edge of the swept range{shown}"
+            return f"the minimum lies at the edge of the swept range{place}"
         if log_value < low:
-            return f"the minimum lies below the swept range, which starts at {first}{shown}"
-        return f"the minimum lies above the swept range, which ends at {last}{shown}"
+            return f"the minimum lies below the swept range, which starts at {first}{place}"
+        return f"the minimum lies above the swept range, which ends at {last}{place}"
     without = float(np.mean(~np.isfinite(log_draws)))
     if without > MAX_WITHOUT_MINIMUM:
         share = percent(without)

@@ -1,43 +1,39 @@
-"""What every estimator of the optima is given and returns.
+"""Inputs and results of the estimators of compute-optimal recurrence, size and tokens.
 
-All estimators of a group see the same noise draws, so that a disagreement can be told from their joint
-scatter.
+All estimators of a group see the same noise draws: their joint scatter shows whether they disagree.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from scipy.special import fdtrc
 
-from analysis.config import FitConfig
+from analysis.config import Array, FitConfig, Indices, Labels
 from analysis.format import number, percent
 from analysis.isoflop.curves import (
-    HIDDEN,
     QUANTITY_NAMES,
     Curves,
     Optimum,
     Quantity,
-    judge,
-    refusal_before,
-    refused,
+    assess,
+    refused_optimum,
+    too_few_values,
 )
-from analysis.isoflop.geometry import Geometry
-from analysis.isoflop.optimum import Path
+from analysis.isoflop.geometry import Geometry, IsoflopPath
 from analysis.isoflop.power_law import PowerLaw, power_law
+from analysis.serialize import HIDDEN
 from analysis.stats.bootstrap import REPLICATES, RESIDUALS, Draws, NoiseLevel, interval, studentised
 from analysis.stats.noise import NoiseFloor
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
-Rows = np.ndarray[Any, np.dtype[np.int64]]
 EstimatorName = Literal["shared shape", "parabola", "surface"]
-# It has no parabola bias and assumes no law across budgets.
-DEFAULT: EstimatorName = "shared shape"
-# Chances that replicates' noise leaves residuals as large: below the first a flag says so, below the second
-# the intervals take the residuals.
+# Shared shape has no parabola bias and assumes no law across budgets.
+DEFAULT_ESTIMATOR: EstimatorName = "shared shape"
+# P values of the test for lack of fit: below the first the group is flagged, below the second the intervals
+# use the scatter of the residuals.
 LACK_OF_FIT_FLAG, LACK_OF_FIT = 0.05, 0.01
 
 # (quantity, index of the budget, values of the swept variable) -> loss in nats
@@ -52,7 +48,7 @@ Minima = tuple[Array, Array]
 
 @dataclass(frozen=True, kw_only=True)
 class EstimatorFit:
-    """What one estimator says of a group: optima per budget, power laws, and the curve it fitted."""
+    """One estimator's results for a group: optima per budget, power laws and the fitted curve."""
 
     name: EstimatorName
     refusal: str | None = None
@@ -88,9 +84,9 @@ class EstimatorFit:
 
 @dataclass(frozen=True, kw_only=True)
 class Points:
-    """Runs that enter a surface, on an isoFLOP curve or not; `rows` as in `Curves`."""
+    """Runs that a surface may use, on an isoFLOP curve or not [runs]; `rows` as in `Curves`."""
 
-    rows: Rows
+    rows: Indices
     params: Array
     tokens: Array
     loss_nats: Array
@@ -98,7 +94,7 @@ class Points:
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """One group as the estimators see it: isoFLOP cells, and all runs that a surface may use."""
+    """Inputs of the estimators for one group: isoFLOP cells, runs for the surface, noise and settings."""
 
     cells: Curves
     runs: Points
@@ -106,25 +102,32 @@ class Inputs:
     draws: Draws
     floor: NoiseFloor
     config: FitConfig
-    run_ids: np.ndarray[Any, np.dtype[np.str_]]  # [runs of the table]
+    run_ids: Labels  # [runs of the table]
 
     @property
     def budgets(self) -> int:
-        """Count the budgets."""
+        """Return the number of budgets."""
         return len(self.cells.budgets_flops)
 
     @property
     def usable(self) -> list[int]:
-        """List the budgets whose curve has enough swept values."""
-        return [k for k in range(self.budgets) if refusal_before(self.cells, k) is None]
+        """Return the budgets whose curve has enough swept values."""
+        return [k for k in range(self.budgets) if too_few_values(self.cells, k) is None]
 
-    def level(self, squares: float, freedom: int, rows: Rows) -> NoiseLevel:
-        """Return the noise of the replicate seeds, or that of a fit's residuals where it is larger or alone.
+    def level(self, squares: float, freedom: int, rows: Indices) -> NoiseLevel:
+        """Return the noise level of the replicate seeds, or of the residuals where these exceed it.
 
-        `squares` is the sum of the squared residuals (nats²) of the table's `rows`. They are larger where the
-        F-test for lack of fit says so at 1 %: the residuals without the scatter of replicates among them,
-        against the pooled replicates. The test takes runs for independent. Those of a trunk are not, so that
-        it refuses too readily, which widens intervals.
+        Parameters
+        ----------
+        squares : sum of the squared residuals in nats².
+        freedom : their degrees of freedom.
+        rows : of the table, that were fitted.
+
+        Notes
+        -----
+        The residuals are used without replicates, and where an F test for lack of fit rejects at 1 %: the
+        residuals less the scatter of replicates among them, against the pooled replicates. The test treats
+        runs as independent. For runs that share a trunk it rejects too often, which widens intervals.
         """
         floor = self.floor
         residual = NoiseLevel(
@@ -137,8 +140,8 @@ class Inputs:
         replicates = NoiseLevel(
             sd_nats=floor.sd_nats, degrees_of_freedom=floor.degrees_of_freedom, source=REPLICATES
         )
-        pure, within = floor.among(self.run_ids[rows])
-        # A floor without cells is one of paired runs, free of what their seeds share: residuals are not.
+        pure, within = floor.replicates_among(self.run_ids[rows])
+        # A floor without cells is one of paired runs. It lacks the seed effects that residuals contain.
         if not floor.cells or not floor.sd_nats or freedom <= within:
             return replicates
         misfit = max(0.0, squares - pure) / (freedom - within)
@@ -152,28 +155,28 @@ class Inputs:
         )
 
     def resamples(
-        self, level: NoiseLevel, base: Array, rows: Rows, seen: Array
+        self, level: NoiseLevel, base: Array, rows: Indices, seen: Array
     ) -> tuple[Array, Array | None]:
-        """Return losses [resamples, points] and weights: noise around the fit `base`, or runs drawn again."""
+        """Return losses and weights [resamples, points]: noise about the fit `base`, or `seen` redrawn."""
         weights = self.draws.weights
         if weights is None:
             return base + self.draws.noise(level, rows), None
         return np.broadcast_to(seen, (len(weights), len(seen))), weights[:, rows]
 
     def band(self, level: NoiseLevel, resampled: Curve) -> Band:
-        """Return the pointwise band of a fitted curve; `resampled` gives its losses [resamples, values]."""
+        """Return the pointwise band of a fitted curve; `resampled` returns losses [resamples, values]."""
         return lambda *place: self.ends(level, resampled(*place))
 
     def ends(self, level: NoiseLevel, resampled: Array) -> tuple[Array, Array]:
-        """Return the ends of the interval at each place from values [resamples, places] there."""
+        """Return the ends of the intervals [places] of `resampled` values [resamples, places]."""
         factor = self.draws.factor(level)
-        found = [interval(studentised(at, factor), self.config.confidence) for at in resampled.T]
-        low, high = np.array(found, dtype=float).T
+        ends = [interval(studentised(at, factor), self.config.confidence) for at in resampled.T]
+        low, high = np.array(ends, dtype=float).T
         return low, high
 
-    def path(self, budgets: list[int]) -> Path:
+    def path(self, budgets: list[int]) -> IsoflopPath:
         """Return the isoFLOP curves of some budgets as functions of the log of the swept variable."""
-        return Path(
+        return IsoflopPath(
             shape=self.shape,
             budgets_flops=self.cells.budgets_flops[budgets],
             middle=float(np.log(self.cells.values).mean()),
@@ -187,55 +190,58 @@ class Inputs:
         return np.log(self.shape.params(depth)), np.log(self.shape.tokens(depth, flops))
 
 
-def laws(
+def power_laws(
     inputs: Inputs, optima: dict[Quantity, tuple[Optimum, ...]], level: NoiseLevel
 ) -> dict[Quantity, PowerLaw]:
-    """Fit the power law of each quantity."""
+    """Return the power law of each quantity."""
     factor = inputs.draws.factor(level)
-    return {quantity: power_law(quantity, found, factor, inputs.config) for quantity, found in optima.items()}
+    return {quantity: power_law(quantity, each, factor, inputs.config) for quantity, each in optima.items()}
 
 
-def nothing(name: EstimatorName, inputs: Inputs, reason: str | None = None) -> EstimatorFit:
-    """Return an estimator that was not fitted, with the reason at every budget."""
+def not_fitted(name: EstimatorName, inputs: Inputs, reason: str | None = None) -> EstimatorFit:
+    """Return the result of an estimator that was not fitted, with the reason at every budget."""
     quantities = inputs.cells.quantities
     why = reason or "no budget has enough points"
-    each = [refusal_before(inputs.cells, k) or why for k in range(inputs.budgets)]
+    each = [too_few_values(inputs.cells, k) or why for k in range(inputs.budgets)]
     return EstimatorFit(
         name=name,
         refusal=why,
         optima={
-            q: tuple(refused(inputs.cells, q, k, each[k]) for k in range(inputs.budgets)) for q in quantities
+            q: tuple(refused_optimum(inputs.cells, q, k, each[k]) for k in range(inputs.budgets))
+            for q in quantities
         },
         laws={quantity: PowerLaw(quantity=quantity, refusal=why) for quantity in quantities},
     )
 
 
-def optima_along(
+def assess_minima(
     inputs: Inputs, budgets: list[int], point: Minima, resampled: Minima, level: NoiseLevel
 ) -> dict[Quantity, tuple[Optimum, ...]]:
-    """Judge minima in the swept variable and, for the same minima, in the tokens that they buy."""
-    found: dict[Quantity, tuple[Optimum, ...]] = {}
+    """Return the optima in the swept variable and in the tokens that it leaves, accepted or refused."""
+    optima: dict[Quantity, tuple[Optimum, ...]] = {}
     factor = inputs.draws.factor(level)
     for quantity in inputs.cells.quantities:
-        judged = []
+        assessed = []
         for k in range(inputs.budgets):
             if k not in budgets:
-                judged.append(refused(inputs.cells, quantity, k, refusal_before(inputs.cells, k) or ""))
+                assessed.append(
+                    refused_optimum(inputs.cells, quantity, k, too_few_values(inputs.cells, k) or "")
+                )
                 continue
             column, flops = budgets.index(k), float(inputs.cells.budgets_flops[k])
             place, draws = (
                 as_quantity(quantity, inputs.shape, flops, m[0][:, column]) for m in (point, resampled)
             )
             at = (float(place[0]), float(point[1][0, column]))
-            judged.append(
-                judge(inputs.cells, quantity, k, at, (draws, resampled[1][:, column], factor), inputs.config)
+            assessed.append(
+                assess(inputs.cells, quantity, k, at, (draws, resampled[1][:, column], factor), inputs.config)
             )
-        found[quantity] = tuple(judged)
-    return found
+        optima[quantity] = tuple(assessed)
+    return optima
 
 
 def as_quantity(quantity: Quantity, shape: Geometry, flops: float, log_depth: Array) -> Array:
-    """Turn logs of the swept variable into those of a quantity; tokens fall as it rises."""
+    """Return logs of a quantity from logs of the swept variable; tokens fall as it rises."""
     if quantity != "tokens":
         return log_depth
     finite = np.where(np.isfinite(log_depth), log_depth, 0.0)

@@ -1,4 +1,4 @@
-"""The isoFLOP laws of one group of runs, by all estimators, with what should make a reader wary."""
+"""The isoFLOP laws of one group of runs by all estimators, with flags for what may invalidate them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.config import FitConfig
+from analysis.config import FitConfig, Labels
 from analysis.format import number, percent
-from analysis.isoflop.curves import HIDDEN, QUANTITY_NAMES, Curves, Quantity, curves
-from analysis.isoflop.estimator import DEFAULT, LACK_OF_FIT_FLAG, EstimatorFit, Inputs, Points
+from analysis.isoflop.curves import QUANTITY_NAMES, Curves, Quantity, isoflop_curves
+from analysis.isoflop.estimator import DEFAULT_ESTIMATOR, LACK_OF_FIT_FLAG, EstimatorFit, Inputs, Points
 from analysis.isoflop.geometry import Geometry, geometry
 from analysis.isoflop.parabola import fit_parabolas
 from analysis.isoflop.shared_shape import fit_shared
 from analysis.isoflop.surface_estimator import fit_parametric
+from analysis.serialize import HIDDEN
 from analysis.stats.bootstrap import Draws, draws, resample
 from analysis.stats.noise import NoiseFloor
 from analysis.tables.schema import TableError
@@ -25,7 +26,7 @@ from analysis.tables.selection import groups
 
 Values = float | np.ndarray[Any, Any]
 Estimator = Callable[[Inputs], EstimatorFit]
-ALL: tuple[Estimator, ...] = (fit_shared, fit_parabolas, fit_parametric)
+ESTIMATORS: tuple[Estimator, ...] = (fit_shared, fit_parabolas, fit_parametric)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ class GroupFit:
         """Return the swept variable and the tokens."""
         return self.cells.quantities
 
-    def estimator(self, name: str = DEFAULT) -> EstimatorFit:
+    def estimator(self, name: str = DEFAULT_ESTIMATOR) -> EstimatorFit:
         """Return one estimator's results."""
         return next(item for item in self.estimators if item.name == name)
 
@@ -80,40 +81,38 @@ class GroupFit:
         why = "; ".join(f"at {', '.join(budgets)} FLOPs {reason}" for reason, budgets in reasons.items())
         return f"no law, {law.refusal}" + (f" ({why})" if why and not estimator.refusal else "")
 
-    def predict(self, flops: Values, estimator: str = DEFAULT) -> pd.DataFrame:
-        """Return the optima at budgets of `flops` by one estimator's power laws with intervals, a row each.
+    def predict(self, flops: Values, estimator: str = DEFAULT_ESTIMATOR) -> pd.DataFrame:
+        """Return the optima at budgets of `flops` by one estimator's power laws, one row per budget.
 
-        L* (loss_nats) is that of the fitted surface, the one law of the loss across budgets, where the swept
-        variable is optimal and the rest of the budget buys tokens: NaN where the surface was refused. Raises
-        ValueError where the estimator has no power law.
+        The columns are flops, the swept variable, tokens and loss_nats, each of the latter with its interval
+        (_low, _high). The loss is that of the fitted surface, the only law across budgets, at the optimal
+        value of the swept variable; NaN where the surface was refused. Raises ValueError where the estimator
+        has no power law.
         """
         budgets = np.atleast_1d(np.asarray(flops, float))
-        found = {"flops": budgets}
+        columns = {"flops": budgets}
         for name, law in self.estimator(estimator).laws.items():
-            found[name] = law.predict(budgets)
+            columns[name] = law.predict(budgets)
             low, high = law.band(budgets, self.inputs.config.confidence)
-            found |= {f"{name}_low": low, f"{name}_high": high}
+            columns |= {f"{name}_low": low, f"{name}_high": high}
         surface = self.estimator("surface").across
         losses = (
-            surface(found[self.cells.variable], budgets) if surface else [np.full(len(budgets), np.nan)] * 3
+            surface(columns[self.cells.variable], budgets) if surface else [np.full(len(budgets), np.nan)] * 3
         )
-        found |= dict(zip(("loss_nats", "loss_low_nats", "loss_high_nats"), losses, strict=True))
-        return pd.DataFrame(found)
+        columns |= dict(zip(("loss_nats", "loss_low_nats", "loss_high_nats"), losses, strict=True))
+        return pd.DataFrame(columns)
 
 
 def fit_groups(
-    runs: pd.DataFrame, floor: NoiseFloor, config: FitConfig, estimators: Sequence[Estimator] = ALL
+    runs: pd.DataFrame, floor: NoiseFloor, config: FitConfig, estimators: Sequence[Estimator] = ESTIMATORS
 ) -> tuple[tuple[GroupFit, ...], tuple[str, ...]]:
-    """Fit the isoFLOP laws of every group of selected runs; return also why groups were skipped.
-
-    Only the `estimators` asked for are run.
-    """
+    """Return the isoFLOP laws of every group of selected runs, and why other groups were skipped."""
     fitted, skipped = [], []
     for label, frame in groups(runs):
         table = frame.reset_index(drop=True)
         looped = table[table["kind"] == "looped"]
         shape = geometry(looped, config.parameter_count) if len(looped) else None
-        cells = curves(table, shape) if shape else None
+        cells = isoflop_curves(table, shape) if shape else None
         if shape is None or cells is None or not len(cells.rows):
             skipped.append(f"{label}: {len(looped)} looped runs, none on an isoFLOP curve")
             continue
@@ -144,22 +143,22 @@ def _draws(table: pd.DataFrame, label: str, config: FitConfig) -> Draws:
     return resample(drawn, config.resampling, strata, blocks, label, config.seed)
 
 
-def blocks_of(runs: pd.DataFrame, config: FitConfig) -> np.ndarray[Any, np.dtype[np.str_]]:
-    """Return the block of every run [runs]; runs without one are blocks of their own.
+def blocks_of(runs: pd.DataFrame, config: FitConfig) -> Labels:
+    """Return the block of every run [runs]; a run without a label is a block of its own.
 
-    Raises TableError where resampling=block asks for a column that is not there.
+    Raises TableError if resampling=block names a column that the table lacks.
     """
     if config.block not in runs and config.resampling == "block":
         raise TableError(f"block={config.block} is no column of the runs table")
     return _labels(runs, config.block)
 
 
-def trunks_of(runs: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.str_]]:
-    """Return the trunk of every run [runs], for one without its own name."""
+def trunks_of(runs: pd.DataFrame) -> Labels:
+    """Return the trunk of every run [runs]; a run without one is its own."""
     return _labels(runs, "trunk_id")
 
 
-def _labels(runs: pd.DataFrame, column: str) -> np.ndarray[Any, np.dtype[np.str_]]:
+def _labels(runs: pd.DataFrame, column: str) -> Labels:
     names = runs["run_id"].to_numpy(str)
     labels = runs[column].fillna("").to_numpy(str) if column in runs else np.full(len(names), "")
     return np.where(labels == "", names, labels)
@@ -170,9 +169,9 @@ def fit_group(
     names: tuple[str, str],
     table: pd.DataFrame,
     inputs: Inputs,
-    estimators: Sequence[Estimator] = ALL,
+    estimators: Sequence[Estimator] = ESTIMATORS,
 ) -> GroupFit:
-    """Run estimators on one group; `names` are its scale and FLOP accounting."""
+    """Return the fit of one group by the given estimators; `names` are its scale and FLOP accounting."""
     fits = tuple(estimator(inputs) for estimator in estimators)
     return GroupFit(
         label=label,
@@ -195,23 +194,23 @@ def fit_group(
 
 
 def _misfits(estimators: tuple[EstimatorFit, ...], floor: NoiseFloor) -> tuple[str, ...]:
-    """Name estimators around which runs scatter by more than replicate seeds explain."""
-    found = []
+    """Return a flag per estimator around which runs scatter by more than replicate seeds do."""
+    flags = []
     for name, noise in ((fit.name, fit.noise) for fit in estimators):
         if noise is None or noise.lack_of_fit is None or noise.lack_of_fit > LACK_OF_FIT_FLAG:
             continue
         around, seeds = number(noise.misfit_sd_nats, 2), number(floor.sd_nats, 2)
-        found.append(
+        flags.append(
             f"{name}: runs scatter around the fit by {around} nats, replicate seeds by {seeds} (lack of fit, "
             f"p = {noise.lack_of_fit:.2g}): a wrong form, or noise that differs between cells; intervals "
             f"take that of the {'fit' if noise.widened else 'seeds'}"
         )
-    return tuple(found)
+    return tuple(flags)
 
 
 def _disagreements(estimators: tuple[EstimatorFit, ...], config: FitConfig) -> tuple[str, ...]:
-    """Name pairs of estimators whose exponents differ by more than their joint bootstrap scatters."""
-    found = []
+    """Return a flag per pair of estimators whose exponents differ by more than their joint scatter."""
+    flags = []
     for quantity in estimators[0].laws:
         for one, other in combinations(estimators, 2):
             first, second = one.laws[quantity], other.laws[quantity]
@@ -221,31 +220,31 @@ def _disagreements(estimators: tuple[EstimatorFit, ...], config: FitConfig) -> t
             scatter = np.abs(first.draws[:, 1] - second.draws[:, 1] - gap)
             bound = float(np.nanquantile(scatter, config.confidence))
             if abs(gap) > bound:
-                found.append(
+                flags.append(
                     f"{one.name} and {other.name} disagree on the exponent of {QUANTITY_NAMES[quantity]}: "
                     f"{first.exponent:.3f} and {second.exponent:.3f}, joint scatter {bound:.3f}"
                 )
-    return tuple(found)
+    return tuple(flags)
 
 
 def _truncated(cells: Curves) -> tuple[str, ...]:
-    """Name budgets whose curve lacks recurrences at one end that other budgets have."""
+    """Return a flag per budget whose curve lacks recurrences at one end that other budgets have."""
     if cells.variable != "mean_recurrence":
         return ()  # sizes are chosen budget by budget
     low, high = cells.values.min(), cells.values.max()
-    found = []
+    flags = []
     for k, flops in enumerate(cells.budgets_flops):
         first, last = cells.swept(cells.variable, k)
         if first > low or last < high:
-            found.append(
+            flags.append(
                 f"the curve at {number(flops)} FLOPs spans µ = {first:g} to {last:g} of {low:g} to {high:g}: "
                 "a curve cut on one side biases its parabola"
             )
-    return tuple(found)
+    return tuple(flags)
 
 
 def _shared_trunks(table: pd.DataFrame, config: FitConfig) -> tuple[str, ...]:
-    """Say that runs of one trunk share its noise, and how much of it the intervals take as shared."""
+    """Return a flag if runs share trunks and thereby noise, with how the intervals treat it."""
     if "trunk_id" not in table or config.resampling == "block":
         return ()
     branched = table[table["trunk_id"].astype(str) != ""]
@@ -255,11 +254,11 @@ def _shared_trunks(table: pd.DataFrame, config: FitConfig) -> tuple[str, ...]:
         return ()
     runs = int(branched["trunk_id"].isin(trunks).sum())
     count = f"{len(trunks)} trunk{'s' * (len(trunks) > 1)}"
-    told = (
+    text = (
         f"{runs} runs branch from {count} over several budgets and share the noise of those steps: intervals "
     )
     if config.resampling == "noise" and config.shared_noise == 1:
-        return (f"{told}take all noise of a trunk's runs as common, the widest reading (shared_noise=1)",)
+        return (f"{text}take all noise of a trunk's runs as common, the widest reading (shared_noise=1)",)
     if config.resampling == "noise" and config.shared_noise:
-        return (f"{told}take {percent(config.shared_noise)} of its variance as common (shared_noise)",)
-    return (f"{told}take the runs for independent and are too narrow where that noise is large",)
+        return (f"{text}take {percent(config.shared_noise)} of its variance as common (shared_noise)",)
+    return (f"{text}take the runs for independent and are too narrow where that noise is large",)

@@ -1,29 +1,32 @@
 """The isoFLOP parabola: a quadratic of the loss in the log of the swept variable (Hoffmann et al. 2022,
 approach 2).
 
-It reproduces published numbers. Its minimum is biased where the curve is not centred on the optimum (arXiv
-2603.22339), so it is reported beside the other estimators and never alone.
+It reproduces published numbers. Its minimum is biased where the swept values are not centred on the optimum
+(arXiv 2603.22339), so it is only reported together with the other estimators.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from analysis.isoflop.curves import Optimum, Quantity, judge, refusal_before, refused
-from analysis.isoflop.estimator import EstimatorFit, Inputs, laws, nothing
+from analysis.config import Array
+from analysis.isoflop.curves import Optimum, Quantity, assess, refused_optimum, too_few_values
+from analysis.isoflop.estimator import EstimatorFit, Inputs, not_fitted, power_laws
 from analysis.stats.bootstrap import NoiseLevel
-
-Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def fit_parabola(x: Array, losses: Array, weights: Array | None = None) -> tuple[Array, Array]:
-    """Fit one quadratic to every row of `losses` [..., points] over `x` [points], the log of the swept
-    variable.
+    """Fit one quadratic to every row of `losses` [..., points] over `x`.
 
-    Returns coefficients [..., 3] of (x - mean x)^2, (x - mean x) and 1, and the residuals [..., points].
-    `weights` [..., points] count points; a row with fewer than three distinct ones has no parabola (NaN).
+    Parameters
+    ----------
+    x : log of the swept variable [points].
+    weights : how often each point counts [..., points]. A row with fewer than three distinct points has no
+        parabola (NaN).
+
+    Returns
+    -------
+    Coefficients of (x - mean x)^2, (x - mean x) and 1 [..., 3], and residuals [..., points].
     """
     centred = x - x.mean()
     columns = np.stack([centred**2, centred, np.ones_like(centred)], axis=-1)
@@ -51,10 +54,10 @@ def predict(x: Array, coefficients: Array, at: Array) -> Array:
 
 
 def fit_parabolas(inputs: Inputs) -> EstimatorFit:
-    """Fit a quadratic per budget in log recurrence and, apart from it, in log tokens."""
+    """Fit a quadratic per budget in the log of the swept variable, and another in log tokens."""
     cells, usable = inputs.cells, inputs.usable
     if not usable:
-        return nothing("parabola", inputs)
+        return not_fitted("parabola", inputs)
     optima: dict[Quantity, tuple[Optimum, ...]] = {}
     fitted: dict[tuple[Quantity, int], tuple[Array, Array]] = {}
     resampled: dict[tuple[Quantity, int], Array] = {}
@@ -73,7 +76,7 @@ def fit_parabolas(inputs: Inputs) -> EstimatorFit:
         optima[quantity] = tuple(
             _optimum(inputs, quantity, k, fitted[quantity, k], resampled[quantity, k], level)
             if k in usable
-            else refused(cells, quantity, k, refusal_before(cells, k) or "")
+            else refused_optimum(cells, quantity, k, too_few_values(cells, k) or "")
             for k in range(inputs.budgets)
         )
 
@@ -88,7 +91,7 @@ def fit_parabolas(inputs: Inputs) -> EstimatorFit:
         name="parabola",
         noise=levels[max(squares, key=squares.__getitem__)],  # the worse fit's
         optima=optima,
-        laws=laws(inputs, optima, level),
+        laws=power_laws(inputs, optima, level),
         curve=curve,
         band=inputs.band(level, curves),
     )
@@ -116,4 +119,4 @@ def _optimum(
     draws, losses = minimum(x, resampled)
     point = (float(place), float(value))
     spread = (draws, losses, inputs.draws.factor(level))
-    return judge(inputs.cells, quantity, budget, point, spread, inputs.config)
+    return assess(inputs.cells, quantity, budget, point, spread, inputs.config)

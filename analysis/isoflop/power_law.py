@@ -8,19 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from analysis.config import FitConfig
+from analysis.config import Array, FitConfig
 from analysis.format import fixed, number, percent
-from analysis.isoflop.curves import HIDDEN, SYMBOLS, Optimum, Quantity, inside
+from analysis.isoflop.curves import SYMBOLS, Optimum, Quantity, is_interior
+from analysis.serialize import HIDDEN
 from analysis.stats.bootstrap import interval, studentised
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
 MIN_BUDGETS = 3
-MAX_WITHOUT_LAW = 0.25  # past this share of resamples without three optima, a law is refused
+MAX_WITHOUT_LAW = 0.25  # share of resamples without three optima above which a law is refused
 
 
 @dataclass(frozen=True, kw_only=True)
 class PowerLaw:
-    """value = coefficient (C / reference)^exponent, or the reason why the optima carry no such law.
+    """value = coefficient (C / reference)^exponent, or the reason why the law is refused.
 
     The exponent is the least-squares slope of log optimum on log C over the accepted budgets.
     """
@@ -66,11 +66,18 @@ class PowerLaw:
 
 
 def power_law(quantity: Quantity, optima: Sequence[Optimum], factor: Array, config: FitConfig) -> PowerLaw:
-    """Fit a power law through the accepted optima; refuse with fewer than three budgets.
+    """Return the power law through the accepted optima, refused with fewer than three budgets.
 
-    Every resample chooses its own budgets by the same rule, inside the swept range. Where an optimum lies
-    near an edge, that choice is part of the scatter: with the budgets of the data held fixed, an interval
-    that ignores the choice is off (see the coverage study in `validation/coverage.py`).
+    Parameters
+    ----------
+    optima : one per budget.
+    factor : each resample's factor of the noise level [resamples].
+
+    Notes
+    -----
+    Every resample selects its own budgets by the same rule: the optimum lies inside the swept range. Near an
+    edge this selection is part of the scatter, and intervals at fixed budgets would miss it
+    (`validation/coverage.py`).
     """
     accepted = [optimum for optimum in optima if optimum.value is not None]
     budgets = np.array([optimum.budget_flops for optimum in accepted])
@@ -82,7 +89,7 @@ def power_law(quantity: Quantity, optima: Sequence[Optimum], factor: Array, conf
     level, slope = lines(np.log(budgets / reference), values, np.ones(values.shape, bool))
     fitted = [optimum for optimum in optima if optimum.fitted]
     logs = np.stack([optimum.log_draws for optimum in fitted], -1)
-    used = np.stack([inside(optimum.log_draws, optimum.swept) for optimum in fitted], -1)
+    used = np.stack([is_interior(optimum.log_draws, optimum.swept) for optimum in fitted], -1)
     x = np.log(np.array([optimum.budget_flops for optimum in fitted]) / reference)
     levels, slopes = lines(x, logs, used)
     lacking = float(np.mean(np.isnan(slopes)))
@@ -107,9 +114,7 @@ def power_law(quantity: Quantity, optima: Sequence[Optimum], factor: Array, conf
 
 
 def lines(x: Array, logs: Array, used: Any) -> tuple[Array, Array]:
-    """Return level at x = 0 and slope of each row's line through its used points, NaN with fewer than
-    three.
-    """
+    """Return level at x = 0 and slope of each row's line through its used points; NaN below three points."""
     count = np.where(used.sum(-1) >= MIN_BUDGETS, used.sum(-1), np.nan)
     y = np.where(used, logs, 0.0)
     x_mean = (used * x).sum(-1) / count

@@ -1,35 +1,32 @@
-"""The shared-shape estimator: isoFLOP curves E_C + P_C N(mu)^-a + R_C D^-b with one (a, b) for all
-budgets.
+"""The shared-shape estimator: isoFLOP curves E_C + P_C N(mu)^-a + R_C D^-b, one (a, b) for all budgets.
 
-Amplitudes are free at every budget, so no law across budgets is assumed, and the form is that of the loss
-itself, so there is no parabola bias. N and D are those of each run; the minimum is sought on the
-continuous isoFLOP curve.
+Amplitudes are free at every budget, so no law across budgets is assumed. The form is that of the loss itself,
+so there is no parabola bias. N and D are those of each run; the minimum is that on the continuous isoFLOP
+curve.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import numpy as np
 
+from analysis.config import Array
 from analysis.isoflop.curves import Quantity
-from analysis.isoflop.estimator import EstimatorFit, Inputs, Minima, laws, nothing, optima_along
-from analysis.isoflop.optimum import Path, optimum
+from analysis.isoflop.estimator import EstimatorFit, Inputs, Minima, assess_minima, not_fitted, power_laws
+from analysis.isoflop.geometry import IsoflopPath, log_optimum
 from analysis.laws.variable_projection import SharedShape, fit_shared_shape
-
-Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def fit_shared(inputs: Inputs) -> EstimatorFit:
-    """Fit all isoFLOP curves of a group with one shape."""
+    """Fit one curve shape to all budgets of a group, with free amplitudes per budget."""
     cells, usable = inputs.cells, inputs.usable
     at = np.isin(cells.budget, usable)
     freedom = int(at.sum()) - 3 * len(usable) - 2
     if not usable:
-        return nothing("shared shape", inputs)
+        return not_fitted("shared shape", inputs)
     if freedom < 1:
-        return nothing("shared shape", inputs, f"{at.sum()} runs for {3 * len(usable) + 2} parameters")
+        return not_fitted("shared shape", inputs, f"{at.sum()} runs for {3 * len(usable) + 2} parameters")
     index = np.searchsorted(usable, cells.budget[at])
     u, v = np.log(cells.params[at]), np.log(cells.tokens[at])
     point = fit_shared_shape(u, v, cells.loss_nats[at][None], index)
@@ -44,23 +41,23 @@ def fit_shared(inputs: Inputs) -> EstimatorFit:
         return fitted.losses(usable.index(budget), *inputs.along(quantity, budget, values))
 
     path = inputs.path(usable)
-    optima = optima_along(inputs, usable, minima(path, point), minima(path, resampled), level)
+    optima = assess_minima(inputs, usable, minima(path, point), minima(path, resampled), level)
     a, b = (float(value) for value in point.exponents[0])
     return EstimatorFit(
         name="shared shape",
         noise=level,
         parameters={"a": a, "b": b},
         optima=optima,
-        laws=laws(inputs, optima, level),
+        laws=power_laws(inputs, optima, level),
         curve=lambda *place: curves(point, *place)[0],
         band=inputs.band(level, partial(curves, resampled)),
     )
 
 
-def minima(path: Path, fit: SharedShape) -> Minima:
-    """Return log recurrence of the optimum and the loss there, both [resamples, budgets]."""
+def minima(path: IsoflopPath, fit: SharedShape) -> Minima:
+    """Return the log of the optimum and the loss there in nats, both [resamples, budgets]."""
     means = (fit.log_params_mean, fit.log_tokens_mean)
-    s = optimum(path, fit.exponents, fit.amplitudes, means)
+    s = log_optimum(path, fit.exponents, fit.amplitudes, means)
     at = np.where(np.isfinite(s), s, path.middle)
     u, v = path.log_params(at) - means[0], path.log_tokens(at) - means[1]
     a, b = fit.exponents[:, 0, None], fit.exponents[:, 1, None]

@@ -1,42 +1,40 @@
-"""The parametric estimator: the fitted surface's optima under the FLOP function of the runs."""
+"""The parametric estimator: optima of the fitted surface under the FLOP function of the runs."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 from scipy.special import ndtr
 
-from analysis.isoflop.curves import Quantity
-from analysis.isoflop.estimator import EstimatorFit, Inputs, Minima, laws, nothing, optima_along
-from analysis.isoflop.optimum import REACH, Path, optimum, response
-from analysis.isoflop.profile import Model, with_profiles
-from analysis.laws.identifiability import undetermined
+from analysis.config import Array
+from analysis.isoflop.curves import Optimum, Quantity, interior_bounds
+from analysis.isoflop.estimator import EstimatorFit, Inputs, Minima, assess_minima, not_fitted, power_laws
+from analysis.isoflop.geometry import REACH, IsoflopPath, log_optimum, optimum_slopes
+from analysis.laws.intervals import Ends, ProfileModel, profile_intervals, undetermined
 from analysis.laws.objective import evaluate
 from analysis.laws.registry import LAWS
 from analysis.laws.surface import HIGH, LOW, PARAMETERS, Surface, fit_surface, refit
 from analysis.stats.bootstrap import NoiseLevel
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
-SPARE_RUNS = 3  # runs beyond its five parameters that the surface needs
+SPARE_RUNS = 3  # runs that the surface needs beyond its number of parameters
 
 
 def fit_parametric(inputs: Inputs) -> EstimatorFit:
-    """Fit the surface to every run, odd recurrences included, and read its optima at the budgets."""
+    """Fit the surface to every run, odd recurrences included, and return its optima at the budgets."""
     runs, needed = inputs.runs, len(PARAMETERS) + SPARE_RUNS
     count = len(runs.rows)
     if count < needed or min(len(np.unique(runs.params)), len(np.unique(runs.tokens))) < 3:
         reason = f"{count} runs for {len(PARAMETERS)} parameters, at least {needed} are needed"
-        return nothing("surface", inputs, reason)
+        return not_fitted("surface", inputs, reason)
     u, v, losses = np.log(runs.params), np.log(runs.tokens), runs.loss_nats
     point = fit_surface(u, v, losses, inputs.config.huber_delta)
     base = point.losses(u, v)[0]
     squares = float(np.square(losses - base).sum())
     level = inputs.level(squares, count - len(PARAMETERS), runs.rows)
     drawn, weights = inputs.resamples(level, base, runs.rows, losses)
-    # Its logarithm is fitted: a loss is positive, whatever a run far from the fit makes of the noise.
+    # The log loss is fitted: noise at a run far from the fit must not make a loss negative.
     resampled = refit(point, np.maximum(drawn, base / 10), weights)
 
     def curves(surface: Surface, quantity: Quantity, budget: int, values: Array) -> Array:
@@ -48,7 +46,7 @@ def fit_parametric(inputs: Inputs) -> EstimatorFit:
 
     everywhere = list(range(inputs.budgets))
     path = inputs.path(everywhere)
-    optima = optima_along(inputs, everywhere, minima(path, point), minima(path, resampled), level)
+    optima = assess_minima(inputs, everywhere, minima(path, point), minima(path, resampled), level)
     fitted = EstimatorFit(
         name="surface",
         noise=level,
@@ -56,32 +54,32 @@ def fit_parametric(inputs: Inputs) -> EstimatorFit:
         parameters={**point.coefficients(), "huber_objective": float(point.fit.objective[0])},
         notes=_notes(point),
         optima=optima,
-        laws=laws(inputs, optima, level),
+        laws=power_laws(inputs, optima, level),
         curve=lambda *place: curves(point, *place)[0],
         band=inputs.band(level, partial(curves, resampled)),
         across=across,
     )
-    # A profile takes the errors of all runs for independent.
+    # A profile treats the errors of all runs as independent.
     if not inputs.config.profiles or inputs.draws.weights is not None or inputs.draws.independent < 1:
         return replace(fitted, intervals="by bootstrap")
-    model = _profiled(point, path, losses, level)
+    model = _profile_model(point, path, losses, level)
     return with_profiles(fitted, path.budgets_flops, model, inputs.config.confidence)
 
 
-def _profiled(surface: Surface, path: Path, losses: Array, level: NoiseLevel) -> Model:
-    """Return the surface as a profile sees it.
+def _profile_model(surface: Surface, path: IsoflopPath, losses: Array, level: NoiseLevel) -> ProfileModel:
+    """Return what the profile needs of the fitted surface.
 
-    For a Huber cost rho the deviance 2 (rho - rho_min) is in units of E psi^2 / E psi', here at normal
-    errors of the noise level.
+    For a Huber cost rho the deviance 2 (rho - rho_min) is in units of E psi^2 / E psi', here for normal
+    errors at the noise level.
     """
     means = (surface.log_params_mean, surface.log_tokens_mean)
 
     def optima(theta: Array) -> tuple[Array, Array]:
         a, b, alpha, beta = (theta[:, i, None] for i in range(1, 5))
         amplitudes = np.stack([np.ones_like(a), alpha * np.exp(a), beta * np.exp(b)], -1)
-        s = optimum(path, theta[:, 3:], amplitudes, means)
+        s = log_optimum(path, theta[:, 3:], amplitudes, means)
         s = np.clip(s, path.middle - REACH, path.middle + REACH)
-        more, in_a, in_b = response(path, s, theta[:, 3:], means)
+        more, in_a, in_b = optimum_slopes(path, s, theta[:, 3:], means)
         # p = alpha e^a and r = beta e^b, so both exponents also act through the amplitudes.
         slopes = np.stack([0 * more, more, -more, in_a + more / alpha, in_b - more / beta], -1)
         tokens = -slopes * path.at(s)[3][..., None]
@@ -92,7 +90,7 @@ def _profiled(surface: Surface, path: Path, losses: Array, level: NoiseLevel) ->
     cut = np.minimum(surface.objective.delta / noise, 40.0)
     within, density = 2 * ndtr(cut) - 1, np.exp(-(cut**2) / 2) / np.sqrt(2 * np.pi)
     square = noise**2 * (within - 2 * cut * density + cut**2 * (1 - within))
-    return Model(
+    return ProfileModel(
         evaluate=lambda rows, theta: evaluate(
             surface.objective, np.broadcast_to(losses, (len(theta), len(losses))), np.ones((1, 1)), theta
         ),
@@ -106,10 +104,10 @@ def _profiled(surface: Surface, path: Path, losses: Array, level: NoiseLevel) ->
     )
 
 
-def minima(path: Path, surface: Surface) -> Minima:
-    """Return log recurrence of the optimum and the loss there, both [resamples, budgets]."""
+def minima(path: IsoflopPath, surface: Surface) -> Minima:
+    """Return the log of the optimum and the loss there in nats, both [resamples, budgets]."""
     means = (surface.log_params_mean, surface.log_tokens_mean)
-    s = optimum(path, surface.exponents(), surface.amplitudes(), means)
+    s = log_optimum(path, surface.exponents(), surface.amplitudes(), means)
     at = np.where(np.isfinite(s), s, path.middle)
     u, v = path.log_params(at) - means[0], path.log_tokens(at) - means[1]
     e, a, b, alpha, beta = (surface.fit.parameters[:, i, None] for i in range(len(PARAMETERS)))
@@ -119,7 +117,7 @@ def minima(path: Path, surface: Surface) -> Minima:
 def _notes(point: Surface) -> tuple[str, ...]:
     """Return the certificate of the fit and what the runs do not determine.
 
-    The fit is centred, which moves amplitudes alone: floor and exponents trade off as in the law itself.
+    The fit is centred, which changes the amplitudes only: floor and exponents trade off as in the law itself.
     """
     fit = point.fit
     certificate = (
@@ -127,3 +125,72 @@ def _notes(point: Surface) -> tuple[str, ...]:
         f"gradient {fit.gradient[0]:.1e}, least curvature {fit.curvature[0]:.1e}"
     )
     return certificate, *undetermined(LAWS["surface"], point.objective.terms, fit)
+
+
+def with_profiles(
+    fitted: EstimatorFit, budgets_flops: Array, model: ProfileModel, confidence: float
+) -> EstimatorFit:
+    """Return the fit with profile intervals of accepted laws and optima in place of the bootstrap's.
+
+    Which budgets have their optimum inside the grid is itself uncertain. The interval of an exponent
+    therefore spans that of the slope over the accepted budgets and that over all budgets whose optimum may
+    lie inside.
+    """
+    budgets = len(budgets_flops)
+    units = {q: np.eye(2 * budgets)[k * budgets :][:budgets] for k, q in enumerate(fitted.optima)}
+    ends = profile_intervals(model, np.concatenate(list(units.values())), confidence)
+    places = {q: ends[k * budgets :][:budgets] for k, q in enumerate(fitted.optima)}
+    sets = {q: _budget_sets(fitted.optima[q], places[q]) for q, law in fitted.laws.items() if law.exponent}
+    slopes = [(q, used) for q, choices in sets.items() for used in choices]
+    rows = [row for q, used in slopes for row in _line(budgets_flops, used) @ units[q]]
+    ends = profile_intervals(model, np.array(rows), confidence) if rows else []
+    lines = dict(zip(slopes, zip(ends[::2], ends[1::2], strict=True), strict=True))
+    laws = dict(fitted.laws)
+    for quantity, choices in sets.items():
+        slope = _hull([lines[quantity, used][0] for used in choices])
+        level = [_exp(end) for end in lines[quantity, choices[0]][1]]
+        laws[quantity] = replace(
+            laws[quantity],
+            exponent_low=slope[0],
+            exponent_high=slope[1],
+            coefficient_low=level[0],
+            coefficient_high=level[1],
+        )
+    optima = {
+        quantity: tuple(
+            optimum if optimum.refusal else replace(optimum, low=_exp(low), high=_exp(high))
+            for optimum, (low, high) in zip(fitted.optima[quantity], places[quantity], strict=True)
+        )
+        for quantity in fitted.optima
+    }
+    return replace(fitted, optima=optima, laws=laws)
+
+
+def _budget_sets(optima: tuple[Optimum, ...], ends: list[Ends]) -> list[tuple[int, ...]]:
+    """Return the accepted budgets and, where they are others, those whose optimum may lie inside the grid."""
+    accepted = tuple(k for k, optimum in enumerate(optima) if optimum.value is not None)
+    possible = []
+    for k, (optimum, (low, high)) in enumerate(zip(optima, ends, strict=True)):
+        first, last = interior_bounds(optimum.swept)
+        if k in accepted or (
+            optimum.fitted and (low is None or low < last) and (high is None or high > first)
+        ):
+            possible.append(k)
+    return [accepted] if tuple(possible) == accepted else [accepted, tuple(possible)]
+
+
+def _line(budgets_flops: Array, used: tuple[int, ...]) -> Array:
+    """Return the weights of the least-squares slope and of the mean over some budgets [2, budgets]."""
+    at = np.isin(np.arange(len(budgets_flops)), used)
+    x = np.where(at, np.log(budgets_flops) - np.log(budgets_flops[at]).mean(), 0.0)
+    return np.stack([x / (x @ x), at / at.sum()])
+
+
+def _hull(ends: list[Ends]) -> Ends:
+    lows, highs = ([pair[side] for pair in ends] for side in (0, 1))
+    low = None if None in lows else min(end for end in lows if end is not None)
+    return low, None if None in highs else max(end for end in highs if end is not None)
+
+
+def _exp(end: float | None) -> float | None:
+    return None if end is None else float(np.exp(end))

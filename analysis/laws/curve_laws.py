@@ -1,6 +1,6 @@
-"""A law of depth alone, fitted to every depth curve of a study apart, with its rivals beside it.
+"""A law of depth alone, fitted to each depth curve of a study, and compared with the other laws of depth.
 
-Curves of different runs share no parameter, so that they are never pooled: one run gives one fit.
+Curves of different runs share no parameter and are never pooled: one run gives one fit.
 """
 
 from __future__ import annotations
@@ -11,22 +11,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import serialize as plain
+from analysis import serialize
 from analysis.format import number, span
 from analysis.laws.depth_curve import fit_saturating
 from analysis.laws.fit import LawFit, fit_law
-from analysis.laws.law import Array
 from analysis.laws.registry import LAWS
 from analysis.tables.schema import TableError
 
-RIVALS = tuple(name for name, law in LAWS.items() if law.columns == ("depth",))
+DEPTH_LAWS = tuple(name for name, law in LAWS.items() if law.columns == ("depth",))
 EXPONENTIAL = "saturating"
-MIN_DEPTHS = 1 + max(len(LAWS[name].parameters) for name in RIVALS)
+MIN_DEPTHS = 1 + max(len(LAWS[name].parameters) for name in DEPTH_LAWS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CurveLaw:
-    """One law of one run's depth curve; `refusal` says why a curve does not determine the exponential."""
+    """One law fitted to one depth curve; `refusal`: why the curve does not determine the exponential."""
 
     run_id: str
     mean_recurrence: float
@@ -36,11 +35,11 @@ class CurveLaw:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rival:
-    """How well one law describes depth curves, medians over them, and how well it foresees their deep half.
+class DepthLawError:
+    """The errors of one law on depth curves, medians over the curves.
 
-    `ahead_nats` is the mean absolute error at the deeper half of a curve's depths of the law fitted to the
-    shallower half; None where that is too short.
+    `ahead_nats` is the mean absolute error on the deeper half of a curve of the law fitted to the shallower
+    half; None where that is too short.
     """
 
     law: str
@@ -50,59 +49,69 @@ class Rival:
 
 @dataclass(frozen=True, kw_only=True)
 class CurveLaws:
-    """One law at every depth curve, and all laws of depth compared on the same curves."""
+    """One law fitted to every depth curve, and all laws of depth compared on the same curves."""
 
     law: str
     formula: str
     source: str
     curves: tuple[CurveLaw, ...]
-    rivals: tuple[Rival, ...]
+    rivals: tuple[DepthLawError, ...]
 
     def summary(self) -> str:
-        """Return one line per mean recurrence (medians and range over its runs) and one per rival."""
+        """Return one line per mean recurrence (median and range over its runs) and one per law of depth."""
         lines = [
             f"{self.law}: L = {self.formula} ({self.source}), {len(self.curves)} depth curves fitted apart"
         ]
         for depth in sorted({curve.mean_recurrence for curve in self.curves}):
-            mine = [curve for curve in self.curves if curve.mean_recurrence == depth]
-            told = [curve for curve in mine if curve.refusal is None]
-            count = f"{len(mine)} curves" if told == mine else f"{len(told)} of {len(mine)} curves"
-            shown = (
-                f"{name} = {_middle([curve.parameters[name] for curve in told])}"
-                for name in mine[0].parameters
+            curves = [curve for curve in self.curves if curve.mean_recurrence == depth]
+            fitted = [curve for curve in curves if curve.refusal is None]
+            count = f"{len(curves)} curves" if fitted == curves else f"{len(fitted)} of {len(curves)} curves"
+            values = (
+                f"{name} = {_median_and_range([curve.parameters[name] for curve in fitted])}"
+                for name in curves[0].parameters
             )
-            lines.append(f"  µ = {depth:g}, {count}: {', '.join(shown) if told else mine[0].refusal}")
+            lines.append(f"  µ = {depth:g}, {count}: {', '.join(values) if fitted else curves[0].refusal}")
         lines.append(
             "  median and range over the runs of a recurrence whose curves determine the law; "
             "the laws of depth on all curves:"
         )
-        for rival in self.rivals:
+        for errors in self.rivals:
             ahead = (
-                "" if rival.ahead_nats is None else f", deeper half foreseen to {rival.ahead_nats:.2g} nats"
+                ""
+                if errors.ahead_nats is None
+                else f", deeper half predicted to within {errors.ahead_nats:.2g} nats"
             )
-            lines.append(f"  {rival.law:>13}: rms {rival.rms_nats:.2g} nats{ahead}")
+            lines.append(f"  {errors.law:>13}: rms {errors.rms_nats:.2g} nats{ahead}")
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fits as JSON values."""
-        return dict(plain.plain(self))
+        return dict(serialize.to_jsonable(self))
 
     def to_json(self) -> str:
         """Return the fits as JSON text."""
-        return plain.to_json(self)
+        return serialize.to_json(self)
 
 
 def fit_curves(name: str, points: pd.DataFrame, delta: float) -> CurveLaws:
-    """Fit a law of depth to the depth curve of every run in `points` (run_id, mean_recurrence, depth, loss).
+    """Fit a law of depth to the depth curve of every run in `points`.
 
-    Raises TableError where no curve has more depths than a law has parameters.
+    Parameters
+    ----------
+    name : of a law whose only column is depth.
+    points : columns run_id, mean_recurrence, depth and loss in nats.
+    delta : of the Huber cost on the log loss.
+
+    Raises
+    ------
+    TableError : no curve has more depths than the laws have parameters.
     """
     curves = [rows.sort_values("depth") for _, rows in points.groupby("run_id") if _enough(rows)]
     if not curves:
         raise TableError(
             f"law={name}: no depth curve has {MIN_DEPTHS} depths: evaluate with a larger max_depth"
         )
-    fits = {rival: [_fit(rival, rows, delta) for rows in curves] for rival in RIVALS}
+    fits = {law: [_fit(law, rows, delta) for rows in curves] for law in DEPTH_LAWS}
     return CurveLaws(
         law=name,
         formula=LAWS[name].formula,
@@ -118,12 +127,12 @@ def fit_curves(name: str, points: pd.DataFrame, delta: float) -> CurveLaws:
             for rows, fit in zip(curves, fits[name], strict=True)
         ),
         rivals=tuple(
-            Rival(
-                law=rival,
-                rms_nats=float(np.median([fit.rms_nats for fit in fits[rival]])),
-                ahead_nats=_ahead_nats(rival, curves, delta),
+            DepthLawError(
+                law=law,
+                rms_nats=float(np.median([fit.rms_nats for fit in fits[law]])),
+                ahead_nats=_ahead_nats(law, curves, delta),
             )
-            for rival in RIVALS
+            for law in DEPTH_LAWS
         ),
     )
 
@@ -141,7 +150,7 @@ def _refusal(rows: pd.DataFrame) -> str | None:
 
 
 def _ahead_nats(name: str, curves: list[pd.DataFrame], delta: float) -> float | None:
-    """Return the median error at the deeper halves of the curves, None where all are too short."""
+    """Return the median error on the deeper halves of the curves, None where all are too short."""
     errors = []
     for rows in curves:
         near = rows["depth"] <= rows["depth"].median()
@@ -152,7 +161,6 @@ def _ahead_nats(name: str, curves: list[pd.DataFrame], delta: float) -> float | 
     return float(np.median(errors)) if errors else None
 
 
-def _middle(values: list[float]) -> str:
-    known: Array = np.array(values)
-    ends = "" if len(values) == 1 else f" {span(float(known.min()), float(known.max()))}"
-    return f"{number(float(np.median(known)))}{ends}"
+def _median_and_range(values: list[float]) -> str:
+    ends = "" if len(values) == 1 else f" {span(min(values), max(values))}"
+    return f"{number(float(np.median(values)))}{ends}"

@@ -1,42 +1,41 @@
 """The test-time law of one depth curve: L(T) = L_inf + Z exp(-z T) (PAPER (e)).
 
-z is identified only where two limits fit clearly worse: z -> infinity, in which one point lies off a
-plateau, and z -> 0, in which the curve is a straight line and never reaches its floor.
+z is identified only where two limits fit clearly worse: z -> infinity, a plateau with one point off it, and
+z -> 0, a straight line that never reaches its floor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq, minimize_scalar
 from scipy.special import fdtri, stdtrit
 
+from analysis.config import Array
 from analysis.format import percent
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
-
 MIN_DEPTHS = 5
-# The exponential is said not to hold where the rms residual passes both shares, of range and of loss.
+# The law is refused where the rms residual exceeds both shares, of the curve's range and of the loss.
 MISFIT_OF_RANGE, MISFIT_OF_LOSS = 0.01, 0.001
 
 
 @dataclass(frozen=True, kw_only=True)
 class SaturatingFit:
-    """Floor L_inf and amplitude Z in nats and rate z per loop, or a refusal; the floor may stand without
-    z.
+    """Floor L_inf and amplitude Z in nats and rate z per loop, or a refusal.
+
+    The floor may be determined where z is not.
     """
 
     floor_nats: float | None = None
     amplitude_nats: float | None = None
     rate: float | None = None
     rate_low: float | None = None
-    rate_high: float | None = None  # None: the data set no upper end
+    rate_high: float | None = None  # None: open
     rms_nats: float | None = None
     depths: tuple[int, ...] = ()
-    covariance: tuple[tuple[float, ...], ...] = ()  # of (L_inf, Z, z), by the scatter around the curve
+    covariance: tuple[tuple[float, ...], ...] = ()  # of (L_inf, Z, z), from the scatter around the curve
     refusal: str | None = None
 
     def predict(self, depth: Array) -> Array:
@@ -50,8 +49,7 @@ class SaturatingFit:
     def interval(self, depth: Array, confidence: float = 0.95) -> tuple[Array, Array]:
         """Return the ends of the fitted curve's band in nats, to first order in the parameters' errors.
 
-        The scatter around one run's curve is what the exponential leaves over: the noise of training is not
-        in it.
+        It reflects the scatter around the curve of one run, not the noise of training.
         """
         depth, middle = np.asarray(depth, float), self.predict(depth)
         slopes = _slopes(depth, float(self.amplitude_nats or 0.0), float(self.rate or 0.0))
@@ -61,9 +59,12 @@ class SaturatingFit:
 
 
 def fit_saturating(depths: Array, losses: Array, confidence: float = 0.95) -> SaturatingFit:
-    """Fit one curve by least squares on the relative residual, that of the log loss to second order.
+    """Fit one depth curve by least squares on the relative residual.
 
-    The interval of z is where its profile stays within the F limit of the confidence level.
+    Parameters
+    ----------
+    depths, losses : T in loops and the loss in nats [depths].
+    confidence : level of the interval of z, which holds the values whose profile stays within the F limit.
     """
     order = np.argsort(depths)
     depths, losses = np.asarray(depths, float)[order], np.asarray(losses, float)[order]

@@ -1,6 +1,4 @@
-"""Fit any law of the registry: starts by projection, one batched descent, a certificate and resampled
-intervals.
-"""
+"""Fit any law: starts by projection, one batched minimisation, a certificate and bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -11,35 +9,32 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import serialize as plain
+from analysis import serialize
+from analysis.config import Array
 from analysis.format import number, span
-from analysis.laws.identifiability import slopes_at, undetermined
-from analysis.laws.intervals import Intervals, band, intervals, told
-from analysis.laws.law import Array, Data, Law
+from analysis.laws.intervals import Intervals, band, describe_resampling, intervals, slopes_at, undetermined
+from analysis.laws.law import Data, Law
+from analysis.laws.newton import Fit
 from analysis.laws.objective import (
-    RESAMPLE_ITERATIONS,
-    RESAMPLE_TOLERANCE,
     Objective,
     Terms,
     log_terms,
     minimise,
+    minimise_resamples,
     predict,
 )
 from analysis.laws.registry import LAWS
+from analysis.serialize import HIDDEN
 from analysis.stats.bootstrap import resampling_weights
 from analysis.tables.schema import TableError
 
 STARTS = 12
-EXACT = 1e-14  # an objective below this is rounding
-FLAT = 1e-6  # of the scaled gradient and curvature; an optimum reaches 1e-10 or less
-HIDDEN: dict[str, Any] = {"json": False}
+FLAT = 1e-6  # scaled gradient and curvature below this are zero; an optimum reaches 1e-10 or less
 
 
 @dataclass(frozen=True, kw_only=True)
 class Certificate:
-    """Why the optimum is one: scaled gradient, least scaled curvature, starts that reached it, bounds
-    touched.
-    """
+    """Evidence for an optimum: scaled gradient, least scaled curvature, agreeing starts, active bounds."""
 
     gradient: float
     curvature: float
@@ -49,10 +44,10 @@ class Certificate:
 
     @property
     def holds(self) -> bool:
-        """Say whether this is an optimum, not a point of a valley along which the descent was still going.
+        """Return True if this is an optimum, not a point on a flat direction along which the fit still moved.
 
-        Two starts that end at one objective will do where the gradient is rounding: without noise it is all
-        that is left.
+        Agreement of two starts suffices where the gradient is dominated by rounding, as it is for data
+        without noise.
         """
         return (self.gradient < FLAT or self.starts_agreeing > 1) and self.curvature > -FLAT
 
@@ -65,7 +60,7 @@ class Certificate:
 
 @dataclass(frozen=True, kw_only=True)
 class LawFit:
-    """A fitted law with its parameters, their intervals and what the data do not determine."""
+    """A fitted law: parameters with intervals, the certificate and what the data do not determine."""
 
     law: str
     formula: str
@@ -80,7 +75,7 @@ class LawFit:
     certificate: Certificate
     undetermined: tuple[str, ...]
     rms_nats: float
-    blocks: int = field(default=0, repr=False, metadata=HIDDEN)  # that were resampled, 0 for none
+    blocks: int = field(default=0, repr=False, metadata=HIDDEN)  # resampled blocks, 0 for none
     draws: Array = field(repr=False, compare=False, metadata=HIDDEN)  # fitted form [resamples, parameters]
     fitted: Array = field(repr=False, compare=False, metadata=HIDDEN)
     model: Law = field(repr=False, compare=False, metadata=HIDDEN)
@@ -92,7 +87,7 @@ class LawFit:
     def band(self, data: Data | pd.DataFrame, confidence: float = 0.95) -> tuple[Array, Array]:
         """Return the pointwise interval of the law's loss at new points.
 
-        Student's where few blocks were resampled. Raises ValueError for a law fitted with bootstrap=0.
+        It is Student's where few blocks were resampled. Raises ValueError for a law fitted with bootstrap=0.
         """
         terms = self.model.terms(columns(self.model, data))
         drawn = predict(terms, self.draws) if len(self.draws) else self.draws
@@ -100,13 +95,12 @@ class LawFit:
 
     def summary(self) -> str:
         """Return the fit as plain text."""
-        mark = self.certificate
         lines = [
             f"{self.law}: L = {self.formula} ({self.source}), {self.points} points, "
             f"rms {self.rms_nats:.4f} nats",
-            f"  objective {self.objective:.6g} (Huber delta {self.delta:g}); {mark}",
+            f"  objective {self.objective:.6g} (Huber delta {self.delta:g}); {self.certificate}",
         ]
-        if not mark.holds:
+        if not self.certificate.holds:
             lines.append("  no optimum was reached: the points do not determine these parameters")
         for parameter in self.model.parameters:
             ends = f" {span(*self.intervals[parameter.name], 4)}" if parameter.name in self.intervals else ""
@@ -117,11 +111,11 @@ class LawFit:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fit as JSON values."""
-        return dict(plain.plain(self))
+        return dict(serialize.to_jsonable(self))
 
     def to_json(self) -> str:
         """Return the fit as JSON text."""
-        return plain.to_json(self)
+        return serialize.to_json(self)
 
 
 def fit_law(
@@ -137,11 +131,30 @@ def fit_law(
     seed: int = 0,
     confidence: float = 0.95,
 ) -> LawFit:
-    """Fit `law` to losses [points] in nats by the sum of Huber costs of the log loss.
+    """Fit a law by minimising the sum of Huber costs of the log loss.
 
-    Rows in any order give the same result: they are sorted first. `bootstrap` resamples give intervals;
-    `resampling` is "pairs", "stratified" or "block", the latter two by `labels` [points] (see `resample`).
-    Raises TableError for a missing column, a value that is not positive and finite, or too few points.
+    Parameters
+    ----------
+    law : a name in `LAWS`, or a `Law` of the user's own.
+    data : the law's columns [points] (see `Law.columns`).
+    losses : [points] in nats.
+    delta : of the Huber cost; inf is half the squared error.
+    log_loss : fit residuals of the log loss; otherwise of the loss itself.
+    bootstrap : resamples behind the intervals; 0 for none.
+    resampling : "pairs", "stratified" or "block", the latter two by `labels` [points].
+
+    Returns
+    -------
+    The fit. Rows are sorted first, so it does not depend on their order.
+
+    Raises
+    ------
+    TableError : a column is missing, a value is not positive and finite, or there are too few points.
+
+    Notes
+    -----
+    For the surface this is approach 3 of Hoffmann et al. 2022. Starts come from a grid of exponents with the
+    amplitudes projected out (variable projection, Golub and Pereyra 1973).
     """
     law = LAWS[law] if isinstance(law, str) else law
     values, losses = columns(law, data), np.asarray(losses, float)
@@ -152,57 +165,53 @@ def fit_law(
     objective = Objective(terms=terms, delta=delta, log_loss=log_loss)
     starts = projected_starts(law, terms, losses)
     tried = minimise(objective, np.repeat(losses[None], len(starts), 0), starts, law.bounds)
-    best = int(np.argmin(tried.objective))
-    agreeing = tried.objective <= tried.objective[best] * (1 + 1e-8) + EXACT
-    fitted = tried.parameters[best]
-    point = tried.row(best)
+    point = tried.row(tried.best)
+    fitted = point.parameters[0]
     resampled, blocks = None, 0
     if bootstrap:
-        groups = None if labels is None else np.asarray(labels)[order]
-        blocks = len(np.unique(groups)) if resampling == "block" and groups is not None else 0
-        weights = resampling_weights(resampling, len(losses), groups, bootstrap, seed)
+        ordered = None if labels is None else np.asarray(labels)[order]
+        blocks = len(np.unique(ordered)) if resampling == "block" and ordered is not None else 0
+        weights = resampling_weights(resampling, len(losses), ordered, bootstrap, seed)
         repeated = np.repeat(losses[None], bootstrap, 0)
-        resampled = minimise(
-            objective,
-            repeated,
-            fitted[None],
-            law.bounds,
-            weights=weights,
-            iterations=RESAMPLE_ITERATIONS,
-            tolerance=RESAMPLE_TOLERANCE,
-        )
+        resampled = minimise_resamples(objective, repeated, fitted, law.bounds, weights)
     slopes = slopes_at(terms, fitted)
-    names = [parameter.name for parameter in law.parameters]
-    bound = tuple(name for name, at in zip(names, point.at_bound[0], strict=True) if at)
     return LawFit(
         law=law.name,
         formula=law.formula,
         source=law.source,
         points=len(losses),
         delta=delta,
-        objective=float(tried.objective[best]),
+        objective=float(point.objective[0]),
         parameters={name: float(value[0]) for name, value in law.public(fitted).items()},
         units={parameter.name: parameter.unit for parameter in law.parameters},
         intervals=intervals(law, slopes, point, resampled, blocks, confidence) if resampled else {},
-        resampling=told(bootstrap, resampling, seed, blocks),
-        certificate=Certificate(
-            gradient=float(tried.gradient[best]),
-            curvature=float(tried.curvature[best]),
-            starts=len(starts),
-            starts_agreeing=int(agreeing.sum()),
-            at_bound=bound,
-        ),
+        resampling=describe_resampling(bootstrap, resampling, seed, blocks),
+        certificate=_certificate(law, tried),
         undetermined=undetermined(law, terms, point),
         rms_nats=float(np.sqrt(np.mean((predict(terms, fitted[None])[0] - losses) ** 2))),
         blocks=blocks,
-        draws=resampled.parameters if resampled else np.empty((0, len(names))),
+        draws=resampled.parameters if resampled else np.empty((0, len(fitted))),
         fitted=fitted,
         model=law,
     )
 
 
+def _certificate(law: Law, tried: Fit) -> Certificate:
+    """Return the certificate of the best of several starts."""
+    best = tried.best
+    return Certificate(
+        gradient=float(tried.gradient[best]),
+        curvature=float(tried.curvature[best]),
+        starts=len(tried.objective),
+        starts_agreeing=tried.agreeing,
+        at_bound=tuple(
+            parameter.name for parameter, at in zip(law.parameters, tried.at_bound[best], strict=True) if at
+        ),
+    )
+
+
 def columns(law: Law, data: Data | pd.DataFrame) -> dict[str, Array]:
-    """Return the law's columns as float arrays; integer columns must not overflow in products."""
+    """Return the law's columns as float arrays, as products of integer columns may overflow."""
     missing = [name for name in law.columns if name not in data]
     if missing:
         raise TableError(
@@ -218,22 +227,21 @@ def _check(law: Law, values: dict[str, Array], losses: Array) -> None:
             raise TableError(f"column {name} holds {column[wrong][0]:g}: values must be positive and finite")
     if len(losses) <= len(law.parameters):
         raise TableError(
-            f"{len(losses)} points cannot carry the {len(law.parameters)} parameters of the {law.name} law"
+            f"{len(losses)} points are too few for the {len(law.parameters)} parameters of the {law.name} law"
         )
 
 
 def projected_starts(law: Law, terms: Terms, losses: Array) -> Array:
-    """Return starts [starts, parameters]: the best of a grid, its amplitudes by least squares.
+    """Return starts [starts, parameters]: the best exponents of a grid with least-squares amplitudes.
 
-    With every exponent on the grid the amplitudes are linear. A negative one has no logarithm, so it is
-    set to a small share of the loss and left to the descent.
+    A negative amplitude has no logarithm and is replaced by a small share of the loss.
     """
     places = [i for i, parameter in enumerate(law.parameters) if parameter.kind == "amplitude"]
     others = [i for i in range(len(law.parameters)) if i not in places]
     grid = np.array(list(product(*(law.parameters[i].grid for i in others))))
     theta = np.zeros((len(grid), len(law.parameters)))
     theta[:, others] = grid
-    found, errors = theta.copy(), np.full(len(grid), np.inf)
+    starts, errors = theta.copy(), np.full(len(grid), np.inf)
     for row in range(len(grid)):
         logs, slopes = log_terms(terms, theta[row : row + 1])
         slopes = slopes[0] if slopes.ndim == 4 else slopes
@@ -242,5 +250,5 @@ def projected_starts(law: Law, terms: Terms, losses: Array) -> Array:
         solved = np.linalg.lstsq(design / scale, losses, rcond=None)[0]
         solved = np.maximum(solved, 1e-3 * losses.mean())
         errors[row] = np.square(np.log(design / scale @ solved) - np.log(losses)).sum()
-        found[row, places] = np.log(solved) - np.log(scale)
-    return found[np.argsort(errors, kind="stable")[:STARTS]]
+        starts[row, places] = np.log(solved) - np.log(scale)
+    return starts[np.argsort(errors, kind="stable")[:STARTS]]

@@ -1,15 +1,37 @@
-"""Intervals of a law from its resamples, and where the data leave one open."""
+"""Intervals of a fit (percentiles, Student's t, profiles) and what its data do not identify.
+
+Where parameters trade off against each other, the width of a percentile bootstrap depends on the estimate and
+the interval covers too rarely. A profile interval does not have this fault: for a target value the objective
+is minimised over all parameters that give that value, and the interval holds the targets whose objective
+stays within the limit of the confidence level. `validation/coverage.py` simulates the coverage.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
 import numpy as np
+from scipy.special import stdtrit
 
-from analysis.laws.identifiability import held
-from analysis.laws.law import Array, Law
-from analysis.laws.newton import Fit
-from analysis.stats.bootstrap import FEW_BLOCKS, few_blocks, interval
+from analysis.config import Array, Mask
+from analysis.laws.law import Law
+from analysis.laws.newton import Evaluate, Evaluation, Fit, descend
+from analysis.laws.objective import Terms, log_terms
+from analysis.stats.bootstrap import FEW_BLOCKS, interval, student_interval
 
-Intervals = dict[str, tuple[float | None, float | None]]
+TRADE_OFF = 0.98  # correlation above which two parameters are determined only together
+FLAT = 1e-9  # eigenvalue, for a unit diagonal, below which the loss is flat along a direction
+ALONG = 0.1  # component of a flat direction above which its parameter is named
+Ends = tuple[float | None, float | None]  # None: the interval is open on that side
+Intervals = dict[str, Ends]
+# parameters [rows, parameters] -> log optima [rows, 2 budgets] and slopes [rows, 2 budgets, parameters]
+Functional = Callable[[Array], tuple[Array, Array]]
+STIFFNESS = 1e4  # of the penalty around a target, in units of the functional's information
+# Targets on either side, in units of the half width that linear theory gives.
+STEPS = np.array([0.25, 0.5, 0.75, 1.0, 1.3, 1.7, 2.3, 3.2, 5.0, 8.0])
 
 
 def intervals(
@@ -17,23 +39,30 @@ def intervals(
 ) -> Intervals:
     """Return percentile intervals, or Student's where few blocks were resampled (see `few_blocks`).
 
-    An end is open (None) where more resamples than lie beyond it are held by a bound on that side: it would
-    be the bound, not the data. Both are open where the fit itself is held (see `held`).
+    An end is open (None) where a bound determines more resamples on that side than lie beyond the end: the
+    end would be set by the bound, not by the data. Both ends are open where a bound determines the fit itself
+    (see `fixed_by_bounds`).
+
+    Parameters
+    ----------
+    slopes : of the log terms at the fit [terms, points, parameters].
+    point, resampled : the fit of the data and those of the resamples.
+    blocks : number of resampled blocks, 0 where points were resampled.
     """
     fitted, draws = point.parameters[0], resampled.parameters
     if 0 < blocks < FEW_BLOCKS:
-        low, high = (law.public(end) for end in few_blocks(fitted, draws, blocks, confidence))
-        found: Intervals = {name: (float(low[name][0]), float(high[name][0])) for name in low}
+        low, high = (law.public(end) for end in student_interval(fitted, draws, blocks, confidence))
+        ends: Intervals = {name: (float(low[name][0]), float(high[name][0])) for name in low}
     else:
-        found = {name: interval(value, confidence) for name, value in law.public(draws).items()}
-    tail, nowhere = (1 - confidence) / 2, held(law, slopes, point.at_bound)[0]
+        ends = {name: interval(value, confidence) for name, value in law.public(draws).items()}
+    tail, unidentified = (1 - confidence) / 2, fixed_by_bounds(law, slopes, point.at_bound)[0]
     least, most = law.bounds
-    by_amplitude = held(law, slopes, resampled.at_bound) & ~resampled.at_bound
+    by_amplitude = fixed_by_bounds(law, slopes, resampled.at_bound) & ~resampled.at_bound
     shares = [((draws <= least) | by_amplitude).mean(0), ((draws >= most) | by_amplitude).mean(0)]
-    open_ends = [nowhere | (share > tail) for share in shares]
+    open_ends = [unidentified | (share > tail) for share in shares]
     return {
-        name: (None if no_low else ends[0], None if no_high else ends[1])
-        for (name, ends), no_low, no_high in zip(found.items(), *open_ends, strict=True)
+        name: (None if no_low else low_end, None if no_high else high_end)
+        for (name, (low_end, high_end)), no_low, no_high in zip(ends.items(), *open_ends, strict=True)
     }
 
 
@@ -43,20 +72,152 @@ def band(values: Array, draws: Array, blocks: int, confidence: float) -> tuple[A
     Raises ValueError where there are no resamples.
     """
     if not len(draws):
-        raise ValueError("the law was fitted without resamples, so that it has no band: set bootstrap=1000")
+        raise ValueError("the law was fitted without resamples and has no band: set bootstrap=1000")
     if 0 < blocks < FEW_BLOCKS:
-        return few_blocks(values, draws, blocks, confidence)
+        return student_interval(values, draws, blocks, confidence)
     tail = (1 - confidence) / 2
     low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
     return low, high
 
 
-def told(bootstrap: int, resampling: str, seed: int, blocks: int) -> str:
-    """Say how the intervals came about."""
+def describe_resampling(bootstrap: int, resampling: str, seed: int, blocks: int) -> str:
+    """Return how the intervals were computed, as a phrase."""
     if not bootstrap:
         return "none"
-    words = f"{bootstrap} resamples, {resampling}, seed {seed}"
+    text = f"{bootstrap} resamples, {resampling}, seed {seed}"
     if not 0 < blocks < FEW_BLOCKS:
-        return words
+        return text
     freedom = f"{blocks - 1} degree{'s' * (blocks > 2)} of freedom"
-    return f"{words}; {blocks} blocks are too few for percentiles: Student's t with {freedom}"
+    return f"{text}; {blocks} blocks are too few for percentiles: Student's t with {freedom}"
+
+
+def fixed_by_bounds(law: Law, slopes: Array, at_bound: Mask) -> Mask:
+    """Mark the parameters that a bound determines, not the data [rows, parameters].
+
+    These are the parameters at a bound and those that only act through terms whose amplitude is at a bound:
+    the exponent of a term that vanished is not identified.
+
+    Parameters
+    ----------
+    slopes : of the log terms [terms, points, parameters].
+    at_bound : which parameters are at a bound [rows, parameters].
+    """
+    acts = slopes != 0
+    amplitudes = np.array([parameter.kind == "amplitude" for parameter in law.parameters])
+    fixed = at_bound.copy()
+    for pattern in np.unique(at_bound[:, amplitudes], axis=0):
+        lost = acts[..., amplitudes][..., pattern].any(-1, keepdims=True)
+        only = ~(acts & ~lost).any((0, 1))
+        fixed[(at_bound[:, amplitudes] == pattern).all(1)] |= only
+    return fixed
+
+
+def undetermined(law: Law, terms: Terms, point: Fit) -> tuple[str, ...]:
+    """Return one phrase for every parameter or pair of parameters that the points do not determine.
+
+    An amplitude and its own exponent always trade off, by an amount that depends on the units of the column.
+    Amplitudes other than the floor are therefore left out of the pairs.
+    """
+    fitted, at_bound = point.parameters[0], point.at_bound[0]
+    slopes = slopes_at(terms, fitted)
+    lost = fixed_by_bounds(law, slopes, point.at_bound)[0]
+    phrases = []
+    for parameter, at, gone in zip(law.parameters, at_bound, lost, strict=True):
+        if at:
+            phrases.append(f"{parameter.name} lies at a bound: these points do not identify it")
+        elif gone:
+            phrases.append(f"{parameter.name} is not identified: the amplitude of its term lies at a bound")
+    logs = log_terms(terms, fitted[None])[0]
+    share = np.exp(logs[0]) / np.exp(logs[0]).sum(0)
+    jacobian = np.einsum("tn,tnp->np", share, slopes)
+    free = np.flatnonzero(~lost)
+    normal = jacobian[:, free].T @ jacobian[:, free]
+    scale = np.sqrt(np.maximum(np.diagonal(normal), 1e-300))
+    normal = normal / np.outer(scale, scale)
+    covariance = np.linalg.pinv(normal, hermitian=True)
+    spread = np.sqrt(np.maximum(np.diagonal(covariance), 1e-300))
+    correlation = covariance / np.outer(spread, spread)
+    names = [law.parameters[i].name for i in free]
+    values, vectors = np.linalg.eigh(normal)
+    for vector in vectors[:, values < FLAT].T:
+        along = [name for name, share in zip(names, vector, strict=True) if abs(share) > ALONG]
+        phrases.append(f"{' and '.join(along)} are not identified: the loss is flat along them")
+    shown = [
+        k for k, i in enumerate(free) if law.parameters[i].kind != "amplitude" or names[k] in ("E", "L_inf")
+    ]
+    for first, second in combinations(shown, 2):
+        together = correlation[first, second]
+        if abs(together) > TRADE_OFF:
+            phrases.append(
+                f"{names[first]} and {names[second]} are determined only together ({together:+.3f})"
+            )
+    return tuple(phrases)
+
+
+def slopes_at(terms: Terms, fitted: Array) -> Array:
+    """Return the slopes of the log terms at a fit [terms, points, parameters]."""
+    slopes = log_terms(terms, fitted[None])[1]
+    return slopes[0] if slopes.ndim == 4 else slopes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileModel:
+    """What a profile needs of a fitted model: its objective near the optimum and the log optima."""
+
+    evaluate: Evaluate = field(repr=False)
+    bounds: tuple[Array, Array] = field(repr=False)
+    best: Array  # parameters at the optimum
+    value: float  # objective there
+    unit: float  # objective per half unit of deviance
+    covariance: Array = field(repr=False)  # of the parameters in linear theory
+    freedom: int  # degrees of freedom of the noise
+    optima: Functional = field(repr=False)  # log recurrence at every budget, then log tokens
+
+
+def profile_intervals(model: ProfileModel, weights: Array, confidence: float) -> list[Ends]:
+    """Return the interval of each linear combination `weights` [functionals, 2 budgets] of the log optima.
+
+    An end is None (open) where the profile stays within its limit over the whole range of targets.
+    """
+    value, gradient = (part[0] for part in model.optima(model.best[None]))
+    centres, directions = weights @ value, weights @ gradient
+    spread = np.sqrt(np.maximum(np.einsum("fp,pq,fq->f", directions, model.covariance, directions), 1e-18))
+    quantile = float(stdtrit(model.freedom, (1 + confidence) / 2))
+    steps = np.concatenate([-STEPS[::-1], STEPS]) * quantile
+    which = np.repeat(np.arange(len(weights)), len(steps))
+    targets = (centres[:, None] + spread[:, None] * steps).ravel()
+    stiffness = STIFFNESS * model.unit / spread[which] ** 2
+
+    def penalised(rows: Any, theta: Array) -> Evaluation:
+        optima, slopes = model.optima(theta)
+        chosen, k = weights[which[rows]], stiffness[rows]
+        gap = (chosen * optima).sum(-1) - targets[rows]
+        slope = np.einsum("rk,rkp->rp", chosen, slopes)
+        own = model.evaluate(rows, theta)
+        outer = k[:, None, None] * slope[:, :, None] * slope[:, None, :]
+        return own[0] + k * gap**2 / 2, own[1] + (k * gap)[:, None] * slope, own[2] + outer
+
+    start = np.repeat(model.best[None], len(targets), 0)
+    fit = descend(penalised, start, model.bounds, iterations=40, tolerance=1e-12)
+    # Each row is the constrained optimum for the value that it reached, which may differ from its target.
+    reached = (weights[which] * model.optima(fit.parameters)[0]).sum(-1)
+    excess = model.evaluate(np.arange(len(targets)), fit.parameters)[0] - model.value
+    root = np.sqrt(np.maximum(2 * excess / model.unit, 0.0))
+    return [_ends(centres[f], reached[which == f], root[which == f], quantile) for f in range(len(weights))]
+
+
+def _ends(centre: float, reached: Array, root: Array, limit: float) -> Ends:
+    """Return where the signed root deviance crosses the limit on either side, by interpolation."""
+    ends: list[float | None] = []
+    for side in (-1.0, 1.0):
+        at = side * (reached - centre) > 0
+        order = np.argsort(side * reached[at])
+        x = np.concatenate([[centre], reached[at][order]])
+        climb = np.maximum.accumulate(np.concatenate([[0.0], root[at][order]]))
+        if climb[-1] <= limit:
+            ends.append(None)
+            continue
+        beyond = int(np.argmax(climb > limit))
+        share = (limit - climb[beyond - 1]) / (climb[beyond] - climb[beyond - 1])
+        ends.append(float(x[beyond - 1] + share * (x[beyond] - x[beyond - 1])))
+    return ends[0], ends[1]

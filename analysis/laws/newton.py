@@ -1,4 +1,4 @@
-"""A damped Newton descent of many rows at once, each with its own damping, inside bounds."""
+"""Damped Newton minimisation of many rows at once, each with its own damping, within bounds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
+from analysis.config import Array, Mask
+
+EXACT = 1e-14  # an objective below this is rounding
+AGREEMENT = 1e-8  # relative difference of objectives at the same optimum
 
 # value [rows], gradient [rows, parameters], Hessian [rows, parameters, parameters]
 Evaluation = tuple[Array, Array, Array]
@@ -18,17 +21,27 @@ Evaluate = Callable[[Any, Array], Evaluation]
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """Parameters [rows, parameters], objective, scaled gradient and least curvature [rows]."""
+    """Parameters [rows, parameters] with objective, scaled gradient and least scaled curvature [rows]."""
 
     parameters: Array = field(repr=False)
     objective: Array
     gradient: Array
     curvature: Array
-    at_bound: np.ndarray[Any, np.dtype[np.bool_]]  # [rows, parameters]
+    at_bound: Mask  # [rows, parameters]
 
-    def row(self, place: int) -> Fit:
+    @property
+    def best(self) -> int:
+        """Return the row with the least objective."""
+        return int(np.argmin(self.objective))
+
+    @property
+    def agreeing(self) -> int:
+        """Return the number of rows that reach the least objective."""
+        return int(np.sum(self.objective <= self.objective.min() * (1 + AGREEMENT) + EXACT))
+
+    def row(self, index: int) -> Fit:
         """Return one row as a fit of its own."""
-        one = slice(place, place + 1)
+        one = slice(index, index + 1)
         return Fit(
             parameters=self.parameters[one],
             objective=self.objective[one],
@@ -46,9 +59,9 @@ def descend(
     iterations: int = 300,
     tolerance: float = 1e-16,
 ) -> Fit:
-    """Minimise every row from `start` [rows, parameters].
+    """Minimise every row from `start` [rows, parameters] within `bounds`, low and high [parameters].
 
-    A row ends when a step gains less than `tolerance` of its objective.
+    A row has converged when a step lowers its objective by less than the share `tolerance`.
     """
     theta = np.clip(start, *bounds)
     active = np.arange(len(theta))
@@ -59,7 +72,7 @@ def descend(
         trial = theta[active] + step
         new_value, new_gradient, new_hessian = evaluate(active, trial)
         better = new_value < value[active]
-        done = _done(step, value[active], new_value, better, damping[active], tolerance)
+        done = _converged(step, value[active], new_value, better, damping[active], tolerance)
         moved = active[better]
         theta[moved], value[moved] = trial[better], new_value[better]
         gradient[moved], hessian[moved] = new_gradient[better], new_hessian[better]
@@ -73,10 +86,10 @@ def descend(
 def _step(
     theta: Array, gradient: Array, hessian: Array, damping: Array, bounds: tuple[Array, Array]
 ) -> Array:
-    """Return a damped Newton step; negative curvature is followed downhill and bounds are kept."""
+    """Return a damped Newton step that keeps the bounds and descends where the curvature is negative."""
     low, high = bounds
-    held = ((theta <= low) & (gradient > 0)) | ((theta >= high) & (gradient < 0))
-    free = np.where(held, 0.0, 1.0)
+    at_bound = ((theta <= low) & (gradient > 0)) | ((theta >= high) & (gradient < 0))
+    free = np.where(at_bound, 0.0, 1.0)
     scale = np.sqrt(np.maximum(np.abs(np.diagonal(hessian, axis1=1, axis2=2)), 1e-30))
     scaled = hessian / (scale[:, :, None] * scale[:, None, :]) * free[:, :, None] * free[:, None, :]
     pull = gradient * free / scale
@@ -90,7 +103,9 @@ def _step(
     return np.asarray(np.clip(theta + step, low, high) - theta)
 
 
-def _done(step: Array, value: Array, new_value: Array, better: Any, damping: Array, tolerance: float) -> Any:
+def _converged(
+    step: Array, value: Array, new_value: Array, better: Any, damping: Array, tolerance: float
+) -> Any:
     small = np.abs(step).max(1) < 1e-13
     flat = better & (value - new_value <= tolerance * value) & (damping < 1.0)
     return small | flat | (~better & (damping > 1e10))

@@ -1,10 +1,10 @@
-"""Fit laws that are sums of exponential terms, all resamples in one array.
+"""The objective of laws that are sums of exponential terms, for all resamples in one array.
 
-L = sum over terms of exp(theta . phi_term(x)) covers the Chinchilla surface, the saturating exponential,
-the unified law and their rivals: the log of every term is linear in the parameters. Both derivatives are
-then exact, so a damped Newton iteration converges to the optimum to rounding, and the gradient and
-curvature there certify it. A law whose log terms bend in a parameter gives their values and slopes
-instead; its Hessian leaves their own curvature out, its gradient and so its optimum are still exact.
+L = sum over terms of exp(theta . phi_term(x)) covers the Chinchilla surface, the saturating exponential and
+the unified law: the log of every term is linear in the parameters. Both derivatives are exact, so damped
+Newton steps converge to the optimum up to rounding, and gradient and curvature certify it. A law whose log
+terms are not linear in a parameter supplies their values and slopes instead. Its Hessian omits the curvature
+of those log terms; its gradient, and with it the optimum, is still exact.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from analysis.config import Array, Indices
 from analysis.laws.newton import Evaluation, Fit, descend
 
-RESAMPLE_ITERATIONS = 120  # an identified surface takes 60; one that is not wanders in its valley for ever
-RESAMPLE_TOLERANCE = 1e-11  # far below what a resample scatters by; the data's own optimum goes to rounding
+RESAMPLE_ITERATIONS = 120  # an identified surface takes 60; along a flat direction it does not converge
+RESAMPLE_TOLERANCE = 1e-11  # far below the scatter of resamples
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
-Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 # Features [terms, points, parameters], or parameters [rows, parameters] -> log terms [rows, terms, points]
 # and their slopes [rows, terms, points, parameters].
@@ -31,30 +30,31 @@ Terms = Array | Callable[[Array], tuple[Array, Array]]
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """Sum over points of weight x Huber(residual); delta = inf is half the squared error."""
+    """The sum over points of weight x Huber(residual); delta = inf is half the squared error."""
 
     terms: Terms
     delta: float = 1e-3
     log_loss: bool = True  # residual of the log loss; otherwise of the loss itself
 
     @cached_property
-    def products(self) -> list[tuple[Rows, Rows, Array]]:
-        """Return places i <= j and slope_i x slope_j [points, places] of every term with constant slopes.
+    def products(self) -> list[tuple[Indices, Indices, Array]]:
+        """Return, for every term, indices i <= j of its parameters and slope_i x slope_j [points, pairs].
 
-        A term has few of the law's parameters, and only their places are listed.
+        Only for constant slopes. A term depends on few of the law's parameters; the others are left out.
         """
         assert not callable(self.terms)
-        found = []
+        products = []
         for slopes in self.terms:
             own = np.flatnonzero(slopes.any(0))
             i, j = (own[side] for side in np.triu_indices(len(own)))
-            found.append((i, j, slopes[:, i] * slopes[:, j]))
-        return found
+            products.append((i, j, slopes[:, i] * slopes[:, j]))
+        return products
 
 
 def log_terms(terms: Terms, parameters: Array) -> tuple[Array, Array]:
-    """Return log terms [rows, terms, points] and slopes, [terms, points, parameters] where they are
-    constant.
+    """Return log terms [rows, terms, points] and their slopes in the parameters.
+
+    Constant slopes are [terms, points, parameters], others [rows, terms, points, parameters].
     """
     if callable(terms):
         return terms(parameters)
@@ -77,9 +77,13 @@ def minimise(
     iterations: int = 300,
     tolerance: float = 1e-16,
 ) -> Fit:
-    """Minimise for every row of `losses` [rows, points] from `start` [rows or 1, parameters].
+    """Minimise the objective for every row of `losses`.
 
-    `weights` [rows, points] are the counts of a pairs or block bootstrap.
+    Parameters
+    ----------
+    losses : [rows, points] in nats.
+    start : [rows or 1, parameters].
+    weights : [rows, points], how often a bootstrap draws each point; 1 by default.
     """
     counts = np.broadcast_to(np.ones(losses.shape[1]) if weights is None else weights, losses.shape)
 
@@ -88,6 +92,21 @@ def minimise(
 
     first = np.broadcast_to(start, (len(losses), start.shape[-1]))
     return descend(at, first, bounds, iterations=iterations, tolerance=tolerance)
+
+
+def minimise_resamples(
+    objective: Objective, losses: Array, start: Array, bounds: tuple[Array, Array], weights: Array | None
+) -> Fit:
+    """Minimise for resampled `losses` or `weights`, both [resamples, points], from one start [parameters]."""
+    return minimise(
+        objective,
+        losses,
+        start[None],
+        bounds,
+        weights=weights,
+        iterations=RESAMPLE_ITERATIONS,
+        tolerance=RESAMPLE_TOLERANCE,
+    )
 
 
 def evaluate(objective: Objective, losses: Array, weights: Array, theta: Array) -> Evaluation:
@@ -125,8 +144,7 @@ def evaluate(objective: Objective, losses: Array, weights: Array, theta: Array) 
 def _spread(objective: Objective, weight: Array, slopes: Array) -> Array:
     """Return the sum of weight x slope slope' over terms and points [rows, parameters, parameters].
 
-    `slopes` are the same for all rows [terms, points, parameters], as those of constant terms, or each row's
-    own [rows, terms, points, parameters].
+    `slopes` as `log_terms` returns them.
     """
     count = slopes.shape[-1]
     if slopes.ndim == 4:

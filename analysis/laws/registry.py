@@ -1,4 +1,4 @@
-"""The laws that this room knows: what each says, in which units, and where it comes from."""
+"""The registered laws, each with its formula, source, columns, parameters and log terms."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from analysis.laws.law import Array, Data, Law, amplitude, exponent, features, shape
+from analysis.config import Array
+from analysis.laws.law import Data, Law, amplitude, exponent, features, shape
 
 LOSS_FLOOR = amplitude("E", "nats", "loss that neither size nor data removes")
 SIZE = (amplitude("A", "nats x parameters^alpha", "size term"), exponent("alpha", "exponent of size"))
@@ -58,7 +59,7 @@ def _unscaled(data: Data) -> Array:
 
 
 def _iso_depth(data: Data) -> Callable[[Array], tuple[Array, Array]]:
-    """Log terms of E + A (N_once + r^phi N_looped)^-alpha + B D^-beta."""
+    """Return the log terms of E + A (N_once + r^phi N_looped)^-alpha + B D^-beta."""
     once, looped = data["params_once"], data["params_looped"]
     r, v = np.log(data["recurrence"]), np.log(data["tokens"])
 
@@ -77,7 +78,7 @@ def _iso_depth(data: Data) -> Callable[[Array], tuple[Array, Array]]:
 
 
 def _unified_gamma(data: Data) -> Callable[[Array], tuple[Array, Array]]:
-    """Log terms of the unified law with T / mu^gamma."""
+    """Return the log terms of the unified law with T / mu^gamma."""
     linear, log_mu, depth = _unified(data), np.log(data["mean_recurrence"]), data["depth"]
 
     def evaluate(theta: Array) -> tuple[Array, Array]:

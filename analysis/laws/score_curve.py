@@ -1,6 +1,7 @@
-"""How a score gains from test-time depth: C(T) = C_inf - Z exp(-z T), the mirror of the law of the loss.
+"""The gain of a score from test-time depth: C(T) = C_inf - Z exp(-z T), the loss law with its sign changed.
 
-Items are resampled, all depths of an item together, because the errors of two depths are nearly the same.
+Resamples are drawn over items, all depths of an item together, because the errors at two depths are strongly
+correlated.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
+from analysis.config import Array
 
 MIN_DEPTHS = 5
 _RATES = np.geomspace(0.02, 20.0, 240)  # per loop; a rate at an end is not identified
@@ -18,9 +19,9 @@ _RATES = np.geomspace(0.02, 20.0, 240)  # per loop; a rate at an end is not iden
 
 @dataclass(frozen=True, kw_only=True)
 class GainFit:
-    """The gain from the least to the greatest depth, and ceiling and rate, each with its interval.
+    """The gain from the least to the greatest depth, the ceiling and the rate, each with its interval.
 
-    The gain stands where the law is refused; ceiling and rate are None then.
+    Where the law is refused, ceiling and rate are None and the gain is still reported.
     """
 
     depths: tuple[int, ...]
@@ -48,10 +49,16 @@ class GainFit:
 
 
 def fit_gain(depths: Array, curve: Array, resampled: Array, confidence: float = 0.95) -> GainFit:
-    """Fit one score [D] over depths by least squares; `resampled` [R, D] holds it over resampled items.
+    """Fit one score over depths by least squares, with percentile intervals.
 
-    Intervals are percentiles over the resamples. Refused below five depths, where the gain's interval holds
-    0, and where a rate's interval reaches an end of what is searched.
+    The law is refused with fewer than five depths, where the interval of the gain contains 0, and where the
+    interval of the rate reaches an end of the searched range.
+
+    Parameters
+    ----------
+    depths : in loops [D].
+    curve : the score at every depth [D].
+    resampled : the same over resampled items [R, D].
     """
     depths, curve = np.asarray(depths, float), np.asarray(curve, float)
     tails = 100 * np.array([(1 - confidence) / 2, (1 + confidence) / 2])
@@ -84,7 +91,7 @@ def fit_gain(depths: Array, curve: Array, resampled: Array, confidence: float = 
 
 
 def _fit(depths: Array, curves: Array) -> tuple[Array, Array]:
-    """Return ceiling and rate of each curve [R, D], the best line in exp(-z T) at the best rate."""
+    """Return ceiling and rate [R] of each curve [R, D]: the best rate of a grid, least squares."""
     decay = np.exp(-_RATES[:, None] * (depths - depths[0]))
     decay -= decay.mean(axis=1, keepdims=True)  # [rates, D]
     centred = curves - curves.mean(axis=1, keepdims=True)

@@ -1,28 +1,25 @@
-"""The parametric surface L = E + A N^-alpha + B D^-beta (Hoffmann et al. 2022, approach 3; PAPER (d)).
+"""The parametric surface L = E + A N^-alpha + B D^-beta (Hoffmann et al. 2022, approach 3).
 
-Fitted to the log loss with a Huber cost (delta 1e-3 by default): variable projection over a grid of
-exponents gives the starts, a damped Newton iteration takes all of them to an optimum, and their agreement
-is reported.
+It is fitted to the log loss with a Huber cost (delta 1e-3 by default). Starts come from variable projection
+over a grid of exponents. Damped Newton steps take each of them to an optimum, and the fit reports how many
+agree.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from analysis.config import Array
 from analysis.laws.newton import Fit
 from analysis.laws.objective import (
-    RESAMPLE_ITERATIONS,
-    RESAMPLE_TOLERANCE,
     Objective,
     log_terms,
     minimise,
+    minimise_resamples,
     predict,
 )
-
-Array = np.ndarray[Any, np.dtype[np.float64]]
 
 PARAMETERS = ("E", "A", "B", "alpha", "beta")
 STARTS = 8
@@ -33,7 +30,10 @@ HIGH = np.array([4.0, 8.0, 8.0, 4.0, 4.0])
 
 @dataclass(frozen=True, kw_only=True)
 class Surface:
-    """The fitted surface; `fit.parameters` are (log E, log A', log B', alpha, beta) of centred N and D."""
+    """A fitted surface; `fit.parameters` [resamples, 5] are (log E, log A', log B', alpha, beta).
+
+    A' and B' are the amplitudes for N and D over their geometric means.
+    """
 
     fit: Fit = field(repr=False)
     objective: Objective = field(repr=False)
@@ -54,22 +54,22 @@ class Surface:
         return self.fit.parameters[:, 3:]
 
     def amplitudes(self) -> Array:
-        """Return (E, p, r) of the saturating form used by `frontier` [resamples, 1, 3]."""
+        """Return (E, p, r) of the form that `isoflop.geometry.log_optimum` takes [resamples, 1, 3]."""
         e, a, b, alpha, beta = self.fit.parameters.T
         return np.stack([np.exp(e), alpha * np.exp(a), beta * np.exp(b)], -1)[:, None, :]
 
     def predict(self) -> Array:
-        """Return the loss of the fitted points."""
+        """Return the predicted losses of the fitted points in nats [points]."""
         return predict(self.objective.terms, self.fit.parameters[:1])[0]
 
     def jacobian(self) -> Array:
-        """Return the derivative of the log loss of the fitted points in the parameters [points, 5]."""
+        """Return the derivatives of the log losses of the fitted points by the parameters [points, 5]."""
         logs, slopes = log_terms(self.objective.terms, self.fit.parameters[:1])
         share = np.exp(logs[0])
         return np.asarray(np.einsum("tn,tnp->np", share / share.sum(0), slopes))
 
     def losses(self, log_params: Array, log_tokens: Array) -> Array:
-        """Return the fitted losses in nats [resamples, points]."""
+        """Return the losses at log N and log D in nats [resamples, points]."""
         e, a, b, alpha, beta = self.fit.parameters.T[..., None]
         u, v = log_params - self.log_params_mean, log_tokens - self.log_tokens_mean
         return np.asarray(np.exp(e) + np.exp(a - alpha * u) + np.exp(b - beta * v))
@@ -88,57 +88,45 @@ def features(u: Array, v: Array) -> Array:
 
 
 def fit_surface(log_params: Array, log_tokens: Array, losses: Array, delta: float = 1e-3) -> Surface:
-    """Fit the surface to losses [points] from several starts and keep the best."""
+    """Fit the surface to losses [points] in nats from several starts and return the best fit.
+
+    Parameters
+    ----------
+    log_params, log_tokens : log N and log D [points].
+    delta : of the Huber cost on the log loss.
+    """
     means = float(log_params.mean()), float(log_tokens.mean())
     u, v = log_params - means[0], log_tokens - means[1]
     objective = Objective(terms=features(u, v), delta=delta)
     starts = projected_starts(u, v, losses)
     tried = minimise(objective, np.repeat(losses[None], len(starts), 0), starts, (LOW, HIGH))
-    best = int(np.argmin(tried.objective))
-    agreeing = int(np.sum(tried.objective <= tried.objective[best] * (1 + 1e-8) + 1e-14))
     return Surface(
-        fit=tried.row(best),
+        fit=tried.row(tried.best),
         objective=objective,
         log_params_mean=means[0],
         log_tokens_mean=means[1],
         starts=len(starts),
-        starts_agreeing=agreeing,
+        starts_agreeing=tried.agreeing,
     )
 
 
 def refit(surface: Surface, losses: Array, weights: Array | None = None) -> Surface:
-    """Fit resampled losses [resamples, points] (or resampled weights) from the optimum of the data."""
-    start = surface.fit.parameters[:1]
-    fit = minimise(
-        surface.objective,
-        losses,
-        start,
-        (LOW, HIGH),
-        weights=weights,
-        iterations=RESAMPLE_ITERATIONS,
-        tolerance=RESAMPLE_TOLERANCE,
-    )
-    return Surface(
-        fit=fit,
-        objective=surface.objective,
-        log_params_mean=surface.log_params_mean,
-        log_tokens_mean=surface.log_tokens_mean,
-        starts=surface.starts,
-        starts_agreeing=surface.starts_agreeing,
-    )
+    """Fit resampled losses or weights, both [resamples, points], starting from the optimum of the data."""
+    start = surface.fit.parameters[0]
+    return replace(surface, fit=minimise_resamples(surface.objective, losses, start, (LOW, HIGH), weights))
 
 
 def projected_starts(u: Array, v: Array, losses: Array) -> Array:
     """Return starts [starts, 5]: the best exponents of a grid with their least-squares amplitudes."""
     grid = np.geomspace(0.05, 2.0, 12)
-    found = []
+    candidates = []
     for alpha in grid:
         for beta in grid:
             columns = np.stack([np.ones_like(u), np.exp(-alpha * u), np.exp(-beta * v)], -1)
             amplitudes = np.linalg.lstsq(columns, losses, rcond=None)[0]
-            # A negative amplitude has no logarithm; a small positive one lets the descent decide.
+            # A negative amplitude has no logarithm: start from a small positive one.
             amplitudes = np.maximum(amplitudes, 1e-3 * losses.mean())
             error = float(np.square(np.log(columns @ amplitudes) - np.log(losses)).sum())
-            found.append((error, [*np.log(amplitudes), alpha, beta]))
-    found.sort(key=lambda item: item[0])
-    return np.array([start for _, start in found[:STARTS]])
+            candidates.append((error, [*np.log(amplitudes), alpha, beta]))
+    candidates.sort(key=lambda item: item[0])
+    return np.array([start for _, start in candidates[:STARTS]])

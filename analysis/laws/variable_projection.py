@@ -1,12 +1,12 @@
 """Variable projection for isoFLOP curves that differ in amplitudes and share two exponents.
 
-L_C = E_C + P_C N^-a + R_C D^-b with one (a, b) for all budgets. The amplitudes are linear, so they are
-projected out (Golub and Pereyra 1973) and a problem in two variables is left, solved for all resamples in
-one array.
+L_C = E_C + P_C N^-a + R_C D^-b with one (a, b) for all budgets. The amplitudes are linear and projected out
+(Golub and Pereyra 1973), which leaves a problem in two variables. It is solved for all resamples in one
+array.
 
-In place of N^-a and D^-b stand (1 - N^-a)/a and (1 - D^-b)/b of centred logs, which span the same curves
-and stay apart from the constant as an exponent goes to zero: L = E - p (1 - e^(-a u))/a - r (1 - e^(-b
-v))/b, with u = log N and v = log D less their means. A minimum needs p > 0 and r > 0.
+The code fits L = E - p (1 - e^(-a u))/a - r (1 - e^(-b v))/b, with u = log N and v = log D less their means.
+These columns span the same curves as N^-a and D^-b, but stay distinct from the constant as an exponent
+approaches zero. A minimum needs p > 0 and r > 0.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
+from analysis.config import Array, Indices
 
-BOX = (0.1, 2.0)  # published exponents lie within .15 and 1; curves of one decade tell no more than that
+BOX = (0.1, 2.0)  # of both exponents; published ones lie between 0.15 and 1
 START_GRID = 14
 
 
@@ -45,7 +45,7 @@ class SharedShape:
 
 @dataclass(frozen=True, kw_only=True)
 class _Problem:
-    """Padded arrays [budgets, points]; `weight` is 0 on padding, else the root of a point's count."""
+    """Padded arrays [budgets, points]; `weight` is the root of a point's count, 0 on padding."""
 
     u: Array
     v: Array
@@ -57,15 +57,21 @@ def fit_shared_shape(
     log_params: Array,
     log_tokens: Array,
     losses: Array,
-    budget: np.ndarray[Any, np.dtype[np.int64]],
+    budget: Indices,
     *,
     start: Array | None = None,
     weights: Array | None = None,
 ) -> SharedShape:
-    """Fit all rows of `losses` [resamples, points], given the budget index (0..K-1) of each point.
+    """Fit one curve shape to all budgets, with free amplitudes per budget, for every resample.
 
-    Without `start` (exponents [2]) the best of a grid is refined. `weights` [resamples, points] count
-    points; a curve left with fewer than three distinct ones has no amplitudes (NaN).
+    Parameters
+    ----------
+    log_params, log_tokens : log N and log D [points].
+    losses : [resamples, points] in nats.
+    budget : index of each point's budget, 0 to K - 1 [points].
+    start : exponents [2]; without it the best of a grid is refined.
+    weights : how often each point enters a resample [resamples, points]. A curve with fewer than three
+        distinct points has no amplitudes (NaN).
     """
     means = float(log_params.mean()), float(log_tokens.mean())
     problem = _pad(log_params - means[0], log_tokens - means[1], losses, budget, weights)
@@ -110,11 +116,10 @@ def _saturation_slope(exponent: Any, x: Any) -> Array:
 
 
 def _project(problem: _Problem, theta: Array) -> tuple[Array, Array, tuple[Array, Array, Array]]:
-    """Solve for the amplitudes at given exponents.
+    """Return the amplitudes at given exponents, the residuals and an orthonormal basis of the columns.
 
-    Returns (E, p, r) [resamples, budgets, 3], residuals [resamples, budgets, points] and an orthonormal
-    basis of the columns. Gram-Schmidt keeps the accuracy that normal equations of nearly collinear columns
-    lose.
+    Shapes are [resamples, budgets, 3], [resamples, budgets, points] and the same for each basis vector. The
+    columns are nearly collinear: Gram-Schmidt keeps the accuracy that normal equations would lose.
     """
     weight = problem.weight
     a, b = theta[:, 0, None, None], theta[:, 1, None, None]
@@ -133,7 +138,7 @@ def _project(problem: _Problem, theta: Array) -> tuple[Array, Array, tuple[Array
 
 
 def _orthogonal(column: Array, basis: tuple[Array, ...]) -> tuple[Array, ...]:
-    """Orthogonalise twice ("twice is enough"); return the unit column, its projections and its length."""
+    """Return the column orthogonalised twice (enough for full accuracy), its projections and its length."""
     parts = [np.zeros(column.shape[:-1]) for _ in basis]
     for _ in range(2):
         for index, q in enumerate(basis):
@@ -159,8 +164,9 @@ def _grid_start(problem: _Problem) -> Array:
 
 
 def _descend(problem: _Problem, theta: Array, iterations: int = 200) -> Array:
-    """Levenberg-Marquardt on the projected residual with Kaufman's Jacobian, each resample with its own
-    damping.
+    """Return exponents [resamples, 2] by Levenberg-Marquardt with Kaufman's approximate Jacobian.
+
+    Every resample has its own damping.
     """
     active = np.arange(len(theta))
     damping = np.full(len(theta), 1e-3)
@@ -202,8 +208,8 @@ def _normal_equations(problem: _Problem, theta: Array) -> tuple[Array, Array]:
 def _boxed_step(theta: Array, gradient: Array, normal: Array, damping: Array) -> Array:
     """Return a damped Gauss-Newton step [resamples, 2] that keeps the exponents inside the box."""
     low, high = BOX
-    held = ((theta <= low) & (gradient > 0)) | ((theta >= high) & (gradient < 0))
-    free = ~held
+    at_bound = ((theta <= low) & (gradient > 0)) | ((theta >= high) & (gradient < 0))
+    free = ~at_bound
     diagonal = normal[:, [0, 1], [0, 1]]
     scale = diagonal * (1 + damping[:, None]) + 1e-300
     cross = normal[:, 0, 1] * (free[:, 0] & free[:, 1])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-from analysis import serialize as plain
+from analysis import serialize
 from analysis.format import number
 from analysis.published.parcae import core_differences
 
@@ -80,15 +80,15 @@ class PublishedComparison:
 
     def to_json(self) -> str:
         """Return the comparison as JSON text."""
-        return plain.to_json(self)
+        return serialize.to_json(self)
 
 
 def published_comparison(confidence: float = 0.95) -> PublishedComparison:
     """Compare looped with fixed depth in the published table."""
-    found = core_differences()
+    differences = core_differences()
     rows, means = [], []
     for column, score in SCORES.items():
-        points = found[column].to_numpy(float)
+        points = differences[column].to_numpy(float)
         rows += [
             PublishedRow(
                 score=score,
@@ -98,7 +98,7 @@ def published_comparison(confidence: float = 0.95) -> PublishedComparison:
                 points=float(row[column]),
                 items_sd=float(row[f"{column}_sd"]),
             )
-            for row in found.to_dict("records")
+            for row in differences.to_dict("records")
         ]
         means.append(_mean(score, points, confidence))
     return PublishedComparison(rows=tuple(rows), means=tuple(means))

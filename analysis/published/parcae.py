@@ -13,12 +13,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.config import Array
 from analysis.format import number
-from analysis.isoflop.geometry import FLOPS_PER_PARAM, Geometry
-from analysis.isoflop.optimum import Path as Curve
-from analysis.isoflop.optimum import optimum
+from analysis.isoflop.geometry import FLOPS_PER_PARAM, Geometry, IsoflopPath, log_optimum
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
 FOLDER = Path(__file__).parent
 TABLES = (
     "sizes",
@@ -95,14 +93,14 @@ def law_optima(size: str, accounting: str, count: str, flops: Array | None = Non
     Without `flops` at the published budgets.
     """
     law = _row("training_law", size)
-    curve = Curve(
+    curve = IsoflopPath(
         shape=shape(size, accounting, count),
         budgets_flops=budgets(size) if flops is None else flops,
         middle=float(np.log(SWEPT).mean()),
     )
     exponents = np.array([[law["a"], law["b"]]])
     amplitudes = np.array([[[law["E"], law["a"] * law["A"], law["b"] * law["B"]]]])
-    return np.asarray(np.exp(optimum(curve, exponents, amplitudes, (0.0, 0.0))[0]))
+    return np.asarray(np.exp(log_optimum(curve, exponents, amplitudes, (0.0, 0.0))[0]))
 
 
 def budgets(size: str) -> Array:
@@ -133,11 +131,11 @@ def implied_tokens_exponent(size: str, accounting: str) -> float:
 def core_differences() -> pd.DataFrame:
     """Return looped minus fixed Core per row, with the printed spreads added in squares."""
     core = table("core")
-    found = core[["size", "budget_flops", "mean_recurrence"]].copy()
+    differences = core[["size", "budget_flops", "mean_recurrence"]].copy()
     for name in ("core", "extended"):
-        found[name] = (core[f"looped_{name}"] - core[f"fixed_{name}"]).round(6)
-        found[f"{name}_sd"] = np.hypot(core[f"looped_{name}_sd"], core[f"fixed_{name}_sd"])
-    return found
+        differences[name] = (core[f"looped_{name}"] - core[f"fixed_{name}"]).round(6)
+        differences[f"{name}_sd"] = np.hypot(core[f"looped_{name}_sd"], core[f"fixed_{name}_sd"])
+    return differences
 
 
 def held_out_errors() -> pd.DataFrame:
@@ -171,8 +169,8 @@ def claims() -> list[Claim]:
 def _recurrence() -> Claim:
     core, parts = table("core"), []
     for size, frame in core.groupby("size"):
-        found = slope(frame["budget_flops"].to_numpy(float), frame["mean_recurrence"].to_numpy(float))
-        parts.append(f"{found:.3f} over {len(frame)} budgets ({size})")
+        exponent = slope(frame["budget_flops"].to_numpy(float), frame["mean_recurrence"].to_numpy(float))
+        parts.append(f"{exponent:.3f} over {len(frame)} budgets ({size})")
     return Claim(
         claim="The optimal recurrence grows as C^0.40 (legend: 0.40 at 140M, 0.38 at 370M).",
         support=f"The printed optima are values of the grid; their slopes are {' and '.join(parts)}. Neither "
@@ -195,10 +193,10 @@ def _tokens() -> Claim:
 
 
 def _core() -> Claim:
-    found = core_differences()
-    gap = found["core"]
+    differences = core_differences()
+    gap = differences["core"]
     wins, ties = int((gap > 0).sum()), int((gap == 0).sum())
-    high = found[gap >= 1.15]["budget_flops"].map(number).tolist()
+    high = differences[gap >= 1.15]["budget_flops"].map(number).tolist()
     return Claim(
         claim="Looped models reach 1.2 to 2.0 points more Core than fixed depth at equal FLOPs and "
         "parameters.",
@@ -226,10 +224,10 @@ def _mismatch() -> Claim:
 
 
 def _held_out() -> Claim:
-    found = held_out_errors()
+    errors = held_out_errors()
     parts = [
         f"{count}: {' / '.join(f'{v:.2f} %' for v in frame['error_percent'])}"
-        for count, frame in found.groupby("parameters counted", sort=False)
+        for count, frame in errors.groupby("parameters counted", sort=False)
     ]
     return Claim(
         claim="The training law predicts the end-to-end models within 1.3 % (140M) and 0.8 % (370M).",

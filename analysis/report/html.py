@@ -22,7 +22,7 @@ from analysis.figures import style
 from analysis.format import error, number, span
 from analysis.isoflop.curves import QUANTITY_NAMES, Quantity
 from analysis.isoflop.group import GroupFit
-from analysis.study.holdout import Validation
+from analysis.study.holdout import Holdout
 from analysis.study.points import IsoflopFit
 from analysis.study.sensitivity import Variant
 from analysis.study.study import StudyFit
@@ -51,7 +51,7 @@ def render(
     runs: pd.DataFrame,
     study: StudyFit,
     comparison: Comparison,
-    drawn: Sequence[tuple[style.Drawn, bytes]],
+    drawn: Sequence[tuple[style.ReportFigure, bytes]],
     title: str,
 ) -> str:
     """Return the page as text; `drawn` pairs each figure with its PNG, which is embedded."""
@@ -76,7 +76,7 @@ def render(
     )
 
 
-def render_points(fit: IsoflopFit, drawn: Sequence[tuple[style.Drawn, bytes]], title: str) -> str:
+def render_points(fit: IsoflopFit, drawn: Sequence[tuple[style.ReportFigure, bytes]], title: str) -> str:
     """Return the page of a table of points as text."""
     return page(
         "points.html",
@@ -91,7 +91,7 @@ def render_points(fit: IsoflopFit, drawn: Sequence[tuple[style.Drawn, bytes]], t
     )
 
 
-def page(template: str, drawn: Sequence[tuple[style.Drawn, bytes]], **values: Any) -> str:
+def page(template: str, drawn: Sequence[tuple[style.ReportFigure, bytes]], **values: Any) -> str:
     """Return a page that stands alone: figures are embedded as PNG."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -176,7 +176,7 @@ def _multiplier(multiplier: ComputeMultiplier) -> str:
     return f"{multiplier.ratio:.2f}" + ("" if low is None and high is None else f" {span(low, high)}")
 
 
-def held_out(validation: Validation | None) -> list[list[str]]:
+def held_out(validation: Holdout | None) -> list[list[str]]:
     """Return rows of kind, group, what was left out, points and errors (or why there is no prediction)."""
     rows = []
     for kind, row in validation.rows() if validation else ():

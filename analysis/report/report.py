@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from analysis.compare.comparison import Comparison
+from analysis.format import number
 from analysis.study.points import IsoflopFit
 from analysis.study.study import StudyFit
 
 if TYPE_CHECKING:
-    from analysis.figures.style import Drawn
+    from analysis.figures.style import ReportFigure
+
+PARCAE_TITLE = "Parcae (arXiv 2604.12946), from its published numbers"
 
 
 def report(
@@ -29,33 +32,75 @@ def report(
 
     `runs` and `depths` are the tables that `study` was fitted to. Returns the path of the page.
     """
-    from analysis.figures.all import draw_all
+    from analysis.figures.study import study_figures
     from analysis.report import html
 
-    drawn = save_figures(draw_all(study, comparison), folder)
+    drawn = save_figures(study_figures(study, comparison), folder)
     text = html.render(runs, study, comparison, drawn, title)
     return write_page(folder, text)
 
 
 def points_report(fit: IsoflopFit, folder: Path, *, title: str) -> Path:
     """Write the report of a table of points as `report` does that of a study."""
-    from analysis.figures.all import draw_points
+    from analysis.figures.study import points_figures
     from analysis.report import html
 
-    return write_page(folder, html.render_points(fit, save_figures(draw_points(fit), folder), title))
+    return write_page(folder, html.render_points(fit, save_figures(points_figures(fit), folder), title))
 
 
-def save_figures(drawn: Sequence[Drawn], folder: Path) -> list[tuple[Drawn, bytes]]:
+def parcae_report(folder: Path) -> tuple[Path, list[str]]:
+    """Write `folder`/index.html: the paper's results redrawn, each claim beside what its numbers support.
+
+    Returns
+    -------
+    The path of the page, and every claim with its support as text.
+    """
+    from analysis.figures.published import parcae_figures
+    from analysis.published import parcae
+    from analysis.report import html
+    from analysis.tables.selection import digest
+
+    claims = parcae.claims()
+    tables = {name: parcae.table(name) for name in parcae.TABLES}
+    sources = [
+        (name, len(frame), "; ".join(sorted(set(frame["source"]))), digest(frame))
+        for name, frame in tables.items()
+    ]
+    text = html.page(
+        "published.html",
+        save_figures(parcae_figures(), folder),
+        title=PARCAE_TITLE,
+        claims=claims,
+        differences=[
+            [
+                size,
+                number(flops),
+                f"{depth:g}",
+                *(f"{value:+.1f}" if value else "0.0" for value in points[::2]),
+            ]
+            + [f"{value:.2f}" for value in points[1::2]]
+            for size, flops, depth, *points in parcae.core_differences().to_numpy()
+        ],
+        errors=[
+            [size, count, *(f"{value:.3f}" for value in losses), f"{percent:.2f}"]
+            for size, count, *losses, percent in parcae.held_out_errors().to_numpy()
+        ],
+        sources=sources,
+    )
+    return write_page(folder, text), [f"{claim.claim} {claim.support}" for claim in claims]
+
+
+def save_figures(drawn: Sequence[ReportFigure], folder: Path) -> list[tuple[ReportFigure, bytes]]:
     """Write figures and their data below `folder`/figures; return each with its PNG."""
     from analysis.figures import style
 
     figures = Path(folder) / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    return [(one, style.save(one, figures)) for one in drawn]
+    return [(one, style.save_figure(one, figures)) for one in drawn]
 
 
 def write_page(folder: Path, text: str) -> Path:
-    """Write `folder`/index.html at once, so that an interrupted report leaves the previous one whole."""
+    """Write `folder`/index.html atomically: an interrupted report leaves the previous page intact."""
     partial = Path(folder) / ".index.html.partial"
     partial.write_text(text, encoding="utf-8")
     return partial.replace(Path(folder) / "index.html")

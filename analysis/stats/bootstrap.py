@@ -1,9 +1,10 @@
-"""Noise for parametric bootstraps, shared by all estimators so that their differences can be judged.
+"""Resamples for bootstrap intervals: normal errors around a fit, or runs drawn again.
 
-A bootstrap over a handful of seeds is far too narrow (two seeds: 51 % coverage of a 95 % interval), and so
-is one over plain residuals. Resamples are therefore drawn around the fitted curve with normal errors of
-the estimated noise level, and spread afterwards by the chi-squared law of that estimate: intervals widen
-as Student's do when degrees of freedom are few.
+A bootstrap over two seeds covers the truth in 51 % of the cases where it should in 95 %, and one over plain
+residuals is too narrow as well. By default resamples are therefore parametric: normal errors of the
+estimated noise level around the fitted curve. They are then spread by the chi-squared distribution of that
+estimate, which widens intervals as Student's t does when degrees of freedom are few. All estimators of a
+group share the same draws, so their differences can be tested.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from typing import Any
 import numpy as np
 from scipy.special import chdtri, ndtri, stdtrit
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
-FEW_BLOCKS = 10  # below this many, percentiles over resampled blocks cover far too seldom
+from analysis.config import Array
+
+FEW_BLOCKS = 10  # with fewer blocks, percentiles over resampled blocks cover too rarely
 REPLICATES, RESIDUALS = "replicate seeds", "residuals of this fit"
 
 
@@ -29,34 +31,34 @@ class NoiseLevel:
     source: str
     residual_sd_nats: float | None = None  # of the fit, where it was compared with replicate seeds
     misfit_sd_nats: float | None = None  # the same without the replicates' own scatter
-    lack_of_fit: float | None = None  # chance that replicates' noise leaves a misfit as large
+    lack_of_fit: float | None = None  # p value: the noise of the replicates leaves a misfit as large
 
     @property
     def widened(self) -> bool:
-        """Say whether replicate seeds are there but the residuals, being larger, were taken."""
+        """Return True if the residuals were taken because they exceed the noise of replicate seeds."""
         return self.lack_of_fit is not None and self.source == RESIDUALS
 
 
 @dataclass(frozen=True, kw_only=True)
 class Draws:
-    """Standard normal errors [resamples, runs] and one uniform per resample for the noise level.
+    """Standard normal errors [resamples, runs] and one uniform number per resample for the noise level.
 
-    With `weights` [resamples, runs] runs are drawn instead of errors: how often each enters a resample.
+    With `weights` [resamples, runs], how often each run enters a resample, runs are drawn instead of errors.
     """
 
     normal: Array = field(repr=False)
     uniform: Array = field(repr=False)
     weights: Array | None = field(default=None, repr=False)
-    independent: float = 1.0  # errors that are independent, per run; less where trunks are shared
+    independent: float = 1.0  # independent errors per run; below 1 where runs share a trunk
 
     def noise(self, level: NoiseLevel, columns: Any = slice(None)) -> Array:
         """Return errors in nats [resamples, runs]."""
         return level.sd_nats * self.normal[:, columns]
 
     def factor(self, level: NoiseLevel) -> Array:
-        """Return by how much each resample would have misjudged the noise level [resamples].
+        """Return the estimated noise level of each resample over the true one [resamples].
 
-        One where runs are drawn: their scatter is in the resample already.
+        It is 1 where runs are drawn: the resamples contain their scatter already.
         """
         if self.weights is not None:
             return np.ones(len(self.uniform))
@@ -72,9 +74,13 @@ def draws(
     trunks: np.ndarray[Any, Any] | None = None,
     share: float = 1.0,
 ) -> Draws:
-    """Draw the noise of one group; `label` keeps the groups' streams apart and independent of their order.
+    """Draw the errors of one group of runs.
 
-    Runs of one trunk (`trunks` [runs]) have `share` of the variance of their errors in common.
+    Parameters
+    ----------
+    label : of the group; it seeds the stream, so groups are independent of each other and of their order.
+    trunks : label of each run's trunk [runs]; runs of one trunk have `share` of their errors' variance in
+        common.
     """
     generator = np.random.default_rng([seed, zlib.crc32(label.encode())])
     normal, uniform = generator.standard_normal((resamples, runs)), generator.random(resamples)
@@ -92,17 +98,23 @@ def draws(
 def resample(
     drawn: Draws, how: str, strata: np.ndarray[Any, Any], blocks: np.ndarray[Any, Any], label: str, seed: int
 ) -> Draws:
-    """Return draws of runs (`how` is pairs, stratified or block) in place of draws of errors ("noise").
+    """Return `drawn` with runs drawn again (`how`: pairs, stratified, block), or unchanged for "noise".
 
-    Raises ValueError for fewer than ten blocks: percentiles over so few cover far too seldom.
+    Parameters
+    ----------
+    strata, blocks : label of each run [runs], used by stratified and block resampling.
+
+    Raises
+    ------
+    ValueError : block resampling of fewer than ten blocks, whose percentiles cover too rarely.
     """
     if how == "noise":
         return drawn
     count = len(np.unique(blocks))
     if how == "block" and count < FEW_BLOCKS:
         raise ValueError(
-            f"resampling=block: {count} blocks are fewer than {FEW_BLOCKS}, so that percentiles over them "
-            "cover too seldom; use resampling=noise"
+            f"resampling=block: {count} blocks are fewer than {FEW_BLOCKS}, and percentiles over so few "
+            "cover too rarely; use resampling=noise"
         )
     labels = strata if how == "stratified" else blocks
     resamples, runs = drawn.normal.shape
@@ -111,7 +123,10 @@ def resample(
 
 
 def studentised(samples: Array, factor: Array) -> Array:
-    """Spread samples about their median as Student's t does, by each resample's factor of the noise level."""
+    """Return samples spread about their median by each resample's factor of the noise level.
+
+    This turns normal intervals into those of Student's t.
+    """
     known = samples[np.isfinite(samples)]
     if not len(known):
         return samples
@@ -119,8 +134,8 @@ def studentised(samples: Array, factor: Array) -> Array:
     return np.asarray(middle + (samples - middle) / factor)
 
 
-def student(freedom: float, confidence: float = 0.95) -> float:
-    """Return how much wider Student's interval is than the normal one."""
+def student_factor(freedom: float, confidence: float = 0.95) -> float:
+    """Return the width of Student's interval over that of the normal one."""
     return float(stdtrit(freedom, (1 + confidence) / 2) / ndtri((1 + confidence) / 2))
 
 
@@ -130,7 +145,7 @@ def interval(samples: Array, confidence: float) -> tuple[float | None, float | N
     if not len(known):
         return None, None
     tail = (1 - confidence) / 2
-    # Interpolating between infinities would give NaN, so the ends are order statistics.
+    # The ends are order statistics: interpolation between infinities would give NaN.
     low, high = np.quantile(known, [tail, 1 - tail], method="closest_observation")
     return (float(low) if np.isfinite(low) else None), (float(high) if np.isfinite(high) else None)
 
@@ -140,10 +155,17 @@ def resampling_weights(
 ) -> Array:
     """Return how often each point enters each resample [resamples, points].
 
-    "pairs" draws points: right for independent noise. "stratified" draws within each label (a budget), so
-    that every budget stays as large as it was: only for noise that is independent of the label. "block"
-    draws whole labels: for runs that share a seed, a trunk or a budget's effect; below ten blocks it is
-    too narrow. Raises ValueError for another name, or for labels that are missing.
+    Parameters
+    ----------
+    how : "pairs" draws points and is right for independent noise. "stratified" draws within each label (a
+        budget), which keeps the size of every budget; the noise must be independent of the label. "block"
+        draws whole labels, for runs that share a seed, a trunk or the effect of a budget; with fewer than
+        ten blocks it is too narrow.
+    labels : one for every point [points]; not used by "pairs".
+
+    Raises
+    ------
+    ValueError : `how` is unknown, or labels are missing.
     """
     generator = np.random.default_rng(seed)
     if how == "pairs":
@@ -163,12 +185,12 @@ def resampling_weights(
     return weights
 
 
-def few_blocks(value: Array, draws: Array, blocks: int, confidence: float) -> tuple[Array, Array]:
+def student_interval(value: Array, draws: Array, blocks: int, confidence: float) -> tuple[Array, Array]:
     """Return Student's interval about `value` [parameters] from a bootstrap over few blocks.
 
-    The standard error of `draws` [resamples, parameters] is freed of its bias (a variance over k resampled
-    blocks is (k - 1) / k of the true one) and taken with k - 1 degrees of freedom. Raises ValueError below
-    three blocks, which tell next to nothing of their own scatter.
+    The standard error of `draws` [resamples, parameters] is corrected for its bias (a variance over k
+    resampled blocks is (k - 1) / k of the true one) and used with k - 1 degrees of freedom. Raises ValueError
+    for fewer than three blocks, which hardly determine their own scatter.
     """
     if blocks < 3:
         raise ValueError(f"{blocks} block{'s' * (blocks > 1)} cannot give an interval, at least 3 are needed")

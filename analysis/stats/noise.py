@@ -1,23 +1,20 @@
-"""The training-noise floor: how far two runs that differ in their seed alone end apart."""
+"""The training-noise floor: the scatter of the losses of runs that differ in their seed alone."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from analysis.config import Array, Indices, Labels
 from analysis.format import number
 from analysis.tables.selection import CELL, VARIANT
-
-Array = np.ndarray[Any, np.dtype[np.float64]]
-Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReplicateCell:
-    """Runs that differ in nothing but the seed."""
+    """Runs that differ only in the seed."""
 
     label: str
     mean_nats: float
@@ -33,18 +30,18 @@ class NoiseFloor:
     degrees_of_freedom: int
     cells: tuple[ReplicateCell, ...] = field(default=())
 
-    def among(self, run_ids: np.ndarray[Any, np.dtype[np.str_]]) -> tuple[float, int]:
+    def replicates_among(self, run_ids: Labels) -> tuple[float, int]:
         """Return the sum of squares (nats²) and the degrees of freedom of the replicates among some runs.
 
-        A cell counts where all its runs are among them.
+        A cell counts if all its runs are among `run_ids`.
         """
         known = set(run_ids.tolist())
         inside = [cell for cell in self.cells if known.issuperset(cell.run_ids)]
         squares = sum(float(np.square(cell.deviations_nats).sum()) for cell in inside)
         return squares, sum(len(cell.run_ids) - 1 for cell in inside)
 
-    def sentence(self) -> str:
-        """Say what is known about the training noise."""
+    def summary(self) -> str:
+        """Return the noise level and its source as one phrase."""
         if self.sd_nats is None:
             return "training noise unknown: no cell was trained with more than one seed"
         freedom, cells = self.degrees_of_freedom, len(self.cells)
@@ -56,10 +53,11 @@ class NoiseFloor:
 
 
 def paired_floor(runs: pd.DataFrame) -> NoiseFloor:
-    """Pool what seeds leave unexplained where cells of one budget share their seeds (nats).
+    """Pool the variance that is left after cell and seed effects, over cells that share their seeds (nats).
 
-    Runs of one seed see the same data in the same order, which moves them together. In a block of cells by
-    seeds the residual of the two-way layout, loss - cell mean - seed mean + block mean, is free of that.
+    Runs of one seed see the same data in the same order, which correlates them. In a block of cells by
+    seeds the residual of the two-way layout, loss - cell mean - seed mean + block mean, is free of that
+    effect.
     """
     budgets = _numbered(runs, (*VARIANT, "target_flops"))
     losses, seeds = runs["val_loss_nats"].to_numpy(float), runs["seed"].to_numpy(int)
@@ -99,12 +97,12 @@ def noise_floor(runs: pd.DataFrame) -> NoiseFloor:
     return NoiseFloor(sd_nats=sd, degrees_of_freedom=freedom, cells=tuple(cells))
 
 
-def _cells(runs: pd.DataFrame) -> list[Rows]:
+def _cells(runs: pd.DataFrame) -> list[Indices]:
     """Return the rows of every cell, cells in the order of their columns."""
     cells = _numbered(runs, CELL)
-    return [np.flatnonzero(cells == number) for number in range(int(cells.max(initial=-1)) + 1)]
+    return [np.flatnonzero(cells == index) for index in range(int(cells.max(initial=-1)) + 1)]
 
 
-def _numbered(runs: pd.DataFrame, columns: tuple[str, ...]) -> Rows:
-    """Return for every run the number of the group that it is in [runs]; as arrays, as frames are slow."""
+def _numbered(runs: pd.DataFrame, columns: tuple[str, ...]) -> Indices:
+    """Return the number of the group of every run [runs]."""
     return np.asarray(runs.groupby(list(columns), sort=True, dropna=False).ngroup(), dtype=np.int64)

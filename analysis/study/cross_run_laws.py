@@ -1,8 +1,8 @@
-"""The laws of single runs and of depth curves that a study carries beside its isoFLOP laws.
+"""Laws across the runs of a study: of their final losses, and of their depth curves.
 
-Training: the worth of a loop (the iso-depth law) over all sizes of one accounting. Test time: the unified law
-per group, and over sizes with shared exponents. Points of one run share its training noise, so that depth
-curves are never resampled point by point: `_labels` says how each choice of resampling reads here.
+Training: the iso-depth law over all sizes of one accounting. Test time: the unified law per group, and over
+sizes with shared exponents. Points of one depth curve share the training noise of their run, so depth curves
+are resampled whole (see `_labels`).
 """
 
 from __future__ import annotations
@@ -14,25 +14,24 @@ import numpy as np
 import pandas as pd
 
 from analysis.config import FitConfig, Progress
-from analysis.isoflop.curves import HIDDEN
 from analysis.isoflop.geometry import geometry
 from analysis.isoflop.group import GroupFit, blocks_of, fit_groups
-from analysis.laws.curve_laws import RIVALS, CurveLaws, fit_curves
+from analysis.laws.curve_laws import DEPTH_LAWS, CurveLaws, fit_curves
 from analysis.laws.fit import LawFit, fit_law
-from analysis.laws.joint import SIZE, joint
-from analysis.laws.law import Law
+from analysis.laws.law import SIZE_COLUMN, Law, joint_law
 from analysis.laws.registry import LAWS
+from analysis.serialize import HIDDEN
 from analysis.stats.noise import noise_floor
 from analysis.tables.schema import TableError
 from analysis.tables.selection import select
 
-MIN_BLOCKS = 3  # two tell next to nothing of their own scatter
+MIN_BLOCKS = 3  # the scatter of two blocks is next to unknown
 Strings = np.ndarray[Any, np.dtype[np.str_]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunLaw:
-    """One fitted law of a group of runs, or the reason why there is none."""
+class CrossRunLaw:
+    """One law fitted across the runs of a group, or the reason for its refusal."""
 
     group: str
     law: str
@@ -51,48 +50,57 @@ class RunLaw:
         )
 
 
-def run_laws(
+def cross_run_laws(
     groups: tuple[GroupFit, ...],
     depths: pd.DataFrame,
     config: FitConfig,
     progress: Progress = lambda stage, done: None,
-) -> tuple[RunLaw, ...]:
+) -> tuple[CrossRunLaw, ...]:
     """Fit the iso-depth law per accounting, and the unified law per group and per accounting."""
-    wanted: list[tuple[str, Law, pd.DataFrame]] = []
+    selected: list[tuple[str, Law, pd.DataFrame]] = []
     accountings = sorted({group.accounting for group in groups})
     for accounting in accountings:
         mine = [group for group in groups if group.accounting == accounting]
         points = pd.concat([training_points(group, config) for group in mine], ignore_index=True)
-        wanted.append((", ".join(group.label for group in mine), LAWS["iso_depth"], points))
+        selected.append((", ".join(group.label for group in mine), LAWS["iso_depth"], points))
     tables = {group.label: depth_points(group, depths, config) for group in groups}
     for group in groups:
         if len(tables[group.label]):
-            wanted.append((group.label, LAWS["unified"], tables[group.label]))
+            selected.append((group.label, LAWS["unified"], tables[group.label]))
     for accounting in accountings:
         mine = [g for g in groups if g.accounting == accounting and len(tables[g.label])]
         if len({group.scale for group in mine}) > 1:
-            numbered = [tables[group.label].assign(**{SIZE: i}) for i, group in enumerate(mine, start=1)]
-            law = joint(LAWS["unified"], [group.label.replace(f", {accounting} FLOPs", "") for group in mine])
-            wanted.append((f"{accounting} FLOPs", law, pd.concat(numbered, ignore_index=True)))
-    found = []
-    for number, (label, law, table) in enumerate(wanted):
-        progress("laws of all runs", number / len(wanted))
-        found.append(_fit(label, law, table, config))
-    return tuple(found)
+            numbered = [
+                tables[group.label].assign(**{SIZE_COLUMN: i}) for i, group in enumerate(mine, start=1)
+            ]
+            law = joint_law(
+                LAWS["unified"], [group.label.replace(f", {accounting} FLOPs", "") for group in mine]
+            )
+            selected.append((f"{accounting} FLOPs", law, pd.concat(numbered, ignore_index=True)))
+    fitted = []
+    for number, (label, law, table) in enumerate(selected):
+        progress("laws of all runs", number / len(selected))
+        fitted.append(_fit(label, law, table, config))
+    return tuple(fitted)
 
 
-def fit_run_law(name: str, runs: pd.DataFrame, depths: pd.DataFrame, config: FitConfig) -> LawFit | CurveLaws:
-    """Fit one law of the registry to the runs of a study, or to their depth curves where it needs depths.
+def fit_law_to_runs(
+    name: str, runs: pd.DataFrame, depths: pd.DataFrame, config: FitConfig
+) -> LawFit | CurveLaws:
+    """Fit one law of the registry to the runs of a study, or to their depth curves if it has a depth.
 
-    A law of depth alone is fitted to every curve apart: nothing ties the curves of two runs together.
-    Raises TableError for an unknown law or runs of several accountings.
+    A law of depth alone is fitted to every curve separately.
+
+    Raises
+    ------
+    TableError : the law is unknown or refused, or the runs have several accountings.
     """
     if name not in LAWS:
         raise TableError(f"law={name} is unknown: choose isoflop, {', '.join(LAWS)}")
-    selected = select(runs, config.max_epochs).runs
-    # Only the groups are wanted here: what their isoFLOP laws refuse is none of this law's business.
+    used = select(runs, config.max_epochs).runs
+    # Only the grouping matters here, not the isoFLOP laws of the groups.
     base = replace(config, bootstrap=100, profiles=False, resampling="noise")
-    groups = fit_groups(selected, noise_floor(selected), base)[0]
+    groups = fit_groups(used, noise_floor(used), base)[0]
     accountings = sorted({group.accounting for group in groups})
     if len(accountings) != 1:
         raise TableError(f"law={name} needs runs of one accounting; these have {accountings or 'no isoFLOP'}")
@@ -100,14 +108,14 @@ def fit_run_law(name: str, runs: pd.DataFrame, depths: pd.DataFrame, config: Fit
     if "depth" in law.columns:
         depths = depths.sort_values(["run_id", "depth"], kind="stable")
         points = pd.concat([depth_points(group, depths, config) for group in groups], ignore_index=True)
-        if name in RIVALS:
+        if name in DEPTH_LAWS:
             return fit_curves(name, points, config.huber_delta)
     else:
         points = pd.concat([training_points(group, config) for group in groups], ignore_index=True)
-    found = _fit(name, law, points, config)
-    if found.fit is None:
-        raise TableError(f"law={name}: {found.refusal}")
-    return found.fit
+    fitted = _fit(name, law, points, config)
+    if fitted.fit is None:
+        raise TableError(f"law={name}: {fitted.refusal}")
+    return fitted.fit
 
 
 def training_points(group: GroupFit, config: FitConfig) -> pd.DataFrame:
@@ -143,10 +151,13 @@ def depth_points(group: GroupFit, depths: pd.DataFrame, config: FitConfig) -> pd
 
 
 def _labels(law: Law, points: pd.DataFrame, config: FitConfig) -> tuple[str, Strings | None]:
-    """Return how the points of a law are resampled, and the label of every point.
+    """Return the kind of resampling of a law's points, and the label of every point.
 
-    Drawing runs of depth curves is drawing whole curves: noise and pairs are both blocks of one run there.
-    Raises TableError for what has no such reading.
+    Depth curves are drawn whole: for them, noise and pairs both mean blocks of one run.
+
+    Raises
+    ------
+    TableError : the configured resampling has no meaning for the law.
     """
     depth, how = "depth" in law.columns, config.resampling
     if how == "block":
@@ -160,12 +171,12 @@ def _labels(law: Law, points: pd.DataFrame, config: FitConfig) -> tuple[str, Str
     return ("block", points["run_id"].to_numpy(str)) if depth else ("pairs", None)
 
 
-def _fit(label: str, law: Law, points: pd.DataFrame, config: FitConfig) -> RunLaw:
+def _fit(label: str, law: Law, points: pd.DataFrame, config: FitConfig) -> CrossRunLaw:
     try:
         resampling, labels = _labels(law, points, config)
         if resampling == "block" and labels is not None and len(np.unique(labels)) < MIN_BLOCKS:
-            found = f"{len(np.unique(labels))} block{'s' * (len(np.unique(labels)) > 1)}"
-            raise TableError(f"{found} of runs, at least {MIN_BLOCKS} are needed")
+            blocks = f"{len(np.unique(labels))} block{'s' * (len(np.unique(labels)) > 1)}"
+            raise TableError(f"{blocks} of runs, at least {MIN_BLOCKS} are needed")
         fitted = fit_law(
             law,
             points,
@@ -178,8 +189,8 @@ def _fit(label: str, law: Law, points: pd.DataFrame, config: FitConfig) -> RunLa
             delta=config.huber_delta,
         )
     except TableError as error:
-        return RunLaw(group=label, law=law.name, refusal=str(error))
+        return CrossRunLaw(group=label, law=law.name, refusal=str(error))
     if not fitted.certificate.holds:
         reason = f"no optimum was reached ({fitted.certificate}): the runs do not determine its parameters"
-        return RunLaw(group=label, law=law.name, refusal=reason)
-    return RunLaw(group=label, law=law.name, fit=fitted, points=points)
+        return CrossRunLaw(group=label, law=law.name, refusal=reason)
+    return CrossRunLaw(group=label, law=law.name, fit=fitted, points=points)

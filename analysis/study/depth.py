@@ -1,20 +1,17 @@
-"""Depth curves of a study: the saturating exponential run by run, and its rate over mean recurrence."""
+"""Depth curves of a study: a saturating exponential per run, and its rate over mean recurrence."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
 from scipy.special import stdtrit
 
-from analysis.config import FitConfig
+from analysis.config import Array, FitConfig
 from analysis.laws.depth_curve import SaturatingFit, fit_saturating
 from analysis.tables.schema import TableError
-
-Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +38,16 @@ class RateAtRecurrence:
     rate_times_recurrence: float | None
     rate_times_recurrence_sd: float | None  # None with fewer than two fitted runs
 
+    def summary(self) -> str:
+        """Return the rate, or that none was identified."""
+        if self.rate is None:
+            return f"µ = {self.mean_recurrence:g}: none of {self.curves} curves identifies z"
+        sd = self.rate_times_recurrence_sd
+        return (
+            f"µ = {self.mean_recurrence:g}: z = {self.rate:.3f}, z µ = {self.rate_times_recurrence:.2f}"
+            f"{'' if sd is None else f' ± {sd:.2f}'} ({self.fitted} of {self.curves} curves)"
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class DepthStudy:
@@ -61,11 +68,35 @@ class DepthStudy:
         """Return the curves whose rate was accepted."""
         return tuple(curve for curve in self.curves if curve.fit.refusal is None)
 
+    def headline(self) -> str:
+        """Return how many curves were fitted and how the rate depends on mean recurrence."""
+        fitted = f"{len(self.fitted)} of {len(self.curves)} curves fitted"
+        if self.slope is None or self.slope_low is None or self.slope_high is None:
+            return f"{fitted}; no law of z over µ: {self.refusal}"
+        constant = self.slope_low <= -1 <= self.slope_high
+        verdict = "consistent with a constant z µ" if constant else "so z µ is not constant"
+        ends = f"[{self.slope_low:.3f}, {self.slope_high:.3f}]"
+        return f"{fitted}; z falls as µ^{self.slope:.3f} {ends}, {verdict}"
+
+    def summary(self) -> str:
+        """Return the headline, the rate at every mean recurrence, and the refusals."""
+        if not self.curves:
+            return "Test-time depth: no depth curve in the tables"
+        lines = [f"Test-time depth, L(T) = L_inf + Z exp(-z T): {self.headline()}"]
+        lines += [f"  {rate.summary()}" for rate in self.by_recurrence]
+        lines += [f"  refused: {curve.run_id}, {curve.fit.refusal}" for curve in self._refused()]
+        return "\n".join(lines)
+
+    def _refused(self) -> list[DepthCurve]:
+        return [curve for curve in self.curves if curve.fit.refusal is not None]
+
 
 def depth_study(runs: pd.DataFrame, depths: pd.DataFrame, config: FitConfig) -> DepthStudy:
     """Fit the depth curve of every looped run in `runs`; depth rows of other runs are ignored.
 
-    Raises TableError for a depth listed twice.
+    Raises
+    ------
+    TableError : a depth is listed twice.
     """
     twice = depths[depths.duplicated(["run_id", "depth"])]
     if len(twice):
@@ -117,7 +148,7 @@ def _summarise(depth: float, curves: list[DepthCurve]) -> RateAtRecurrence:
 def _slope(
     curves: tuple[DepthCurve, ...], summary: tuple[RateAtRecurrence, ...], confidence: float
 ) -> DepthStudy:
-    """Regress log z on log mu over runs, each with its own fit's error and a scatter that all runs share."""
+    """Regress log z on log mu over runs, with each run's own error and one scatter for all runs."""
     known = [c for c in curves if c.fit.rate is not None and c.fit.rate_low and c.fit.rate_high]
     recurrences = len({c.mean_recurrence for c in known})
     if recurrences < 3 or len(known) < 4:
@@ -130,7 +161,7 @@ def _slope(
     freedoms = np.array([len(c.fit.depths) - 3 for c in known])
     own = np.maximum(width / 2 / stdtrit(freedoms, (1 + confidence) / 2), 1e-6) ** 2
     freedom = len(known) - 2
-    # Paule and Mandel 1982: the shared variance that makes the weighted residuals as large as they should be.
+    # Paule and Mandel 1982: the shared variance at which the weighted squares sum to their expectation.
     ceiling = float(np.var(y)) * len(known) + 1.0
     excess = _regress(x, y, own)[2] - freedom
     shared = brentq(lambda v: _regress(x, y, own + v)[2] - freedom, 0.0, ceiling) if excess > 0 else 0.0

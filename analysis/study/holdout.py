@@ -1,9 +1,9 @@
-"""How well the training law predicts runs that it did not see.
+"""Held-out predictions: how well the laws predict runs and depths that they were not fitted to.
 
-The surface is refitted without one budget, one recurrence or one size at a time, and without everything at
-and above each of the larger budgets, and so are the iso-depth and the unified law; the law of one depth curve
-without one depth at a time and without the depths beyond the mean recurrence. Errors are in the loss's unit
-and in per cent of it.
+The surface, the iso-depth law and the unified law are refitted without one budget, one recurrence or one size
+at a time, and without everything at and above each of the larger budgets. The law of one depth curve is
+refitted without one depth at a time, and without the depths beyond the mean recurrence. Errors are in the
+loss's unit and in per cent of it.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ import numpy as np
 import pandas as pd
 
 from analysis.config import FitConfig
-from analysis.format import number
+from analysis.format import error, number
 from analysis.isoflop.estimator import Array
 from analysis.isoflop.group import GroupFit
 from analysis.laws.depth_curve import fit_saturating
-from analysis.laws.fit import EXACT, FLAT, columns, fit_law
+from analysis.laws.fit import FLAT, columns, fit_law
+from analysis.laws.newton import EXACT
 from analysis.laws.objective import Objective, minimise, predict
 from analysis.laws.registry import LAWS
-from analysis.study.cross_run_laws import RunLaw
+from analysis.study.cross_run_laws import CrossRunLaw
 from analysis.study.depth import DepthStudy
 from analysis.tables.schema import TableError
 
@@ -33,8 +34,8 @@ MIN_BUDGETS = 3  # below the extrapolated ones
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeldOut:
-    """One prediction: what was left out, how many runs or points that is, and the errors there."""
+class HoldoutPrediction:
+    """The errors of one prediction, at the runs or points that were left out of the fit."""
 
     group: str
     left_out: str
@@ -44,29 +45,42 @@ class HeldOut:
     error_percent: float | None = None
     refusal: str | None = None
 
+    def summary(self) -> str:
+        """Return the errors, or the refusal."""
+        if self.bias_nats is None or self.error_nats is None or self.error_percent is None:
+            return f"{self.left_out}: refused: {self.refusal}"
+        errors = f"{error(self.bias_nats)}, {error(self.error_nats)} nats, {error(self.error_percent)} %"
+        return f"{self.left_out}: {errors} ({self.points} points; {self.group})"
+
 
 @dataclass(frozen=True, kw_only=True)
-class Validation:
-    """All held-out predictions of a study, by kind."""
+class Holdout:
+    """All held-out predictions of a study, by what was left out."""
 
-    budgets: tuple[HeldOut, ...]
-    recurrences: tuple[HeldOut, ...]
-    sizes: tuple[HeldOut, ...]
-    extrapolation: tuple[HeldOut, ...]
-    one_depth: tuple[HeldOut, ...]
-    depths: tuple[HeldOut, ...]
+    budgets: tuple[HoldoutPrediction, ...]
+    recurrences: tuple[HoldoutPrediction, ...]
+    sizes: tuple[HoldoutPrediction, ...]
+    extrapolation: tuple[HoldoutPrediction, ...]
+    one_depth: tuple[HoldoutPrediction, ...]
+    depths: tuple[HoldoutPrediction, ...]
 
-    def rows(self) -> list[tuple[str, HeldOut]]:
+    def rows(self) -> list[tuple[str, HoldoutPrediction]]:
         """Return (kind, prediction) in order."""
         kinds = ("budget", "recurrence", "size", "larger budgets", "one depth", "depths beyond µ")
         of_runs = (self.budgets, self.recurrences, self.sizes, self.extrapolation)
         parts = (*of_runs, self.one_depth, self.depths)
         return [(kind, row) for kind, part in zip(kinds, parts, strict=True) for row in part]
 
+    def summary(self) -> str:
+        """Return all predictions as plain text, one line each."""
+        lines = ["Prediction of what was left out (prediction minus loss, mean and mean size)"]
+        lines += [f"  {kind}, {row.summary()}" for kind, row in self.rows()]
+        return "\n".join(lines)
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Cells:
-    """The isoFLOP cells of one group, or of several sizes, as a surface sees them."""
+    """The isoFLOP cells of one group, or of several sizes, as a surface is fitted to them."""
 
     label: str
     params: Array
@@ -74,33 +88,33 @@ class _Cells:
     loss: Array
     delta: float
 
-    def without(self, out: Mask, name: str) -> HeldOut:
+    def without(self, out: Mask, name: str) -> HoldoutPrediction:
         """Fit the surface without the marked cells and predict them."""
-        count, left = int(out.sum()), int((~out).sum())
-        if left < MIN_FITTED:
-            reason = f"{left} runs are left to fit, at least {MIN_FITTED} are needed"
-            return HeldOut(group=self.label, left_out=name, points=count, refusal=reason)
+        count, rest = int(out.sum()), int((~out).sum())
+        if rest < MIN_FITTED:
+            reason = f"{rest} runs are left to fit, at least {MIN_FITTED} are needed"
+            return HoldoutPrediction(group=self.label, left_out=name, points=count, refusal=reason)
         data = {"params": self.params, "tokens": self.tokens}
         try:
             kept = {column: values[~out] for column, values in data.items()}
             fitted = fit_law("surface", kept, self.loss[~out], delta=self.delta)
         except TableError as error:
-            return HeldOut(group=self.label, left_out=name, points=count, refusal=str(error))
+            return HoldoutPrediction(group=self.label, left_out=name, points=count, refusal=str(error))
         predicted = fitted.predict({column: values[out] for column, values in data.items()})
         return _held_out(self.label, name, predicted, self.loss[out])
 
 
-def validate(
+def holdout(
     groups: Sequence[GroupFit],
     config: FitConfig,
     depth: DepthStudy | None = None,
     depths: pd.DataFrame | None = None,
-    laws: Sequence[RunLaw] = (),
-) -> Validation:
+    laws: Sequence[CrossRunLaw] = (),
+) -> Holdout:
     """Predict every budget, recurrence, size and depth of a study from the others."""
-    budgets: list[HeldOut] = []
-    recurrences: list[HeldOut] = []
-    extrapolation: list[HeldOut] = []
+    budgets: list[HoldoutPrediction] = []
+    recurrences: list[HoldoutPrediction] = []
+    extrapolation: list[HoldoutPrediction] = []
     for group in groups:
         cells, flops = _cells([group], group.label, config), group.cells.budgets_flops[group.cells.budget]
         levels = np.unique(flops)
@@ -120,12 +134,12 @@ def validate(
         levels, label = np.unique(flops), f"{law.group}, {law.law} law"
         each = [(f"{number(level)} FLOPs", flops == level) for level in levels]
         above = [(f"{number(level)} FLOPs and above", flops >= level) for level in levels[MIN_BUDGETS:]]
-        depths_left = [(f"µ = {level:g}", values == level) for level in np.unique(values)]
+        recurrence = [(f"µ = {level:g}", values == level) for level in np.unique(values)]
         budgets += _law_without(label, law, each)
         extrapolation += _law_without(label, law, above)
-        recurrences += _law_without(label, law, depths_left)
+        recurrences += _law_without(label, law, recurrence)
     one_depth, beyond = ((), ()) if depth is None or depths is None else _depths(depth, depths, config)
-    return Validation(
+    return Holdout(
         budgets=tuple(budgets),
         recurrences=tuple(recurrences),
         sizes=tuple(_sizes(groups, config)),
@@ -135,7 +149,7 @@ def validate(
     )
 
 
-def _law_without(label: str, law: RunLaw, left_out: list[tuple[str, Mask]]) -> list[HeldOut]:
+def _law_without(label: str, law: CrossRunLaw, left_out: list[tuple[str, Mask]]) -> list[HoldoutPrediction]:
     """Fit a law of runs or depth curves without the marked points, from its fit to all, and predict them."""
     if law.fit is None or not left_out:
         return []
@@ -149,14 +163,15 @@ def _law_without(label: str, law: RunLaw, left_out: list[tuple[str, Mask]]) -> l
         weights=np.array([~mask for _, mask in left_out], float),
     )
     predicted = predict(terms, refitted.parameters)
-    found = []
+    predictions = []
     for row, (name, mask) in enumerate(left_out):
         if refitted.gradient[row] < FLAT or refitted.objective[row] < EXACT:
-            found.append(_held_out(label, name, predicted[row, mask], losses[mask]))
+            predictions.append(_held_out(label, name, predicted[row, mask], losses[mask]))
         else:
             reason = "no optimum was reached: the rest does not determine the law"
-            found.append(HeldOut(group=label, left_out=name, points=int(mask.sum()), refusal=reason))
-    return found
+            points = int(mask.sum())
+            predictions.append(HoldoutPrediction(group=label, left_out=name, points=points, refusal=reason))
+    return predictions
 
 
 def _cells(groups: Sequence[GroupFit], label: str, config: FitConfig) -> _Cells:
@@ -167,29 +182,31 @@ def _cells(groups: Sequence[GroupFit], label: str, config: FitConfig) -> _Cells:
     return _Cells(label=label, params=params, tokens=tokens, loss=loss, delta=config.huber_delta)
 
 
-def _sizes(groups: Sequence[GroupFit], config: FitConfig) -> list[HeldOut]:
-    """Leave out one size at a time, under each accounting that has several."""
-    found = []
+def _sizes(groups: Sequence[GroupFit], config: FitConfig) -> list[HoldoutPrediction]:
+    """Predict one size at a time from the others, under each accounting that has several."""
+    predictions: list[HoldoutPrediction] = []
     for accounting in sorted({group.accounting for group in groups}):
         mine = [group for group in groups if group.accounting == accounting]
         if len({group.scale for group in mine}) < 2:
             continue
         cells = _cells(mine, f"{accounting} FLOPs", config)
         scale = np.repeat([group.scale for group in mine], [len(group.cells.rows) for group in mine])
-        found += [cells.without(scale == name, str(name)) for name in sorted(set(scale.tolist()))]
-    return found
+        predictions += [cells.without(scale == name, str(name)) for name in sorted(set(scale.tolist()))]
+    return predictions
 
 
 def _depths(
     study: DepthStudy, depths: pd.DataFrame, config: FitConfig
-) -> tuple[tuple[HeldOut, ...], tuple[HeldOut, ...]]:
-    """Predict one depth of each curve at a time from its others, and those beyond mu from the others.
+) -> tuple[tuple[HoldoutPrediction, ...], tuple[HoldoutPrediction, ...]]:
+    """Predict one depth of each curve at a time from its others, and the depths beyond mu from the rest.
 
-    Returns the two, by recurrence.
+    Returns
+    -------
+    Both kinds of predictions, by recurrence.
     """
     points = {str(run_id): frame for run_id, frame in depths.groupby("run_id")}
-    one: list[HeldOut] = []
-    beyond: list[HeldOut] = []
+    one_depth: list[HoldoutPrediction] = []
+    beyond: list[HoldoutPrediction] = []
     for row in study.by_recurrence:
         mu = row.mean_recurrence
         curves = [
@@ -200,36 +217,36 @@ def _depths(
             for curve in study.curves
             if curve.mean_recurrence == mu
         ]
-        each = [(depth, loss, depth == left) for depth, loss in curves for left in depth]
-        one.append(_without_depths(each, f"each depth at µ = {mu:g}", "the others", config))
+        each = [(depth, loss, depth == held_out) for depth, loss in curves for held_out in depth]
+        one_depth.append(_without_depths(each, f"each depth at µ = {mu:g}", "the others", config))
         past = [(depth, loss, depth > mu) for depth, loss in curves]
         beyond.append(_without_depths(past, f"T > {mu:g}", "the depths up to µ", config))
-    return tuple(one), tuple(beyond)
+    return tuple(one_depth), tuple(beyond)
 
 
 def _without_depths(
     curves: list[tuple[Array, Array, Mask]], name: str, kept: str, config: FitConfig
-) -> HeldOut:
-    """Fit each curve (depths, losses, which are left out) without the marked depths and predict them."""
-    predicted, seen = [], []
+) -> HoldoutPrediction:
+    """Fit each curve (depths, losses, mask of the left-out) without the masked depths and predict them."""
+    predicted, measured = [], []
     for depth, loss, out in curves:
         fit = fit_saturating(depth[~out], loss[~out], config.confidence)
         if fit.rate is not None and out.any():
             predicted.append(fit.predict(depth[out]))
-            seen.append(loss[out])
+            measured.append(loss[out])
     if predicted:
-        return _held_out("depth curves", name, np.concatenate(predicted), np.concatenate(seen))
+        return _held_out("depth curves", name, np.concatenate(predicted), np.concatenate(measured))
     reason = f"none of {len(curves)} fits identifies its rate from {kept}"
-    return HeldOut(group="depth curves", left_out=name, points=0, refusal=reason)
+    return HoldoutPrediction(group="depth curves", left_out=name, points=0, refusal=reason)
 
 
-def _held_out(group: str, name: str, predicted: Array, seen: Array) -> HeldOut:
-    gap = predicted - seen
-    return HeldOut(
+def _held_out(group: str, name: str, predicted: Array, measured: Array) -> HoldoutPrediction:
+    gap = predicted - measured
+    return HoldoutPrediction(
         group=group,
         left_out=name,
         points=len(gap),
         bias_nats=float(gap.mean()),
         error_nats=float(np.abs(gap).mean()),
-        error_percent=float(100 * np.abs(gap / seen).mean()),
+        error_percent=float(100 * np.abs(gap / measured).mean()),
     )

@@ -1,9 +1,9 @@
-"""isoFLOP laws of anybody's table: a CSV or DataFrame with a budget, one swept variable and a loss.
+"""isoFLOP laws of a table of points: a CSV or DataFrame with a budget, one swept variable and a loss.
 
     fit = isoflop(read_points("points.csv", {"compute": "flops", "x": "params", "loss": "val_loss"}))
-    fit.summary(); fit.predict(1e22); fit.to_json(); fit.plot(ax=ax)
+    fit.summary(); fit.predict(1e22); fit.to_json(); analysis.plot(fit, ax=ax)
 
-FLOPs are counted as C = 6 N D, so that the swept variable may be parameters or tokens. `fit_points` fits any
+FLOPs are counted as C = 6 N D; the swept variable may be parameters or tokens. `fit_law_to_points` fits any
 other law of the registry to such a table.
 """
 
@@ -17,19 +17,18 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from analysis import serialize as plain
+from analysis import serialize
 from analysis.config import FitConfig
 from analysis.isoflop.curves import QUANTITY_NAMES, Curves
-from analysis.isoflop.estimator import DEFAULT, Inputs, Points
-from analysis.isoflop.geometry import SIZES
+from analysis.isoflop.estimator import DEFAULT_ESTIMATOR, Inputs, Points
+from analysis.isoflop.geometry import PLAIN_TRANSFORMER
 from analysis.isoflop.group import GroupFit, fit_group
 from analysis.laws.fit import LawFit, fit_law
 from analysis.laws.registry import LAWS
 from analysis.stats.bootstrap import draws, resample
 from analysis.stats.noise import NoiseFloor
-from analysis.study import words
-from analysis.study.holdout import Validation, validate
-from analysis.study.sensitivity import Variant, sensitivity
+from analysis.study.holdout import Holdout, holdout
+from analysis.study.sensitivity import Variant, sensitivity, variants_summary
 from analysis.tables.readers import read_source
 from analysis.tables.schema import TableError
 from analysis.tables.selection import digest
@@ -46,7 +45,7 @@ class IsoflopFit:
     config: FitConfig
     points_digest: str
     group: GroupFit
-    validation: Validation | None = None  # None: not asked for
+    validation: Holdout | None = None  # None: not asked for
     sensitivity: tuple[Variant, ...] | None = None
 
     def summary(self) -> str:
@@ -57,9 +56,9 @@ class IsoflopFit:
             self.group.summary(),
         ]
         if self.validation is not None:
-            lines += ["", *words.held_out(self.validation)]
+            lines += ["", self.validation.summary()]
         if self.sensitivity is not None:
-            lines += ["", *words.variants(self.sensitivity)]
+            lines += ["", variants_summary(self.sensitivity)]
         return "\n".join(lines)
 
     def headlines(self) -> list[str]:
@@ -69,46 +68,53 @@ class IsoflopFit:
             for quantity in self.group.quantities
         ]
 
-    def predict(self, flops: float | np.ndarray[Any, Any], estimator: str = DEFAULT) -> pd.DataFrame:
+    def predict(
+        self, flops: float | np.ndarray[Any, Any], estimator: str = DEFAULT_ESTIMATOR
+    ) -> pd.DataFrame:
         """Return optimal parameters and tokens at budgets of `flops`, and L* there (see `GroupFit.predict`).
 
         The column loss is in the table's unit.
         """
-        found = self.group.predict(flops, estimator)
-        return found.rename(columns=lambda name: name.replace("_nats", ""))
+        optima = self.group.predict(flops, estimator)
+        return optima.rename(columns=lambda name: name.replace("_nats", ""))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fit as JSON values."""
-        return dict(plain.plain(self))
+        return dict(serialize.to_jsonable(self))
 
     def to_json(self) -> str:
         """Return the fit as JSON text, the same bytes for the same points and seed."""
-        return plain.to_json(self)
-
-    def plot(self, ax: Any = None) -> Any:
-        """Draw the isoFLOP curves on a matplotlib axis and return it."""
-        from analysis.figures.isoflop import plot_isoflop
-
-        return plot_isoflop(self.group, "params", ax)
+        return serialize.to_json(self)
 
 
 def read_points(path: Path | str, columns: Mapping[str, str] | None = None) -> pd.DataFrame:
-    """Read a CSV and rename its columns; `columns` maps this room's names onto those of the file.
+    """Read a CSV and rename its columns.
 
-    Raises TableError for an absent file, a mapped column that the file does not have or a value that is no
-    number.
+    Parameters
+    ----------
+    columns : the file's column for each of compute, x, loss and block.
+
+    Raises
+    ------
+    TableError : the file is absent, lacks a mapped column, or holds a value that is not a number.
     """
-    found = read_source(str(path), {"loss": "loss"} | dict(columns or {}))
-    assert isinstance(found, pd.DataFrame)
-    return found
+    points = read_source(str(path), {"loss": "loss"} | dict(columns or {}))
+    assert isinstance(points, pd.DataFrame)
+    return points
 
 
 def isoflop(points: pd.DataFrame, *, x: Swept = "params", config: FitConfig | None = None) -> IsoflopFit:
-    """Fit all isoFLOP estimators to points with columns compute (FLOPs), x (`params` or `tokens`) and
-    loss; a column `block` labels points that share their noise (resampling=block).
+    """Fit all isoFLOP estimators to a table of points.
 
-    Raises TableError for a missing column, a value that is not positive and finite, or budgets that hold
-    one point each.
+    Parameters
+    ----------
+    points : columns compute (FLOPs), x and loss; `block` labels points that share their noise
+        (resampling=block).
+    x : what the column x holds.
+
+    Raises
+    ------
+    TableError : a column is missing, a value is not positive and finite, or budgets hold one point each.
     """
     config = config or FitConfig()
     table = _checked(points)
@@ -117,24 +123,27 @@ def isoflop(points: pd.DataFrame, *, x: Swept = "params", config: FitConfig | No
     if not config.validation:
         return fitted
 
-    def again(other: FitConfig, without: tuple[str, ...]) -> tuple[GroupFit, ...]:
+    def refit(other: FitConfig, without: tuple[str, ...]) -> tuple[GroupFit, ...]:
         kept = [str(i) not in without for i in range(len(table))]
         return (_group(table[kept].reset_index(drop=True), x, other),)
 
     return replace(
         fitted,
-        validation=validate((group,), config),
-        sensitivity=sensitivity((group,), again, config, counts=False),
+        validation=holdout((group,), config),
+        sensitivity=sensitivity((group,), refit, config, counts=False),
     )
 
 
-def fit_points(
+def fit_law_to_points(
     law: str, points: pd.DataFrame, *, x: Swept = "params", config: FitConfig | None = None
 ) -> LawFit:
     """Fit one law of the registry to points that have its columns and a loss (in nats).
 
-    Columns that C = 6 N D and the others imply are filled in. Raises TableError for an unknown law or a
-    missing column.
+    Columns that follow from the others by C = 6 N D are filled in.
+
+    Raises
+    ------
+    TableError : the law is unknown, or a column is missing.
     """
     config = config or FitConfig()
     if law not in LAWS:
@@ -159,31 +168,31 @@ def fit_points(
 
 
 def implied(points: pd.DataFrame, x: Swept) -> pd.DataFrame:
-    """Return points with compute, params, tokens, flops and tokens_per_param where C = 6 N D gives them."""
+    """Return points with what C = 6 N D gives of compute, params, tokens, flops and tokens_per_param."""
     known = {str(name): points[name] for name in points}
     if "x" in known:
         known.setdefault(x, known["x"].astype(float))
-    three: dict[str, Any] = {
+    related: dict[str, Any] = {
         name: known[name].astype(float) for name in ("compute", "params", "tokens") if name in known
     }
-    if set(three) == {"params", "tokens"}:
-        three["compute"] = 6 * three["params"] * three["tokens"]
-    elif len(three) == 2:
-        missing, other = ("tokens", "params") if "params" in three else ("params", "tokens")
-        three[missing] = three["compute"] / 6 / three[other]
-    if "compute" in three:
-        known.setdefault("flops", three["compute"])
-    if "params" in three and "tokens" in three:
-        known.setdefault("tokens_per_param", three["tokens"] / three["params"])
-    return pd.DataFrame({**known, **three})
+    if set(related) == {"params", "tokens"}:
+        related["compute"] = 6 * related["params"] * related["tokens"]
+    elif len(related) == 2:
+        missing, other = ("tokens", "params") if "params" in related else ("params", "tokens")
+        related[missing] = related["compute"] / 6 / related[other]
+    if "compute" in related:
+        known.setdefault("flops", related["compute"])
+    if "params" in related and "tokens" in related:
+        known.setdefault("tokens_per_param", related["tokens"] / related["params"])
+    return pd.DataFrame({**known, **related})
 
 
 def _checked(points: pd.DataFrame) -> pd.DataFrame:
     missing = [name for name in COLUMNS if name not in points]
     if missing:
-        there = ", ".join(map(str, points.columns))
+        present = ", ".join(map(str, points.columns))
         named = " ".join(f"columns.{name}=NAME" for name in missing)
-        raise TableError(f"points need {', '.join(missing)}: say {named} (the table has {there})")
+        raise TableError(f"points need {', '.join(missing)}: say {named} (the table has {present})")
     table = points[list(COLUMNS)].astype(float)
     wrong = ~(np.isfinite(table) & (table > 0)).all(axis=1)
     if wrong.any():
@@ -217,7 +226,7 @@ def _group(table: pd.DataFrame, x: Swept, config: FitConfig) -> GroupFit:
     inputs = Inputs(
         cells=cells,
         runs=Points(rows=rows, params=params, tokens=tokens, loss_nats=losses),
-        shape=SIZES,
+        shape=PLAIN_TRANSFORMER,
         draws=resample(drawn, config.resampling, index, blocks, "points", config.seed),
         floor=NoiseFloor(sd_nats=None, degrees_of_freedom=0),
         config=config,

@@ -1,8 +1,8 @@
-"""How much the exponents move with choices that a reader might have made otherwise.
+"""Sensitivity of the exponents to the choices of the analysis.
 
-The estimators are the columns; the rows are the cost and its Huber delta, outliers, what N counts and, for
-the surface alone, how FLOPs are counted (equal FLOPs under one accounting are unequal under the other, so
-that no estimator which works budget by budget can change it).
+Columns are the estimators. Rows are the cost and its Huber delta, outliers, the parameters that N counts and,
+for the surface alone, the accounting of FLOPs: runs of equal FLOPs under one accounting are unequal under the
+other, and the other estimators need budgets.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from typing import Any, get_args
 import numpy as np
 
 from analysis.config import FitConfig, ParameterCount
+from analysis.format import fixed
+from analysis.isoflop.curves import SYMBOLS
 from analysis.isoflop.geometry import Geometry, released_gap
 from analysis.isoflop.group import GroupFit
 from analysis.isoflop.surface_estimator import fit_parametric
 
-RESAMPLES = 100  # the table shows point estimates, whose acceptance alone asks for resamples
-OUTLIERS = 0.05  # share of the runs with the largest residuals that one variant leaves out
+RESAMPLES = 100  # the table shows point estimates; only their acceptance needs resamples
+OUTLIERS = 0.05  # share of the runs, those with the largest residuals, that one variant leaves out
 SQUARED = 10.0
 # (config, run ids to leave out) -> the groups fitted again
 Refit = Callable[[FitConfig, tuple[str, ...]], Sequence[GroupFit]]
@@ -33,15 +35,29 @@ class Variant:
     choice: str
     exponents: dict[str, dict[str, float | None]]  # quantity -> estimator -> exponent
 
+    def summary(self) -> str:
+        """Return the exponents of every estimator, one line per quantity."""
+        lines = []
+        for quantity, values in self.exponents.items():
+            cells = ", ".join(f"{name} {fixed(value, 3) if value else '–'}" for name, value in values.items())
+            lines.append(f"  {self.group}, {self.choice}, {SYMBOLS[quantity]}: {cells}")
+        return "\n".join(lines)
+
 
 def sensitivity(
     groups: Sequence[GroupFit], refit: Refit, config: FitConfig, *, counts: bool = True
 ) -> tuple[Variant, ...]:
-    """Refit every group under other costs, parameter counts and accountings, and without its outliers."""
+    """Refit every group under other costs, parameter counts and accountings, and without its outliers.
+
+    Parameters
+    ----------
+    refit : fits the groups again under another config and without some run ids.
+    counts : also vary what N counts and the accounting; a table of points has neither.
+    """
     base = replace(config, bootstrap=RESAMPLES, profiles=False, validation=False, resampling="noise")
     cost = f"Huber {config.huber_delta:g}"
-    told = f", N {_words(config.parameter_count)}" if counts else ""
-    choices: list[tuple[str, FitConfig]] = [(f"as reported ({cost}{told})", base)]
+    counted = f", N {_spelled(config.parameter_count)}" if counts else ""
+    choices: list[tuple[str, FitConfig]] = [(f"as reported ({cost}{counted})", base)]
     choices += [
         (
             f"cost: {'squared error' if delta == SQUARED else f'Huber {delta:g}'}",
@@ -51,19 +67,25 @@ def sensitivity(
         if delta != config.huber_delta
     ]
     choices += [
-        (f"N counts {_words(count)}", replace(base, parameter_count=count))
+        (f"N counts {_spelled(count)}", replace(base, parameter_count=count))
         for count in get_args(ParameterCount)
         if counts and count != config.parameter_count
     ]
-    found = [_variant(group, choice) for choice, other in choices for group in refit(other, ())]
+    variants = [_variant(group, choice) for choice, other in choices for group in refit(other, ())]
     for group in groups:
-        found += _without_outliers(group, refit, base)
-        found += _other_accounting(group, base) if counts else []
+        variants += _without_outliers(group, refit, base)
+        variants += _other_accounting(group, base) if counts else []
     order = {group.label: place for place, group in enumerate(groups)}
-    return tuple(sorted(found, key=lambda variant: order[variant.group]))
+    return tuple(sorted(variants, key=lambda variant: order[variant.group]))
 
 
-def _words(count: str) -> str:
+def variants_summary(variants: Sequence[Variant]) -> str:
+    """Return the exponents under every choice as plain text."""
+    heading = "Exponents under other choices (– where the law is refused)"
+    return "\n".join([heading, *(variant.summary() for variant in variants)])
+
+
+def _spelled(count: str) -> str:
     return count.replace("_", " ").replace("non ", "non-").replace("flops", "FLOPs")
 
 
@@ -76,7 +98,7 @@ def _variant(group: GroupFit, choice: str) -> Variant:
 
 
 def _without_outliers(group: GroupFit, refit: Refit, config: FitConfig) -> list[Variant]:
-    """Leave out the runs farthest from the shared-shape fit (at least one) and fit again."""
+    """Refit without the runs farthest from the shared-shape fit (at least one)."""
     curve = group.estimator().curve
     if curve is None:
         return []
@@ -90,11 +112,11 @@ def _without_outliers(group: GroupFit, refit: Refit, config: FitConfig) -> list[
     worst: Any = group.table["run_id"].iloc[group.cells.rows[np.argsort(-residual, kind="stable")[:count]]]
     name = f"without the {count} run{'s' * (count > 1)} farthest from the fit"
     again = refit(config, tuple(str(run_id) for run_id in worst))
-    return [_variant(found, name) for found in again if found.label == group.label]
+    return [_variant(refitted, name) for refitted in again if refitted.label == group.label]
 
 
 def _other_accounting(group: GroupFit, config: FitConfig) -> list[Variant]:
-    """Read the optima of the same surface under the other accounting's FLOPs (surface alone)."""
+    """Return the optima of the same surface under the other accounting's FLOPs."""
     other = {"paper": "released", "released": "paper"}.get(group.accounting)
     if other is None:
         return []

@@ -1,4 +1,4 @@
-"""The columns of the two tables that every study ends in, and the check that guards them."""
+"""The columns of the runs, depths, scores and items tables, and the check of a table against them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Literal
 
 import pandas as pd
 
-SCHEMA_VERSION = 4
-# By the version that brought them: columns of the runs table, and what their absence means in older ones.
+SCHEMA_VERSION = 5
+# Columns of the runs table by the version that added them, with their value in older tables.
 ADDED: dict[int, dict[str, int | float | str]] = {
     2: {
         "lr_scaling": "none",
@@ -30,6 +30,7 @@ ADDED: dict[int, dict[str, int | float | str]] = {
         "trunk_share_flops": 0.0,
     },
     4: {"recipe": ""},
+    5: {"kernels": ""},
 }
 
 Kind = Literal["string", "float64", "int64"]
@@ -116,6 +117,7 @@ data_wait_share                    float  share of the training time spent waiti
 peak_memory_bytes                  float  most memory that one process held
 devices                            int    processes, one device each, that trained the run
 device                             str    device name
+kernels                            str    how its steps were computed: reference (torch) or cpu (C++)
 attempts                           int    times that the run was started
 micro_batch_changed                int    1 where it was halved to fit memory: summed in another order
 status                             str    planned, submitted, running, done or failed:<class>

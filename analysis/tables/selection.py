@@ -1,17 +1,16 @@
-"""From table files to the rows that a fit may use, with a reason for every row that it may not."""
+"""The runs that a fit may use, the reason why others are left out, and the groups that share a law."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from analysis.tables.schema import DEPTHS, ITEMS, RUNS, Column, TableError, conform
+from analysis.tables.schema import ADDED, RUNS, TableError, conform
 
-# Runs may share a fit only where these agree; seeds, depths and budgets are what a study varies.
+# Runs may share a fit only if these columns agree; a study varies seeds, depths and budgets.
 VARIANT = (
     "scale",
     "accounting",
@@ -41,9 +40,12 @@ CELL = (
 )
 
 
+DIGEST_VERSION = 4  # of the runs table whose columns all enter its digest
+
+
 @dataclass(frozen=True, kw_only=True)
 class LeftOut:
-    """A run that no law uses, and why."""
+    """A run that no law uses, and the reason."""
 
     run_id: str
     reason: str
@@ -51,53 +53,14 @@ class LeftOut:
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """The runs that laws may use, in an order that does not depend on the table's, and the others."""
+    """The runs that laws may use, sorted by id, and the runs left out."""
 
     runs: pd.DataFrame = field(repr=False)
     left_out: tuple[LeftOut, ...]
 
 
-def read_tables(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read the runs and depths tables of a collected sweep: Parquet, or CSV where that alone was kept.
-
-    Raises TableError when a table is absent, unreadable or of another schema.
-    """
-    return _read_table(Path(folder), "runs", RUNS), _read_table(Path(folder), "depths", DEPTHS)
-
-
-def _read_table(folder: Path, name: str, columns: tuple[Column, ...]) -> pd.DataFrame:
-    files = [folder / f"{name}.parquet", folder / f"{name}.csv"]
-    path = next((path for path in files if path.is_file()), None)
-    if path is None:
-        raise TableError(f"no {name} table in {folder}{_beside(folder)}: run loopscale collect sweep=NAME")
-    try:
-        frame = pd.read_parquet(path) if path.suffix == ".parquet" else _read_csv(path, columns)
-    except (OSError, ValueError) as error:
-        raise TableError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
-    return conform(frame, columns)
-
-
-def _read_csv(path: Path, columns: tuple[Column, ...]) -> pd.DataFrame:
-    """Read a table as it was written: every digit of its numbers, and an empty text as that."""
-    texts = [column.name for column in columns if column.kind == "string"]
-    frame = pd.read_csv(path, dtype=dict.fromkeys(texts, "string"))
-    return frame.fillna(dict.fromkeys(texts, ""))
-
-
-def _beside(folder: Path) -> str:
-    """Name the collected sweeps that lie beside a folder without tables."""
-    names = sorted({path.parent.name for path in folder.parent.glob("*/runs.*")})
-    return f" (collected there: {', '.join(names)})" if names else ""
-
-
-def read_items(folder: Path) -> pd.DataFrame | None:
-    """Read `items.parquet` of a collected sweep; None where no run was evaluated on tasks."""
-    path = Path(folder) / "items.parquet"
-    return conform(pd.read_parquet(path), ITEMS) if path.is_file() else None
-
-
 def select(runs: pd.DataFrame, max_epochs: float) -> Selection:
-    """Sort `runs` by id and keep those that are done, have a finite loss and do not repeat their data.
+    """Return the runs that are done, have a finite loss and at most `max_epochs` epochs, sorted by id.
 
     Raises TableError for an empty table, a run listed twice, no usable run, or usable runs of two data
     digests.
@@ -145,9 +108,9 @@ def _refuse_mixed_data(runs: pd.DataFrame) -> None:
 
 
 def groups(runs: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """Split runs into those that may share a law: one scale, one accounting, one training recipe.
+    """Return the groups of runs that may share a law: one scale, one accounting, one training recipe.
 
-    The label names scale and accounting, and any recipe column that differs between groups of one scale.
+    A group's label names scale and accounting, and any recipe column that differs between groups of a scale.
     """
     split = [frame for _, frame in runs.groupby(list(VARIANT), sort=True, dropna=False)]
     extra = VARIANT[2:]
@@ -156,16 +119,30 @@ def groups(runs: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
         scale, accounting = frame["scale"].iloc[0], frame["accounting"].iloc[0]
         siblings = runs[(runs["scale"] == scale) & (runs["accounting"] == accounting)]
         varied = [name for name in extra if siblings[name].nunique(dropna=False) > 1]
-        told = [f"{name}={frame[name].iloc[0]}" for name in varied if name != "recipe"]
+        recipe = [f"{name}={frame[name].iloc[0]}" for name in varied if name != "recipe"]
         common = set.intersection(*(set(text.split()) for text in siblings["recipe"]))
-        told += [text for text in frame["recipe"].iloc[0].split() if text not in common]
-        parts = [f"{scale}", f"{accounting} FLOPs", *told]
+        recipe += [text for text in frame["recipe"].iloc[0].split() if text not in common]
+        parts = [f"{scale}", f"{accounting} FLOPs", *recipe]
         labels.append(", ".join(parts))
     return list(zip(labels, split, strict=True))
 
 
 def digest(frame: pd.DataFrame) -> str:
-    """Return 12 hex digits of the table's content, whatever the order of its rows and columns."""
+    """Return 12 hex digits of the table's content, independent of the order of its rows and columns.
+
+    A runs table that says nothing in the columns added after version 4 has its digest of that version.
+    """
+    frame = _without_empty_additions(frame)
     columns = sorted(frame.columns)
     ordered = frame[columns].sort_values(columns, kind="stable")
     return hashlib.sha256(ordered.to_csv(index=False).encode()).hexdigest()[:12]
+
+
+def _without_empty_additions(frame: pd.DataFrame) -> pd.DataFrame:
+    if "schema_version" not in frame:
+        return frame
+    later = {version: columns for version, columns in ADDED.items() if version > DIGEST_VERSION}
+    added = {name: value for columns in later.values() for name, value in columns.items() if name in frame}
+    empty = [name for name, value in added.items() if (frame[name].isna() | (frame[name] == value)).all()]
+    frame = frame.drop(columns=empty)
+    return frame if len(empty) < len(added) else frame.assign(schema_version=DIGEST_VERSION)

@@ -1,9 +1,9 @@
 """Runs logged with Weights & Biases as one table: a project over the public API, or folders of offline runs.
 
-Columns are the keys of a run's config and summary, nested ones dotted, with `run_id` and `name`; where both
-know a key the summary's value counts. wandb is imported when a table is asked for, not before. It writes
-offline runs but no longer ships a reader of them, so the frames of the file (the record format of LevelDB's
-log) are taken apart here and their content is parsed by wandb's own protocol.
+Columns are the keys of a run's config and summary, nested ones dotted, with `run_id` and `name`. A key that
+both hold has the summary's value. wandb is imported when a table is read. It writes offline runs but ships no
+reader of them, so this module splits the file into its frames (the record format of LevelDB's log) and parses
+their content with wandb's own protocol.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _offline(folder: Path) -> list[dict[str, Any]]:
 
 
 def _read_run(path: Path) -> dict[str, Any] | None:
-    """Replay one file: config and summary are written as updates, history as rows of metrics."""
+    """Return the last state of one file: config and summary are stored as updates, history as rows."""
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     from wandb.proto.wandb_internal_pb2 import Record
 
@@ -84,19 +84,19 @@ def _update(values: dict[str, Any], items: Any) -> None:
 
 
 def _row(run_id: str, name: str, config: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
-    known = {**_flat(config), **_flat(summary)}
-    values = {key: value for key, value in known.items() if not key.startswith("_")}
+    merged = {**_flat(config), **_flat(summary)}
+    values = {key: value for key, value in merged.items() if not key.startswith("_")}
     return {**values, "run_id": run_id, "name": name or run_id}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{key}.")
+            flat |= _flat(value, f"{prefix}{key}.")
         else:
-            found[f"{prefix}{key}"] = value
-    return found
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 def frames(path: Path) -> Iterator[bytes]:

@@ -57,7 +57,7 @@ def exponents(grid: str) -> list[list[str]]:
         noise = found["noise"] or {}
         scatter = noise.get("residual_sd_nats")
         p = noise.get("lack_of_fit")
-        fit = "" if p is None else f" (lack of fit: p = {_short(f'{p:.2g}')})"
+        fit = "" if p is None else f" (lack of fit: p = {p:.2g})"
         rows.append([name, *cells, "" if scatter is None else _decimals(scatter) + fit])
     return rows
 
@@ -95,7 +95,7 @@ def corners(sweep: str) -> list[list[str]]:
 def stability() -> list[list[str]]:
     """Tabulate how many seeds of an injection were stable at every rate, and the loss of all."""
     found = _read("summary.json")["stability"]
-    rows = [["AdamW rate", *(_short(rate) for rate in found["diagonal"])]]
+    rows = [["AdamW rate", *found["diagonal"]]]
     for injection in ("diagonal", "add", "linear"):
         cells = [
             f"{cell['stable']} of {cell['runs']}, {cell['loss_mean_nats']:.2f} ± {cell['loss_sd_nats']:.2f}"
@@ -149,16 +149,12 @@ def _span(value: float, low: float | None, high: float | None, shown: Callable[[
     return f"{shown(value)} [{', '.join(ends)}]"
 
 
-def _short(text: str) -> str:
-    return re.sub(r"^([+-]?)0\.", r"\1.", text)
-
-
 def _decimals(value: float, digits: int = 3) -> str:
-    return _short(f"{value:.{digits}f}")
+    return f"{value:.{digits}f}"
 
 
 def _signed(value: float) -> str:
-    return _short(f"{value:+.3f}")
+    return f"{value:+.3f}"
 
 
 def _plain(value: float) -> str:

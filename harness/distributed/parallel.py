@@ -71,7 +71,8 @@ class Replica:
         if not self.sharded:
             return self.model
         device = next(self.model.parameters()).device
-        whole = build_model(self.model.config, seed=0, device="meta").to_empty(device=device)
+        whole = build_model(self.model.config, seed=0, device="meta", kernels=self.model.kernels)
+        whole = whole.to_empty(device=device)
         whole.rope.copy_(self.model.rope)
         with torch.no_grad():
             for target, source in zip(whole.parameters(), self.model.parameters(), strict=True):

@@ -16,7 +16,7 @@ from harness.data.tokenizer import token_bytes
 from harness.distributed.process_group import ALONE, Ranks
 from harness.evaluation.weights import is_run, load_weights, tokenizer_file
 from harness.run.folder import RunFolder
-from harness.training.session import device_named
+from harness.training.session import device_named, prepare_process
 from model.config_validation import ConfigError
 from model.transformer import LoopedTransformer
 
@@ -56,8 +56,10 @@ def load_subject(path: Path, cache: Path, *, device: str = "auto", ranks: Ranks 
             f"{file} has {tokenizer.get_vocab_size()} tokens, the model only "
             f"{model.config.vocabulary_size}: this is not its tokenizer"
         )
+    place = device_named(device, ranks)
+    prepare_process(place)
     return Subject(
-        model=model.to(device_named(device, ranks)),
+        model=model.to(place),
         tokenizer=tokenizer,
         bos=bos,
         token_bytes=token_bytes(text),

@@ -95,6 +95,7 @@ class TrainingConfig:
     parallel: Literal["ddp", "fsdp"] = "ddp"  # several processes: whole replicas, or sharded weights (FSDP2)
     threads: Annotated[int, Gt(0)] | None = None  # None: as torch chooses
     compile: bool = False
+    kernels: Literal["auto", "reference", "cpu"] = "auto"  # how a step is computed: `model.kernels`
     log_every: Annotated[int, Gt(0)] = 10  # steps
     checkpoint_every_s: Annotated[float, Gt(0)] = 300.0
     keep_checkpoints: Annotated[int, Gt(0)] = 2
@@ -107,6 +108,11 @@ class TrainingConfig:
             raise ValueError(
                 f"micro_batch={self.micro_batch} is more than batch_sequences={self.batch_sequences}: "
                 f"at most {self.batch_sequences}"
+            )
+        if self.kernels == "cpu" and (self.device == "cuda" or self.precision == "bfloat16"):
+            raise ValueError(
+                f"kernels=cpu computes in float32 on a CPU, got device={self.device} "
+                f"precision={self.precision}; use kernels=auto"
             )
 
 

@@ -16,7 +16,7 @@ from harness.run.identity import recipe
 from model.depth import expected_depths
 from model.flops import flops_per_token, parameter_counts
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 5
 VERSION = "0.1.0"
 # How fast a run went and what it took: not the same from one attempt, or machine, to the next.
 MEASURED = ("wall_s", "device_s", "tokens_per_s", "mfu", "data_wait_share", "peak_memory_bytes")
@@ -116,6 +116,7 @@ def planned_record(
         "epochs": columns["tokens"] / unique_tokens,
         **dict.fromkeys(RESULTS),
         "device": "",
+        "kernels": "",
         "devices": 1,
         "attempts": 0,
         "micro_batch_changed": 0,

@@ -11,12 +11,9 @@ import torch
 from harness.distributed.parallel import Replica
 from harness.run.config import RunConfig
 from model.config_validation import ConfigError
-from model.kernels.cpu.block import fuses_blocks
+from model.kernels import Workload
 from model.memory import memory_estimate_bytes
 
-# At once for a thread, of two at least. What torch's operators pass on should stay in the caches; a fused
-# block sees to that itself, and more tokens only need memory.
-_CPU_TOKENS, _FUSED_TOKENS = 1024, 4096
 _SHARE = 0.9  # of the device's memory that a step may take: the optimiser and other users need some too
 _CGROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
@@ -32,7 +29,7 @@ def find_micro_batch(run: RunConfig, replica: Replica) -> int:
     if run.training.micro_batch is not None:
         return min(run.training.micro_batch, share)
     device = next(replica.model.parameters()).device
-    fits = _tried(run, replica, device) if device.type == "cuda" else _estimated(run, replica.ranks.world)
+    fits = _tried(run, replica, device) if device.type == "cuda" else _estimated(run, replica)
     found = largest_fitting(share, lambda size: not replica.ranks.any([not fits(size)])[0])
     if found is None:
         raise ConfigError(
@@ -53,10 +50,20 @@ def largest_fitting(share: int, fits: Callable[[int], bool]) -> int | None:
     return size
 
 
-def suits_cpu(sequences: int, length: int, fused: bool) -> bool:
-    """Say whether a CPU should take so many sequences at once, through fused blocks or through torch's."""
-    tokens = (_FUSED_TOKENS if fused else _CPU_TOKENS) * max(2, torch.get_num_threads())
-    return sequences == 1 or sequences * length <= tokens
+def workload_of(run: RunConfig, device: torch.device) -> Workload:
+    """Return what the choice of kernels for a step depends on."""
+    training = run.training
+    return Workload(
+        config=run.model,
+        device=device.type,
+        precision=training.precision,
+        document_mask=training.document_mask,
+    )
+
+
+def suits_cpu(sequences: int, length: int, tokens_per_thread: int) -> bool:
+    """Return True unless a CPU, of two threads at least, is faster with fewer sequences at once."""
+    return sequences == 1 or sequences * length <= tokens_per_thread * max(2, torch.get_num_threads())
 
 
 def available_bytes() -> int:
@@ -78,13 +85,13 @@ def _limit_files() -> Iterator[Path]:
             yield from (each / name for each in (folder, *folder.parents) if each.is_relative_to(root))
 
 
-def _estimated(run: RunConfig, processes: int) -> Callable[[int], bool]:
+def _estimated(run: RunConfig, replica: Replica) -> Callable[[int], bool]:
     """Compare the planner's estimate with the machine's memory, which all processes are taken to share."""
-    room, precision = _SHARE * available_bytes() / processes, run.training.precision
-    fused = fuses_blocks(run.model) and precision == "float32" and not run.training.document_mask
+    room, precision = _SHARE * available_bytes() / replica.ranks.world, run.training.precision
+    tokens = replica.model.kernels.tokens_at_once(workload_of(run, torch.device("cpu")))
 
     def fits(size: int) -> bool:
-        suits = suits_cpu(size, run.model.sequence_length, fused)
+        suits = suits_cpu(size, run.model.sequence_length, tokens)
         return suits and memory_estimate_bytes(run.model, size, precision=precision).total <= room
 
     return fits

@@ -19,11 +19,10 @@ from harness.run.trunk import origin
 from harness.storage.sharded_tensors import ShardReader, TensorShard, unsharded
 from harness.training.checkpoint import Checkpoint, open_newest
 from harness.training.guardrails import LossGuard
-from harness.training.micro_batch import find_micro_batch
+from harness.training.micro_batch import find_micro_batch, workload_of
 from harness.training.throughput import Counters, peak_memory_bytes
 from model.config_validation import ConfigError
-from model.kernels.compilation import compile_blocks
-from model.kernels.cpu import keep_freed_memory
+from model.kernels import compile_blocks, keep_freed_memory, kernels_for, name_in_use
 from model.transformer import build_model
 
 
@@ -36,6 +35,7 @@ class Session:
     device: torch.device
     replica: Replica
     optimizer: ShardedOptimizer
+    kernels: str  # name of the implementation that computes the steps
     first_step: int = 0
     segment: bool = False  # of a trunk: it ends in the middle of the runs that it is trained for
     counters: Counters = field(default_factory=Counters)
@@ -112,12 +112,15 @@ def open_session(folder: RunFolder, run: RunConfig, ranks: Ranks) -> Session:
     """
     check_divisible(run.training.batch_sequences, ranks.world)
     device = device_named(run.training.device, ranks, key="training.device")
+    prepare_process(device)
     if run.training.threads is not None:
         torch.set_num_threads(run.training.threads)
     demand_determinism(compiled=run.training.compile)
-    model = build_model(run.model, seed=run.seed, device=device)
+    workload = workload_of(run, device)
+    kernels = kernels_for(run.training.kernels, workload)
+    model = build_model(run.model, seed=run.seed, device=device, kernels=kernels)
     if run.training.compile:
-        compile_blocks(model)
+        compile_blocks(model.all_blocks())
     replica = replicate(model, ranks, run.training.parallel)
     optimizer = ShardedOptimizer(replica, run.optimizer)
     session = Session(
@@ -126,6 +129,7 @@ def open_session(folder: RunFolder, run: RunConfig, ranks: Ranks) -> Session:
         device=device,
         replica=replica,
         optimizer=optimizer,
+        kernels=name_in_use(kernels, workload),
         segment=origin(folder).segment,
     )
     session.restore(folder)
@@ -152,15 +156,19 @@ def demand_determinism(*, compiled: bool) -> None:
 def device_named(name: str, ranks: Ranks, *, key: str = "device") -> torch.device:
     """Return a device by name; "auto" is the GPU of this process's local rank where there is one.
 
-    What has been freed stays with a process on a CPU, from then on. Raises ConfigError, naming the `key` that
-    asks for it, for a GPU that is not there.
+    Raises ConfigError, naming the `key` that asks for it, for a GPU that is not there.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"{key}=cuda: no GPU is visible here; use device=cpu or auto")
     if name == "cpu" or not torch.cuda.is_available():
-        keep_freed_memory()
         return torch.device("cpu")
     # A launcher may show each process its own GPU alone.
-    device = torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
-    torch.cuda.set_device(device)
-    return device
+    return torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
+
+
+def prepare_process(device: torch.device) -> None:
+    """Set up this process for work on `device`: the current GPU, or an allocator that keeps what is freed."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    else:
+        keep_freed_memory()

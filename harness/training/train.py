@@ -167,7 +167,7 @@ def _hand_on(folder: RunFolder, session: Session, attempts: int) -> None:
     if session.ranks.first:
         keep_only(folder.checkpoints, [run.steps or 0, *run.training.checkpoint_at])
         cost = {name: getattr(counters, name) for name in ("executed_flops", "wall_s", "device_s")}
-        row = folder.record() | cost | {"status": "done", "attempts": attempts}
+        row = folder.record() | cost | {"status": "done", "attempts": attempts, "kernels": session.kernels}
         folder.set_record(row | {"device": device_name(session.device), "devices": session.ranks.world})
     session.ranks.barrier()
 
@@ -202,6 +202,7 @@ def _record(
         tokens_padded=_rows(run, dataset).padded_tokens(run.steps or 0),
         device=device_name(session.device),
         devices=session.ranks.world,
+        kernels=session.kernels,
         skipped_steps=session.guard.skipped_steps,
         loss_spikes=session.guard.loss_spikes,
     )

@@ -37,7 +37,7 @@ _LEFT_OUT = ("lm_head.weight", "freqs_cis")
 
 
 def our_name(published: str) -> str | None:
-    """Translate a published parameter name; None for one that has no place in our model."""
+    """Return our name of a published parameter; None if our model has no such parameter."""
     if published in _EXACT:
         return _EXACT[published]
     for theirs, ours in {**_PREFIX, **_TRANSFORMER_PREFIX}.items():
@@ -49,7 +49,7 @@ def our_name(published: str) -> str | None:
 
 
 def published_name(ours: str, kind: str) -> str:
-    """Translate one of our parameter names; a transformer's layers are `h`, a looped model's `prelude`."""
+    """Return the published name of a parameter of a model of this kind."""
     for theirs, name in _EXACT.items():
         if name == ours:
             return theirs
@@ -63,20 +63,21 @@ def published_name(ours: str, kind: str) -> str:
 
 
 def build_from_tensors(config: ModelConfig, tensors: Mapping[str, Tensor], source: str) -> LoopedTransformer:
-    """Build a model with these weights, under our names.
+    """Return a model with these weights, under our names.
 
-    Raises:
-        ValueError: missing, unexpected or wrongly shaped tensors, all of them named.
+    Raises
+    ------
+    ValueError : missing, unexpected or wrongly shaped tensors, all of them named.
     """
     model = build_model(config, seed=0, device="meta")
     expected = {name: tuple(value.shape) for name, value in model.named_parameters()}
-    found = {name: tuple(value.shape) for name, value in tensors.items()}
-    if found != expected:
-        missing, unexpected = sorted(expected.keys() - found), sorted(found.keys() - expected)
+    given = {name: tuple(value.shape) for name, value in tensors.items()}
+    if given != expected:
+        missing, unexpected = sorted(expected.keys() - given), sorted(given.keys() - expected)
         misshaped = [
-            f"{name} {found[name]} instead of {expected[name]}"
-            for name in sorted(expected.keys() & found)
-            if found[name] != expected[name]
+            f"{name} {given[name]} instead of {expected[name]}"
+            for name in sorted(expected.keys() & given)
+            if given[name] != expected[name]
         ]
         raise ValueError(
             f"{source} does not fit its config: missing {missing}, unexpected {unexpected}, "
@@ -88,10 +89,11 @@ def build_from_tensors(config: ModelConfig, tensors: Mapping[str, Tensor], sourc
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a file of tensors, safetensors or torch's own; code inside a pickle is never executed.
+    """Return the tensors of a safetensors or torch file; code inside a pickle is never executed.
 
-    Raises:
-        ValueError: a damaged file, or one that holds more than tensors.
+    Raises
+    ------
+    ValueError : a damaged file, or one that holds more than tensors.
     """
     try:
         if path.suffix == ".safetensors":
@@ -113,8 +115,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def load_model(folder: Path) -> LoopedTransformer:
     """Load a published checkpoint or one of our exports: config.json beside its weights, in float32.
 
-    Raises:
-        ValueError: no weights, a config or tensors that do not fit our model.
+    Raises
+    ------
+    ValueError : no weights, a config or tensors that do not fit our model.
     """
     try:
         values = json.loads((folder / "config.json").read_text())
@@ -138,8 +141,9 @@ def load_model(folder: Path) -> LoopedTransformer:
 def export_model(model: LoopedTransformer, folder: Path, *, published: bool = False) -> None:
     """Write config.json and model.safetensors, under our names or in the published layout.
 
-    Raises:
-        ValueError: the published layout cannot express the config; nothing is written then.
+    Raises
+    ------
+    ValueError : the published layout cannot express the config; nothing is written then.
     """
     config = model.config
     values = config_to_published(config) if published else asdict(config)

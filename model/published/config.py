@@ -1,4 +1,4 @@
-"""The published implementation's config.json beside our config, both ways."""
+"""The published implementation's config.json translated to our config and back."""
 
 from __future__ import annotations
 
@@ -62,10 +62,11 @@ _ONLY = {
 
 
 def config_from_published(values: Mapping[str, Any]) -> ModelConfig:
-    """Translate a published config.json.
+    """Return our config of a published config.json.
 
-    Raises:
-        ConfigError: a missing key, or a choice that our model does not have, with the key and its value.
+    Raises
+    ------
+    ConfigError : a missing key, or a choice that our model does not have, with the key and its value.
     """
     looped = "n_layers_in_recurrent_block" in values
     for key, expected in {**_FIXED, **(_FIXED_LOOP if looped else {})}.items():
@@ -88,10 +89,11 @@ def config_from_published(values: Mapping[str, Any]) -> ModelConfig:
 
 
 def config_to_published(config: ModelConfig) -> dict[str, Any]:
-    """Translate one of our configs.
+    """Return the published config.json of one of our configs.
 
-    Raises:
-        ConfigError: a model that the published implementation cannot express, with the field at fault.
+    Raises
+    ------
+    ConfigError : a model that the published implementation cannot express, with the field at fault.
     """
     looped = config.kind == "looped"
     for field, only in _ONLY.items():

@@ -1,26 +1,45 @@
-"""The demo: a whole small study on this machine, from text to a report."""
+"""`loopscale demo`: a whole small study on this machine, from text to a report."""
 
 from __future__ import annotations
 
 import os
-import subprocess
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from model.config_validation import ConfigError
-from sweeps.cli.analyse import report_sweep
-from sweeps.cli.progress import stage_progress, watch
-from sweeps.config.study import EvalConfig, FitTableConfig, StudyConfig
-from sweeps.launch.launch import start_workers, write_ledger
-from sweeps.state.collect import collect
-from sweeps.state.eta import gaps, has_ended
-from sweeps.state.status import status
+from sweeps.cli.help import Command
+from sweeps.config.commands import EvalConfig, FitTableConfig
+from sweeps.config.compose import compose_study, with_lists
+from sweeps.config.study import StudyConfig
+
+if TYPE_CHECKING:
+    import subprocess
 
 
-def run_demo(study: StudyConfig) -> Path:
-    """Run `study` through every room and return the path of its report; finished runs are not repeated.
+def run_demo(overrides: Sequence[str]) -> Path:
+    """Compose the demo's study (`quick=true`: the smaller one), run it and return the path of its report."""
+    quick = any(text.lstrip("+").lower() == "quick=true" for text in overrides)
+    name = "demo_quick" if quick else "demo"
+    return run_study(compose_study([f"sweep={name}", *with_lists(overrides, ("tasks",))]))
 
-    The workers end with this process, each leaving a checkpoint. Raises ConfigError when runs failed.
+
+def run_study(study: StudyConfig) -> Path:
+    """Train, evaluate, collect and report `study`; finished runs are not repeated.
+
+    The workers end with this process, each with a checkpoint.
+
+    Raises
+    ------
+    ConfigError : runs failed or are unfinished.
     """
+    from sweeps.cli.analysis import report_sweep
+    from sweeps.cli.progress import stage_progress, watch
+    from sweeps.launch.launch import start_workers, write_ledger
+    from sweeps.state.collect import collect
+    from sweeps.state.eta import gaps, has_ended
+    from sweeps.state.status import status
+
     with stage_progress() as progress:
         ledger = write_ledger(study, progress)
     folder = Path(study.root) / ledger.name
@@ -31,23 +50,18 @@ def run_demo(study: StudyConfig) -> Path:
     finally:
         _end(workers)
     frame = status(folder)
-    complaint = f"{gaps(frame)}; loopscale status sweep={ledger.name} says why"
+    unfinished = f"{gaps(frame)}; loopscale status sweep={ledger.name} shows the reasons"
     if not frame["status"].map(has_ended).all():
-        raise ConfigError(f"{complaint}; run the demo again to continue")
+        raise ConfigError(f"{unfinished}; run the demo again to continue")
     if study.tasks:
-        from sweeps.cli.evaluate import evaluate_models
+        from sweeps.cli.models import evaluate_tasks
 
-        with stage_progress() as progress:
-            evaluate_models(
-                EvalConfig(sweep=ledger.name, root=study.root, cache=study.cache, tasks=study.tasks), progress
-            )
+        evaluate_tasks(EvalConfig(sweep=ledger.name, root=study.root, cache=study.cache, tasks=study.tasks))
     collect(folder)
-    page, lines = report_sweep(FitTableConfig(sweep=ledger.name, root=study.root))
-    print(f"report: {page}")
-    for line in lines:
-        print(line)
+    page, headlines = report_sweep(FitTableConfig(sweep=ledger.name, root=study.root))
+    print("\n".join([f"report: {page}", *headlines]))
     if not (frame["status"] == "done").all():
-        raise ConfigError(complaint)
+        raise ConfigError(unfinished)
     return page
 
 
@@ -57,3 +71,16 @@ def _end(workers: list[subprocess.Popen[bytes]]) -> None:
             worker.terminate()
     for worker in workers:
         worker.wait()
+
+
+def _demo(overrides: list[str]) -> None:
+    run_demo(overrides)
+
+
+COMMANDS = {
+    "demo": Command(
+        run=_demo,
+        summary="everything above in one go on this machine's CPU",
+        example="loopscale demo quick=true",
+    )
+}

@@ -1,8 +1,7 @@
-"""`loopscale eval`: the scores of runs, exports and published checkpoints on suites of tasks."""
+"""The scores of runs, exports and published checkpoints on suites of tasks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,12 +20,14 @@ from harness.evaluation.symbolic import symbolic_bundle
 from harness.evaluation.weights import check_model, is_run
 from harness.run.folder import RunFolder
 from model.config_validation import ConfigError
-from sweeps.config.study import EvalConfig
+from sweeps.cli.tables import as_json, as_text
+from sweeps.config.commands import EvalConfig
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Progress = Callable[[str, float], None]
+    from analysis.config import Progress
+
 RESAMPLES = 400  # of the items, for the interval of a gain over depth
 SCORE_COLUMNS = {
     "run_id": "run",
@@ -54,6 +55,14 @@ class TaskScores:
 
     frame: pd.DataFrame  # one row per model, task and depth; the fields of harness.evaluation.scores.Score
     notes: tuple[str, ...]  # absent tasks, gain from depth, limits and cropped prompts
+
+    def summary(self) -> str:
+        """Return the table and the remarks as text."""
+        return "\n".join([as_text(self.frame, SCORE_COLUMNS), *self.notes])
+
+    def to_json(self) -> str:
+        """Return the rows and the remarks as JSON."""
+        return as_json(self.frame, notes=self.notes)
 
 
 def evaluate_models(settings: EvalConfig, progress: Progress = lambda stage, fraction: None) -> TaskScores:
@@ -149,13 +158,18 @@ def _bundle(settings: EvalConfig, name: str, progress: Progress) -> Path:
 
 
 def models_of(settings: EvalConfig) -> list[Path]:
-    """Return the folders of the models; raises ConfigError where none is named, or two in different ways."""
+    """Return the folders of the models.
+
+    Raises
+    ------
+    ConfigError : no model is named, or one is named in two ways.
+    """
     named = {"run": settings.run, "checkpoint": settings.checkpoint, "sweep": settings.sweep}
     given = [name for name, value in named.items() if value is not None]
     if len(given) != 1 and given != ["run", "sweep"]:
+        problem = f"{' and '.join(given)} are set together" if given else "no model is named"
         raise ConfigError(
-            "what is evaluated? set run=FOLDER, sweep=NAME, sweep=NAME with run=ID, or checkpoint=FOLDER; "
-            f"got {' and '.join(given) or 'none'}"
+            f"{problem}: set run=FOLDER, sweep=NAME, sweep=NAME with run=ID, or checkpoint=FOLDER"
         )
     if settings.sweep is None:
         return [Path(settings.run or settings.checkpoint or "")]

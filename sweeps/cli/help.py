@@ -1,10 +1,10 @@
-"""What `loopscale --help` says: the commands, their settings, and the keys of every group."""
+"""The help texts: the list of commands, the settings of one, and the keys of every configuration group."""
 
 from __future__ import annotations
 
 import dataclasses
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,101 +29,18 @@ GROUPS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """One command as `--help` tells it."""
+    """One command: the function that runs it and what `--help` shows."""
 
+    run: Callable[[list[str]], str | None]  # takes the overrides and returns the text to print
     summary: str
     example: str
-    settings: str  # file under conf/ whose keys it takes
+    settings: str = "config"  # file under conf/ whose keys it takes
 
 
-COMMANDS = {
-    "data": Command(
-        summary="read text, train the tokenizer, write token shards",
-        example="loopscale data data=text path=my_corpus/",
-        settings="config",
-    ),
-    "train": Command(
-        summary="train one run, or resume it; -m trains a product, key=a,b, one after the other",
-        example="loopscale train model=looped_90k model.mean_recurrence=4 budget_flops=1e11",
-        settings="config",
-    ),
-    "eval": Command(
-        summary="validation loss, test-time depth curve, Core and other tasks of a run or checkpoint",
-        example="loopscale eval sweep=demo run=RUN_ID tasks=core depths=1,2,4,8",
-        settings="table/eval",
-    ),
-    "export": Command(
-        summary="a model's config, weights and tokenizer as a folder that stands alone",
-        example="loopscale export checkpoint=runs/demo/RUN_ID folder=my_model",
-        settings="table/export",
-    ),
-    "generate": Command(
-        summary="continue a prompt at a chosen test-time depth",
-        example="loopscale generate checkpoint=runs/demo/RUN_ID prompt='def main(' depth=8",
-        settings="table/generate",
-    ),
-    "plan": Command(
-        summary="solve a grid and price it; writes only for design=, suggest= and calibrate=",
-        example="loopscale plan sweep=isoflop_140m accounting=released",
-        settings="config",
-    ),
-    "launch": Command(
-        summary="plan, confirm, start what is missing, return at once",
-        example="loopscale launch sweep=demo confirm=false",
-        settings="config",
-    ),
-    "status": Command(
-        summary="how a launched sweep stands",
-        example="loopscale status sweep=demo watch=true",
-        settings="table/status",
-    ),
-    "cancel": Command(
-        summary="stop a launched sweep, or one run; launch continues it",
-        example="loopscale cancel sweep=demo",
-        settings="table/cancel",
-    ),
-    "retry": Command(
-        summary="start failed runs again",
-        example="loopscale retry sweep=demo failed=true",
-        settings="table/retry",
-    ),
-    "collect": Command(
-        summary="one table of runs and one of (run, depth), Parquet and CSV",
-        example="loopscale collect sweep=demo",
-        settings="table/collect",
-    ),
-    "sync": Command(
-        summary="rebuild the wandb runs of a sweep from its metrics",
-        example="loopscale sync sweep=demo mode=online",
-        settings="table/sync",
-    ),
-    "fit": Command(
-        summary="scaling laws with confidence intervals, or the reasons for none",
-        example="loopscale fit data=points.csv columns.compute=flops columns.x=params columns.loss=loss",
-        settings="table/fit",
-    ),
-    "report": Command(
-        summary="figures (PDF, PNG, CSV) and one self-contained HTML page",
-        example="loopscale report data=parcae_published",
-        settings="table/report",
-    ),
-    "compare": Command(
-        summary="looped against fixed depth at equal FLOPs",
-        example="loopscale compare sweep=demo",
-        settings="table/compare",
-    ),
-    "demo": Command(
-        summary="everything above in one go on this machine's CPU",
-        example="loopscale demo quick=true",
-        settings="config",
-    ),
-}
-
-
-def usage() -> str:
+def usage(commands: Mapping[str, Command]) -> str:
     """Return the text of `loopscale --help`."""
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    width = max(map(len, commands))
+    lines = [f"  {name:<{width}}  {command.summary}" for name, command in commands.items()]
     return "\n".join(
         [
             "usage: loopscale COMMAND [key=value | group=name | +key=value ...]",
@@ -137,9 +54,8 @@ def usage() -> str:
     )
 
 
-def command_help(name: str) -> str:
+def command_help(name: str, command: Command) -> str:
     """Return the text of `loopscale COMMAND --help`: an example, the settings, the groups with their keys."""
-    command = COMMANDS[name]
     text = (CONF / f"{command.settings}.yaml").read_text()
     study = command.settings == "config"
     body = text[text.index("\nroot:") :] if study else text

@@ -1,4 +1,4 @@
-"""What a person sees while something runs: progress bars with an ETA, and the sweep's live table."""
+"""Progress bars with an ETA, and the live table of a sweep; on stderr."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 REFRESH_S = 1.0
-STARTING_S = 15.0  # a worker just launched imports torch before it takes its slot
+STARTING_S = 15.0  # a new worker imports torch before it takes its slot
 BUSY_ROWS, FAILED_ROWS = 40, 10  # in the live view
-PLAIN_EVERY_S = 15.0  # where there is no terminal, one line this often
+PLAIN_EVERY_S = 15.0  # between lines where stderr is no terminal
 
 
 def _console() -> Console:
@@ -48,7 +48,7 @@ def stage_progress() -> Iterator[Callable[[str, float], None]]:
     tasks: dict[str, Any] = {}
 
     def update(stage: str, fraction: float) -> None:
-        bar.start()  # not before there is something to show
+        bar.start()  # only now is there something to show
         if stage not in tasks:
             for earlier in tasks.values():
                 bar.update(earlier, completed=1.0)
@@ -76,7 +76,7 @@ def step_progress(title: str, steps: int) -> Iterator[Callable[[dict[str, float 
 
 
 def watch(folder: Path, alive: Callable[[pd.DataFrame], bool] = lambda frame: True) -> None:
-    """Show the sweep in `folder` until all runs have ended or `alive` says no; line by line elsewhere."""
+    """Show the sweep in `folder` until all runs have ended or `alive` returns False."""
     console = _console()
     meter = _Meter()
     with Live(console=console, auto_refresh=False, transient=True) as live:
@@ -95,7 +95,7 @@ def watch(folder: Path, alive: Callable[[pd.DataFrame], bool] = lambda frame: Tr
 
 
 def watch_until_idle(folder: Path) -> None:
-    """Show the sweep in `folder` as long as anything is at it, allowing a new launch to start."""
+    """Show the sweep in `folder` until it has ended or nothing works on it any more."""
     began = time.monotonic()
 
     def alive(frame: pd.DataFrame) -> bool:
@@ -106,7 +106,7 @@ def watch_until_idle(folder: Path) -> None:
 
 
 class _Meter:
-    """Turns the share of FLOPs done into an ETA, counting from its first look."""
+    """Estimates the remaining time from the FLOPs done since the first call."""
 
     def __init__(self) -> None:
         self._first: tuple[float, float] | None = None

@@ -1,4 +1,4 @@
-"""Tables as text: rich for small ones, plain for large ones, JSON for machines."""
+"""Data frames as aligned text and as JSON."""
 
 from __future__ import annotations
 
@@ -6,59 +6,13 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
+from pydantic_core import to_jsonable_python
+
 if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
 
 RICH_ROWS = 300  # rich takes seconds for thousands of rows
-PLAN_COLUMNS = {
-    "verdict": "",
-    "scale": "",
-    "kind": "",
-    "mean_recurrence": "µ",
-    "seed": "",
-    "target_flops": "target FLOPs",
-    "nominal_flops": "nominal FLOPs",
-    "steps": "",
-    "tokens": "",
-    "epochs": "",
-    "memory_bytes": "memory",
-    "devices": "",
-    "hours": "device-hours",
-    "trunk_steps": "shared steps",
-    "status": "",
-    "reason": "",
-}
-STATUS_COLUMNS = {
-    "run_id": "run",
-    "trunk_id": "trunk",
-    "target_flops": "target FLOPs",
-    "status": "",
-    "attempts": "",
-    "step": "",
-    "steps": "",
-    "train_loss_nats": "train loss",
-    "val_loss_nats": "val loss",
-    "tokens_per_s": "tokens/s",
-    "eta_s": "ETA",
-    "job": "",
-    "node": "",
-    "message": "",
-}
-
-
-DESIGN_COLUMNS = {
-    "budget_flops": "budget FLOPs",
-    "runs": "",
-    "true": "true µ*",
-    "low": "2.5 % of µ*",
-    "high": "97.5 %",
-    "below": "below grid",
-    "above": "above",
-    "without": "no minimum",
-    "power": "",
-    "power_known": "power, noise known",
-}
 
 
 def as_text(frame: pd.DataFrame, columns: dict[str, str]) -> str:
@@ -79,22 +33,17 @@ def as_text(frame: pd.DataFrame, columns: dict[str, str]) -> str:
 
 def as_json(frame: pd.DataFrame, **more: Any) -> str:
     """Return `frame` as JSON records under "rows", beside `more`; missing values are null."""
-    rows = [{name: plain(value) for name, value in row.items()} for row in frame.to_dict("records")]
-    return json.dumps({"rows": rows} | {name: plain(value) for name, value in more.items()}, indent=1)
+    return to_json({"rows": frame.to_dict("records"), **more})
 
 
-def plain(value: Any) -> Any:
-    """Return `value` as JSON knows it: numpy scalars unwrapped, what is not a number as None."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [plain(item) for item in value]
-    value = value.item() if hasattr(value, "item") else value
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def to_json(value: Any) -> str:
+    """Return indented JSON; numpy scalars become numbers, NaN and infinities null."""
+    plain = to_jsonable_python(value, inf_nan_mode="null", fallback=lambda scalar: scalar.item())
+    return json.dumps(plain, indent=1)
 
 
 def cell_text(name: str, value: Any) -> str:
-    """Return one value as a table shows it: FLOPs and tokens to four digits, losses to four decimals."""
+    """Return one value as text: FLOPs and tokens to four digits, losses to four decimals."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if name in ("target_flops", "nominal_flops", "budget_flops", "tokens"):

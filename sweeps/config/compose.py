@@ -1,4 +1,4 @@
-"""Compose Hydra configurations into checked dataclasses; every complaint of Hydra's becomes one line."""
+"""Compose Hydra configurations into checked dataclasses; every Hydra error becomes one line."""
 
 from __future__ import annotations
 
@@ -7,33 +7,40 @@ import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from harness.run.budget import LENGTHS
 from harness.run.config import RunConfig
 from model.config_validation import ConfigError, build, closest
 from sweeps.config.cluster import ClusterConfig, RetryConfig
+from sweeps.config.commands import TABLES
 from sweeps.config.study import StudyConfig, SweepConfig
 
-T = TypeVar("T")
 CONF = Path(__file__).resolve().parents[2] / "conf"
 _TEXT_KEYS = ("prompt",)
-_QUOTED = re.compile(r"[\[{('\"]")  # what is no plain list
+_QUOTED = re.compile(r"[\[{('\"]")  # in a value that is not a plain list
+EVAL_LISTS = ("tasks", "depths", "seeds")  # keys of `eval` whose value is always a list
 _STUDY_KEYS = (
     *("root", "cache", "format", "confirm", "quick", "retry_failed", "dry_run", "calibrate", "run", "tasks"),
     *("design", "suggest", "allowance", "assume"),
 )
 
 
-def compose_study(overrides: Sequence[str]) -> StudyConfig:
+def compose_study(overrides: Sequence[str] | StudyConfig) -> StudyConfig:
     """Return the study that `overrides` describe, with one checked run template per scale.
 
-    Raises ConfigError, in one line, for anything unknown, mistyped or contradictory.
+    A study that is composed already is returned as it is.
+
+    Raises
+    ------
+    ConfigError : a key or value is unknown, mistyped or contradictory; the message is one line.
     """
+    if isinstance(overrides, StudyConfig):
+        return overrides
     mapping, chosen = _compose(CONF, "config", overrides)
-    # A mapping on the command line is merged into the file's: null alone takes its cells away.
-    given = mapping["sweep"] | {"cells": mapping["sweep"].get("cells") or {}}
-    sweep = build(SweepConfig, given, "sweep.")
+    # Hydra merges a mapping on the command line into the file's; only null removes the file's cells.
+    fields = mapping["sweep"] | {"cells": mapping["sweep"].get("cells") or {}}
+    sweep = build(SweepConfig, fields, "sweep.")
     cluster = build(ClusterConfig, mapping["cluster"], "cluster.")
     retry = build(RetryConfig, mapping["retry"], "retry.")
     runs = {}
@@ -58,16 +65,24 @@ def _run(mapping: dict[str, Any], scale: str) -> RunConfig:
     return build(RunConfig, fields | {"scale": scale})
 
 
-def compose_table(command: str, overrides: Sequence[str], cls: type[T]) -> T:
-    """Return the checked settings of a command on finished runs (conf/table).
+def compose_table(command: str, overrides: Any) -> Any:
+    """Return the checked settings of a command on finished runs, of the class that `TABLES` names.
 
-    Raises ConfigError, in one line, for a key that is unknown, mistyped or not set.
+    Settings that are composed already are returned as they are.
+
+    Raises
+    ------
+    ConfigError : a key is unknown, mistyped or not set; the message is one line.
     """
+    if isinstance(overrides, TABLES[command]):
+        return overrides
+    if command == "eval":
+        overrides = with_lists([text.removeprefix("eval.") for text in overrides], EVAL_LISTS)
     mapping, _ = _compose(CONF / "table", command, overrides)
     for key, value in mapping.items():
         if value == "???":
             raise ConfigError(f"{key} is not set: {key}=...")
-    return build(cls, mapping)
+    return build(TABLES[command], mapping)
 
 
 def single_run(study: StudyConfig) -> RunConfig:
@@ -78,8 +93,8 @@ def single_run(study: StudyConfig) -> RunConfig:
     return run
 
 
-def listed(overrides: Sequence[str], keys: Sequence[str] = ()) -> list[str]:
-    """Write `key=a,b`, and `key=a` of these keys, as the lists that Hydra knows: `key=[a,b]`."""
+def with_lists(overrides: Sequence[str], keys: Sequence[str] = ()) -> list[str]:
+    """Return the overrides with `key=a,b`, and `key=a` of these keys, as Hydra's lists: `key=[a,b]`."""
     out = []
     for text in overrides:
         key, _, value = text.partition("=")
@@ -89,10 +104,10 @@ def listed(overrides: Sequence[str], keys: Sequence[str] = ()) -> list[str]:
     return out
 
 
-def each(overrides: Sequence[str]) -> list[list[str]]:
+def multirun(overrides: Sequence[str]) -> list[list[str]]:
     """Return the overrides of every run of `train -m`: the product of all `key=a,b` and `key=range(...)`.
 
-    Raises ConfigError, in one line, for what Hydra cannot read.
+    Raises ConfigError, in one line, where Hydra cannot parse an override.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -118,7 +133,7 @@ def _compose(folder: Path, name: str, overrides: Sequence[str]) -> tuple[dict[st
     _check_groups(folder, overrides)
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(folder)):
-            config = compose(name, _forced(folder, listed(overrides)), return_hydra_config=True)
+            config = compose(name, _forced(folder, with_lists(overrides)), return_hydra_config=True)
             chosen = str(config.hydra.runtime.choices.get("model", ""))
             OmegaConf.set_struct(config, False)
             config.pop("hydra")
@@ -130,8 +145,8 @@ def _compose(folder: Path, name: str, overrides: Sequence[str]) -> tuple[dict[st
 
 
 def _forced(folder: Path, overrides: Sequence[str]) -> list[str]:
-    # Configuration files show only what differs from a default, so Hydra does not know every key: let all
-    # keys pass here, and have the dataclasses refuse what they do not know.
+    # Configuration files show only what differs from a default, so Hydra does not know every key. All keys
+    # pass here; the dataclasses refuse the unknown ones.
     return [
         text
         if text.startswith("~") or _is_group(folder, text.partition("=")[0])
@@ -141,7 +156,7 @@ def _forced(folder: Path, overrides: Sequence[str]) -> list[str]:
 
 
 def _quoted(text: str) -> str:
-    """Quote the value of a key that is free text: Hydra's grammar has a use for brackets and commas."""
+    """Quote the value of a key that is free text: brackets and commas have a meaning in Hydra's grammar."""
     key, _, value = text.partition("=")
     if key not in _TEXT_KEYS or (value[:1] in ("'", '"') and value[-1:] == value[0]):
         return text
@@ -169,10 +184,10 @@ def _check_groups(folder: Path, overrides: Sequence[str]) -> None:
                     f"sweep={value} names no file of conf/sweep: repeat the settings with which "
                     f"{root}/{value} was launched, sweep.name={value} among them"
                 )
-            raise ConfigError(f"{key}={value} is unknown{closest(value, options) or _listed(options)}")
+            raise ConfigError(f"{key}={value} is unknown{closest(value, options) or _choices(options)}")
 
 
-def _listed(options: list[str]) -> str:
+def _choices(options: list[str]) -> str:
     return f" (choose from {', '.join(sorted(options))})"
 
 

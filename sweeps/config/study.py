@@ -1,9 +1,8 @@
-"""What configures a study: its grid, the machine that runs it, and the folders; imports no torch."""
+"""The configuration of a study: its grid, its assumptions, its cluster and its folders; imports no torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, MinLen
@@ -23,9 +22,9 @@ ParameterCount = Literal["non_embedding", "no_token_embedding", "all", "flops_ov
 
 @dataclass(frozen=True, kw_only=True)
 class ListedCells:
-    """Cells beside the product, such as replicate seeds; an empty field stands for the sweep's own.
+    """Cells beside the product, such as replicate seeds; an empty list stands for the sweep's own values.
 
-    Zipped, the i-th cell takes the i-th value of every list that is given; a list of one value serves all.
+    If `zipped`, cell i takes value i of every list, and a list of one value serves all cells.
     """
 
     scales: list[str] = field(default_factory=list)
@@ -40,8 +39,7 @@ class ListedCells:
 class SweepConfig:
     """A grid: scales x recurrences x lengths x seeds x axes, plus a control at depth 1.
 
-    Exactly one of `budgets_flops`, `tokens` and `tokens_per_param` gives the lengths. `axes` maps any key of
-    a run (dotted, e.g. optimizer.muon_learning_rate) to its values. `per_scale` holds overrides per scale.
+    Exactly one of `budgets_flops`, `tokens` and `tokens_per_param` gives the lengths.
     """
 
     name: str | None = None
@@ -53,24 +51,24 @@ class SweepConfig:
     tokens_per_param: list[PositiveFloat] = field(default_factory=list)
     seeds: Annotated[list[Seed], MinLen(1)] = field(default_factory=lambda: [0])
     cells: dict[str, ListedCells] = field(default_factory=dict)
-    axes: dict[str, list[Any]] = field(default_factory=dict)
-    per_scale: dict[str, dict[str, Any]] = field(default_factory=dict)
-    min_steps: Annotated[int, Gt(0)] = 20
-    max_epochs: PositiveFloat = 1.0
+    axes: dict[str, list[Any]] = field(default_factory=dict)  # values by dotted key of a run
+    per_scale: dict[str, dict[str, Any]] = field(default_factory=dict)  # overrides by scale
+    min_steps: Annotated[int, Gt(0)] = 20  # shorter cells are dropped
+    max_epochs: PositiveFloat = 1.0  # of the training data; longer cells are dropped
     trunk: TrunkMode = "auto"
 
     def __post_init__(self) -> None:
         for scale, own in self.per_scale.items():
             if both := sorted(set(own) & set(self.axes)):
                 raise ConfigError(
-                    f"sweep.per_scale.{scale} and sweep.axes both set {', '.join(both)}: an axis takes its "
-                    "values at every scale; keep one of the two"
+                    f"sweep.per_scale.{scale} and sweep.axes both set {', '.join(both)}: remove one of them; "
+                    "an axis takes its values at every scale"
                 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class AssumeConfig:
-    """What `plan design=...` and `suggest=...` assume of a study that has not been run."""
+    """The assumptions of `plan design=...` and `suggest=...`; conf/config.yaml explains each."""
 
     law: str | list[str] | None = None
     parameter_count: ParameterCount = "all"
@@ -116,156 +114,3 @@ class StudyConfig:
     suggest: Annotated[int, Ge(1)] | None = None
     allowance: float | str | None = None
     assume: AssumeConfig = field(default_factory=AssumeConfig)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableConfig:
-    """What every command on a launched sweep takes."""
-
-    sweep: Annotated[str, MinLen(1)]
-    root: str = "runs"
-    format: Literal["text", "json"] = "text"
-
-    @property
-    def folder(self) -> Path:
-        """Return the sweep's folder."""
-        return Path(self.root) / self.sweep
-
-
-@dataclass(frozen=True, kw_only=True)
-class StatusConfig(TableConfig):
-    """`loopscale status`; `run` is a run id of the sweep, or the end of one."""
-
-    watch: bool = False
-    run: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChangeConfig(TableConfig):
-    """`loopscale cancel` and `retry`: one run, or all that qualify."""
-
-    run: str | None = None
-    failed: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class CollectConfig(TableConfig):
-    """`loopscale collect`; `also` names further sweeps, as folders, that join the tables."""
-
-    also: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SyncConfig(TableConfig):
-    """`loopscale sync`; None stands for the run's own logger settings."""
-
-    run: Annotated[str, MinLen(1)] | None = None
-    mode: Literal["offline", "online"] = "offline"
-    project: Annotated[str, MinLen(1)] | None = None
-    entity: Annotated[str, MinLen(1)] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitTableConfig(TableConfig):
-    """`loopscale fit`, `report` and `compare`; beside the table's, the fields of `analysis.FitConfig`.
-
-    `data` stands in for the collected sweep: a CSV, a folder of tables, or wandb:ENTITY/PROJECT.
-    """
-
-    data: str | None = None
-    columns: dict[str, str] = field(default_factory=dict)
-    law: str = "isoflop"
-    x: Literal["params", "tokens"] = "params"
-    bootstrap: int = 1000
-    seed: int = 0
-    confidence: float = 0.95
-    resampling: str = "noise"
-    block: str = "trunk_id"
-    shared_noise: float = 1.0
-    huber_delta: float = 1e-3
-    parameter_count: str = "non_embedding"
-    validation: bool = True
-    max_epochs: float = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportConfig:
-    """`loopscale export`: one model's config, weights and tokenizer as a folder that stands alone."""
-
-    checkpoint: Annotated[str, MinLen(1)]
-    folder: Annotated[str, MinLen(1)]
-    cache: str = "runs/.data"
-    published: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerateConfig:
-    """`loopscale generate`; a depth of None stands for the model's mean recurrence."""
-
-    checkpoint: Annotated[str, MinLen(1)]
-    prompt: str
-    cache: str = "runs/.data"
-    tokens: Annotated[int, Gt(0)] = 64
-    depth: Annotated[int, Gt(0)] | None = None
-    temperature: Annotated[float, Ge(0)] = 0.0
-    seed: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalConfig:
-    """`loopscale eval` of one run, a checkpoint's folder or all finished runs of a sweep.
-
-    `run` is a folder, or with `sweep` a run id or the end of one.
-
-    Without `tasks`, the validation loss of a run, or of a checkpoint on the data of the run `data`; None
-    stands for that run's own evaluation settings.
-    """
-
-    run: Annotated[str, MinLen(1)] | None = None
-    checkpoint: Annotated[str, MinLen(1)] | None = None
-    sweep: Annotated[str, MinLen(1)] | None = None
-    root: str = "runs"
-    cache: str = "runs/.data"
-    format: Literal["text", "json"] = "text"
-    data: Annotated[str, MinLen(1)] | None = None
-    blocks: Annotated[int, Gt(1)] | None = None
-    max_depth: Annotated[int, Gt(0)] | None = None
-    tasks: Annotated[list[Annotated[str, MinLen(1)]], MinLen(1)] | None = None
-    bundle: Annotated[str, MinLen(1)] | None = None
-    depths: Annotated[list[Annotated[int, Gt(0)]], MinLen(1)] | None = None
-    seeds: Annotated[list[Seed], MinLen(1)] = field(default_factory=lambda: [1234])
-    limit: Annotated[int, Gt(0)] | None = None
-    precision: Literal["float32", "bfloat16"] = "float32"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    token_budget: Annotated[int, Gt(0)] | None = None
-    folder: Annotated[str, MinLen(1)] | None = None
-
-    def __post_init__(self) -> None:
-        if self.tasks is not None:
-            if self.data is not None:
-                raise ValueError("data is for the validation loss: leave out data or tasks")
-            return
-        if (self.run is None) == (self.checkpoint is None):
-            raise ValueError(
-                "set run=..., or checkpoint=... with data=RUN; a whole sweep=... needs tasks=..."
-            )
-        if self.run is None and self.data is None:
-            raise ValueError(
-                "data is not set: data=RUN names the run whose held-out data the checkpoint is scored on"
-            )
-
-
-# The settings of every command on finished runs, whose defaults are conf/table/<command>.yaml.
-TABLES: dict[str, type] = {
-    "eval": EvalConfig,
-    "export": ExportConfig,
-    "generate": GenerateConfig,
-    "status": StatusConfig,
-    "cancel": ChangeConfig,
-    "retry": ChangeConfig,
-    "collect": CollectConfig,
-    "sync": SyncConfig,
-    "fit": FitTableConfig,
-    "report": FitTableConfig,
-    "compare": FitTableConfig,
-}

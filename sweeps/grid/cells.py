@@ -1,4 +1,4 @@
-"""From a sweep's configuration to its cells: every cell solved, named and judged."""
+"""The cells of a sweep: each is solved for its steps, gets its run id, and is accepted or dropped."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from harness.data.config import DataConfig
 from harness.run.budget import BudgetError, solve
-from harness.run.config import RunConfig
+from harness.run.config import RunConfig, TrainingConfig
 from harness.run.identity import run_id
 from model.config_validation import ConfigError, build
 from sweeps.config.study import Control, StudyConfig, SweepConfig
@@ -18,7 +18,7 @@ from sweeps.config.study import Control, StudyConfig, SweepConfig
 
 @dataclass(frozen=True, kw_only=True)
 class DataFacts:
-    """What the planner needs of a data set; no digest where it has not been prepared yet."""
+    """The facts of a data set that a plan needs; `digest` is None until it is prepared."""
 
     digest: str | None
     unique_tokens: int | None
@@ -36,23 +36,33 @@ class Cell:
 
 
 Lookup = Callable[[DataConfig], DataFacts]
+T = TypeVar("T")
 
 
 def cells(study: StudyConfig, lookup: Lookup) -> list[Cell]:
     """Return all cells of the study, the product first, then the listed ones; a repeated cell appears once.
 
-    Raises ConfigError for a sweep without a name, recurrences or lengths, or with lengths of two kinds.
+    `lookup` is called once per data set.
+
+    Raises
+    ------
+    ConfigError : the sweep has no name, no recurrences or no lengths, or lengths of two kinds.
     """
-    _check(study.sweep)
-    facts: dict[int, DataFacts] = {}
+    _check_sweep(study.sweep)
+    data_sets: list[DataConfig] = []
+    trainings: list[TrainingConfig] = []
+    facts: list[DataFacts] = []
     seen: dict[object, Cell] = {}
     result = []
     for run in _runs(study):
-        key = id(run.data)
-        if key not in facts:
-            facts[key] = lookup(run.data)
-        cell = judge(run, facts[key], study.sweep)
-        name = cell.run_id or _training(cell.run)
+        data = index_of(run.data, data_sets)
+        if data == len(facts):
+            facts.append(lookup(run.data))
+        cell = solve_cell(run, facts[data], study.sweep)
+        # Before the data is prepared there is no run id, and the fields that decide it stand in.
+        training = index_of(run.training, trainings)
+        key = (run.scale, run.model, run.optimizer, run.schedule, training, cell.run.steps, run.seed, data)
+        name = cell.run_id or key
         if cell.verdict == "OK" and name in seen:
             if seen[name].run == cell.run:
                 continue
@@ -64,13 +74,20 @@ def cells(study: StudyConfig, lookup: Lookup) -> list[Cell]:
     return result
 
 
-def _training(run: RunConfig) -> tuple[object, ...]:
-    """Return what tells two cells apart before their data is prepared; cells share what no axis changes."""
-    return run.model, run.optimizer, run.schedule, id(run.training), run.steps, run.seed, id(run.data)
+def index_of(value: T, known: list[T]) -> int:
+    """Return the index of an equal value in `known`, to which a new value is appended.
+
+    Serves as a key for the sections of a run that are not hashable; a sweep has few different ones.
+    """
+    for number, other in enumerate(known):
+        if other is value or other == value:
+            return number
+    known.append(value)
+    return len(known) - 1
 
 
-def judge(run: RunConfig, data: DataFacts, sweep: SweepConfig) -> Cell:
-    """Solve one cell and say OK or DROP with the reason."""
+def solve_cell(run: RunConfig, data: DataFacts, sweep: SweepConfig) -> Cell:
+    """Return the cell of a run, solved for its steps, with its verdict."""
     try:
         solved = solve(run)
     except BudgetError as error:
@@ -90,7 +107,7 @@ def judge(run: RunConfig, data: DataFacts, sweep: SweepConfig) -> Cell:
 
 
 def truncated_curves(planned: list[Cell]) -> list[str]:
-    """Name the budgets that lose recurrences on one side only: a truncated curve biases its minimum."""
+    """Return a note for each budget that loses recurrences on one side: its minimum is biased."""
     curves: dict[tuple[Any, ...], list[Cell]] = {}
     for cell in planned:
         if cell.run.model.table_kind == "looped" and cell.run.budget_flops:
@@ -107,7 +124,7 @@ def truncated_curves(planned: list[Cell]) -> list[str]:
     return notes
 
 
-def _check(sweep: SweepConfig) -> None:
+def _check_sweep(sweep: SweepConfig) -> None:
     if not sweep.name:
         raise ConfigError("no sweep chosen: add sweep=NAME (see conf/sweep), or sweep.name=... and its grid")
     kinds = [kind for kind in _LENGTHS if getattr(sweep, kind)]
@@ -133,7 +150,7 @@ def _runs(study: StudyConfig) -> Iterator[RunConfig]:
         scales: list[str], recurrences: list[int], control: Control, lengths: list[float], seeds: list[int]
     ) -> Iterator[RunConfig]:
         depths = _depths(recurrences, control)
-        # One model object per depth: what is computed of it is computed once.
+        # One model object per depth, so that its properties are computed once.
         models = {
             scale: [
                 [
@@ -150,8 +167,8 @@ def _runs(study: StudyConfig) -> Iterator[RunConfig]:
                 _LENGTHS[kind]: length,
                 "seed": seed,
             }
-            for template, own in zip(templates[scale], models[scale], strict=True):
-                for model in own:
+            for template, variants in zip(templates[scale], models[scale], strict=True):
+                for model in variants:
                     yield dataclasses.replace(template, model=model, **chosen)
 
     scales = list(study.runs)
@@ -168,8 +185,8 @@ def _runs(study: StudyConfig) -> Iterator[RunConfig]:
             listed.lengths or lengths,
             listed.seeds or sweep.seeds,
         )
-        for own_scales, depths, own_lengths, seeds in _zipped(name, values) if listed.zipped else [values]:
-            yield from product(own_scales, depths, listed.control, own_lengths, seeds)
+        for chosen, depths, sizes, seeds in _zipped(name, values) if listed.zipped else [values]:
+            yield from product(chosen, depths, listed.control, sizes, seeds)
 
 
 def _zipped(name: str, values: tuple[list[Any], ...]) -> Iterator[tuple[list[Any], ...]]:
@@ -215,5 +232,5 @@ def _replaced(run: RunConfig, key: str, value: Any) -> RunConfig:
         raise ConfigError(f"sweep.axes.{key}: a run has no such key")
     target[last] = value
     changed = build(RunConfig, mapping)
-    # An unchanged data set stays the same object, so that it is looked up once.
+    # An unchanged data set stays the same object, which makes comparisons fast.
     return changed if changed.data != run.data else dataclasses.replace(changed, data=run.data)

@@ -1,4 +1,4 @@
-"""The trunks of a sweep: which cells share their first steps, and the segments in which those are trained."""
+"""The trunks of a sweep: the first steps that cells share, and the segments in which they are trained."""
 
 from __future__ import annotations
 
@@ -6,39 +6,39 @@ import dataclasses
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from harness.run.config import RunConfig
+from harness.run.config import RunConfig, TrainingConfig
 from harness.run.identity import Identity, identity, name_of
 from harness.run.trunk import SEGMENT, segment_run, stable_steps, trunk_id, why_unshared
 from model.config_validation import ConfigError
 from sweeps.config.study import TrunkMode
-from sweeps.grid.cells import Cell
+from sweeps.grid.cells import Cell, index_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """A part of a trunk: its steps from `start` to `end`, trained once for all that goes on from there."""
+    """A part of a trunk: its steps from `start` to `end`, trained once for all runs that need them."""
 
     trunk_id: str
     end: int
     start: int = 0
     parent: str = ""  # the segment whose checkpoint it starts from, "" for none
-    kept: list[int] = field(default_factory=list)  # steps before `end` whose checkpoints stay too
+    kept: list[int] = field(default_factory=list)  # steps before `end` whose checkpoints are kept too
 
     def start_for(self, limit: int) -> int:
-        """Return the last step up to `limit` at which something can start from it, 0 for none."""
+        """Return the last step up to `limit` with a checkpoint to start from, 0 for none."""
         return max((step for step in (*self.kept, self.end) if step <= limit), default=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trunks:
-    """What is shared: a forest of segments by name, and the segment that each run starts from."""
+    """A forest of segments by name, and the segment that each run starts from."""
 
     segments: dict[str, Segment] = field(default_factory=dict)
     parents: dict[str, str] = field(default_factory=dict)  # by run
     templates: dict[str, Cell] = field(default_factory=dict)  # a cell of each trunk
 
     def training(self) -> Iterable[tuple[str, Segment, RunConfig, Cell]]:
-        """Yield every segment of the trunks at hand with what trains it and a cell that needs it."""
+        """Yield every segment of the study: name, segment, the run that trains it, a cell that needs it."""
         for name, segment in self.segments.items():
             if cell := self.templates.get(segment.trunk_id):
                 yield name, segment, segment_run(cell.run, segment.end), cell
@@ -47,20 +47,26 @@ class Trunks:
         """Return the segment that a run or segment starts from, "" where it starts by itself."""
         return self.segments[name].parent if name in self.segments else self.parents.get(name, "")
 
+    def first_step(self, name: str, run: RunConfig) -> int:
+        """Return the step at which a run takes over from its trunk, 0 for one without."""
+        parent = self.parents.get(name)
+        assert run.steps is not None
+        return self.segments[parent].start_for(stable_steps(run.schedule, run.steps)) if parent else 0
+
     def lineage(self, run: str) -> Iterable[str]:
-        """Yield the segments below a run, the nearest first."""
+        """Yield the segments that a run rests on, the nearest first."""
         name = run
         while name := self.parent_of(name):
             yield name
 
 
 def in_order(segments: Mapping[str, Segment]) -> list[str]:
-    """Sort segments in the order in which a free worker takes them: all trunks grow side by side."""
+    """Return the segments in the order in which workers take them: all trunks grow side by side."""
     return sorted(segments, key=lambda name: (segments[name].start, -segments[name].end, name))
 
 
 def cell_name(cell: Cell, number: int) -> str:
-    """Name a cell of a plan: before its data is prepared it has no run id and is numbered."""
+    """Return the run id of a cell of a plan, or its number while its data is not prepared."""
     return cell.run_id or f"run-{number}"
 
 
@@ -71,31 +77,39 @@ def grow(
     before: Mapping[str, Segment] | None = None,
     settled: Collection[str] = (),
 ) -> Trunks:
-    """Return the trunks of the OK cells, grown onto the segments that there are before.
+    """Return the trunks of the OK cells.
 
-    A trunk takes two cells, or one where there is a trunk already: each starts at the nearest checkpoint
-    before its cool-down, and the steps in between become a segment, so that later cells start there. Cells
-    named in `settled` are left as they are. Raises ConfigError where `mode` is True and nothing is shared.
+    A trunk needs two cells, or one if there is a trunk already. Each cell starts from the nearest checkpoint
+    before its cool-down; the steps in between become a segment from which later cells start.
+
+    Parameters
+    ----------
+    before : segments that exist; they are kept and extended.
+    settled : names of cells that are left as they are.
+
+    Raises
+    ------
+    ConfigError : `mode` is True and nothing is shared.
     """
     groups = trajectories(cells)
     grown = Trunks(
         segments=dict(before or {}),
-        templates={shared: members[0][2] for shared, members in groups.items()},
+        templates={trunk: members[0][2] for trunk, members in groups.items()},
     )
     trunks: dict[str, dict[str, Segment]] = {}
     for name, segment in grown.segments.items():
         trunks.setdefault(segment.trunk_id, {})[name] = segment
-    for shared, members in groups.items() if mode is not False else ():
+    for trunk, members in groups.items() if mode is not False else ():
         fresh = [member for member in members if member[0] not in settled]
-        if len(fresh) > 1 or shared in trunks:
-            _grow_one(grown, shared, trunks.get(shared, {}), fresh)
+        if len(fresh) > 1 or trunk in trunks:
+            _grow_one(grown, trunk, trunks.get(trunk, {}), fresh)
     if mode is True:
-        _demand(grown, cells, settled)
+        _check_shared(grown, cells, settled)
     return grown
 
 
-def _demand(grown: Trunks, cells: Sequence[Cell], settled: Collection[str]) -> None:
-    """Raise ConfigError unless a cell that comes in shares a trunk or, where none comes in, one is there."""
+def _check_shared(grown: Trunks, cells: Sequence[Cell], settled: Collection[str]) -> None:
+    """Raise ConfigError unless a new cell shares a trunk or, without new cells, a trunk exists."""
     names = {cell_name(cell, number): cell for number, cell in enumerate(cells) if cell.verdict == "OK"}
     fresh = {name: cell for name, cell in names.items() if name not in settled}
     if not names or (grown.parents.keys() & fresh.keys() if fresh else grown.segments):
@@ -104,13 +118,13 @@ def _demand(grown: Trunks, cells: Sequence[Cell], settled: Collection[str]) -> N
         any(member[0] in settled for member in members) and any(member[0] in fresh for member in members)
         for members in trajectories(cells).values()
     )
-    without = "its runs were launched without: choose another sweep.name"
+    launched_without = "its runs were launched without: choose another sweep.name"
     why = "" if joins or not fresh else why_nothing_is_shared(list(fresh.values()))
-    raise ConfigError(f"sweep.trunk=true, but {why or why_nothing_is_shared(cells) or without}")
+    raise ConfigError(f"sweep.trunk=true, but {why or why_nothing_is_shared(cells) or launched_without}")
 
 
 def why_nothing_is_shared(cells: Sequence[Cell]) -> str:
-    """Say why no two of the OK cells share a trunk, "" where some do."""
+    """Return the reason why no two of the OK cells share a trunk, "" if some do."""
     for cell in cells:
         if cell.verdict == "OK" and (why := why_unshared(cell.run.schedule)):
             return why
@@ -121,33 +135,37 @@ def why_nothing_is_shared(cells: Sequence[Cell]) -> str:
 
 def shareable(cells: Sequence[Cell]) -> list[Cell]:
     """Return the cells as they would be with a weight decay that lets them share a trunk."""
-    schedules = {id(cell.run.schedule): cell.run.schedule for cell in cells}
-    changed = {key: dataclasses.replace(value, weight_decay="follow") for key, value in schedules.items()}
+    changed = {
+        schedule: dataclasses.replace(schedule, weight_decay="follow")
+        for schedule in {cell.run.schedule for cell in cells}
+    }
     return [
-        dataclasses.replace(cell, run=dataclasses.replace(cell.run, schedule=changed[id(cell.run.schedule)]))
+        dataclasses.replace(cell, run=dataclasses.replace(cell.run, schedule=changed[cell.run.schedule]))
         for cell in cells
     ]
 
 
 def trajectories(cells: Sequence[Cell]) -> dict[str, list[tuple[str, int, Cell]]]:
-    """Return name, last stable step and cell of those that have a stable phase, by trunk, shared or not."""
+    """Return name, last stable step and cell of those with a stable phase, by trunk, shared or not."""
     groups: dict[str, list[tuple[str, int, Cell]]] = {}
-    names: dict[tuple[object, ...], str] = {}  # by the objects that cells of one trunk have in common
+    trunk_ids: dict[object, str] = {}  # by the fields that cells of one trunk have in common
+    trainings: list[TrainingConfig] = []
     for number, cell in enumerate(cells):
         if cell.verdict == "DROP":
             continue
-        assert cell.run.steps is not None
-        point = stable_steps(cell.run.schedule, cell.run.steps)
-        if point > cell.run.schedule.warmup_steps:
-            parts = (cell.run.model, cell.run.optimizer, cell.run.schedule, cell.run.training)
-            key = (*map(id, parts), cell.run.seed, _digest(cell))
-            shared = names.get(key) or names.setdefault(key, trunk_id(cell.run, _digest(cell)))
-            groups.setdefault(shared, []).append((cell_name(cell, number), point, cell))
+        run = cell.run
+        assert run.steps is not None
+        point = stable_steps(run.schedule, run.steps)
+        if point > run.schedule.warmup_steps:
+            training = index_of(run.training, trainings)
+            key = (run.model, run.optimizer, run.schedule, training, run.seed, _digest(cell))
+            trunk = trunk_ids.get(key) or trunk_ids.setdefault(key, trunk_id(run, _digest(cell)))
+            groups.setdefault(trunk, []).append((cell_name(cell, number), point, cell))
     return groups
 
 
 def _grow_one(
-    grown: Trunks, shared: str, own: dict[str, Segment], members: list[tuple[str, int, Cell]]
+    grown: Trunks, trunk: str, own: dict[str, Segment], members: list[tuple[str, int, Cell]]
 ) -> None:
     fields: Identity = {}
     for name, point, cell in sorted(members, key=lambda member: member[1]):
@@ -157,7 +175,7 @@ def _grow_one(
             fields = (fields or identity(segment_run(cell.run, point), _digest(cell))) | {"steps": point}
             kept = sorted(step for step in set(cell.run.training.checkpoint_at) if start < step < point)
             segment = Segment(
-                trunk_id=shared, start=start, end=point, parent=parent if start else "", kept=kept
+                trunk_id=trunk, start=start, end=point, parent=parent if start else "", kept=kept
             )
             parent = SEGMENT + name_of(cell.run, fields)
             own[parent] = grown.segments[parent] = segment

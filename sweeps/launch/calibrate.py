@@ -8,7 +8,7 @@ import random
 import shutil
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from harness.run.folder import RunFolder
 from harness.run.identity import run_id
 from harness.run.metrics import read_metrics
 from harness.storage.files import write_json
-from sweeps.cli.progress import watch
 from sweeps.config.cluster import Resources
 from sweeps.config.study import StudyConfig, SweepConfig
 from sweeps.grid.cells import Cell, DataFacts
@@ -36,11 +35,12 @@ WARM_STEPS = 3  # the first ones also compile, allocate and read data
 WORDS = 600_000  # of the stand-in text, where the sweep's data is not prepared
 
 
-def calibrate(study: StudyConfig) -> int:
+def calibrate(study: StudyConfig, watch: Callable[[Path], None]) -> int:
     """Time the shapes of the study's cells that were not timed before; return how many were.
 
     Each trains for a few steps where the sweep's runs would train: in the local pool, or in one job array.
-    The speeds lie in `<root>/.calibration/<cluster>` and price every later plan under that root.
+    The speeds lie in `<root>/.calibration/<cluster>` and price every later plan under that root. `watch`
+    takes the folder of the short runs and returns when all of them have ended.
     """
     root = Path(study.root)
     name = cluster_name(study.cluster)
@@ -54,14 +54,16 @@ def calibrate(study: StudyConfig) -> int:
         return 0
     print(f"timing {len(wanted)} shapes on {name}, {STEPS} steps each", file=sys.stderr)
     scratch = root / ".calibration" / name / "runs"
-    runs = _train(study, wanted, scratch)
+    runs = _train(study, wanted, scratch, watch)
     for path, run in wanted.items():
         _keep(path, run, study.cluster.resources_of(run.scale), runs[path])
     shutil.rmtree(scratch)
     return len(wanted)
 
 
-def _train(study: StudyConfig, wanted: dict[Path, RunConfig], scratch: Path) -> dict[Path, RunFolder]:
+def _train(
+    study: StudyConfig, wanted: dict[Path, RunConfig], scratch: Path, watch: Callable[[Path], None]
+) -> dict[Path, RunFolder]:
     """Train a short run of every shape and return their folders."""
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)

@@ -11,7 +11,7 @@ from harness.run.folder import RunFolder
 from harness.storage.locks import exclusive
 from model.config_validation import ConfigError, closest
 from sweeps.backends.job_array import array_folder, latest_elements, read_arrays, read_submitted
-from sweeps.config.study import ChangeConfig
+from sweeps.config.commands import ChangeConfig
 from sweeps.launch.launch import start_missing
 from sweeps.state.ledger import Ledger, read_ledger, worker_pids
 from sweeps.state.retry import reopen

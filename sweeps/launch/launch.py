@@ -10,13 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness.data.config import DataConfig
-from harness.data.dataset import open_dataset, prepare
+from harness.data.dataset import prepare
 from model.config_validation import ConfigError
 from sweeps.config.cluster import ClusterConfig, default_parallel_runs
 from sweeps.config.study import StudyConfig
 from sweeps.grid.cells import Cell
 from sweeps.launch.submit import show_job_files, submit_missing
-from sweeps.planning.plan import plan, plan_cells, summary
+from sweeps.planning.plan import plan_cells
 from sweeps.state.ledger import Ledger, read_ledger, register, would_register
 from sweeps.state.retry import reopen
 
@@ -54,20 +54,17 @@ def _planned(study: StudyConfig, progress: Progress | None) -> list[Cell]:
     return planned
 
 
-def launch(study: StudyConfig) -> tuple[Path, list[str]]:
+def launch(study: StudyConfig, progress: Progress | None = None) -> tuple[Path, list[str]]:
     """Enter the study into its ledger and start or submit what is missing; return its folder and remarks.
 
     With `retry_failed`, failed runs are opened again; otherwise they stay as they are. A fake cluster is
     stepped to its end, in a folder of its own.
     """
-    from sweeps.cli.progress import stage_progress
-
     if study.cluster.kind == "fake":
         from sweeps.launch.rehearsal import rehearse
 
         return rehearse(study), []
-    with stage_progress() as progress:
-        planned = _planned(study, progress)
+    planned = _planned(study, progress)
     ledger = register(study, planned)
     folder = Path(study.root) / ledger.name
     if study.retry_failed:
@@ -99,35 +96,6 @@ def dry_run(study: StudyConfig, show: Callable[[str], None]) -> None:
     cells = [cell for cell in plan_cells(study) if cell.verdict == "OK"]
     impatient = replace(study.cluster, patience_s=0.0)
     show_job_files(folder, would_register(study, cells), Slurm(impatient, dry_run=True), show)
-
-
-def confirm(study: StudyConfig) -> bool:
-    """Show what the plan costs on stderr and ask; not for a rehearsal, which costs nothing, a finished sweep
-    or `confirm=false`.
-    """
-    if study.cluster.kind == "fake":
-        return True
-    frame = plan(study)
-    print(summary(frame), file=sys.stderr)
-    if (frame.loc[frame["verdict"] == "OK", "status"] == "done").all():
-        return True
-    if not sys.stdin.isatty():
-        raise ConfigError("launch asks before it starts and there is no terminal to ask: add confirm=false")
-    print("start? [y/N] ", end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
-
-
-def describe_data(study: StudyConfig) -> str:
-    """Return one line per prepared data set: name, digest, tokens and folder; checks its content first."""
-    lines = []
-    for config in data_sets(study):
-        dataset = open_dataset(prepare(config, Path(study.cache)).folder, checksums=True)
-        lines.append(
-            f"{dataset.name} {dataset.digest}: {len(dataset.train):,} training and "
-            f"{len(dataset.validation):,} validation tokens, vocabulary {dataset.vocabulary_size}, "
-            f"in {dataset.folder}"
-        )
-    return "\n".join(lines)
 
 
 def start_workers(

@@ -1,9 +1,10 @@
-"""What a cell costs: throughput from finished runs, from calibration, or estimated from peak."""
+"""The hours of a cell: throughput from finished runs, from calibration, or estimated from the peak."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -12,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from harness.run.config import RunConfig
+from harness.run.folder import RunFolder
 from harness.storage.files import read_json
 from model.config_validation import ConfigError, build
 from sweeps.backends.base import SchedulerError
 from sweeps.backends.job_array import array_folder, read_arrays, read_submitted
 from sweeps.config.cluster import ClusterConfig, Resources
+from sweeps.config.study import StudyConfig
 
 MEASURED, SIMILAR, CALIBRATED = "measured", "measured on the same scale", "calibrated"
 ESTIMATED, UNKNOWN = "estimated from peak", "speed unknown"
@@ -26,20 +29,22 @@ Hardware = tuple[Any, ...]
 
 
 def shape_of(scale: str, kind: str, mean_recurrence: float, batch_tokens: int) -> Shape:
-    """Name what decides the throughput of a run on given hardware, as far as the runs table knows it."""
+    """Return what decides the throughput of a run on given hardware, in columns of the runs table."""
     return scale, kind, float(mean_recurrence), int(batch_tokens)
 
 
 def hardware_of(resources: Resources) -> Hardware:
-    """Name what a job of these resources runs on, within one cluster."""
-    wanted = ("nodes", "tasks_per_node", "gpus_per_node", "cpus_per_task", "partition", "constraint")
-    return tuple(getattr(resources, name) for name in (*wanted, "parallel_runs"))
+    """Return the fields of `resources` that decide what a job runs on, within one cluster."""
+    names = ("nodes", "tasks_per_node", "gpus_per_node", "cpus_per_task", "partition", "constraint")
+    return tuple(getattr(resources, name) for name in (*names, "parallel_runs"))
 
 
 def cluster_name(cluster: ClusterConfig) -> str:
-    """Return the name under which a cluster's speeds are kept; a SLURM cluster may have to be asked for it.
+    """Return the name under which a cluster's speeds are stored; SLURM may be asked for it.
 
-    Raises ConfigError or SchedulerError where it cannot be.
+    Raises
+    ------
+    ConfigError, SchedulerError : the cluster has no name or its controller does not answer.
     """
     if cluster.name or cluster.kind != "slurm":
         return cluster.name or cluster.kind
@@ -49,10 +54,10 @@ def cluster_name(cluster: ClusterConfig) -> str:
 
 
 @dataclass(kw_only=True)
-class Prices:
-    """Throughputs known of one cluster, in nominal FLOPs per second of a whole run, all its devices together.
+class Throughputs:
+    """The known throughputs of one cluster, by hardware and shape.
 
-    They are kept by hardware and shape: what one kind of device needs says nothing of another.
+    In nominal FLOPs per second of a whole run, all its devices together.
     """
 
     cluster: ClusterConfig
@@ -60,7 +65,7 @@ class Prices:
     calibrated: dict[tuple[Hardware, Shape], float] = field(default_factory=dict)
 
     def add_record(self, record: dict[str, Any], resources: Resources) -> None:
-        """Learn from the record of a run that was trained with these resources."""
+        """Add the throughput in the record of a run that was trained with these resources."""
         if record.get("tokens_per_s"):
             shape = shape_of(*(record[name] for name in ("scale", "kind", "mean_recurrence", "batch_tokens")))
             rate = record["tokens_per_s"] * record["nominal_flops"] / record["tokens"]
@@ -73,11 +78,11 @@ class Prices:
             return statistics.median(self.measured[hardware, shape]), MEASURED
         if (hardware, shape) in self.calibrated:
             return self.calibrated[hardware, shape], CALIBRATED
-        alike = (hardware, shape[0])
+        similar = (hardware, shape[0])
         same_scale = [
-            rate for (at, k), rates in self.measured.items() if (at, k[0]) == alike for rate in rates
+            rate for (at, k), rates in self.measured.items() if (at, k[0]) == similar for rate in rates
         ]
-        same_scale += [rate for (at, k), rate in self.calibrated.items() if (at, k[0]) == alike]
+        same_scale += [rate for (at, k), rate in self.calibrated.items() if (at, k[0]) == similar]
         if same_scale:
             return statistics.median(same_scale), SIMILAR
         peak = self.cluster.device_peak_flops_per_s
@@ -86,26 +91,26 @@ class Prices:
         return None, UNKNOWN
 
 
-def in_words(origins: Iterable[str], cluster: ClusterConfig) -> str:
-    """Say where a plan's hours come from."""
-    counted = Counter(origins)
-    if not counted:
-        return "nothing to price"
+def describe_sources(sources: Iterable[str], cluster: ClusterConfig) -> str:
+    """Return where the hours of a plan come from, as text; `sources` has one entry per cell."""
+    counts = Counter(sources)
+    if not counts:
+        return "no cell to price"
     parts = []
-    for origin, count in counted.most_common():
+    for source, count in counts.most_common():
         detail = ""
-        if origin == ESTIMATED:
+        if source == ESTIMATED:
             peak = cluster.device_peak_flops_per_s
             detail = f" ({peak:.3g} FLOP/s x utilisation {cluster.device_utilisation:g}), not measured"
-        if origin == UNKNOWN:
+        if source == UNKNOWN:
             detail = ": set cluster.device_peak_flops_per_s, or time it with plan calibrate=true"
-        cells = "" if len(counted) == 1 else f"{count} cells "
-        parts.append(f"{cells}{origin}{detail}")
+        cells = "" if len(counts) == 1 else f"{count} cells "
+        parts.append(f"{cells}{source}{detail}")
     return "; ".join(parts)
 
 
 def calibration_file(root: Path, cluster: str, run: RunConfig, resources: Resources) -> Path:
-    """Return where the measured throughput of a run's shape on a cluster is kept."""
+    """Return the file of the measured throughput of a run's shape on a cluster."""
     training = asdict(run.training)
     fields = [asdict(run.model), training, run.optimizer.name, asdict(resources)]
     digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:10]
@@ -113,29 +118,78 @@ def calibration_file(root: Path, cluster: str, run: RunConfig, resources: Resour
     return root / ".calibration" / cluster / f"{run.scale}-{run.model.table_kind}-mu{mean:g}-{digest}.json"
 
 
-def known_prices(
+def known_throughputs(
     cluster: ClusterConfig, root: Path, sweep: Path
-) -> tuple[Prices, dict[str, Resources | None]]:
-    """Return what was calibrated on a cluster under `root`, and what each submitted run of a sweep asked for.
+) -> tuple[Throughputs, dict[str, Resources | None]]:
+    """Return what was calibrated on a cluster under `root`, and the resources of a sweep's submitted runs.
 
-    That is None for a run that went to another cluster. Where nothing was calibrated or submitted the
-    cluster is not asked for its name; of one that does not answer nothing is known.
+    The resources are None for a run that was submitted to another cluster. The cluster is asked for its name
+    only if there are calibrations or submissions; nothing is known of one that does not answer.
     """
     arrays = read_arrays(sweep)
-    found, asked = Prices(cluster=cluster), dict[str, Resources | None]()
+    throughputs, submitted_with = Throughputs(cluster=cluster), dict[str, Resources | None]()
     if not arrays and not (root / ".calibration").exists():
-        return found, asked
+        return throughputs, submitted_with
     try:
         name = cluster_name(replace(cluster, patience_s=0.0))
     except (ConfigError, SchedulerError):
         name = ""
-    kept = (root / ".calibration" / name).glob("*.json") if name else ()
-    for path in sorted(kept, key=lambda path: path.stat().st_mtime):
+    files = (root / ".calibration" / name).glob("*.json") if name else ()
+    for path in sorted(files, key=lambda path: path.stat().st_mtime):
         fields = read_json(path)
-        place = hardware_of(build(Resources, fields["resources"], f"{path}: resources."))
-        found.calibrated[place, shape_of(*fields["shape"])] = fields["flops_per_s"]
+        hardware = hardware_of(build(Resources, fields["resources"], f"{path}: resources."))
+        throughputs.calibrated[hardware, shape_of(*fields["shape"])] = fields["flops_per_s"]
     for array in arrays:
         submitted = read_submitted(array_folder(sweep, array))
-        here = submitted is not None and submitted.cluster == name
-        asked |= dict.fromkeys(array.runs, array.resources if here else None)
-    return found, asked
+        is_here = submitted is not None and submitted.cluster == name
+        submitted_with |= dict.fromkeys(array.runs, array.resources if is_here else None)
+    return throughputs, submitted_with
+
+
+def add_hours(rows: list[dict[str, Any]], study: StudyConfig, folder: Path) -> None:
+    """Add devices, hours and their source to every row, from the speeds that are known."""
+    throughputs, submitted = known_throughputs(study.cluster, Path(study.root), folder)
+    for row in rows:
+        if row["status"] == "done" and (resources := _trained_with(row, study, submitted)):
+            throughputs.add_record(RunFolder(folder / str(row["run_id"])).record(), resources)
+    if any(_flops_per_s(row, study, throughputs)[1] in (ESTIMATED, UNKNOWN) for row in rows):
+        _learn_from_others(throughputs, study, folder)
+    for row in rows:
+        resources = study.cluster.resources_of(row["scale"])
+        rate, source = _flops_per_s(row, study, throughputs)
+        devices = resources.devices / resources.parallel_runs
+        row["devices"] = devices
+        row["hours"] = row["nominal_flops"] / rate * devices / 3600 if rate else math.nan
+        row["price"] = source
+
+
+def _trained_with(
+    row: dict[str, Any], study: StudyConfig, submitted: dict[str, Resources | None]
+) -> Resources | None:
+    """Return the resources of a finished run on the study's cluster, None if it was trained elsewhere."""
+    if row["run_id"] in submitted or study.cluster.kind != "local":
+        return submitted.get(row["run_id"])
+    return study.cluster.resources_of(row["scale"])  # the local pool submits nothing
+
+
+def _learn_from_others(throughputs: Throughputs, study: StudyConfig, folder: Path) -> None:
+    """Add the speeds of the collected runs of other sweeps under the same root."""
+    import pandas as pd
+
+    for path in sorted(folder.parent.glob("*/runs.parquet")):
+        if path.parent == folder:
+            continue
+        table = pd.read_parquet(path)
+        usable = table["scale"].isin(list(study.runs)) & (table["tokens_per_s"] > 0)
+        submitted = known_throughputs(study.cluster, folder.parent, path.parent)[1] if usable.any() else {}
+        for row in table[usable].to_dict("records"):
+            record = {str(name): value for name, value in row.items()}
+            if resources := _trained_with(record, study, submitted):
+                throughputs.add_record(record, resources)
+
+
+def _flops_per_s(
+    row: dict[str, Any], study: StudyConfig, throughputs: Throughputs
+) -> tuple[float | None, str]:
+    shape = shape_of(row["scale"], row["kind"], row["mean_recurrence"], row["batch_tokens"])
+    return throughputs.flops_per_s(shape, study.cluster.resources_of(row["scale"]))

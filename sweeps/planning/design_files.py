@@ -1,4 +1,4 @@
-"""Chosen cells as sweeps: a grid as a sweep of its own, the next runs as an addition to theirs."""
+"""Chosen cells as files of conf/sweep: a new grid, or further runs of a sweep."""
 
 from __future__ import annotations
 
@@ -14,13 +14,20 @@ from model.config_validation import ConfigError
 from sweeps.config.study import ListedCells, SweepConfig
 
 if TYPE_CHECKING:
-    from analysis.design.fisher_information import Counts, Information
+    from analysis.design.fisher_information import Counts, FisherInformation
 
-GRID = ("name", "mean_recurrences", "control", "budgets_flops", "seeds", "cells")  # what a choice replaces
+GRID = (
+    "name",
+    "mean_recurrences",
+    "control",
+    "budgets_flops",
+    "seeds",
+    "cells",
+)  # keys of a sweep that a design replaces
 
 
-def searched_sweep(sweep: SweepConfig, knowledge: Information, counts: Counts) -> SweepConfig:
-    """Return `sweep` with its grid replaced by chosen cells, budget by budget; the control stays at each."""
+def searched_sweep(sweep: SweepConfig, knowledge: FisherInformation, counts: Counts) -> SweepConfig:
+    """Return `sweep` with its grid replaced by the chosen cells of each budget; the control stays."""
     cells: dict[str, ListedCells] = {}
     for k in np.flatnonzero(counts.sum(1)):
         flops = float(knowledge.budgets_flops[k])
@@ -35,7 +42,7 @@ def searched_sweep(sweep: SweepConfig, knowledge: Information, counts: Counts) -
 
 
 def added_cells(sweep: SweepConfig, chosen: tuple[tuple[int, float, int], ...]) -> SweepConfig:
-    """Return `sweep` with the chosen cells (mean recurrence, budget, seed) alone, under its own name."""
+    """Return `sweep` with only the chosen cells (mean recurrence, budget, seed), under its own name."""
     recurrences, lengths, seeds = (list(column) for column in zip(*chosen, strict=True))
     cells = ListedCells(mean_recurrences=recurrences, lengths=lengths, seeds=seeds, zipped=True)
     return replace(sweep, mean_recurrences=[], control="none", cells={"next": cells})
@@ -44,16 +51,23 @@ def added_cells(sweep: SweepConfig, chosen: tuple[tuple[int, float, int], ...]) 
 def write_sweep(
     sweep: SweepConfig, parent: str | None, suffix: str, folder: Path, head: list[str], *, rename: bool
 ) -> Path:
-    """Write a sweep like `parent` with the grid of `sweep` into `folder`; return its file.
+    """Write the sweep `parent` with the grid of `sweep` into `folder`; return its file.
 
-    Everything but the grid is the parent's. `rename` gives it a name of its own, so that it is another study;
-    without it, its runs join those of the parent. No file is overwritten. Raises ConfigError where the sweep
-    is not a file of `folder`.
+    No file is overwritten.
+
+    Parameters
+    ----------
+    head : comment lines at the top of the file.
+    rename : True for a sweep with a name of its own, False for runs that join those of the parent.
+
+    Raises
+    ------
+    ConfigError : the parent is not a file of `folder`.
     """
     source = folder / f"{parent}.yaml"
     if parent is None or not source.is_file():
         raise ConfigError(
-            "a chosen grid is written beside the sweep that it comes from: choose one, sweep=NAME"
+            "the command names no sweep of conf/sweep beside which the grid could be written: add sweep=NAME"
         )
     number = 1
     while (path := folder / f"{sweep.name}_{suffix}{number}.yaml").exists():
@@ -61,7 +75,7 @@ def write_sweep(
     content: dict[str, Any] = yaml.safe_load(source.read_text())
     grid = {name: getattr(sweep, name) for name in GRID}
     grid["name"] = path.stem if rename else sweep.name
-    grid["cells"] = {name: _given(cells) for name, cells in sweep.cells.items()}
+    grid["cells"] = {name: _changed(cells) for name, cells in sweep.cells.items()}
     content["sweep"] = content.get("sweep", {}) | grid
     comments = [f"# {line}".rstrip() for line in head]
     text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=110)
@@ -69,6 +83,6 @@ def write_sweep(
     return path
 
 
-def _given(cells: ListedCells) -> dict[str, Any]:
+def _changed(cells: ListedCells) -> dict[str, Any]:
     default = asdict(ListedCells())
     return {name: value for name, value in asdict(cells).items() if value != default[name]}

@@ -4,30 +4,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis.config import FitConfig
-from analysis.design.fisher_information import Counts, Information, information
+from analysis.config import Array, FitConfig, Progress
+from analysis.design import simulate
+from analysis.design.fisher_information import Counts, FisherInformation, fisher_information
 from analysis.design.grid_search import Limits, cost, next_runs
-from analysis.design.ground_truth import Generator
-from analysis.design.simulate import Grid, grid
-from analysis.design.studies import Progress
+from analysis.design.ground_truth import GroundTruth
+from analysis.design.simulate import Grid
 from analysis.format import number
 from analysis.laws.surface import fit_surface, refit
 from analysis.stats.noise import noise_floor
-from analysis.tables.selection import read_tables, select
+from analysis.tables.readers import read_tables
+from analysis.tables.selection import select
 from sweeps.config.study import StudyConfig
 from sweeps.planning.design import (
-    allowance,
+    allowance_flops,
+    assumed_laws,
+    budget_ladder,
     check_reachable,
     design_config,
-    ladder,
-    laws,
+    narrowed_target,
     one_group,
-    planned,
-    target_of,
+    planned_runs,
 )
 from sweeps.state.ledger import read_ledger
 from sweeps.state.retry import is_open
@@ -35,26 +36,25 @@ from sweeps.state.retry import is_open
 if TYPE_CHECKING:
     import pandas as pd
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
 LAWS_OF_RUNS = 4  # resampled laws beside the fitted one that a suggestion has to serve
 BEYOND = 4.0  # times the largest budget: how far new budgets go
 
 
 @dataclass(frozen=True, kw_only=True)
 class Suggestion:
-    """The runs to do next: cells as (mean recurrence, budget, seed), and what they are expected to bring."""
+    """The runs to do next, and how far they are expected to narrow the interval."""
 
-    cells: tuple[tuple[int, float, int], ...]
+    cells: tuple[tuple[int, float, int], ...]  # mean recurrence, budget in FLOPs, seed
     flops: float
     allowance_flops: float
     law: str
     runs: int
-    under_way: int = 0  # launched, not collected yet; both widths count them
-    width_before: float | None  # to first order, of the 95 % interval; None: no interval yet
+    under_way: int = 0  # launched and not collected yet; both widths count them
+    width_before: float | None  # of the 95 % interval, to first order; None: no interval yet
     width_after: float | None
 
     def summary(self) -> str:
-        """Return the suggestion in words."""
+        """Return the suggestion as text."""
         before, after = (
             "none" if width is None else f"{width:.3f}" for width in (self.width_before, self.width_after)
         )
@@ -72,32 +72,37 @@ class Suggestion:
 def suggest(study: StudyConfig, progress: Progress = lambda stage, done: None) -> Suggestion:
     """Return the runs that narrow the interval most, given the finished runs of the sweep; writes nothing.
 
-    The law is that of `assume.law`, or, without one, the surface of the finished runs and some resamples.
-    Runs that were launched and are not in the tables yet count as done when cells are chosen, and no run of
-    the ledger is suggested again. Raises TableError where the sweep was not collected.
+    Raises
+    ------
+    TableError : the sweep was not collected.
+
+    Notes
+    -----
+    The law is that of `assume.law`, or else the surface fitted to the finished runs, with resamples of it.
+    Launched runs that are not in the tables yet count as done. No run of the ledger is suggested again.
     """
-    frame, folder = planned(study), Path(study.root) / str(study.sweep.name)
+    frame, folder = planned_runs(study), Path(study.root) / str(study.sweep.name)
     table = read_tables(folder)[0]
     runs = one_group(select(table, study.sweep.max_epochs).runs)
-    return suggest_runs(study, frame, runs, progress, launched(folder, table, runs))
+    return suggest_runs(study, frame, runs, progress, launched_runs(folder, table, runs))
 
 
-def launched(folder: Path, table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """Return the looped runs of the sweep's ledger that are like `runs` and not among them.
+def launched_runs(folder: Path, table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the looped runs of the sweep's ledger that are comparable with `runs` and not among them.
 
-    Columns: mean_recurrence, target_flops, seed, and `expected`, False where the collected `table` has the
-    run already and it cannot be used, or where it has failed for good.
+    Columns: mean_recurrence, target_flops, seed, and `expected`. That is False for a run that the collected
+    `table` has and cannot use, and for one that has failed for good.
     """
     import pandas as pd
 
     used, collected = set(runs["run_id"]), set(table.loc[table["status"] == "done", "run_id"])
-    alike = {"kind": "looped"} | {name: runs[name].iloc[0] for name in ("scale", "accounting")}
+    common = {"kind": "looped"} | {name: runs[name].iloc[0] for name in ("scale", "accounting")}
     rows = []
     ledgers = [read_ledger(folder)] if (folder / "sweep.json").exists() else []
     for ledger in ledgers:
         for run in ledger.runs(folder):
             record = run.record()
-            if run.run_id in used or any(record[name] != value for name, value in alike.items()):
+            if run.run_id in used or any(record[name] != value for name, value in common.items()):
                 continue
             status = run.status()
             expected = status.state == "done" or is_open(status, ledger.retry)
@@ -113,31 +118,33 @@ def suggest_runs(
     progress: Progress = lambda stage, done: None,
     others: pd.DataFrame | None = None,
 ) -> Suggestion:
-    """Return the suggestion for finished `runs` of the sweep that `frame` plans, beside `others` launched."""
+    """Return the suggestion for finished `runs` of the sweep that `frame` plans; `others` are launched."""
     assert study.suggest is not None
     others = runs.iloc[:0].assign(expected=False) if others is None else others
     coming = others[others["expected"].astype(bool)]
-    bench = grid(runs, FitConfig().parameter_count)
-    config = design_config(study, bench)
+    grid = simulate.grid(runs, FitConfig().parameter_count)
+    config = design_config(study, grid)
     losses = runs["val_loss_nats"].to_numpy(float)
     floor, assume = noise_floor(runs), study.assume
-    truths, sd = laws_of_runs(bench, losses, LAWS_OF_RUNS, config.seed)
+    truths, sd = laws_of_runs(grid, losses, LAWS_OF_RUNS, config.seed)
     sd = sd if floor.sd_nats is None else floor.sd_nats
     if assume.law is not None:
-        truths = laws(study, bench)
-    known = bench.cells.budgets_flops
-    choices = assume.budgets_flops or ladder(known, BEYOND)
+        truths = assumed_laws(study, grid)
+    known = grid.cells.budgets_flops
+    choices = assume.budgets_flops or budget_ladder(known, BEYOND)
     budgets = np.array(sorted({*known, *coming["target_flops"].astype(float), *choices}))
-    swept = (*bench.cells.values.tolist(), *coming["mean_recurrence"], *assume.recurrences)
+    swept = (*grid.cells.values.tolist(), *coming["mean_recurrence"], *assume.recurrences)
     recurrences = np.array(sorted(set(map(float, swept))))
-    knowledge = information(truths, bench.shape, budgets, recurrences, sd, target_of(study, config))
+    knowledge = fisher_information(
+        truths, grid.shape, budgets, recurrences, sd, narrowed_target(study, config)
+    )
     check_reachable(knowledge)
     start = np.zeros((len(budgets), len(recurrences)), int)
-    counted = [*zip(known[bench.cells.budget], bench.cells.values, strict=True)]
+    counted = [*zip(known[grid.cells.budget], grid.cells.values, strict=True)]
     counted += zip(coming["target_flops"], coming["mean_recurrence"], strict=True)
     for flops, value in counted:
         start[np.searchsorted(budgets, flops), np.searchsorted(recurrences, value)] += 1
-    spend = allowance(study, frame, study.suggest * float(known.max()))
+    spend = allowance_flops(study, frame, study.suggest * float(known.max()))
     limits = Limits(
         run_flops=budgets,
         control_flops=0 * budgets,
@@ -158,46 +165,46 @@ def suggest_runs(
     )
 
 
-def laws_of_runs(bench: Grid, losses: Array, resamples: int, seed: int) -> tuple[list[Generator], float]:
+def laws_of_runs(grid: Grid, losses: Array, resamples: int, seed: int) -> tuple[list[GroundTruth], float]:
     """Return the surface fitted to `losses` [runs], resamples of it, and the sd of its residuals."""
-    inputs = bench.inputs(losses, FitConfig(bootstrap=100), "")
-    u, v, seen = np.log(inputs.runs.params), np.log(inputs.runs.tokens), inputs.runs.loss_nats
-    surface = fit_surface(u, v, seen)
+    inputs = grid.inputs(losses, FitConfig(bootstrap=100), "")
+    u, v, observed = np.log(inputs.runs.params), np.log(inputs.runs.tokens), inputs.runs.loss_nats
+    surface = fit_surface(u, v, observed)
     base = surface.losses(u, v)[0]
-    sd = float(np.sqrt(np.square(seen - base).sum() / max(len(seen) - 5, 1)))
-    errors = np.random.default_rng(seed).standard_normal((resamples, len(seen)))
-    again = refit(surface, base + sd * errors)
-    found = []
-    for k, one in [(0, surface), *((k, again) for k in range(resamples))]:
+    sd = float(np.sqrt(np.square(observed - base).sum() / max(len(observed) - 5, 1)))
+    errors = np.random.default_rng(seed).standard_normal((resamples, len(observed)))
+    resampled = refit(surface, base + sd * errors)
+    laws = []
+    for k, one in [(0, surface), *((k, resampled) for k in range(resamples))]:
         values = one.coefficients(k)
-        found.append(
-            Generator(
+        laws.append(
+            GroundTruth(
                 name="law fitted to them, and resamples of it",
                 floor_nats=values["E"],
                 amplitude_params=values["A"],
                 alpha=values["alpha"],
                 amplitude_tokens=values["B"],
                 beta=values["beta"],
-                static_params=bench.shape.static_params,
-                looped_params=bench.shape.looped_params,
+                static_params=grid.shape.static_params,
+                looped_params=grid.shape.looped_params,
             )
         )
-    return found, sd
+    return laws, sd
 
 
 def _cells(
-    knowledge: Information, start: Counts, counts: Counts, runs: pd.DataFrame, others: pd.DataFrame
+    knowledge: FisherInformation, start: Counts, counts: Counts, runs: pd.DataFrame, others: pd.DataFrame
 ) -> list[tuple[int, float, int]]:
-    found = []
+    chosen = []
     cells = [[*zip(f["target_flops"], f["mean_recurrence"], f["seed"], strict=True)] for f in (runs, others)]
-    there, first = {*cells[0], *cells[1]}, int(runs["seed"].min())
+    existing, first = {*cells[0], *cells[1]}, int(runs["seed"].min())
     for k, m in np.argwhere(counts > start):
         flops, mu = float(knowledge.budgets_flops[k]), int(knowledge.recurrences[m])
-        free = [seed for seed in range(first, first + 1000) if (flops, mu, seed) not in there]
-        found += [(mu, flops, seed) for seed in free[: counts[k, m] - start[k, m]]]
-    return found
+        free = [seed for seed in range(first, first + 1000) if (flops, mu, seed) not in existing]
+        chosen += [(mu, flops, seed) for seed in free[: counts[k, m] - start[k, m]]]
+    return chosen
 
 
-def _width(knowledge: Information, counts: Counts) -> float | None:
+def _width(knowledge: FisherInformation, counts: Counts) -> float | None:
     widths = knowledge.widths(counts, penalised=False)
     return float(np.exp(np.median(widths))) if np.median(widths) < 10 else None

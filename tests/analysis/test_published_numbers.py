@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.isoflop.geometry import SIZES
-from analysis.isoflop.optimum import Path, optimum
+from analysis.isoflop.geometry import PLAIN_TRANSFORMER, IsoflopPath, log_optimum
 from analysis.isoflop.parabola import fit_parabola, minimum
 from analysis.laws.depth_curve import fit_saturating
 from analysis.laws.objective import Objective, minimise
@@ -25,8 +24,10 @@ def isoflop_slopes(compute, tokens, losses):
     ]
     sizes = np.log(compute / 6) - x
     shape = fit_shared_shape(sizes, x, losses[None], index)
-    path = Path(shape=SIZES, budgets_flops=budgets, middle=float(sizes.mean()))
-    best = optimum(path, shape.exponents, shape.amplitudes, (shape.log_params_mean, shape.log_tokens_mean))
+    path = IsoflopPath(shape=PLAIN_TRANSFORMER, budgets_flops=budgets, middle=float(sizes.mean()))
+    best = log_optimum(
+        path, shape.exponents, shape.amplitudes, (shape.log_params_mean, shape.log_tokens_mean)
+    )
     laws = []
     for logs in (by_parabola, np.log(budgets / 6) - best[0]):
         slope, level = np.polyfit(np.log(budgets), logs, 1)

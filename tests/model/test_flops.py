@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from model.config import ModelConfig
 from model.depth import draw_depths, expected_depths
 from model.flops import executed_flops, flops_per_token, parameter_counts
+from model.kernels.reference import ReferenceKernels
 from model.transformer import LoopedTransformer, build_model
 from tests.model.masked import masked_loss
 from tests.model.test_transformer import TINY
@@ -128,7 +129,7 @@ COUNTED = replace(TINY, width=128, heads=4, vocabulary_size=512, sequence_length
 
 
 def counted_flops(config, depths, loss=LoopedTransformer.loss, checkpoint_loops=False):
-    model = build_model(config, seed=0)
+    model = build_model(config, seed=0, kernels=ReferenceKernels())
     model.checkpoint_loops = checkpoint_loops
     tokens = torch.zeros(len(depths), config.sequence_length, dtype=torch.int64)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

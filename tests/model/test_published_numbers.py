@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from model.kernels import reference as functional
+from model.kernels import functional
 from model.layers import rotary_table
 from model.transformer import build_model
 from tests.model import fixtures

@@ -6,9 +6,9 @@ from omegaconf import OmegaConf
 from model.config import ModelConfig
 from model.config_validation import build
 from model.flops import parameter_counts
+from tests.shipped import SHIPPED
 
 FOLDER = Path(__file__).resolve().parents[2] / "conf" / "model"
-SIZES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 PRINTED = {
     "looped_140m": 144_323_136,
     "looped_370m": 388_003_328,
@@ -34,7 +34,7 @@ def test_a_published_size_has_the_printed_parameters(name):
     assert parameter_counts(configured(name)).total == PRINTED[name]
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", SHIPPED["model"])
 def test_every_size_is_a_model_with_heads_of_at_least_16_channels(name):
     assert configured(name).head_dim >= 16
 

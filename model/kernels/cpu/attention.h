@@ -1,7 +1,12 @@
 // Causal attention in float32, forward and backward, for heads of a multiple of COLUMNS channels.
 //
-// Scores exist for a few queries at a time and only for keys that a query sees. One thread works on all
-// queries of a key/value head.
+// For each head: out = softmax(q kᵀ / sqrt(dim)) v, where query i attends to keys 0 to i. Scores exist for
+// one block of queries at a time, and only for keys up to the block's last query. One thread works on all
+// queries of a key/value head. The forward pass stores log2 of each softmax denominator; the backward pass
+// computes the weights anew from it (Dao et al. 2022, FlashAttention).
+//
+// Layout. Queries, keys, values and results are tensors [batch, heads, length, dim] of any stride but the
+// last. Scores are [block][row()], row() numbers from one query to the next.
 
 #pragma once
 
@@ -10,11 +15,13 @@
 struct Shape {
   int64_t batch, heads, kv_heads, length, dim;
   int64_t padded() const { return up(length, COLUMNS); }
-  // Between rows of scores: an odd number of vectors, so that a column of them uses all sets of a cache.
+  // From one row of scores to the next: an odd number of panels, so that a column uses all sets of a cache.
   int64_t row() const { return (padded() / COLUMNS | 1) * COLUMNS; }
+  // Queries at once: scores of 24,576 numbers (96 KiB, beside keys and values in a second-level cache), but 2
+  // to 16 tiles.
   int64_t block() const { return std::clamp<int64_t>(24576 / length / ROWS * ROWS, 2 * ROWS, 16 * ROWS); }
   float scale() const { return 1.0f / std::sqrt(static_cast<float>(dim)); }
-  float scale_two() const { return scale() * 1.44269504f; }  // e^x = 2^(x / ln 2)
+  float scale_two() const { return scale() * 1.44269504f; }  // for powers of two: e^x = 2^(x / ln 2)
 };
 
 // A tensor [batch, heads, length, dim] by its strides; the last dimension is contiguous.
@@ -26,8 +33,8 @@ struct Tensor {
 
 namespace {
 
-// Products of the queries [start, end), of which q holds the rows, with all packed keys that one of them
-// sees.
+// Products of the queries [start, end), whose rows are q, with the packed keys that the last of them sees. A
+// key is left out for tiles of queries that all come before it.
 void scores_of(
     const float* panels, const float* q, int64_t q_row, int64_t start, int64_t end, const Shape& shape,
     float* out) {
@@ -39,7 +46,7 @@ void scores_of(
           out + i * row + key, row, false);
 }
 
-// Lanes of x with a number below n; `other` in those after.
+// x in lanes 0 to n - 1, `other` in the rest.
 Lanes leading(Lanes x, int64_t n, float other) {
   Whole lane{};
 #pragma GCC unroll 16
@@ -47,9 +54,9 @@ Lanes leading(Lanes x, int64_t n, float other) {
   return lane < static_cast<int32_t>(n) ? x : spread(other);
 }
 
-// Turns the scores of m queries, of which the first one sees `seen` keys and each later one a key more, into
-// weights, up to a factor for each query; what follows becomes 0 up to the end of the last. Gives the sums of
-// the weights, and in `logs` log2 of the sum of e^score.
+// Turns the scores of m queries into weights 2^(score - largest) that are not yet divided by their sum. The
+// first query sees `seen` keys, each later one a key more; beyond its keys a query's weights are 0, up to the
+// end of the last query's. Writes the sums of the weights and, in `logs`, log2 of the sum of e^score.
 void weigh(float* scores, int64_t row, int64_t m, int64_t seen, float scale, float* sums, float* logs) {
   const int64_t end = seen + m - 1;
   float shifts[ROWS];
@@ -80,8 +87,8 @@ void weigh(float* scores, int64_t row, int64_t m, int64_t seen, float scale, flo
   for (int64_t r = 0; r < m; r++) logs[r] = shifts[r] + std::log2(sums[r]);
 }
 
-// Turns the first `seen` scores of a row into weights, which sum to 1, and the gradients of the weights into
-// those of the scores; what follows becomes 0 up to `end`. `mean` is the weighted mean of the gradients.
+// Turns the first `seen` scores of a row into weights that sum to 1, and the gradients of the weights into
+// those of the scores; both are 0 from there to `end`. `mean` is the weighted mean of the gradients.
 void differentiate(float* row, float* slopes, int64_t seen, int64_t end, float scale, float log, float mean) {
   for (int64_t j = 0; j < seen; j += LANES) {
     const Lanes weight = power_of_two(load(row + j) * scale - log);
@@ -102,7 +109,8 @@ void scale_row(float* row, int64_t dim, float factor) {
   for (int64_t d = 0; d < dim; d++) row[d] *= factor;
 }
 
-// What one thread needs to work on one key/value head, forward or backward.
+// Scratch memory of one thread for one key/value head: packed keys and values, and the scores of a block of
+// queries.
 struct Forward {
   float *keys, *values, *scores;
   Forward(const Shape& s, Arena& arena)
@@ -111,6 +119,8 @@ struct Forward {
         scores(arena.take(s.block() * s.row())) {}
 };
 
+// The same for the backward pass: k, q and g are contiguous keys, queries and result gradients, p and ds
+// weights and score gradients of a block of queries, dk and dv the sums of the keys' and values' gradients.
 struct Backward {
   float *keys, *values, *k, *q, *g, *p, *ds, *dk, *dv;
   Backward(const Shape& s, Arena& arena)
@@ -125,8 +135,8 @@ struct Backward {
         dv(arena.take(s.length * s.dim)) {}
 };
 
-// Writes the result of the queries of one key/value head and, for the backward pass, log2 sum exp of each
-// query's scores [batch, heads, length].
+// Writes the results of all queries of one key/value head and, for the backward pass, log2 of the sum of
+// e^score of each query, `logs` [batch, heads, length].
 void attend(
     const Shape& shape, int64_t b, int64_t kv, const Tensor& query, const Tensor& key, const Tensor& value,
     const Tensor& out, float* logs, const Forward& space) {
@@ -153,7 +163,7 @@ void attend(
     }
 }
 
-// Writes the gradients of one key/value head and its queries; out and grad are the result and its gradient.
+// Writes the gradients of one key/value head and of its queries; `out` is the result, `grad` its gradient.
 void attend_backward(
     const Shape& shape, int64_t b, int64_t kv, const Tensor& query, const Tensor& key, const Tensor& value,
     const Tensor& out, const Tensor& grad, const float* logs, const Tensor& grad_query,
@@ -187,7 +197,7 @@ void attend_backward(
         for (int64_t r = 0; r < m; r++) scale_row(to + r * grad_query.row, dim, scale);
       }
       for (int64_t j = 0; j < end; j += ROWS) {
-        // Queries before a key do not see it.
+        // Only queries from the key on see it.
         const int64_t first = std::max(start, j) - start, m = std::min(ROWS, end - j);
         const int64_t at = first * row + j, depth = end - start - first;
         for (int64_t d = 0; d < dim; d += COLUMNS) {

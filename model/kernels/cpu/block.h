@@ -1,7 +1,16 @@
 // The transformer block in float32, forward and backward.
 //
-// Tokens go a few at a time through all that happens between two attentions, and sequences a few at a time
-// through the block, so that what they pass on stays in the second cache. Widths are multiples of COLUMNS.
+//   u = norm(x, norm_1);  q, k = norm(rotate(u Wqᵀ)), norm(rotate(u Wkᵀ)) per head;
+//   v = u Wvᵀ + 2 sigmoid(u[:gate_channels] Wgᵀ) rows;  y = x + attention(q, k, v) Wmᵀ;
+//   out = y + relu(norm(y, norm_2) Wfᵀ)² / 2 Wpᵀ.
+//
+// Chunks of CHUNK tokens go through all that lies between two attentions, and groups of sequences through the
+// block, so that intermediate results stay in the second-level cache. The threads of a team share chunks,
+// then heads, then rows of the weights' gradients, with a barrier between.
+//
+// Layout. The stream is [batch, length, d], d = heads x dim. Queries, keys and values of a token lie side by
+// side: [batch, length, (heads + 2 kv_heads) x dim]. All of d, dim and hidden, and gate_channels, are
+// multiples of COLUMNS.
 
 #pragma once
 
@@ -17,7 +26,7 @@ struct Sizes {
   int64_t projected() const { return width() + 2 * kv_width(); }
   int64_t rotated_heads() const { return heads + kv_heads; }
   Shape attention() const { return {batch, heads, kv_heads, length, dim}; }
-  // Queries, keys and values of a token lie side by side.
+  // Heads from `first` on in projections, where queries come before keys and values.
   Tensor heads_of(float* projections, int64_t first) const {
     return {projections + first * dim, length * projected(), dim, projected()};
   }
@@ -27,7 +36,9 @@ struct Sizes {
   Tensor merged(float* data) const { return {data, length * width(), dim, width()}; }
 };
 
-// Matrices [out, in] or their gradients; gate is null where the layer has none.
+// The weights of one block or their gradients, matrices [out, in]; gate is null where the layer has none.
+// Python passes them as an array of pointers in the order of the fields of BlockWeights in interface.py. No
+// code checks that the two orders agree, so change both.
 struct Weights {
   float *norm_1, *query, *key, *value, *merge, *norm_2, *fc, *proj, *gate;
   struct Part {
@@ -48,7 +59,7 @@ struct Weights {
          {proj, wide, true},
          {gate, gate ? s.kv_heads * s.gate_channels : 0, true}}};
   }
-  // Room in an arena for weights of the same sizes, the matrices only where they are wanted.
+  // Weights of the same sizes from an arena, the matrices only if asked for.
   Weights like(const Sizes& s, bool matrices, Arena& arena) const {
     const auto each = parts(s);
     const auto next = [&](int i) { return arena.take(each[i].matrix && !matrices ? 0 : each[i].length); };
@@ -56,7 +67,8 @@ struct Weights {
   }
 };
 
-// The stream [B, L, d], the angles [L, D / 2, 2] and the table's rows [B, L, kv d], null without a gate.
+// The inputs: the stream x [batch, length, d], cos and sin of the angles [length, dim / 2, 2] and the rows of
+// the value-embedding table [batch, length, kv_heads x dim], null without a gate.
 struct Given {
   const float *x, *rope, *rows;
   Given from(const Sizes& s, int64_t token) const {
@@ -64,9 +76,14 @@ struct Given {
   }
 };
 
-// What the backward pass reads: projections [B, L, d + 2 kv d] with queries and keys rotated and normed,
-// their inverse norms [B, L, H + KV], gates [B, L, KV], attended and the stream after it, both [B, L, d],
-// logs [B, H, L], and the positive part of the MLP's hidden channels [B, L, f].
+// What the forward pass keeps for the backward pass, B = batch, L = length, H and KV = heads and kv_heads:
+//   projections  [B, L, d + 2 KV dim]  queries and keys, rotated and normed, and values
+//   inverses     [B, L, H + KV]        inverse norms of queries and keys
+//   gates        [B, L, KV]            2 sigmoid(...)
+//   attended     [B, L, d]             results of attention
+//   logs         [B, H, L]             log2 of the softmax denominators
+//   middle       [B, L, d]             the stream after attention, y
+//   positive     [B, L, hidden]        relu of the MLP's hidden channels
 struct Kept {
   float *projections, *inverses, *gates, *attended, *logs, *middle, *positive;
   Kept(const Sizes& s, int64_t tokens, Arena& arena)
@@ -111,7 +128,8 @@ struct AllPanels {
   }
 };
 
-// Gradients of what is kept, of a gate before its sigmoid; and the inputs of the matrices, for their own.
+// What the backward pass makes: gradients of the kept arrays (of a gate, before its sigmoid), and the inputs
+// of the matrices in panels, for the gradients of these.
 struct Made {
   float *projections, *gates, *attended, *middle, *hidden;
   Paneled normed_1, normed_2, merged, activated;
@@ -136,7 +154,8 @@ void norm(const float* x, const float* weight, int64_t width, float eps, float* 
   for (int64_t d = 0; d < width; d += LANES) store(y + d, load(x + d) * inverse * load(weight + d));
 }
 
-// to = passed + the gradient of x; also writes the normed x and adds to the weight's gradient.
+// to = passed + the gradient by x, given that by norm(x). Also writes norm(x) to `normed` and adds to the
+// gradient of the weight.
 void norm_backward(
     const float* x, const float* weight, const float* grad, const float* passed, int64_t width, float eps,
     float* to, const Paneled& normed, int64_t token, float* grad_weight) {
@@ -155,7 +174,7 @@ void norm_backward(
   }
 }
 
-// Rotates the pairs (2i, 2i + 1) of x by angles given as cos and sin, backwards with a sign of -1.
+// Rotates the pairs (2i, 2i + 1) of x by angles given as cos and sin; sign -1 rotates back.
 Lanes rotated(Lanes x, Lanes angles, float sign) {
   Whole swap{}, even{}, odd{};
   Lanes signs{};
@@ -166,14 +185,14 @@ Lanes rotated(Lanes x, Lanes angles, float sign) {
          __builtin_shuffle(x, swap) * __builtin_shuffle(angles, odd) * signs;
 }
 
-// Rotates and norms a head in place; gives the inverse norm.
+// Rotates and norms a head in place; returns the inverse norm.
 float rotate_and_norm(float* x, const float* angles, int64_t dim) {
-  const float inverse = inverse_rms(x, dim, 1.1920929e-7f);  // the machine epsilon, as torch has it
+  const float inverse = inverse_rms(x, dim, 1.1920929e-7f);  // torch's default eps: FLT_EPSILON
   for (int64_t d = 0; d < dim; d += LANES) store(x + d, rotated(load(x + d), load(angles + d), 1) * inverse);
   return inverse;
 }
 
-// Turns the gradient of y, a head rotated and normed, into that of the head, in place.
+// Turns the gradient by y, a head rotated and normed, into that by the head, in place.
 void rotate_and_norm_backward(float* grad, const float* y, float inverse, const float* angles, int64_t dim) {
   const float mean = dot(grad, y, dim) / static_cast<float>(dim);
   for (int64_t d = 0; d < dim; d += LANES)
@@ -195,7 +214,7 @@ void add_rows(
   }
 }
 
-// Gives the gradients of rows and gates of one token, and adds that of the normed stream.
+// Writes the gradients by rows and gates of one token and adds that by the normed stream.
 void add_rows_backward(
     const Sizes& s, const float* weight, const float* rows, const float* grad_value, const float* gates,
     float* grad_rows, float* grad_gates, float* grad_x) {
@@ -208,7 +227,7 @@ void add_rows_backward(
   }
 }
 
-// Norms, projects and rotates the tokens of a chunk.
+// The part before attention, for the n tokens of a chunk: norm, projections, rotation, gated rows.
 void project(
     const Sizes& s, const Weights& w, const AllPanels& panels, const Given& given, const Kept& kept,
     int64_t start, int64_t n, float* normed) {
@@ -232,7 +251,7 @@ void project(
   }
 }
 
-// Takes the attended tokens of a chunk to the block's end; `middle` may be `out`, and `positive` null.
+// The part after attention, for the n tokens of a chunk. `middle` may be `out`, and `positive` null.
 void finish(
     const Sizes& s, const Weights& w, const AllPanels& panels, const float* x, const float* attended,
     float* middle, float* positive, float* out, int64_t n, float* normed, float* hidden) {
@@ -242,7 +261,7 @@ void finish(
   for (int64_t i = 0; i < n; i++) norm(middle + i * width, w.norm_2, width, s.eps, normed + i * width);
   product(n, normed, width, panels.fc, hidden, s.hidden, false);
   for (int64_t i = 0; i < n * s.hidden; i += LANES) {
-    const Lanes h = load(hidden + i), above = h < 0 ? Lanes{} : h;  // not a number stays one
+    const Lanes h = load(hidden + i), above = h < 0 ? Lanes{} : h;  // NaN stays NaN
     if (positive) store(positive + i, above);
     store(hidden + i, 0.5f * above * above);
   }
@@ -250,7 +269,7 @@ void finish(
   product(n, hidden, s.hidden, panels.proj, out, width, true);
 }
 
-// Memory of one thread on the way forward.
+// Scratch memory of one thread in the forward pass.
 struct Scratch {
   float *normed, *hidden;
   Forward attention;
@@ -260,8 +279,8 @@ struct Scratch {
         attention(s.attention(), arena) {}
 };
 
-// Takes some sequences through the block; each member of a team calls it. Without `keep`, `out` may be where
-// the stream is, and less of `kept` is written. Members need not wait for each other at the end: `project` of
+// The block for some sequences; every member of the team calls it. Without `keep`, `out` may be the stream
+// itself, and `middle` and `positive` of `kept` are not written. There is no barrier at the end: `project` of
 // the next group writes nothing that `finish` reads.
 void forward_group(
     const Sizes& s, int64_t sequences, const Weights& w, const AllPanels& panels, const Given& given,
@@ -285,7 +304,7 @@ void forward_group(
   }
 }
 
-// Takes the gradient of a chunk's result back to that of its attended tokens.
+// Backward through `finish`: from the gradient by a chunk's output to that by its attention results.
 void finish_backward(
     const Sizes& s, const Weights& w, const AllPanels& panels, const Kept& kept, const float* grad,
     const Made& made, int64_t start, int64_t n, float* scratch, float* grad_norm) {
@@ -312,7 +331,7 @@ void finish_backward(
   product(n, made.middle + at, width, panels.merge, made.attended + at, width, false);
 }
 
-// Takes the gradients of a chunk's projections back to the stream.
+// Backward through `project`: from the gradients by a chunk's projections to that by the stream.
 void project_backward(
     const Sizes& s, const Weights& w, const AllPanels& panels, const Given& given, const Kept& kept,
     const Made& made, float* grad_x, float* grad_rows, int64_t start, int64_t n, float* scratch,
@@ -341,7 +360,7 @@ void project_backward(
   }
 }
 
-// Adds to the gradients of the matrices after attention, or begins them.
+// Gradients of the matrices after attention, on top of what `to` holds if `add`.
 void finish_outer(
     const Sizes& s, const Member& member, float* tiles, const float* grad, const Made& made,
     const Weights& to, int64_t n, bool add) {
@@ -351,7 +370,7 @@ void finish_outer(
   outer(member, tiles, n, made.middle, width, width, made.merged, width, to.merge, add);
 }
 
-// The same for those before it.
+// Gradients of the matrices before attention.
 void project_outer(
     const Sizes& s, const Member& member, float* tiles, const Made& made, const Weights& to, int64_t n,
     bool add) {
@@ -364,7 +383,7 @@ void project_outer(
     outer(member, tiles, n, made.gates, s.kv_heads, s.kv_heads, made.normed_1, s.gate_channels, to.gate, add);
 }
 
-// Memory of one thread on the way back.
+// Scratch memory of one thread in the backward pass.
 struct BackwardScratch {
   float *stream, *tiles;
   Backward attention;
@@ -374,9 +393,9 @@ struct BackwardScratch {
         attention(s.attention(), arena) {}
 };
 
-// Takes the gradient of some sequences back through the block; each member of a team, which shares `made`,
-// calls it. Adds to the gradients of the matrices in `to`, or begins them, and to the member's own ones of
-// the norms. Members need not wait at the end: `finish_backward` of the next group writes nothing that
+// Backward through the block for some sequences; every member of the team calls it, and all share `made`.
+// Gradients of the matrices go to `to`, on top of what it holds if `add`; those of the norms are added to the
+// member's own. There is no barrier at the end: `finish_backward` of the next group writes nothing that
 // `project_outer` reads.
 void backward_group(
     const Sizes& s, int64_t sequences, const Weights& w, const AllPanels& panels, const Given& given,

@@ -1,6 +1,7 @@
-"""The whole block as one operator for float32 on a CPU: small models spend much beside their matrix products.
+"""The transformer block as one operator for float32 on a CPU, forward and backward: calls block.h.
 
-It is the block of `model.layers` with causal attention over whole sequences and the MLP `0.5 relu(x)²`.
+It is the block of `model.layers` with causal attention over whole sequences and the MLP `0.5 relu(x)²`. In
+torch, small models spend much of their time beside the matrix products.
 """
 
 from __future__ import annotations
@@ -16,20 +17,22 @@ from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
 from model.config import ModelConfig
-from model.kernels.attention import attention_flops, has_kernel
-from model.kernels.cpu import columns, kernels, largest_width
+from model.kernels.cpu.attention import attention_flops
+from model.kernels.cpu.library import columns, largest_width, load, takes_channels
+from model.kernels.interface import BlockWeights
 
-# The order of a block's weights; a layer without gated value embeddings has no gate.
-WEIGHTS = ("norm_1", "query", "key", "value", "merge", "norm_2", "fc", "proj", "gate")
-
-
-def can_fuse(x: Tensor, head_dim: int, hidden: int) -> bool:
-    """Say whether the operator takes a stream x [B, L, d] with such heads and so many hidden channels."""
-    return suits_kernels(x) and _sizes_fit(x.shape[-1], head_dim, hidden)
+# The order of `struct Weights` in block.h; no code checks that they agree, so change both.
+WEIGHTS = BlockWeights._fields
 
 
-def suits_kernels(x: Tensor) -> bool:
-    """Say whether x is computed here and now, in float32 on a CPU."""
+def takes_blocks(config: ModelConfig) -> bool:
+    """Return True if the operator computes the blocks of such a model, in float32 and without a mask."""
+    sizes = config.head_dim, config.resolved_mlp_width
+    return config.mlp == "relu2" and config.width <= largest_width() and all(map(takes_channels, sizes))
+
+
+def takes_tensor(x: Tensor) -> bool:
+    """Return True if x is not empty and is computed here and now, in float32 on a CPU."""
     return (
         not torch.compiler.is_compiling()
         and x.numel() > 0
@@ -37,15 +40,6 @@ def suits_kernels(x: Tensor) -> bool:
         and x.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
     )
-
-
-def fuses_blocks(config: ModelConfig) -> bool:
-    """Say whether a CPU takes each block of such a model as one operator, in float32 and without masks."""
-    return config.mlp == "relu2" and _sizes_fit(config.width, config.head_dim, config.resolved_mlp_width)
-
-
-def _sizes_fit(width: int, head_dim: int, hidden: int) -> bool:
-    return width <= largest_width() and has_kernel(head_dim) and has_kernel(hidden)
 
 
 def fused_block(
@@ -57,11 +51,11 @@ def fused_block(
     kv_heads: int,
     eps: float,
 ) -> Tensor:
-    """Map the stream x [B, L, d]; rows [B, L, kv d] are given where `weights`, as in WEIGHTS, hold a gate.
+    """Map the stream x [B, L, d] by a block of `weights` in the order of WEIGHTS.
 
-    rope [L, 1, D / 2, 2]. All float32; d, D, the MLP's hidden channels and those that a gate reads are
-    multiples of `model.kernels.cpu.columns`. All gradients are computed, required or not, none of a second
-    order.
+    rows [B, L, kv d] are given where the weights hold a gate; rope is [L, 1, D / 2, 2]. All are float32.
+    d, D, the MLP's hidden channels and those that a gate reads are multiples of `library.columns`. All
+    gradients are computed, required or not; there are none of second order.
     """
     tensors = [tensor for tensor in (x, rows, *weights) if tensor is not None]
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
@@ -114,7 +108,7 @@ _Given = ctypes.c_void_p * 3
 
 
 def sizes_of(x: Tensor, weights: Sequence[Tensor], heads: int, kv_heads: int, eps: float) -> Sizes:
-    """Give the sizes of a stream x [B, L, d] and a block's weights."""
+    """Return the sizes of a stream x [B, L, d] and a block's weights."""
     batch, length, width = x.shape
     gate_channels = weights[-1].shape[1] if len(weights) == len(WEIGHTS) else 0
     assert gate_channels % columns() == 0
@@ -123,12 +117,12 @@ def sizes_of(x: Tensor, weights: Sequence[Tensor], heads: int, kv_heads: int, ep
 
 
 def dense(*tensors: Tensor | None) -> list[Tensor | None]:
-    """Lay numbers out one after the other, where they are not."""
+    """Return contiguous tensors, copies where need be."""
     return [None if tensor is None else tensor.contiguous() for tensor in tensors]
 
 
 def pointers(tensors: Sequence[Tensor | None]) -> list[int | None]:
-    """Give the addresses of float32 tensors."""
+    """Return the addresses of float32 tensors."""
     assert all(tensor is None or tensor.dtype == torch.float32 for tensor in tensors)
     return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
 
@@ -143,7 +137,7 @@ def _forward(
     eps: float,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    library = kernels()
+    library = load()
     assert library is not None and len(rope) >= x.shape[1]
     assert rows is None or rows.shape[:2] == x.shape[:2]
     given, matrices = dense(x, rope, rows), dense(*weights)
@@ -174,7 +168,7 @@ def _backward(
     kv_heads: int,
     eps: float,
 ) -> list[Tensor]:
-    library = kernels()
+    library = load()
     assert library is not None
     given, matrices = dense(x, rope, rows), dense(*weights)
     grad = grad.contiguous()
@@ -194,7 +188,7 @@ def _backward(
     return made
 
 
-# Not torch.library.custom_op, which imports the compiler, which takes seconds.
+# Not torch.library.custom_op: that imports the compiler, which takes seconds.
 OPERATORS = torch.library.Library("loopscale", "FRAGMENT")
 OPERATORS.define(
     "block(Tensor x, Tensor rope, Tensor? rows, Tensor[] weights, int heads, int kv_heads, float eps, "
@@ -213,16 +207,16 @@ Shapes = Sequence[Sequence[int]]
 
 @register_flop_formula(torch.ops.loopscale.block)
 def _flops(x: Sequence[int], rope: Any, rows: Any, weights: Shapes, *_: Any, **__: Any) -> int:
-    """Count the matrix products, those of attention over the whole square, as torch does."""
+    """Return the FLOPs of all products; attention's are over the whole square, as torch counts them."""
     return product_flops(x, weights) + attention_flops(*x)
 
 
 @register_flop_formula(torch.ops.loopscale.block_backward)
 def _backward_flops(x: Sequence[int], rope: Any, rows: Any, weights: Shapes, *_: Any, **__: Any) -> int:
-    """Count twice the same; what is computed for the second time is left out."""
+    """Return twice the forward FLOPs; what is computed a second time is not counted."""
     return 2 * (product_flops(x, weights) + attention_flops(*x))
 
 
 def product_flops(x: Sequence[int], weights: Shapes) -> int:
-    """Count the products of a stream of such a shape with all matrices."""
+    """Return the FLOPs of the products of a stream of shape x with all matrices."""
     return 2 * x[0] * x[1] * sum(math.prod(shape) for shape in weights if len(shape) == 2)

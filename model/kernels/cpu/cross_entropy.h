@@ -1,5 +1,10 @@
-// Cross-entropy through the head in float32, with its gradients. Logits exist for CHUNK tokens of each
-// thread.
+// Cross-entropy through the head in float32, with its gradients.
+//
+// For each token: nats = log(sum of e^logits) - logits[label], logits = x matrixᵀ. Logits exist for CHUNK
+// tokens of each thread at a time.
+//
+// Layout. x [tokens, width], matrix [vocabulary, width], labels [tokens], logits [tokens of a group,
+// vocabulary]. Width and vocabulary are multiples of COLUMNS.
 
 #pragma once
 
@@ -9,7 +14,7 @@ struct Head {
   int64_t tokens, width, vocabulary;
 };
 
-// x [N, d], matrix [V, d] and labels [N]; a negative label is ignored.
+// The inputs; a token with a negative label is not scored.
 struct Scored {
   const float *x, *matrix;
   const int64_t* labels;
@@ -17,7 +22,8 @@ struct Scored {
 
 namespace {
 
-// Turns logits into weights, up to the factor 1 / `sum`, less 1 for the label. Gives the nats of the label.
+// Turns the logits of one token into their gradient times `sum`: e^(logit - largest), less `sum` at the
+// label. Returns the nats of the label.
 float score(float* logits, int64_t vocabulary, int64_t label, float& sum) {
   constexpr float LOG2_E = 1.44269504f;
   Lanes most = load(logits);
@@ -38,9 +44,9 @@ float score(float* logits, int64_t vocabulary, int64_t label, float& sum) {
   return std::log(sum) + (largest - own);
 }
 
-// Scores the tokens [start, start + n) of a group that begins at `first`: writes their nats and, unless it is
-// null, the gradient of x; leaves what that of the matrix is made of, the weights of the group's tokens up to
-// a factor, which is in `scaled`.
+// Scores the tokens [start, start + n) of a group that begins at token `first`. Writes their nats and, unless
+// it is null, the gradient by x. For the gradient by the matrix it leaves the logits' gradients times `sum`,
+// and in `scaled` x / sum, so that the product of the two is right.
 void score_chunk(
     const Head& head, const Scored& given, const Panels& forward, const Panels& backward, int64_t first,
     int64_t start, int64_t n, float* logits, const Paneled& scaled, float* nats, float* grad_x) {

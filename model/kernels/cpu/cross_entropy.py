@@ -1,4 +1,4 @@
-"""Cross-entropy and its gradients as one operator for float32 on a CPU."""
+"""Cross-entropy and its gradients as one operator for float32 on a CPU: calls cross_entropy.h."""
 
 from __future__ import annotations
 
@@ -11,26 +11,28 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from model.kernels.attention import has_kernel
-from model.kernels.cpu import kernels
-from model.kernels.cpu.block import OPERATORS, dense, pointers, suits_kernels
+from model.kernels.cpu.block import OPERATORS, dense, pointers, takes_tensor
+from model.kernels.cpu.library import load, takes_channels
+from model.kernels.interface import IGNORE
 
-IGNORE = -100  # the label that is not scored
 _LARGEST_VOCABULARY = 8192  # beyond it the logits of a few tokens leave a core's cache
 
 
-def can_score(x: Tensor, head: Tensor) -> bool:
-    """Say whether the operator takes tokens x [N, d] and a head [V, d]."""
-    if len(head) > _LARGEST_VOCABULARY or head.dtype != x.dtype:
-        return False
-    return suits_kernels(x) and all(map(has_kernel, head.shape))
+def takes_head(x: Tensor, head: Tensor) -> bool:
+    """Return True if the operator takes tokens x [N, d] and a head [V, d]."""
+    return head.dtype == x.dtype and takes_tensor(x) and takes_sizes(len(head), head.shape[1])
+
+
+def takes_sizes(vocabulary: int, width: int) -> bool:
+    """Return True if the operator takes a head of this size."""
+    return vocabulary <= _LARGEST_VOCABULARY and all(map(takes_channels, (vocabulary, width)))
 
 
 def scored(x: Tensor, head: Tensor, labels: Tensor, *, gradients: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Give the nats [N] of labels [N], and the gradients of their sum by x [N, d] and head [V, d].
+    """Return the nats [N] of labels [N], and the gradients of their sum by x [N, d] and head [V, d].
 
-    Labels of -100 count for nothing. Without `gradients` those two are empty. Raises IndexError for a label
-    that is no token of the vocabulary.
+    Labels of -100 are not scored. Without `gradients` the last two are empty. Raises IndexError for a label
+    that is not a token of the vocabulary.
     """
     strange = labels[((labels < 0) & (labels != IGNORE)) | (labels >= len(head))]
     if len(strange):
@@ -40,7 +42,7 @@ def scored(x: Tensor, head: Tensor, labels: Tensor, *, gradients: bool) -> tuple
 
 
 def _scored(x: Tensor, head: Tensor, labels: Tensor, gradients: bool) -> tuple[Tensor, Tensor, Tensor]:
-    library = kernels()
+    library = load()
     assert library is not None and labels.dtype == torch.int64
     assert labels.shape == x.shape[:1] and head.shape[1:] == x.shape[1:]
     given = dense(x, head)
@@ -68,5 +70,5 @@ _CROSS_ENTROPY = torch.ops.loopscale.cross_entropy.default
 
 @register_flop_formula(torch.ops.loopscale.cross_entropy)
 def _flops(x: Sequence[int], head: Sequence[int], labels: Any, gradients: bool, *_: Any, **__: Any) -> int:
-    """Count the matrix products."""
+    """Return the FLOPs of the matrix products."""
     return (3 if gradients else 1) * 2 * x[0] * math.prod(head)

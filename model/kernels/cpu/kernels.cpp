@@ -1,4 +1,10 @@
-// What Python calls: causal attention, the transformer block, the core's loops, and cross-entropy.
+// The functions that Python calls through ctypes: causal attention, the transformer block, the loops without
+// gradient, and cross-entropy.
+//
+// All arrays are float32 and contiguous (attention's are tensors by strides), their layouts are described in
+// the header of each kernel. `threads` is the size of the OpenMP team. Every thread keeps its scratch memory
+// from call to call. Functions that return a bool return false if there is no memory for what the threads
+// share; if a thread cannot get its own scratch memory, the process ends.
 
 #include <omp.h>
 
@@ -9,7 +15,7 @@
 
 namespace {
 
-// Builds what consists of arrays in a space that is as large as they are together.
+// Builds an object made of arrays twice: first to count its floats, then in a space of that size.
 template <class Build>
 auto in(Space& space, Build build) {
   Arena needed{nullptr};
@@ -18,18 +24,20 @@ auto in(Space& space, Build build) {
   return build(arena);
 }
 
-// How many sequences go through the block together: some 512 tokens, and chunks and heads for all threads.
+// Sequences that go through the block together: at least 512 tokens, and at least a chunk and a key/value
+// head for every thread.
 int64_t together(const Sizes& s, int64_t threads) {
   const int64_t tokens = std::max<int64_t>(512, CHUNK * threads);
   return std::min(s.batch, std::max(up(tokens, s.length) / s.length, up(threads, s.kv_heads) / s.kv_heads));
 }
 
-// Sequences longer than that are shared by all threads: what one thread makes of them would not stay near its
-// core, and would take memory for each.
+// Longer sequences are shared by all threads: what one thread makes of them would not fit the cache of its
+// core, and scratch memory of that size would be needed for every thread.
 constexpr int64_t LONGEST_ALONE = 1024;
 
-// Adds up the gradients of the weights, each member its share of them. `to` holds what all made together of
-// the matrices, where they did; the norms' gradients are with the threads alone.
+// Sums the threads' gradients of the weights into `to`, each member its share of the numbers. The norms'
+// gradients are all in the threads'. Those of the matrices are there if threads took sequences `alone`; if
+// the team took the `rest` together, `to` already holds its part.
 void sum_over_threads(
     const Sizes& s, const std::vector<Weights>& grads, const Member& member, bool alone, bool rest,
     const Weights& to) {
@@ -81,15 +89,14 @@ extern "C" void attention_backward(
   }
 }
 
-// The number of floats that block_forward keeps.
+// Returns the number of floats in `kept` of block_forward.
 extern "C" int64_t kept_floats(const Sizes* sizes) {
   Arena arena{nullptr};
   Kept(*sizes, sizes->tokens(), arena);
   return arena.used;
 }
 
-// What the backward pass reads is kept, unless `kept` is null. False where there is no memory for what the
-// threads share; without what each needs for itself, the process ends.
+// Writes the block's output, and to `kept`, unless it is null, what the backward pass reads.
 extern "C" bool block_forward(
     const Sizes* sizes, const Weights* weights, const Given* given, float* kept, float* out, int threads) {
   const Sizes& s = *sizes;
@@ -122,10 +129,9 @@ extern "C" bool block_forward(
   return true;
 }
 
-// Takes the state of each sequence `loops` times through all layers, every time after it has become
-// drive + carry * state, rounded once, as torch's addcmul does: a run may take either way. Each layer has
-// rows of its own. A thread takes a sequence to its end, which stays in its cache. False where there is no
-// memory.
+// Maps the state of sequence b `loops[b]` times: to drive + carry * state, then through all layers, each with
+// its own rows. The sum is rounded once (a fused multiply-add), as torch's addcmul does, so that a run may
+// take either way. One thread takes a sequence through all of its loops, which keeps the state in its cache.
 extern "C" bool loops_forward(
     const Sizes* sizes, int64_t layers, const Weights* weights, const float* const* rows, const float* rope,
     const float* drive, const float* carry, const int64_t* loops, float* states, int threads) {
@@ -168,9 +174,9 @@ extern "C" bool loops_forward(
   return true;
 }
 
-// Writes the gradients of the stream, of the rows and of all weights. Each thread takes as many sequences as
-// all can have, alone, so that what it makes stays near its own core; all take the rest together. The
-// weights' gradients are summed by thread. False where there is no memory.
+// Writes the gradients of the stream, of the rows and of all weights. Every thread takes the same number of
+// sequences alone, which keeps what it makes in the cache of its core; the team takes the rest together. The
+// weights' gradients are summed by thread.
 extern "C" bool block_backward(
     const Sizes* sizes, const Weights* weights, const Given* given, float* kept, const float* grad,
     float* grad_x, float* grad_rows, const Weights* grad_weights, int threads) {
@@ -227,8 +233,7 @@ extern "C" bool block_backward(
   return true;
 }
 
-// Writes the nats of all labels and, unless they are null, the gradients of their sum. False where there is
-// no memory.
+// Writes the nats of all labels and, unless they are null, the gradients of their sum.
 extern "C" bool cross_entropy(
     const Head* sizes, const Scored* given, float* nats, float* grad_x, float* grad_matrix, int threads) {
   const Head& head = *sizes;

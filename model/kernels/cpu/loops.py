@@ -1,4 +1,7 @@
-"""The loops without gradient as one operator on a CPU: a thread takes a sequence through all of its loops."""
+"""The loops without gradient as one operator for float32 on a CPU: calls `loops_forward` of kernels.cpp.
+
+A thread takes a sequence through all of its loops, so that the state stays in the core's cache.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from model.kernels.attention import attention_flops
-from model.kernels.cpu import kernels
+from model.kernels.cpu.attention import attention_flops
 from model.kernels.cpu.block import (
     OPERATORS,
     WEIGHTS,
@@ -21,10 +23,11 @@ from model.kernels.cpu.block import (
     product_flops,
     sizes_of,
 )
+from model.kernels.cpu.library import load
 
 
 def suits_threads(loops: Sequence[int]) -> bool:
-    """Say whether there is work for all threads in sequences that take so many loops, the most first."""
+    """Return True if all threads have work; sequence i takes loops[i] loops, in descending order."""
     return 0 < loops[0] * torch.get_num_threads() <= sum(loops)
 
 
@@ -43,9 +46,9 @@ def fused_loops(
 ) -> Tensor:
     """Take states [B, L, d] through the core, sequence i `loops[i]` times.
 
-    A loop makes drive + carry * state of the state, then runs the blocks; drive [B, L, d], carry [d]. Every
-    block has its weights and, where they hold a gate, its rows [B, L, kv d]. Weights, rope and possible sizes
-    are as in `fused_block`.
+    A loop maps the state to drive + carry * state, then through the blocks; drive [B, L, d], carry [d]. Each
+    block has its weights and, where they hold a gate, its rows [B, L, kv d]. Weights, rope and sizes are as
+    in `fused_block`.
     """
     weights = [weight for block in blocks for weight in (*block, *[None] * (len(WEIGHTS) - len(block)))]
     states: Tensor = _LOOPS(first, drive, carry, loops, rope, rows, weights, heads, kv_heads, eps)
@@ -64,7 +67,7 @@ def _forward(
     kv_heads: int,
     eps: float,
 ) -> Tensor:
-    library = kernels()
+    library = load()
     assert library is not None and len(rope) >= first.shape[1]
     assert drive.shape == first.shape and carry.shape == first.shape[2:] and len(loops) == len(first)
     states = first.clone(memory_format=torch.contiguous_format)
@@ -108,7 +111,7 @@ def _flops(
     *_: Any,
     **__: Any,
 ) -> int:
-    """Count what the blocks of `fused_block` would be counted for."""
+    """Return the FLOPs that the same blocks are counted for one by one."""
     one = (1, *first[1:])
     attention = len(weights) // len(WEIGHTS) * attention_flops(*one)
     return sum(loops) * (product_flops(one, [shape for shape in weights if shape]) + attention)

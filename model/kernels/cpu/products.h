@@ -1,4 +1,7 @@
-// Products of whole matrices, of which one lies in panels of COLUMNS columns.
+// Products of whole matrices, and how the threads of a team share them.
+//
+// `product` computes x W' or y W for a chunk of tokens, W a weight copied into panels. `outer` computes a
+// weight's gradient y' x, the sum over tokens of outer products. Tokens are rows: [tokens][channels].
 
 #pragma once
 
@@ -6,10 +9,15 @@
 
 namespace {
 
-constexpr int64_t CHUNK = 96;   // tokens that go through the block's parts together, a multiple of ROWS
-constexpr int64_t DEPTH = 512;  // of a product at once: fewer would load and store its numbers more often
+// Tokens that one thread takes through a block's parts together: a multiple of ROWS, so that only the last
+// tile is cut, and few enough that their streams and hidden channels (96 x 5 d floats, 480 KiB at d = 256)
+// stay in a second-level cache.
+constexpr int64_t CHUNK = 96;
+// Terms of a product that are added before its tile is stored. A panel of that depth is 64 KiB with AVX-512,
+// 32 KiB with AVX2; a smaller depth would load and store the sums more often.
+constexpr int64_t DEPTH = 512;
 
-// A weight [out, in] in panels, for x Wᵀ (forward) or for y W (backward).
+// A weight [out, in] in panels of COLUMNS columns: of Wᵀ for x Wᵀ (forward), of W for y W (backward).
 struct Panels {
   int64_t depth, columns;
   bool transposed;
@@ -20,7 +28,7 @@ struct Panels {
         transposed(!backward),
         data(arena.take(in * out)) {}
 
-  // To be called by all threads of a team; finished at its next barrier.
+  // Every thread of the team calls this; the panels are complete after the team's next barrier.
   void fill(const float* weight) const {
 #pragma omp for schedule(static) nowait
     for (int64_t start = 0; start < columns; start += COLUMNS) {
@@ -33,7 +41,7 @@ struct Panels {
   }
 };
 
-// c[n, columns] = (c +) a[n, depth] times the panels.
+// c[n, columns] = a[n, depth] times the panels, on top of what c holds if `add`.
 void product(int64_t n, const float* a, int64_t a_row, const Panels& b, float* c, int64_t c_row, bool add) {
   for (int64_t k = 0; k < b.depth; k += DEPTH)
     for (int64_t j = 0; j < b.columns; j += COLUMNS)
@@ -43,7 +51,7 @@ void product(int64_t n, const float* a, int64_t a_row, const Panels& b, float* c
             b.data + j * b.depth + k * COLUMNS, COLUMNS, c + i * c_row + j, c_row, add || k > 0);
 }
 
-// A matrix [tokens, channels] in panels of COLUMNS channels.
+// A matrix [tokens, channels] in panels of COLUMNS channels: [channels / COLUMNS][tokens][COLUMNS].
 struct Paneled {
   float* data;
   int64_t tokens;
@@ -52,7 +60,7 @@ struct Paneled {
   }
 };
 
-// One thread of a team, and its share of n things.
+// One thread of a team; its share of n items is [first(n), end(n)).
 struct Member {
   int64_t index, of;
   int64_t first(int64_t n) const { return n * index / of; }
@@ -64,8 +72,8 @@ struct Member {
   }
 };
 
-// Ranges of at most CHUNK tokens, their number a multiple of the threads', of nearly equal length: some may
-// be empty.
+// Splits tokens into ranges of at most CHUNK, of nearly equal length, whose number is a multiple of the
+// number of threads. Ranges may be empty.
 struct Chunks {
   int64_t tokens, tiles, count;
   Chunks(int64_t tokens_, int64_t threads)
@@ -76,7 +84,7 @@ struct Chunks {
   int64_t length(int64_t i) const { return start(i + 1) - start(i); }
 };
 
-// The first m columns of a matrix, ROWS numbers apart.
+// Copies the first m columns of a matrix [length, ...] to rows that are ROWS numbers apart.
 void gather(const float* from, int64_t from_row, int64_t length, int64_t m, float* to) {
   if (m == ROWS)
     for (int64_t k = 0; k < length; k++)
@@ -85,8 +93,9 @@ void gather(const float* from, int64_t from_row, int64_t length, int64_t m, floa
     for (int64_t k = 0; k < length; k++) std::copy_n(from + k * from_row, m, to + k * ROWS);
 }
 
-// c[out, in] = (c +) yᵀ x over n tokens, y [n, out], x [n, in]: this member's share of c's rows. A number is
-// summed in the order of the tokens, whatever the team. There are tiles of CHUNK rows in `tiles`.
+// This member's rows of c[out, in] = yᵀ x, the sum over n tokens of y [n, out] and x [n, in], on top of what
+// c holds if `add`. Tokens are added in order, for any size of the team. `tiles` is scratch: DEPTH x CHUNK
+// floats.
 void outer(
     const Member& member, float* tiles, int64_t n, const float* y, int64_t out, int64_t y_row,
     const Paneled& x, int64_t in, float* c, bool add) {

@@ -1,7 +1,12 @@
-// Products of float32 matrices, made of tiles of ROWS x COLUMNS numbers that stay in registers.
+// Vectors, tile products and scratch memory: what the other kernels are made of.
 //
-// A number of a product is summed in one order, whatever the tile, so that a row's result depends neither on
-// its neighbours nor on the number of threads.
+// A tile is ROWS x COLUMNS numbers of a product C = A B that stay in registers while the terms are added.
+// Every number of C is summed over k in ascending order, in any tile. A row of C therefore depends neither on
+// the rows beside it nor on the number of threads.
+//
+// Layout. B lies in panels of COLUMNS columns, [columns / COLUMNS][depth][COLUMNS], so that a tile reads it
+// front to back. A and C may have any stride between rows. All sizes that vectors run over are multiples of
+// COLUMNS; Python checks that before it calls.
 
 #pragma once
 
@@ -16,6 +21,9 @@
 
 namespace {
 
+// LANES floats are one vector register. A tile is two vectors wide: one number of A, broadcast, then feeds
+// two multiply-adds. Its ROWS are as many as registers allow. AVX-512 has 32: 12 x 2 sums, 2 for B, 1 for A.
+// AVX2 has 16: 6 x 2 sums, 2 for B, 1 for A. Both are more sums than the 8 to 10 multiply-adds in flight.
 #ifdef __AVX512F__
 constexpr int64_t LANES = 16, ROWS = 12;
 #else
@@ -29,7 +37,7 @@ Lanes load(const float* from) { return *reinterpret_cast<const Lanes*>(from); }
 void store(float* to, Lanes x) { *reinterpret_cast<Lanes*>(to) = x; }
 Lanes spread(float x) { return x - Lanes{}; }
 
-// Numbers of the other half of every 2 `half` lanes.
+// Swaps the halves of every group of 2 * `half` lanes.
 template <int half>
 Lanes exchanged(Lanes x) {
   Whole from{};
@@ -53,10 +61,11 @@ float largest_of(Lanes x) {
   return x[0];
 }
 
-// 2^x with a relative error of about 2e-7, x at most 127; 2^-126 where x is less than -126. Not a number
-// stays one.
+// 2^x for x <= 127, with a relative error of about 2e-7; 2^-126 for x below -126; NaN for NaN. x is split
+// into a whole number n, which goes into the exponent, and r in [-1/2, 1/2], for 2^r by its Taylor series.
 Lanes power_of_two(Lanes x) {
-  const Lanes least = spread(-126.0f), shift = spread(12582912.0f);  // 1.5 * 2^23 rounds to whole numbers
+  // Adding 1.5 * 2^23 rounds to a whole number and leaves it in the low bits.
+  const Lanes least = spread(-126.0f), shift = spread(12582912.0f);
   x = x < least ? least : x;
   const Lanes shifted = x + shift;
   const Lanes r = x - (shifted - shift);
@@ -75,14 +84,14 @@ Lanes power_of_two(Lanes x) {
   return p;
 }
 
-// A matrix in memory, its element (i, j) at data[i * row + j * column].
+// A matrix by its strides: element (i, j) is data[i * row + j * column].
 struct Matrix {
   const float* data;
   int64_t row, column;
 };
 
-// c[m, n] = (c[m, n] +) sum over k of a[m, k] b[k, n], for m < M, n < COLUMNS; rows of b and c are
-// contiguous.
+// One tile: c[m, n] = sum over k < depth of a[m, k] b[k, n] for m < M and n < COLUMNS, on top of what c holds
+// if `add`. Rows of b and c are contiguous.
 template <int M>
 void tile(int64_t depth, Matrix a, const float* b, int64_t b_row, float* c, int64_t c_row, bool add) {
   Lanes sum[M][2];
@@ -108,6 +117,7 @@ void tile(int64_t depth, Matrix a, const float* b, int64_t b_row, float* c, int6
   }
 }
 
+// A tile of m <= ROWS rows, m known at run time.
 template <int M = ROWS>
 void rows(
     int64_t m, int64_t depth, Matrix a, const float* b, int64_t b_row, float* c, int64_t c_row, bool add) {
@@ -115,9 +125,11 @@ void rows(
   if constexpr (M > 1) rows<M - 1>(m, depth, a, b, b_row, c, c_row, add);
 }
 
+// n rounded up to a multiple of `to`.
 int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-// Asks for large pages, which fewer misses of the address cache go with; small memory is left alone.
+// Asks for pages of 2 MiB, which cause fewer misses of the address cache. Memory that holds no such page
+// stays as it is.
 void in_large_pages(float* data, int64_t floats) {
 #ifdef MADV_HUGEPAGE
   constexpr uintptr_t PAGE = 1 << 21;
@@ -127,7 +139,7 @@ void in_large_pages(float* data, int64_t floats) {
 #endif
 }
 
-// Memory that a thread keeps from call to call; null where there is none.
+// Memory that a thread keeps from call to call and that only grows; `of` returns null if there is none.
 class Space {
  public:
   Space() = default;
@@ -148,7 +160,8 @@ class Space {
   int64_t size_ = 0;
 };
 
-// Hands out arrays that start at lines of the cache; with no memory, says how much would be needed.
+// Hands out arrays from one piece of memory, each from the start of a cache line (16 floats). Without memory
+// (`data` null) it counts in `used` how many floats are needed.
 struct Arena {
   float* data;
   int64_t used = 0;
@@ -159,8 +172,7 @@ struct Arena {
   }
 };
 
-// From where interleaving takes its numbers: lane `first` of one row, of the other, the lanes after, and so
-// on.
+// The shuffle that interleaves two vectors from lane `first` on: a[first], b[first], a[first + 1], ...
 Whole interleaving(int first) {
   Whole from{};
 #pragma GCC unroll 16
@@ -168,7 +180,8 @@ Whole interleaving(int first) {
   return from;
 }
 
-// Transposes LANES x LANES numbers: interleaves the upper with the lower half of the rows, log2(LANES) times.
+// Transposes LANES x LANES numbers: the upper and the lower half of the rows are interleaved log2(LANES)
+// times.
 void transpose(const float* from, int64_t from_row, float* to, int64_t to_row) {
   const Whole low = interleaving(0), high = interleaving(LANES / 2);
   Lanes x[LANES], y[LANES];
@@ -188,9 +201,8 @@ void transpose(const float* from, int64_t from_row, float* to, int64_t to_row) {
   for (int i = 0; i < LANES; i++) store(to + i * to_row, x[i]);
 }
 
-// Rows of one head [length][dim], transposed into panels of COLUMNS of them: [length /
-// COLUMNS][dim][COLUMNS]. What is beyond the last row stays
-// as it was, for nothing reads those scores.
+// Transposes rows [length][dim] into panels of COLUMNS rows: [length / COLUMNS][dim][COLUMNS], the last panel
+// padded. The padding is not written: nothing reads the products that it enters.
 void pack(const float* from, int64_t from_row, int64_t length, int64_t dim, float* panels) {
   for (int64_t start = 0; start < length; start += LANES) {
     float* to = panels + start / COLUMNS * COLUMNS * dim + start % COLUMNS;
@@ -204,7 +216,7 @@ void pack(const float* from, int64_t from_row, int64_t length, int64_t dim, floa
   }
 }
 
-// Rows of one head, one after the other: strides of a power of two would share few sets of a cache.
+// Copies rows [length][dim] to be contiguous: at strides of a power of two they would share few cache sets.
 void copy(const float* from, int64_t from_row, int64_t length, int64_t dim, float* to) {
   for (int64_t i = 0; i < length; i++) std::copy_n(from + i * from_row, dim, to + i * dim);
 }

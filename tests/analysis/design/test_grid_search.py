@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.design.fisher_information import HOPELESS, information
+from analysis.design.fisher_information import HOPELESS, fisher_information
 from analysis.design.grid_search import Limits, best_grids, cost, next_runs
 from analysis.design.ground_truth import at_published_optima, published
 from analysis.design.simulate import Noise, estimate, grid
@@ -24,7 +24,7 @@ def law_of(made):
 
 def knowledge(sd=0.005, target=None):
     made = bench()
-    return information([law_of(made)], made.shape, BUDGETS, DEPTHS, sd, target)
+    return fisher_information([law_of(made)], made.shape, BUDGETS, DEPTHS, sd, target)
 
 
 def limits(**changes):
@@ -43,7 +43,9 @@ def test_first_order_is_what_many_studies_scatter_by_at_low_noise(target):
     level, slope = found.line(made, "mean_recurrence", target or 1.0)
     spread = np.ptp(np.quantile(level if target else slope, [0.025, 0.975]))
     freedom = len(made.runs) - 3 * len(BUDGETS) - 2
-    (width,) = information([law], made.shape, BUDGETS, DEPTHS, sd, target).widths(np.ones((5, 10), int))
+    (width,) = fisher_information([law], made.shape, BUDGETS, DEPTHS, sd, target).widths(
+        np.ones((5, 10), int)
+    )
     student = stats.t.ppf(0.975, freedom) / stats.norm.ppf(0.975)
     assert np.exp(width) / student == pytest.approx(spread, rel=0.12)
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from analysis import FitConfig
-from analysis.design.ground_truth import Generator, at_published_optima, fitted, published
+from analysis.design.ground_truth import GroundTruth, at_published_optima, fitted, published
 from analysis.design.power import DesignConfig
 from analysis.design.simulate import Noise, estimate, grid
-from analysis.design.studies import expected_losses, resolve, true_exponent
+from analysis.design.studies import analyse_power, expected_losses, true_exponent
 from analysis.figures.design import design_figure
-from analysis.figures.style import settle, styled
-from analysis.isoflop.geometry import SIZES
+from analysis.figures.style import freeze_layout, styled
+from analysis.isoflop.geometry import PLAIN_TRANSFORMER
 from analysis.isoflop.group import fit_groups
 from analysis.published import parcae
 from analysis.stats.noise import noise_floor
@@ -24,9 +24,9 @@ from tests.analysis.synthetic import INSIDE, PAPER_GRID, Truth, study
 QUICK = DesignConfig(studies=100, analysts=2, bootstrap=100)
 
 
-def law_of(truth: Truth) -> Generator:
+def law_of(truth: Truth) -> GroundTruth:
     """The law that the synthetic studies of this folder are drawn from."""
-    return Generator(
+    return GroundTruth(
         name="the synthetic law",
         floor_nats=truth.e,
         amplitude_params=truth.a_amplitude,
@@ -66,7 +66,7 @@ def test_published_law_has_the_optima_of_its_own_isoflop_curves():
 
 def test_optimum_of_a_coupled_law_is_the_closed_form():
     """Under C = 6 N D the coupled optimum is that of the amplitudes and exponents to the power 1/g."""
-    law = Generator(
+    law = GroundTruth(
         name="",
         floor_nats=1.7,
         amplitude_params=400.0,
@@ -81,7 +81,7 @@ def test_optimum_of_a_coupled_law_is_the_closed_form():
     ratio = a * law.amplitude_params ** (1 / g) / (b * law.amplitude_tokens ** (1 / g))
     for flops in (1e17, 1e19):
         expected = ratio ** (1 / (a + b)) * (flops / 6) ** (b / (a + b)) / 1e6
-        shape = replace(SIZES, looped_params=1e6, flops_slope=6e6)
+        shape = replace(PLAIN_TRANSFORMER, looped_params=1e6, flops_slope=6e6)
         assert law.optimum(shape, flops) == pytest.approx(expected, rel=1e-4)
 
 
@@ -159,7 +159,7 @@ def test_every_study_gets_what_fit_would_tell_it():
 
 def test_a_noiseless_design_resolves_the_truth():
     made, law = bench(), law_of(Truth())
-    found = resolve(made, law, Noise(seed_nats=1e-7), QUICK)
+    found = analyse_power(made, law, Noise(seed_nats=1e-7), QUICK)
     truth = np.polyfit(np.log(INSIDE), np.log([Truth().optimum(c) for c in INSIDE]), 1)[0]
     assert found.of().true == pytest.approx(truth, abs=1e-6)
     assert found.of().median == pytest.approx(truth, abs=1e-4)
@@ -171,7 +171,9 @@ def test_a_noiseless_design_resolves_the_truth():
 def test_the_interval_of_an_analyst_is_near_the_spread_of_the_estimates():
     """At a noise so low that the fit is linear; `validation/design.py` has the rest."""
     made = bench(budgets=INSIDE, recurrences=(2, 3.0, 4, 6, 8, 10, 12, 16, 20))
-    found = resolve(made, law_of(Truth()), Noise(seed_nats=0.0005), replace(QUICK, studies=300, analysts=9))
+    found = analyse_power(
+        made, law_of(Truth()), Noise(seed_nats=0.0005), replace(QUICK, studies=300, analysts=9)
+    )
     item = found.of()
     assert item.without_interval == 0
     # A median of 9 and a quantile of 300 scatter by some per cent each; Student's factor adds 4 %.
@@ -181,7 +183,7 @@ def test_the_interval_of_an_analyst_is_near_the_spread_of_the_estimates():
 def test_a_grid_that_misses_the_optima_says_so():
     made = bench(budgets=PAPER_GRID)
     low = law_of(Truth(a_amplitude=0.02 * 522733.307))  # optima far below two loops
-    found = resolve(made, low, Noise(seed_nats=0.002), QUICK)
+    found = analyse_power(made, low, Noise(seed_nats=0.002), QUICK)
     assert found.of().true is None and found.of().interval is None
     assert found.all_inside == 0.0
     assert found.outlooks[0].below > 0.95
@@ -194,17 +196,18 @@ def test_power_grows_with_the_margin_and_needs_replicates():
     made = bench(budgets=INSIDE[1:4], replicates=((0, 0), (1, 1), (2, 2)), fixed=True)
     noise, law = Noise(seed_nats=0.002), law_of(Truth())
     none, wide = (
-        resolve(made, law, noise, replace(QUICK, margin_nats=margin)).outlooks[1] for margin in (1e-6, 0.03)
+        analyse_power(made, law, noise, replace(QUICK, margin_nats=margin)).outlooks[1]
+        for margin in (1e-6, 0.03)
     )
     assert none.power < 0.15 and wide.power > 0.95
-    bare = resolve(bench(budgets=INSIDE[1:4], fixed=True), law, noise, QUICK)
+    bare = analyse_power(bench(budgets=INSIDE[1:4], fixed=True), law, noise, QUICK)
     assert bare.outlooks[1].power is None and bare.outlooks[1].power_known is not None
     assert "training noise unknown" in bare.summary()
 
 
 def test_the_same_settings_give_the_same_bytes():
     made, law, noise = bench(budgets=INSIDE[1:4]), law_of(Truth()), Noise(seed_nats=0.002)
-    one, other = (resolve(made, law, noise, QUICK).to_json() for _ in range(2))
+    one, other = (analyse_power(made, law, noise, QUICK).to_json() for _ in range(2))
     assert one == other
 
 
@@ -219,11 +222,11 @@ def test_a_grid_without_curves_is_refused():
 def test_the_figure_is_clean_for_one_law_and_for_a_law_that_is_not_resolved():
     noise, laws = Noise(seed_nats=0.005), (law_of(Truth()), law_of(Truth(a_amplitude=1e4)))
     made = bench(budgets=PAPER_GRID)
-    results = [resolve(made, law, noise, replace(QUICK, analysts=1)) for law in laws]
+    results = [analyse_power(made, law, noise, replace(QUICK, analysts=1)) for law in laws]
     for shown in (results[:1], results):
         drawn = design_figure(shown)
         with styled():
-            settle(drawn.figure)
+            freeze_layout(drawn.figure)
             assert extents.problems(drawn.figure) == []
     assert len(drawn.tables["optima"]) == 2 * len(PAPER_GRID)
     assert len(drawn.tables["exponents"]) == QUICK.studies

@@ -5,10 +5,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import FitConfig, compare, fit, isoflop, report
-from analysis.figures.all import draw_all, draw_points
-from analysis.figures.power_law import powerlaw_figure
-from analysis.figures.style import apart, save, settle, styled
+from analysis import FitConfig, compare, fit, isoflop, plot, report
+from analysis.figures.power_law import power_law_figure
+from analysis.figures.study import points_figures, study_figures
+from analysis.figures.style import freeze_layout, save_figure, separated, styled
 from tests.analysis.compare.test_score_difference import items_of
 from tests.analysis.figures import extents
 from tests.analysis.stats.test_bootstrap import points
@@ -49,10 +49,10 @@ def test_no_text_overlaps_or_is_clipped(case):
     runs, depths = CASES[case]()
     comparison = compare(runs, QUICK, answers(runs))
     found, names = [], []
-    for drawn in draw_all(fit(runs, depths, QUICK), comparison):
+    for drawn in study_figures(fit(runs, depths, QUICK), comparison):
         names.append(drawn.name)
         with styled():
-            settle(drawn.figure)
+            freeze_layout(drawn.figure)
             problems = extents.problems(drawn.figure) + extents.unlabelled(drawn.figure)
             found += [f"{drawn.name}: {problem}" for problem in problems]
     assert found == []
@@ -94,9 +94,9 @@ def test_no_text_of_a_table_of_points_overlaps(case, swept):
     if swept == "tokens":
         table["x"] = table["compute"] / 6 / table["x"]
     found = []
-    for drawn in draw_points(isoflop(table, x=swept, config=QUICK)):
+    for drawn in points_figures(isoflop(table, x=swept, config=QUICK)):
         with styled():
-            settle(drawn.figure)
+            freeze_layout(drawn.figure)
             problems = extents.problems(drawn.figure) + extents.unlabelled(drawn.figure)
             found += [f"{drawn.name}: {problem}" for problem in problems]
     assert found == []
@@ -172,20 +172,20 @@ def test_a_report_stands_alone_and_has_every_figure_as_pdf_png_and_data(written)
 
 
 def test_the_same_study_draws_the_same_bytes(written, tmp_path):
-    save(powerlaw_figure(fit(*CASES["accepted"](), QUICK).groups[0], QUICK.confidence), tmp_path)
+    save_figure(power_law_figure(fit(*CASES["accepted"](), QUICK).groups[0], QUICK.confidence), tmp_path)
     for name in ("power_laws.pdf", "power_laws.png", "power_laws_laws.csv"):
         assert (tmp_path / name).read_bytes() == (written[0] / "figures" / name).read_bytes()
 
 
 def test_labels_keep_their_order_and_distance():
-    assert apart([0.0, 10.0, 30.0], 5.0) == [0.0, 10.0, 30.0]
-    assert apart([0.0, 1.0, 30.0], 5.0) == [-2.0, 3.0, 30.0]
-    assert apart([3.0, 3.0, 3.0], 2.0) == pytest.approx([1.0, 3.0, 5.0])
+    assert separated([0.0, 10.0, 30.0], 5.0) == [0.0, 10.0, 30.0]
+    assert separated([0.0, 1.0, 30.0], 5.0) == [-2.0, 3.0, 30.0]
+    assert separated([3.0, 3.0, 3.0], 2.0) == pytest.approx([1.0, 3.0, 5.0])
 
 
 def test_plot_draws_on_a_given_axis():
     from matplotlib.figure import Figure
 
     ax = Figure().subplots()
-    assert fit(*study(), QUICK).plot(ax=ax) is ax
+    assert plot(fit(*study(), QUICK), ax=ax) is ax
     assert ax.get_xlabel() == "mean recurrence µ (loops)"

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.isoflop.geometry import SIZES
-from analysis.isoflop.optimum import Path, optimum
+from analysis.isoflop.geometry import PLAIN_TRANSFORMER, IsoflopPath, log_optimum
 from analysis.isoflop.parabola import fit_parabola, minimum
 from analysis.laws.surface import fit_surface
 from analysis.laws.variable_projection import fit_shared_shape
@@ -56,9 +55,9 @@ def test_parabola_has_the_published_bias_and_the_default_estimator_none(truth, d
         assert 100 * relative_error(truth, minima) == pytest.approx(expected, abs=5.1e-3)
 
         shape = fit_shared_shape(u, v, losses[None], index)
-        path = Path(shape=SIZES, budgets_flops=BUDGETS, middle=float(u.mean()))
+        path = IsoflopPath(shape=PLAIN_TRANSFORMER, budgets_flops=BUDGETS, middle=float(u.mean()))
         means = (shape.log_params_mean, shape.log_tokens_mean)
-        best = optimum(path, shape.exponents, shape.amplitudes, means)[0]
+        best = log_optimum(path, shape.exponents, shape.amplitudes, means)[0]
         assert abs(relative_error(truth, np.log(BUDGETS / 6) - best)) < 1e-6
 
 
@@ -83,8 +82,10 @@ def test_a_cubic_is_no_way_out_off_centre():
     np.testing.assert_allclose(by_parabola, plain, rtol=1e-9)
     assert 100 * relative_error(ASYMMETRIC, by_parabola) < 14.1
     shape = fit_shared_shape(u, v, losses[None], index)
-    path = Path(shape=SIZES, budgets_flops=BUDGETS, middle=float(u.mean()))
-    best = optimum(path, shape.exponents, shape.amplitudes, (shape.log_params_mean, shape.log_tokens_mean))[0]
+    path = IsoflopPath(shape=PLAIN_TRANSFORMER, budgets_flops=BUDGETS, middle=float(u.mean()))
+    best = log_optimum(
+        path, shape.exponents, shape.amplitudes, (shape.log_params_mean, shape.log_tokens_mean)
+    )[0]
     assert abs(relative_error(ASYMMETRIC, np.log(BUDGETS / 6) - best)) < 1e-6
 
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from analysis.figures.published import parcae_figures
-from analysis.figures.style import settle, styled
+from analysis.figures.style import freeze_layout, styled
 from analysis.published import parcae
 from analysis.published.comparison import published_comparison
-from analysis.report.published import parcae_report
+from analysis.report.report import parcae_report
 from tests.analysis.figures import extents
 
 
@@ -80,7 +80,7 @@ def test_the_laws_losses_are_those_worked_out_before():
 def test_figures_have_no_overlap(tmp_path):
     for drawn in parcae_figures():
         with styled():
-            settle(drawn.figure)
+            freeze_layout(drawn.figure)
             assert extents.problems(drawn.figure) + extents.unlabelled(drawn.figure) == [], drawn.name
 
 

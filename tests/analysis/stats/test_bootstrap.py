@@ -5,9 +5,9 @@ from scipy.stats import t as student
 
 from analysis import FitConfig, TableError, fit, isoflop
 from analysis.laws.fit import fit_law
-from analysis.laws.joint import joint
+from analysis.laws.law import joint_law
 from analysis.laws.registry import LAWS
-from analysis.stats.bootstrap import few_blocks
+from analysis.stats.bootstrap import student_interval
 from tests.analysis.synthetic import INSIDE, study
 
 
@@ -49,11 +49,11 @@ def test_few_blocks_take_students_interval():
     means = np.random.default_rng(0).standard_normal(5)
     weights = np.random.default_rng(1).multinomial(5, np.full(5, 0.2), size=200_000)
     drawn = (weights @ means / 5)[:, None]
-    low, high = few_blocks(np.array([means.mean()]), drawn, 5, 0.95)
+    low, high = student_interval(np.array([means.mean()]), drawn, 5, 0.95)
     half = student.ppf(0.975, 4) * means.std(ddof=1) / np.sqrt(5)
     assert (high - low)[0] / 2 == pytest.approx(half, rel=0.01)
     with pytest.raises(ValueError, match="2 blocks cannot give an interval, at least 3 are needed"):
-        few_blocks(np.array([0.0]), drawn, 2, 0.95)
+        student_interval(np.array([0.0]), drawn, 2, 0.95)
 
 
 def test_a_law_says_when_blocks_were_few():
@@ -69,7 +69,7 @@ def test_a_law_says_when_blocks_were_few():
 
 
 def test_a_joint_law_shares_exponents_and_keeps_amplitudes():
-    law = joint(LAWS["surface"], ["small", "large"])
+    law = joint_law(LAWS["surface"], ["small", "large"])
     rng = np.random.default_rng(0)
     data = {
         "params": 10 ** rng.uniform(7, 9, 60),
@@ -88,4 +88,4 @@ def test_a_joint_law_shares_exponents_and_keeps_amplitudes():
     }
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-5)
     with pytest.raises(ValueError, match="the iso_depth law has no joint form"):
-        joint(LAWS["iso_depth"], ["a", "b"])
+        joint_law(LAWS["iso_depth"], ["a", "b"])

@@ -22,7 +22,7 @@ def test_seed_variance_is_pooled_over_cells():
     # Sums of squared deviations 2e-4 and 2.4e-3 over 2 + 2 degrees of freedom.
     assert floor.sd_nats == pytest.approx(np.sqrt(2.6e-3 / 4))
     assert floor.degrees_of_freedom == 4
-    assert floor.sentence() == (
+    assert floor.summary() == (
         "training noise 0.0255 nats (pooled over 2 replicated cells, 4 degrees of freedom)"
     )
 
@@ -31,7 +31,7 @@ def test_one_seed_leaves_the_noise_unknown():
     runs, _ = study(budgets=(1e18,))
     floor = noise_floor(runs)
     assert floor.sd_nats is None
-    assert floor.sentence().startswith("training noise unknown")
+    assert floor.summary().startswith("training noise unknown")
 
 
 def test_the_same_cell_at_two_budgets_is_not_a_replicate():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from analysis import FitConfig, TableError, fit
-from analysis.study.cross_run_laws import fit_run_law
+from analysis.study.cross_run_laws import fit_law_to_runs
 from tests.analysis.synthetic import INSIDE, PAPER_GRID, Truth, study
 
 pytestmark = pytest.mark.xdist_group("run_laws")  # what they share is made once
@@ -31,7 +31,7 @@ def shared_noise():
 
 def test_a_law_of_runs_is_resampled_as_asked(shared_noise):
     said = {
-        how: fit_run_law("surface", *shared_noise, FitConfig(bootstrap=300, resampling=how))
+        how: fit_law_to_runs("surface", *shared_noise, FitConfig(bootstrap=300, resampling=how))
         for how in ("noise", "pairs", "stratified", "block")
     }
     assert said["noise"].resampling == said["pairs"].resampling == "300 resamples, pairs, seed 0"
@@ -46,23 +46,23 @@ def test_a_law_of_runs_is_resampled_as_asked(shared_noise):
 
 def test_budgets_and_other_columns_may_be_blocks(shared_noise):
     by_budget = FitConfig(bootstrap=100, resampling="block", block="target_flops")
-    assert "6 blocks are too few" in fit_run_law("surface", *shared_noise, by_budget).resampling
+    assert "6 blocks are too few" in fit_law_to_runs("surface", *shared_noise, by_budget).resampling
     with pytest.raises(TableError, match=r"^block=nothing is no column of the runs table$"):
-        fit_run_law("surface", *shared_noise, FitConfig(resampling="block", block="nothing"))
+        fit_law_to_runs("surface", *shared_noise, FitConfig(resampling="block", block="nothing"))
 
 
 def test_depth_curves_are_drawn_whole():
     """Every run's own trunk, or none: 24 and more blocks; pairs of points would pretend to 264."""
     runs, depths = study(budgets=INSIDE[:4], noise_nats=0.002, fixed=False)
     for how in ("noise", "pairs"):
-        found = fit_run_law("unified", runs, depths, FitConfig(bootstrap=100, resampling=how))
+        found = fit_law_to_runs("unified", runs, depths, FitConfig(bootstrap=100, resampling=how))
         assert found.resampling == "100 resamples, block, seed 0"
         assert found.blocks == len(runs) == 24
     trunks = runs.assign(trunk_id=runs["mean_recurrence"].astype(str))
-    found = fit_run_law("unified", trunks, depths, FitConfig(bootstrap=100, resampling="block"))
+    found = fit_law_to_runs("unified", trunks, depths, FitConfig(bootstrap=100, resampling="block"))
     assert found.blocks == 6
     with pytest.raises(TableError, match=r"^law=unified: resampling=stratified: the unified law draws whole"):
-        fit_run_law("unified", runs, depths, FitConfig(bootstrap=100, resampling="stratified"))
+        fit_law_to_runs("unified", runs, depths, FitConfig(bootstrap=100, resampling="stratified"))
 
 
 def test_the_laws_beside_a_study_take_its_resamples(shared_noise):
@@ -75,13 +75,13 @@ def test_the_laws_beside_a_study_take_its_resamples(shared_noise):
 def test_two_runs_cannot_give_an_interval():
     runs, depths = study(Truth(), budgets=INSIDE[:1], recurrences=(2, 6), fixed=False)
     with pytest.raises(TableError, match=r"^law=unified: 2 blocks of runs, at least 3 are needed$"):
-        fit_run_law("unified", runs, depths, FitConfig(bootstrap=100))
+        fit_law_to_runs("unified", runs, depths, FitConfig(bootstrap=100))
 
 
 def test_a_law_of_depth_is_fitted_to_every_curve_apart_and_beside_its_rivals():
     """The curves decay with z = 7 / mu by construction; pooled they would have one z and one floor."""
     runs, depths = study(budgets=INSIDE[:2], recurrences=(2, 4, 8), depth_noise_nats=0.0)
-    found = fit_run_law("saturating", runs, depths, FitConfig())
+    found = fit_law_to_runs("saturating", runs, depths, FitConfig())
     assert len(found.curves) == 6
     for curve in found.curves:
         assert curve.parameters["z"] == pytest.approx(7 / curve.mean_recurrence, rel=1e-3)
@@ -95,7 +95,7 @@ def test_a_law_of_depth_is_fitted_to_every_curve_apart_and_beside_its_rivals():
     assert len(json.loads(found.to_json())["curves"]) == 6
     few = depths[depths["depth"] <= 3]
     with pytest.raises(TableError, match=r"^law=power: no depth curve has 4 depths: evaluate with a larger"):
-        fit_run_law("power", runs, few, FitConfig())
+        fit_law_to_runs("power", runs, few, FitConfig())
 
 
 def test_curves_that_do_not_determine_the_exponential_are_counted_out():
@@ -103,7 +103,7 @@ def test_curves_that_do_not_determine_the_exponential_are_counted_out():
     lost = runs["run_id"][runs["mean_recurrence"] == 2].iloc[0]
     flat = 3.0 + 1e-5 * np.cos(np.arange((depths["run_id"] == lost).sum()))
     depths.loc[depths["run_id"] == lost, "val_loss_nats"] = flat
-    found = fit_run_law("saturating", runs, depths, FitConfig())
+    found = fit_law_to_runs("saturating", runs, depths, FitConfig())
     assert {curve.run_id for curve in found.curves if curve.refusal} == {lost}
     assert "µ = 2, 2 of 3 curves: " in found.summary() and "µ = 4, 3 curves: " in found.summary()
 
@@ -113,4 +113,4 @@ def test_a_law_whose_descent_ends_in_a_valley_is_refused(name):
     """Under noise a size term of exponent .01 is a constant: floor, amplitude and exponent trade off."""
     runs, depths = study(Truth(a=0.01, a_amplitude=1.0), budgets=INSIDE[:4], noise_nats=0.05, seed=3)
     with pytest.raises(TableError, match=rf"^law={name}: no optimum was reached \(\d+ of 12 starts agree"):
-        fit_run_law(name, runs, depths, FitConfig(bootstrap=100))
+        fit_law_to_runs(name, runs, depths, FitConfig(bootstrap=100))

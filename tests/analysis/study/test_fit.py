@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from analysis import FitConfig, fit
-from analysis.isoflop.curves import inside
+from analysis.isoflop.curves import is_interior
 from analysis.isoflop.group import fit_groups
 from analysis.stats.noise import noise_floor
 from tests.analysis.synthetic import INSIDE, PAPER_GRID, Truth, study
@@ -168,7 +168,7 @@ def test_two_budgets_give_no_exponent():
 def test_the_edge_of_the_swept_range_is_not_inside():
     logs = np.log([1.9, 2.0, 2.05, 2.2, 6.0, 11.0, 11.9, 12.0, 13.0, np.inf, np.nan])
     expected = [False, False, False, True, True, True, False, False, False, False, False]
-    assert inside(logs, (2.0, 12.0)).tolist() == expected
+    assert is_interior(logs, (2.0, 12.0)).tolist() == expected
 
 
 def test_a_curve_cut_on_one_side_is_flagged():

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import FitConfig, TableError, isoflop, read_points
+from analysis import FitConfig, TableError, isoflop, plot, read_points
 from analysis.study.points import implied
 from tests.analysis import public_data
 
@@ -105,7 +105,7 @@ def test_plot_and_dict_are_available():
 
     fit = isoflop(points(), config=QUICK)
     ax = Figure().subplots()
-    assert fit.plot(ax=ax) is ax
+    assert plot(fit, ax=ax) is ax
     assert ax.get_xlabel() == "parameters N"
     assert fit.to_dict()["group"]["budgets_flops"][0] == 1e18
 

@@ -2,8 +2,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import FitConfig, TableError, fit, read_tables
-from analysis.tables.selection import groups, select
+from analysis import LAWS, FitConfig, TableError, fit, read_tables
+from analysis.tables.readers import ROLES, read_source
+from analysis.tables.schema import SCHEMA_VERSION
+from analysis.tables.selection import digest, groups, select
 from tests.analysis.synthetic import study
 
 
@@ -94,3 +96,25 @@ def test_large_integer_columns_do_not_overflow():
     runs["epochs"] = 1.0
     values = fit(runs, depths, FitConfig(validation=False)).groups[0].estimator("surface").parameters
     assert all(np.isfinite(value) for value in values.values())
+
+
+def test_the_columns_of_every_law_can_be_mapped():
+    assert {"loss", "compute", "block"}.union(*(law.columns for law in LAWS.values())) == set(ROLES)
+    assert list(ROLES) == sorted(ROLES)
+
+
+def test_a_csv_of_an_earlier_version_is_read_as_a_runs_table(tmp_path):
+    runs, depths = study(budgets=(1e18,))
+    path = tmp_path / "runs.csv"
+    runs.drop(columns=["kernels", "recipe"]).assign(schema_version=3).to_csv(path, index=False)
+    depths.to_csv(tmp_path / "depths.csv", index=False)
+    read_runs, read_depths = read_source(str(path))
+    assert (read_runs["schema_version"] == SCHEMA_VERSION).all() and (read_runs["recipe"] == "").all()
+    assert len(read_runs) == len(runs) and len(read_depths) == len(depths)
+
+
+def test_a_column_added_to_the_schema_leaves_the_digest_of_older_tables():
+    runs, _ = study(budgets=(1e18,))
+    older = runs.assign(kernels="")
+    assert digest(older) == digest(older.drop(columns="kernels").assign(schema_version=4))
+    assert digest(runs.assign(kernels="cpu")) != digest(older)

@@ -9,7 +9,9 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.kernels.attention import causal_attention, has_kernel
+from model.kernels import AUTO
+from model.kernels.cpu.library import takes_channels
+from model.kernels.reference import ReferenceKernels
 
 torch.set_num_threads(1)
 
@@ -30,8 +32,8 @@ def exact(query, key, value, grad):
     return result, *torch.autograd.grad(result, doubles, grad.double())
 
 
-def ours(query, key, value, grad):
-    result = causal_attention(query, key, value)
+def ours(query, key, value, grad, kernels=AUTO):
+    result = kernels.attention(query, key, value)
     return result, *torch.autograd.grad(result, (query, key, value), grad)
 
 
@@ -49,7 +51,7 @@ SHAPES = [
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_result_and_gradients_are_those_of_float64(shape):
-    assert has_kernel(shape[-1])
+    assert takes_channels(shape[-1])
     given = inputs(*shape)
     for found, expected in zip(ours(*given), exact(*given), strict=True):
         assert (found - expected).abs().max() <= 2e-6 * expected.abs().max().clamp(min=1)
@@ -79,11 +81,11 @@ def test_a_sequence_depends_neither_on_its_neighbours_nor_on_threads():
 
 def test_the_future_is_not_seen():
     query, key, value, _ = inputs(1, 2, 2, 30, 32)
-    before = causal_attention(query, key, value)
+    before = AUTO.attention(query, key, value)
     with torch.no_grad():
         key[:, :, 20:] += 1
         value[:, :, 20:] += 1e6
-    after = causal_attention(query, key, value)
+    after = AUTO.attention(query, key, value)
     assert torch.equal(before[:, :, :20], after[:, :, :20])
     assert (before[:, :, 20:] - after[:, :, 20:]).abs().min() > 1
 
@@ -92,7 +94,7 @@ def test_not_a_number_is_passed_on():
     query, key, value, _ = inputs(1, 2, 2, 30, 32)
     with torch.no_grad():
         query[:, :, 7] = float("nan")
-    result = causal_attention(query, key, value)
+    result = AUTO.attention(query, key, value)
     assert result[:, :, 7].isnan().all() and result[:, :, 8:].isfinite().all()
 
 
@@ -108,11 +110,11 @@ def test_the_tracer_sees_what_the_operators_do():
 
 def test_compiled_code_calls_it():
     query, key, value, grad = inputs(2, 4, 2, 20, 32)
-    torch.compiler.assume_constant_result(has_kernel)
+    torch.compiler.assume_constant_result(takes_channels)
 
     @torch.compile(fullgraph=True, backend="aot_eager")
     def doubled(query, key, value):
-        return 2 * causal_attention(query + 0, key, value)
+        return 2 * AUTO.attention(query + 0, key, value)
 
     result = doubled(query, key, value)
     grads = torch.autograd.grad(result, (query, key, value), grad)
@@ -125,7 +127,7 @@ def test_executed_flops_are_those_of_the_plain_products():
     with FlopCounterMode(display=False) as counter:
         ours(query, key, value, grad)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as plain:
-        ours(query, key, value, grad)
+        ours(query, key, value, grad, ReferenceKernels())
     assert counter.get_total_flops() == plain.get_total_flops() > 0
 
 
@@ -134,16 +136,18 @@ def test_torch_computes_what_the_kernel_does_not():
         tensor.detach() for tensor in inputs(1, 2, 2, 9, 24)
     )  # 24 is no multiple of 16 or 32
     expected = exact(query, key, value, grad)[0]
-    assert (causal_attention(query, key, value) - expected).abs().max() < 2e-6
+    assert (AUTO.attention(query, key, value) - expected).abs().max() < 2e-6
     halves = [tensor.bfloat16() for tensor in (query, key, value)]
-    assert causal_attention(*halves).dtype == torch.bfloat16
+    assert AUTO.attention(*halves).dtype == torch.bfloat16
 
 
 TRY = """
 import torch
-from model.kernels.attention import causal_attention, has_kernel
+from model.kernels import AUTO
+from model.kernels.reference import ReferenceKernels
+from model.kernels.cpu.library import takes_channels
 torch.manual_seed(0)
-print(has_kernel(32), causal_attention(*torch.randn(3, 1, 2, 20, 32)).sum().item())
+print(takes_channels(32), AUTO.attention(*torch.randn(3, 1, 2, 20, 32)).sum().item())
 """
 
 

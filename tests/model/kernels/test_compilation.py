@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from model.kernels.compilation import compile_blocks
+from model.kernels import compile_blocks
+from model.kernels.reference import ReferenceKernels
 from tests.model.test_transformer import TINY, awake, batch, gradients
 
 torch.set_num_threads(1)
@@ -14,8 +15,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor 
 def counted():
     torch._dynamo.reset()
     counter = CompileCounter()
-    model = awake(TINY)
-    compile_blocks(model, backend=counter)  # a block that falls back to eager raises
+    model = awake(TINY, kernels=ReferenceKernels())
+    compile_blocks(model.all_blocks(), backend=counter)  # a block that falls back to eager raises
     yield model, counter
     torch._dynamo.reset()
 
@@ -34,7 +35,7 @@ def test_each_block_shape_is_compiled_once_per_gradient_mode(counted):
 def test_compiled_blocks_compute_the_same(counted):
     model, _ = counted
     tokens, labels = batch(TINY)
-    plain = awake(TINY)
+    plain = awake(TINY, kernels=ReferenceKernels())
     depths, seeds = [5, 1, 3, 2], range(4)
     ours, expected = (m.loss(tokens, labels, depths, seeds) for m in (model, plain))
     assert ours.item() == pytest.approx(expected.item(), rel=1e-6)

@@ -12,8 +12,10 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.config import ModelConfig
-from model.kernels.cpu import kernels, largest_width
+from model.kernels import AUTO
 from model.kernels.cpu.block import Sizes
+from model.kernels.cpu.library import largest_width, load
+from model.kernels.reference import ReferenceKernels
 from model.layers import Block, rotary_table
 from model.memory import memory_estimate_bytes
 from tests.model.test_memory import saved_bytes
@@ -31,14 +33,18 @@ CONFIG = ModelConfig(
 )
 
 
-def block_of(config, gated=True):
-    block = Block(config, gated)
+def block_of(config, gated=True, kernels=AUTO):
+    block = Block(config, gated, kernels)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in block.parameters():
             spread = parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 1.0
             parameter.copy_(spread * torch.randn(parameter.shape, generator=generator))
     return block
+
+
+def is_fused(block, x, mask=None):
+    return block.kernels.is_one_operator(block, x, mask)
 
 
 def inputs(config, batch, length, gated=True):
@@ -80,7 +86,7 @@ CASES = {
 @pytest.mark.parametrize(("config", "batch", "length"), CASES.values(), ids=CASES)
 def test_result_and_gradients_are_those_of_float64(config, batch, length, gated):
     block, given = block_of(config, gated), inputs(config, batch, length, gated)
-    assert block.is_fused(given[0], mask=None)
+    assert is_fused(block, given[0])
     ours = computed(block, *given)
     for found, expected in zip(ours, exactly(block, *given), strict=True):
         assert (found - expected).norm() <= 3e-6 * expected.norm().clamp(min=1)
@@ -148,7 +154,7 @@ def test_it_cannot_be_differentiated_twice():
 def test_what_is_kept_is_counted_beyond_two_billion():
     sizes = Sizes(batch=1024, length=2048, heads=8, kv_heads=8, dim=32, hidden=1024, gate_channels=32)
     per_token = 3 * 256 + 16 + 8 + 256 + 8 + 256 + 1024
-    assert kernels().kept_floats(ctypes.byref(sizes)) == 1024 * 2048 * per_token
+    assert load().kept_floats(ctypes.byref(sizes)) == 1024 * 2048 * per_token
 
 
 def test_a_sequence_depends_neither_on_its_neighbours_nor_on_threads():
@@ -176,11 +182,12 @@ def test_not_a_number_is_passed_on():
 
 
 def test_executed_flops_are_those_of_the_plain_products():
-    block, given = block_of(CONFIG), inputs(CONFIG, 2, 64)
+    given = inputs(CONFIG, 2, 64)
     counts = []
-    for backends in ([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH], SDPBackend.MATH):
-        with sdpa_kernel(backends), FlopCounterMode(display=False) as counter:
-            assert block.is_fused(given[0], mask=None) == isinstance(backends, list)
+    for kernels in (AUTO, ReferenceKernels()):
+        block = block_of(CONFIG, kernels=kernels)
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            assert is_fused(block, given[0]) == (kernels is AUTO)
             block(*given[:3]).backward(given[3])
         counts.append(counter.get_total_flops())
     assert counts[0] == counts[1] > 0
@@ -195,25 +202,24 @@ def test_it_keeps_less_than_is_estimated_for_torch():
 def test_torch_computes_what_the_operator_does_not():
     x = torch.zeros(1, 4, CONFIG.width)
     block = block_of(CONFIG)
-    assert block.is_fused(x, mask=None)
-    assert not block.is_fused(x, mask=torch.ones(1, 1, 4, 4, dtype=torch.bool))
-    assert not block.is_fused(x[:0], mask=None)
-    assert not block.is_fused(x.double(), mask=None) and not block.is_fused(x.to("meta"), mask=None)
+    assert is_fused(block, x)
+    assert not is_fused(block, x, torch.ones(1, 1, 4, 4, dtype=torch.bool))
+    assert not is_fused(block, x[:0])
+    assert not is_fused(block, x.double()) and not is_fused(block, x.to("meta"))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert not block.is_fused(x, mask=None)
+        assert not is_fused(block, x)
     for fields in ({"mlp": "swiglu"}, {"mlp_width": 40}, {"heads": 8}, {"width": 2 * largest_width()}):
         other = replace(CONFIG, **fields)
-        assert not block_of(other).is_fused(torch.zeros(1, 4, other.width), mask=None)
+        assert not is_fused(block_of(other), torch.zeros(1, 4, other.width))
 
 
 def test_a_whole_model_learns_the_same_with_and_without():
     tokens = torch.randint(CONFIG.vocabulary_size, (4, 64), generator=torch.Generator().manual_seed(0))
     found = []
-    for backends in ([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH], SDPBackend.MATH):
-        model = awake(CONFIG)
-        with sdpa_kernel(backends):
-            loss = model.loss(tokens, tokens, [5, 1, 3, 2], range(4))
-            loss.backward()
+    for kernels in (AUTO, ReferenceKernels()):
+        model = awake(CONFIG, kernels=kernels)
+        loss = model.loss(tokens, tokens, [5, 1, 3, 2], range(4))
+        loss.backward()
         found.append({name: p.grad for name, p in model.named_parameters()} | {"loss": loss.detach()})
     for name, expected in found[1].items():
         assert (found[0][name] - expected).norm() <= 1e-5 * expected.norm(), name

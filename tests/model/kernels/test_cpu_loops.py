@@ -9,6 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.config import ModelConfig
+from model.kernels import AUTO
+from model.kernels.cpu import CpuKernels
+from model.kernels.reference import ReferenceKernels
 from tests.model.test_transformer import awake, gradients
 
 torch.set_num_threads(1)
@@ -25,6 +28,10 @@ CONFIG = ModelConfig(
 DEPTHS = [7, 2, 5, 1, 3, 6]
 
 
+class BlockByBlock(CpuKernels):
+    loops = ReferenceKernels.loops
+
+
 class Calls(TorchDispatchMode):
     """List the operators of this project that are called."""
 
@@ -39,8 +46,7 @@ class Calls(TorchDispatchMode):
 
 
 def pair(config):
-    whole, each = awake(config), awake(config)
-    each.loops_as_one = False
+    whole, each = awake(config), awake(config, kernels=BlockByBlock())
     tokens = torch.randint(64, (6, config.sequence_length), generator=torch.Generator().manual_seed(0))
     return whole, each, tokens
 
@@ -89,9 +95,10 @@ def test_it_is_taken_only_where_it_computes_the_same():
 
 def test_executed_flops_are_counted_alike():
     counts = []
-    for backends in ([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH], SDPBackend.MATH):
-        model, _, tokens = pair(CONFIG)
-        with sdpa_kernel(backends), FlopCounterMode(display=False) as counter:
+    tokens = pair(CONFIG)[2]
+    for kernels in (AUTO, ReferenceKernels()):
+        model = awake(CONFIG, kernels=kernels)
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             model.loss(tokens, tokens, DEPTHS, range(6)).backward()
         counts.append(counter.get_total_flops())
     assert counts[0] == counts[1] > 0

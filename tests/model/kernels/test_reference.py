@@ -2,7 +2,7 @@ import torch
 from torch.autograd import gradcheck
 from torch.nn import functional as F
 
-from model.kernels.reference import _rotate_plainly, half_squared_relu, rms_norm, rotated_norm
+from model.kernels.functional import _rotate_plainly, half_squared_relu, rms_norm, rotated_norm
 from model.layers import rotary_table
 
 torch.set_num_threads(1)

@@ -18,7 +18,7 @@ from sweeps.backends.job_array import JobArray, Submitted, read_arrays, write_ar
 from sweeps.backends.slurm import Slurm, parse_accounting
 from sweeps.config.cluster import ClusterConfig, Resources
 from sweeps.launch.code_snapshot import take_snapshot
-from sweeps.planning.cost import ESTIMATED, MEASURED, SIMILAR, Prices, known_prices, shape_of
+from sweeps.planning.cost import ESTIMATED, MEASURED, SIMILAR, Throughputs, known_throughputs, shape_of
 from sweeps.state.ledger import read_ledger
 from sweeps.workers import array_task as task
 
@@ -64,13 +64,13 @@ def test_a_price_is_learnt_from_runs_of_the_same_cluster_alone(commands, batch, 
     for one, cluster in ((batch, "somewhere"), (other, "elsewhere")):
         write_submitted(tmp_path, one, Submitted(cluster=cluster, job_id="1"))
     here, there, unnamed = (
-        known_prices(ClusterConfig(kind="slurm", name=name), tmp_path, tmp_path)[1]
+        known_throughputs(ClusterConfig(kind="slurm", name=name), tmp_path, tmp_path)[1]
         for name in ("somewhere", "elsewhere", None)
     )
     assert here == unnamed == {"a": batch.resources, "b": None, "c": None}
     assert there == {"a": None, "b": batch.resources, "c": batch.resources}
     record = {"scale": "s", "kind": "looped", "mean_recurrence": 2.0, "batch_tokens": 8}
-    prices = Prices(cluster=ClusterConfig(device_peak_flops_per_s=10.0, device_utilisation=0.5))
+    prices = Throughputs(cluster=ClusterConfig(device_peak_flops_per_s=10.0, device_utilisation=0.5))
     prices.add_record(record | {"tokens_per_s": 3.0, "nominal_flops": 40, "tokens": 20}, batch.resources)
     for depth, resources, expected in (
         (2, Resources(), (6.0, MEASURED)),

@@ -47,8 +47,8 @@ def test_a_published_checkpoint_is_scored_by_the_published_logits(published, tmp
 def test_a_published_checkpoint_is_evaluated_on_core(published, tmp_path, capsys):
     command = [f"checkpoint={published}", f"bundle={core_data.bundle()}", "tasks=core", "limit=1"]
     loopscale.main(["eval", *command, f"cache={tmp_path}", "format=json"])
-    told = json.loads(capsys.readouterr().out)
-    (core,) = [row for row in told["rows"] if row["task"] == "core"]
+    printed = json.loads(capsys.readouterr().out)
+    (core,) = [row for row in printed["rows"] if row["task"] == "core"]
     assert (
         core["tasks"] == "21 of 22 tasks" and core["depth"] == 4 and math.isfinite(core["log_prob_per_byte"])
     )

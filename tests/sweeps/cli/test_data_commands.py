@@ -27,8 +27,8 @@ MAPPED = ("columns.compute=flops", "columns.x=size", "columns.loss=val")
 
 def test_points_of_any_csv_are_fitted(csv, capsys):
     loopscale.main(["fit", f"data={csv}", *MAPPED, *QUICK, "format=json"])
-    found = json.loads(capsys.readouterr().out)
-    laws = {e["name"]: e["laws"]["params"]["exponent"] for e in found["group"]["estimators"]}
+    printed = json.loads(capsys.readouterr().out)
+    laws = {e["name"]: e["laws"]["params"]["exponent"] for e in printed["group"]["estimators"]}
     assert laws["shared shape"] == pytest.approx(0.28 / 0.62, abs=0.03)
     loopscale.main(["fit", f"data={csv}", *MAPPED, "bootstrap=100"])
     text = capsys.readouterr().out
@@ -42,9 +42,9 @@ def test_points_of_any_csv_are_fitted(csv, capsys):
 
 def test_one_law_is_chosen_by_name(csv, capsys):
     loopscale.main(["fit", f"data={csv}", "law=surface", *MAPPED, *QUICK, "format=json"])
-    found = json.loads(capsys.readouterr().out)
-    assert found["law"] == "surface"
-    assert found["intervals"]["alpha"][0] < 0.34 < found["intervals"]["alpha"][1]
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["law"] == "surface"
+    assert printed["intervals"]["alpha"][0] < 0.34 < printed["intervals"]["alpha"][1]
     loopscale.main(["fit", f"data={csv}", "law=overtraining", *MAPPED, *QUICK])
     assert capsys.readouterr().out.startswith("overtraining: L = E + (a M^eta")
 
@@ -58,9 +58,9 @@ def test_a_runs_csv_alone_is_a_study(tmp_path, capsys):
             runs.to_parquet(tmp_path / "runs.parquet")
             depths.to_parquet(tmp_path / "depths.parquet")
         loopscale.main(["fit", f"data={data}", *QUICK, "format=json"])
-        found = json.loads(capsys.readouterr().out)
-        assert [g["label"] for g in found["groups"]] == ["140M, paper FLOPs"]
-        assert {law["law"] for law in found["run_laws"]} == {"iso_depth", "unified"}
+        printed = json.loads(capsys.readouterr().out)
+        assert [g["label"] for g in printed["groups"]] == ["140M, paper FLOPs"]
+        assert {law["law"] for law in printed["run_laws"]} == {"iso_depth", "unified"}
     loopscale.main(["compare", f"data={tmp_path / 'runs.csv'}", "bootstrap=100"])
     assert "fixed depth needs" in capsys.readouterr().out
     loopscale.main(["fit", f"data={tmp_path}", "law=unified", *QUICK, "format=json"])
@@ -108,8 +108,8 @@ def test_answers_beside_other_peoples_tables_are_compared(tmp_path, capsys):
     points = []
     for _ in range(2):
         loopscale.main(["compare", f"data={tmp_path}", "bootstrap=100", "format=json"])
-        found = json.loads(capsys.readouterr().out)
-        cells = [cell for row in found["rows"] for cell in row["recurrences"]]
+        printed = json.loads(capsys.readouterr().out)
+        cells = [cell for row in printed["rows"] for cell in row["recurrences"]]
         points.append([score["points"] for cell in cells for score in cell["scores"]])
         # Looped models answer everything, those of fixed depth nothing: 100 centred points and more apart.
         chances = {run.run_id: float(run.kind == "looped") for run in runs.itertuples()}
@@ -133,8 +133,8 @@ def test_a_sweep_gets_its_comparison_with_figures_and_other_data_nothing(tmp_pat
     assert capsys.readouterr().out.splitlines()[-1].endswith(f": {pages[0]}, {pages[1]}")
     assert all(path.is_file() and path.with_suffix(".png").is_file() for path in pages)
     drawn = pd.read_csv(folder / "looped_vs_fixed_differences.csv")
-    told = json.loads((folder / "comparison.json").read_text())
-    cells = [cell["difference"]["nats"] for row in told["rows"] for cell in row["recurrences"]]
+    written = json.loads((folder / "comparison.json").read_text())
+    cells = [cell["difference"]["nats"] for row in written["rows"] for cell in row["recurrences"]]
     assert drawn.query("entry == 'cell'")["difference_nats"].tolist() == pytest.approx(cells)
     loopscale.main(["compare", "sweep=small", f"root={tmp_path}", "bootstrap=100", "format=json"])
-    assert json.loads(capsys.readouterr().out) == told
+    assert json.loads(capsys.readouterr().out) == written

@@ -189,16 +189,16 @@ def test_core_enters_the_record_at_the_runs_own_depth(trained, cache, small):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "set run=..., or checkpoint=... with data=RUN; a whole sweep=... needs tasks=..."),
-        (["sweep=b"], "set run=..., or checkpoint=... with data=RUN; a whole sweep=... needs tasks=..."),
+        ([], "no single model is named: set run=..., or checkpoint=... with data=RUN"),
+        (["sweep=b"], "no single model is named: set run=..., or checkpoint=... with data=RUN"),
         (["run=a", "sweep=b"], "no sweep 'b' under runs"),
         (
             ["checkpoint=a", "data=b", "tasks=core"],
             "data is for the validation loss: leave out data or tasks",
         ),
         (["checkpoint=a"], "data is not set: data=RUN names the run whose held-out data"),
-        (["tasks=core"], "what is evaluated? set run=FOLDER, sweep=NAME, sweep=NAME with run=ID, or"),
-        (["checkpoint=a", "sweep=b", "tasks=core"], "or checkpoint=FOLDER; got checkpoint and sweep"),
+        (["tasks=core"], "no model is named: set run=FOLDER, sweep=NAME, sweep=NAME with run=ID, or"),
+        (["checkpoint=a", "sweep=b", "tasks=core"], "checkpoint and sweep are set together: set run=FOLDER"),
         (["run=a", "tasks=core", "depths=0"], "depths.0=0: input should be greater than 0"),
         (["checkpoint=/nowhere", "tasks=symbolic"], "/nowhere holds no model"),
         (["checkpoint=/nowhere", "tasks=core", "bundle=/nowhere"], "/nowhere holds no model"),

@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 import loopscale
 from model.config_validation import ConfigError
 from sweeps.config.compose import compose_table
-from sweeps.config.study import GenerateConfig
-
-CONF = Path(__file__).resolve().parents[3] / "conf"
-
-
-def shipped(group):
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+from tests.shipped import SHIPPED
 
 
 @pytest.mark.parametrize(
     "override",
     [
         f"{group}={name}"
-        for group in ("model", "optimizer", "schedule", "logger", "cluster")
-        for name in shipped(group)
+        for group in ("model", "optimizer", "schedule", "logger", "cluster", "retry")
+        for name in SHIPPED[group]
     ],
 )
 def test_every_choice_of_a_group_composes(override):
     assert len(loopscale.compose([override]).runs) == 1
 
 
-# What `plan suggest=N` wrote here joins the sweep that it came from; a base is what sweeps have in common.
-SWEEPS = [n for n in shipped("sweep") if n not in ("none", "study_base") and "_next" not in n]
+SWEEPS = [name for name in SHIPPED["sweep"] if name not in ("none", "study_base")]  # which have no name
 
 
 @pytest.mark.parametrize("name", SWEEPS)
@@ -39,7 +30,7 @@ def test_every_sweep_composes_and_has_its_own_name(name):
     assert loopscale.compose([f"sweep={name}", "path=somewhere"]).sweep.name == name
 
 
-@pytest.mark.parametrize("name", shipped("data"))
+@pytest.mark.parametrize("name", SHIPPED["data"])
 def test_every_data_set_composes(name):
     named = ["data.repository=org/set", "data.max_tokens=100_000_000"] if name == "huggingface" else []
     (run,) = loopscale.compose([f"data={name}", "path=somewhere", *named]).runs.values()
@@ -85,5 +76,5 @@ def test_a_group_where_a_value_belongs_is_refused():
 
 @pytest.mark.parametrize("prompt", ["def main(", "x = 1", "it's", "a,b{c}[d]", "${x}", "end\\", "a\\'b"])
 def test_a_prompt_is_taken_as_it_is_written(prompt):
-    settings = compose_table("generate", ["checkpoint=a", f"prompt={prompt}"], GenerateConfig)
+    settings = compose_table("generate", ["checkpoint=a", f"prompt={prompt}"])
     assert settings.prompt == prompt

@@ -12,6 +12,7 @@ from model.config_validation import ConfigError
 from model.flops import parameter_counts
 from sweeps.config.study import StudyConfig
 from sweeps.grid.cells import DataFacts, cells
+from sweeps.planning.plan import plan
 
 FACTS = DataFacts(digest="d" * 16, unique_tokens=10**12)
 
@@ -20,20 +21,20 @@ def planned(overrides, facts=FACTS):
     return cells(loopscale.compose(overrides), lambda _: facts)
 
 
-def depths(found):
-    return [(cell.run.model.mean_recurrence, cell.run.model.depth_sampling) for cell in found]
+def depths(solved):
+    return [(cell.run.model.mean_recurrence, cell.run.model.depth_sampling) for cell in solved]
 
 
 @pytest.mark.parametrize(("sweep", "looped", "controls"), [("isoflop_140m", 36, 6), ("isoflop_370m", 18, 3)])
 def test_the_papers_grids(sweep, looped, controls):
-    found = planned([f"sweep={sweep}"])
-    kinds = [cell.run.model.table_kind for cell in found]
+    solved = planned([f"sweep={sweep}"])
+    kinds = [cell.run.model.table_kind for cell in solved]
     assert (
         kinds.count("looped") == looped
         and kinds.count("fixed") == controls
         and len(kinds) == looped + controls
     )
-    assert all(cell.verdict == "OK" and cell.run.batch_tokens == 524_288 for cell in found)
+    assert all(cell.verdict == "OK" and cell.run.batch_tokens == 524_288 for cell in solved)
 
 
 # Tokens in units of 1e9 as tabulated for the released accounting.
@@ -52,10 +53,10 @@ PUBLISHED_TOKENS = {
 
 def test_tokens_equal_the_published_table():
     for (sweep, budget), expected in PUBLISHED_TOKENS.items():
-        found = [
+        solved = [
             c for c in planned([f"sweep={sweep}", "accounting=released"]) if c.run.budget_flops == budget
         ]
-        tokens = [cell.run.steps * cell.run.batch_tokens / 1e9 for cell in found]
+        tokens = [cell.run.steps * cell.run.batch_tokens / 1e9 for cell in solved]
         # The table rounds the tokens that the budget buys to four digits; a run trains whole steps of them.
         for have, want in zip(tokens, expected, strict=True):
             assert want * (1 - 5e-4) - 524_288 / 1e9 <= have <= want * (1 + 5e-4), (sweep, budget, want)
@@ -73,9 +74,9 @@ def test_the_control_is_exactly_one_loop_unless_the_published_one_is_asked_for(t
 
 def test_listed_cells_join_the_product_once(tiny_sweep):
     more = "+sweep.cells.noise={mean_recurrences: [2], lengths: [1280], seeds: [0, 1, 2]}"
-    found = planned([*tiny_sweep, more])
-    assert len(found) == 6 + 2
-    assert [(cell.run.seed, cell.run.steps) for cell in found[6:]] == [(1, 10), (2, 10)]
+    solved = planned([*tiny_sweep, more])
+    assert len(solved) == 6 + 2
+    assert [(cell.run.seed, cell.run.steps) for cell in solved[6:]] == [(1, 10), (2, 10)]
 
 
 def test_null_takes_the_listed_cells_away():
@@ -86,8 +87,8 @@ def test_null_takes_the_listed_cells_away():
 def test_zipped_cells_go_in_step(tiny_sweep):
     lists = "mean_recurrences: [2, 6, 8], lengths: [1280, 2560, 3840], seeds: [5]"
     more = f"+sweep.cells.line={{zipped: true, {lists}}}"
-    found = planned([*tiny_sweep, more])[6:]
-    assert [(c.run.model.mean_recurrence, c.run.steps, c.run.seed) for c in found] == [
+    solved = planned([*tiny_sweep, more])[6:]
+    assert [(c.run.model.mean_recurrence, c.run.steps, c.run.seed) for c in solved] == [
         (2, 10, 5),
         (6, 20, 5),
         (8, 30, 5),
@@ -98,11 +99,11 @@ def test_zipped_cells_go_in_step(tiny_sweep):
 
 
 def test_a_grid_over_scale_and_tokens_per_parameter():
-    found = planned(["sweep=scale_by_tokens"])
+    solved = planned(["sweep=scale_by_tokens"])
     ratios = [
-        cell.run.steps * cell.run.batch_tokens / parameter_counts(cell.run.model).total for cell in found
+        cell.run.steps * cell.run.batch_tokens / parameter_counts(cell.run.model).total for cell in solved
     ]
-    assert len(found) == 3 * 5 and {cell.run.scale for cell in found} == {
+    assert len(solved) == 3 * 5 and {cell.run.scale for cell in solved} == {
         "looped_40k",
         "looped_90k",
         "looped_150k",
@@ -112,8 +113,8 @@ def test_a_grid_over_scale_and_tokens_per_parameter():
 
 def test_plain_transformers_make_one_cell_each():
     grid = ["sweep.name=x", "sweep.scales=[transformer_140m,transformer_370m]", "sweep.tokens=[1e9,2e9]"]
-    found = planned([*grid, "data=fineweb_edu"])
-    assert [cell.run.model.table_kind for cell in found] == ["transformer"] * 4
+    solved = planned([*grid, "data=fineweb_edu"])
+    assert [cell.run.model.table_kind for cell in solved] == ["transformer"] * 4
 
 
 def test_a_cell_that_does_not_fit_the_device_is_dropped():
@@ -141,24 +142,25 @@ def test_a_micro_batch_that_is_not_set_is_judged_at_what_fits():
 
 
 def test_the_papers_grids_are_priced_for_an_h100():
-    frame = loopscale.plan(["sweep=isoflop_140m", "cluster=slurm_h100"])
+    priced = plan(loopscale.compose(["sweep=isoflop_140m", "cluster=slurm_h100"]))
+    frame = priced.frame
     # All cells but the deepest cost their budget, to within one step: FLOPs / (9.89e14 x 0.4) / 3600.
     ideal = frame["target_flops"] / (9.89e14 * 0.4) / 3600
     assert (frame["hours"] <= ideal).all() and (frame["hours"] > 0.99 * ideal).all()
-    assert frame.attrs["price"].startswith("estimated from peak") and (frame["devices"] == 1).all()
+    assert priced.hours_source.startswith("estimated from peak") and (frame["devices"] == 1).all()
     four = loopscale.plan(["sweep=isoflop_370m", "cluster=slurm_h100"])
     assert (four["devices"] == 4).all() and (four["hours"] <= four["target_flops"] / 3.956e14 / 3600).all()
 
 
 def test_any_key_is_an_axis(tiny_sweep, capsys):
-    found = planned(
+    solved = planned(
         [
             *tiny_sweep,
             "sweep.axes={optimizer.muon_learning_rate: [0.01, 0.02], model.injection: [diagonal, add]}",
         ]
     )
-    assert len(found) == 6 * 4 and len({cell.run_id for cell in found}) == 24
-    assert {cell.run.optimizer.muon_learning_rate for cell in found} == {0.01, 0.02}
+    assert len(solved) == 6 * 4 and len({cell.run_id for cell in solved}) == 24
+    assert {cell.run.optimizer.muon_learning_rate for cell in solved} == {0.01, 0.02}
     axes = "sweep.axes={optimizer.muon_learning_rate: [0.01, 0.02]}"
     frame = loopscale.plan([*tiny_sweep, axes])
     assert frame.groupby("optimizer.muon_learning_rate").size().to_dict() == {0.01: 6, 0.02: 6}
@@ -172,43 +174,42 @@ def test_any_key_is_an_axis(tiny_sweep, capsys):
 
 
 def test_several_scales_with_settings_of_their_own(tiny_sweep):
-    found = planned(
+    solved = planned(
         [
             *tiny_sweep,
             "sweep.scales=[looped_40k,looped_90k]",
             "sweep.per_scale={looped_90k: {optimizer.muon_learning_rate: 0.5}}",
         ]
     )
-    rates = {cell.run.scale: cell.run.optimizer.muon_learning_rate for cell in found}
+    rates = {cell.run.scale: cell.run.optimizer.muon_learning_rate for cell in solved}
     assert rates["looped_90k"] == 0.5 and rates["looped_40k"] != 0.5
-    widths = {cell.run.model.width for cell in found}
+    widths = {cell.run.model.width for cell in solved}
     assert len(widths) == 2
 
 
 def test_dropped_cells_keep_their_reason(tiny_sweep):
-    found = planned(
+    solved = planned(
         [*tiny_sweep, "sweep.tokens=[1,640,12800]", "sweep.min_steps=20"],
         DataFacts(digest="d", unique_tokens=9_000),
     )
-    reasons = [cell.reason for cell in found]
-    assert all(cell.verdict == "DROP" for cell in found)
+    reasons = [cell.reason for cell in solved]
+    assert all(cell.verdict == "DROP" for cell in solved)
     assert "too small for one step" in reasons[0]
     assert reasons[3] == "5 steps, fewer than sweep.min_steps=20"
     assert reasons[6] == "1.42 epochs of 9e+03 tokens, sweep.max_epochs=1"
 
 
 def test_a_truncated_curve_is_flagged(tiny_sweep):
-    frame = loopscale.plan(
-        [
-            *[t for t in tiny_sweep if "sweep.tokens" not in t],
-            "sweep.budgets_flops=[6e8]",
-            "sweep.min_steps=9",
-            "sweep.mean_recurrences=[2,4,12]",
-        ]
-    )
-    verdicts = list(frame["verdict"])
-    assert verdicts == ["OK", "OK", "DROP", "OK"], frame[["steps", "reason"]]
-    assert frame.attrs["notes"] == [
+    overrides = [
+        *[t for t in tiny_sweep if "sweep.tokens" not in t],
+        "sweep.budgets_flops=[6e8]",
+        "sweep.min_steps=9",
+        "sweep.mean_recurrences=[2,4,12]",
+    ]
+    truncated = plan(loopscale.compose(overrides))
+    verdicts = list(truncated.frame["verdict"])
+    assert verdicts == ["OK", "OK", "DROP", "OK"], truncated.frame[["steps", "reason"]]
+    assert truncated.notes == [
         "looped_40k at 6e+08 FLOPs loses its high recurrences: its minimum will be biased"
     ]
 

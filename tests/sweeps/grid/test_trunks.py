@@ -15,7 +15,8 @@ from harness.run.metrics import read_metrics
 from harness.storage.files import read_json
 from harness.training.checkpoint import found
 from sweeps.launch.launch import write_ledger
-from sweeps.planning.trunk_plan import checkpoint_bytes
+from sweeps.planning.plan import plan
+from sweeps.planning.trunk_savings import checkpoint_bytes
 from sweeps.state.ledger import read_ledger
 from sweeps.state.retry import reopen
 from sweeps.workers.local_pool import work
@@ -113,12 +114,10 @@ def test_five_budgets_through_a_trunk_end_with_the_bits_of_independent_runs(shar
 def test_the_group_executes_the_flops_that_were_planned(shared, independent, grid):
     ratio = executed(shared) / executed(independent)
     assert ratio <= 0.77
-    plan = loopscale.plan([*grid, "sweep.name=fresh"]).attrs["trunks"]
+    trunks = plan(loopscale.compose([*grid, "sweep.name=fresh"])).trunks
     # Depths are drawn, so what is executed scatters about what is nominal.
-    assert ratio == pytest.approx(plan["nominal_flops"] / plan["independent_flops"], rel=0.03)
-    assert plan["nominal_flops"] / plan["independent_flops"] == pytest.approx(
-        (40 + 2 + 5 + 10 + 20 + 40) / 155
-    )
+    assert ratio == pytest.approx(trunks.nominal_flops / trunks.independent_flops, rel=0.03)
+    assert trunks.nominal_flops / trunks.independent_flops == pytest.approx((40 + 2 + 5 + 10 + 20 + 40) / 155)
 
 
 def test_a_shorter_cooldown_shares_more(grid):
@@ -196,8 +195,8 @@ def test_segments_that_nothing_waits_for_are_no_work_left(grid):
     step = frame["nominal_flops"].max() / 10
 
     def planned():
-        rows = loopscale.plan([*grid, "sweep.name=begun", "sweep.tokens=[640,1280]"])
-        return rows.attrs["trunks"]["remaining_flops"]
+        study = loopscale.compose([*grid, "sweep.name=begun", "sweep.tokens=[640,1280]"])
+        return plan(study).trunks.remaining_flops
 
     assert frame.attrs["forecast"]["remaining_flops"] == pytest.approx(12 * step, rel=1e-6)
     assert planned() == pytest.approx(12 * step, rel=1e-6)

@@ -11,16 +11,23 @@ import pytest
 
 import loopscale
 from analysis.config import FitConfig
-from analysis.design.fisher_information import information
+from analysis.design.fisher_information import fisher_information
 from analysis.design.simulate import Noise, grid
 from analysis.tables.schema import DEPTHS, RUNS, conform
 from harness.run.folder import Status
 from model.config_validation import ConfigError
-from sweeps.cli import design as design_show
+from sweeps.cli import planning
 from sweeps.config import compose
 from sweeps.grid.cells import DataFacts, cells
 from sweeps.planning import design_search as search
-from sweeps.planning.design import allowance, design_config, laws, noise_of, planned, target_of
+from sweeps.planning.design import (
+    allowance_flops,
+    assumed_laws,
+    assumed_noise,
+    design_config,
+    narrowed_target,
+    planned_runs,
+)
 from sweeps.planning.design_files import added_cells
 from sweeps.planning.suggest import suggest
 from sweeps.state.ledger import register
@@ -41,7 +48,7 @@ def place(tmp_path, monkeypatch):
     written = shutil.ignore_patterns("*_design[0-9]*", "*_next[0-9]*")  # by whoever uses this checkout
     shutil.copytree(compose.CONF, tmp_path / "conf", ignore=written)
     monkeypatch.setattr(compose, "CONF", tmp_path / "conf")
-    monkeypatch.setattr(design_show, "CONF", tmp_path / "conf")
+    monkeypatch.setattr(planning, "CONF", tmp_path / "conf")
     return ["sweep=isoflop_140m", f"root={tmp_path / 'runs'}", f"cache={tmp_path / 'cache'}"]
 
 
@@ -66,7 +73,7 @@ def collected(place, budgets, recurrences, noise_nats=0.004, seeds=(0,)):
             f"sweep.seeds={list(seeds)}",
         ]
     )
-    frame = planned(study)
+    frame = planned_runs(study)
     frame["run_id"] = [f"run-{k}" for k in range(len(frame))]
     frame["data_digest"], frame["unique_tokens"], frame["epochs"] = "0123abcd", 10**12, 0.1
     tokens, depth = frame["tokens"].astype(float), frame["mean_recurrence"].astype(float)
@@ -95,8 +102,8 @@ def test_a_design_says_what_the_grid_resolves_and_writes_its_figure(place, capsy
     folder = tmp_path / "runs" / "isoflop_140m" / "design"
     names = {path.name for path in folder.iterdir()}
     assert names == {"design.json", "design.pdf", "design.png", "design_optima.csv", "design_exponents.csv"}
-    (found,) = json.loads((folder / "design.json").read_text())
-    assert [item["budget_flops"] for item in found["outlooks"]] == [2e18, 4e18, 8e18, 16e18]
+    (result,) = json.loads((folder / "design.json").read_text())
+    assert [item["budget_flops"] for item in result["outlooks"]] == [2e18, 4e18, 8e18, 16e18]
 
 
 def test_a_plain_plan_writes_nothing_and_its_help_says_what_does(place, capsys, tmp_path):
@@ -110,13 +117,13 @@ def test_a_plain_plan_writes_nothing_and_its_help_says_what_does(place, capsys, 
 
 
 def test_a_design_in_json_holds_every_law(place, capsys):
-    laws = "assume.law=[paper,paper_optima]"
-    code, out, _ = run(capsys, "plan", *place, *SMALL, *QUICK, laws, "design=true", "format=json")
-    found = json.loads(out)["results"]
-    assert code == 0 and len(found) == 2
+    assumed_laws = "assume.law=[paper,paper_optima]"
+    code, out, _ = run(capsys, "plan", *place, *SMALL, *QUICK, assumed_laws, "design=true", "format=json")
+    result = json.loads(out)["results"]
+    assert code == 0 and len(result) == 2
     # Under the printed coefficients with N non-embedding the optima are 11.3, 15.4, 20.8 and 27.9.
-    assert [round(item["true"], 1) for item in found[0]["outlooks"]] == [11.3, 15.4, 20.8, 27.9]
-    assert found[0]["resolved"]["shared shape"][0]["true"] is None
+    assert [round(item["true"], 1) for item in result[0]["outlooks"]] == [11.3, 15.4, 20.8, 27.9]
+    assert result[0]["resolved"]["shared shape"][0]["true"] is None
 
 
 def test_a_search_writes_a_sweep_within_the_allowance(place, capsys, tmp_path, monkeypatch):
@@ -144,14 +151,14 @@ def test_a_search_writes_a_sweep_within_the_allowance(place, capsys, tmp_path, m
 def test_finalists_are_compared_by_the_quantity_asked_for(place, quantity):
     """At low noise the simulated width is the first-order one, of the exponent or of the target's optimum."""
     study = loopscale.compose([*place, *SMALL, *QUICK, f"assume.quantity={quantity}", "sweep.control=none"])
-    bench = grid(planned(study), FitConfig().parameter_count)
-    (law,), config, sd = laws(study, bench), design_config(study, bench), 2e-4
-    target = target_of(study, config)
+    bench = grid(planned_runs(study), FitConfig().parameter_count)
+    (law,), config, sd = assumed_laws(study, bench), design_config(study, bench), 2e-4
+    target = narrowed_target(study, config)
     assert target == (4 * 16e18 if quantity == "optimum" else None)
-    found, _ = search._brief(bench, law, Noise(seed_nats=sd), config, target)
+    result, _ = search._simulate_briefly(bench, law, Noise(seed_nats=sd), config, target)
     depths = np.array(study.sweep.mean_recurrences, float)
-    known = information([law], bench.shape, bench.cells.budgets_flops, depths, sd, target)
-    assert found == pytest.approx(known.widths(np.ones((4, len(depths)), int), penalised=False)[0], abs=0.15)
+    known = fisher_information([law], bench.shape, bench.cells.budgets_flops, depths, sd, target)
+    assert result == pytest.approx(known.widths(np.ones((4, len(depths)), int), penalised=False)[0], abs=0.15)
 
 
 def test_a_search_for_the_optimum_tells_the_width_of_the_optimum(place, monkeypatch):
@@ -160,10 +167,10 @@ def test_a_search_for_the_optimum_tells_the_width_of_the_optimum(place, monkeypa
     monkeypatch.setattr("analysis.design.grid_search.PROMISING", 1)
     few = ["assume.recurrences=[2,4,6,10,16]", "assume.max_runs=20", "assume.seed_nats=0.001"]
     asked = ["assume.quantity=optimum", "assume.target_flops=1e20", "assume.analysts=1", "assume.max_seeds=1"]
-    found = search.search(loopscale.compose([*place, *SMALL, *QUICK, *few, *asked, "allowance=3e20"]))
-    resolved = found.found[0].resolved["shared shape"]
+    result = search.search(loopscale.compose([*place, *SMALL, *QUICK, *few, *asked, "allowance=3e20"]))
+    resolved = result.found[0].resolved["shared shape"]
     (other,) = (i for i in resolved if i.at_flops == 1e20 and i.quantity == "mean_recurrence")
-    assert f"interval of µ* at 1e20 FLOPs a factor of {np.exp(other.interval):.3g}" in found.summary()
+    assert f"interval of µ* at 1e20 FLOPs a factor of {np.exp(other.interval):.3g}" in result.summary()
 
 
 def test_suggested_runs_join_the_sweep_they_come_from(place, capsys, tmp_path):
@@ -218,9 +225,9 @@ def test_noise_comes_from_replicate_seeds(place):
     runs = pd.read_parquet(folder / "runs.parquet").set_index(["kind", "target_flops", "mean_recurrence"])
     first, second = (runs.loc[runs["seed"] == seed, "val_loss_nats"] for seed in (0, 1))
     study = loopscale.compose([*place, f"assume.noise_from={folder}", "assume.trunk_nats=0.001"])
-    found = noise_of(study, planned(study))
-    assert found.seed_nats == pytest.approx(np.sqrt(np.mean((first - second) ** 2 / 2)), rel=1e-9)
-    assert found.trunk_nats == 0.001
+    result = assumed_noise(study, planned_runs(study))
+    assert result.seed_nats == pytest.approx(np.sqrt(np.mean((first - second) ** 2 / 2)), rel=1e-9)
+    assert result.trunk_nats == 0.001
 
 
 def test_trunk_noise_is_that_of_equal_first_steps_however_they_are_computed(place):
@@ -229,14 +236,14 @@ def test_trunk_noise_is_that_of_equal_first_steps_however_they_are_computed(plac
     drawn = {}
     for mode in ("auto", "false"):
         study = loopscale.compose([*grid_of, "schedule=trapezoid", f"sweep.trunk={mode}"])
-        frame = planned(study)
+        frame = planned_runs(study)
         assert (frame["trunk_id"] != "").all() == (mode == "auto")
-        drawn[mode] = noise_of(study, frame).draw(frame, 50, 0)
+        drawn[mode] = assumed_noise(study, frame).draw(frame, 50, 0)
     assert np.array_equal(drawn["auto"], drawn["false"])
     for recurrence in (2, 4, 8, 12):
         same = drawn["false"][:, frame["mean_recurrence"] == recurrence]
         assert same.shape == (50, 4) and np.ptp(same, axis=1).max() < 1e-7 < same.std(0).min()
-    apart = planned(loopscale.compose([*grid_of, "schedule=published"]))  # decays over the whole run
+    apart = planned_runs(loopscale.compose([*grid_of, "schedule=published"]))  # decays over the whole run
     assert (apart["trajectory"] == "").all()
 
 
@@ -250,7 +257,7 @@ def test_a_table_without_replicates_gives_no_noise(place, capsys):
     ("given", "message"),
     [
         (["design=serach"], "design=serach: input should be False, True or 'search'"),
-        (["design=true", "suggest=8"], "design and suggest are two questions"),
+        (["design=true", "suggest=8"], "design and suggest cannot be combined"),
         (["design=true", "assume.law=mine"], "assume.law=mine: choose paper, paper_optima, or a laws.json"),
         (["design=true", "assume.studies=5"], "assume.studies=5"),
         (["design=true", "assume.tail=2"], "assume.tail=2: input should be greater than 2"),
@@ -261,10 +268,10 @@ def test_a_table_without_replicates_gives_no_noise(place, capsys):
             "fewer than 3 budgets have their optimum within µ = 2 to 8: at 1e18 FLOPs the law has it at 8.2",
         ),
         (["design=search", "allowance=ten"], "allowance=ten: give FLOPs, as 5e20, or device-hours, as 300h"),
-        (["design=search", "allowance=30h"], "the plan has no price for hours"),
+        (["design=search", "allowance=30h"], "the speed of the plan's runs is unknown"),
         (
             ["design=true", "sweep.scales=[looped_140m,looped_370m]"],
-            "a design is of one group of runs, here are 2",
+            "the sweep has 2 groups of runs and a design is for one",
         ),
         (["design=true", "sweep.mean_recurrences=[2,4]"], "2 recurrences, at least 4 are needed"),
         (["design=true", "model=looped_1m"], "no law is published for looped_1m, only for 140M and 370M"),
@@ -277,18 +284,18 @@ def test_a_mistake_ends_in_one_line(place, capsys, given, message):
 
 def test_hours_are_flops_at_the_price_of_the_plan(place):
     study = loopscale.compose([*place, "cluster=slurm_h100", "allowance=100h"])
-    frame = planned(study)
+    frame = planned_runs(study)
     rate = frame["nominal_flops"].sum() / frame["hours"].sum()
-    assert allowance(study, frame, 1.0) == pytest.approx(100 * rate)
-    assert allowance(loopscale.compose([*place, "allowance=5e20"]), frame, 1.0) == 5e20
-    assert allowance(loopscale.compose(place), frame, 7.0) == 7.0
+    assert allowance_flops(study, frame, 1.0) == pytest.approx(100 * rate)
+    assert allowance_flops(loopscale.compose([*place, "allowance=5e20"]), frame, 1.0) == 5e20
+    assert allowance_flops(loopscale.compose(place), frame, 7.0) == 7.0
 
 
 def test_a_chosen_grid_needs_a_sweep_file_to_come_from(place):
     from sweeps.planning.design_files import write_sweep
 
     study = loopscale.compose(place)
-    with pytest.raises(ConfigError, match="choose one, sweep=NAME"):
+    with pytest.raises(ConfigError, match="add sweep=NAME"):
         write_sweep(study.sweep, None, "next", compose.CONF / "sweep", [], rename=False)
 
 

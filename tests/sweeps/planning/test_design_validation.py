@@ -18,8 +18,8 @@ def test_a_case_is_what_it_says(tmp_path, monkeypatch):
     # The published optima, in the geometric mean, at the budgets of the published grid.
     optima = [law.optimum(bench.shape, flops) for flops in (1e18, 2e18, 4e18, 8e18, 16e18, 64e18)]
     assert np.log(optima).mean() == pytest.approx(np.log([2, 2, 4, 6, 8, 10]).mean(), abs=1e-6)
-    found = design.interval_of(bench, losses[0], 0)
-    assert found["low"] < found["exponent"] < found["high"]
+    interval = design.interval_of(bench, losses[0], 0)
+    assert interval["low"] < interval["exponent"] < interval["high"]
     assert design.width({"low": None, "high": 1.0}) is np.nan
 
 

@@ -1,0 +1,83 @@
+"""The figures of a study: all of them in the order of the report, the isoFLOP curves alone, the seeds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from analysis.compare.comparison import Comparison
+from analysis.figures import style
+from analysis.figures.compare import compare_figures
+from analysis.figures.depth import depth_figure
+from analysis.figures.frontier import frontier_figure
+from analysis.figures.isoflop import isoflop_figure, plot_isoflop
+from analysis.figures.isoflop_by_budget import isoflop_by_budget_figure
+from analysis.figures.power_law import power_law_figure
+from analysis.stats.noise import NoiseFloor
+from analysis.study.points import IsoflopFit
+from analysis.study.study import StudyFit
+
+
+def plot(result: StudyFit | IsoflopFit, ax: Axes | None = None) -> Axes:
+    """Draw the isoFLOP curves of a result on a matplotlib axis and return it; a study's first group."""
+    group = result.groups[0] if isinstance(result, StudyFit) else result.group
+    return plot_isoflop(group, group.cells.variable, ax)
+
+
+def study_figures(study: StudyFit, comparison: Comparison) -> list[style.ReportFigure]:
+    """Draw every figure that the tables carry, in the order of the report."""
+    figures: list[style.ReportFigure] = []
+    for place, group in enumerate(study.groups):
+        suffix = f"_{place + 1}" if len(study.groups) > 1 else ""
+        rows = [row for row in comparison.rows if row.group == group.label]
+        of_group = (
+            isoflop_figure(group, study.noise),
+            isoflop_by_budget_figure(group, study.noise),
+            power_law_figure(group, study.config.confidence),
+            frontier_figure(group, rows, study.config.confidence),
+        )
+        figures += [replace(one, name=one.name + suffix) for one in of_group]
+    optional = (*compare_figures(comparison), depth_figure(study), seeds_figure(study.noise))
+    return figures + [one for one in optional if one is not None]
+
+
+def points_figures(fit: IsoflopFit) -> list[style.ReportFigure]:
+    """Draw the figures of a table of points."""
+    group, noise = fit.group, fit.group.inputs.floor
+    return [
+        isoflop_figure(group, noise),
+        isoflop_by_budget_figure(group, noise),
+        power_law_figure(group, fit.config.confidence),
+        frontier_figure(group, (), fit.config.confidence),
+    ]
+
+
+def seeds_figure(noise: NoiseFloor) -> style.ReportFigure | None:
+    """Draw the deviations of replicate seeds from their cell's mean; None without replicates."""
+    if noise.sd_nats is None:
+        return None
+    with style.styled():
+        fig, (ax,) = style.figure(1, width=style.COLUMN_INCHES, height=0.9 + 0.28 * len(noise.cells))
+        ax.axvspan(-noise.sd_nats, noise.sd_nats, color="#e6e6e6", linewidth=0)
+        ax.axvline(0, color=style.FAINT, linewidth=0.6)
+        for place, cell in enumerate(noise.cells):
+            values = cell.deviations_nats
+            ax.plot(
+                values, [place] * len(values), marker="o", linestyle="none", markersize=3.6, color=style.INK
+            )
+        ax.set_yticks(range(len(noise.cells)), [cell.label for cell in noise.cells])
+        ax.set_ylim(len(noise.cells) - 0.5, -0.5)
+        reach = 1.15 * max(noise.sd_nats, *(abs(v) for cell in noise.cells for v in cell.deviations_nats))
+        ax.set_xlim(-reach, reach)
+        ax.locator_params(axis="x", nbins=4)
+        ax.set_xlabel("loss minus cell mean (nats)")
+    caption = f"Replicate seeds by cell; the grey band is the pooled standard deviation: {noise.summary()}."
+    rows = [
+        (cell.label, run_id, cell.mean_nats, value)
+        for cell in noise.cells
+        for run_id, value in zip(cell.run_ids, cell.deviations_nats, strict=True)
+    ]
+    table = pd.DataFrame(rows, columns=["cell", "run_id", "cell_mean_nats", "deviation_nats"])
+    return style.ReportFigure(name="seeds", caption=caption, figure=fig, tables={"deviations": table})

@@ -1,0 +1,108 @@
+"""The shared library made of the C++ sources in this folder: compiled, cached and loaded.
+
+The machine's C++ compiler builds it when it is first needed, which takes seconds. It is kept in the user's
+cache, one file per version of the sources, compiler command, C library and processor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import subprocess
+import tempfile
+import warnings
+from functools import cache
+from pathlib import Path
+
+_SOURCES = [
+    Path(__file__).with_name(name)
+    for name in ("kernels.cpp", "block.h", "cross_entropy.h", "products.h", "attention.h", "tiles.h")
+]
+_FLAGS = ["-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-std=c++17", "-shared", "-fPIC"]
+
+
+@cache
+def load() -> ctypes.CDLL | None:
+    """Return the library, compiled first if need be; None, with a warning, where that fails."""
+    outcome = _attempt()
+    if isinstance(outcome, ctypes.CDLL):
+        return outcome
+    warnings.warn(
+        f"without the kernels of model/kernels/cpu a step on the CPU takes half as long again: {outcome}",
+        stacklevel=2,
+    )
+    return None
+
+
+def failure() -> str | None:
+    """Return why the library cannot be compiled or loaded, None if it can."""
+    outcome = _attempt()
+    return outcome if isinstance(outcome, str) else None
+
+
+@cache
+def _attempt() -> ctypes.CDLL | str:
+    try:
+        library = ctypes.CDLL(str(_compiled()))
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
+        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        return next((line for line in said if "error" in line), said[-1])
+    library.columns.restype = library.kept_floats.restype = ctypes.c_int64
+    for name in ("block_forward", "block_backward", "loops_forward", "cross_entropy"):
+        getattr(library, name).restype = ctypes.c_bool
+    return library
+
+
+@cache
+def columns() -> int:
+    """Return the number of channels of which heads and widths must be multiples; 0 without the library."""
+    library = load()
+    return 0 if library is None else int(library.columns())
+
+
+def takes_channels(channels: int) -> bool:
+    """Return True if the kernels take a head, a width or a vocabulary of this size.
+
+    `compile_blocks` has the answer taken as a constant of the graphs.
+    """
+    return columns() > 0 and channels % columns() == 0
+
+
+@cache
+def largest_width() -> int:
+    """Return the largest width at which a block in C++ is faster than one of the BLAS library's products.
+
+    Wider weights do not stay in a core's caches. MKL, at home on Intel's processors, is ahead earlier there.
+    """
+    return 256 if "GenuineIntel" in _cpuinfo() else 512
+
+
+@cache
+def _cpuinfo() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.read_text() if cpuinfo.exists() else ""
+
+
+def _compiled() -> Path:
+    """Return the path of the compiled library."""
+    command = [*shlex.split(os.environ.get("CXX", "g++")), *_FLAGS]
+    features = {line for line in _cpuinfo().splitlines() if line.startswith(("flags", "Features"))}
+    sources = [source.read_text() for source in _SOURCES]
+    parts = [*sources, *command, platform.machine(), *platform.libc_ver(), *sorted(features)]
+    name = f"kernels-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}.so"
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loopscale"
+    if not (folder / name).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            made = Path(scratch) / name
+            command += [str(_SOURCES[0]), "-o", str(made)]
+            subprocess.run(command, check=True, capture_output=True, text=True)
+            with made.open() as whole:
+                os.fsync(whole.fileno())
+            with contextlib.suppress(FileExistsError):
+                (folder / name).hardlink_to(made)  # of several processes the first one's stays: it is in use
+    return folder / name

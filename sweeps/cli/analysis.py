@@ -1,0 +1,182 @@
+"""`loopscale fit`, `compare` and `report`: laws and figures of a collected sweep or of the table `data`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from harness.storage.files import write_text
+from model.config_validation import ConfigError, build
+from sweeps.cli.help import Command
+from sweeps.cli.tables import to_json
+from sweeps.config.commands import FitTableConfig
+from sweeps.config.compose import compose_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from analysis import Comparison, FitConfig, IsoflopFit, LawFit, StudyFit
+    from analysis.laws.curve_laws import CurveLaws
+    from analysis.published.comparison import PublishedComparison
+
+    AnyFit: TypeAlias = StudyFit | IsoflopFit | LawFit | CurveLaws
+
+PUBLISHED = "parcae_published"
+
+
+def fit_sweep(settings: FitTableConfig) -> AnyFit:
+    """Fit the sweep's tables and write laws.json beside them; with `data`, fit that and write nothing.
+
+    Points without runs give isoFLOP laws, or the one law that `law` names.
+    """
+    from analysis import fit, isoflop
+    from analysis.study.cross_run_laws import fit_law_to_runs
+    from analysis.study.points import fit_law_to_points
+    from sweeps.cli.progress import stage_progress
+
+    source, config = _source(settings), _fit_config(settings)
+    if not isinstance(source, tuple):
+        if settings.law == "isoflop":
+            return isoflop(source, x=settings.x, config=config)
+        return fit_law_to_points(settings.law, source, x=settings.x, config=config)
+    if settings.law != "isoflop":
+        return fit_law_to_runs(settings.law, *source, config)
+    with stage_progress() as progress:
+        study = fit(*source, config, progress)
+    if settings.data is None:
+        write_text(settings.folder / "laws.json", study.to_json() + "\n")
+    return study
+
+
+def compare_data(settings: FitTableConfig) -> Comparison | PublishedComparison:
+    """Compare looped with fixed depth in the sweep's runs, in other runs, or in the published rows."""
+    if settings.data == PUBLISHED:
+        from analysis.published.comparison import published_comparison
+
+        return published_comparison(settings.confidence)
+    return compare_sweep(settings)
+
+
+def compare_sweep(settings: FitTableConfig) -> Comparison:
+    """Compare looped with fixed depth in a runs table; write comparison.json and figures beside a sweep's."""
+    from analysis import compare
+    from analysis.figures.compare import compare_figures
+    from analysis.figures.style import save_figure
+    from analysis.tables.readers import read_items
+
+    source = _source(settings)
+    if not isinstance(source, tuple):
+        raise ConfigError(f"data={settings.data}: looped and fixed depth are compared in a runs table alone")
+    folder = settings.folder if settings.data is None else Path(settings.data)
+    items = read_items(folder) if folder.is_dir() else None
+    comparison = compare(source[0], _fit_config(settings), items)
+    if settings.data is None:
+        write_text(settings.folder / "comparison.json", comparison.to_json() + "\n")
+        for drawn in compare_figures(comparison):
+            save_figure(drawn, settings.folder)
+    return comparison
+
+
+def comparison_figures(settings: FitTableConfig, comparison: Comparison | PublishedComparison) -> list[Path]:
+    """Return the figures that `compare_sweep` wrote: those of a sweep, and none of other data."""
+    from analysis import Comparison
+    from analysis.figures.compare import names
+
+    if settings.data is not None or not isinstance(comparison, Comparison):
+        return []
+    return [settings.folder / f"{name}.pdf" for name in names(comparison)]
+
+
+def report_sweep(settings: FitTableConfig) -> tuple[Path, list[str]]:
+    """Write the report with its figures; return the path of its page and one line per law.
+
+    A sweep's goes to `<sweep>/report/`, that of other data to `<root>/reports/NAME/`.
+    """
+    if settings.law != "isoflop":
+        raise ConfigError(f"law={settings.law}: a report shows the isoFLOP laws; use loopscale fit")
+    if settings.data == PUBLISHED:
+        from analysis.report.report import parcae_report
+
+        return parcae_report(_folder(settings))
+    from analysis import StudyFit, report
+    from analysis.report.report import points_report
+    from analysis.study.points import IsoflopFit
+
+    source, fitted = _source(settings), fit_sweep(settings)
+    folder, title = _folder(settings), settings.data or settings.sweep
+    if isinstance(fitted, IsoflopFit):
+        return points_report(fitted, folder, title=title), fitted.headlines()
+    assert isinstance(source, tuple) and isinstance(fitted, StudyFit)
+    page = report(*source, fitted, compare_sweep(settings), folder, title=title)
+    return page, fitted.headlines()
+
+
+def _source(settings: FitTableConfig) -> tuple[pd.DataFrame, pd.DataFrame] | pd.DataFrame:
+    from analysis import read_tables
+    from analysis.tables.readers import read_source
+
+    if settings.data is None:
+        return read_tables(settings.folder)
+    if settings.data == PUBLISHED:
+        raise ConfigError(f"data={PUBLISHED} has tables but no runs: loopscale report or compare")
+    return read_source(settings.data, settings.columns)
+
+
+def _folder(settings: FitTableConfig) -> Path:
+    if settings.data is None:
+        return settings.folder / "report"
+    name = settings.data.removeprefix("wandb:").rstrip("/")
+    return Path(settings.root) / "reports" / Path(name).stem
+
+
+def _fit_config(settings: FitTableConfig) -> FitConfig:
+    from analysis import FitConfig
+
+    names = {item.name for item in dataclasses.fields(FitConfig)}
+    known: dict[str, Any] = {key: value for key, value in vars(settings).items() if key in names}
+    return build(FitConfig, known)
+
+
+def _fit(overrides: list[str]) -> str:
+    settings = compose_table("fit", overrides)
+    fitted = fit_sweep(settings)
+    return str(fitted.to_json() if settings.format == "json" else fitted.summary())
+
+
+def _compare(overrides: list[str]) -> str:
+    settings = compose_table("compare", overrides)
+    comparison = compare_data(settings)
+    if settings.format == "json":
+        return str(comparison.to_json())
+    figures = ", ".join(map(str, comparison_figures(settings, comparison)))
+    text = str(comparison.summary())
+    return f"{text}\n\nfigures (PNG and data as CSV beside them): {figures}" if figures else text
+
+
+def _report(overrides: list[str]) -> str:
+    settings = compose_table("report", overrides)
+    page = str(report_sweep(settings)[0])
+    return to_json({"path": page}) if settings.format == "json" else page
+
+
+COMMANDS = {
+    "fit": Command(
+        run=_fit,
+        summary="scaling laws with confidence intervals, or the reasons for none",
+        example="loopscale fit data=points.csv columns.compute=flops columns.x=params columns.loss=loss",
+        settings="table/fit",
+    ),
+    "report": Command(
+        run=_report,
+        summary="figures (PDF, PNG, CSV) and one self-contained HTML page",
+        example="loopscale report data=parcae_published",
+        settings="table/report",
+    ),
+    "compare": Command(
+        run=_compare,
+        summary="looped against fixed depth at equal FLOPs",
+        example="loopscale compare sweep=demo",
+        settings="table/compare",
+    ),
+}

@@ -1,0 +1,267 @@
+"""`loopscale launch`, `status`, `cancel`, `retry`, `collect` and `sync`: commands on a whole sweep."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from model.config_validation import ConfigError, closest
+from sweeps.cli.help import Command
+from sweeps.cli.tables import as_json, as_text, to_json
+from sweeps.config.commands import StatusConfig, SyncConfig
+from sweeps.config.compose import compose_study, compose_table
+from sweeps.config.study import StudyConfig
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from harness.run.folder import RunFolder
+
+STATUS_COLUMNS = {
+    "run_id": "run",
+    "trunk_id": "trunk",
+    "target_flops": "target FLOPs",
+    "status": "",
+    "attempts": "",
+    "step": "",
+    "steps": "",
+    "train_loss_nats": "train loss",
+    "val_loss_nats": "val loss",
+    "tokens_per_s": "tokens/s",
+    "eta_s": "ETA",
+    "job": "",
+    "node": "",
+    "message": "",
+}
+
+
+def launch_sweep(study: StudyConfig) -> tuple[Path, list[str]]:
+    """Launch the study's sweep with a progress bar; return its folder and remarks."""
+    from sweeps.cli.progress import stage_progress
+    from sweeps.launch.launch import launch
+
+    with stage_progress() as progress:
+        return launch(study, progress)
+
+
+def sync_sweep(settings: SyncConfig) -> pd.DataFrame:
+    """Make the wandb history of every run that has changed; return run_id, status and wandb of each run.
+
+    `wandb` is "rebuilt" or "uploaded", or the reason why it was not: "unchanged" or "nothing measured yet".
+
+    Raises
+    ------
+    ConfigError : the sweep or run does not exist, or wandb refuses.
+    """
+    import pandas as pd
+
+    from harness.run.wandb import rebuild_history
+    from sweeps.cli.progress import stage_progress
+
+    runs = _runs(settings)
+    rows = []
+    with stage_progress() as progress:
+        for number, run in enumerate(runs):
+            logger = run.config().logger
+            logger = dataclasses.replace(
+                logger,
+                name="wandb",
+                mode=settings.mode,
+                project=settings.project or logger.project,
+                entity=settings.entity or logger.entity,
+            )
+            if rebuild_history(run, logger, settings.mode):
+                outcome = "uploaded" if settings.mode == "online" else "rebuilt"
+            else:
+                outcome = "unchanged" if run.metrics.exists() else "nothing measured yet"
+            rows.append({"run_id": run.run_id, "status": str(run.status()), "wandb": outcome})
+            progress("wandb histories", (number + 1) / len(runs))
+    return pd.DataFrame(rows)
+
+
+def _runs(settings: SyncConfig) -> list[RunFolder]:
+    """Return the runs to synchronise; segments of trunks are left out, their steps are in the runs."""
+    from harness.run.folder import RunFolder
+    from harness.run.pending_runs import pending_lines
+    from harness.run.trunk import origin
+
+    names = {path.parent.name for path in settings.folder.glob("*/status.json")}
+    folders = (RunFolder(settings.folder / name) for name in names | pending_lines(settings.folder).keys())
+    runs = {run.run_id: run for run in folders if not origin(run).segment}
+    if not runs:
+        raise ConfigError(f"no runs in {settings.folder}: launch the sweep first, or set root")
+    if settings.run is None:
+        return [runs[name] for name in sorted(runs)]
+    if settings.run not in runs:
+        raise ConfigError(f"run={settings.run} is not in {settings.folder}{closest(settings.run, runs)}")
+    return [runs[settings.run]]
+
+
+def _launch(overrides: list[str]) -> str | None:
+    study = compose_study(overrides)
+    if study.dry_run:
+        from sweeps.launch.launch import dry_run
+
+        dry_run(study, print)
+        return None
+    if study.confirm and not _confirm(study):
+        return None
+    folder, notes = launch_sweep(study)
+    if study.format == "json":
+        return _status_json(folder, notes)
+    return _launched_text(folder, notes, study.root)
+
+
+def _confirm(study: StudyConfig) -> bool:
+    """Return True if the launch may start: a person agrees to the plan's cost, or there is no cost."""
+    if study.cluster.kind == "fake":
+        return True
+    from sweeps.planning.plan import plan
+
+    planned = plan(study)
+    print(planned.summary(), file=sys.stderr)
+    if planned.is_done:
+        return True
+    if not sys.stdin.isatty():
+        raise ConfigError("launch asks before it starts and there is no terminal to ask: add confirm=false")
+    print("start? [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _launched_text(folder: Path, notes: Sequence[str], root: str) -> str:
+    """Return the state of a sweep that was just launched, with the remarks of the launch."""
+    from sweeps.state.eta import summary
+    from sweeps.state.status import standing
+
+    state = standing(folder)
+    attrs = {**state.attrs, "notes": [*notes, *state.attrs["notes"]]}
+    statuses = [row["status"] for row in state.rows]
+    return summary(statuses, attrs, folder.name, root, worked_on=True)  # a rehearsal has its own name
+
+
+def _status(overrides: list[str]) -> str:
+    settings = compose_table("status", overrides)
+    if settings.run is not None:
+        return _one_run(settings)
+    if settings.watch:
+        from sweeps.cli.progress import watch_until_idle
+
+        watch_until_idle(settings.folder)
+    return _status_json(settings.folder) if settings.format == "json" else _status_text(settings)
+
+
+def _status_text(settings: StatusConfig) -> str:
+    """Return the table of runs, the counts, the expected end and the next command."""
+    from sweeps.state.eta import summary, with_trunks
+    from sweeps.state.ledger import is_worked_on
+    from sweeps.state.status import status
+
+    frame = status(settings.folder)
+    worked_on = is_worked_on(settings.folder)
+    text = summary(list(frame["status"]), frame.attrs, settings.sweep, settings.root, worked_on=worked_on)
+    columns = {"run_id": "run"} | dict.fromkeys(frame.attrs["axes"], "") | STATUS_COLUMNS
+    return f"{as_text(with_trunks(frame), columns)}\n{text}"
+
+
+def _status_json(folder: Path, notes: Sequence[str] = ()) -> str:
+    from sweeps.state.eta import counts
+    from sweeps.state.status import status
+
+    frame = status(folder)
+    more = {name: frame.attrs[name] for name in ("forecast", "trunks")}
+    return as_json(frame, counts=counts(frame["status"]), notes=[*notes, *frame.attrs["notes"]], **more)
+
+
+def _one_run(settings: StatusConfig) -> str:
+    """Return everything that is known of the run `settings.run`."""
+    from sweeps.launch.control import find_run
+    from sweeps.state.inspection import as_text, inspect_run
+    from sweeps.state.ledger import read_ledger
+
+    ledger = read_ledger(settings.folder)
+    details = inspect_run(settings.folder, ledger, find_run(settings.folder, ledger, str(settings.run)))
+    return to_json(details) if settings.format == "json" else as_text(details)
+
+
+def _cancel(overrides: list[str]) -> str:
+    from sweeps.launch.control import cancel
+
+    settings = compose_table("cancel", overrides)
+    cancelled = cancel(settings)
+    if settings.format == "json":
+        return to_json({"cancelled": cancelled})
+    return "\n".join(f"cancelled {one}" for one in cancelled) or "nothing was queued or running"
+
+
+def _retry(overrides: list[str]) -> str:
+    from sweeps.launch.control import retry
+
+    settings = compose_table("retry", overrides)
+    started, notes = retry(settings)
+    if settings.format == "json":
+        return to_json({"started": started, "notes": notes})
+    return "\n".join([*([f"started again: {run}" for run in started] or ["no run has failed"]), *notes])
+
+
+def _collect(overrides: list[str]) -> str:
+    from sweeps.state.collect import collect
+    from sweeps.state.eta import gaps
+
+    settings = compose_table("collect", overrides)
+    runs, depths = collect(settings.folder, [Path(folder) for folder in settings.also])
+    if settings.format == "json":
+        return as_json(runs)
+    rows = {"runs": len(runs), "depths": len(depths), **runs.attrs["beside"]}
+    written = ", ".join(f"{name}.parquet ({count} rows)" for name, count in rows.items())
+    return f"{settings.folder}: {written}\n{gaps(runs)}"
+
+
+def _sync(overrides: list[str]) -> str:
+    settings = compose_table("sync", overrides)
+    frame = sync_sweep(settings)
+    if settings.format == "json":
+        return as_json(frame)
+    counts = frame["wandb"].value_counts().items()
+    return f"{settings.folder}: " + ", ".join(f"{count} {outcome}" for outcome, count in counts)
+
+
+COMMANDS = {
+    "launch": Command(
+        run=_launch,
+        summary="plan, confirm, start what is missing, return at once",
+        example="loopscale launch sweep=demo confirm=false",
+    ),
+    "status": Command(
+        run=_status,
+        summary="the state of a launched sweep, run by run",
+        example="loopscale status sweep=demo watch=true",
+        settings="table/status",
+    ),
+    "cancel": Command(
+        run=_cancel,
+        summary="stop a launched sweep, or one run; launch continues it",
+        example="loopscale cancel sweep=demo",
+        settings="table/cancel",
+    ),
+    "retry": Command(
+        run=_retry,
+        summary="start failed runs again",
+        example="loopscale retry sweep=demo failed=true",
+        settings="table/retry",
+    ),
+    "collect": Command(
+        run=_collect,
+        summary="one table of runs and one of (run, depth), Parquet and CSV",
+        example="loopscale collect sweep=demo",
+        settings="table/collect",
+    ),
+    "sync": Command(
+        run=_sync,
+        summary="rebuild the wandb runs of a sweep from its metrics",
+        example="loopscale sync sweep=demo mode=online",
+        settings="table/sync",
+    ),
+}

@@ -1,0 +1,60 @@
+"""The command line: find the command, run it, and print its result or a one-line error."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from model.config_validation import ConfigError, closest
+from sweeps.cli.help import Command, command_help, usage
+
+# The commands in the order of the help, by the module of this folder that holds them.
+FAMILIES = {
+    "training": ("data", "train"),
+    "models": ("eval", "export", "generate"),
+    "planning": ("plan",),
+    "launching": ("launch", "status", "cancel", "retry", "collect", "sync"),
+    "analysis": ("fit", "report", "compare"),
+    "demo": ("demo",),
+}
+NAMES = tuple(name for names in FAMILIES.values() for name in names)
+DISTRIBUTED = ("train", "eval")  # may run as several processes, of which the first one prints
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command; a user's mistake ends in one line on stderr and exit code 2.
+
+    LOOPSCALE_TRACEBACK=1 shows the traceback behind that line.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        print(usage({name: _command(name) for name in NAMES}))
+        return
+    name, *overrides = arguments
+    try:
+        command = _command(name)
+        if "--help" in overrides or "-h" in overrides:
+            print(command_help(name, command))
+            return
+        text = command.run(overrides)
+        if text is not None and (name not in DISTRIBUTED or int(os.environ.get("RANK", 0)) == 0):
+            print(text, flush=True)
+    except KeyboardInterrupt:
+        sys.exit("interrupted; run the same command again to continue")
+    except BrokenPipeError:  # the reader of stdout, for example head, has closed it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, OSError) as error:
+        if os.environ.get("LOOPSCALE_TRACEBACK"):
+            raise
+        print(f"loopscale: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _command(name: str) -> Command:
+    for family, names in FAMILIES.items():
+        if name in names:
+            commands: dict[str, Command] = importlib.import_module(f"sweeps.cli.{family}").COMMANDS
+            return commands[name]
+    raise ConfigError(f"unknown command {name}{closest(name, NAMES)}")

@@ -1,0 +1,120 @@
+"""`loopscale eval`, `export` and `generate`: the commands on trained models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sweeps.cli.help import Command
+from sweeps.config.commands import EvalConfig, ExportConfig, GenerateConfig
+from sweeps.config.compose import compose_table
+
+if TYPE_CHECKING:
+    from harness.run.record import Evaluation
+    from sweeps.cli.evaluate import TaskScores
+
+
+def evaluate_losses(settings: EvalConfig) -> Evaluation:
+    """Return the validation loss of one model at every test-time depth."""
+    from harness.evaluation.depth_curve import evaluate_folder
+    from sweeps.cli.evaluate import models_of
+
+    return evaluate_folder(
+        models_of(settings)[0],
+        Path(settings.cache),
+        data=None if settings.data is None else Path(settings.data),
+        blocks=settings.blocks,
+        max_depth=settings.max_depth,
+    )
+
+
+def evaluate_tasks(settings: EvalConfig) -> TaskScores:
+    """Return the scores of the models on the tasks that `settings` names, with a progress bar."""
+    from sweeps.cli.evaluate import evaluate_models
+    from sweeps.cli.progress import stage_progress
+
+    with stage_progress() as progress:
+        return evaluate_models(settings, progress)
+
+
+def export_model(settings: ExportConfig) -> Path:
+    """Write config.json, model.safetensors and tokenizer.json of a model; return their folder."""
+    from harness.evaluation.weights import export
+
+    folder = Path(settings.folder)
+    export(Path(settings.checkpoint), folder, cache=Path(settings.cache), published=settings.published)
+    return folder
+
+
+def generate_text(settings: GenerateConfig) -> str:
+    """Return the text with which a model continues the prompt."""
+    from harness.evaluation.completion import complete
+    from harness.evaluation.weights import load_weights, tokenizer_file
+
+    path = Path(settings.checkpoint)
+    return complete(
+        load_weights(path),
+        tokenizer_file(path, Path(settings.cache)),
+        [settings.prompt],
+        new_tokens=settings.tokens,
+        depth=settings.depth,
+        temperature=settings.temperature,
+        seed=settings.seed,
+    )[0]
+
+
+def _eval(overrides: list[str]) -> str:
+    settings = compose_table("eval", overrides)
+    if settings.tasks is not None:
+        scores = evaluate_tasks(settings)
+        return scores.to_json() if settings.format == "json" else scores.summary()
+    losses = evaluate_losses(settings)
+    return json.dumps(vars(losses), indent=1) if settings.format == "json" else _depth_curve(losses)
+
+
+def _depth_curve(result: Evaluation) -> str:
+    """Return a model's loss at every test-time depth as text, with the law of that curve."""
+    rows = zip(result.loss_nats, result.loss_se_nats, result.bits_per_byte, strict=True)
+    lines = [
+        f"{depth:>3}  {row[0]:11.4f}  {row[1]:.4f}  {row[2]:8.4f}" for depth, row in enumerate(rows, start=1)
+    ]
+    return "\n".join(["  T  loss (nats)     ±  bits/byte", *lines, _depth_law(result.loss_nats)])
+
+
+def _depth_law(losses: list[float]) -> str:
+    """Return the law of a depth curve in one line."""
+    import numpy as np
+
+    from analysis.laws.depth_curve import fit_saturating
+
+    law = fit_saturating(np.arange(1.0, len(losses) + 1), np.array(losses))
+    if law.rate is None:
+        return f"L(T) = L_inf + Z exp(-z T): {law.refusal}"
+    low, high = (f"{end:.2f}" if end is not None else "" for end in (law.rate_low, law.rate_high))
+    return (
+        f"L(T) = L_inf + Z exp(-z T): L_inf = {law.floor_nats:.4f} nats, Z = {law.amplitude_nats:.4f}, "
+        f"z = {law.rate:.2f} [{low}, {high}] per loop"
+    )
+
+
+COMMANDS = {
+    "eval": Command(
+        run=_eval,
+        summary="validation loss, test-time depth curve, Core and other tasks of a run or checkpoint",
+        example="loopscale eval sweep=demo run=RUN_ID tasks=core depths=1,2,4,8",
+        settings="table/eval",
+    ),
+    "export": Command(
+        run=lambda overrides: str(export_model(compose_table("export", overrides))),
+        summary="a model's config, weights and tokenizer as a self-contained folder",
+        example="loopscale export checkpoint=runs/demo/RUN_ID folder=my_model",
+        settings="table/export",
+    ),
+    "generate": Command(
+        run=lambda overrides: generate_text(compose_table("generate", overrides)),
+        summary="continue a prompt at a chosen test-time depth",
+        example="loopscale generate checkpoint=runs/demo/RUN_ID prompt='def main(' depth=8",
+        settings="table/generate",
+    ),
+}

@@ -1,0 +1,115 @@
+"""`loopscale data` and `train`: prepare data sets, and train one run in the folder that a sweep would use."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from model.config_validation import ConfigError
+from sweeps.cli.help import Command
+from sweeps.config.compose import compose_study, multirun, single_run
+from sweeps.config.study import StudyConfig
+
+SINGLE = "single"  # the folder of runs that belong to no sweep
+MULTIRUN = ("-m", "--multirun")
+
+
+def prepare_data(study: StudyConfig) -> None:
+    """Prepare the data sets of the study with a progress bar."""
+    from sweeps.cli.progress import stage_progress
+    from sweeps.launch import launch
+
+    with stage_progress() as progress:
+        launch.prepare_data(study, progress)
+
+
+def train_one(study: StudyConfig) -> dict[str, Any]:
+    """Train (or resume) the study's one run and return its record.
+
+    Raises
+    ------
+    ConfigError : the run did not end well; its folder keeps everything.
+    """
+    from harness.data.dataset import prepare
+    from harness.run.budget import check_epochs, solve
+    from harness.run.folder import RunFolder, create
+    from sweeps.cli.progress import stage_progress, step_progress
+
+    if study.run:  # with the data set that it was planned with
+        planned = RunFolder(Path(study.run))
+        run, dataset = planned.check(), planned.dataset(Path(study.cache))
+    else:
+        run = solve(single_run(study))
+        with stage_progress() as progress:
+            dataset = prepare(run.data, Path(study.cache), progress)
+    check_epochs(run, dataset.unique_tokens)
+    from harness.distributed.process_group import connected
+    from harness.training.job import BUSY, run_job
+
+    parent = Path(study.root) / (study.sweep.name or SINGLE)
+    with connected() as ranks:
+        folder = ranks.once(
+            lambda: create(parent, run, data_digest=dataset.digest, unique_tokens=dataset.unique_tokens)
+        )
+        if folder.status().state == "done":
+            if ranks.first:
+                print(f"{folder.path} is done: nothing is trained again", file=sys.stderr)
+            return folder.record()
+        with step_progress(folder.run_id, run.steps or 0) if ranks.first else nullcontext(_ignore) as watch:
+            ended = run_job(folder.path, Path(study.cache), watch=watch)
+    if ended == BUSY:
+        raise ConfigError(
+            f"{folder.path} is being trained by another process: wait for it, or stop that process"
+        )
+    if ended == "submitted":
+        raise ConfigError(f"{folder.status().message}; run the same command again to continue")
+    if ended != "done":
+        raise ConfigError(f"{folder.path} ended as {ended}: {folder.status().message}")
+    if ranks.first:
+        print(f"{folder.path} is done", file=sys.stderr)
+    return RunFolder(folder.path).record()
+
+
+def _ignore(line: dict[str, float | None]) -> None:
+    """Show no progress: only the first process of a run does."""
+
+
+def _data(overrides: list[str]) -> str:
+    from harness.data.dataset import open_dataset, prepare
+    from sweeps.launch.launch import data_sets
+
+    study = compose_study(overrides)
+    prepare_data(study)
+    lines = []
+    for config in data_sets(study):
+        dataset = open_dataset(prepare(config, Path(study.cache)).folder, checksums=True)
+        lines.append(
+            f"{dataset.name} {dataset.digest}: {len(dataset.train):,} training and "
+            f"{len(dataset.validation):,} validation tokens, vocabulary {dataset.vocabulary_size}, "
+            f"in {dataset.folder}"
+        )
+    return "\n".join(lines)
+
+
+def _train(overrides: list[str]) -> str:
+    settings = [text for text in overrides if text not in MULTIRUN]
+    if settings == overrides:
+        return json.dumps(train_one(compose_study(settings)), indent=1)
+    return json.dumps([train_one(compose_study(one)) for one in multirun(settings)], indent=1)
+
+
+COMMANDS = {
+    "data": Command(
+        run=_data,
+        summary="read text, train the tokenizer, write token shards",
+        example="loopscale data data=text path=my_corpus/",
+    ),
+    "train": Command(
+        run=_train,
+        summary="train one run, or resume it; -m trains a product, key=a,b, one after the other",
+        example="loopscale train model=looped_90k model.mean_recurrence=4 budget_flops=1e11",
+    ),
+}

@@ -1,0 +1,160 @@
+"""The settings of the commands on launched sweeps and trained models; their defaults are in conf/table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, MinLen
+
+from sweeps.config.study import Seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableConfig:
+    """Settings of every command on a launched sweep."""
+
+    sweep: Annotated[str, MinLen(1)]
+    root: str = "runs"
+    format: Literal["text", "json"] = "text"
+
+    @property
+    def folder(self) -> Path:
+        """Return the sweep's folder."""
+        return Path(self.root) / self.sweep
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatusConfig(TableConfig):
+    """`loopscale status`; `run` is a run id of the sweep, or the end of one."""
+
+    watch: bool = False
+    run: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChangeConfig(TableConfig):
+    """`loopscale cancel` and `retry`: one run, or all that qualify."""
+
+    run: str | None = None
+    failed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectConfig(TableConfig):
+    """`loopscale collect`; `also` names further sweeps, as folders, that join the tables."""
+
+    also: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyncConfig(TableConfig):
+    """`loopscale sync`; None stands for the run's own logger settings."""
+
+    run: Annotated[str, MinLen(1)] | None = None
+    mode: Literal["offline", "online"] = "offline"
+    project: Annotated[str, MinLen(1)] | None = None
+    entity: Annotated[str, MinLen(1)] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitTableConfig(TableConfig):
+    """`loopscale fit`, `report` and `compare`: a source of data and the fields of `analysis.FitConfig`."""
+
+    data: str | None = None  # in place of the sweep: a CSV, a folder of tables, or wandb:ENTITY/PROJECT
+    columns: dict[str, str] = field(default_factory=dict)
+    law: str = "isoflop"
+    x: Literal["params", "tokens"] = "params"
+    bootstrap: int = 1000
+    seed: int = 0
+    confidence: float = 0.95
+    resampling: str = "noise"
+    block: str = "trunk_id"
+    shared_noise: float = 1.0
+    huber_delta: float = 1e-3
+    parameter_count: str = "non_embedding"
+    validation: bool = True
+    max_epochs: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """`loopscale export`: one model's config, weights and tokenizer in a self-contained folder."""
+
+    checkpoint: Annotated[str, MinLen(1)]
+    folder: Annotated[str, MinLen(1)]
+    cache: str = "runs/.data"
+    published: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """`loopscale generate`; a depth of None stands for the model's mean recurrence."""
+
+    checkpoint: Annotated[str, MinLen(1)]
+    prompt: str
+    cache: str = "runs/.data"
+    tokens: Annotated[int, Gt(0)] = 64
+    depth: Annotated[int, Gt(0)] | None = None
+    temperature: Annotated[float, Ge(0)] = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """`loopscale eval` of one run, a checkpoint's folder or all finished runs of a sweep.
+
+    With `tasks`, the scores on them; without, the validation loss of a run, or of a checkpoint on the data of
+    the run `data`. None stands for that run's own evaluation settings.
+    """
+
+    run: Annotated[str, MinLen(1)] | None = None  # a folder; with `sweep` a run id or the end of one
+    checkpoint: Annotated[str, MinLen(1)] | None = None
+    sweep: Annotated[str, MinLen(1)] | None = None
+    root: str = "runs"
+    cache: str = "runs/.data"
+    format: Literal["text", "json"] = "text"
+    data: Annotated[str, MinLen(1)] | None = None
+    blocks: Annotated[int, Gt(1)] | None = None
+    max_depth: Annotated[int, Gt(0)] | None = None
+    tasks: Annotated[list[Annotated[str, MinLen(1)]], MinLen(1)] | None = None
+    bundle: Annotated[str, MinLen(1)] | None = None
+    depths: Annotated[list[Annotated[int, Gt(0)]], MinLen(1)] | None = None
+    seeds: Annotated[list[Seed], MinLen(1)] = field(default_factory=lambda: [1234])
+    limit: Annotated[int, Gt(0)] | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    token_budget: Annotated[int, Gt(0)] | None = None
+    folder: Annotated[str, MinLen(1)] | None = None
+
+    def __post_init__(self) -> None:
+        if self.tasks is not None:
+            if self.data is not None:
+                raise ValueError("data is for the validation loss: leave out data or tasks")
+            return
+        if (self.run is None) == (self.checkpoint is None):
+            raise ValueError(
+                "no single model is named: set run=..., or checkpoint=... with data=RUN; "
+                "a whole sweep needs tasks=..."
+            )
+        if self.run is None and self.data is None:
+            raise ValueError(
+                "data is not set: data=RUN names the run whose held-out data the checkpoint is scored on"
+            )
+
+
+# By command; the defaults are in conf/table/<command>.yaml.
+TABLES: dict[str, type] = {
+    "eval": EvalConfig,
+    "export": ExportConfig,
+    "generate": GenerateConfig,
+    "status": StatusConfig,
+    "cancel": ChangeConfig,
+    "retry": ChangeConfig,
+    "collect": CollectConfig,
+    "sync": SyncConfig,
+    "fit": FitTableConfig,
+    "report": FitTableConfig,
+    "compare": FitTableConfig,
+}

@@ -1,0 +1,59 @@
+"""The documentation: modules, files and links that it names exist."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FOLDERS = "model|harness|sweeps|analysis|conf|tests|validation|benchmarks|docs"
+# `room/sub/file.py`, `room/sub/` and `room.sub.module.name`; no placeholders such as NAME.yaml.
+PATH = re.compile(rf"^(?:python )?((?:{FOLDERS})/[\w./-]*)$")
+DOTTED = re.compile(r"^((?:model|harness|sweeps|analysis)(?:\.\w+){2,})(?:\(.*\))?$")
+
+
+def named(page: Path) -> list[str]:
+    prose = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"`([^`\n]+)`", prose)
+
+
+def resolves(dotted: str) -> bool:
+    """Return True if a module has this name, or an object in a module of the rooms."""
+    parts = dotted.split(".")
+    for count in range(len(parts), 0, -1):
+        path = ROOT.joinpath(*parts[:count])
+        if path.is_dir() or path.with_suffix(".py").exists():
+            value = importlib.import_module(".".join(parts[:count]))
+            for name in parts[count:]:
+                if not hasattr(value, name):
+                    return False
+                value = getattr(value, name)
+            return True
+    return False
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_and_modules_that_a_page_names_exist(page):
+    spans = named(page)
+    paths = [match[1] for match in map(PATH.match, spans) if match and not re.search("[A-Z]{4}", match[1])]
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    modules = [match[1] for match in map(DOTTED.match, spans) if match]
+    assert [name for name in modules if not resolves(name)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_relative_links_of_a_page_resolve(page):
+    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    local = [link.partition("#")[0] for link in links if not re.match(r"\w+:", link)]
+    assert [link for link in local if link and not (page.parent / link).exists()] == []
+
+
+def test_the_map_of_the_code_is_checked():
+    spans = named(ROOT / "CONTRIBUTING.md")
+    assert sum(bool(PATH.match(span)) for span in spans) > 30
+    assert sum(bool(DOTTED.match(span)) for span in spans) >= 3
+    assert not resolves("analysis.laws.no_such_module") and not resolves("model.config.NoSuchClass")

@@ -30,7 +30,8 @@ from sweeps.launch.launch import start_missing
 from sweeps.launch.rehearsal import rehearse_with
 from sweeps.planning.plan import plan_cells
 from sweeps.state.collect import collect
-from sweeps.state.ledger import read_ledger, register
+from sweeps.state.ledger import read_ledger
+from sweeps.state.registration import register
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[1]

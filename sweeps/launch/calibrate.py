@@ -27,7 +27,8 @@ from sweeps.launch.launch import start_workers
 from sweeps.launch.submit import submit_missing
 from sweeps.planning.cost import calibration_file, cluster_name, shape_of
 from sweeps.planning.plan import plan_cells
-from sweeps.state.ledger import read_ledger, register
+from sweeps.state.ledger import read_ledger
+from sweeps.state.registration import register
 
 TIME_MIN = 15  # of a job that times shapes
 STEPS = 8

@@ -17,7 +17,8 @@ from sweeps.config.study import StudyConfig
 from sweeps.grid.cells import Cell
 from sweeps.launch.submit import show_job_files, submit_missing
 from sweeps.planning.plan import plan_cells
-from sweeps.state.ledger import Ledger, read_ledger, register, would_register
+from sweeps.state.ledger import Ledger, read_ledger
+from sweeps.state.registration import register, would_register
 from sweeps.state.retry import reopen
 
 Progress = Callable[[str, float], None]

@@ -13,7 +13,8 @@ from sweeps.backends.simulated import SimulatedCluster
 from sweeps.config.study import StudyConfig
 from sweeps.grid.cells import DataFacts, cells
 from sweeps.launch.submit import submit_missing
-from sweeps.state.ledger import Ledger, register
+from sweeps.state.ledger import Ledger
+from sweeps.state.registration import register
 
 REHEARSAL = "rehearsal-"  # before the sweep's name: its folder holds no results
 DIGEST = "rehearsal"

@@ -26,7 +26,8 @@ from sweeps.grid.cells import Cell, DataFacts, cells, truncated_curves
 from sweeps.grid.trunks import Trunks, cell_name, trajectories
 from sweeps.planning.cost import add_hours, describe_sources
 from sweeps.planning.trunk_savings import Row, TrunkSavings, missed_savings, trunk_savings
-from sweeps.state.ledger import read_ledger, trunks_of
+from sweeps.state.ledger import read_ledger
+from sweeps.state.registration import trunks_of
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from harness.run.folder import RunFolder, Status
 from sweeps.grid.trunks import in_order
+from sweeps.state.ledger import Ledger
 from sweeps.state.retry import is_open
-
-if TYPE_CHECKING:
-    from sweeps.state.ledger import Ledger
 
 Unfinished = list[tuple[RunFolder, Status]]
 

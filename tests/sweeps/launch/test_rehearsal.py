@@ -17,7 +17,8 @@ from sweeps.grid.cells import DataFacts, cells
 from sweeps.launch.array_dependencies import shared_out
 from sweeps.launch.rehearsal import rehearse_with, stand_in
 from sweeps.launch.submit import submit_missing
-from sweeps.state.ledger import read_ledger, register
+from sweeps.state.ledger import read_ledger
+from sweeps.state.registration import register
 from sweeps.state.retry import is_open
 
 GRID = [

@@ -30,7 +30,7 @@ from sweeps.planning.design import (
 )
 from sweeps.planning.design_files import added_cells
 from sweeps.planning.suggest import suggest
-from sweeps.state.ledger import register
+from sweeps.state.registration import register
 
 QUICK = [
     "assume.studies=100",

@@ -36,7 +36,8 @@ from sweeps.launch.rehearsal import rehearse_with, stand_in
 from sweeps.launch.submit import show_job_files, submit_missing
 from sweeps.planning.plan import plan
 from sweeps.planning.trunk_savings import time_to_solution, worker_pools
-from sweeps.state.ledger import read_ledger, register
+from sweeps.state.ledger import read_ledger
+from sweeps.state.registration import register
 
 FACTS = DataFacts(digest="d" * 16, unique_tokens=10**15)
 LADDER = ["sweep.budgets_flops=[1e18,2e18,4e18,8e18,16e18]"]

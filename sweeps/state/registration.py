@@ -1,0 +1,164 @@
+"""Registration of a study's cells in the ledger of its sweep; what is registered already stays as it is."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from harness.run.config import CONFIG, RunConfig, config_text
+from harness.run.folder import RunFolder, create, first_files, reconcile
+from harness.run.pending_runs import pending_file, pending_files, pending_line, pending_lines, write_pending
+from harness.run.trunk import ORIGIN, SEGMENT, Origin, set_origin
+from harness.storage.files import write_json
+from harness.storage.locks import exclusive
+from model.config_validation import ConfigError
+from sweeps.config.study import StudyConfig
+from sweeps.grid.cells import Cell
+from sweeps.grid.trunks import Segment, Trunks, cell_name, grow
+from sweeps.state.dependencies import required_segments
+from sweeps.state.ledger import Ledger, read_ledger
+
+
+def register(study: StudyConfig, cells: list[Cell]) -> Ledger:
+    """Add all OK `cells` to the sweep's ledger; what is there stays.
+
+    A run gets no folder yet but a line among the planned ones; a segment of a trunk gets its folder, whose
+    presence means something. Two launches at once are serialised by a lock. Raises ConfigError when an
+    existing folder holds another configuration.
+    """
+    assert study.sweep.name is not None
+    folder = Path(study.root) / study.sweep.name
+    folder.mkdir(parents=True, exist_ok=True)
+    with exclusive(folder / ".ledger.lock", wait=True):
+        before = read_ledger(folder) if (folder / "sweep.json").exists() else None
+        names = before.run_ids if before else []
+        scales = before.scales if before else {}
+        _check_data(folder, names, cells)
+        trunks = trunks_of(study, before, cells)
+        taken = sorted((cell for cell in cells if cell.verdict != "DROP"), key=_cost, reverse=True)
+        _register_runs(folder, taken, trunks, set(names))
+        scales |= {str(cell.run_id): cell.run.scale for cell in taken}
+        ledger = Ledger(
+            name=study.sweep.name,
+            run_ids=list(dict.fromkeys([*names, *(str(cell.run_id) for cell in taken)])),
+            cache=os.path.relpath(study.cache, folder),
+            cluster=study.cluster,
+            retry=study.retry,
+            scales=scales,
+            nonce=before.nonce if before else secrets.token_hex(4),
+            segments=trunks.segments,
+            parents=trunks.parents,
+        )
+        if trunks.segments:
+            states = {run.run_id: run.status() for run in ledger.nodes(folder)}
+            needed = required_segments(ledger, folder, states, failed_too=True)
+            for name, segment, training, cell in trunks.training():
+                scales[name] = training.scale
+                if name in needed or name in states:  # a deleted one comes back for who needs it alone
+                    _create_segment(folder, name, segment, training, cell)
+            os.sync()  # once for all folders: the ledger names nothing that a power cut can take away
+        write_json(folder / "sweep.json", asdict(ledger))
+    return ledger
+
+
+def _register_runs(folder: Path, cells: list[Cell], trunks: Trunks, known: set[str]) -> None:
+    """Write down what a run's folder will begin with; one that has its folder gets new settings there.
+
+    A run that is known keeps its record and its trunk, and takes over the machine settings alone.
+    """
+    before = pending_lines(folder)
+    lines = dict(before)
+    for cell in cells:
+        assert cell.data.digest and cell.data.unique_tokens and cell.run_id, "prepare the data first"
+        run, parent = RunFolder(folder / cell.run_id), trunks.parents.get(cell.run_id)
+        if run.is_there():
+            reconcile(run, cell.run)
+            if parent and not (cell.run_id in known and (run.path / ORIGIN).exists()):
+                set_origin(run, Origin(parent=parent))
+        elif cell.run_id in known and cell.run_id in before:
+            if (text := config_text(cell.run)) != pending_file(run.path, CONFIG):
+                lines[cell.run_id] = pending_line(cell.run_id, pending_files(run.path) | {CONFIG: text})
+        else:
+            files = first_files(
+                run, cell.run, data_digest=cell.data.digest, unique_tokens=cell.data.unique_tokens
+            )
+            begins = {ORIGIN: asdict(Origin(parent=parent))} if parent else {}
+            lines[cell.run_id] = pending_line(cell.run_id, begins | files)
+    if lines != before:
+        write_pending(folder, lines)
+
+
+def would_register(study: StudyConfig, cells: list[Cell]) -> Ledger:
+    """Return the ledger that a launch of these cells would write.
+
+    Writes nothing. Before the data is prepared the runs have no ids; they are numbered instead.
+    """
+    folder = Path(study.root) / str(study.sweep.name)
+    scales = {
+        cell_name(cell, number): cell.run.scale
+        for number, cell in enumerate(sorted(cells, key=_cost, reverse=True))
+    }
+    nonce, before = "", None
+    if (folder / "sweep.json").exists():
+        before = read_ledger(folder)
+        scales, nonce = before.scales | scales, before.nonce
+    trunks = trunks_of(study, before, sorted(cells, key=_cost, reverse=True))
+    scales |= {name: training.scale for name, _, training, _ in trunks.training()}
+    ledger = Ledger(
+        name=str(study.sweep.name),
+        run_ids=[name for name in scales if name not in trunks.segments],
+        cache="",
+        cluster=study.cluster,
+        retry=study.retry,
+        scales=scales,
+        nonce=nonce,
+        segments=trunks.segments,
+        parents=trunks.parents,
+    )
+    return ledger
+
+
+def trunks_of(study: StudyConfig, before: Ledger | None, cells: Sequence[Cell]) -> Trunks:
+    """Return the trunks of a sweep grown by the study's cells; the runs of `before` stay as they are.
+
+    Raises ConfigError as `grow`.
+    """
+    if before is None:
+        return grow(cells, study.sweep.trunk)
+    trunks = grow(cells, study.sweep.trunk, before=before.segments, settled=set(before.run_ids))
+    trunks.parents.update(before.parents)
+    return trunks
+
+
+def _create_segment(folder: Path, name: str, segment: Segment, run: RunConfig, cell: Cell) -> None:
+    assert cell.data.digest is not None and cell.data.unique_tokens is not None, "prepare the data first"
+    made = create(
+        folder,
+        run,
+        data_digest=cell.data.digest,
+        unique_tokens=cell.data.unique_tokens,
+        sync=False,
+        prefix=SEGMENT,
+    )
+    assert made.run_id == name
+    set_origin(made, Origin(parent=segment.parent, segment=True), sync=False)
+
+
+def _check_data(folder: Path, names: list[str], cells: list[Cell]) -> None:
+    now = {cell.data.digest for cell in cells if cell.verdict == "OK"}
+    before = (RunFolder(folder / name).data_digest() for name in names)
+    if names and not any(digest in now for digest in before):  # as a rule the first one is
+        others = {RunFolder(folder / name).data_digest() for name in names}
+        raise ConfigError(
+            f"{folder} holds runs on other data, {', '.join(sorted(others))}: "
+            "choose another sweep.name, or delete the folder"
+        )
+
+
+def _cost(cell: Cell) -> float:
+    # The longest first: side by side they then end together.
+    run = cell.run
+    return (run.steps or 0) * run.batch_tokens * run.model.mean_recurrence

@@ -20,7 +20,7 @@ from harness.run.metrics import read_metrics
 from harness.storage.locks import exclusive
 from model.config_validation import ConfigError
 from sweeps.config.cluster import ClusterConfig
-from sweeps.launch.launch import launch, start_workers, write_ledger
+from sweeps.launch.launch import _DETACHED, start_workers, write_ledger
 from sweeps.state.eta import LOST
 from sweeps.state.ledger import read_ledger, slot
 from sweeps.workers.local_pool import work
@@ -255,7 +255,7 @@ def test_cancel_and_retry_answer_in_json(tiny_sweep, table, tmp_path, capsys):
         run.set_status(run.status().failed("diverged", "loss rose"))
         assert answer("retry", "failed=true") == {"started": [run.run_id], "notes": []}
         assert run.status().state == "submitted"
-        started = launch._DETACHED.pop()
+        started = _DETACHED.pop()
         started.kill()  # before it has a slot: what it would train is no part of this
         assert started.wait(10) == -signal.SIGKILL
 

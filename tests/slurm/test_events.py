@@ -100,8 +100,8 @@ def processes_under(pid: int) -> list[int]:
 
 
 def test_the_time_limit(sweep, calm):
-    # A minute of time limit, of which SLURM may take another off for the signal, for a run of two.
-    own = ["sweep.seeds=[0]", fault("slow=0.7"), "cluster.resources.time_min=1", "cluster.signal_s=5"]
+    # A minute of time limit, of which SLURM may take another off for the signal, for a run of 72 s.
+    own = ["sweep.seeds=[0]", fault("slow=1.2"), "cluster.resources.time_min=1", "cluster.signal_s=5"]
     made = sweep("limited", *EVENT, *own)
     made.launch()
     made.wait_until_idle()

@@ -106,24 +106,29 @@ def suggest(cfg: Overrides | StudyConfig = ()) -> Suggestion:
 
 
 def launch(cfg: Overrides | StudyConfig = ()) -> pd.DataFrame:
-    """Enter the sweep into its ledger, start what is missing and return its status at once.
+    """Register the runs of a sweep, start what is missing and return its status at once.
 
-    The remarks of the launch come first in `attrs["notes"]`.
+    Remarks are issued as warnings.
     """
+    import warnings
+
     from sweeps.cli.launching import launch_sweep
     from sweeps.state.status import status
 
     folder, notes = launch_sweep(compose(cfg))
-    frame = status(folder)
-    frame.attrs["notes"] = [*notes, *frame.attrs["notes"]]
-    return frame
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
+    return status(folder).frame
 
 
 def status(cfg: Overrides) -> pd.DataFrame:
-    """Return the state of a launched sweep, one row per run."""
+    """Return the state of a launched sweep, one row per run.
+
+    `sweeps.state.status.status` returns the trunks, the forecast and remarks as well.
+    """
     from sweeps.state.status import status
 
-    return status(_settings("status", cfg).folder)
+    return status(_settings("status", cfg).folder).frame
 
 
 def cancel(cfg: Overrides) -> list[str]:
@@ -150,7 +155,8 @@ def collect(cfg: Overrides) -> tuple[pd.DataFrame, pd.DataFrame]:
     from sweeps.state.collect import collect
 
     settings = _settings("collect", cfg)
-    return collect(settings.folder, [Path(folder) for folder in settings.also])
+    collected = collect(settings.folder, [Path(folder) for folder in settings.also])
+    return collected.runs, collected.depths
 
 
 def sync(cfg: Overrides) -> pd.DataFrame:

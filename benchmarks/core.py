@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from harness.data.tokenizer import BOS, train_tokenizer
 from harness.evaluation.bundle import read_items, read_suite
-from harness.evaluation.prompts import encode, shuffled
+from harness.evaluation.prompts import encode, shuffle
 from harness.evaluation.scoring import score_options
 from model.config import ModelConfig
 from model.depth import counter_seed
@@ -101,7 +101,7 @@ def main():
     slow_s, fast_s = {}, {}
     for label, count in TASKS.items():
         (task,) = read_suite(bundle, label).tasks
-        items = shuffled(read_items(bundle, task))
+        items = shuffle(read_items(bundle, task))
         ways = {one_at_a_time: [], fast: []}
         for repeat in range(REPEATS):
             results = {}
@@ -120,7 +120,7 @@ def main():
         ratio = sum(slow_s[label] for label in labels) / sum(fast_s[label] for label in labels)
         print(f"{name}: {ratio:.1f} times as fast")
     (task,) = read_suite(bundle, "arc_easy").tasks
-    items = shuffled(read_items(bundle, task))
+    items = shuffle(read_items(bundle, task))
     alone, eight = [], []
     for _ in range(REPEATS):
         alone.append(timed(fast, model, tokenizer, task, items, 6)[0])

@@ -38,8 +38,8 @@ def real_share(rows):
 def main():
     args = arguments()
     import loopscale
-    from harness.data.dataset import prepare
     from harness.data.loader import training_rows
+    from harness.data.prepare import prepare
     from harness.run.budget import solve
     from harness.run.folder import create
     from harness.training.train import train

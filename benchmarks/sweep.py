@@ -123,7 +123,7 @@ def on_folders(folder: Path, cells: int) -> None:
 
 
 def lifelike(sweep: Path) -> None:
-    """Give every run a depth curve of 24 rows, and let every tenth be at work, with 100 lines of metrics."""
+    """Write 24 rows of depth curve for every run; set every tenth to running, with 100 lines of metrics."""
     for number, run in enumerate(read_ledger(sweep).runs(sweep)):
         rows = [
             {"run_id": run.run_id, "depth": depth, "val_loss_nats": 3 + 1 / depth, "val_loss_se_nats": 0.01}

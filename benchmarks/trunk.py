@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import loopscale
 from harness.data.encoding import available_cores
 from harness.storage.files import read_json
-from sweeps.launch.launch import start_workers, write_ledger
+from sweeps.backends.local import LocalPool
+from sweeps.launch.launch import write_ledger
 from sweeps.planning.plan import plan
 from sweeps.planning.trunk_savings import time_to_solution
 from sweeps.state.ledger import Ledger, read_ledger
@@ -51,7 +52,7 @@ def train(folder: Path, settings: list[str]) -> tuple[float, Path]:
     study = loopscale.compose(settings)
     ledger = write_ledger(study)
     sweep = folder / ledger.name
-    workers = start_workers(sweep, study.cluster, owner=os.getpid())
+    workers = LocalPool(study.cluster).start_workers(sweep, owner=os.getpid())
     nodes, began = ledger.nodes(sweep), 0.0
     while any(worker.poll() is None for worker in workers):
         if not began and any(run.status().state != "planned" for run in nodes):

@@ -99,7 +99,7 @@ def test_the_intervals_of_the_page_are_in_its_files():
 
 
 def rounds(text, value):
-    """Say whether `value` is `text`, rounded as that is."""
+    """Return True if `value` is `text`, rounded as that is."""
     if text == "open" or math.isinf(value):
         return text == "open" and math.isinf(value)
     digits, _, exponent = text.partition("e")
@@ -108,7 +108,7 @@ def rounds(text, value):
 
 
 def same(found, written):
-    """Say whether two JSON values agree, numbers to five digits: other processors round other last digits."""
+    """Return True if two JSON values agree, numbers to five digits: last digits depend on the processor."""
     if isinstance(written, dict):
         return found.keys() == written.keys() and all(same(found[key], written[key]) for key in written)
     if isinstance(written, list):

@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from harness.evaluation.bundle import read_items, read_suite
 from harness.evaluation.download import public_bundle
-from harness.evaluation.prompts import encode, shuffled
-from harness.evaluation.scores import predictions
+from harness.evaluation.prompts import encode, shuffle
+from harness.evaluation.results import predictions
 from harness.evaluation.scoring import score_options
 from harness.storage.files import write_json
 from model.depth import counter_seed
@@ -45,7 +45,7 @@ def compare(bundle: Path, label: str) -> dict[str, Any]:
     model, tokenizer = core_data.model(), core_data.tokenizer()
     definition = core_data.definitions()[label]
     (task,) = read_suite(bundle, label).tasks
-    items = shuffled(read_items(bundle, task))
+    items = shuffle(read_items(bundle, task))
     context = model.config.sequence_length
     encoded = encode(task, items, range(len(items)), tokenizer, bos=core_data.BOS_ID, context=context)
     fast = score_options(model, encoded, [DEPTH], seed=SEED)

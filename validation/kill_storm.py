@@ -30,13 +30,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import loopscale
-from harness.data.dataset import prepare
+from harness.data.prepare import prepare
 from harness.run.budget import solve
 from harness.run.folder import RunFolder, create
 from harness.run.metrics import last_metrics, read_metrics
 from harness.run.record import MEASURED
 from harness.storage.files import write_json
-from harness.training.checkpoint import found
+from harness.training.checkpoint import checkpoint_folders
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULT = REPOSITORY / "docs" / "validation" / "kill_storm.json"
@@ -141,7 +141,7 @@ class Study:
         draw, mark = random.Random(f"{self._seed} truncation"), folder.path.parent / "before"
         if not mark.exists():
             self._until_step(folder, STEPS // 2, signal.SIGTERM)
-            assert len(found(folder.checkpoints)) == 2, "two checkpoints are needed"
+            assert len(checkpoint_folders(folder.checkpoints)) == 2, "two checkpoints are needed"
             folder.path.rename(mark)
         lost, offsets = [], []
         for trial in range(times):
@@ -152,7 +152,7 @@ class Study:
                 self._check_time()
                 shutil.rmtree(folder.path, ignore_errors=True)
                 shutil.copytree(mark, folder.path)
-                torn = found(folder.checkpoints)[-1] / name
+                torn = checkpoint_folders(folder.checkpoints)[-1] / name
                 offset = int(share * torn.stat().st_size)
                 os.truncate(torn, offset)
                 self._finish(folder)
@@ -241,7 +241,7 @@ def _train(path: Path, cache: Path) -> None:
 def different(reference: RunFolder, folder: RunFolder) -> list[str]:
     """Name what is not equal in two finished runs of one configuration."""
     wrong = []
-    ours, theirs = (found(run.checkpoints)[-1] for run in (reference, folder))
+    ours, theirs = (checkpoint_folders(run.checkpoints)[-1] for run in (reference, folder))
     for name in ("model.safetensors", "optimizer.safetensors"):
         if (ours / name).read_bytes() != (theirs / name).read_bytes():
             wrong.append(name)

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import loopscale
-from harness.data.dataset import prepare
+from harness.data.prepare import prepare
 from harness.run.budget import solve
 from harness.run.folder import RunFolder, create
 from harness.run.metrics import read_metrics
@@ -86,7 +86,7 @@ def _folder(parent: Path, more: list[str], cache: Path) -> RunFolder:
 
 
 def _apart(reference: RunFolder, folder: RunFolder) -> dict[str, float]:
-    """Give the largest relative difference of a step's loss, and that of the validation loss."""
+    """Return the largest relative difference of a step's loss, and that of the validation loss."""
     ours, theirs = (
         [line["train_loss_nats"] for line in read_metrics(run.metrics)] for run in (folder, reference)
     )

@@ -23,7 +23,7 @@ from analysis.figures import style
 from harness.run.folder import RunFolder
 from harness.run.metrics import read_metrics
 from harness.storage.files import write_json
-from sweeps.state.ledger import is_worked_on
+from sweeps.state.status import is_worked_on
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 LOOKS: dict[str, dict[str, Any]] = {  # of an injection
@@ -54,7 +54,7 @@ def row_of(folder: Path, planned: dict[str, Any]) -> dict[str, Any]:
 
 
 def unstable(row: dict[str, Any]) -> bool:
-    """Say whether a run diverged, its training loss spiked, or it ended no better than the unigram."""
+    """Return True if a run diverged, its training loss spiked, or it ended no better than the unigram."""
     if row["status"] == "diverged" or row["loss_spikes"] > 0:
         return True
     return row["val_loss_nats"] is not None and row["val_loss_nats"] >= row["val_unigram_nats"]

@@ -1,5 +1,6 @@
-"""What a data set is made of: the `data` group of the configuration."""
+"""Configuration of a data set: the `data` group."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -7,8 +8,11 @@ from annotated_types import Ge, Gt, Lt, MinLen
 
 BYTE_TOKENS = 256
 
+Split = Literal["train", "validation"]
+SPLITS: tuple[Split, ...] = ("train", "validation")
+Progress = Callable[[str, float], None]  # called with a stage and the share of it that is done
 
-# Keys that belong to one source alone; set for another one they would be ignored in silence.
+# Keys that belong to one source alone; refused for another one.
 SOURCE_KEYS = {
     "installed_python": ("packages", "validation_packages"),
     "text": ("path",),
@@ -17,7 +21,7 @@ SOURCE_KEYS = {
 
 
 class DataError(ValueError):
-    """Data that cannot be used, in one line: what was wrong, the value seen, what would be right."""
+    """Data that cannot be used; the message is one line that says what to change."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,36 +1,27 @@
-"""Prepared data sets: made once, kept under their digest, found again by what they were made from."""
+"""A prepared data set, opened from its folder."""
 
-import dataclasses
 import hashlib
-import importlib.metadata
 import json
-import platform
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from harness.data.config import DataConfig, DataError
-from harness.data.documents import fingerprint
-from harness.data.existing_tokenizer import read_tokenizer
-from harness.data.shards import FILES, FORMAT_VERSION, write_dataset
+from harness.data.config import DataError
 from harness.data.tokenizer import token_bytes
-from harness.data.tokenizer_sample import Progress
-from harness.storage.files import write_text
-from harness.storage.locks import exclusive
 
-__all__ = ["DataConfig", "DataError", "Dataset", "find_prepared", "open_dataset", "prepare"]
+FORMAT_VERSION = 1
+FILES = ("train.bin", "validation.bin", "tokenizer.json", "index.json")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset:
-    """Hold a prepared data set; the token streams are memory-mapped and read-only.
+    """A prepared data set; the token streams are memory-mapped and read-only.
 
     `token_bytes` int32 [vocabulary_size] has the bytes of text behind each id, 0 for special tokens.
-    `unigram_nats` is the entropy of the validation tokens under their own frequencies: a model that ignores
-    the context does no better.
+    `unigram_nats` is the entropy of the validation tokens under their own frequencies, the lowest loss of a
+    model that ignores the context.
     """
 
     name: str
@@ -49,48 +40,10 @@ class Dataset:
         return len(self.train)
 
 
-def prepare(config: DataConfig, cache: Path, progress: Progress | None = None) -> Dataset:
-    """Return the data set of `config`, made from its documents if `cache` does not hold it yet.
-
-    Safe when several processes prepare at once: one works, the others wait. `progress` is told the stage and
-    the fraction of it that is done. An interrupted preparation is continued by the next call. Raises
-    DataError for documents that cannot be used, and nothing of them is left. Large data is tokenized in
-    spawned processes: call it from under `if __name__ == "__main__"`.
-    """
-    key = _key(config)
-    if (found := _find(config, cache, key)) is not None:
-        return found
-    keys = cache / "keys"
-    keys.mkdir(parents=True, exist_ok=True)
-    with exclusive(keys / f"{key}.lock", wait=True):
-        if (found := _find(config, cache, key)) is not None:
-            return found
-        # Named by host, as on some network file systems a lock holds on one host only.
-        scratch = cache / f".preparing-{key}-{platform.node()}"
-        scratch.mkdir(exist_ok=True)
-        try:
-            digest = write_dataset(config, scratch, progress or (lambda stage, fraction: None))
-        except DataError:
-            shutil.rmtree(scratch)  # what else ends it leaves a part to go on from
-            raise
-        _publish(scratch, cache / digest)
-        write_text(keys / key, digest)
-        shutil.rmtree(scratch)
-    return _named(open_dataset(cache / digest), config)
-
-
-def find_prepared(config: DataConfig, cache: Path) -> Dataset | None:
-    """Return the data set of `config` if it is prepared; write nothing.
-
-    Raises DataError when its packages or files are missing, or the prepared files are damaged.
-    """
-    return _find(config, cache, _key(config))
-
-
 def open_dataset(folder: Path, *, checksums: bool = False) -> Dataset:
-    """Open a prepared data set, checking the sizes of its files, and with `checksums` their content.
+    """Return the prepared data set in `folder` after checking the sizes of its files.
 
-    Raises DataError when a file is missing or damaged.
+    With `checksums` their content is checked too. Raises DataError if a file is missing or damaged.
     """
     try:
         index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
@@ -140,42 +93,3 @@ def _open_shard(
 
 def _damaged(folder: Path, reason: str) -> DataError:
     return DataError(f"the data set in {folder} is damaged, {reason}: delete the folder to prepare it again")
-
-
-def _key(config: DataConfig) -> str:
-    """Return a hash of what the data set would be made from, without reading documents."""
-    fields = dataclasses.asdict(config)
-    # Of a path what lies there counts: the files in the fingerprint, the content of the tokenizer.
-    for field in ("name", "unique_tokens", "path"):
-        del fields[field]
-    if config.tokenizer is not None:
-        fields["tokenizer"] = hashlib.sha256(read_tokenizer(config).encode()).hexdigest()
-    parts = [FORMAT_VERSION, importlib.metadata.version("tokenizers"), fields, fingerprint(config)]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _find(config: DataConfig, cache: Path, key: str) -> Dataset | None:
-    try:
-        folder = cache / (cache / "keys" / key).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
-    return _named(open_dataset(folder), config) if folder.is_dir() else None
-
-
-def _named(dataset: Dataset, config: DataConfig) -> Dataset:
-    # Content decides the folder: two configs may share it under different names.
-    return dataclasses.replace(dataset, name=config.name)
-
-
-def _publish(scratch: Path, target: Path) -> None:
-    """Move the files of `scratch` to `target` in one step, unless the same data set came there before."""
-    whole = scratch / "whole"
-    shutil.rmtree(whole, ignore_errors=True)
-    whole.mkdir()
-    for name in FILES:
-        (scratch / name).rename(whole / name)
-    try:
-        whole.rename(target)
-    except OSError:
-        if not target.is_dir():
-            raise

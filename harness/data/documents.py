@@ -1,4 +1,4 @@
-"""Documents of a data set, read in a fixed order from where they lie."""
+"""Documents of a data set, read from their source in a fixed order."""
 
 import gzip
 import hashlib
@@ -9,25 +9,22 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from harness.data.config import DataConfig, DataError
-from harness.data.hub import HubStream
+from harness.data.config import DataConfig, DataError, Split
+from harness.data.hub import HubStream, StreamPositions
 from harness.data.python_sources import package_fingerprint, python_files
-from harness.data.stream_position import Bookmarks
-
-Split = Literal["train", "validation"]
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
 # A longer .txt is cut at line ends into several documents, so that one large file can give a validation set.
 TXT_CHARACTERS = 16_384
-BOOKMARK_DOCUMENTS = 1_000  # a stream leaves a bookmark this often
+POSITION_DOCUMENTS = 1_000  # documents between two recorded positions of a stream
 SPLIT_NAMES: dict[str, Split] = {"train": "train", "val": "validation", "validation": "validation"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Document:
-    """Hold one document; `source` and `name` tell where it came from, without the place of the files."""
+    """One document; `source` and `name` identify it independently of where the files are stored."""
 
     split: Split
     source: str
@@ -36,13 +33,20 @@ class Document:
 
 
 def read_documents(
-    config: DataConfig, left_out: Counter[str], bookmarks: Bookmarks | None = None
+    config: DataConfig, left_out: Counter[str], positions: StreamPositions | None = None
 ) -> Iterator[Document]:
-    """Yield the documents of `config` in the same order everywhere, counting those left out and why.
+    """Yield the documents of `config` in the same order on every machine.
 
-    With `bookmarks`, a stream starts at its bookmark and leaves others as it goes on; what lies on this
-    machine is read from its beginning. Raises DataError for a missing package, path, field or library, and
-    for text that cannot be read, ConnectionError for a stream that breaks.
+    Parameters
+    ----------
+    left_out : counts the documents left out, by reason.
+    positions : where a stream starts, and where it records how far it has come. Local files are always read
+        from the beginning.
+
+    Raises
+    ------
+    DataError : a missing package, path, field or library, or text that cannot be read.
+    ConnectionError : a stream breaks.
     """
     match config.source:
         case "installed_python":
@@ -50,11 +54,11 @@ def read_documents(
         case "text":
             return _text_documents(config, left_out)
         case "huggingface":
-            return _streamed_documents(config, left_out, bookmarks or Bookmarks())
+            return _streamed_documents(config, left_out, positions or StreamPositions())
 
 
 def fingerprint(config: DataConfig) -> Any:
-    """Return JSON data that changes when the documents may have changed, without reading any of them."""
+    """Return JSON data that changes if the documents may have changed, without reading them."""
     match config.source:
         case "installed_python":
             names = sorted({*config.packages, *config.validation_packages})
@@ -94,7 +98,7 @@ def _installed_documents(config: DataConfig, left_out: Counter[str]) -> Iterator
 
 
 def text_files(config: DataConfig) -> list[Path]:
-    """List the text files under `config.path`, sorted by relative path; raise DataError if there are none."""
+    """Return the text files under `config.path` by relative path. Raises DataError if there are none."""
     root = Path(str(config.path)).expanduser()
     if root.is_file():
         if not root.name.endswith(SUFFIXES):
@@ -116,9 +120,9 @@ def _text_documents(config: DataConfig, left_out: Counter[str]) -> Iterator[Docu
 
 
 def _streamed_documents(
-    config: DataConfig, left_out: Counter[str], bookmarks: Bookmarks
+    config: DataConfig, left_out: Counter[str], positions: StreamPositions
 ) -> Iterator[Document]:
-    start = bookmarks.start
+    start = positions.start
     left_out.update(start.left_out)
     stream = HubStream(config, start.state)
     rows = ((f"{config.repository} row {i}", row) for i, row in enumerate(stream, start=start.rows))
@@ -128,9 +132,9 @@ def _streamed_documents(
     )
     for number, document in enumerate(documents, start=start.documents + 1):
         yield document
-        if number % BOOKMARK_DOCUMENTS == 0:
+        if number % POSITION_DOCUMENTS == 0:
             row = int(document.name)
-            bookmarks.leave(documents=number, rows=row + 1, left_out=left_out, state=stream.state())
+            positions.add(documents=number, rows=row + 1, left_out=left_out, state=stream.state())
 
 
 def _row_documents(
@@ -140,7 +144,7 @@ def _row_documents(
     left_out: Counter[str],
     first: int = 0,
 ) -> Iterator[Document]:
-    """Turn rows, each with the place to name in an error, into documents of a split; `first` is a number."""
+    """Yield documents from (place to name in an error, row) pairs; rows are numbered from `first`."""
     for number, (place, row) in enumerate(rows, start=first):
         text = row.get(config.text_field)
         if not isinstance(text, str):

@@ -1,4 +1,4 @@
-"""From documents to token ids: each word is encoded once, then looked up; many documents go to all cores."""
+"""Encoding of documents: each word is encoded once and then looked up; large data uses all cores."""
 
 import itertools
 import multiprocessing
@@ -14,8 +14,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 import numpy as np
 
 from harness.data.documents import Document
-from harness.data.existing_tokenizer import splits_as_ours
-from harness.data.tokenizer import BOS
+from harness.data.tokenizer import BOS, splits_like_ours
 
 # The tokenizer's pattern on ASCII text, where Python's own `re` can say it.
 ASCII_WORD = re.compile(
@@ -23,8 +22,8 @@ ASCII_WORD = re.compile(
     r"| ?[^\sA-Za-z0-9]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",
     re.ASCII,
 )
-# Where a line with text begins. No match reaches over it: of blanks that hold a line end, all up to the last
-# line end go in one match, and neither words nor numbers nor signs go on after a line end.
+# Start of a line with text. No match extends over it: blanks up to the last line end are one match, and
+# words, numbers and signs end before a line end.
 LINE_START = re.compile(r"(?<=\n)(?=[^\S\r\n]*+\S)")
 CACHED_WORDS = 1_000_000
 CHUNK_DOCUMENTS = 128
@@ -32,7 +31,7 @@ PARENT_POLL_S = 0.5
 
 
 class _Words(dict[str, bytes]):
-    """Remember what `encode` gives for each word."""
+    """Cache of the token ids of each word."""
 
     def __init__(self, encode: Callable[[str], bytes]) -> None:
         self._encode = encode
@@ -43,11 +42,10 @@ class _Words(dict[str, bytes]):
 
 
 class Encoder:
-    """Encode texts to token ids, the bytes of a little-endian array of `dtype`, each text after <|bos|>.
+    """Encoder of texts to <|bos|> and token ids, as the bytes of a little-endian array of `dtype`.
 
-    Words repeat, so looking them up gives the tokenizer's ids several times faster than the tokenizer does;
-    a tokenizer that splits words in another way than ours encodes for itself. Special tokens written out in
-    a text are ordinary text here.
+    Words repeat, so looking up their ids is several times faster than the tokenizer. An existing tokenizer
+    that splits words differently encodes whole texts. Special tokens written out in a text stay text.
     """
 
     def __init__(self, tokenizer_json: str, dtype: np.dtype, bos: int = BOS) -> None:
@@ -57,7 +55,7 @@ class Encoder:
         self._tokenizer.encode_special_tokens = True
         self._dtype = dtype
         self._bos = np.array([bos], dtype).tobytes()
-        self._by_word = splits_as_ours(tokenizer_json)
+        self._by_word = splits_like_ours(tokenizer_json)
         self._words = _Words(self._encode)
 
     def __call__(self, text: str) -> bytes:
@@ -81,7 +79,7 @@ class Encoder:
 def encode_documents(
     documents: Iterable[Document], tokenizer_json: str, dtype: np.dtype, workers: int, bos: int = BOS
 ) -> Generator[tuple[Document, bytes], None, None]:
-    """Yield each document with its ids, in order; several workers are processes of their own."""
+    """Yield each document with its ids, in order; several workers are separate processes."""
     if workers == 1:
         encode = Encoder(tokenizer_json, dtype, bos)
         for document in documents:
@@ -101,7 +99,7 @@ def encode_documents(
 
 
 def available_cores() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -117,13 +115,13 @@ _encoder: Encoder | None = None  # of a worker process
 
 def _start_worker(tokenizer_json: str, dtype: np.dtype, bos: int) -> None:
     global _encoder
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and ends the pool
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it and ends the pool
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     _encoder = Encoder(tokenizer_json, dtype, bos)
 
 
 def _end_with(parent: int) -> None:
-    # A worker waits on a queue that it holds open itself: it would outlive a parent that is killed.
+    # A worker waits on a queue that it holds open itself and would survive a parent that is killed.
     while os.getppid() == parent:
         time.sleep(PARENT_POLL_S)
     os._exit(1)

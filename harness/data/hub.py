@@ -1,9 +1,11 @@
-"""Rows of a data set of the Hugging Face hub, streamed through the `datasets` library."""
+"""Rows of a data set of the Hugging Face hub, streamed, and the positions at which a stream can resume."""
 
 from __future__ import annotations
 
 import os
+from collections import Counter, deque
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from harness.data.config import DataConfig, DataError
@@ -12,10 +14,16 @@ State = dict[str, Any]
 
 
 class HubStream:
-    """Stream the rows of a data set by name; a folder of data files on this machine is a name too.
+    """Stream the rows of a data set of the hub, or of a local folder of data files.
 
-    `state` is where an earlier stream stood. Raises DataError when the library is missing or it does not know
-    the name, subset, split or revision, ConnectionError when the hub cannot be reached.
+    Parameters
+    ----------
+    state : of an earlier stream, to continue after its last row.
+
+    Raises
+    ------
+    DataError : the library is missing or does not know the name, subset, split or revision.
+    ConnectionError : the hub cannot be reached.
     """
 
     def __init__(self, config: DataConfig, state: State | None = None) -> None:
@@ -45,16 +53,46 @@ class HubStream:
             self._stream.load_state_dict(state)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yield the rows; raises ConnectionError when the stream breaks."""
+        """Yield the rows. Raises ConnectionError if the stream breaks."""
         try:
             yield from self._stream
         except Exception as error:  # of the network, of its client, of a file system: many classes
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ConnectionError(
-                f"{self._name} broke off ({reason}): run the same command again to continue"
+                f"{self._name}: the stream broke ({reason}): run the same command again to continue"
             ) from error
 
     def state(self) -> State:
-        """Return JSON data that says where the stream stands: after the last row taken."""
+        """Return the state after the last row taken, as JSON data."""
         state: State = self._stream.state_dict()
         return state
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamPosition:
+    """Number of documents and rows read, documents left out, and the state of the stream after them."""
+
+    documents: int = 0
+    rows: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
+    state: dict[str, Any] | None = None
+
+
+class StreamPositions:
+    """Positions recorded by a reader, for a writer that lags behind it."""
+
+    def __init__(self, start: dict[str, Any] | None = None) -> None:
+        self.start = StreamPosition(**(start or {}))
+        self._positions: deque[StreamPosition] = deque([self.start])
+
+    def add(self, *, documents: int, rows: int, left_out: Counter[str], state: dict[str, Any] | None) -> None:
+        """Record the position after the document that was just read."""
+        self._positions.append(
+            StreamPosition(documents=documents, rows=rows, left_out=dict(left_out), state=state)
+        )
+
+    def before(self, documents: int) -> dict[str, Any]:
+        """Return, as JSON data, the last position at or before `documents`, and drop earlier ones."""
+        while len(self._positions) > 1 and self._positions[1].documents <= documents:
+            self._positions.popleft()
+        return asdict(self._positions[0])

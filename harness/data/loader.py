@@ -1,4 +1,4 @@
-"""Batches out of a data set, as functions of their arguments alone."""
+"""Batches of a data set: the data order is a function of seed and step."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from harness.data.dataset import DataError, Dataset
-from harness.data.documents import Split
-from harness.data.packing import kept_packing
+from harness.data.config import DataError, Split
+from harness.data.dataset import Dataset
+from harness.data.packing import stored_packing
 
 IGNORED = -100  # label of a target that is not scored
 PackingName = Literal["blocks", "best_fit"]
-_ORDER = 0x6F72646572  # sets the stream of data orders apart from other uses of a seed
+_ORDER = 0x6F72646572  # separates the data order from other uses of a seed
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
-    """Hold sequences: `tokens` int64 [B, L] and, one on, `labels` int64 [B, L], IGNORED where padded."""
+    """`tokens` int64 [B, L] and the next tokens `labels` int64 [B, L], IGNORED where padded."""
 
     tokens: np.ndarray
     labels: np.ndarray
 
     def documents(self, bos: int) -> np.ndarray:
-        """Number the documents of each sequence, int64 [B, L]: a mask by them keeps attention inside."""
+        """Return the number of the document of each token within its sequence, int64 [B, L]."""
         return np.cumsum(self.tokens == bos, axis=1)
 
 
 class Rows(Protocol):
-    """The rows of one split, in a fixed order; each is a sequence with its labels."""
+    """The rows of one split in a fixed order, each a sequence with its labels."""
 
     def __len__(self) -> int:
         """Return the number of rows, which is one epoch."""
@@ -40,14 +40,14 @@ class Rows(Protocol):
         """Return the rows `chosen`."""
 
     def padded(self, chosen: np.ndarray) -> int:
-        """Return how many labels of the rows `chosen` are padding."""
+        """Return the number of labels of the rows `chosen` that are padding."""
 
     def full(self) -> np.ndarray:
-        """Return the numbers of the rows that are full, or all but one slot."""
+        """Return the indices of the rows that are full but for at most one slot."""
 
 
 def open_rows(dataset: Dataset, split: Split, packing: PackingName, sequence_length: int) -> Rows:
-    """Return the rows of a split: blocks cut from the stream of documents, or documents packed best-fit."""
+    """Return the rows of a split: blocks of the stream of documents, or documents packed best-fit."""
     tokens = dataset.train if split == "train" else dataset.validation
     if packing == "blocks":
         return _Blocks(tokens, sequence_length)
@@ -55,7 +55,7 @@ def open_rows(dataset: Dataset, split: Split, packing: PackingName, sequence_len
 
 
 class _Blocks:
-    """Cut the stream as it comes; each block takes its last label from the next one's first token."""
+    """Consecutive blocks of the stream; the last label of a block is the next one's first token."""
 
     def __init__(self, tokens: np.ndarray, sequence_length: int) -> None:
         self._tokens, self._length = tokens, sequence_length
@@ -76,11 +76,11 @@ class _Blocks:
 
 
 class _Packed:
-    """Rows that start with <|bos|>, made of whole documents where they fit."""
+    """Rows that start with <|bos|> and hold whole documents where they fit."""
 
     def __init__(self, dataset: Dataset, split: Split, tokens: np.ndarray, sequence_length: int) -> None:
         self._tokens, self._bos = tokens, dataset.bos
-        self._packing = kept_packing(
+        self._packing = stored_packing(
             tokens, folder=dataset.folder, split=split, bos=dataset.bos, sequence_length=sequence_length
         )
 
@@ -101,9 +101,10 @@ class _Packed:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingRows:
-    """The training sequences of a run, in the order that (seed, step) decides.
+    """The training sequences of a run.
 
-    An epoch visits every row once, in an order drawn from (seed, epoch); a batch may reach into the next one.
+    An epoch visits every row once, in an order drawn from (seed, epoch). A batch may extend into the next
+    epoch.
     """
 
     rows: Rows
@@ -112,16 +113,16 @@ class TrainingRows:
     batch_sequences: int
 
     def batch(self, step: int, sequences: Sequence[int] | None = None) -> Batch:
-        """Return the batch of `step`, or those of its sequences that a rank computes."""
+        """Return the batch of `step`, or the given sequences of it."""
         within = np.arange(self.batch_sequences) if sequences is None else np.asarray(sequences, np.int64)
         return self.rows.batch(self._chosen(step * self.batch_sequences + within))
 
     def epoch(self, step: int) -> float:
-        """Return how many epochs are over before `step`."""
+        """Return the number of epochs before `step`."""
         return step * self.batch_sequences / len(self.rows)
 
     def padded_tokens(self, steps: int) -> int:
-        """Return how many labels of the first `steps` batches are padding."""
+        """Return the number of labels of the first `steps` batches that are padding."""
         epochs, rest = divmod(steps * self.batch_sequences, len(self.rows))
         whole = self.rows.padded(np.arange(len(self.rows))) if epochs else 0
         return epochs * whole + self.rows.padded(_order(self.seed, epochs, len(self.rows))[:rest])
@@ -143,7 +144,7 @@ def training_rows(
     batch_sequences: int,
     sequence_length: int,
 ) -> TrainingRows:
-    """Return the sequences to train on; raises DataError when the data holds none of this length."""
+    """Return the training sequences. Raises DataError if the data has none of this length."""
     rows = open_rows(dataset, "train", packing, sequence_length)
     if not len(rows):
         raise DataError(
@@ -158,7 +159,7 @@ def validation_rows(
 ) -> Batch:
     """Return `blocks` sequences spread evenly over the validation rows, the same for every run.
 
-    Raises DataError when there are fewer of this length.
+    Raises DataError if there are fewer of this length.
     """
     rows = open_rows(dataset, "validation", packing, sequence_length)
     full = rows.full()

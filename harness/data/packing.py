@@ -1,16 +1,16 @@
-"""Best-fit packing: documents into full rows that start with <|bos|>, every token in exactly one of them."""
+"""Best-fit packing of documents into full rows that start with <|bos|>; every token is in one row."""
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from harness.data.config import DataError
+from harness.storage.files import new_folder
 
+ARRAYS = ("pieces", "rows", "filled")  # of a packing, a file each
 PACKING_VERSION = 1  # part of the name of the files that keep a packing
 WINDOW_DOCUMENTS = 1 << 20  # packed together; bounds the memory that a large data set takes
 _SHUFFLE = 0x7061636B  # sets the order of documents apart from other uses of a seed
@@ -18,11 +18,11 @@ _SHUFFLE = 0x7061636B  # sets the order of documents apart from other uses of a 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Packing:
-    """Say which pieces of the token stream make up each row of `slots` tokens.
+    """The pieces of the token stream in each row of `slots` tokens.
 
-    `pieces` int64 [P, 2] holds where a piece starts in the stream and its length; row r is made of pieces
-    `rows[r]` to `rows[r + 1]` and fills `filled[r]` of its slots. A piece that starts inside a document gets
-    a <|bos|> of its own.
+    `pieces` int64 [P, 2] holds the start of a piece in the stream and its length. Row r consists of pieces
+    `rows[r]` to `rows[r + 1] - 1` and fills `filled[r]` of its slots. A piece that starts inside a document
+    gets a <|bos|> of its own.
     """
 
     slots: int
@@ -45,18 +45,23 @@ class Packing:
         return out
 
     def real_share(self) -> float:
-        """Return the share of all slots that hold tokens of the documents, repeated <|bos|> left out."""
+        """Return the share of all slots that hold tokens of documents; a repeated <|bos|> is none."""
         return float(self.pieces[:, 1].sum()) / (len(self) * self.slots)
 
 
 def pack(starts: np.ndarray, total: int, slots: int) -> Packing:
-    """Pack the documents that start at `starts` of a stream of `total` tokens into rows of `slots`.
+    """Return the packing of a stream of `total` tokens, with documents at `starts`, into rows of `slots`.
 
-    Documents longer than a row are cut into rows; what remains of them and the shorter ones are packed
-    largest first, each time the largest piece that fits the gap (best fit). A gap that nothing fits is filled
-    with the head of the longest piece left, so that all rows but the last of a window are full: at most one
-    repeated <|bos|> and one empty slot per row. Documents are taken in an order drawn once and for all.
-    Raises DataError when a row is too short to hold <|bos|> and two tokens.
+    Raises
+    ------
+    DataError : a row is too short to hold <|bos|> and two tokens.
+
+    Notes
+    -----
+    Documents longer than a row are cut into rows. Their remainders and the shorter documents are packed best
+    fit: each time the largest piece that fits the gap. A gap that nothing fits is filled with the head of the
+    longest remaining piece. All rows but the last of a window are therefore full, with at most one repeated
+    <|bos|> and one empty slot. Documents are taken in a fixed random order.
     """
     assert len(starts), "a data set has documents"
     if slots < 3:
@@ -75,7 +80,7 @@ def pack(starts: np.ndarray, total: int, slots: int) -> Packing:
 
 
 def _cut(starts: np.ndarray, lengths: np.ndarray, slots: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the pieces [n, 2] that fill a row by themselves, and the rest [m, 3]: start, length, slots."""
+    """Return pieces [n, 2] that fill a row by themselves and remainders [m, 3]: start, length, slots."""
     long = lengths >= slots
     # The first piece brings its own <|bos|>; each later one spends a slot on another.
     further = np.where(long, (lengths - slots) // (slots - 1), 0)
@@ -86,16 +91,13 @@ def _cut(starts: np.ndarray, lengths: np.ndarray, slots: int) -> tuple[np.ndarra
         [starts[repeats] + slots + number * (slots - 1), np.full(len(repeats), slots - 1)], axis=1
     )
     used = np.where(long, slots + further * (slots - 1), 0)
-    left = lengths - used
-    rest = np.stack([starts + used, left, left + long], axis=1)[left > 0]
+    remaining = lengths - used
+    rest = np.stack([starts + used, remaining, remaining + long], axis=1)[remaining > 0]
     return np.concatenate([first, later]), rest
 
 
 def _best_fit(rest: np.ndarray, slots: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pack pieces [m, 3] (start, length, slots taken).
-
-    Returns the pieces row after row, how many each row has, and how many slots they fill.
-    """
+    """Return the pieces [m, 3] (start, length, slots taken) row by row, their number and slots per row."""
     pool: list[list[tuple[int, int]]] = [[] for _ in range(slots + 1)]  # by the slots that a piece takes
     for start, length, size in rest[::-1].tolist():
         pool[size].append((start, length))
@@ -128,21 +130,24 @@ def _best_fit(rest: np.ndarray, slots: int) -> tuple[np.ndarray, np.ndarray, np.
     return np.array(placed, np.int64).reshape(-1, 2), np.array(counts, np.int64), np.array(filled, np.int64)
 
 
-def kept_packing(tokens: np.ndarray, *, folder: Path, split: str, bos: int, sequence_length: int) -> Packing:
-    """Return the packing of a split, kept in the data set's `folder` once made.
+def stored_packing(
+    tokens: np.ndarray, *, folder: Path, split: str, bos: int, sequence_length: int
+) -> Packing:
+    """Return the packing of a split, stored in the data set's `folder` on first use if it is writable.
 
-    Where the folder is read-only it is made again each time. Raises DataError when the files kept do not
-    belong to these tokens.
+    Raises DataError if the stored files do not belong to these tokens.
     """
     slots = sequence_length + 1  # inputs and, one on, targets
     place = folder / f"packed-{PACKING_VERSION}-{split}-{sequence_length}"
     if not place.is_dir():
         packing = pack(document_starts(tokens, bos), len(tokens), slots)
         try:
-            _keep(packing, place)
+            with new_folder(place) as scratch:
+                for name in ARRAYS:
+                    np.save(scratch / f"{name}.npy", getattr(packing, name))
         except OSError:
             return packing
-    arrays = {name: np.load(place / f"{name}.npy", mmap_mode="r") for name in ("pieces", "rows", "filled")}
+    arrays = {name: np.load(place / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
     packing = Packing(slots=slots, **arrays)
     if packing.rows[-1] != len(packing.pieces) or int(packing.pieces[:, 1].sum()) != len(tokens):
         raise DataError(f"{place} does not fit its data set: delete that folder and run again")
@@ -150,20 +155,7 @@ def kept_packing(tokens: np.ndarray, *, folder: Path, split: str, bos: int, sequ
 
 
 def document_starts(tokens: np.ndarray, bos: int) -> np.ndarray:
-    """Return where documents start: at every `bos`, which occurs nowhere else."""
+    """Return the starts of documents: the positions of `bos`, which occurs nowhere else."""
     step = 1 << 24
-    found = [np.flatnonzero(tokens[at : at + step] == bos) + at for at in range(0, len(tokens), step)]
-    return np.concatenate(found) if found else np.zeros(0, np.int64)
-
-
-def _keep(packing: Packing, place: Path) -> None:
-    scratch = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
-    try:
-        for name in ("pieces", "rows", "filled"):
-            np.save(scratch / f"{name}.npy", getattr(packing, name))
-        scratch.rename(place)
-    except OSError:
-        if not place.is_dir():  # else another process has kept the same packing meanwhile
-            raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    parts = [np.flatnonzero(tokens[at : at + step] == bos) + at for at in range(0, len(tokens), step)]
+    return np.concatenate(parts) if parts else np.zeros(0, np.int64)

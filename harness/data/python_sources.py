@@ -14,7 +14,7 @@ from typing import Any
 from harness.data.config import DataError
 
 STDLIB = "stdlib"
-# Tests, and what distributions of Python ship apart or patch.
+# Tests, and packages that distributions of Python patch or ship separately.
 STDLIB_FOLDERS_LEFT_OUT = frozenset(
     [
         "site-packages",
@@ -31,8 +31,8 @@ STDLIB_FOLDERS_LEFT_OUT = frozenset(
         "lib-dynload",
     ]
 )
-# Written when a package or Python was built, they record a version, a host, a compiler, paths. Data made from
-# the same lock file must be the same on every machine. sitecustomize is the distribution's own.
+# Written when a package or Python is built, with a version, host, compiler or paths. Data made from the same
+# lock file must be the same on every machine. sitecustomize belongs to the distribution.
 BUILD_DEPENDENT = re.compile(
     r"(_|__|_generated_)?version(__|_meson)?|__config__|_?build_config|_sysconfigdata.*|sitecustomize"
 )
@@ -48,14 +48,14 @@ def python_files(package: str, left_out: Counter[str] | None = None) -> Iterator
         yield module.name, module
         return
     assert folder is not None
-    found = []
+    paths = []
     for place, folders, files in os.walk(folder):
         if package == STDLIB:
             folders[:] = [
                 f for f in folders if f not in STDLIB_FOLDERS_LEFT_OUT and not f.startswith("config-")
             ]
-        found += [Path(place, file) for file in files if file.endswith(".py")]
-    for path in sorted(found, key=lambda path: path.relative_to(folder).as_posix()):
+        paths += [Path(place, file) for file in files if file.endswith(".py")]
+    for path in sorted(paths, key=lambda path: path.relative_to(folder).as_posix()):
         if BUILD_DEPENDENT.fullmatch(path.stem):
             if left_out is not None:
                 left_out["build-dependent"] += 1
@@ -64,7 +64,7 @@ def python_files(package: str, left_out: Counter[str] | None = None) -> Iterator
 
 
 def package_fingerprint(package: str) -> Any:
-    """Return what tells that a package changed: its version or, without one, sizes and times of its files."""
+    """Return the version of a package or, without one, sizes and times of its files."""
     if package == STDLIB:
         return platform.python_version()
     folder, module = _locate(package)
@@ -81,7 +81,7 @@ def package_fingerprint(package: str) -> Any:
 
 
 def package_versions(packages: list[str]) -> dict[str, str | None]:
-    """Return the version of each package by the distribution that provides it; None where there is none."""
+    """Return the version of the distribution that provides each package, None if there is none."""
     distributions = importlib.metadata.packages_distributions()
     versions: dict[str, str | None] = {}
     for package in sorted(packages):

@@ -1,76 +1,40 @@
-"""Turn documents into token shards: encode, write, describe; an interrupted writing is continued."""
+"""Token shards: encode documents and append them to the files of their splits.
+
+The shards are committed in parts, with a journal. A preparation that was interrupted continues from there.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import itertools
 import json
 import math
 import os
-import platform
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from harness.data.config import DataConfig
-from harness.data.documents import read_documents
+from harness.data.config import SPLITS, DataConfig, DataError, Progress
+from harness.data.documents import Document, read_documents
 from harness.data.encoding import available_cores, encode_documents
-from harness.data.existing_tokenizer import find_bos, tokenizer_digest, vocabulary_size
-from harness.data.journal import DocumentsDigest, Journal, read_journal, write_journal
-from harness.data.python_sources import package_versions
-from harness.data.stream_position import Bookmarks
-from harness.data.tokenizer import BOS
-from harness.data.tokenizer_sample import SPLITS, Progress, Survey, check_splits, survey
-from harness.storage.files import write_text
+from harness.data.hub import StreamPositions
+from harness.storage.files import read_json, write_json
 
-FORMAT_VERSION = 1
-FILES = ("train.bin", "validation.bin", "tokenizer.json", "index.json")
-PARALLEL_BYTES = 30_000_000  # less is done before other processes have started
+JOURNAL = "journal.json"
+PART_BYTES = 256_000_000  # of text; the shards are committed at the end of each part
+PARALLEL_BYTES = 30_000_000  # smaller data is encoded before other processes have started
 PROGRESS_STEP = 0.005
 
 
-def write_dataset(config: DataConfig, folder: Path, progress: Progress) -> str:
-    """Write train.bin, validation.bin, tokenizer.json and index.json into `folder` and return the digest.
-
-    The digest covers every document with its split, source and name, and what the tokenizer learnt, but not
-    the place of the files. Called again on the folder of an attempt that was interrupted, it goes on where
-    the shards were last committed. Raises DataError for documents that cannot be used.
-    """
-    start = survey(config, folder, progress)
-    bos = find_bos(start.tokenizer, config.bos_token) if config.tokenizer else BOS
-    vocabulary = vocabulary_size(start.tokenizer)
-    dtype = np.dtype("<u2" if vocabulary <= 2**16 else "<u4")
-    written = _write_shards(config, folder, start, bos, dtype, progress)
-    learnt = tokenizer_digest(start.tokenizer, bos)
-    digest = hashlib.sha256((written.documents_digest + learnt).encode()).hexdigest()[:16]
-    validation = np.memmap(folder / "validation.bin", dtype, "r")
-    index = {
-        "format_version": FORMAT_VERSION,
-        "digest": digest,
-        "name": config.name,
-        "vocabulary_size": vocabulary,
-        "bos": bos,
-        "dtype": dtype.name,
-        "unigram_nats": _unigram_nats(validation, vocabulary),
-        "tokenizer_sha256": hashlib.sha256(start.tokenizer.encode()).hexdigest(),
-        "splits": written.splits,
-        "left_out": dict(sorted(written.left_out.items())),
-        "provenance": _provenance(config),
-    }
-    write_text(folder / "index.json", json.dumps(index, indent=1))
-    return digest
-
-
 @dataclass(frozen=True, kw_only=True)
-class _Written:
-    """What the shards hold: counts and checksum of each split, digest of the documents, what was left out."""
+class WrittenShards:
+    """Counts and checksum of each split, the digest of the documents, and documents left out by reason."""
 
     splits: dict[str, dict[str, Any]]
     documents_digest: str
@@ -87,11 +51,11 @@ class _Shard:
         self._sha256 = hashlib.sha256()
         self.documents, self.bytes, self.tokens = documents, bytes, tokens
         self._file = path.open("r+b" if tokens else "w+b")
-        left = tokens * itemsize
-        self._file.truncate(left)
-        while left and (block := self._file.read(min(left, 1 << 24))):
+        unread = tokens * itemsize
+        self._file.truncate(unread)
+        while unread and (block := self._file.read(min(unread, 1 << 24))):
             self._sha256.update(block)
-            left -= len(block)
+            unread -= len(block)
 
     def __enter__(self) -> Self:
         return self
@@ -118,16 +82,22 @@ class _Shard:
         return {**self.counts(), "sha256": self._sha256.hexdigest()}
 
 
-def _write_shards(
-    config: DataConfig, folder: Path, start: Survey, bos: int, dtype: np.dtype, progress: Progress
-) -> _Written:
+def write_token_shards(
+    config: DataConfig,
+    folder: Path,
+    tokenizer: str,
+    total_bytes: int,
+    bos: int,
+    dtype: np.dtype,
+    progress: Progress,
+) -> WrittenShards:
     journal = read_journal(folder, dtype.itemsize)
     left_out: Counter[str] = Counter()
-    digest, bookmarks = DocumentsDigest(journal.parts), Bookmarks(journal.bookmark)
-    documents = read_documents(config, left_out, bookmarks)
-    documents = itertools.islice(documents, journal.documents - bookmarks.start.documents, None)
-    large = config.source == "huggingface" or start.total_bytes >= PARALLEL_BYTES
-    told = 0.0
+    digest, positions = DocumentsDigest(journal.parts), StreamPositions(journal.bookmark)
+    documents = read_documents(config, left_out, positions)
+    documents = itertools.islice(documents, journal.documents - positions.start.documents, None)
+    large = config.source == "huggingface" or total_bytes >= PARALLEL_BYTES
+    reported = 0.0
     with ExitStack() as stack:
         shards = {
             split: stack.enter_context(
@@ -136,35 +106,35 @@ def _write_shards(
             for split in SPLITS
         }
         workers = available_cores() if large else 1
-        encoded = encode_documents(documents, start.tokenizer, dtype, workers, bos)
+        encoded = encode_documents(documents, tokenizer, dtype, workers, bos)
         stack.callback(encoded.close)
         for done, (document, ids) in enumerate(encoded, start=journal.documents + 1):
             content = document.text.encode()
             shards[document.split].add(ids, len(content))
             if digest.add(document, content):
-                _commit(folder, shards, Journal(documents=done, parts=digest.parts), bookmarks)
-            fraction = _fraction(config, shards.values(), start.total_bytes)
-            if fraction - told >= PROGRESS_STEP:
-                told = fraction
+                _commit(folder, shards, Journal(documents=done, parts=digest.parts), positions)
+            fraction = _fraction(config, shards.values(), total_bytes)
+            if fraction - reported >= PROGRESS_STEP:
+                reported = fraction
                 progress("tokenizing", fraction)
             if config.max_tokens is not None and shards["train"].tokens >= config.max_tokens:
                 break
     check_splits(config, {split: shard.documents for split, shard in shards.items()})
     progress("tokenizing", 1.0)
     splits: dict[str, dict[str, Any]] = {split: shard.describe() for split, shard in shards.items()}
-    return _Written(splits=splits, documents_digest=digest.hexdigest(), left_out=left_out)
+    return WrittenShards(splits=splits, documents_digest=digest.hexdigest(), left_out=left_out)
 
 
-def _commit(folder: Path, shards: dict[Any, _Shard], journal: Journal, bookmarks: Bookmarks) -> None:
+def _commit(folder: Path, shards: dict[Any, _Shard], journal: Journal, positions: StreamPositions) -> None:
     for shard in shards.values():
         shard.commit()
     counts = {split: shard.counts() for split, shard in shards.items()}
-    bookmark = bookmarks.before(journal.documents)
+    bookmark = positions.before(journal.documents)
     write_journal(folder, dataclasses.replace(journal, shards=counts, bookmark=bookmark))
 
 
 def _fraction(config: DataConfig, shards: Iterable[_Shard], total_bytes: int) -> float:
-    """Return how much is encoded: of the documents' bytes, or of a stream's nearest limit."""
+    """Return the share that is encoded, of the documents' bytes or of a stream's nearest limit."""
     train, validation = shards
     if config.source != "huggingface":
         return (train.bytes + validation.bytes) / total_bytes
@@ -172,29 +142,72 @@ def _fraction(config: DataConfig, shards: Iterable[_Shard], total_bytes: int) ->
     return min(1.0, max(train.tokens / (config.max_tokens or math.inf), documents))
 
 
-def _unigram_nats(tokens: np.ndarray, vocabulary_size: int) -> float:
-    """Return the entropy of tokens under their own frequencies."""
-    counts = np.zeros(vocabulary_size, np.int64)
-    for start in range(0, len(tokens), 1 << 22):
-        counts += np.bincount(tokens[start : start + (1 << 22)], minlength=vocabulary_size)
-    frequencies = counts[counts > 0] / len(tokens)
-    return float(-np.sum(frequencies * np.log(frequencies)))
+def check_splits(config: DataConfig, documents: Mapping[str, int]) -> None:
+    """Raise DataError if a split has no documents."""
+    missing = [split for split in SPLITS if not documents.get(split)]
+    if not missing:
+        return
+    if config.source == "installed_python":
+        raise DataError(f"the {missing[0]} packages have no documents of their own: list others")
+    where = config.path or config.repository
+    raise DataError(
+        f"none of the {sum(documents.values())} documents of {where} is for {missing[0]}: "
+        f"change data.validation_fraction (now {config.validation_fraction:g}) or give more text"
+    )
 
 
-def _provenance(config: DataConfig) -> dict[str, Any]:
-    versions = {"python": platform.python_version(), "tokenizers": importlib.metadata.version("tokenizers")}
-    about: dict[str, Any] = {"source": config.source}
-    match config.source:
-        case "installed_python":
-            about["packages"] = package_versions([*config.packages, *config.validation_packages])
-        case "text":
-            about["path"] = config.path
-        case "huggingface":
-            about |= {
-                "repository": config.repository,
-                "subset": config.subset,
-                "split": config.repository_split,
-                "revision": config.revision,
-                "datasets": importlib.metadata.version("datasets"),
-            }
-    return about | ({"tokenizer": config.tokenizer} if config.tokenizer else {}) | versions
+@dataclass(frozen=True, kw_only=True)
+class Journal:
+    """Content of the shards when they were last committed.
+
+    `bookmark` is the position of the reader, `parts` the digests of the documents so far, `shards` the counts
+    of each split.
+    """
+
+    documents: int = 0
+    bookmark: dict[str, Any] = field(default_factory=dict)
+    parts: list[str] = field(default_factory=list)
+    shards: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+def read_journal(folder: Path, itemsize: int) -> Journal:
+    """Return the journal in `folder`, an empty one if it is absent or the shards are shorter than it says."""
+    if not (folder / JOURNAL).exists():
+        return Journal()
+    journal = Journal(**read_json(folder / JOURNAL))
+    for split, counts in journal.shards.items():
+        path = folder / f"{split}.bin"
+        if not path.exists() or path.stat().st_size < counts["tokens"] * itemsize:
+            return Journal()
+    return journal
+
+
+def write_journal(folder: Path, journal: Journal) -> None:
+    """Write the journal; the content of the shards must be on the disk."""
+    write_json(folder / JOURNAL, vars(journal))
+
+
+class DocumentsDigest:
+    """Digest of documents in parts of a fixed size, because the state of a hash cannot be stored."""
+
+    def __init__(self, parts: list[str]) -> None:
+        self.parts = list(parts)
+        self._hash = hashlib.sha256()
+        self._bytes = 0
+
+    def add(self, document: Document, content: bytes) -> bool:
+        """Add a document with its split, source and name. Returns True if it ends a part."""
+        about = [document.split, document.source, document.name, len(content)]
+        self._hash.update(json.dumps(about).encode())
+        self._hash.update(content)
+        self._bytes += len(content)
+        if self._bytes < PART_BYTES:
+            return False
+        self.parts.append(self._hash.hexdigest())
+        self._hash, self._bytes = hashlib.sha256(), 0
+        return True
+
+    def hexdigest(self) -> str:
+        """Return the digest of all documents: of the only part, or of the digests of the parts."""
+        parts = [*self.parts, self._hash.hexdigest()] if self._bytes else self.parts
+        return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()

@@ -1,21 +1,24 @@
-"""Byte-level BPE with the split pattern of GPT-4: train, encode, and the bytes behind each token."""
+"""Tokenizers: byte-level BPE trained with the split pattern of GPT-4, or an existing tokenizer.json."""
 
 import hashlib
 import heapq
 import json
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness.data.config import DataError
+from harness.data.config import DataConfig, DataError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 SPECIAL_TOKENS = ("<|bos|>", "<|eos|>", "<|pad|>")
 BOS = 0
+# The token that begins a document, as tokenizers call it: ours, Llama 3, Llama and others, GPT-2.
+BOS_NAMES = ("<|bos|>", "<|begin_of_text|>", "<s>", "<bos>", "[BOS]", "<|startoftext|>", "<|endoftext|>")
 
 # GPT-4's pattern (cl100k_base): a word keeps its leading space, numbers go in groups of up to three digits.
 PATTERN = (
@@ -25,10 +28,10 @@ PATTERN = (
 
 
 class Sample:
-    """Keep windows of the texts with the smallest hashes, `limit_bytes` in all.
+    """Windows of the texts with the smallest hashes, `limit_bytes` in all.
 
-    Choosing by hash spreads the sample evenly over the texts, whatever their number and order. A window of at
-    most `window_characters` starts anywhere in its text, as files tend to open with the same licence.
+    Choosing by hash spreads the sample evenly over the texts, independently of their number and order. Each
+    window has at most `window_characters` and starts anywhere, because many files begin with a licence.
     """
 
     def __init__(self, limit_bytes: int, window_characters: int) -> None:
@@ -40,7 +43,7 @@ class Sample:
         self._smallest_refused: float = math.inf
 
     def add(self, text: str) -> None:
-        """Take `text` in if its hash is small enough."""
+        """Add a window of `text` if its hash is small enough."""
         rank = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
         if rank >= self._smallest_refused:
             return
@@ -56,7 +59,7 @@ class Sample:
 
     @property
     def full(self) -> bool:
-        """Tell whether a text was refused."""
+        """Return True if a text was refused."""
         return self._smallest_refused < math.inf
 
     def texts(self) -> list[str]:
@@ -65,9 +68,9 @@ class Sample:
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> "Tokenizer":
-    """Train a byte-level BPE; the result depends on the texts alone.
+    """Return a byte-level BPE trained on `texts`.
 
-    Raises DataError when the texts hold too few repeated pairs for `vocabulary_size` tokens.
+    Raises DataError if the texts have too few repeated pairs for `vocabulary_size` tokens.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -97,7 +100,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> "Tokenizer":
 
 
 def token_bytes(tokenizer_json: str) -> np.ndarray:
-    """Return how many bytes of text each token id stands for, int32 [vocabulary]; 0 for special tokens."""
+    """Return the bytes of text behind each token id, int32 [vocabulary]; 0 for special tokens."""
     tokenizer = json.loads(tokenizer_json)
     # The byte-level alphabet writes each byte as one character; added tokens are written as they are.
     sizes = {index: len(token) for token, index in tokenizer["model"]["vocab"].items()}
@@ -108,8 +111,98 @@ def token_bytes(tokenizer_json: str) -> np.ndarray:
     return lengths
 
 
+def read_tokenizer(config: DataConfig) -> str:
+    """Return the text of `config.tokenizer`.
+
+    Raises DataError unless it is a tokenizer.json of the tokenizers library whose tokens are bytes of the
+    text, as bits per byte and lossless shards need.
+    """
+    from tokenizers import Tokenizer
+
+    path = Path(str(config.tokenizer)).expanduser()
+    try:
+        text = path.read_text(encoding="utf-8")
+        Tokenizer.from_str(text)
+    except OSError as error:
+        raise DataError(
+            f"data.tokenizer {path} cannot be read ({error.strerror}): name a tokenizer.json"
+        ) from None
+    except Exception as error:  # the library raises nothing more special
+        reason = " ".join(str(error).split())[:100]
+        raise DataError(f"data.tokenizer {path} is not a tokenizer.json ({reason})") from None
+    tokenizer = json.loads(text)
+    if not _mentions(tokenizer["pre_tokenizer"], "ByteLevel") or not isinstance(
+        tokenizer["model"]["vocab"], dict
+    ):
+        raise DataError(
+            f"data.tokenizer {path} is not byte-level: use one like that of GPT-2, Llama 3 or Qwen"
+        )
+    return text
+
+
+def vocabulary_size(tokenizer_json: str) -> int:
+    """Return one more than the largest id, added tokens included."""
+    tokenizer = json.loads(tokenizer_json)
+    return 1 + max(
+        [*tokenizer["model"]["vocab"].values(), *(added["id"] for added in tokenizer["added_tokens"])]
+    )
+
+
+def find_bos(tokenizer_json: str, name: str | None) -> int:
+    """Return the id of the special token that begins documents, `name` or the first known one.
+
+    Raises DataError if there is none.
+    """
+    special = {
+        added["content"]: int(added["id"])
+        for added in json.loads(tokenizer_json)["added_tokens"]
+        if added["special"]
+    }
+    for candidate in [name] if name is not None else BOS_NAMES:
+        if candidate in special:
+            return special[candidate]
+    listed = ", ".join(sorted(special)[:12]) or "none"
+    raise DataError(
+        f"data.bos_token={name or 'null'} is no special token of the tokenizer (it has {listed}): name one"
+    )
+
+
+def splits_like_ours(tokenizer_json: str) -> bool:
+    """Return True if a tokenizer splits text into words as those trained here do, without a normaliser."""
+    tokenizer = json.loads(tokenizer_json)
+    steps = (tokenizer["pre_tokenizer"] or {}).get("pretokenizers", [])
+    kinds = [step["type"] for step in steps]
+    return (
+        tokenizer["normalizer"] is None
+        and kinds == ["Split", "ByteLevel"]
+        and steps[0]["pattern"] == {"Regex": PATTERN}
+        and not steps[1]["add_prefix_space"]
+        and not steps[1]["use_regex"]
+        and all(added["special"] for added in tokenizer["added_tokens"])
+    )
+
+
 def merges_digest(tokenizer_json: str) -> str:
-    """Return the SHA-256 of what decides the ids: pattern, vocabulary and merges."""
+    """Return the SHA-256 of pattern, vocabulary and merges of a tokenizer trained here."""
     tokenizer = json.loads(tokenizer_json)
     decisive = [PATTERN, tokenizer["model"]["vocab"], tokenizer["model"]["merges"]]
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def tokenizer_digest(tokenizer_json: str, bos: int) -> str:
+    """Return the SHA-256 of everything that decides the ids.
+
+    A tokenizer trained here has the same digest when it is read from a file.
+    """
+    if splits_like_ours(tokenizer_json) and bos == 0:
+        return merges_digest(tokenizer_json)
+    tokenizer = json.loads(tokenizer_json)
+    decisive = [tokenizer[key] for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")]
+    return hashlib.sha256(json.dumps([bos, *decisive], sort_keys=True).encode()).hexdigest()
+
+
+def _mentions(step: Any, kind: str) -> bool:
+    """Return True if a step of a tokenizer, or a step inside it, is of type `kind`."""
+    if not isinstance(step, dict):
+        return False
+    return step.get("type") == kind or any(_mentions(inner, kind) for inner in step.get("pretokenizers", []))

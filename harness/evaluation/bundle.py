@@ -1,7 +1,7 @@
-"""The evaluation bundle: the tasks of a suite and their items, checked line by line; imports no torch.
+"""The evaluation bundle: tasks of a suite and their items, validated line by line; imports no torch.
 
 A bundle is a folder with `core.yaml` (the tasks), `eval_meta_data.csv` (their random baselines) and
-`eval_data/` (JSON lines), as DCLM and nanochat lay it out.
+`eval_data/` (JSON lines), in the layout of DCLM and nanochat.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from model.config_validation import ConfigError, closest
 
 Kind = Literal["multiple_choice", "schema", "language_modeling"]
 EXTENDED = Path(__file__).parent / "core_extended.yaml"  # the tasks that Core-Extended adds to Core
-# The fields of an item, by kind of task: what stands before the delimiter, and after it.
+# The fields of an item, by kind of task: before the delimiter, and after it.
 _FIELDS: dict[Kind, tuple[str, str]] = {
     "multiple_choice": ("query", "choices"),
     "schema": ("context_options", "continuation"),
@@ -37,14 +37,14 @@ class Task:
     kind: Kind
     shots: int
     delimiter: str = " "
-    baseline: float | None = None  # accuracy of guessing as eval_meta_data.csv has it; None: it has none
+    baseline: float | None = None  # random accuracy from eval_meta_data.csv; None if not listed there
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One item. Option i is stem i, the delimiter and ending i; a list of one serves all options.
+    """One item. Option i is stem i, the delimiter and ending i.
 
-    A choice shares its stem, a schema shares its ending, and a language-modelling item has one option.
+    A multiple-choice item has one stem, a schema one ending, and a language-modelling item one option.
     """
 
     stems: tuple[str, ...]
@@ -53,17 +53,17 @@ class Item:
 
     @property
     def options(self) -> int:
-        """Return the number of options; one where the answer is to be produced, not chosen."""
+        """Return the number of options; 1 where the answer is generated."""
         return max(len(self.stems), len(self.endings))
 
     def option(self, index: int) -> tuple[str, str]:
-        """Return stem and ending of an option."""
+        """Return the stem and the ending of an option."""
         return self.stems[index % len(self.stems)], self.endings[index % len(self.endings)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """The tasks of one name, split into those whose data the bundle holds and those that are absent."""
+    """The tasks of a suite, and the labels of those whose data the bundle lacks."""
 
     name: str
     tasks: tuple[Task, ...]
@@ -71,14 +71,20 @@ class Suite:
 
     @property
     def size(self) -> int:
-        """Return how many tasks the suite has, absent ones counted."""
+        """Return the number of tasks, absent ones included."""
         return len(self.tasks) + len(self.absent)
 
 
 def read_suite(bundle: Path, name: str) -> Suite:
-    """Read which tasks a suite has: core, core_extended, symbolic, or the label of one task.
+    """Return the tasks of a suite.
 
-    Raises ConfigError for an unknown name and for a folder that is no bundle.
+    Parameters
+    ----------
+    name : core, core_extended, symbolic, or the label of one task.
+
+    Raises
+    ------
+    ConfigError : the name is unknown, or the folder is not a bundle.
     """
     if name == "symbolic":
         return Suite(name=name, tasks=tuple(_tasks(bundle / "symbolic.yaml", bundle)))
@@ -90,16 +96,18 @@ def read_suite(bundle: Path, name: str) -> Suite:
     if not tasks:
         options = ["core", "core_extended", "symbolic", *(task.label for task in known)]
         raise ConfigError(f"tasks={name} is unknown{closest(name, options) or f' in {bundle}'}")
-    here = [task for task in tasks if (bundle / "eval_data" / task.file).exists()]
-    absent = [task.label for task in tasks if task not in here]
-    return Suite(name=name, tasks=tuple(here), absent=tuple(absent))
+    present = [task for task in tasks if (bundle / "eval_data" / task.file).exists()]
+    absent = [task.label for task in tasks if task not in present]
+    return Suite(name=name, tasks=tuple(present), absent=tuple(absent))
 
 
 def read_items(bundle: Path, task: Task) -> list[Item]:
-    """Read and check the items of a task, in the order of the file.
+    """Return the validated items of a task, in the order of the file.
 
-    Raises ConfigError with file and line for a line that is no JSON object, lacks a field, has a field of
-    the wrong type, or a gold index out of range.
+    Raises
+    ------
+    ConfigError : a line is not a JSON object, lacks a field, has a field of the wrong type or a gold index
+        out of range; the message names file and line.
     """
     path = bundle / "eval_data" / task.file
     items = []
@@ -122,7 +130,7 @@ def data_digest(bundle: Path, task: Task) -> str:
 
 
 def _tasks(path: Path, bundle: Path) -> list[Task]:
-    """Read a list of tasks in the format of core.yaml, with the baselines of the bundle."""
+    """Return the tasks listed in a file like core.yaml, with the baselines of the bundle."""
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))["icl_tasks"]
         baselines = _baselines(bundle / "eval_meta_data.csv")

@@ -1,4 +1,4 @@
-"""Completions of prompts: text in, text out."""
+"""Completion of text prompts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from harness.data.tokenizer import SPECIAL_TOKENS
+from harness.evaluation.weights import open_tokenizer
 from model.config_validation import ConfigError
 from model.depth import counter_seed
 from model.generate import stream_tokens
@@ -24,25 +25,28 @@ def complete(
     temperature: float = 0.0,
     seed: int = 0,
 ) -> list[str]:
-    """Continue each prompt by `new_tokens` tokens at depth `depth` (by default the mean recurrence).
+    """Continue each prompt by `new_tokens` tokens; return the new text.
 
-    A prompt starts with the beginning-of-document token, as documents do in training. Prompts of one length
-    in tokens share a batch.
+    Parameters
+    ----------
+    depth : number of loops; by default the mean recurrence.
+    temperature : of the sampling; 0 decodes greedily.
+    seed : of the sampling and of h_0.
 
-    Raises ConfigError for a tokenizer with more tokens than the model, ValueError when the continuation does
-    not fit the context.
+    Raises
+    ------
+    ConfigError : the tokenizer is not the model's or has no beginning-of-document token.
+    ValueError : prompt and continuation do not fit the context.
+
+    Notes
+    -----
+    A prompt starts with the beginning-of-document token, as documents do in training. Prompts with the same
+    number of tokens share a batch.
     """
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(tokenizer_file))
-    if tokenizer.get_vocab_size() > model.config.vocabulary_size:
-        raise ConfigError(
-            f"{tokenizer_file} has {tokenizer.get_vocab_size()} tokens, the model only "
-            f"{model.config.vocabulary_size}: this is not its tokenizer"
-        )
+    tokenizer = open_tokenizer(tokenizer_file, model)
     bos = tokenizer.token_to_id(SPECIAL_TOKENS[0])
     if bos is None:
-        raise ConfigError(f"{tokenizer_file} has no token {SPECIAL_TOKENS[0]}, with which documents begin")
+        raise ConfigError(f"{tokenizer_file} has no token {SPECIAL_TOKENS[0]}, which begins every document")
     encoded = [[bos, *tokenizer.encode(prompt).ids] for prompt in prompts]
     texts = [""] * len(prompts)
     for length in sorted({len(tokens) for tokens in encoded}):

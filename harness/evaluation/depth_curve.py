@@ -20,13 +20,20 @@ def evaluate_folder(
     blocks: int | None = None,
     max_depth: int | None = None,
 ) -> Evaluation:
-    """Score a run's newest whole checkpoint, an export or a published checkpoint; changes nothing.
+    """Evaluate the newest intact checkpoint of a run, an export or a published checkpoint; read-only.
 
-    Data, packing, `blocks` and `max_depth` are those of the run `data`, by default of the run at `path`
-    itself. Warns when that has not ended yet.
+    Parameters
+    ----------
+    path : run folder, export or published checkpoint.
+    cache : folder of the data sets.
+    data : run whose validation data, packing and settings are used; by default the run at `path`.
+    blocks, max_depth : override those of that run.
 
-    Raises ConfigError for a folder without a checkpoint or with another tokenizer than the data's,
-    CheckpointError when none is whole, DataError when the data is not under `cache`.
+    Raises
+    ------
+    ConfigError : `path` has no checkpoint, or its tokenizer is not that of the data.
+    CheckpointError : all checkpoints are corrupt.
+    DataError : the data set is not under `cache`.
     """
     folder = RunFolder(data or path)
     run, model = folder.check(), load_weights(path)
@@ -42,4 +49,4 @@ def _same_tokenizer(mine: Path, other: Path) -> None:
 
     first, second = (Tokenizer.from_file(str(path)).to_str() for path in (mine, other))
     if first != second:
-        raise ConfigError(f"{mine} is another tokenizer than {other}: the ids of that data mean other text")
+        raise ConfigError(f"{mine} differs from {other}: the token ids of that data stand for other text")

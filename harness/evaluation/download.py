@@ -1,4 +1,4 @@
-"""The public evaluation bundle: fetched once, resumed where it broke off, checked, unpacked safely."""
+"""Download of the public evaluation bundle: once, resumed after interruption, verified, unpacked safely."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ import shutil
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
+from harness.data.config import Progress
 from harness.storage.locks import exclusive
 from model.config_validation import ConfigError
 
 URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
-# As several public projects have pinned it; its core.yaml begins 463f6ae0, its eval_meta_data.csv 84e279cd.
+# Pinned by several public projects. SHA-256 of core.yaml begins 463f6ae0, of eval_meta_data.csv 84e279cd.
 SHA256 = "90a7c19e28ee7a52b4f6e1f87658deb9fde7f63deba2379045bdb1fe9ea5d200"
-Progress = Callable[[str, float], None]
 
 
 def public_bundle(
@@ -28,8 +27,12 @@ def public_bundle(
 ) -> Path:
     """Return the folder of the public bundle under `cache`, downloaded on first use.
 
-    A download that broke off is continued. Raises ConnectionError when it cannot be fetched, ConfigError when
-    its checksum is another or it would write outside its folder; nothing of it is kept then.
+    An interrupted download is resumed.
+
+    Raises
+    ------
+    ConnectionError : the bundle cannot be downloaded.
+    ConfigError : the checksum differs, or a member lies outside the folder; the download is discarded.
     """
     folder = cache / f"eval_bundle-{sha256[:8]}"
     cache.mkdir(parents=True, exist_ok=True)
@@ -48,7 +51,7 @@ def _fetch(url: str, archive: Path, progress: Progress) -> None:
     request = urllib.request.Request(url, headers={"Range": f"bytes={held}-"} if held else {})
     try:
         with urllib.request.urlopen(request, timeout=60) as reply:
-            if held and reply.status != 206:  # the server does not continue: from the start
+            if held and reply.status != 206:  # the server does not support ranges: start again
                 held = 0
             total = held + int(reply.headers.get("Content-Length", 0))
             with archive.open("ab" if held else "wb") as target:
@@ -59,7 +62,7 @@ def _fetch(url: str, archive: Path, progress: Progress) -> None:
             if held < total:
                 raise OSError(f"broke off after {held} of {total} bytes")
     except urllib.error.HTTPError as error:
-        if error.code != 416:  # nothing is left to fetch
+        if error.code != 416:  # 416: the archive is already complete
             raise ConnectionError(f"{url} answers {error.code}: take the bundle from bundle=FOLDER") from None
     except OSError as error:
         reason = getattr(error, "reason", error)
@@ -70,16 +73,18 @@ def _fetch(url: str, archive: Path, progress: Progress) -> None:
 
 def _check(archive: Path, sha256: str, url: str) -> None:
     with archive.open("rb") as handle:
-        found = hashlib.file_digest(handle, "sha256").hexdigest()
-    if found != sha256:
+        actual = hashlib.file_digest(handle, "sha256").hexdigest()
+    if actual != sha256:
         archive.unlink()
-        raise ConfigError(f"{url} has the SHA-256 {found}, not {sha256}: it is another bundle, or damaged")
+        raise ConfigError(f"{url} has the SHA-256 {actual}, not {sha256}: it is another bundle, or damaged")
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a zip file so that `folder` is the bundle in it.
+    """Unpack the bundle in a zip file to `folder`, atomically.
 
-    Raises ConfigError for a file that is no zip, a member that would land outside, or no core.yaml.
+    Raises
+    ------
+    ConfigError : the file is not a zip, a member lies outside its folder, or there is no core.yaml.
     """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

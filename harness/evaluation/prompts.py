@@ -1,4 +1,4 @@
-"""From an item to tokens: few-shot examples, prompt and the span that is scored, as nanochat defines Core.
+"""Prompts of items as tokens: few-shot examples, question and scored span, as nanochat defines Core.
 
 Imports no torch.
 """
@@ -32,15 +32,15 @@ class Scored:
     cropped: bool = False
 
 
-def shuffled(items: Sequence[T]) -> list[T]:
-    """Return the items in the order of the evaluation, whose positions seed the few-shot draws."""
+def shuffle(items: Sequence[T]) -> list[T]:
+    """Return the items in evaluation order; an item's position in it seeds its few-shot draw."""
     order = list(items)
     random.Random(SHUFFLE_SEED).shuffle(order)
     return order
 
 
 def draw_examples(count: int, index: int, shots: int, seed: int = FEWSHOT_SEED) -> list[int]:
-    """Draw the positions of the few-shot examples of the item at `index`, never its own."""
+    """Return the positions of the few-shot examples of the item at `index`, its own excluded."""
     if not shots:
         return []
     drawn = random.Random(seed + index).sample(range(count - 1), shots)
@@ -48,15 +48,15 @@ def draw_examples(count: int, index: int, shots: int, seed: int = FEWSHOT_SEED) 
 
 
 def render(task: Task, item: Item, examples: Sequence[Item]) -> list[str]:
-    """Return the prompt with each option; for language modelling, the prompt without and with its answer."""
-    shown = "".join(f"{stem}{task.delimiter}{ending}\n\n" for stem, ending in map(_solved, examples))
+    """Return the prompt with each option; for language modelling, without and with the answer."""
+    examples_text = "".join(f"{stem}{task.delimiter}{ending}\n\n" for stem, ending in map(_solved, examples))
     if task.kind == "language_modeling":
         stem, ending = item.option(0)
-        without = f"{shown}{stem}{task.delimiter}"
-        # The answer's tokens begin with the space that the delimiter ends in.
+        without = f"{examples_text}{stem}{task.delimiter}"
+        # The first token of the answer includes the space at the end of the delimiter.
         return [without.strip(), without + ending]
     options = map(item.option, range(item.options))
-    return [f"{shown}{stem}{task.delimiter}{ending}" for stem, ending in options]
+    return [f"{examples_text}{stem}{task.delimiter}{ending}" for stem, ending in options]
 
 
 def encode(
@@ -71,8 +71,12 @@ def encode(
 ) -> list[list[Scored]]:
     """Return the sequences of the items at `indices`, one per option.
 
-    `items` are all of the task, in the order of the evaluation. A sequence longer than `context` loses its
-    first tokens.
+    Parameters
+    ----------
+    items : all items of the task, in evaluation order.
+    bos : token id before each prompt.
+    context : tokens; longer sequences lose their first tokens.
+    seed : of the few-shot draws.
     """
     prompts = [
         render(task, items[i], [items[j] for j in draw_examples(len(items), i, task.shots, seed)])
@@ -84,7 +88,7 @@ def encode(
 
 
 def common_length(sequences: Sequence[Ids]) -> int:
-    """Return how many tokens at their beginning all sequences share."""
+    """Return the length of the longest common prefix of the sequences."""
     shortest = min(map(len, sequences))
     first = sequences[0][:shortest]
     same = np.ones(shortest, bool)
@@ -94,7 +98,7 @@ def common_length(sequences: Sequence[Ids]) -> int:
 
 
 def _spans(task: Task, ids: list[Ids], context: int) -> list[Scored]:
-    """Find what is scored: after the shared beginning (choices), the shared end (schema), the answer."""
+    """Return the scored spans: after the common prefix (choices), the common suffix (schema), the answer."""
     if task.kind == "schema":
         shared = common_length([one[::-1] for one in ids])
         return [_crop(one, len(one) - shared, context) for one in ids]
@@ -103,7 +107,7 @@ def _spans(task: Task, ids: list[Ids], context: int) -> list[Scored]:
 
 
 def _crop(ids: Ids, start: int, context: int) -> Scored:
-    # The first token of all has nothing before it to be predicted from.
+    # The first token is never scored, because nothing precedes it.
     lost = max(0, len(ids) - context)
     return Scored(ids[lost:], max(1, start - lost), lost > 0)
 

@@ -1,57 +1,52 @@
-"""Scores of a task and of a suite from what its options got: accuracy, centrings, log-probabilities, errors.
+"""Scores of tasks and suites, and what a finished run stores of them.
 
-Imports no torch.
+Scores are accuracies, centred and chance-corrected scores, log-probabilities and their standard errors. A run
+stores rows of the scores and items tables, and Core in its record. Imports no torch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-Array = np.ndarray
+from harness.evaluation.bundle import data_digest
+from harness.evaluation.results import Array, TaskResult
+from harness.run.folder import RunFolder
+from harness.storage.files import new_file, read_json, write_json
+from harness.storage.locks import exclusive
 
-
-def predictions(nats: Array, exact: Array, tokens: Array) -> Array:
-    """Return the chosen option of each item, int [D, N]; for one option alone, 1 where it was exact, else 0.
-
-    Chosen is the option with the least mean nats per token, the first of equals. An option without a scored
-    token has no mean: like the definition, which compares with `min`, it is chosen where it stands first and
-    never elsewhere.
-    """
-    if nats.shape[2] == 1:
-        return exact[:, :, 0].astype(np.int64)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        means = nats / tokens
-    missing = np.isnan(means)
-    chosen = np.argmin(np.where(missing, np.inf, means), axis=2)
-    return np.where(missing[:, :, 0], 0, chosen)
+FOLDER = "evaluation"  # of a run, where results and scores are stored
+_SCORES = "scores.json"
+_IN_RECORD = ("core", "core_extended")  # suites whose score is a column of the runs table
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
     """One task, or the mean over a suite's tasks, at one depth.
 
-    `centred` is 0 for the official random baseline and 1 for every item right, `chance_corrected` 0 for
-    guessing among the options that the file has. Standard errors: `se` is binomial over items, `seeds_se`
-    over few-shot seeds (None with one). Log-probabilities are of the gold answer, in nats per byte.
+    Notes
+    -----
+    `centred` is 0 at the official random baseline and 1 with every item correct. `chance_corrected` uses the
+    number of options in the file instead. Log-probabilities are of the gold answer, in nats per byte.
     """
 
     task: str
     depth: int
-    tasks: str  # how many of the suite's tasks it is of, e.g. "21 of 22 tasks"; "" for one task
+    tasks: str  # number of the suite's tasks that are covered, e.g. "21 of 22 tasks"; "" for one task
     items: int
     seeds: int
     accuracy: float | None = None  # None for a suite
     chance: float | None = None
-    baseline: float | None = None  # that of eval_meta_data.csv
+    baseline: float | None = None  # from eval_meta_data.csv
     centred: float
     chance_corrected: float
-    se: float  # of the accuracy; for a suite, of the centred score
-    seeds_se: float | None = None
+    se: float  # binomial over items, of the accuracy; for a suite, of the centred score
+    seeds_se: float | None = None  # over few-shot seeds; None with one seed
     chance_corrected_se: float
     log_prob_per_byte: float
     log_prob_se: float
@@ -60,27 +55,27 @@ class Score:
     cropped: float = 0.0  # share of the items of which some tokens did not fit the context
 
     def row(self) -> dict[str, Any]:
-        """Return the score as a row of a table."""
+        """Return the score as a row of the scores table."""
         return vars(self).copy()
 
 
 def centre(accuracy: float, baseline: float) -> float:
-    """Return the share of what lies between `baseline` and 1 that `accuracy` has reached."""
+    """Return (accuracy - baseline) / (1 - baseline)."""
     return (accuracy - baseline) / (1 - baseline)
 
 
-def chance_level(options: Array) -> float:
-    """Return the accuracy of guessing evenly; 0 where the answer is to be produced."""
-    return float(np.where(options > 1, 1 / options, 0.0).mean())
+def task_score(results: Sequence[TaskResult], at: int) -> Score:
+    """Return the score of one task.
 
-
-def task_score(results: Sequence[Any], at: int) -> Score:
-    """Return the score of one task (a TaskResult per few-shot seed) at the depth of index `at`."""
+    Parameters
+    ----------
+    results : one per few-shot seed.
+    at : index of the depth.
+    """
     first = results[0]
     items, seeds = len(first.options), len(results)
     by_seed = np.array([result.correct[at].mean() for result in results])
-    accuracy, chance = float(by_seed.mean()), chance_level(first.options)
-    baseline = chance if first.task.baseline is None else first.task.baseline
+    accuracy, chance, baseline = float(by_seed.mean()), first.chance, first.baseline
     se = math.sqrt(accuracy * (1 - accuracy) / items)
     log_prob, log_prob_se = _mean(np.mean([result.log_prob[at] for result in results], axis=0))
     margin, margin_se = _mean(np.mean([result.margin[at] for result in results], axis=0))
@@ -106,10 +101,14 @@ def task_score(results: Sequence[Any], at: int) -> Score:
     )
 
 
-def suite_score(name: str, size: int, results: Sequence[Sequence[Any]], at: int) -> Score:
-    """Return the mean over the tasks of a suite of `size` tasks, those that are absent left out and counted.
+def suite_score(name: str, size: int, results: Sequence[Sequence[TaskResult]], at: int) -> Score:
+    """Return the mean score over the tasks of a suite.
 
-    `results` holds each task's TaskResults, one per few-shot seed.
+    Parameters
+    ----------
+    size : number of tasks of the suite, absent ones included.
+    results : per task, one result per few-shot seed.
+    at : index of the depth.
     """
     scores = [task_score(task, at) for task in results]
     count, seeds = len(scores), len(results[0])
@@ -125,38 +124,113 @@ def suite_score(name: str, size: int, results: Sequence[Sequence[Any]], at: int)
         seeds=seeds,
         centred=math.fsum(score.centred for score in scores) / count,
         chance_corrected=math.fsum(score.chance_corrected for score in scores) / count,
-        se=_combined([score.se / (1 - (score.baseline or 0.0)) for score in scores]),
+        se=_mean_se([score.se / (1 - (score.baseline or 0.0)) for score in scores]),
         seeds_se=float(np.std(by_seed, ddof=1)) / math.sqrt(seeds) if seeds > 1 else None,
-        chance_corrected_se=_combined([score.chance_corrected_se for score in scores]),
+        chance_corrected_se=_mean_se([score.chance_corrected_se for score in scores]),
         log_prob_per_byte=math.fsum(score.log_prob_per_byte for score in scores) / count,
-        log_prob_se=_combined([score.log_prob_se for score in scores]),
+        log_prob_se=_mean_se([score.log_prob_se for score in scores]),
         margin_per_byte=float(np.mean([s.margin_per_byte for s in margins])) if margins else None,
-        margin_se=_combined([s.margin_se or 0.0 for s in margins]) if margins else None,
+        margin_se=_mean_se([s.margin_se or 0.0 for s in margins]) if margins else None,
         cropped=sum(score.cropped * score.items for score in scores) / sum(score.items for score in scores),
     )
 
 
 def _mean(values: Array) -> tuple[float, float]:
-    """Return mean and standard error over the items that have a value; NaN where none has."""
-    held = values[np.isfinite(values)]
-    if not len(held):
+    """Return mean and standard error over the finite values; NaN if there are none."""
+    finite = values[np.isfinite(values)]
+    if not len(finite):
         return math.nan, math.nan
-    spread = float(held.std(ddof=1)) if len(held) > 1 else 0.0
-    return float(held.mean()), spread / math.sqrt(len(held))
+    deviation = float(finite.std(ddof=1)) if len(finite) > 1 else 0.0
+    return float(finite.mean()), deviation / math.sqrt(len(finite))
 
 
-def _combined(errors: Sequence[float]) -> float:
+def _mean_se(errors: Sequence[float]) -> float:
     """Return the standard error of the mean of independent numbers with these standard errors."""
     return math.sqrt(math.fsum(error**2 for error in errors)) / len(errors)
 
 
-def resampled_suite(results: Sequence[Sequence[Any]], resamples: int, seed: int = 0) -> Array:
-    """Return a suite's centred score over resampled items [resamples, D], all depths of an item together."""
+def resample_suite(results: Sequence[Sequence[TaskResult]], resamples: int, seed: int = 0) -> Array:
+    """Return a suite's centred score over resampled items [resamples, D]; all depths share the items."""
     draw = np.random.default_rng(seed)
     total = 0.0
     for task in results:
-        right = np.mean([result.correct for result in task], axis=0)  # [D, N], averaged over seeds
-        counts = draw.multinomial(right.shape[1], np.full(right.shape[1], 1 / right.shape[1]), resamples)
+        correct = np.mean([result.correct for result in task], axis=0)  # [D, N], averaged over seeds
+        items = correct.shape[1]
+        counts = draw.multinomial(items, np.full(items, 1 / items), resamples)
         baseline = task_score(task, 0).baseline or 0.0
-        total = total + (counts @ right.T / right.shape[1] - baseline) / (1 - baseline)
+        total = total + (counts @ correct.T / items - baseline) / (1 - baseline)
     return np.asarray(total / len(results))
+
+
+def save_scores(run: RunFolder, scores: Iterable[Score]) -> None:
+    """Enter scores on all items into a finished run's scores.json, and Core into its record.
+
+    A run that has not finished stores none, because its weights still change.
+    """
+    if run.status().state != "done":
+        return
+    fresh = {(score.task, score.depth): score for score in scores}  # suites share tasks; each is stored once
+    own_depth = run.config().model.own_depth
+    columns: dict[str, Any] = {}
+    for (task, depth), score in fresh.items():
+        if task in _IN_RECORD and depth == own_depth:
+            columns |= {task: score.centred, f"{task}_tasks": int(score.tasks.split()[0])}
+    folder = run.path / FOLDER
+    folder.mkdir(exist_ok=True)
+    with exclusive(folder / "scores.lock", wait=True):
+        rows = [row for row in read_scores(run) if (row["task"], row["depth"]) not in fresh]
+        rows += [_json_row({"run_id": run.run_id} | score.row()) for score in fresh.values()]
+        write_json(folder / _SCORES, {"rows": rows})
+        if columns:
+            run.set_record(run.record() | columns)
+
+
+def save_items(run: RunFolder, suite: str, results: Sequence[Sequence[TaskResult]], bundle: Path) -> None:
+    """Store a finished run's answers at T = mean recurrence, if that depth was evaluated.
+
+    Parameters
+    ----------
+    results : per task of the suite, one result per few-shot seed.
+    """
+    import pandas as pd
+
+    depth = run.config().model.own_depth
+    if run.status().state != "done" or depth not in results[0][0].depths:
+        return
+    frames = []
+    for seeds in results:
+        first = seeds[0]
+        at = first.depths.index(depth)
+        frames.append(
+            pd.DataFrame(
+                {
+                    "run_id": run.run_id,
+                    "suite": suite,
+                    "task": first.task.label,
+                    "item": range(len(first.options)),
+                    "data_digest": data_digest(bundle, first.task),
+                    "baseline": first.baseline,
+                    "correct": np.mean([result.correct[at] for result in seeds], axis=0),
+                }
+            )
+        )
+    path = run.path / FOLDER / f"items-{suite}.parquet"
+    path.parent.mkdir(exist_ok=True)
+    with new_file(path) as temporary:
+        pd.concat(frames, ignore_index=True).to_parquet(temporary, index=False)
+
+
+def items_files(run: RunFolder) -> list[Path]:
+    """Return the files with the run's rows of the items table, one per suite."""
+    return sorted((run.path / FOLDER).glob("items-*.parquet"))
+
+
+def read_scores(run: RunFolder) -> list[dict[str, Any]]:
+    """Return the run's rows of the scores table; empty if it has not been evaluated on tasks."""
+    path = run.path / FOLDER / _SCORES
+    return list(read_json(path)["rows"]) if path.exists() else []
+
+
+def _json_row(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the row with None for numbers that are not finite, which JSON cannot hold."""
+    return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in row.items()}

@@ -1,4 +1,4 @@
-"""Evaluate a model on the tasks of a suite: task by task, kept as it goes, spread over processes."""
+"""Evaluation of a model on the tasks of a suite, task by task, shared between processes and resumable."""
 
 from __future__ import annotations
 
@@ -9,27 +9,26 @@ from pathlib import Path
 
 import numpy as np
 
+from harness.data.config import Progress
 from harness.distributed.process_group import ALONE, Ranks
 from harness.evaluation.bundle import Item, Suite, Task, data_digest, read_items
-from harness.evaluation.prompts import FEWSHOT_SEED, encode, shuffled
+from harness.evaluation.prompts import FEWSHOT_SEED, encode, shuffle
 from harness.evaluation.results import (
     TaskResult,
-    judge,
-    keep_result,
+    grade,
     load_result,
     result_file,
     result_key,
+    save_result,
 )
 from harness.evaluation.scores import Score, suite_score, task_score
 from harness.evaluation.scoring import score_options
-from harness.evaluation.subject import Subject
-
-Progress = Callable[[str, float], None]
+from harness.evaluation.weights import TokenizedModel
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """How a suite is scored. Three `seeds`, as in the paper, are 1234, 2345 and 3456."""
+    """How a suite is scored."""
 
     depths: tuple[int, ...]
     seeds: tuple[int, ...] = (FEWSHOT_SEED,)  # of the few-shot draws and of h_0
@@ -40,13 +39,13 @@ class Protocol:
 
 @dataclass(frozen=True, kw_only=True)
 class SuiteResult:
-    """A suite's results: per task one for each seed, item by item."""
+    """Results on a suite: per task, one per few-shot seed."""
 
     suite: Suite
     results: tuple[tuple[TaskResult, ...], ...]
 
     def scores(self) -> list[Score]:
-        """Return the scores of all tasks at all depths and, of more than one task, their mean."""
+        """Return the scores of all tasks at all depths and, for a suite of several tasks, their mean."""
         depths = range(len(self.results[0][0].depths))
         scores = [task_score(task, at) for task in self.results for at in depths]
         if self.suite.size > 1:
@@ -55,7 +54,7 @@ class SuiteResult:
 
 
 def evaluate_suite(
-    subject: Subject,
+    subject: TokenizedModel,
     bundle: Path,
     suite: Suite,
     protocol: Protocol,
@@ -64,19 +63,22 @@ def evaluate_suite(
     ranks: Ranks = ALONE,
     progress: Progress = lambda stage, fraction: None,
 ) -> SuiteResult:
-    """Score a suite's tasks, each kept in `folder` once done; depths that are there are not done again.
+    """Score a model on the tasks of a suite.
 
-    Every process calls this; each scores its share of a task's items, and all get the result.
+    Notes
+    -----
+    Each task's result is stored in `folder` as soon as it is complete. Stored depths are not scored again.
+    Every process must call this; each scores its share of a task's items, and all return the whole result.
     """
-    work = [(task, seed) for task in suite.tasks for seed in protocol.seeds]
-    total = sum(_weight(bundle, task) for task, _ in work)
+    pairs = [(task, seed) for task in suite.tasks for seed in protocol.seeds]
+    total = sum(_work(bundle, task) for task, _ in pairs)
     results: list[TaskResult] = []
     done = 0.0
-    for task, seed in work:
-        within = partial(_report, progress, suite.name, done / total, _weight(bundle, task) / total)
-        results.append(_evaluate_task(subject, bundle, task, seed, protocol, folder, ranks, within))
-        done += _weight(bundle, task)
-        within(1.0)
+    for task, seed in pairs:
+        within_task = partial(_report, progress, suite.name, done / total, _work(bundle, task) / total)
+        results.append(_evaluate_task(subject, bundle, task, seed, protocol, folder, ranks, within_task))
+        done += _work(bundle, task)
+        within_task(1.0)
     seeds = len(protocol.seeds)
     by_task = (tuple(results[first : first + seeds]) for first in range(0, len(results), seeds))
     return SuiteResult(suite=suite, results=tuple(by_task))
@@ -86,13 +88,13 @@ def _report(progress: Progress, stage: str, before: float, share: float, fractio
     progress(stage, before + share * fraction)
 
 
-def _weight(bundle: Path, task: Task) -> float:
-    """Guess the work of a task from the bytes of its prompts."""
+def _work(bundle: Path, task: Task) -> float:
+    """Return the relative work of a task, estimated from the bytes of its prompts."""
     return (bundle / "eval_data" / task.file).stat().st_size * (task.shots + 1.0)
 
 
 def _evaluate_task(
-    subject: Subject,
+    subject: TokenizedModel,
     bundle: Path,
     task: Task,
     seed: int,
@@ -110,23 +112,22 @@ def _evaluate_task(
         bfloat16=protocol.bfloat16,
     )
     path = result_file(folder, task, seed, key)
-    kept = ranks.once(lambda: load_result(path, task))
-    depths = tuple(depth for depth in protocol.depths if kept is None or depth not in kept.depths)
-    if kept is not None and not depths:
-        return kept.at(protocol.depths)
-    items = shuffled(read_items(bundle, task))
+    stored = ranks.once(lambda: load_result(path, task))
+    depths = tuple(depth for depth in protocol.depths if stored is None or depth not in stored.depths)
+    if stored is not None and not depths:
+        return stored.at_depths(protocol.depths)
+    items = shuffle(read_items(bundle, task))
     own = range(ranks.rank, len(items[: protocol.limit]), ranks.world)
     missing = replace(protocol, depths=depths)
-    result = _joined(
-        task, seed, depths, ranks.all_gather(_score_items(subject, task, items, own, seed, missing, progress))
-    )
+    parts = ranks.all_gather(_score_items(subject, task, items, own, seed, missing, progress))
+    result = _interleave(task, seed, depths, parts)
     if ranks.first:
-        keep_result(path, result)
-    return (result if kept is None else kept.joined(result)).at(protocol.depths)
+        save_result(path, result)
+    return (result if stored is None else stored.merge(result)).at_depths(protocol.depths)
 
 
 def _score_items(
-    subject: Subject,
+    subject: TokenizedModel,
     task: Task,
     items: Sequence[Item],
     indices: Sequence[int],
@@ -134,7 +135,7 @@ def _score_items(
     protocol: Protocol,
     progress: Callable[[float], None],
 ) -> dict[str, np.ndarray]:
-    """Score the items at `indices` in this process; arrays by name, the item their last dimension."""
+    """Score the items at `indices` in this process; return arrays whose last dimension is the item."""
     encoded = encode(
         task,
         items,
@@ -158,28 +159,27 @@ def _score_items(
         seed=seed,
         token_budget=protocol.token_budget,
         bfloat16=protocol.bfloat16,
-        done=advance,
+        on_batch=advance,
     )
     text_bytes = np.zeros(scores.tokens.shape, np.int64)
     for row, item in enumerate(encoded):
         text_bytes[row, : len(item)] = [subject.token_bytes[one.ids[one.start :]].sum() for one in item]
     options = np.array([items[i].options for i in indices])
     golds = np.array([items[i].gold for i in indices], np.int64)
-    judged = judge(scores.nats, scores.exact, scores.tokens, text_bytes, golds, options)
+    graded = grade(scores.nats, scores.exact, scores.tokens, text_bytes, golds, options)
     cropped = np.array([any(one.cropped for one in item) for item in encoded])
-    return {**judged, "options": options, "cropped": cropped}
+    return {**graded, "options": options, "cropped": cropped}
 
 
-def _joined(
+def _interleave(
     task: Task, seed: int, depths: tuple[int, ...], parts: Sequence[dict[str, np.ndarray]]
 ) -> TaskResult:
-    """Put the items of all processes, dealt in turn, back in order."""
-    whole = {}
+    """Return the items of all processes in evaluation order; process r has items r, r + world, ..."""
+    arrays = {}
     for name in parts[0]:
-        arrays = [part[name] for part in parts]
-        joined = np.concatenate(arrays, axis=-1)
-        for rank, array in enumerate(arrays):
-            joined[..., rank :: len(parts)] = array
-        whole[name] = joined
-    cropped = int(whole.pop("cropped").sum())
-    return TaskResult(task=task, seed=seed, depths=depths, cropped=cropped, **whole)
+        whole = np.concatenate([part[name] for part in parts], axis=-1)
+        for rank, part in enumerate(parts):
+            whole[..., rank :: len(parts)] = part[name]
+        arrays[name] = whole
+    cropped = int(arrays.pop("cropped").sum())
+    return TaskResult(task=task, seed=seed, depths=depths, cropped=cropped, **arrays)

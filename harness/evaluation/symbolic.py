@@ -1,23 +1,23 @@
-"""A suite that needs no download: generated symbolic tasks in the bundle's format. They are not Core.
+"""Generated symbolic tasks in the bundle's format, which need no download. They are not part of Core.
 
-Every choice task has four different options and its gold one anywhere among them, so guessing gets 1/4;
-`symbolic_copy_exact` has no options, so guessing gets 0. Imports no torch.
+Every choice task has four distinct options with the gold one at a random position, so chance is 1/4.
+`symbolic_copy_exact` has no options, so chance is 0. Imports no torch.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-import os
 import random
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-VERSION = 1  # of the items: a change makes another folder
+from harness.storage.files import new_folder
+
+VERSION = 1  # of the items, in the name of their folder
 ITEMS, SHOTS = 200, 4
 BRACKETS = {"(": ")", "[": "]", "{": "}", "<": ">"}
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -25,15 +25,11 @@ Fields = dict[str, Any]
 
 
 def symbolic_bundle(cache: Path) -> Path:
-    """Return the folder of the suite under `cache`, written on first use."""
+    """Return the folder of the suite under `cache`, generated on first use."""
     folder = cache / f"symbolic-{VERSION}"
     if not folder.exists():
-        partial = cache / f".symbolic-{VERSION}.{os.getpid()}"
-        write_symbolic(partial)
-        try:
-            partial.rename(folder)
-        except OSError:  # another process was first
-            shutil.rmtree(partial)
+        with new_folder(folder) as partial:
+            write_symbolic(partial)
     return folder
 
 
@@ -80,7 +76,7 @@ def _brackets(draw: random.Random) -> Fields:
 
 
 def _copy(draw: random.Random) -> Fields:
-    """Continue a sequence of four letters that has begun again."""
+    """Continue the second pass over a sequence of four letters."""
     letters = draw.sample(LETTERS, 4)
     shown = draw.randrange(4)
     return _choice(
@@ -89,7 +85,7 @@ def _copy(draw: random.Random) -> Fields:
 
 
 def _copy_exact(draw: random.Random) -> Fields:
-    """Repeat the letter that is repeated."""
+    """Continue a sequence of one repeated letter."""
     letter = draw.choice(LETTERS)
     return {"context": f"{' '.join(letter * draw.randint(3, 5))}", "continuation": f" {letter}"}
 
@@ -103,7 +99,7 @@ def _operators(draw: random.Random) -> Fields:
 
 
 def _lookup(draw: random.Random) -> Fields:
-    """Give the value of a key."""
+    """Look up the value of a key."""
     keys, values = draw.sample(LETTERS, 4), draw.sample("0123456789", 4)
     asked = draw.randrange(4)
     pairs = "".join(f"{key}={value};" for key, value in zip(keys, values, strict=True))

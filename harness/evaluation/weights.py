@@ -1,26 +1,108 @@
-"""Trained weights wherever they lie: run folders, our exports, published checkpoints."""
+"""Trained models with their tokenizers, from run folders, exports and published checkpoints."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import warnings
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
+import torch
+
+from harness.data.tokenizer import find_bos, token_bytes
+from harness.distributed.process_group import ALONE, Ranks
 from harness.run.folder import RunFolder
 from harness.training.checkpoint import load_newest
+from harness.training.session import device_named, prepare_process
 from model.config_validation import ConfigError
 from model.published.checkpoint import export_model, load_model
 from model.transformer import LoopedTransformer, build_model
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 TOKENIZER = "tokenizer.json"
 
 
+@dataclass(frozen=True, kw_only=True)
+class TokenizedModel:
+    """A model on its device with its tokenizer, ready to be scored on text."""
+
+    model: LoopedTransformer
+    tokenizer: Tokenizer
+    bos: int
+    token_bytes: np.ndarray  # bytes of text behind each token id
+    digest: str  # of weights, configuration and tokenizer
+
+    @property
+    def own_depth(self) -> int:
+        """Return T = mean recurrence, the depth of a score where none is asked for."""
+        return self.model.config.own_depth
+
+
+def load_tokenized(path: Path, cache: Path, *, device: str = "auto", ranks: Ranks = ALONE) -> TokenizedModel:
+    """Load a model and its tokenizer on this process's device.
+
+    Parameters
+    ----------
+    path : run folder, export or published checkpoint.
+    cache : folder of the data sets, which hold the tokenizers of runs.
+
+    Raises
+    ------
+    ConfigError : `path` holds no model, or the tokenizer is not the model's.
+    """
+    model, file = load_weights(path), tokenizer_file(path, cache)
+    tokenizer = open_tokenizer(file, model)
+    text = file.read_text(encoding="utf-8")
+    place = device_named(device, ranks)
+    prepare_process(place)
+    return TokenizedModel(
+        model=model.to(place),
+        tokenizer=tokenizer,
+        bos=RunFolder(path).dataset(cache).bos if is_run(path) else find_bos(text, None),
+        token_bytes=token_bytes(text),
+        digest=_digest(model, text),
+    )
+
+
+def open_tokenizer(file: Path, model: LoopedTransformer) -> Tokenizer:
+    """Open the tokenizer of a model; raises ConfigError if it has more tokens than the model."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(file))
+    if tokenizer.get_vocab_size() > model.config.vocabulary_size:
+        raise ConfigError(
+            f"{file} has {tokenizer.get_vocab_size()} tokens, the model only "
+            f"{model.config.vocabulary_size}: this is not its tokenizer"
+        )
+    return tokenizer
+
+
+def _digest(model: LoopedTransformer, tokenizer_json: str) -> str:
+    digest = hashlib.sha256(json.dumps(asdict(model.config), sort_keys=True).encode())
+    for name, value in sorted(model.named_parameters()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy())
+    digest.update(tokenizer_json.encode())
+    return digest.hexdigest()[:16]
+
+
 def load_run(folder: RunFolder) -> LoopedTransformer:
-    """Build the model of a run folder with the weights of its newest whole checkpoint.
+    """Build the model of a run with the weights of its newest intact checkpoint.
 
-    Warns when the run has not ended yet.
+    Raises
+    ------
+    ConfigError : the run has no checkpoint.
+    CheckpointError : all its checkpoints are corrupt.
 
-    Raises ConfigError for a folder without a checkpoint, CheckpointError when none is whole.
+    Warns
+    -----
+    UserWarning : the run has not finished.
     """
     run = folder.check()
     checkpoint = load_newest(folder.checkpoints, weights_only=True)
@@ -34,29 +116,35 @@ def load_run(folder: RunFolder) -> LoopedTransformer:
 
 
 def load_weights(path: Path) -> LoopedTransformer:
-    """Load a run folder, one of our exports, or a published checkpoint (config.json beside its weights).
+    """Load the model of a run folder, an export or a published checkpoint.
 
-    Raises ConfigError for a folder that is none of them, ValueError for weights that do not fit.
+    Raises
+    ------
+    ConfigError : `path` holds no model.
+    ValueError : the weights do not fit the model's config.json.
     """
     check_model(path)
     return load_run(RunFolder(path)) if is_run(path) else load_model(path)
 
 
 def check_model(path: Path) -> None:
-    """Raise ConfigError unless a run or a model's config.json lies at `path`."""
+    """Raise ConfigError unless `path` is a run or holds a model's config.json."""
     if not is_run(path) and not (path / "config.json").exists():
         raise ConfigError(f"{path} holds no model: neither a run nor a config.json beside weights")
 
 
 def is_run(path: Path) -> bool:
-    """Tell whether `path` is the folder of a run, or will be."""
+    """Return True if `path` is the folder of a run, or will be."""
     return RunFolder(path).is_run()
 
 
 def tokenizer_file(path: Path, cache: Path) -> Path:
-    """Find the tokenizer.json of a model: its run's data set under `cache`, or the file beside its weights.
+    """Return the tokenizer.json of a model: of its run's data set, or beside its weights.
 
-    Raises ConfigError where there is none, DataError when the run's data is not under `cache`.
+    Raises
+    ------
+    ConfigError : there is no tokenizer.json beside the weights.
+    DataError : the run's data set is not under `cache`.
     """
     if is_run(path):
         folder = RunFolder(path)
@@ -70,7 +158,9 @@ def tokenizer_file(path: Path, cache: Path) -> Path:
 def export(path: Path, folder: Path, *, cache: Path, published: bool) -> None:
     """Write config.json, model.safetensors and the tokenizer of the model at `path` into `folder`.
 
-    Raises ConfigError or ValueError when `published` cannot express the model; nothing is written then.
+    Raises
+    ------
+    ConfigError, ValueError : the `published` layout cannot express the model; nothing is written.
     """
     model, tokenizer = load_weights(path), tokenizer_file(path, cache)
     export_model(model, folder, published=published)

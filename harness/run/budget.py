@@ -1,4 +1,4 @@
-"""How long one run trains: steps from FLOPs, tokens or tokens per parameter; imports no torch."""
+"""Length of a run: steps from FLOPs, tokens or tokens per parameter. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,15 +13,20 @@ LENGTHS = ("budget_flops", "tokens", "tokens_per_param", "steps")
 
 
 class BudgetError(ConfigError):
-    """A budget that does not buy a single step, or that is stated twice or not at all."""
+    """A budget below one step, or not exactly one length set."""
 
 
 def solved_steps(run: RunConfig) -> int:
-    """Return the optimiser steps that `run` asks for, rounded down as published.
+    """Return the optimiser steps of `run`, rounded down as published.
 
-    For a budget C: floor(floor(C / f) / tokens_per_step) with f the FLOPs per token at the nominal depths,
+    Raises
+    ------
+    BudgetError : not exactly one length is set, or it is less than one step.
+
+    Notes
+    -----
+    For a budget C: floor(floor(C / f) / tokens_per_step), with f the FLOPs per token at the nominal depths
     under the run's accounting. `tokens_per_param` counts all parameters, as the paper does.
-    Raises BudgetError unless exactly one length is set and it buys at least one step.
     """
     stated = [name for name in LENGTHS if getattr(run, name) is not None]
     if len(stated) != 1:
@@ -51,7 +56,7 @@ def nominal_flops_per_token(run: RunConfig) -> float:
 
 
 def solve(run: RunConfig) -> RunConfig:
-    """Return `run` with its length in steps; a FLOP budget stays beside them for the record."""
+    """Return `run` with its length in steps; a FLOP budget is kept for the record."""
     steps = solved_steps(run)
     try:
         return dataclasses.replace(run, steps=steps, tokens=None, tokens_per_param=None)
@@ -60,7 +65,7 @@ def solve(run: RunConfig) -> RunConfig:
 
 
 def check_epochs(run: RunConfig, unique_tokens: int) -> None:
-    """Raise BudgetError when a solved `run` would read its training tokens more often than it allows."""
+    """Raise BudgetError if a solved `run` repeats its training tokens more often than max_epochs."""
     assert run.steps is not None, "solve the run first"
     tokens = run.steps * run.batch_tokens
     if tokens > run.training.max_epochs * unique_tokens:

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 import yaml
 from annotated_types import Ge, Gt, Lt, MinLen
+from pydantic_core import to_json
 
 from harness.data.config import DataConfig
 from model.config import ModelConfig
@@ -21,7 +22,6 @@ CONFIG = "config.yaml"
 # libyaml's, where it is built in: ten times as fast
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-_encode = json.JSONEncoder().encode
 
 Rate = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Ge(0), Lt(1)]
@@ -29,7 +29,7 @@ Fraction = Annotated[float, Ge(0), Lt(1)]
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """Set every constant of the optimiser; the defaults are those of the published 140M and 370M runs."""
+    """Constants of the optimiser; the defaults are those of the published 140M and 370M runs."""
 
     name: Literal["muon_adamw", "adamw"] = "muon_adamw"
 
@@ -68,10 +68,10 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """How learning rate and weight decay move over the steps; factors multiply the peaks.
+    """Factors of the peak learning rate and weight decay over the steps.
 
-    The stable phase of a trapezoid depends on the step alone when `weight_decay` is "follow", so that runs
-    of different lengths share it; "linear" is the published decay to zero over the whole run.
+    With weight_decay="follow" the stable phase of a trapezoid depends only on the step, and runs of different
+    lengths can share it. "linear" is the published decay to zero over the whole run.
     """
 
     shape: Literal["trapezoid", "cosine", "linear"] = "trapezoid"
@@ -82,7 +82,7 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """The step: batch, clipping, precision, devices, and how often something is written."""
+    """Batch, clipping, precision, devices, and intervals of logs and checkpoints."""
 
     batch_sequences: Annotated[int, Gt(0)] = 16  # over all processes
     packing: Literal["blocks", "best_fit"] = "blocks"  # documents into sequences; conf/ chooses best_fit
@@ -118,7 +118,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GuardrailsConfig:
-    """When a run counts as diverged, and how closely it is watched."""
+    """Criteria of divergence and the interval of the spectral-radius probe."""
 
     max_skipped_steps: Annotated[int, Gt(0)] = 10  # in a row, for a loss or gradient that is not finite
     average_steps: Annotated[int, Gt(1)] = 50  # horizon of the running mean and spread of the loss
@@ -138,9 +138,9 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LoggerConfig:
-    """Where metrics go beside metrics.jsonl.
+    """Destination of metrics in addition to metrics.jsonl.
 
-    Raises ValueError where keys of wandb are set without wandb.
+    Raises ValueError if mode=online is set without wandb.
     """
 
     name: Literal["none", "wandb"] = "none"
@@ -155,7 +155,7 @@ class LoggerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """One run. Exactly one of budget_flops, tokens, tokens_per_param and steps says how long it trains."""
+    """One run; exactly one of budget_flops, tokens, tokens_per_param and steps is set."""
 
     scale: str
     model: ModelConfig
@@ -199,14 +199,10 @@ def parse_config(text: str, path: Path) -> RunConfig:
 
 def config_text(run: RunConfig) -> str:
     """Return `run` as YAML."""
-    lines = []
-    for item in dataclasses.fields(run):
-        value = getattr(run, item.name)
-        lines.append(_yaml(item.name, _encode(vars(value) if dataclasses.is_dataclass(value) else value)))
-    return "".join(lines)
+    return "".join(_yaml(item.name, to_json(getattr(run, item.name))) for item in dataclasses.fields(run))
 
 
 @lru_cache(maxsize=4096)
-def _yaml(name: str, content: str) -> str:
-    # Cached by its text: thousands of runs of a sweep share most sections.
+def _yaml(name: str, content: bytes) -> str:
+    # Cached, because thousands of runs of a sweep share most sections and YAML is slow to write.
     return str(yaml.dump({name: json.loads(content)}, Dumper=_Dumper, sort_keys=False))

@@ -1,7 +1,7 @@
-"""One run's folder: configuration, identity, status, lease. The files are the truth; imports no torch.
+"""The folder of one run: configuration, identity, status, record, lease. Imports no torch.
 
-A run that a sweep has entered has no folder until something is written into it; up to then its line in the
-sweep's planned.jsonl answers (`harness.run.pending_runs`).
+A run of a sweep has no folder until something is written into it. Until then its files are read from its line
+in the sweep's planned.jsonl (`harness.run.pending_runs`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ State = Literal["planned", "submitted", "running", "done", "failed"]
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """Where a run stands. `failure_class` and `message` say why a failed one failed."""
+    """State of a run; `failure_class` and `message` are those of a failed one."""
 
     state: State
     failure_class: str = ""
@@ -38,12 +38,12 @@ class Status:
     attempts: int = 0
     step: int = 0
     steps: int = 0
-    ended_before: str = ""  # failure class that ended the attempt before, "lost" where it left no word
+    ended_before: str = ""  # failure class of the attempt before, "lost" if it ended without a status
     updated_s: float = 0.0  # seconds since the epoch
     failures: dict[str, int] = field(default_factory=dict)  # so far, by class
 
     def failed(self, failure_class: str, message: str) -> Status:
-        """Return this status as a failure of the class, counted."""
+        """Return this status as a failure of `failure_class`, counted."""
         failures = self.failures | {failure_class: self.failures.get(failure_class, 0) + 1}
         return dataclasses.replace(
             self, state="failed", failure_class=failure_class, message=message, failures=failures
@@ -79,40 +79,40 @@ class RunFolder:
     def depth_curve(self) -> Path:
         return self.path / "depth_curve.json"
 
-    def is_there(self) -> bool:
-        """Say whether the folder is there with all that it begins with: status.json is written last."""
+    def exists(self) -> bool:
+        """Return True if the folder exists with all its initial files, of which status.json is the last."""
         return os.path.exists(f"{self.path}/status.json")  # noqa: PTH110
 
     def is_run(self) -> bool:
-        """Say whether a run lies here or was entered under this name."""
+        """Return True if this is the folder of a run or of a pending one."""
         return (self.path / "identity.json").exists() or self.run_id in pending_lines(self.path.parent)
 
     def ensure_created(self, *, sync: bool = True) -> bool:
-        """Create the folder of a run that was entered, with the files it begins with, unless it is there.
+        """Create the folder of a pending run with its initial files unless it exists.
 
-        Whatever may be the first to write into the folder does this before. Several processes at once do no
-        harm. Says whether the folder had to be created.
+        Must be called before anything is written into the folder. Several processes may call it at once.
+        Returns True if the folder had to be created.
         """
-        if self.is_there() or not (files := pending_files(self.path)):
+        if self.exists() or not (files := pending_files(self.path)):
             return False
         write_files(self.path, files, keep=True, sync=sync)
         return True
 
     def content(self, name: str, read: Callable[[str], Any] = read_json) -> Any:
-        """Return what the folder's file `name` holds or, before there is a folder, will hold.
+        """Return the content of the file `name`, for a pending run the content that it will have.
 
-        Raises FileNotFoundError where that is nothing.
+        Raises FileNotFoundError if there is none.
         """
-        path = f"{self.path}/{name}"  # a Path costs as much as the reading
+        path = f"{self.path}/{name}"  # making a Path takes as long as reading the file
         try:
             return read(path)
         except FileNotFoundError:
-            if not self.is_there() and (planned := pending_file(self.path, name)) is not None:
-                return planned
+            if not self.exists() and (pending := pending_file(self.path, name)) is not None:
+                return pending
             return read(path)  # another process may have created the folder in between
 
     def status(self) -> Status:
-        """Return the status; a folder without one counts as planned."""
+        """Return the status, "planned" for a folder without one."""
         try:
             return Status(**self.content("status.json"))
         except FileNotFoundError:
@@ -132,7 +132,7 @@ class RunFolder:
         write_json(self.path / "record.json", row, sync=sync)
 
     def micro_batch(self) -> int | None:
-        """Return how many sequences a process of the last attempt took at once, None before there was one."""
+        """Return the sequences per micro-batch of the last attempt, None before the first."""
         path = self.path / "micro_batch.json"
         return int(read_json(path)["micro_batch"]) if path.exists() else None
 
@@ -140,7 +140,7 @@ class RunFolder:
         write_json(self.path / "micro_batch.json", {"micro_batch": sequences})
 
     def config(self) -> RunConfig:
-        """Return the run's configuration. Raises ConfigError when the folder holds none."""
+        """Return the run's configuration. Raises ConfigError if the folder has none."""
         try:
             text = self.content(CONFIG, read_text)
         except (FileNotFoundError, NotADirectoryError):
@@ -156,7 +156,7 @@ class RunFolder:
         return str(self._identity()["data_digest"])
 
     def dataset(self, cache: Path) -> Dataset:
-        """Open the data set that the run was planned with; raises DataError when `cache` does not hold it."""
+        """Return the data set that the run was planned with. Raises DataError if it is not in `cache`."""
         digest = self.data_digest()
         if not (cache / digest).is_dir():
             raise DataError(f"data {digest} is not under {cache}: make it with loopscale data, same settings")
@@ -171,7 +171,7 @@ class RunFolder:
     def check(self) -> RunConfig:
         """Return the configuration after checking that folder name, identity and configuration agree.
 
-        Raises ConfigError naming the fields that differ when the folder is another configuration's.
+        Raises ConfigError naming the fields that differ.
         """
         run, stored = self.config(), self._identity()
         expected = identity(run, self.data_digest())
@@ -188,12 +188,12 @@ class RunFolder:
         return run
 
     def lease(self) -> AbstractContextManager[bool]:
-        """Hold the run for one process; gives False when another one has it. A killed holder lets go."""
+        """Lock the run for this process; yields False if another process holds it."""
         self.ensure_created()
         return exclusive(self.path / "lease", wait=False)
 
     def is_held(self) -> bool:
-        """Say whether a process trains this run now."""
+        """Return True if a process trains this run now."""
         return is_held(self.path / "lease")
 
 
@@ -206,22 +206,22 @@ def create(
     sync: bool = True,
     prefix: str = "",
 ) -> RunFolder:
-    """Create (or return) the folder of a solved `run` under `parent`; one that exists is checked first.
+    """Return the folder of a solved `run` under `parent`, created or, if it exists, checked.
 
-    `prefix` stands before its name.
+    `prefix` precedes its name.
     """
     folder = RunFolder(parent / (prefix + run_id(run, data_digest)))
     folder.ensure_created(sync=sync)
-    if folder.is_there():
+    if folder.exists():
         reconcile(folder, run)
     else:
-        files = first_files(folder, run, data_digest=data_digest, unique_tokens=unique_tokens)
+        files = initial_files(folder, run, data_digest=data_digest, unique_tokens=unique_tokens)
         write_files(folder.path, files, keep=False, sync=sync)
     return folder
 
 
-def first_files(folder: RunFolder, run: RunConfig, *, data_digest: str, unique_tokens: int) -> Files:
-    """Return what the folder of a solved `run` begins with."""
+def initial_files(folder: RunFolder, run: RunConfig, *, data_digest: str, unique_tokens: int) -> Files:
+    """Return the initial files of the folder of a solved `run`."""
     row = planned_record(
         run,
         run_id=folder.run_id,
@@ -233,13 +233,13 @@ def first_files(folder: RunFolder, run: RunConfig, *, data_digest: str, unique_t
         CONFIG: config_text(run),
         "identity.json": identity(run, data_digest),
         "record.json": row,
-        # Last, because its presence says that the folder is complete.
+        # Last, because its presence marks the folder as complete.
         "status.json": vars(Status(state="planned", steps=run.steps or 0, updated_s=time.time())),
     }
 
 
 def reconcile(folder: RunFolder, run: RunConfig) -> None:
-    """Check a folder that is there, and let it have the machine settings of `run` from now on."""
+    """Check that an existing folder is that of `run` and give it the machine settings of `run`."""
     text = config_text(run)
     if (folder.path / CONFIG).read_text(encoding="utf-8") == text:
         return
@@ -247,7 +247,7 @@ def reconcile(folder: RunFolder, run: RunConfig) -> None:
     status = folder.status()
     if status.state == "done":
         return
-    if "oom" in status.failures:  # its micro-batch was made to fit
+    if "oom" in status.failures:  # its micro-batch was reduced to fit
         training = dataclasses.replace(run.training, micro_batch=stored.training.micro_batch)
         run = dataclasses.replace(run, training=training)
     folder.set_config(run)

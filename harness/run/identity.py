@@ -1,4 +1,4 @@
-"""What makes two runs the same: the science fields, their canonical JSON, its hash; imports no torch."""
+"""Identity of a run: its science fields, their canonical JSON and its hash. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.run.config import RunConfig
 IDENTITY_VERSION = 1
 TRAINING_SCIENCE = ("batch_sequences", "packing", "document_mask", "gradient_clip", "precision")
 
-SHOWN = (  # in columns of their own, or what a study varies
+SHOWN = (  # have columns of their own, or are varied by a study
     *("kind", "width", "prelude_layers", "core_layers", "coda_layers", "vocabulary_size", "sequence_length"),
     *("injection", "mean_recurrence", "backprop_depth", "depth_sampling", "cooldown_fraction"),
     *("name", "adamw_learning_rate", "muon_learning_rate", "lr_scaling", "batch_sequences"),
@@ -24,9 +24,9 @@ _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=Fals
 
 
 def identity(run: RunConfig, data_digest: str) -> Identity:
-    """Return the science fields of a solved `run`: never a path, a host, a budget or an accounting.
+    """Return the science fields of a solved `run`, without paths, host, budget or accounting.
 
-    Fields at their default are left out, so that a new field with a default renames no run.
+    Fields at their default are left out. A new field with a default therefore renames no run.
     """
     assert run.steps is not None, "solve the run first"
     training = _changed(run.training)
@@ -43,7 +43,7 @@ def identity(run: RunConfig, data_digest: str) -> Identity:
 
 
 def recipe(run: RunConfig) -> str:
-    """Return the science fields that no other column of the runs table shows, where they are not default."""
+    """Return the science fields with values other than the default that have no column in the runs table."""
     sections = {
         "model": run.model,
         "optimizer": run.optimizer,
@@ -59,12 +59,12 @@ def recipe(run: RunConfig) -> str:
 
 
 def run_id(run: RunConfig, data_digest: str) -> str:
-    """Return `<readable>-<8 hex>`; only the hex digits identify, the rest is for people."""
-    return name_of(run, identity(run, data_digest))
+    """Return `<readable>-<8 hex>`; only the hexadecimal digits identify the run."""
+    return run_name(run, identity(run, data_digest))
 
 
-def name_of(run: RunConfig, fields: Identity) -> str:
-    """Return the run id of these science fields, which are those of `run` but perhaps for the steps."""
+def run_name(run: RunConfig, fields: Identity) -> str:
+    """Return the run id of science fields that are those of `run`, possibly with other steps."""
     model = run.model
     depth = {"transformer": "plain", "fixed": "fixed"}.get(model.table_kind, f"mu{model.mean_recurrence:g}")
     digits = hashlib.sha256(canonical_json(fields).encode()).hexdigest()[:8]
@@ -72,15 +72,15 @@ def name_of(run: RunConfig, fields: Identity) -> str:
 
 
 def canonical_json(fields: Identity) -> str:
-    """Return JSON with sorted keys and no spaces; equal identities give equal text."""
+    """Return JSON with sorted keys and no spaces, equal for equal identities."""
     return _encode(fields)
 
 
 def difference(ours: Identity, theirs: Identity) -> str:
     """Return the fields in which two identities differ, as `key: ours / theirs`."""
-    left, right = _flat(ours), _flat(theirs)
-    keys = sorted(key for key in left.keys() | right.keys() if left.get(key) != right.get(key))
-    return ", ".join(f"{key}: {left.get(key, 'default')} / {right.get(key, 'default')}" for key in keys)
+    a, b = _flat(ours), _flat(theirs)
+    keys = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
+    return ", ".join(f"{key}: {a.get(key, 'default')} / {b.get(key, 'default')}" for key in keys)
 
 
 def _changed(config: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""The runs of a sweep that have no folder yet: a line each in `<root>/<sweep>/planned.jsonl`.
+"""The runs of a sweep that have no folder yet, one line each in `<root>/<sweep>/planned.jsonl`.
 
-Thousands of folders take seconds to create and one file does not, so a run's folder is created when something
-happens to the run. Until then its line holds the files that the folder will begin with.
+Creating thousands of folders takes seconds. A run's folder is therefore created when something is written
+into it. Until then its line holds the initial files of the folder.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from harness.storage.files import json_text, write_once, write_text
 from model.config_validation import ConfigError
 
 PLANNED = "planned.jsonl"
-# What a folder begins with, in the order of writing: text as it is and JSON as data, by file name.
+# Initial files of a folder by name, in the order of writing: text, or the data of a JSON file.
 Files = dict[str, Any]
 
-_BEGIN = '{"run_id": "'  # of every line, so that a run's is found without parsing the others
+_BEGIN = '{"run_id": "'  # of every line, to find a run's without parsing the others
 _encode = json.JSONEncoder(allow_nan=False).encode
 _decode = json.JSONDecoder().raw_decode
 
@@ -31,13 +31,13 @@ def pending_line(run_id: str, files: Files) -> str:
 
 
 def pending_lines(sweep: Path) -> Mapping[str, str]:
-    """Return the lines of the sweep in `sweep` by run id, none where there is no such file.
+    """Return the lines of the sweep in folder `sweep` by run id, none if there is no such file.
 
-    They are read once, and again when the file was replaced. Raises ConfigError for a damaged file.
+    The file is read again only after it was replaced. Raises ConfigError if it is damaged.
     """
     path = f"{sweep}/{PLANNED}"
     try:
-        descriptor = os.open(path, os.O_RDONLY)  # a file server answers this anew, os.stat from a cache
+        descriptor = os.open(path, os.O_RDONLY)  # on a network file system os.stat may answer from a cache
     except (FileNotFoundError, NotADirectoryError):
         return {}
     stamp = os.fstat(descriptor)
@@ -56,32 +56,32 @@ def _lines(path: str, *_stamp: int) -> Mapping[str, str]:
 
 
 def pending_file(folder: Path, name: str) -> Any:
-    """Return what the file `name` in the run's folder `folder` will begin with, None where none is planned.
+    """Return the initial content of the file `name` in `folder`, None if no such file is pending.
 
-    Nothing else of the run's line is parsed: `status` asks for two small files of thousands of runs.
+    Only this part of the run's line is parsed: `status` reads two small files of thousands of runs.
     """
     line = pending_lines(folder.parent).get(folder.name, "")
-    key = f'"{name}": '  # inside of a value its quotes would be escaped
+    key = f'"{name}": '  # inside a value the quotes would be escaped
     at = line.find(key)
     return None if at < 0 else _decode(line, at + len(key))[0]
 
 
 def pending_files(folder: Path) -> Files:
-    """Return all files that the run's folder `folder` will begin with, {} where none is planned there."""
+    """Return the initial files of the run's folder `folder`, {} if no run is pending there."""
     line = pending_lines(folder.parent).get(folder.name)
     files = json.loads(line) if line else {}
     return {name: content for name, content in files.items() if name != "run_id"}
 
 
 def write_pending(sweep: Path, lines: Mapping[str, str]) -> None:
-    """Write all lines at once and synced; a reader sees those of before or these."""
+    """Replace all lines atomically."""
     write_text(sweep / PLANNED, "".join(lines.values()))
 
 
 def write_files(folder: Path, files: Files, *, keep: bool, sync: bool = True) -> None:
-    """Create the folder of a run with its first files, the last of which says that it is complete.
+    """Create the folder of a run with its initial files.
 
-    With `keep` a file that is there stays, so that several processes can do this at once.
+    With `keep` existing files are kept, which allows several processes to call it at once.
     """
     write = write_once if keep else write_text
     folder.mkdir(parents=True, exist_ok=True)

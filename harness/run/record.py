@@ -1,4 +1,4 @@
-"""The record of a finished run: its row of the runs table, and its rows of the depth table."""
+"""The record of a run: its row of the runs table and its rows of the depth table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from model.flops import flops_per_token, parameter_counts
 
 SCHEMA_VERSION = 5
 VERSION = "0.1.0"
-# How fast a run went and what it took: not the same from one attempt, or machine, to the next.
+# Speed and memory of a run: differ between attempts and machines.
 MEASURED = ("wall_s", "device_s", "tokens_per_s", "mfu", "data_wait_share", "peak_memory_bytes")
 RESULTS = (
     "executed_flops",
@@ -38,7 +38,7 @@ RESULTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Losses over the fixed validation blocks; index T - 1 of each list is test-time depth T."""
+    """Losses over the fixed validation blocks; index T - 1 of each list is for test-time depth T."""
 
     loss_nats: list[float]
     loss_se_nats: list[float]
@@ -46,12 +46,12 @@ class Evaluation:
     tokens: int
 
     def at(self, depth: int) -> int:
-        """Return the index of `depth`, the deepest one for a model without a loop."""
+        """Return the index of `depth`, at most that of the deepest one."""
         return min(depth, len(self.loss_nats)) - 1
 
 
 def planned_columns(run: RunConfig) -> dict[str, Any]:
-    """Return the columns that are known before a solved `run` starts; the planner shows the same ones."""
+    """Return the columns that are known before a solved `run` starts."""
     assert run.steps is not None, "solve the run first"
     model, optimizer = run.model, run.optimizer
     counts = parameter_counts(model)
@@ -105,7 +105,7 @@ def planned_columns(run: RunConfig) -> dict[str, Any]:
 def planned_record(
     run: RunConfig, *, run_id: str, sweep: str, data_digest: str, unique_tokens: int
 ) -> dict[str, Any]:
-    """Return the whole row of the runs table before the run has started; None for what is not known yet."""
+    """Return the row of the runs table before the run has started, with None for unknown results."""
     columns = planned_columns(run)
     return columns | {
         "schema_version": SCHEMA_VERSION,
@@ -133,9 +133,16 @@ def finished_record(
     own_depth: int,
     **more: Any,
 ) -> dict[str, Any]:
-    """Return `planned` with the results filled in; `counters` are those of `harness.training.throughput`.
+    """Return the row `planned` with the results filled in.
 
-    A figure that is not a number is stored as None, NaN in the table.
+    Parameters
+    ----------
+    counters : of `harness.training.throughput`.
+    own_depth : test-time depth of the row's losses.
+
+    Notes
+    -----
+    A value that is not finite is stored as None, NaN in the table.
     """
     own = evaluation.at(own_depth)
     train_s = counters["train_s"]
@@ -157,7 +164,7 @@ def finished_record(
 
 
 def depth_rows(run_id: str, evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Return the run's rows of the depth table, T = 1 upwards."""
+    """Return the run's rows of the depth table, from T = 1 on."""
     pairs = zip(evaluation.loss_nats, evaluation.loss_se_nats, strict=True)
     return [
         {"run_id": run_id, "depth": depth, "val_loss_nats": _finite(loss), "val_loss_se_nats": _finite(error)}
@@ -167,12 +174,12 @@ def depth_rows(run_id: str, evaluation: Evaluation) -> list[dict[str, Any]]:
 
 @cache
 def code_version() -> str:
-    """Return the version and, in a checkout, its commit, with `-dirty` when files differ from it.
+    """Return the version and, in a checkout, its commit, with `-dirty` if files differ from it.
 
-    A job runs from a snapshot, which is no checkout: LOOPSCALE_CODE_VERSION says what it was taken from.
+    A job runs from a snapshot without git; LOOPSCALE_CODE_VERSION is the version that it was taken from.
     """
-    if told := os.environ.get("LOOPSCALE_CODE_VERSION"):
-        return told
+    if version := os.environ.get("LOOPSCALE_CODE_VERSION"):
+        return version
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     here = Path(__file__).resolve().parent
     try:

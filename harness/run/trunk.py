@@ -1,4 +1,4 @@
-"""Trunks: the steps that runs of different lengths share, because nothing in them depends on the length.
+"""Trunks: the leading steps that runs of different lengths share, because they do not depend on the length.
 
 Imports no torch.
 """
@@ -14,15 +14,15 @@ from harness.run.folder import RunFolder
 from harness.run.identity import canonical_json, identity
 from harness.storage.files import write_json
 
-SEGMENT = "trunk-"  # before the name of a segment's folder, which lies beside its runs
-ORIGIN = "trunk.json"  # in the folder of a run or segment, where it does not begin at step 0 by itself
+SEGMENT = "trunk-"  # prefix of a segment's folder, which is beside the folders of its runs
+ORIGIN = "trunk.json"  # in the folder of a run or segment that continues another segment
 
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Where a run or segment begins: at a checkpoint of the segment `parent` beside it, at step 0 where "".
+    """Start of a run or segment: a checkpoint of the segment `parent`, or step 0 if that is "".
 
-    A segment is a part of a trunk: it hands its last checkpoint on, and nothing is evaluated.
+    A segment is a part of a trunk. Its last checkpoint is continued by others, and it is not evaluated.
     """
 
     parent: str = ""
@@ -30,18 +30,20 @@ class Origin:
 
 
 def stable_steps(schedule: ScheduleConfig, steps: int) -> int:
-    """Give the number of leading steps whose rates do not depend on `steps`; 0 where all of them do.
+    """Return the number of leading steps whose rates do not depend on `steps`.
 
-    That takes a trapezoid whose weight decay follows the learning rate or is constant. The trapezoid's
-    factor falls below 1 at the first step s with steps - s < cooldown + 1.
+    Notes
+    -----
+    It is 0 unless the schedule is a trapezoid whose weight decay follows the learning rate or is constant.
+    The trapezoid's factor falls below 1 at the first step s with steps - s < cooldown + 1.
     """
-    if why_unshared(schedule):
+    if unshared_reason(schedule):
         return 0
     return max(0, steps - round(schedule.cooldown_fraction * steps))
 
 
-def why_unshared(schedule: ScheduleConfig) -> str:
-    """Say why runs of this schedule share no steps, and what would change that; "" where they do."""
+def unshared_reason(schedule: ScheduleConfig) -> str:
+    """Return why runs of this schedule share no steps and what to change, "" if they share some."""
     if schedule.shape != "trapezoid":
         return (
             f"schedule.shape={schedule.shape} moves the learning rate over the whole run: "
@@ -56,7 +58,7 @@ def why_unshared(schedule: ScheduleConfig) -> str:
 
 
 def trunk_id(run: RunConfig, data_digest: str) -> str:
-    """Name the trunk of a solved `run`: equal for runs that differ in length and cool-down alone; else ""."""
+    """Return the trunk's id, equal for runs that differ only in length and cool-down; "" without a trunk."""
     assert run.steps is not None, "solve the run first"
     if not stable_steps(run.schedule, run.steps):
         return ""
@@ -67,14 +69,14 @@ def trunk_id(run: RunConfig, data_digest: str) -> str:
 
 
 def segment_run(run: RunConfig, end: int) -> RunConfig:
-    """Return what trains the trunk of `run` up to step `end`: the same run without a cool-down."""
+    """Return the run that trains the trunk of `run` up to step `end`, without a cool-down."""
     schedule = dataclasses.replace(run.schedule, cooldown_fraction=0.0)
-    # Its metrics are logged by the runs that it hands them to.
+    # Its metrics are logged by the runs that continue it.
     return dataclasses.replace(run, schedule=schedule, steps=end, budget_flops=None, logger=LoggerConfig())
 
 
 def origin(folder: RunFolder) -> Origin:
-    """Return where the run in `folder` begins; an independent one begins at step 0."""
+    """Return the origin of the run in `folder`."""
     try:
         return Origin(**folder.content(ORIGIN))
     except FileNotFoundError:
@@ -82,6 +84,6 @@ def origin(folder: RunFolder) -> Origin:
 
 
 def set_origin(folder: RunFolder, begins: Origin, *, sync: bool = True) -> None:
-    """Write down where the run in `folder` begins."""
+    """Write the origin of the run in `folder`."""
     folder.ensure_created(sync=sync)
     write_json(folder.path / ORIGIN, dataclasses.asdict(begins), sync=sync)

@@ -1,23 +1,25 @@
-"""Files that are whole or absent: atomic writes, and reads that name what is damaged."""
+"""Atomic writes of files and folders, and reads that name a damaged file."""
 
 from __future__ import annotations
 
 import json
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from model.config_validation import ConfigError
 
-_encode = json.JSONEncoder(sort_keys=True, allow_nan=False).encode  # json.dumps would make one for each value
+_encode = json.JSONEncoder(sort_keys=True, allow_nan=False).encode  # json.dumps makes one for each value
 _encode_lines = json.JSONEncoder(sort_keys=True, allow_nan=False, separators=(",\n ", ": ")).encode
 _NESTED = (dict, list, tuple)
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """Return the JSON object in `path`; raises ConfigError naming the file when it is damaged."""
+    """Return the JSON object in `path`. Raises ConfigError naming the file if it is damaged."""
     try:
         content = json.loads(read_text(path))
     except ValueError as error:
@@ -41,7 +43,7 @@ def read_text(path: str | Path) -> str:
 
 
 def write_json(path: Path, content: Mapping[str, Any] | Sequence[Any], *, sync: bool = True) -> None:
-    """Write JSON atomically, one line per key or item: a reader sees the old file or the new one."""
+    """Write JSON atomically, one line per key or item."""
     write_text(path, json_text(content), sync=sync)
 
 
@@ -61,16 +63,16 @@ def json_text(content: Mapping[str, Any] | Sequence[Any]) -> str:
 
 
 def write_text(path: Path, text: str, *, sync: bool = True) -> None:
-    """Write a file atomically (temporary file, fsync, rename).
+    """Write a file atomically: a reader sees the old content or the new one.
 
-    Without `sync` it may be lost, not torn, when the machine loses power; a writer of thousands of files
-    calls os.sync() once at their end.
+    Without `sync` a power cut may lose the new content. A writer of thousands of files calls os.sync() once
+    at the end.
     """
     os.replace(_write_aside(path, text, str(os.getpid()), sync), path)  # noqa: PTH105
 
 
 def write_once(path: Path, text: str, *, sync: bool = True) -> None:
-    """Write a file as `write_text` does unless it is there; of several at once, on any node, one wins."""
+    """Write a file atomically unless it exists; of several writers at once, on any node, one succeeds."""
     temporary = _write_aside(path, text, secrets.token_hex(4), sync)
     try:
         os.link(temporary, path)
@@ -81,6 +83,40 @@ def write_once(path: Path, text: str, *, sync: bool = True) -> None:
             os.replace(temporary, path)  # noqa: PTH105
             return
     os.unlink(temporary)  # noqa: PTH108
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; the file written there replaces `path` if the block succeeds."""
+    temporary = _aside(path)
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `path` that becomes `path` if the block succeeds.
+
+    A `path` that another process has made meanwhile stays as it is.
+    """
+    temporary = _aside(path)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        try:
+            temporary.rename(path)
+        except OSError:
+            if not path.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
 
 
 def _write_aside(path: Path, text: str, mark: str, sync: bool) -> str:

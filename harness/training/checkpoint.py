@@ -1,8 +1,8 @@
-"""Checkpoints that are whole or absent: written aside, synced, renamed, checksummed; loading runs no code.
+"""Checkpoints: written atomically, with checksums; loading executes no code.
 
-A checkpoint is a folder: `state.json` with the step, the counters, a checksum of every file and an index of
-tensors, and safetensors files. Each process of a run writes what it alone holds; whoever reads finds whole
-tensors, or any rows of them, whatever the number of processes was.
+A checkpoint is a folder of safetensors files and `state.json`, which holds the step, the counters, a checksum
+of every file and an index of tensors. Each process of a run writes its own shards. Readers get whole tensors
+or any rows of them, independent of the number of processes that wrote them.
 """
 
 from __future__ import annotations
@@ -33,30 +33,27 @@ from harness.storage.sharded_tensors import (
 )
 from model.config_validation import ConfigError
 
-Tensors = Mapping[str, Tensor | TensorShard]  # a TensorShard where a process holds only some rows
+Tensors = Mapping[str, Tensor | TensorShard]  # a TensorShard where a process has only some rows
 PARTS = ("model", "optimizer")
 
 
 class CheckpointError(ConfigError):
-    """No checkpoint of the run can be read."""
+    """A checkpoint, or every checkpoint of a run, is corrupt."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """State after `step` optimiser steps; `counters` are JSON values that resume needs beside the tensors.
-
-    What `load` gives is whole; what a process of several saves is what it holds.
-    """
+    """State after `step` optimiser steps: whole when loaded, a process's own shards when saved."""
 
     step: int
     model: Tensors
     optimizer: Tensors
-    counters: dict[str, Any]
+    counters: dict[str, Any]  # JSON values
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stored:
-    """A whole checkpoint on disk, its tensors not yet read."""
+class OpenCheckpoint:
+    """An intact checkpoint on disk, whose tensors are read on demand."""
 
     step: int
     model: ShardReader
@@ -72,14 +69,17 @@ def save(
     marked: Collection[int] = (),
     ranks: Ranks = ALONE,
 ) -> Path:
-    """Write `checkpoint` to `folder`/step_<n>; returns its path. Every process of the run must call it.
+    """Write `checkpoint` to `folder`/step_<n> and return its path. Every process of the run must call it.
 
-    All but the newest `keep` are deleted then; those of `marked` steps stay for good and do not count.
+    Parameters
+    ----------
+    keep : number of newest checkpoints that are kept; older ones are deleted.
+    marked : steps whose checkpoints are always kept, and not counted in `keep`.
     """
     target = folder / f"step_{checkpoint.step:08d}"
     temporary = folder / f".{target.name}.partial"
     ranks.once(lambda: _clear(folder, temporary))
-    indices, sums = _write_own(temporary, checkpoint, ranks)
+    indices, sums = _write_shards(temporary, checkpoint, ranks)
     written = ranks.all_gather((indices, sums))
     state = {
         "step": checkpoint.step,
@@ -93,20 +93,20 @@ def save(
 
 
 def keep_only(folder: Path, steps: Collection[int]) -> None:
-    """Delete the checkpoints under `folder` of all but these steps."""
+    """Delete all checkpoints under `folder` except those of these steps."""
     kept = {f"step_{step:08d}" for step in steps}
-    for path in found(folder):
+    for path in checkpoint_folders(folder):
         if path.name not in kept:
             shutil.rmtree(path)
 
 
-def found(folder: Path) -> list[Path]:
-    """Return the checkpoints under `folder`, oldest first, whole or not."""
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """Return the checkpoints under `folder`, oldest first, intact or not."""
     return sorted(folder.glob("step_*"))
 
 
 def load(path: Path, *, weights_only: bool = False) -> Checkpoint:
-    """Read one checkpoint; raises CheckpointError when a file is missing, torn or altered."""
+    """Load a checkpoint; raises CheckpointError if a file is missing, truncated or altered."""
     stored = open_checkpoint(path)
     try:
         model = {name: stored.model.tensor(name) for name in stored.model.names()}
@@ -118,30 +118,36 @@ def load(path: Path, *, weights_only: bool = False) -> Checkpoint:
 
 
 def load_newest(folder: Path, *, weights_only: bool = False) -> Checkpoint | None:
-    """Return the newest checkpoint that is whole, or None where there is none at all.
+    """Load the newest intact checkpoint; None if there are no checkpoints.
 
-    A corrupt one is passed over with a warning; when all are corrupt, raises CheckpointError and leaves them.
+    Raises
+    ------
+    CheckpointError : all checkpoints are corrupt; they are kept.
+
+    Warns
+    -----
+    UserWarning : a corrupt checkpoint is skipped.
     """
-    path = newest_whole(folder)
+    path = newest_intact(folder)
     return None if path is None else load(path, weights_only=weights_only)
 
 
-def open_newest(folder: Path, ranks: Ranks = ALONE) -> Stored | None:
-    """Open the newest whole checkpoint in every process, checked by the first; as `load_newest` otherwise."""
-    path = ranks.once(lambda: newest_whole(folder))
+def open_newest(folder: Path, ranks: Ranks = ALONE) -> OpenCheckpoint | None:
+    """Open the newest intact checkpoint in every process, verified by the first; else like `load_newest`."""
+    path = ranks.once(lambda: newest_intact(folder))
     return None if path is None else open_checkpoint(path, check=False)
 
 
-def newest_whole(folder: Path) -> Path | None:
-    """Find the newest whole checkpoint; warns and raises as `load_newest`."""
-    paths = found(folder)
+def newest_intact(folder: Path) -> Path | None:
+    """Return the path of the newest intact checkpoint; warns and raises like `load_newest`."""
+    paths = checkpoint_folders(folder)
     for path in reversed(paths):
         try:
             open_checkpoint(path)
         except CheckpointError as error:
             if path == paths[0]:
                 raise CheckpointError(
-                    f"{error}; no other is whole: delete {folder} to start again"
+                    f"{error}; no other is intact: delete {folder} to start again"
                 ) from error
             warnings.warn(f"{error}; the one before it is used", stacklevel=2)
         else:
@@ -149,13 +155,13 @@ def newest_whole(folder: Path) -> Path | None:
     return None
 
 
-def open_checkpoint(path: Path, *, check: bool = True) -> Stored:
-    """Open one checkpoint after comparing all its checksums; raises CheckpointError when it is not whole."""
+def open_checkpoint(path: Path, *, check: bool = True) -> OpenCheckpoint:
+    """Open a checkpoint after verifying its checksums; raises CheckpointError if it is corrupt."""
     try:
         state = json.loads((path / "state.json").read_text())
         if check:
             _check_sums(path, state["sha256"])
-        return Stored(
+        return OpenCheckpoint(
             step=state["step"],
             model=ShardReader(path, state["model"]),
             optimizer=ShardReader(path, state["optimizer"]),
@@ -173,8 +179,10 @@ def _clear(folder: Path, temporary: Path) -> None:
     temporary.mkdir(parents=True)
 
 
-def _write_own(folder: Path, checkpoint: Checkpoint, ranks: Ranks) -> tuple[dict[str, Index], dict[str, str]]:
-    """Write what this process holds; returns the index of each part and the checksums of the files."""
+def _write_shards(
+    folder: Path, checkpoint: Checkpoint, ranks: Ranks
+) -> tuple[dict[str, Index], dict[str, str]]:
+    """Write this process's shards; return the index of each part and the checksums of the files."""
     suffix = "" if ranks.world == 1 else f"_{ranks.rank:05d}_of_{ranks.world:05d}"
     indices, sums = {}, {}
     for part in PARTS:
@@ -195,12 +203,12 @@ def _publish(
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)
     _sync(target.parent)
-    # One past this step was passed over as corrupt when the run resumed before it.
-    whole_ones = [path for path in found(target.parent) if path.name <= target.name]
-    lasting = {target.with_name(f"step_{step:08d}") for step in marked}
-    passing = [path for path in whole_ones if path not in lasting]
-    kept = {*passing[-keep:], *(path for path in whole_ones if path in lasting)}
-    for path in found(target.parent):
+    # A checkpoint after this step was corrupt, and the run resumed from one before it.
+    usable = [path for path in checkpoint_folders(target.parent) if path.name <= target.name]
+    permanent = {target.with_name(f"step_{step:08d}") for step in marked}
+    recent = [path for path in usable if path not in permanent]
+    kept = {*recent[-keep:], *(path for path in usable if path in permanent)}
+    for path in checkpoint_folders(target.parent):
         if path not in kept:
             shutil.rmtree(path)
 

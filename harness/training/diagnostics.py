@@ -1,4 +1,4 @@
-"""What a training step shows of a model's health: gradient norms by part, the state over the loops, the
+"""Diagnostics of a training step: gradient norms by part of the model, the state after each loop, and the
 spectral radius of the injection."""
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from harness.distributed.parallel import Replica, full_tensor, local_rows
 from model.injection import build_injection
 from model.transformer import LoopedTransformer
 
-PARTS = ("embedding", "value_tables", "prelude", "injection", "core", "coda")  # anything else is "other"
+PARTS = ("embedding", "value_tables", "prelude", "injection", "core", "coda")  # the rest is "other"
 
 
 class GradientNorms:
@@ -29,7 +29,7 @@ class GradientNorms:
         self.names = list(self._parts)
 
     def squares(self) -> Tensor:
-        """Give each part's sum of squares, float64 [parts], as this process adds to the sum over all."""
+        """Return each part's sum of squares, float64 [parts]; to be summed over processes."""
         gradients = [_gradients(parameters) for parameters in self._parts.values()]
         norms = torch._foreach_norm([gradient for part in gradients for gradient in part])
         if self._sharded or self._ranks.first:
@@ -38,7 +38,7 @@ class GradientNorms:
         return torch.zeros(len(gradients), dtype=torch.float64, device=norms[0].device)
 
     def rescale(self, scale: float, norm: float, limit: float) -> None:
-        """Multiply the gradient by `scale`, and so that its norm, `norm` after that, is at most `limit`."""
+        """Multiply the gradient by `scale`, then clip its norm, which is `norm` by then, to `limit`."""
         factor = scale * min(1.0, limit / norm) if math.isfinite(norm) and norm > 0 else scale
         if factor != 1.0:
             gradients = [g for parameters in self._parts.values() for g in _gradients(parameters)]
@@ -50,45 +50,45 @@ def _gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
 
 
 class StateProbe:
-    """Measure the root mean square of the state after each loop, while it is watching.
+    """Measure the root mean square of the state after each loop of the forward passes that it probes.
 
-    It looks at the output of the last core block, so nothing is computed twice and nothing is changed.
+    It reads the output of the last core block in a hook: nothing is computed twice and nothing is changed.
     """
 
     def __init__(self, model: LoopedTransformer) -> None:
         self._last = model.core[-1] if model.config.kind == "looped" else None
         self._depths: list[int] = []
         self._squares: list[tuple[int, Tensor]] = []  # (loops that remain, mean squares [active])
-        self._seen: list[tuple[list[int], list[tuple[int, Tensor]]]] = []
+        self._passes: list[tuple[list[int], list[tuple[int, Tensor]]]] = []
 
     @contextmanager
-    def watching(self, depths: Sequence[int], due: bool) -> Iterator[None]:
-        """Watch one forward pass over sequences of these depths, where `due`."""
+    def probing(self, depths: Sequence[int], due: bool) -> Iterator[None]:
+        """Probe one forward pass over sequences of these depths, if `due`."""
         if not due or self._last is None:
             yield
             return
         self._depths, self._squares = sorted(depths, reverse=True), []
-        with self._last.register_forward_hook(self._look):  # slow: no operator takes several loops
+        with self._last.register_forward_hook(self._record):  # slow: no operator takes several loops
             yield
-        self._seen.append((self._depths, self._squares))
+        self._passes.append((self._depths, self._squares))
 
     def by_loop(self) -> list[float]:
-        """Give the root mean square after loop 1, 2, ... over what was watched, and forget it."""
+        """Return the root mean square after loop 1, 2, ... over the probed passes, and reset."""
         total: dict[int, list[float]] = {}
-        for depths, squares in self._seen:
+        for depths, squares in self._passes:
             for remaining, active in squares:
                 for depth, square in zip(depths, active.tolist(), strict=False):
                     total.setdefault(depth - remaining + 1, []).append(square)
-        self._seen = []
+        self._passes = []
         return [math.sqrt(math.fsum(total[loop]) / len(total[loop])) for loop in sorted(total)]
 
-    def _look(self, _module: nn.Module, _inputs: object, state: Tensor) -> None:
+    def _record(self, _module: nn.Module, _inputs: object, state: Tensor) -> None:
         remaining = self._depths[0] - len(self._squares)
         self._squares.append((remaining, state.detach().float().square().mean(dim=(1, 2))))
 
 
 def spectral_radius(replica: Replica) -> float:
-    """Give the spectral radius of the injection's linear part. Every process must ask."""
+    """Return the spectral radius of the injection's linear part. Every process must call it."""
     model = replica.model
     plain = build_injection(model.config)
     state = {name: full_tensor(parameter.detach()) for name, parameter in model.injection.named_parameters()}

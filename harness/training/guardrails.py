@@ -1,4 +1,4 @@
-"""When a step is skipped, when a loss is a spike, and when a run has diverged; imports no torch."""
+"""Guardrails: skipped steps, loss spikes and divergence; imports no torch."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from harness.run.config import GuardrailsConfig
 
 
 class Diverged(RuntimeError):
-    """The loss or the gradient is no longer a number, or the loss has risen for good; a result of the run."""
+    """The loss or gradient stayed non-finite, or the mean loss rose past its limit. A result of the run."""
 
 
 @dataclass
 class LossGuard:
-    """Follow the loss of a run from step to step; its state travels in the checkpoints."""
+    """Running statistics of the loss; the fields are stored in the checkpoints."""
 
     mean_nats: float | None = None  # exponential average over `average_steps`
     variance: float = 0.0  # of the loss around that mean, nats²
@@ -25,11 +25,17 @@ class LossGuard:
     loss_spikes: int = 0
 
     def admits(self, config: GuardrailsConfig, loss_nats: float, gradient_norm: float, step: int) -> bool:
-        """Take note of a step's loss and gradient; say whether its update may be applied.
+        """Update the statistics with a step; return True if its update may be applied.
 
-        A step whose loss or gradient is not finite is counted and not applied. Raises Diverged after
-        `max_skipped_steps` of them in a row, or when the running mean of the loss stands `max_rise_nats`
-        above its lowest value. A loss `spike_deviations` above the running mean is counted, no more.
+        Raises
+        ------
+        Diverged : `max_skipped_steps` in a row are not finite, or the mean loss is more than `max_rise_nats`
+            above its lowest value.
+
+        Notes
+        -----
+        A step whose loss or gradient is not finite is counted and not applied. A loss more than
+        `spike_deviations` above the running mean is only counted.
         """
         if not (math.isfinite(loss_nats) and math.isfinite(gradient_norm)):
             self.skipped_steps += 1
@@ -53,7 +59,7 @@ class LossGuard:
             self.variance
         ):
             self.loss_spikes += 1
-        # Plain averages until the horizon is reached, so that the first losses do not weigh for ever.
+        # A plain average over the first `average_steps`, so that the first loss is not overweighted.
         weight = 1 / min(self.seen + 1, config.average_steps)
         self.mean_nats += weight * distance
         self.variance = (1 - weight) * (self.variance + weight * distance * distance)

@@ -1,4 +1,4 @@
-"""The function that every job executes: one run folder, from its lease to its final status."""
+"""The function that every job executes: trains one run folder, from its lease to its final status."""
 
 from __future__ import annotations
 
@@ -18,30 +18,43 @@ from harness.distributed.process_group import Ranks, connected, is_peer_loss
 from harness.run.folder import RunFolder, Status
 from harness.run.wandb import write_offline_history
 from harness.training.branch import start_from_trunk
-from harness.training.train import Diverged, Stopped, Watch, train
+from harness.training.guardrails import Diverged
+from harness.training.session import Stopped
+from harness.training.train import Watch, train
 from model.config_validation import ConfigError
 
+JOB_END = "LOOPSCALE_JOB_END_S"  # set in a job: when its time limit ends it, in seconds since the epoch
 BUSY = "busy"  # another process trains this run
-DISK_FULL = ("No space left on device", "Disk quota exceeded")  # safetensors raises no OSError
+DISK_FULL = ("No space left on device", "Disk quota exceeded")  # safetensors does not raise OSError
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
-_LIMIT_NEAR_S = 900.0  # SIGUSR2 this long before a job's end warns of the time limit, earlier of preemption
-_CAUSE_FIRST_S = 2.0  # a process that only lost another one waits this long for that one to say why
+_LIMIT_NEAR_S = 900.0  # SIGUSR2 within this time of a job's end means its time limit, earlier preemption
+_CAUSE_FIRST_S = 2.0  # how long a process that lost its peer waits for the peer to report the cause
 
 
 def run_job(
     path: Path,
     cache: Path,
-    stop: Callable[[], bool] = lambda: False,
+    stop_requested: Callable[[], bool] = lambda: False,
     watch: Watch = lambda line: None,
 ) -> str:
-    """Train the run in folder `path` unless it is done or another process has it; return how it stands.
+    """Train the run in folder `path`, unless it is done or another process trains it.
 
-    Started by torchrun or as several tasks of a submitit job, all processes train the one run together; the
-    first one holds the lease. Returns the status as the runs table shows it, or "busy". The data set is
-    looked up under `cache` by the digest that the run was planned with. SIGTERM, SIGUSR2, Ctrl-C and `stop`,
-    asked once a step, save a checkpoint and leave the run `submitted`, with the failure class preempted or
-    timeout where a signal says so. An error that is not the user's is recorded as `code_error`, with its
-    traceback under logs/, and raised again. `watch` is given each line of the metrics.
+    Parameters
+    ----------
+    cache : folder of the data sets, where the run's is looked up by its digest.
+    stop_requested : called once per step.
+    watch : called with each line of the metrics.
+
+    Returns
+    -------
+    The status as the runs table shows it, or "busy".
+
+    Notes
+    -----
+    Started by torchrun or as several tasks of a submitit job, all processes train the run together. The first
+    one holds the lease. SIGTERM, SIGUSR2, Ctrl-C and `stop_requested` save a checkpoint and leave the run
+    `submitted`, with the failure class preempted or timeout if a signal implies it. Unexpected errors are
+    recorded as `code_error`, with the traceback under logs/, and raised again.
     """
     folder = RunFolder(path)
     with connected() as ranks, folder.lease() if ranks.first else nullcontext(True) as free:
@@ -49,7 +62,7 @@ def run_job(
         if isinstance(begun, str):
             return begun
         try:
-            status = _attempt(folder, begun, cache, ranks, stop, watch)
+            status = _attempt(folder, begun, cache, ranks, stop_requested, watch)
         except BaseException as error:
             _log_error(folder, begun, ranks, error)
             full = any(text in str(error) for text in DISK_FULL)
@@ -62,11 +75,11 @@ def run_job(
 
 
 def _begin(folder: RunFolder) -> Status | str:
-    """Mark the run as running; gives its status, or "done" where nothing is left to do."""
+    """Mark the run as running and return its status, or "done" if it has finished."""
     before = folder.status()
     if before.state == "done":
         return "done"
-    # A run found running, its lease free, was left by a process that could not say so.
+    # A run that is running while its lease is free was left by a process that was killed.
     ended = "lost" if before.state == "running" else before.failure_class
     status = dataclasses.replace(
         before,
@@ -81,17 +94,22 @@ def _begin(folder: RunFolder) -> Status | str:
 
 
 def _attempt(
-    folder: RunFolder, status: Status, cache: Path, ranks: Ranks, stop: Callable[[], bool], watch: Watch
+    folder: RunFolder,
+    status: Status,
+    cache: Path,
+    ranks: Ranks,
+    stop_requested: Callable[[], bool],
+    watch: Watch,
 ) -> Status:
     with _signals() as received:
 
-        def asked() -> bool:
-            return bool(received) or stop()
+        def stop() -> bool:
+            return bool(received) or stop_requested()
 
         try:
             dataset = folder.dataset(cache)
             ranks.once(lambda: start_from_trunk(folder))
-            train(folder, dataset, attempts=status.attempts, ranks=ranks, stop=asked, watch=watch)
+            train(folder, dataset, attempts=status.attempts, ranks=ranks, stop_requested=stop, watch=watch)
         except Stopped as stopped:
             reasons = [reason for reason in ranks.all_gather(_reason(received)) if reason]
             failure_class = reasons[0] if reasons else ""
@@ -121,7 +139,7 @@ def _failed(status: Status, failure_class: str, error: BaseException) -> Status:
 
 
 def _report(folder: RunFolder, ranks: Ranks, status: Status) -> Status:
-    """Write how the attempt ended; of several processes, the one that knows the cause."""
+    """Write how the attempt ended; among several processes, the one that knows the cause does."""
     if status.failure_class == "node_failure":
         time.sleep(_CAUSE_FIRST_S)
     elif ranks.first:
@@ -143,16 +161,16 @@ def _log_error(folder: RunFolder, status: Status, ranks: Ranks, error: BaseExcep
 
 
 def _reason(received: list[int]) -> str:
-    """Name the failure class behind the first signal received, if any: preempted, timeout or none."""
+    """Return the failure class that the first received signal implies: preempted, timeout or ""."""
     if not received or received[0] == signal.SIGINT:
         return ""
-    left_s = float(os.environ.get("SLURM_JOB_END_TIME", 0)) - time.time()
+    left_s = float(os.environ.get(JOB_END, 0)) - time.time()
     return "timeout" if received[0] == signal.SIGUSR2 and left_s < _LIMIT_NEAR_S else "preempted"
 
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collect the signals that ask the run to stop; handlers are put back at the end."""
+    """Collect the signals that ask the run to stop; restore the handlers at the end."""
     received: list[int] = []
     before = {n: signal.signal(n, lambda number, _frame: received.append(number)) for n in STOP_SIGNALS}
     try:

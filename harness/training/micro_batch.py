@@ -1,4 +1,4 @@
-"""How many sequences a device takes at once: what is configured, else what fits its memory and suits it."""
+"""The micro-batch: the number of sequences that a device computes at once."""
 
 from __future__ import annotations
 
@@ -14,34 +14,39 @@ from model.config_validation import ConfigError
 from model.kernels import Workload
 from model.memory import memory_estimate_bytes
 
-_SHARE = 0.9  # of the device's memory that a step may take: the optimiser and other users need some too
+_SHARE = 0.9  # of the memory, for a step; the optimiser and other users need some too
 _CGROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def find_micro_batch(run: RunConfig, replica: Replica) -> int:
-    """Give the sequences that each process takes at once. Every process must ask; all get the same.
+    """Return the micro-batch, the same for all processes. Every process must call it.
 
-    The configured number where there is one; else the whole share of the process, halved until a step fits
-    memory, tried out on a GPU and estimated on a CPU, and on a CPU no more than `suits_cpu` says. Raises
-    ConfigError when not even one sequence fits.
+    Raises
+    ------
+    ConfigError : not even one sequence fits the memory.
+
+    Notes
+    -----
+    Without a configured number, the share of a process is halved until a step fits memory. On a GPU a step is
+    tried, on a CPU its memory is estimated, and `suits_cpu` limits it further.
     """
     share = run.training.batch_sequences // replica.ranks.world
     if run.training.micro_batch is not None:
         return min(run.training.micro_batch, share)
     device = next(replica.model.parameters()).device
     fits = _tried(run, replica, device) if device.type == "cuda" else _estimated(run, replica)
-    found = largest_fitting(share, lambda size: not replica.ranks.any([not fits(size)])[0])
-    if found is None:
+    size = largest_fitting(share, lambda sequences: not replica.ranks.any([not fits(sequences)])[0])
+    if size is None:
         raise ConfigError(
             f"training.batch_sequences={run.training.batch_sequences}: not even one sequence of "
             f"{run.model.sequence_length} tokens fits the memory of {device}; use a smaller model, "
             "shorter sequences or training.parallel=fsdp over more processes"
         )
-    return found
+    return size
 
 
 def largest_fitting(share: int, fits: Callable[[int], bool]) -> int | None:
-    """Halve `share`, rounding up, until it fits; None when not even one does."""
+    """Halve `share`, rounding up, until it fits; None if not even 1 does."""
     size = share
     while not fits(size):
         if size == 1:
@@ -51,7 +56,7 @@ def largest_fitting(share: int, fits: Callable[[int], bool]) -> int | None:
 
 
 def workload_of(run: RunConfig, device: torch.device) -> Workload:
-    """Return what the choice of kernels for a step depends on."""
+    """Return the properties of a step on which the choice of kernels depends."""
     training = run.training
     return Workload(
         config=run.model,
@@ -67,7 +72,7 @@ def suits_cpu(sequences: int, length: int, tokens_per_thread: int) -> bool:
 
 
 def available_bytes() -> int:
-    """Give the memory that this process may still take: the machine's, or its control groups' if less."""
+    """Return the memory available to this process: the machine's, or the limit of its control groups."""
     fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
     free = int(fields["MemAvailable"].split()[0]) * 1024
     limits = [file.read_text().strip() for file in _limit_files() if file.exists()]
@@ -75,7 +80,7 @@ def available_bytes() -> int:
 
 
 def _limit_files() -> Iterator[Path]:
-    """Yield the files that may limit this process: of its own control group, a job's say, and those above."""
+    """Yield the memory limit files of this process's control group and of those above it."""
     for line in _OWN_GROUPS.read_text().splitlines():
         number, controllers, path = line.split(":", 2)
         if number == "0" or "memory" in controllers.split(","):
@@ -86,7 +91,7 @@ def _limit_files() -> Iterator[Path]:
 
 
 def _estimated(run: RunConfig, replica: Replica) -> Callable[[int], bool]:
-    """Compare the planner's estimate with the machine's memory, which all processes are taken to share."""
+    """Return a test by the planner's memory estimate; all processes are assumed to share one machine."""
     room, precision = _SHARE * available_bytes() / replica.ranks.world, run.training.precision
     tokens = replica.model.kernels.tokens_at_once(workload_of(run, torch.device("cpu")))
 
@@ -98,7 +103,7 @@ def _estimated(run: RunConfig, replica: Replica) -> Callable[[int], bool]:
 
 
 def _tried(run: RunConfig, replica: Replica, device: torch.device) -> Callable[[int], bool]:
-    """Take a forward and backward pass at the depth that needs most memory, and look at the peak."""
+    """Return a test by the peak memory of a forward and backward pass at the deepest backpropagation."""
 
     def fits(size: int) -> bool:
         torch.cuda.empty_cache()
@@ -116,7 +121,7 @@ def _tried(run: RunConfig, replica: Replica, device: torch.device) -> Callable[[
         finally:
             for parameter in replica.model.parameters():
                 parameter.grad = None
-        held = torch.cuda.max_memory_allocated(device)
-        return held <= _SHARE * torch.cuda.get_device_properties(device).total_memory
+        peak = torch.cuda.max_memory_allocated(device)
+        return peak <= _SHARE * torch.cuda.get_device_properties(device).total_memory
 
     return fits

@@ -1,9 +1,10 @@
-"""The live objects of one attempt of a run, and what of them a checkpoint holds."""
+"""The live objects of one attempt of a run, and when their state is saved to a checkpoint."""
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -17,7 +18,7 @@ from harness.run.config import RunConfig
 from harness.run.folder import RunFolder
 from harness.run.trunk import origin
 from harness.storage.sharded_tensors import ShardReader, TensorShard, unsharded
-from harness.training.checkpoint import Checkpoint, open_newest
+from harness.training.checkpoint import Checkpoint, open_newest, save
 from harness.training.guardrails import LossGuard
 from harness.training.micro_batch import find_micro_batch, workload_of
 from harness.training.throughput import Counters, peak_memory_bytes
@@ -28,7 +29,7 @@ from model.transformer import build_model
 
 @dataclass(kw_only=True)
 class Session:
-    """One attempt: what it trains, with which processes, and what it has counted."""
+    """One attempt of a run: model, optimiser, processes and counters."""
 
     run: RunConfig
     ranks: Ranks
@@ -37,17 +38,17 @@ class Session:
     optimizer: ShardedOptimizer
     kernels: str  # name of the implementation that computes the steps
     first_step: int = 0
-    segment: bool = False  # of a trunk: it ends in the middle of the runs that it is trained for
+    segment: bool = False  # of a trunk, which ends in the middle of the runs that it is trained for
     counters: Counters = field(default_factory=Counters)
     guard: LossGuard = field(default_factory=LossGuard)
     clock: float = field(default_factory=time.monotonic)
 
     def ends_at(self, step: int) -> bool:
-        """Say whether a run is over after `step` steps; a trunk's segment never is, whoever it is for."""
+        """Return True if the run ends after `step` steps; never for a trunk's segment."""
         return step == self.run.steps and not self.segment
 
     def lap(self) -> None:
-        """Bring the counts of time and memory up to now."""
+        """Add the time since the last call to the counters, and update the peak memory. Collective."""
         now = time.monotonic()
         self.counters.wall_s += now - self.clock
         self.counters.device_s += (now - self.clock) * self.ranks.world
@@ -56,7 +57,7 @@ class Session:
         self.counters.peak_memory_bytes = max(self.counters.peak_memory_bytes, held)
 
     def checkpoint(self, step: int) -> Checkpoint:
-        """Give what this process has to save after `step` steps."""
+        """Return the state that this process saves after `step` steps."""
         return Checkpoint(
             step=step,
             model=self._model_shards(),
@@ -82,8 +83,8 @@ class Session:
     def _restore_model(self, stored: ShardReader) -> None:
         parameters = self.replica.model.state_dict()
         if parameters.keys() != set(stored.names()):
-            odd = sorted(parameters.keys() ^ set(stored.names()))
-            raise ConfigError(f"the checkpoint is of another model: {', '.join(odd[:3])} not in both")
+            differing = sorted(parameters.keys() ^ set(stored.names()))
+            raise ConfigError(f"the checkpoint is of another model: {', '.join(differing[:3])} not in both")
         for name, tensor in parameters.items():
             rows = (0, tensor.shape[0])
             if self.replica.sharded:
@@ -92,7 +93,7 @@ class Session:
 
     @torch.no_grad()
     def restore(self, folder: RunFolder) -> None:
-        """Continue from the newest whole checkpoint of `folder`, if it has one."""
+        """Load the newest intact checkpoint of `folder`, if it has one."""
         newest = open_newest(folder.checkpoints, self.ranks)
         if newest is None:
             return
@@ -104,11 +105,57 @@ class Session:
         self.guard = LossGuard(**newest.counters["guard"])
 
 
-def open_session(folder: RunFolder, run: RunConfig, ranks: Ranks) -> Session:
-    """Build model and optimiser of `run` on this process's device and continue where its checkpoint stands.
+class Stopped(RuntimeError):
+    """The run was asked to stop and has saved a checkpoint, from which the next attempt continues."""
 
-    Raises ConfigError for a device that is not there or a batch that does not divide over the processes,
-    CheckpointError when no checkpoint of an earlier attempt is whole.
+
+class Saver:
+    """Save a session's checkpoints at the same steps in all its processes."""
+
+    def __init__(self, folder: RunFolder, session: Session, flush: Callable[[], None] = lambda: None) -> None:
+        self._folder, self._session, self._flush = folder, session, flush
+        self._saved_at = time.monotonic()
+        self._saved_step = session.first_step  # saved by the previous attempt
+
+    def save_if_due(self, step: int, stop_requested: Callable[[], bool]) -> None:
+        """Save after `step` steps on a stop request, on the timer, or at a step of `checkpoint_at`.
+
+        Raises
+        ------
+        Stopped : `stop_requested` returned True in any process; the checkpoint is saved.
+        """
+        training = self._session.run.training
+        timer = time.monotonic() - self._saved_at > training.checkpoint_every_s
+        stopping, timer_due = self._session.ranks.any([stop_requested(), timer])
+        if stopping or timer_due or step in training.checkpoint_at:
+            self.save(step)
+        if stopping:
+            raise Stopped(f"stopped at step {step} of {self._session.run.steps}")
+
+    def save(self, step: int) -> None:
+        """Save after `step` steps, unless that checkpoint exists already."""
+        if step == self._saved_step > 0:
+            return
+        training = self._session.run.training
+        self._flush()  # the metrics must reach the disk before the checkpoint that continues them
+        self._session.lap()
+        save(
+            self._folder.checkpoints,
+            self._session.checkpoint(step),
+            keep=training.keep_checkpoints,
+            marked=training.checkpoint_at,
+            ranks=self._session.ranks,
+        )
+        self._saved_at, self._saved_step = time.monotonic(), step
+
+
+def open_session(folder: RunFolder, run: RunConfig, ranks: Ranks) -> Session:
+    """Build model and optimiser of `run` on this process's device and load its newest intact checkpoint.
+
+    Raises
+    ------
+    ConfigError : the device does not exist, or the batch does not divide over the processes.
+    CheckpointError : all checkpoints of earlier attempts are corrupt.
     """
     check_divisible(run.training.batch_sequences, ranks.world)
     device = device_named(run.training.device, ranks, key="training.device")
@@ -133,18 +180,20 @@ def open_session(folder: RunFolder, run: RunConfig, ranks: Ranks) -> Session:
         segment=origin(folder).segment,
     )
     session.restore(folder)
-    # What an earlier attempt found stays: another micro-batch would round differently.
+    # The micro-batch of an earlier attempt is kept, because another one would round differently.
     if run.training.micro_batch is not None or not session.counters.micro_batch:
         session.counters.micro_batch = find_micro_batch(run, replica)
     if ranks.first:
-        folder.set_micro_batch(session.counters.micro_batch)  # what a retry halves when memory runs out
+        folder.set_micro_batch(session.counters.micro_batch)  # a retry after oom halves it
     return session
 
 
 def demand_determinism(*, compiled: bool) -> None:
-    """Let torch refuse every operation whose result could differ from one attempt to the next.
+    """Make torch raise an error for every operation that is not deterministic.
 
-    Compiled code has a switch of its own, which imports the compiler: seconds that other runs need not wait.
+    Notes
+    -----
+    `use_deterministic_algorithms` also covers compiled code, but imports the compiler, which takes seconds.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
     if compiled:
@@ -156,18 +205,20 @@ def demand_determinism(*, compiled: bool) -> None:
 def device_named(name: str, ranks: Ranks, *, key: str = "device") -> torch.device:
     """Return a device by name; "auto" is the GPU of this process's local rank where there is one.
 
-    Raises ConfigError, naming the `key` that asks for it, for a GPU that is not there.
+    Raises
+    ------
+    ConfigError : `key` asks for a GPU and none is visible.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"{key}=cuda: no GPU is visible here; use device=cpu or auto")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    # A launcher may show each process its own GPU alone.
+    # Modulo, because a launcher may make only one GPU visible to each process.
     return torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
 
 
 def prepare_process(device: torch.device) -> None:
-    """Set up this process for work on `device`: the current GPU, or an allocator that keeps what is freed."""
+    """Set the current GPU, or on a CPU let the allocator keep freed memory."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
     else:

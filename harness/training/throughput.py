@@ -1,4 +1,4 @@
-"""How fast a run is and what share of its devices' peak it uses; what is measured, not what is learned."""
+"""Throughput of a run: time, memory, tokens per second and model FLOPs utilisation (MFU)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def device_name(device: torch.device) -> str:
 
 
 def peak_flops_per_s(training: TrainingConfig, device: torch.device) -> float:
-    """Give the peak of one device: as configured, by the longest name in the table that fits, or measured."""
+    """Return the peak of one device: configured, from the longest matching name in the table, or measured."""
     if training.peak_flops_per_s is not None:
         return training.peak_flops_per_s
     name = device_name(device)
@@ -33,7 +33,7 @@ def peak_flops_per_s(training: TrainingConfig, device: torch.device) -> float:
 
 
 def measured_flops_per_s(device: torch.device, precision: str) -> float:
-    """Measure the fastest of a few square matrix products, 2 n³ FLOPs each; takes some tens of ms."""
+    """Return the speed of the fastest of a few square matrix products (2 n³ FLOPs); takes some tens of ms."""
     side = _PRODUCT["cuda" if device.type == "cuda" else "cpu"]
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     matrix = torch.ones(side, side, dtype=dtype, device=device)
@@ -48,7 +48,7 @@ def measured_flops_per_s(device: torch.device, precision: str) -> float:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Give the most memory held at once: of the device, or of this process on a CPU."""
+    """Return the peak memory of the device, or of this process on a CPU."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -61,20 +61,20 @@ def _wait_for(device: torch.device) -> None:
 
 @dataclass(kw_only=True)
 class Counters:
-    """What is counted over all attempts of a run and travels in its checkpoints."""
+    """Totals over all attempts of a run; the fields are stored in its checkpoints."""
 
     executed_flops: float = 0.0  # by all devices
     train_s: float = 0.0
     data_wait_s: float = 0.0  # of train_s, waiting for a batch
     wall_s: float = 0.0
     device_s: float = 0.0  # wall_s summed over devices
-    peak_memory_bytes: int = 0  # of the process that held most
+    peak_memory_bytes: int = 0  # maximum over processes
     peak_flops_per_s: float = 0.0  # of all devices together, in the last attempt
     micro_batch: int = 0
 
 
 class Meter:
-    """Time the steps of a run into its counters; a window lasts from one line of the metrics to the next."""
+    """Time the steps of a run; a window lasts from one line of the metrics to the next."""
 
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
@@ -83,7 +83,7 @@ class Meter:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Time one step, its wait for data included."""
+        """Time one step, including its wait for data."""
         began = time.perf_counter()
         yield
         self._counters.train_s += time.perf_counter() - began
@@ -97,7 +97,7 @@ class Meter:
         self._counters.data_wait_s += time.perf_counter() - began
 
     def window(self, batch_tokens: int) -> dict[str, float]:
-        """Close the window and give its figures: tokens_per_s, mfu and data_wait_share."""
+        """Close the window; return its tokens_per_s, mfu and data_wait_share."""
         now, opened, steps = self._counters, self._opened, self._steps
         self._opened, self._steps = replace(now), 0
         train_s = now.train_s - opened.train_s

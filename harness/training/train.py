@@ -1,4 +1,4 @@
-"""Train one run from its folder to its record; killed anywhere, it continues where its checkpoint stands."""
+"""Training of one run, from its folder to its record; an interrupted run continues from its checkpoint."""
 
 from __future__ import annotations
 
@@ -18,18 +18,15 @@ from harness.run.record import Evaluation, depth_rows, finished_record
 from harness.run.wandb import live_run
 from harness.storage.files import write_json, write_text
 from harness.training.checkpoint import keep_only
-from harness.training.checkpoint_policy import Saver, Stopped
 from harness.training.diagnostics import spectral_radius
 from harness.training.guardrails import Diverged
-from harness.training.prefetch import Prefetch
-from harness.training.session import Session, open_session
-from harness.training.step import Draws, Gradient, GradientOfStep, draw
+from harness.training.session import Saver, Session, open_session
+from harness.training.step import Draws, Gradient, GradientOfStep, Prefetch, draw
 from harness.training.throughput import Meter, device_name, peak_flops_per_s
 from harness.training.validation import evaluate
 from model.config_validation import ConfigError
 
-__all__ = ["Diverged", "Stopped", "Watch", "train"]
-Line = dict[str, float | None]  # None where a figure is not a number
+Line = dict[str, float | None]  # of the metrics; None for a value that is not finite
 Watch = Callable[[Line], None]
 
 
@@ -39,22 +36,32 @@ def train(
     *,
     attempts: int,
     ranks: Ranks = ALONE,
-    stop: Callable[[], bool] = lambda: False,
+    stop_requested: Callable[[], bool] = lambda: False,
     watch: Watch = lambda line: None,
 ) -> None:
-    """Train the run of `folder` on `dataset` and write its record and depth curve; of a segment, its cost.
+    """Train the run of `folder` on `dataset` and write its record and depth curve; for a segment, its cost.
 
-    Every process of `ranks` calls it. `stop` is asked once a step, `watch` is given each line of the metrics.
-    Raises Stopped after `stop` said yes in any process, Diverged as `harness.training.guardrails` says,
-    CheckpointError when no checkpoint of an earlier attempt is whole, ConfigError for a folder or data set
-    that belong to another configuration.
+    Every process of `ranks` must call it.
+
+    Parameters
+    ----------
+    attempts : number of this attempt, for the record.
+    stop_requested : called once per step.
+    watch : called with each line of the metrics, in the first process.
+
+    Raises
+    ------
+    Stopped : `stop_requested` returned True in any process; a checkpoint is saved.
+    Diverged : see `harness.training.guardrails`.
+    CheckpointError : all checkpoints of earlier attempts are corrupt.
+    ConfigError : the folder or the data set belongs to another configuration.
     """
     run = folder.check()
-    check_fit(run, dataset, folder.data_digest())
+    check_dataset(run, dataset, folder.data_digest())
     session = open_session(folder, run, ranks)
     if not ranks.first:
         saver = Saver(folder, session)
-        _take_steps(session, dataset, saver, stop, write=lambda line: None)
+        _take_steps(session, dataset, saver, stop_requested, write=lambda line: None)
     else:
         _show_groups(folder, session)
         with MetricsLog(
@@ -66,17 +73,17 @@ def train(
                 watch(line)
 
             saver = Saver(folder, session, flush=log.sync)
-            _take_steps(session, dataset, saver, stop, write)
+            _take_steps(session, dataset, saver, stop_requested, write)
     if session.segment:
-        _hand_on(folder, session, attempts)
+        _close_segment(folder, session, attempts)
     else:
         _finish(folder, session, dataset, attempts)
 
 
 def _take_steps(
-    session: Session, dataset: Dataset, saver: Saver, stop: Callable[[], bool], write: Watch
+    session: Session, dataset: Dataset, saver: Saver, stop_requested: Callable[[], bool], write: Watch
 ) -> None:
-    """Take the steps that are left, writing the metrics and saving checkpoints as they fall due."""
+    """Take the remaining steps, with metrics and checkpoints where they are due."""
     run, ranks, counters = session.run, session.ranks, session.counters
     assert run.steps is not None
     counters.peak_flops_per_s = ranks.world * peak_flops_per_s(run.training, session.device)
@@ -84,7 +91,7 @@ def _take_steps(
     gradient_of_step = GradientOfStep(run, session.replica, counters.micro_batch, rows.bos)
     with Prefetch(_inputs(run, rows, ranks), range(session.first_step, run.steps)) as inputs:
         for step in range(session.first_step, run.steps):
-            saver.between_steps(step, stop)
+            saver.save_if_due(step, stop_requested)
             done = step + 1
             due = done % run.training.log_every == 0 or session.ends_at(done)
             with meter.step():
@@ -106,7 +113,7 @@ def _take_steps(
 
 
 def _inputs(run: RunConfig, rows: TrainingRows, ranks: Ranks) -> Callable[[int], tuple[Draws, Batch]]:
-    """Make what a step needs before it computes: its draws and this process's sequences."""
+    """Return the function that prepares a step: its draws and this process's sequences."""
 
     def make(step: int) -> tuple[Draws, Batch]:
         draws = draw(run, step, ranks.rank, ranks.world)
@@ -126,7 +133,7 @@ def _rows(run: RunConfig, dataset: Dataset) -> TrainingRows:
 
 
 def _line(session: Session, gradient: Gradient, done: int) -> Line:
-    """Give a step's line of the metrics, but for its figures of speed. Every process must ask."""
+    """Return a step's line of the metrics, without its speed. Every process must call it."""
     run, guard = session.run, session.guard
     line: Line = {
         "step": done,
@@ -146,14 +153,14 @@ def _line(session: Session, gradient: Gradient, done: int) -> Line:
     looped = run.model.kind == "looped"
     if looped and (done % run.guardrails.spectral_radius_every == 0 or session.ends_at(done)):
         line["spectral_radius"] = spectral_radius(session.replica)
-    # JSON has no infinities: a figure that is not a number is null, as in every table.
+    # JSON has no infinities: a value that is not finite is null, as in every table.
     return {
         name: value if value is not None and math.isfinite(value) else None for name, value in line.items()
     }
 
 
 def _show_groups(folder: RunFolder, session: Session) -> None:
-    """Print the parameter groups to stderr and leave them in the run's logs."""
+    """Print the parameter groups to stderr and write them to the run's logs."""
     text = session.optimizer.describe_groups()
     logs = folder.path / "logs"
     logs.mkdir(exist_ok=True)
@@ -161,8 +168,8 @@ def _show_groups(folder: RunFolder, session: Session) -> None:
     print(text, file=sys.stderr)
 
 
-def _hand_on(folder: RunFolder, session: Session, attempts: int) -> None:
-    """Close a trunk's segment: what stays is its last checkpoint, those at marked steps, and what it cost."""
+def _close_segment(folder: RunFolder, session: Session, attempts: int) -> None:
+    """Keep the last checkpoint of a trunk's segment and those at marked steps, and record its cost."""
     counters, run = session.counters, session.run
     if session.ranks.first:
         keep_only(folder.checkpoints, [run.steps or 0, *run.training.checkpoint_at])
@@ -173,7 +180,7 @@ def _hand_on(folder: RunFolder, session: Session, attempts: int) -> None:
 
 
 def _finish(folder: RunFolder, session: Session, dataset: Dataset, attempts: int) -> None:
-    """Evaluate the trained model and write its depth curve and record."""
+    """Evaluate the trained model and write depth curve and record."""
     run, model = session.run, session.replica.full_model()
     evaluation = session.ranks.once(
         lambda: evaluate(model, run.model, dataset, run.evaluation, training=run.training)
@@ -184,7 +191,7 @@ def _finish(folder: RunFolder, session: Session, dataset: Dataset, attempts: int
     session.lap()
     if session.ranks.first:
         _record(folder, session, dataset, evaluation, attempts)
-    session.ranks.barrier()  # whoever returns finds the record
+    session.ranks.barrier()  # every process returns after the record is written
 
 
 def _record(
@@ -209,15 +216,15 @@ def _record(
     folder.set_record(row)
 
 
-def check_fit(run: RunConfig, dataset: Dataset, data_digest: str) -> None:
-    """Raise ConfigError when `dataset` is not the one that the run was planned with, or does not fit."""
+def check_dataset(run: RunConfig, dataset: Dataset, data_digest: str) -> None:
+    """Raise ConfigError unless `dataset` is the one that the run was planned with, and fits it."""
     if dataset.digest != data_digest:
         raise ConfigError(
-            f"the run was planned with data {data_digest}, the data set found is {dataset.digest}: "
-            "prepare the data that it names or plan it anew"
+            f"the run was planned with data {data_digest}, but the data set is {dataset.digest}: "
+            "prepare the planned data, or plan the run again"
         )
     check_epochs(run, dataset.unique_tokens)
-    # Raises now, not after the training, when there is too little text to validate on.
+    # Too little text to validate on raises an error now instead of after the training.
     validation_rows(
         dataset,
         packing=run.training.packing,

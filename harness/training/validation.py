@@ -24,11 +24,16 @@ def evaluate(
     *,
     training: TrainingConfig | None = None,
 ) -> Evaluation:
-    """Score `model` at T = 1..max_depth on the same blocks for every run of a study.
+    """Return the validation loss of `model` at T = 1..max_depth, on the same blocks for every run of a study.
 
-    Special tokens are read but not scored. The initial state is seeded by the block's position, so two
-    evaluations of the same weights agree. The standard error is over blocks. `training` says how documents
-    make up a sequence and whether attention stays within them, None that the stream is cut as it comes.
+    Parameters
+    ----------
+    training : its packing and document mask apply to the validation data too; by default plain blocks.
+
+    Notes
+    -----
+    Special tokens are read but not scored. h_0 is seeded by the block's position, so two evaluations of the
+    same weights agree. The standard error is over blocks.
     """
     training = training or TrainingConfig()
     batch = validation_rows(

@@ -33,9 +33,10 @@ def run_study(study: StudyConfig) -> Path:
     ------
     ConfigError : runs failed or are unfinished.
     """
+    from sweeps.backends.local import LocalPool
     from sweeps.cli.analysis import report_sweep
     from sweeps.cli.progress import stage_progress, watch
-    from sweeps.launch.launch import start_workers, write_ledger
+    from sweeps.launch.launch import write_ledger
     from sweeps.state.collect import collect
     from sweeps.state.eta import gaps, has_ended
     from sweeps.state.status import status
@@ -44,12 +45,12 @@ def run_study(study: StudyConfig) -> Path:
         ledger = write_ledger(study, progress)
     folder = Path(study.root) / ledger.name
     print(f"{len(ledger.run_ids)} runs in {folder}; stop with Ctrl-C, run again to continue", flush=True)
-    workers = start_workers(folder, study.cluster, owner=os.getpid())
+    workers = LocalPool(study.cluster).start_workers(folder, owner=os.getpid())
     try:
         watch(folder, alive=lambda _: any(worker.poll() is None for worker in workers))
     finally:
         _end(workers)
-    frame = status(folder)
+    frame = status(folder).frame
     unfinished = f"{gaps(frame)}; loopscale status sweep={ledger.name} shows the reasons"
     if not frame["status"].map(has_ended).all():
         raise ConfigError(f"{unfinished}; run the demo again to continue")

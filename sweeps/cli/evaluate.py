@@ -12,12 +12,10 @@ import numpy as np
 from harness.distributed.process_group import Ranks, connected
 from harness.evaluation.bundle import Suite, read_suite
 from harness.evaluation.download import public_bundle
-from harness.evaluation.record import FOLDER, keep_items, keep_scores
-from harness.evaluation.scores import resampled_suite
-from harness.evaluation.subject import Subject, load_subject
+from harness.evaluation.scores import FOLDER, resample_suite, save_items, save_scores
 from harness.evaluation.suite import Protocol, SuiteResult, evaluate_suite
 from harness.evaluation.symbolic import symbolic_bundle
-from harness.evaluation.weights import check_model, is_run
+from harness.evaluation.weights import TokenizedModel, check_model, is_run, load_tokenized
 from harness.run.folder import RunFolder
 from model.config_validation import ConfigError
 from sweeps.cli.tables import as_json, as_text
@@ -88,7 +86,7 @@ def evaluate_models(settings: EvalConfig, progress: Progress = lambda stage, fra
         bundle = {name: ranks.once(partial(_bundle, settings, name, progress)) for name in _names(settings)}
         suites = {name: _suite(folder, name) for name, folder in bundle.items()}
         for path in paths:
-            subject = load_subject(path, Path(settings.cache), device=settings.device, ranks=ranks)
+            subject = load_tokenized(path, Path(settings.cache), device=settings.device, ranks=ranks)
             results = [
                 _evaluate(path, subject, bundle[name], suite, settings, ranks, progress)
                 for name, suite in suites.items()
@@ -97,9 +95,9 @@ def evaluate_models(settings: EvalConfig, progress: Progress = lambda stage, fra
             scores = {(score.task, score.depth): score for result in results for score in result.scores()}
             if ranks.first and is_run(path) and settings.limit is None:
                 run = RunFolder(path)
-                keep_scores(run, scores.values())
+                save_scores(run, scores.values())
                 for result in results:
-                    keep_items(run, result.suite.name, result.results, bundle[result.suite.name])
+                    save_items(run, result.suite.name, result.results, bundle[result.suite.name])
             rows += [{"run_id": path.name} | score.row() for score in scores.values()]
             notes += [f"{path.name}: {note}" for result in results for note in _notes(result, settings)]
             ranks.barrier()
@@ -108,7 +106,7 @@ def evaluate_models(settings: EvalConfig, progress: Progress = lambda stage, fra
 
 def _evaluate(
     path: Path,
-    subject: Subject,
+    subject: TokenizedModel,
     bundle: Path,
     suite: Suite,
     settings: EvalConfig,
@@ -194,7 +192,7 @@ def _gain(result: SuiteResult) -> str | None:
     if len(depths) == 1:
         return None
     curve = [score.centred for score in result.scores() if score.task == result.suite.name]
-    fit = fit_gain(np.array(depths), np.array(curve), resampled_suite(result.results, RESAMPLES))
+    fit = fit_gain(np.array(depths), np.array(curve), resample_suite(result.results, RESAMPLES))
     return f"{result.suite.name} over depth: {fit.summary()}"
 
 

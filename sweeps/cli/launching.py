@@ -117,9 +117,11 @@ def _launch(overrides: list[str]) -> str | None:
 
 def _confirm(study: StudyConfig) -> bool:
     """Return True if the launch may start: a person agrees to the plan's cost, or there is no cost."""
-    if study.cluster.kind == "fake":
-        return True
+    from sweeps.backends.registry import open_backend
     from sweeps.planning.plan import plan
+
+    if open_backend(study.cluster).simulated:
+        return True
 
     planned = plan(study)
     print(planned.summary(), file=sys.stderr)
@@ -133,13 +135,9 @@ def _confirm(study: StudyConfig) -> bool:
 
 def _launched_text(folder: Path, notes: Sequence[str], root: str) -> str:
     """Return the state of a sweep that was just launched, with the remarks of the launch."""
-    from sweeps.state.eta import summary
-    from sweeps.state.status import standing
+    from sweeps.state.status import status
 
-    state = standing(folder)
-    attrs = {**state.attrs, "notes": [*notes, *state.attrs["notes"]]}
-    statuses = [row["status"] for row in state.rows]
-    return summary(statuses, attrs, folder.name, root, worked_on=True)  # a rehearsal has its own name
+    return status(folder).summary(root, worked_on=True, notes=notes)
 
 
 def _status(overrides: list[str]) -> str:
@@ -155,24 +153,26 @@ def _status(overrides: list[str]) -> str:
 
 def _status_text(settings: StatusConfig) -> str:
     """Return the table of runs, the counts, the expected end and the next command."""
-    from sweeps.state.eta import summary, with_trunks
-    from sweeps.state.ledger import is_worked_on
-    from sweeps.state.status import status
+    from sweeps.state.status import is_worked_on, status
 
-    frame = status(settings.folder)
-    worked_on = is_worked_on(settings.folder)
-    text = summary(list(frame["status"]), frame.attrs, settings.sweep, settings.root, worked_on=worked_on)
-    columns = {"run_id": "run"} | dict.fromkeys(frame.attrs["axes"], "") | STATUS_COLUMNS
-    return f"{as_text(with_trunks(frame), columns)}\n{text}"
+    state = status(settings.folder)
+    text = state.summary(settings.root, worked_on=is_worked_on(settings.folder))
+    columns = {"run_id": "run"} | dict.fromkeys(state.axes, "") | STATUS_COLUMNS
+    return f"{as_text(state.frame_with_trunks, columns)}\n{text}"
 
 
 def _status_json(folder: Path, notes: Sequence[str] = ()) -> str:
     from sweeps.state.eta import counts
     from sweeps.state.status import status
 
-    frame = status(folder)
-    more = {name: frame.attrs[name] for name in ("forecast", "trunks")}
-    return as_json(frame, counts=counts(frame["status"]), notes=[*notes, *frame.attrs["notes"]], **more)
+    state = status(folder)
+    return as_json(
+        state.frame,
+        counts=counts(row["status"] for row in state.rows),
+        notes=[*notes, *state.notes],
+        forecast=state.forecast,
+        trunks=state.trunks,
+    )
 
 
 def _one_run(settings: StatusConfig) -> str:
@@ -211,12 +211,11 @@ def _collect(overrides: list[str]) -> str:
     from sweeps.state.eta import gaps
 
     settings = compose_table("collect", overrides)
-    runs, depths = collect(settings.folder, [Path(folder) for folder in settings.also])
+    collected = collect(settings.folder, [Path(folder) for folder in settings.also])
     if settings.format == "json":
-        return as_json(runs)
-    rows = {"runs": len(runs), "depths": len(depths), **runs.attrs["beside"]}
-    written = ", ".join(f"{name}.parquet ({count} rows)" for name, count in rows.items())
-    return f"{settings.folder}: {written}\n{gaps(runs)}"
+        return as_json(collected.runs)
+    written = ", ".join(f"{name}.parquet ({count} rows)" for name, count in collected.rows.items())
+    return f"{settings.folder}: {written}\n{gaps(collected.runs)}"
 
 
 def _sync(overrides: list[str]) -> str:

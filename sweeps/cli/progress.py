@@ -15,12 +15,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.text import Text
 
 from sweeps.cli.tables import clock
-from sweeps.state.eta import LOST, flops_left, flops_own, has_ended, with_trunks
-from sweeps.state.ledger import is_worked_on
-from sweeps.state.status import status
+from sweeps.state.eta import LOST, flops_left, flops_own, has_ended
+from sweeps.state.status import SweepStatus, is_worked_on, status
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 REFRESH_S = 1.0
 STARTING_S = 15.0  # a new worker imports torch before it takes its slot
@@ -75,19 +74,19 @@ def step_progress(title: str, steps: int) -> Iterator[Callable[[dict[str, float 
         yield update
 
 
-def watch(folder: Path, alive: Callable[[pd.DataFrame], bool] = lambda frame: True) -> None:
+def watch(folder: Path, alive: Callable[[SweepStatus], bool] = lambda state: True) -> None:
     """Show the sweep in `folder` until all runs have ended or `alive` returns False."""
     console = _console()
     meter = _Meter()
     with Live(console=console, auto_refresh=False, transient=True) as live:
         shown_at = 0.0
         while True:
-            frame = status(folder)
-            ended = frame["status"].map(has_ended).all() or not alive(frame)
+            state = status(folder)
+            ended = all(has_ended(row["status"]) for row in state.rows) or not alive(state)
             if console.is_terminal:
-                live.update(_live_view(frame, meter), refresh=True)
+                live.update(_live_view(state, meter), refresh=True)
             elif ended or time.monotonic() - shown_at > PLAIN_EVERY_S:
-                print(meter.line(frame), file=sys.stderr, flush=True)
+                print(meter.line(state), file=sys.stderr, flush=True)
                 shown_at = time.monotonic()
             if ended:
                 return
@@ -98,8 +97,9 @@ def watch_until_idle(folder: Path) -> None:
     """Show the sweep in `folder` until it has ended or nothing works on it any more."""
     began = time.monotonic()
 
-    def alive(frame: pd.DataFrame) -> bool:
-        queued = bool(frame["status"].isin(["submitted", "running"]).any() and (frame["job"] != "").any())
+    def alive(state: SweepStatus) -> bool:
+        active = any(row["status"] in ("submitted", "running") for row in state.rows)
+        queued = active and any(row["job"] for row in state.rows)
         return queued or time.monotonic() - began < STARTING_S or is_worked_on(folder)
 
     watch(folder, alive)
@@ -111,9 +111,8 @@ class _Meter:
     def __init__(self) -> None:
         self._first: tuple[float, float] | None = None
 
-    def line(self, frame: pd.DataFrame) -> str:
-        everything = with_trunks(frame)
-        rows = everything[["status", "step", "first_step", "steps", "nominal_flops"]].to_dict("records")
+    def line(self, state: SweepStatus) -> str:
+        rows = [*state.rows, *state.trunks]
         total, now = sum(map(flops_own, rows)), time.monotonic()
         done = total - sum(map(flops_left, rows))
         self._first = self._first or (now, done)
@@ -121,24 +120,24 @@ class _Meter:
         eta = "--"
         if done > before:
             eta = clock((total - done) * (now - began) / (done - before))
-        finished = int((frame["status"] == "done").sum())
-        running = everything[everything["status"] == "running"]
-        losses = ", ".join(f"{loss:.3f}" for loss in running["train_loss_nats"].dropna())
-        text = f"{finished}/{len(frame)} runs done, {100 * done / total:.0f} % of the FLOPs, ETA {eta}"
+        finished = sum(row["status"] == "done" for row in state.rows)
+        running = [row["train_loss_nats"] for row in rows if row["status"] == "running"]
+        losses = ", ".join(f"{loss:.3f}" for loss in running if loss is not None)
+        text = f"{finished}/{len(state.rows)} runs done, {100 * done / total:.0f} % of the FLOPs, ETA {eta}"
         return f"{text}, training losses now: {losses}" if losses else text
 
 
-def _live_view(frame: pd.DataFrame, meter: _Meter) -> Group:
-    lines = [Text(meter.line(frame), style="bold")]
-    everything = with_trunks(frame)
-    busy = everything[everything["status"].isin(["running", LOST])]
-    for row in busy.head(BUSY_ROWS).to_dict("records"):
+def _live_view(state: SweepStatus, meter: _Meter) -> Group:
+    lines = [Text(meter.line(state), style="bold")]
+    rows = [*state.rows, *state.trunks]
+    busy = [row for row in rows if row["status"] in ("running", LOST)]
+    for row in busy[:BUSY_ROWS]:
         loss = f"loss {row['train_loss_nats']:.3f}" if row["train_loss_nats"] else ""
         share = row["step"] / row["steps"]
         lines.append(Text(f"  {row['run_id']:<44} {'#' * round(30 * share):<30} {share:4.0%} {loss}"))
     if len(busy) > BUSY_ROWS:
         lines.append(Text(f"  and {len(busy) - BUSY_ROWS} more"))
-    failed = everything[everything["status"].str.startswith("failed")]
-    for row in failed.head(FAILED_ROWS).to_dict("records"):
+    failed = [row for row in rows if row["status"].startswith("failed")]
+    for row in failed[:FAILED_ROWS]:
         lines.append(Text(f"  {row['run_id']:<44} {row['status']}: {row['message']}", style="red"))
     return Group(*lines)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from model.config_validation import ConfigError
+from sweeps.backends.registry import current_job
 from sweeps.cli.help import Command
 from sweeps.config.compose import compose_study, multirun, single_run
 from sweeps.config.study import StudyConfig
@@ -33,7 +35,7 @@ def train_one(study: StudyConfig) -> dict[str, Any]:
     ------
     ConfigError : the run did not end well; its folder keeps everything.
     """
-    from harness.data.dataset import prepare
+    from harness.data.prepare import prepare
     from harness.run.budget import check_epochs, solve
     from harness.run.folder import RunFolder, create
     from sweeps.cli.progress import stage_progress, step_progress
@@ -47,8 +49,10 @@ def train_one(study: StudyConfig) -> dict[str, Any]:
             dataset = prepare(run.data, Path(study.cache), progress)
     check_epochs(run, dataset.unique_tokens)
     from harness.distributed.process_group import connected
-    from harness.training.job import BUSY, run_job
+    from harness.training.job import BUSY, JOB_END, run_job
 
+    if (job := current_job()) and job.ends_s is not None:
+        os.environ.setdefault(JOB_END, str(job.ends_s))
     parent = Path(study.root) / (study.sweep.name or SINGLE)
     with connected() as ranks:
         folder = ranks.once(
@@ -78,7 +82,8 @@ def _ignore(line: dict[str, float | None]) -> None:
 
 
 def _data(overrides: list[str]) -> str:
-    from harness.data.dataset import open_dataset, prepare
+    from harness.data.dataset import open_dataset
+    from harness.data.prepare import prepare
     from sweeps.launch.launch import data_sets
 
     study = compose_study(overrides)

@@ -1,23 +1,29 @@
-"""Where runs execute, what a job asks for, and what happens after each kind of failure."""
+"""Cluster profiles: where runs execute, what a job asks for, and what follows each class of failure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt
 
-from harness.data.encoding import available_cores
-from model.config_validation import ConfigError, build
+from model.config_validation import ConfigError, build, closest
 
 Count = Annotated[int, Gt(0)]
 PositiveFloat = Annotated[float, Gt(0)]
 
+# By cluster.kind: the factory of a backend, called with the profile, or where to import it when it is used.
+BACKENDS: dict[str, str | Callable[[ClusterConfig], Any]] = {
+    "local": "sweeps.backends.local:LocalPool",
+    "slurm": "sweeps.backends.slurm.cluster:Slurm",
+    "fake": "sweeps.backends.simulated:SimulatedCluster",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What one job asks for. None leaves the site's default; `options` are further sbatch options by name."""
+    """What one job asks for. None leaves the site's default."""
 
     nodes: Count = 1
     tasks_per_node: Count = 1  # ranks on each node
@@ -30,7 +36,7 @@ class Resources:
     qos: str | None = None
     account: str | None = None
     constraint: str | None = None
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)  # further options of the scheduler, by name
     runs_per_job: Count = 1
     parallel_runs: Count = 1  # of a job's runs, side by side
 
@@ -43,23 +49,25 @@ class Resources:
 
     @property
     def world_size(self) -> int:
-        """Give the ranks of one run."""
+        """Return the number of ranks of one run."""
         return self.nodes * self.tasks_per_node
 
     @property
     def devices(self) -> int:
-        """Give the GPUs of one job, its ranks where it asks for none."""
+        """Return the number of GPUs of one job, or of its ranks where it asks for none."""
         return self.nodes * (self.gpus_per_node or self.tasks_per_node)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FakeConfig:
-    """The script of the simulated cluster: shares are chances per attempt, times are simulated seconds."""
+    """The script of the simulated cluster; times are in simulated seconds."""
 
     slots: Count = 64  # jobs that run at once
     queue_s: Annotated[float, Ge(0)] = 60.0
     run_s: PositiveFloat = 600.0
-    failures: dict[str, Annotated[float, Ge(0), Lt(1)]] = field(default_factory=dict)  # share by class
+    failures: dict[str, Annotated[float, Ge(0), Lt(1)]] = field(
+        default_factory=dict
+    )  # share of attempts, by failure class
     seed: Annotated[int, Ge(0)] = 0
 
 
@@ -67,21 +75,21 @@ class FakeConfig:
 class ClusterConfig:
     """A cluster profile: how jobs are started there, what each scale asks for, and what a device delivers."""
 
-    kind: Literal["local", "slurm", "fake"] = "local"
+    kind: str = "local"  # a key of BACKENDS
     threads_per_run: Count = 1
     start_s: Annotated[float, Ge(0)] = 0.0  # from a free place to a job's first step, for the plan's times
 
-    # local: a pool of worker processes
+    # a pool of worker processes
     parallel_runs: Count | None = None
 
-    # slurm
-    name: str | None = None  # None: as the controller says
+    # a queue of job arrays
+    name: str | None = None  # None: as the scheduler reports it
     resources: Resources = field(default_factory=Resources)
     per_scale: dict[str, dict[str, Any]] = field(default_factory=dict)  # fields of resources, by scale
     array_parallelism: Count = 256  # jobs of one resource shape that run at once
-    signal_s: Count = 90  # a job is told this long before its time limit, and saves a checkpoint
-    requeue: bool | None = None  # a stopped job queues itself again; None: where the site allows it
-    patience_s: Annotated[float, Ge(0)] = 120.0  # how long a controller that does not answer is waited for
+    signal_s: Count = 90  # a job gets a signal this long before its time limit, and saves a checkpoint
+    requeue: bool | None = None  # a stopped job queues itself again; None: if the site allows it
+    patience_s: Annotated[float, Ge(0)] = 120.0  # how long to wait for a scheduler that does not answer
     python: str | None = None  # None: the launching interpreter; or e.g. apptainer exec --nv image.sif python
     setup: list[str] = field(default_factory=list)  # shell lines before the run, e.g. module load cuda
 
@@ -94,6 +102,8 @@ class ClusterConfig:
     device_utilisation: Annotated[float, Gt(0), Lt(1)] = 0.4  # of that peak, until it is measured
 
     def __post_init__(self) -> None:
+        if self.kind not in BACKENDS:
+            raise ConfigError(f"cluster.kind={self.kind} is not known{closest(self.kind, BACKENDS)}")
         for scale in self.per_scale:
             self.resources_of(scale)
 
@@ -107,17 +117,12 @@ class ClusterConfig:
         return build(Resources, asdict(self.resources) | dict(own), f"cluster.per_scale.{scale}.")
 
 
-def default_parallel_runs(threads_per_run: int) -> int:
-    """Return how many runs fit side by side on this machine's CPU cores."""
-    return max(1, available_cores() // threads_per_run)
-
-
 Action = Literal["resume", "halve_micro_batch", "exclude_node"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetryRule:
-    """After a failure: how often the run is started again by itself, and what changes before it is."""
+    """How often a run is started again after failures of one class, and what changes before it is."""
 
     retries: Annotated[int, Ge(0)] = 0
     action: Action = "resume"
@@ -137,6 +142,6 @@ class RetryConfig:
     code_error: RetryRule = RetryRule()
 
     def rule(self, failure_class: str) -> RetryRule:
-        """Return the rule of a class; one that is not known is not retried."""
-        found = getattr(self, failure_class, None)
-        return found if isinstance(found, RetryRule) else RetryRule()
+        """Return the rule of a class; an unknown class is not retried."""
+        rule = getattr(self, failure_class, None)
+        return rule if isinstance(rule, RetryRule) else RetryRule()

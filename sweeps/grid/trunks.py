@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from harness.run.config import RunConfig, TrainingConfig
-from harness.run.identity import Identity, identity, name_of
-from harness.run.trunk import SEGMENT, segment_run, stable_steps, trunk_id, why_unshared
+from harness.run.identity import Identity, identity, run_name
+from harness.run.trunk import SEGMENT, segment_run, stable_steps, trunk_id, unshared_reason
 from model.config_validation import ConfigError
 from sweeps.config.study import TrunkMode
 from sweeps.grid.cells import Cell, index_of
@@ -126,7 +126,7 @@ def _check_shared(grown: Trunks, cells: Sequence[Cell], settled: Collection[str]
 def why_nothing_is_shared(cells: Sequence[Cell]) -> str:
     """Return the reason why no two of the OK cells share a trunk, "" if some do."""
     for cell in cells:
-        if cell.verdict == "OK" and (why := why_unshared(cell.run.schedule)):
+        if cell.verdict == "OK" and (why := unshared_reason(cell.run.schedule)):
             return why
     if any(len(members) > 1 for members in trajectories(cells).values()):
         return ""
@@ -177,7 +177,7 @@ def _grow_one(
             segment = Segment(
                 trunk_id=trunk, start=start, end=point, parent=parent if start else "", kept=kept
             )
-            parent = SEGMENT + name_of(cell.run, fields)
+            parent = SEGMENT + run_name(cell.run, fields)
             own[parent] = grown.segments[parent] = segment
         grown.parents[name] = parent
 

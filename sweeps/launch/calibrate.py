@@ -13,17 +13,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from harness.data.config import DataConfig
-from harness.data.dataset import find_prepared, prepare
+from harness.data.prepare import find_prepared, prepare
 from harness.run.budget import nominal_flops_per_token
 from harness.run.config import EvaluationConfig, LoggerConfig, RunConfig
 from harness.run.folder import RunFolder
 from harness.run.identity import run_id
 from harness.run.metrics import read_metrics
 from harness.storage.files import write_json
+from model.config_validation import ConfigError
+from sweeps.backends.registry import open_backend
 from sweeps.config.cluster import Resources
 from sweeps.config.study import StudyConfig, SweepConfig
 from sweeps.grid.cells import Cell, DataFacts
-from sweeps.launch.launch import start_workers
 from sweeps.launch.submit import submit_missing
 from sweeps.planning.cost import calibration_file, cluster_name, shape_of
 from sweeps.planning.plan import plan_cells
@@ -33,7 +34,7 @@ from sweeps.state.registration import register
 TIME_MIN = 15  # of a job that times shapes
 STEPS = 8
 WARM_STEPS = 3  # the first ones also compile, allocate and read data
-WORDS = 600_000  # of the stand-in text, where the sweep's data is not prepared
+WORDS = 600_000  # of random text, used if the sweep's data is not prepared
 
 
 def calibrate(study: StudyConfig, watch: Callable[[Path], None]) -> int:
@@ -43,34 +44,36 @@ def calibrate(study: StudyConfig, watch: Callable[[Path], None]) -> int:
     The speeds lie in `<root>/.calibration/<cluster>` and price every later plan under that root. `watch`
     takes the folder of the short runs and returns when all of them have ended.
     """
+    if open_backend(study.cluster).simulated:
+        raise ConfigError(f"cluster.kind={study.cluster.kind} trains nothing, so nothing can be timed there")
     root = Path(study.root)
     name = cluster_name(study.cluster)
-    wanted: dict[Path, RunConfig] = {}
+    untimed: dict[Path, RunConfig] = {}
     for cell in plan_cells(study):
         resources = study.cluster.resources_of(cell.run.scale)
         path = calibration_file(root, name, cell.run, resources)
         if cell.verdict == "OK" and not path.exists():
-            wanted.setdefault(path, cell.run)
-    if not wanted:
+            untimed.setdefault(path, cell.run)
+    if not untimed:
         return 0
-    print(f"timing {len(wanted)} shapes on {name}, {STEPS} steps each", file=sys.stderr)
+    print(f"timing {len(untimed)} shapes on {name}, {STEPS} steps each", file=sys.stderr)
     scratch = root / ".calibration" / name / "runs"
-    runs = _train(study, wanted, scratch, watch)
-    for path, run in wanted.items():
+    runs = _train(study, untimed, scratch, watch)
+    for path, run in untimed.items():
         _keep(path, run, study.cluster.resources_of(run.scale), runs[path])
     shutil.rmtree(scratch)
-    return len(wanted)
+    return len(untimed)
 
 
 def _train(
-    study: StudyConfig, wanted: dict[Path, RunConfig], scratch: Path, watch: Callable[[Path], None]
+    study: StudyConfig, untimed: dict[Path, RunConfig], scratch: Path, watch: Callable[[Path], None]
 ) -> dict[Path, RunFolder]:
     """Train a short run of every shape and return their folders."""
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     facts, data, cache = _data(study, scratch)
     cells = {}
-    for path, run in wanted.items():
+    for path, run in untimed.items():
         short = _short(run, data)
         name = run_id(short, str(facts.digest))
         cells[path] = Cell(run=short, data=facts, run_id=name, verdict="OK")
@@ -93,13 +96,13 @@ def _train(
 
 @contextmanager
 def _started(probe: StudyConfig, folder: Path) -> Iterator[None]:
-    if probe.cluster.kind == "slurm":
-        from sweeps.backends.slurm import Slurm
-
-        submit_missing(folder, read_ledger(folder), Slurm(probe.cluster))
+    """Start the runs of `folder`; wait at the end for the workers that this process owns."""
+    backend = open_backend(probe.cluster)
+    if not backend.pulls_runs:
+        submit_missing(folder, read_ledger(folder), backend)
         yield
         return
-    workers = start_workers(folder, probe.cluster, owner=os.getpid())
+    workers = backend.start_workers(folder, owner=os.getpid())
     try:
         yield
     finally:
@@ -122,7 +125,7 @@ def _short(run: RunConfig, data: DataConfig) -> RunConfig:
 
 
 def _data(study: StudyConfig, scratch: Path) -> tuple[DataFacts, DataConfig, Path]:
-    """Return the sweep's own data where it is prepared, else made-up text: only its speed matters."""
+    """Return the sweep's own data if it is prepared, else random text: only its speed matters."""
     data, cache = next(iter(study.runs.values())).data, Path(study.cache)
     prepared = find_prepared(data, cache)
     if prepared is None:

@@ -1,18 +1,15 @@
-"""Launch: data prepared, ledger written, workers started; run again, it adds only what is missing."""
+"""Launch: prepare the data, register the runs, start what is missing. Launched again, it adds what is new."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from harness.data.config import DataConfig
-from harness.data.dataset import prepare
+from harness.data.prepare import prepare
 from model.config_validation import ConfigError
-from sweeps.config.cluster import ClusterConfig, default_parallel_runs
+from sweeps.backends.registry import open_backend
 from sweeps.config.study import StudyConfig
 from sweeps.grid.cells import Cell
 from sweeps.launch.submit import show_job_files, submit_missing
@@ -21,8 +18,7 @@ from sweeps.state.ledger import Ledger, read_ledger
 from sweeps.state.registration import register, would_register
 from sweeps.state.retry import reopen
 
-Progress = Callable[[str, float], None]
-_DETACHED: list[subprocess.Popen[bytes]] = []  # workers that outlive this process, which never waits for them
+Progress = Callable[[str, float], None]  # stage, fraction done
 
 
 def prepare_data(study: StudyConfig, progress: Progress | None = None) -> None:
@@ -33,35 +29,24 @@ def prepare_data(study: StudyConfig, progress: Progress | None = None) -> None:
 
 def data_sets(study: StudyConfig) -> list[DataConfig]:
     """Return the data sets of the study's scales and axes, each once."""
-    found = [run.data for run in study.runs.values()]
+    named = [run.data for run in study.runs.values()]
     if study.sweep.axes:
-        found += {id(cell.run.data): cell.run.data for cell in plan_cells(study)}.values()
-    return [data for number, data in enumerate(found) if data not in found[:number]]
+        named += {id(cell.run.data): cell.run.data for cell in plan_cells(study)}.values()
+    return [data for number, data in enumerate(named) if data not in named[:number]]
 
 
 def write_ledger(study: StudyConfig, progress: Progress | None = None) -> Ledger:
-    """Prepare the data and enter all OK cells into the sweep's ledger; what stands there already stays."""
+    """Prepare the data and register all OK cells in the sweep's ledger; what stands there already stays."""
     return register(study, _planned(study, progress))
 
 
-def _planned(study: StudyConfig, progress: Progress | None) -> list[Cell]:
-    """Prepare the data and return all cells, one of which can run at least."""
-    if not study.sweep.name:
-        plan_cells(study)  # complains
-    prepare_data(study, progress)
-    planned = plan_cells(study)
-    if not any(cell.verdict == "OK" for cell in planned):
-        raise ConfigError(f"no cell of sweep {study.sweep.name} can run; the first: {planned[0].reason}")
-    return planned
-
-
 def launch(study: StudyConfig, progress: Progress | None = None) -> tuple[Path, list[str]]:
-    """Enter the study into its ledger and start or submit what is missing; return its folder and remarks.
+    """Register the study's runs and start or submit what is missing; return the sweep's folder and remarks.
 
-    With `retry_failed`, failed runs are opened again; otherwise they stay as they are. A fake cluster is
-    stepped to its end, in a folder of its own.
+    With `retry_failed`, failed runs are opened again; otherwise they stay as they are. On a simulated cluster
+    the sweep is rehearsed to its end, in a folder of its own.
     """
-    if study.cluster.kind == "fake":
+    if open_backend(study.cluster).simulated:
         from sweeps.launch.rehearsal import rehearse
 
         return rehearse(study), []
@@ -71,56 +56,42 @@ def launch(study: StudyConfig, progress: Progress | None = None) -> tuple[Path, 
     if study.retry_failed:
         for run in ledger.nodes(folder):
             reopen(run)
-    dropped = [cell for cell in planned if cell.verdict != "OK"]
-    told = f"{len(dropped)} of {len(planned)} cells were dropped, which loopscale plan shows; the first: "
-    return folder, [*([told + dropped[0].reason] if dropped else []), *start_missing(folder)]
+    dropped = [cell.reason for cell in planned if cell.verdict != "OK"]
+    notes = []
+    if dropped:
+        counted = f"{len(dropped)} of {len(planned)} cells were dropped"
+        notes.append(f"{counted}, which loopscale plan shows; the first: {dropped[0]}")
+    return folder, [*notes, *start_missing(folder)]
 
 
 def start_missing(folder: Path) -> list[str]:
-    """Start or submit what is missing of a launched sweep, as its ledger says; returns remarks."""
+    """Start or submit what is missing of a launched sweep, as its ledger says; return remarks."""
     ledger = read_ledger(folder)
-    if ledger.cluster.kind == "slurm":
-        from sweeps.backends.slurm import Slurm
-
-        return submit_missing(folder, ledger, Slurm(ledger.cluster)).notes
-    _DETACHED.extend(start_workers(folder, ledger.cluster))
+    backend = open_backend(ledger.cluster)
+    if backend.simulated:
+        return [f"{backend.display_name} starts nothing: launch the sweep to rehearse it"]
+    if not backend.pulls_runs:
+        return submit_missing(folder, ledger, backend).notes
+    backend.start_workers(folder)
     return []
 
 
 def dry_run(study: StudyConfig, show: Callable[[str], None]) -> None:
     """Show the job files that `launch` would submit now; prepares, writes and submits nothing."""
-    from sweeps.backends.slurm import Slurm
-
-    if study.cluster.kind != "slurm":
-        raise ConfigError(f"cluster.kind={study.cluster.kind}: only a SLURM cluster has job files")
+    backend = open_backend(replace(study.cluster, patience_s=0.0))
+    if not backend.has_job_files:
+        raise ConfigError(f"cluster.kind={study.cluster.kind}: {backend.display_name} has no job files")
     folder = Path(study.root) / str(study.sweep.name)
     cells = [cell for cell in plan_cells(study) if cell.verdict == "OK"]
-    impatient = replace(study.cluster, patience_s=0.0)
-    show_job_files(folder, would_register(study, cells), Slurm(impatient, dry_run=True), show)
+    show_job_files(folder, would_register(study, cells), backend, show)
 
 
-def start_workers(
-    folder: Path, cluster: ClusterConfig, *, owner: int | None = None
-) -> list[subprocess.Popen[bytes]]:
-    """Start the local pool on the sweep's folder and return its processes.
-
-    The workers outlive this process unless it is given as `owner`. A slot that is taken is left alone.
-    """
-    folder = folder.resolve()
-    environment = os.environ | {"OMP_NUM_THREADS": str(cluster.threads_per_run)}
-    arguments = [str(owner)] if owner is not None else []
-    workers = []
-    for number in range(cluster.parallel_runs or default_parallel_runs(cluster.threads_per_run)):
-        with (folder / f"worker_{number}.log").open("ab") as log:
-            workers.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", "sweeps.workers.local_pool", str(folder), str(number), *arguments],
-                    cwd=Path(__file__).resolve().parents[2],
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
-            )
-    return workers
+def _planned(study: StudyConfig, progress: Progress | None) -> list[Cell]:
+    """Prepare the data and return all cells; raise ConfigError if none of them can run."""
+    if not study.sweep.name:
+        plan_cells(study)  # raises the error that says so
+    prepare_data(study, progress)
+    planned = plan_cells(study)
+    if not any(cell.verdict == "OK" for cell in planned):
+        raise ConfigError(f"no cell of sweep {study.sweep.name} can run; the first: {planned[0].reason}")
+    return planned

@@ -22,7 +22,7 @@ MAX_LAUNCHES = 100
 
 
 def rehearse(study: StudyConfig) -> Path:
-    """Step the sweep through the scripted cluster, launching again until nothing is open; returns the folder.
+    """Step the sweep through the scripted cluster, launching again until nothing is open; return its folder.
 
     The folder is `<root>/rehearsal-<sweep>`, apart from the sweep's own: its records say device "fake" and
     hold no losses.
@@ -38,7 +38,7 @@ def rehearse(study: StudyConfig) -> Path:
 
 
 def rehearse_with(study: StudyConfig) -> tuple[Path, Ledger, SimulatedCluster, int]:
-    """Rehearse and return folder, ledger, cluster and the number of launches that it took."""
+    """Rehearse and return folder, ledger, cluster and the number of launches."""
     if not study.sweep.name:
         raise ConfigError("no sweep chosen: add sweep=NAME (see conf/sweep), or sweep.name=... and its grid")
     sweep = dataclasses.replace(study.sweep, name=f"{REHEARSAL}{study.sweep.name}")
@@ -48,9 +48,7 @@ def rehearse_with(study: StudyConfig) -> tuple[Path, Ledger, SimulatedCluster, i
         raise ConfigError(f"{folder} holds an earlier rehearsal: delete it, or choose another sweep.name")
     facts = DataFacts(digest=DIGEST, unique_tokens=10**15)
     ledger = register(study, cells(study, lambda _: facts))
-    cluster = SimulatedCluster(
-        script=study.cluster.fake, train=lambda run, failure: stand_in(folder / run, failure)
-    )
+    cluster = SimulatedCluster(study.cluster, lambda run, failure: stand_in(folder / run, failure))
     launches = 0
     while launches < MAX_LAUNCHES:
         launches += 1
@@ -63,14 +61,14 @@ def rehearse_with(study: StudyConfig) -> tuple[Path, Ledger, SimulatedCluster, i
 
 
 def stand_in(path: Path, failure: str) -> None:
-    """Leave in a run folder what an attempt leaves there that ends so; "" is a good end."""
+    """Write what an attempt that ends in the class `failure` leaves in its run folder; "" is a good end."""
     run = RunFolder(path)
     before = run.status()
     status = dataclasses.replace(before, state="running", attempts=before.attempts + 1, message="")
-    if failure in ("diverged", "bad_config", "code_error", "oom"):  # what a run says itself
+    if failure in ("diverged", "bad_config", "code_error", "oom"):  # what a run records itself
         status = status.failed(failure, f"rehearsed {failure}")
     elif not failure:
         run.set_record(run.record() | {"status": "done", "device": "fake", "wall_s": 0.0}, sync=False)
         write_json(run.depth_curve, [], sync=False)
         status = dataclasses.replace(status, state="done", step=status.steps)
-    run.set_status(status, sync=False)  # else it stands as running, and the scheduler says why it is not
+    run.set_status(status, sync=False)  # else it is left as running, as by a killed process

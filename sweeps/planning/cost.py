@@ -18,6 +18,7 @@ from harness.storage.files import read_json
 from model.config_validation import ConfigError, build
 from sweeps.backends.base import SchedulerError
 from sweeps.backends.job_array import array_folder, read_arrays, read_submitted
+from sweeps.backends.registry import open_backend
 from sweeps.config.cluster import ClusterConfig, Resources
 from sweeps.config.study import StudyConfig
 
@@ -40,17 +41,13 @@ def hardware_of(resources: Resources) -> Hardware:
 
 
 def cluster_name(cluster: ClusterConfig) -> str:
-    """Return the name under which a cluster's speeds are stored; SLURM may be asked for it.
+    """Return the name under which a cluster's speeds are stored; its scheduler may be asked for it.
 
     Raises
     ------
-    ConfigError, SchedulerError : the cluster has no name or its controller does not answer.
+    ConfigError, SchedulerError : the cluster has no name or its scheduler does not answer.
     """
-    if cluster.name or cluster.kind != "slurm":
-        return cluster.name or cluster.kind
-    from sweeps.backends.slurm import Slurm
-
-    return Slurm(cluster).name
+    return cluster.name or open_backend(cluster).name
 
 
 @dataclass(kw_only=True)
@@ -167,9 +164,9 @@ def _trained_with(
     row: dict[str, Any], study: StudyConfig, submitted: dict[str, Resources | None]
 ) -> Resources | None:
     """Return the resources of a finished run on the study's cluster, None if it was trained elsewhere."""
-    if row["run_id"] in submitted or study.cluster.kind != "local":
+    if row["run_id"] in submitted or not open_backend(study.cluster).pulls_runs:
         return submitted.get(row["run_id"])
-    return study.cluster.resources_of(row["scale"])  # the local pool submits nothing
+    return study.cluster.resources_of(row["scale"])  # nothing was submitted
 
 
 def _learn_from_others(throughputs: Throughputs, study: StudyConfig, folder: Path) -> None:

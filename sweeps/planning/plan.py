@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from harness.data.config import DataConfig
-from harness.data.dataset import find_prepared
+from harness.data.prepare import find_prepared
 from harness.run.folder import RunFolder
 from harness.run.pending_runs import pending_lines
 from harness.run.record import planned_columns

@@ -13,7 +13,8 @@ from harness.run.config import RunConfig
 from harness.run.folder import RunFolder
 from harness.run.trunk import stable_steps
 from model.flops import parameter_counts
-from sweeps.config.cluster import ClusterConfig, default_parallel_runs
+from sweeps.backends.registry import open_backend
+from sweeps.config.cluster import ClusterConfig
 from sweeps.config.study import StudyConfig
 from sweeps.grid.cells import Cell
 from sweeps.grid.trunks import Trunks, cell_name, in_order, shareable, trajectories, why_nothing_is_shared
@@ -207,21 +208,8 @@ def missed_savings(study: StudyConfig, cells: Sequence[Cell], rows: Sequence[Row
 
 
 def worker_pools(cluster: ClusterConfig, scales: Iterable[str]) -> list[tuple[set[str], int]]:
-    """Return groups of scales, each with how many of its runs are trained at once.
-
-    On SLURM the scales of one resource shape share job arrays, which are submitted with a cap of their own.
-    """
-    if cluster.kind == "fake":
-        return [(set(scales), cluster.fake.slots)]
-    if cluster.kind != "slurm":
-        workers = cluster.parallel_runs or default_parallel_runs(cluster.threads_per_run)
-        return [(set(scales), workers)]
-    shapes: dict[str, tuple[set[str], int]] = {}
-    for scale in set(scales):
-        resources = cluster.resources_of(scale)
-        workers = cluster.array_parallelism * min(resources.parallel_runs, resources.runs_per_job)
-        shapes.setdefault(repr(resources), (set(), workers))[0].add(scale)
-    return list(shapes.values())
+    """Return groups of scales that share workers, each with how many of its runs are trained at once."""
+    return open_backend(cluster).concurrency(scales)
 
 
 def time_to_solution(lengths: Mapping[str, float], parents: Mapping[str, str], workers: int) -> float:

@@ -1,15 +1,16 @@
-"""Collect: the records of sweeps as one runs table and one depth table, Parquet and CSV."""
+"""The records of sweeps as one table of runs, one of depths and one of task scores, in Parquet and CSV."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.tables.schema import DEPTHS, ITEMS, RUNS, SCHEMA_VERSION, SCORES, Column, conform
-from harness.evaluation.record import items_files, read_scores
+from harness.evaluation.scores import items_files, read_scores
 from harness.run.folder import RunFolder
 from model.config_validation import ConfigError
 from sweeps.state.ledger import Ledger, read_ledger
@@ -20,15 +21,37 @@ if TYPE_CHECKING:
 Rows = list[dict[str, Any]]
 
 
-def collect(folder: Path, also: Sequence[Path] = ()) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Write and return the runs and depth tables of the sweep in `folder`, joined by those of `also`.
+@dataclass(frozen=True, kw_only=True)
+class Collected:
+    """The tables of a sweep; those of task scores and of answers, item by item, may be empty."""
 
-    Every run of a ledger has its row; the `status` column tells the unfinished and failed ones, whose
-    results are missing. A folder of `also` may lack its run folders and hold collected tables alone. A run
-    that several sweeps have appears once, where it is done. Runs collected before are not read again unless
-    their record has changed. Files: runs.parquet, runs.csv, depths.parquet, depths.csv, and dictionary.csv,
-    which explains every column; where runs were evaluated on tasks, scores.parquet, scores.csv and, item by
-    item, items.parquet; `attrs["beside"]` of the runs table counts their rows.
+    runs: pd.DataFrame
+    depths: pd.DataFrame
+    scores: pd.DataFrame
+    items: pd.DataFrame
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """The number of rows of each table that was written, by its name."""
+        counts = {name: len(table) for name, table in vars(self).items()}
+        return {name: count for name, count in counts.items() if count or name in ("runs", "depths")}
+
+
+def collect(folder: Path, also: Sequence[Path] = ()) -> Collected:
+    """Write and return the tables of the sweep in `folder`, joined by those of `also`.
+
+    Parameters
+    ----------
+    also : folders of other sweeps; each may lack its run folders and hold only collected tables.
+
+    Notes
+    -----
+    Every run of a ledger has its row; the column `status` shows the unfinished and failed ones, whose results
+    are missing. A run that several sweeps have appears once, from the sweep in which it is done. A run that
+    was collected before is read again only if its record has changed.
+
+    Files: runs and depths (.parquet and .csv), and dictionary.csv, which explains every column. If runs were
+    evaluated on tasks, scores (.parquet and .csv) and items.parquet as well.
     """
     import pandas as pd
 
@@ -49,24 +72,21 @@ def collect(folder: Path, also: Sequence[Path] = ()) -> tuple[pd.DataFrame, pd.D
     if len(items):
         items = items.drop_duplicates(["run_id", "suite", "task", "item"], ignore_index=True)
         items.to_parquet(folder / "items.parquet", index=False)
-    runs.attrs["beside"] = {
-        name: len(frame) for name, frame in (("scores", scores), ("items", items)) if len(frame)
-    }
     dictionary = [
         {"table": name, "column": column.name, "type": column.kind, "meaning": column.meaning}
         for name, columns in (("runs", RUNS), ("depths", DEPTHS), ("scores", SCORES), ("items", ITEMS))
         for column in columns
     ]
     pd.DataFrame(dictionary).to_csv(folder / "dictionary.csv", index=False)
-    return runs, depths
+    return Collected(runs=runs, depths=depths, scores=scores, items=items)
 
 
 def _tables(folder: Path, target: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the tables of one sweep, read anew where its tables are not newer than a run."""
+    """Return the runs and depths of one sweep; a run in the target's tables is read again if it changed."""
     import pandas as pd
 
-    found = _runs(folder)
-    if not found:
+    folders = _runs(folder)
+    if not folders:
         return _collected(folder)
     known = _known(folder) if folder == target else {}
     before = _collected(folder) if known else None
@@ -74,11 +94,11 @@ def _tables(folder: Path, target: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     depths: Rows = []
     kept: list[str] = []
     ids = []
-    for run in found:
+    for run in folders:
         ids.append(run.run_id)
         if (
             run.run_id in known
-            and run.is_there()
+            and run.exists()
             and (run.path / "record.json").stat().st_mtime_ns < known[run.run_id]
         ):
             kept.append(run.run_id)
@@ -99,11 +119,11 @@ def _tables(folder: Path, target: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def trunk_shares(ledger: Ledger, folder: Path, trunk_steps: Mapping[str, int]) -> dict[str, float]:
-    """Return, for every run that took steps over, its share of what its trunk's segments executed.
+    """Return each branched run's share of the FLOPs that its trunk's segments executed.
 
-    What a segment cost is divided equally among all that have started from it, directly or further on, so
-    that the runs' costs add up to what was executed. A run with a segment that was deleted is left out, also
-    where that one is planned anew.
+    The cost of a segment is divided equally among all runs that have started from it, directly or through
+    further segments: the runs' costs add up to what was executed. A run with a deleted segment is left out,
+    even if the segment is planned again.
     """
     lineages = {run: ledger.lineage(run) for run in ledger.parents if trunk_steps[run]}
     users = Counter(name for lineage in lineages.values() for name in lineage)
@@ -154,7 +174,7 @@ def _known(folder: Path) -> dict[str, int]:
 
 
 def _runs(folder: Path) -> list[RunFolder]:
-    """Return the runs of a sweep's ledger, of a folder without one those that lie there."""
+    """Return the runs of a sweep's ledger; in a folder without a ledger, the run folders in it."""
     if (folder / "sweep.json").exists():
         return read_ledger(folder).runs(folder)
     return [RunFolder(path.parent) for path in sorted(folder.glob("*/identity.json"))]

@@ -1,4 +1,4 @@
-"""What is left of a sweep and what of it may start: a trunk's segment before all that begins from it."""
+"""What of a sweep is unfinished and may start: a trunk's segment before everything that starts from it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Unfinished = list[tuple[RunFolder, Status]]
 
 
 def has_begun(run: RunFolder) -> bool:
-    """Say whether a run has a checkpoint of its own, and so needs its trunk no more."""
+    """Return True if a run has a checkpoint of its own, and so no longer needs its trunk."""
     return any(run.checkpoints.glob("step_*"))
 
 
@@ -27,18 +27,18 @@ def segments_below(
 ) -> set[str]:
     """Return the segments, not done, that must be trained before all of `runs` can start.
 
-    `needs_parent` says whether a run or segment that is not done waits for what it starts from.
+    `needs_parent` returns True for a run or segment, not done, that waits for what it starts from.
     """
-    found: set[str] = set()
+    segments: set[str] = set()
     for run in runs:
         name = run
         while not is_done(name) and needs_parent(name):
             parent = parent_of(name)
-            if not parent or parent in found or is_done(parent):
+            if not parent or parent in segments or is_done(parent):
                 break
-            found.add(parent)
+            segments.add(parent)
             name = parent
-    return found
+    return segments
 
 
 def required_segments(
@@ -46,8 +46,8 @@ def required_segments(
 ) -> set[str]:
     """Return the segments, not done, from which something open starts that has not begun.
 
-    `states` has the statuses by name; what is missing there is planned. With `failed_too`, what has failed
-    for good counts as well: it may be opened again.
+    `states` holds the statuses by name; what is missing there is planned. With `failed_too`, what has failed
+    for good counts as open: it may be opened again.
     """
     planned = Status(state="planned")
 
@@ -64,11 +64,11 @@ def required_segments(
     )
 
 
-def unfinished_runs(ledger: Ledger, folder: Path, *, entered: bool = True) -> Unfinished:
-    """Return what is not done and still wanted, with its status: segments first, then runs.
+def unfinished_runs(ledger: Ledger, folder: Path, *, registered: bool = True) -> Unfinished:
+    """Return what is not done and still needed, with its status: segments first, then runs.
 
-    A segment is wanted while something open that has not begun starts from it. One whose folder was deleted
-    is left out; `entered=False` keeps it, for a ledger that was not written yet.
+    A segment is needed while something open that has not begun starts from it. One whose folder was deleted
+    is left out; `registered=False` keeps it, for a ledger that is not written yet.
     """
     names = [*in_order(ledger.segments), *ledger.run_ids]
     states = {name: RunFolder(folder / name).status() for name in names}
@@ -76,13 +76,13 @@ def unfinished_runs(ledger: Ledger, folder: Path, *, entered: bool = True) -> Un
     return [
         (RunFolder(folder / name), states[name])
         for name in names
-        if (name in segments and (not entered or (folder / name).exists()))
+        if (name in segments and (not registered or (folder / name).exists()))
         or (name not in ledger.segments and states[name].state != "done")
     ]
 
 
 def waits_for(ledger: Ledger, run: RunFolder) -> str:
-    """Return the segment that must be done before this run or segment can start, "" where it can."""
+    """Return the segment that must be done before this run or segment can start, "" if it can."""
     parent = ledger.parent_of(run.run_id)
     if not parent or RunFolder(run.path.with_name(parent)).status().state == "done" or has_begun(run):
         return ""

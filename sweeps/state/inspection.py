@@ -1,4 +1,4 @@
-"""One run whole: where it stands, every attempt, its failures, its log, how to repeat it by hand."""
+"""Everything about one run: its status, attempts, failures and log, and the command that repeats it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.run.folder import RunFolder
 from sweeps.backends.job_array import array_folder, latest_elements, read_arrays
-from sweeps.state.eta import with_trunks
+from sweeps.backends.registry import open_backend
 from sweeps.state.ledger import Ledger
 from sweeps.state.status import attempts_of, status
 
@@ -19,7 +19,7 @@ LOG_LINES = 20
 
 def inspect_run(folder: Path, ledger: Ledger, run: RunFolder) -> dict[str, Any]:
     """Return everything known about one run of a sweep, as JSON values."""
-    frame = with_trunks(status(folder))
+    frame = status(folder).frame_with_trunks
     row = {str(key): value for key, value in frame.set_index("run_id").loc[run.run_id].items()}
     state = run.status()
     return {
@@ -29,30 +29,30 @@ def inspect_run(folder: Path, ledger: Ledger, run: RunFolder) -> dict[str, Any]:
         "failures": state.failures,
         "micro_batch_changed": run.record().get("micro_batch_changed", 0),
         "places": attempts_of(run),
-        "log": log_tail(run, newest_job_log(folder, run)),
+        "log": log_tail(run, newest_job_log(folder, ledger, run)),
         "repeat": repeat_command(folder, ledger, run),
     }
 
 
-def as_text(found: dict[str, Any]) -> str:
-    """Return the same for a person."""
+def as_text(details: dict[str, Any]) -> str:
+    """Return what `inspect_run` returns as lines of text."""
     skipped = ("log", "repeat", "places", "message", "job", "node")
     lines = [
         f"{name:<20} {value}"
-        for name, value in found.items()
+        for name, value in details.items()
         if name not in skipped and value not in (None, "")
     ]
-    lines += [f"{'message':<20} {found['message']}"] if found["message"] else []
-    for place in found["places"]:
+    lines += [f"{'message':<20} {details['message']}"] if details["message"] else []
+    for place in details["places"]:
         began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(place["started_s"]))
         job = f"{place['cluster']}:{place['job']}" if place["job"] else f"process {place['pid']}"
         lines.append(f"{'attempt ' + str(place['attempt']):<20} {began} {job} on {place['node']}")
-    lines += ["", *(f"| {line}" for line in found["log"]), "", "to repeat it by hand:", found["repeat"]]
+    lines += ["", *(f"| {line}" for line in details["log"]), "", "to repeat it by hand:", details["repeat"]]
     return "\n".join(lines)
 
 
 def log_tail(run: RunFolder, job_log: Path | None) -> list[str]:
-    """Return the last lines of the run's newest log: its error's traceback, its output, or its job's."""
+    """Return the last lines of the run's newest log: its traceback or output, else the output of its job."""
     logs = run.path / "logs"
     own = [
         path
@@ -65,19 +65,19 @@ def log_tail(run: RunFolder, job_log: Path | None) -> list[str]:
     return job_log.read_text(errors="replace").splitlines()[-LOG_LINES:] if job_log else []
 
 
-def newest_job_log(folder: Path, run: RunFolder) -> Path | None:
-    """Return the output of the job that the run was last in, None where there is none."""
-    place = latest_elements(read_arrays(folder)).get(run.run_id)
-    if place is None:
+def newest_job_log(folder: Path, ledger: Ledger, run: RunFolder) -> Path | None:
+    """Return the output of the job that the run was last in, None if there is none."""
+    latest = latest_elements(read_arrays(folder)).get(run.run_id)
+    if latest is None:
         return None
-    logs = sorted(array_folder(folder, place[0]).glob(f"*_{place[1]}_*_log.out"))
-    return logs[-1] if logs else None
+    array, index = latest
+    return open_backend(ledger.cluster).job_log(array_folder(folder, array), index)
 
 
 def repeat_command(folder: Path, ledger: Ledger, run: RunFolder) -> str:
     """Return the command that trains the run again from the start, with the same code, elsewhere."""
-    place = latest_elements(read_arrays(folder)).get(run.run_id)
-    code = (folder / place[0].snapshot).resolve() if place else Path(__file__).resolve().parents[2]
+    latest = latest_elements(read_arrays(folder)).get(run.run_id)
+    code = (folder / latest[0].snapshot).resolve() if latest else Path(__file__).resolve().parents[2]
     shown = shlex.quote(str(code))
     cache = shlex.quote(str((folder / ledger.cache).resolve()))
     return (

@@ -1,4 +1,4 @@
-"""The ledger of a sweep: which runs it holds and where their data lies; grows, never forgets."""
+"""The ledger of a sweep: which runs it holds, and where their data lies. Runs are only ever added."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 
 from harness.run.folder import RunFolder
 from harness.storage.files import read_json
-from harness.storage.locks import is_held
 from model.config_validation import ConfigError, build
 from sweeps.config.cluster import ClusterConfig, RetryConfig
 from sweeps.grid.trunks import Segment, in_order
@@ -28,30 +27,31 @@ class Ledger:
     parents: dict[str, str] = field(default_factory=dict)  # by run id: the segment that it starts from
 
     def runs(self, folder: Path) -> list[RunFolder]:
+        """Return the folders of the runs, without the segments of trunks."""
         return [RunFolder(folder / run_id) for run_id in self.run_ids]
 
     def nodes(self, folder: Path) -> list[RunFolder]:
-        """Return all that is trained: the segments of trunks, which others wait for, then the runs.
+        """Return the folders of everything that is trained: the segments of trunks, then the runs.
 
-        A segment whose folder was deleted, to free its disk, is not there; launch makes it anew if needed.
+        A segment whose folder was deleted, to free its disk, is left out; launch makes it anew if needed.
         """
         segments = [folder / name for name in in_order(self.segments) if (folder / name).exists()]
         return [*(RunFolder(path) for path in segments), *self.runs(folder)]
 
     def parent_of(self, name: str) -> str:
-        """Return the segment that a run or segment starts from, "" where it starts by itself."""
+        """Return the segment that a run or segment starts from, "" if it starts by itself."""
         return self.segments[name].parent if name in self.segments else self.parents.get(name, "")
 
     def lineage(self, name: str) -> list[str]:
         """Return the segments that a run or segment rests on, the nearest first."""
-        found = []
+        segments = []
         while name := self.parent_of(name):
-            found.append(name)
-        return found
+            segments.append(name)
+        return segments
 
 
 def read_ledger(folder: Path) -> Ledger:
-    """Return the ledger of the sweep in `folder`; raises ConfigError where none was launched."""
+    """Return the ledger of the sweep in `folder`; raises ConfigError if none was launched."""
     path = folder / "sweep.json"
     if not path.exists():
         if any(folder.glob("*/record.json")):
@@ -65,22 +65,3 @@ def read_ledger(folder: Path) -> Ledger:
             f"no sweep {folder.name!r} under {folder.parent} ({hint}): loopscale launch sweep=NAME"
         )
     return build(Ledger, read_json(path), f"{path}: ")
-
-
-def slot(folder: Path, number: int) -> Path:
-    """Return the lock file that the local pool's worker of this number holds while it works."""
-    return folder / f".worker_{number}.lock"
-
-
-def worker_pids(folder: Path) -> list[int]:
-    """Return the processes of the local pool that are at the sweep in `folder` now."""
-    return [int(path.read_text()) for path in folder.glob(".worker_*.pid") if is_held(_lock_of(path))]
-
-
-def _lock_of(pid: Path) -> Path:
-    return pid.with_suffix(".lock")
-
-
-def is_worked_on(folder: Path) -> bool:
-    """Say whether a worker of the local pool is at the sweep in `folder` now."""
-    return any(is_held(path) for path in folder.glob(".worker_*.lock"))

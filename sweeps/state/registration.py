@@ -1,4 +1,4 @@
-"""Registration of a study's cells in the ledger of its sweep; what is registered already stays as it is."""
+"""Registration: the cells of a study enter the ledger of its sweep; what stands there already stays."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from harness.run.config import CONFIG, RunConfig, config_text
-from harness.run.folder import RunFolder, create, first_files, reconcile
+from harness.run.folder import RunFolder, create, initial_files, reconcile
 from harness.run.pending_runs import pending_file, pending_files, pending_line, pending_lines, write_pending
 from harness.run.trunk import ORIGIN, SEGMENT, Origin, set_origin
 from harness.storage.files import write_json
@@ -25,9 +25,9 @@ from sweeps.state.ledger import Ledger, read_ledger
 def register(study: StudyConfig, cells: list[Cell]) -> Ledger:
     """Add all OK `cells` to the sweep's ledger; what is there stays.
 
-    A run gets no folder yet but a line among the planned ones; a segment of a trunk gets its folder, whose
-    presence means something. Two launches at once are serialised by a lock. Raises ConfigError when an
-    existing folder holds another configuration.
+    A run gets no folder yet but a line in planned.jsonl. A segment of a trunk gets its folder: a segment
+    without one was deleted. A lock serialises two launches at once. Raises ConfigError when an existing
+    folder holds another configuration.
     """
     assert study.sweep.name is not None
     folder = Path(study.root) / study.sweep.name
@@ -38,12 +38,12 @@ def register(study: StudyConfig, cells: list[Cell]) -> Ledger:
         scales = before.scales if before else {}
         _check_data(folder, names, cells)
         trunks = trunks_of(study, before, cells)
-        taken = sorted((cell for cell in cells if cell.verdict != "DROP"), key=_cost, reverse=True)
-        _register_runs(folder, taken, trunks, set(names))
-        scales |= {str(cell.run_id): cell.run.scale for cell in taken}
+        accepted = sorted((cell for cell in cells if cell.verdict != "DROP"), key=_cost, reverse=True)
+        _register_runs(folder, accepted, trunks, set(names))
+        scales |= {str(cell.run_id): cell.run.scale for cell in accepted}
         ledger = Ledger(
             name=study.sweep.name,
-            run_ids=list(dict.fromkeys([*names, *(str(cell.run_id) for cell in taken)])),
+            run_ids=list(dict.fromkeys([*names, *(str(cell.run_id) for cell in accepted)])),
             cache=os.path.relpath(study.cache, folder),
             cluster=study.cluster,
             retry=study.retry,
@@ -57,24 +57,24 @@ def register(study: StudyConfig, cells: list[Cell]) -> Ledger:
             needed = required_segments(ledger, folder, states, failed_too=True)
             for name, segment, training, cell in trunks.training():
                 scales[name] = training.scale
-                if name in needed or name in states:  # a deleted one comes back for who needs it alone
+                if name in needed or name in states:  # a deleted one comes back only if it is needed
                     _create_segment(folder, name, segment, training, cell)
-            os.sync()  # once for all folders: the ledger names nothing that a power cut can take away
+            os.sync()  # once for all folders: the ledger names nothing that a power failure can lose
         write_json(folder / "sweep.json", asdict(ledger))
     return ledger
 
 
 def _register_runs(folder: Path, cells: list[Cell], trunks: Trunks, known: set[str]) -> None:
-    """Write down what a run's folder will begin with; one that has its folder gets new settings there.
+    """Write what a run's folder will begin with; update the settings of a run that has its folder.
 
-    A run that is known keeps its record and its trunk, and takes over the machine settings alone.
+    A run that is known keeps its record and its trunk, and takes over the machine settings only.
     """
     before = pending_lines(folder)
     lines = dict(before)
     for cell in cells:
         assert cell.data.digest and cell.data.unique_tokens and cell.run_id, "prepare the data first"
         run, parent = RunFolder(folder / cell.run_id), trunks.parents.get(cell.run_id)
-        if run.is_there():
+        if run.exists():
             reconcile(run, cell.run)
             if parent and not (cell.run_id in known and (run.path / ORIGIN).exists()):
                 set_origin(run, Origin(parent=parent))
@@ -82,11 +82,11 @@ def _register_runs(folder: Path, cells: list[Cell], trunks: Trunks, known: set[s
             if (text := config_text(cell.run)) != pending_file(run.path, CONFIG):
                 lines[cell.run_id] = pending_line(cell.run_id, pending_files(run.path) | {CONFIG: text})
         else:
-            files = first_files(
+            files = initial_files(
                 run, cell.run, data_digest=cell.data.digest, unique_tokens=cell.data.unique_tokens
             )
-            begins = {ORIGIN: asdict(Origin(parent=parent))} if parent else {}
-            lines[cell.run_id] = pending_line(cell.run_id, begins | files)
+            origin = {ORIGIN: asdict(Origin(parent=parent))} if parent else {}
+            lines[cell.run_id] = pending_line(cell.run_id, origin | files)
     if lines != before:
         write_pending(folder, lines)
 
@@ -159,6 +159,6 @@ def _check_data(folder: Path, names: list[str], cells: list[Cell]) -> None:
 
 
 def _cost(cell: Cell) -> float:
-    # The longest first: side by side they then end together.
+    # The longest first: run side by side, they end at about the same time.
     run = cell.run
     return (run.steps or 0) * run.batch_tokens * run.model.mean_recurrence

@@ -1,4 +1,4 @@
-"""What happens to a run that failed: started again as it is, with a smaller micro-batch, or left alone."""
+"""What follows a failure: the run starts again as it is or with a smaller micro-batch, or stays failed."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from sweeps.config.cluster import RetryConfig
 
 
 def is_open(status: Status, retry: RetryConfig) -> bool:
-    """Say whether a run that nobody works on should be started: unfinished, or failed within its limit."""
+    """Return True if a run that no process trains is to start: unfinished, or failed within its limit."""
     if status.state == "failed":
         return status.failures.get(status.failure_class, 0) <= retry.rule(status.failure_class).retries
     return status.state != "done"
 
 
 def prepare_attempt(run: RunFolder, status: Status, retry: RetryConfig) -> bool:
-    """Make an open run ready for its next attempt; says False when it cannot be and stays failed."""
+    """Make an open run ready for its next attempt; return False if it cannot be and stays failed."""
     if status.state != "failed":
         return True
     if retry.rule(status.failure_class).action == "halve_micro_batch" and not halve_micro_batch(run):
@@ -27,10 +27,10 @@ def prepare_attempt(run: RunFolder, status: Status, retry: RetryConfig) -> bool:
 
 
 def halve_micro_batch(run: RunFolder) -> bool:
-    """Halve the micro-batch of a run and say so in its record; False when it is one sequence already.
+    """Halve the micro-batch of a run and mark its record; return False if it is one sequence already.
 
-    What is halved is what the last attempt took at once, configured or found. The global array and everything
-    that is trained stay as they are; only the order of summation changes.
+    What is halved is the micro-batch of the last attempt, whether configured or measured. The global batch
+    and everything that is trained stay as they are; only the order of summation changes.
     """
     config, used = run.config(), run.micro_batch()
     now = min(filter(None, (used, config.training.micro_batch, config.training.batch_sequences)))
@@ -43,7 +43,7 @@ def halve_micro_batch(run: RunFolder) -> bool:
 
 
 def reopen(run: RunFolder) -> None:
-    """Open a failed run again, with its failures forgiven; its checkpoints stay."""
+    """Open a failed run again with no failures counted; its checkpoints stay."""
     status = run.status()
     if status.state == "failed":
         run.set_status(dataclasses.replace(status, state="submitted", failure_class="", failures={}))

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.run.folder import RunFolder, Status
 from harness.run.metrics import last_metrics
+from sweeps.backends.base import Elements, JobElement, JobState
 from sweeps.backends.job_array import JobArray, array_folder, latest_elements, read_arrays, read_submitted
+from sweeps.backends.registry import open_backend
 from sweeps.state.dependencies import held_back_by, required_segments, waits_for
-from sweeps.state.eta import LOST, UNNEEDED, forecast
+from sweeps.state.eta import LOST, UNNEEDED, Forecast, counts, forecast
 from sweeps.state.ledger import Ledger, read_ledger
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from sweeps.backends.base import Elements, JobElement
 
 RECORD_COLUMNS = ("scale", "kind", "mean_recurrence", "target_flops", "nominal_flops", "seed")
 # Of these a sweep shows the ones in which its runs differ.
@@ -37,61 +38,129 @@ AXES = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
-    """The rows of runs, and beside them those of trunks, remarks and the forecast, as `status` names them."""
+class SweepStatus:
+    """How a sweep stands.
 
-    rows: list[dict[str, Any]]
-    attrs: Mapping[Any, Any]
-
-
-def status(folder: Path) -> pd.DataFrame:
-    """Return one row per run of the sweep in `folder`.
-
-    Columns: run_id, trunk_id, scale, kind, mean_recurrence, target_flops, nominal_flops, seed, status,
-    attempts, first_step (where it takes over from a trunk), step, steps, train_loss_nats, val_loss_nats,
-    tokens_per_s, eta_s, job, node, message, and, named in `frame.attrs["axes"]`, those of the learning rates,
-    injection, data and other settings in which the runs differ. A run that is marked running while no process
-    holds it and no job is at it is shown as `lost`. `frame.attrs["trunks"]` has a row like these for each
-    segment of a trunk, where `unneeded` is one from which nothing open has still to start;
-    `frame.attrs["notes"]` says where the scheduler could not be asked. Raises ConfigError where nothing was
-    launched.
+    Attributes
+    ----------
+    rows : one per run, by column: run_id, trunk_id, scale, kind, mean_recurrence, target_flops,
+        nominal_flops, seed, `axes`, tokens, status, attempts, first_step (where it takes over from a trunk),
+        step, steps, train_loss_nats, val_loss_nats, tokens_per_s, eta_s, job, node, message. A run that is
+        marked running while no process holds it and no job is at it has the status `lost`.
+    trunks : a row like these for each segment of a trunk; `unneeded` is one from which nothing unfinished has
+        yet to start.
+    axes : the settings in which the runs differ: learning rates, injection, data and others.
+    notes : why the scheduler could not be asked.
     """
-    import pandas as pd
 
-    found = standing(folder)
-    frame = pd.DataFrame(found.rows)
-    axes = [name for name in AXES if frame[name].nunique(dropna=False) > 1]
-    frame = frame.drop(columns=[name for name in AXES if name not in axes])
-    trunks = [{str(name): row[str(name)] for name in frame} for row in found.attrs["trunks"]]
-    frame.attrs = {**found.attrs, "trunks": trunks, "axes": axes}
-    return frame
+    sweep: str
+    rows: list[dict[str, Any]]
+    trunks: list[dict[str, Any]]
+    axes: list[str]
+    notes: list[str]
+    forecast: Forecast
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The rows of the runs as a table."""
+        import pandas as pd
+
+        return pd.DataFrame(self.rows)
+
+    @property
+    def frame_with_trunks(self) -> pd.DataFrame:
+        """The rows of the runs, then those of the segments, as a table."""
+        import pandas as pd
+
+        return (
+            pd.concat([self.frame, pd.DataFrame(self.trunks)], ignore_index=True)
+            if self.trunks
+            else self.frame
+        )
+
+    def summary(self, root: str, *, worked_on: bool, notes: Sequence[str] = ()) -> str:
+        """Return the counts with the next command, what is left, the trunks, and all remarks.
+
+        `root` is the parent folder as the commands take it. With `worked_on`, something is at the sweep.
+        """
+        statuses = [row["status"] for row in self.rows]
+        text = ", ".join(f"{count} {name}" for name, count in counts(statuses).items())
+        advice, at = "", f"sweep={self.sweep}" + ("" if root == "runs" else f" root={root}")
+        if worked_on or {"submitted", "running"} & set(statuses):
+            advice = f"; loopscale status {at} watch=true follows them"
+        elif {"planned", LOST} & set(statuses):
+            advice = f"; loopscale launch {at} continues what is missing"
+        lines = [f"{len(statuses)} runs: {text}{advice}"]
+        if self.forecast.remaining_flops:
+            lines.append(_remaining(self.forecast))
+        if self.trunks:
+            lines.append(self._trunks_in_words(at))
+        return "\n".join([*lines, *notes, *self.notes])
+
+    def _trunks_in_words(self, at: str) -> str:
+        shown = counts(row["status"] for row in self.trunks)
+        counted = ", ".join(f"{count} {name}" for name, count in shown.items())
+        failed = [row["run_id"] for row in self.trunks if row["status"].startswith("failed")]
+        text = f"{len(self.trunks)} trunk segments: {counted}"
+        if failed:
+            text += f"; what starts from {', '.join(failed[:3])} is held back"
+            text += f": loopscale retry {at} failed=true"
+        return text
 
 
-def standing(folder: Path) -> Standing:
-    """Return what `status` returns as plain rows, every axis among them; imports no pandas."""
+def _remaining(left: Forecast) -> str:
+    hours = left.remaining_run_hours
+    cost = f", {hours:.3g} run-hours at the measured speed" if hours is not None else ""
+    end = ""
+    if left.ends_in_s is not None:
+        clock = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + left.ends_in_s))
+        end = f"; expected end {clock} with {left.running} side by side"
+    return f"remaining {left.remaining_flops:.3g} nominal FLOPs{cost}{end}"
+
+
+def status(folder: Path) -> SweepStatus:
+    """Return how the sweep in `folder` stands; imports no pandas and writes nothing.
+
+    Raises ConfigError if nothing was launched there.
+    """
     ledger = read_ledger(folder)
     states = {run.run_id: (run, run.status()) for run in ledger.nodes(folder)}
     arrays = read_arrays(folder)
-    places = latest_elements(arrays)
+    latest = latest_elements(arrays)
     unfinished = [run for run, state in states.values() if state.state not in ("done", "failed")]
-    elements, notes = _ask(ledger, places, unfinished)
-    if ledger.cluster.kind == "slurm":  # which may take seconds to answer, and runs go on meanwhile
+    asked = {latest[run.run_id][0].token: latest[run.run_id][0] for run in unfinished if run.run_id in latest}
+    elements, notes = _ask(ledger, list(asked.values()))
+    if asked:  # the scheduler may have taken seconds to answer, and runs go on meanwhile
         states |= {run.run_id: (run, run.status()) for run in unfinished}
     jobs = {array.token: read_submitted(array_folder(folder, array)) for array in arrays}
     needed = required_segments(ledger, folder, {name: state for name, (_, state) in states.items()})
     rows = []
     for run_id, (run, state) in states.items():
-        place = places.get(run_id)
-        element = elements.get((place[0].name, place[1])) if place else None
-        job = jobs[place[0].token] if place else None
-        where = job.element(place[1]) if job and place and job.job_id else ""
+        array, index = latest.get(run_id, (None, 0))
+        element = elements.get((array.name, index)) if array else None
+        job = jobs[array.token] if array else None
+        where = job.element(index) if job and job.job_id else ""
         row = _row(run, state, element, where, ledger)
         if run_id in ledger.segments and run_id not in needed and row["status"] in ("planned", LOST):
             row |= {"status": UNNEEDED, "message": ""}
         rows.append(row)
     segments = len(rows) - len(ledger.run_ids)
-    attrs = {"sweep": folder.name, "notes": notes, "trunks": rows[:segments], "forecast": forecast(rows)}
-    return Standing(rows=rows[segments:], attrs=attrs)
+    axes = [name for name in AXES if len({row[name] for row in rows[segments:]}) > 1]
+    hidden = set(AXES) - set(axes)
+    shown = [{name: value for name, value in row.items() if name not in hidden} for row in rows]
+    return SweepStatus(
+        sweep=folder.name,
+        rows=shown[segments:],
+        trunks=shown[:segments],
+        axes=axes,
+        notes=notes,
+        forecast=forecast(rows),
+    )
+
+
+def is_worked_on(folder: Path) -> bool:
+    """Return True if a worker process is at the sweep in `folder` now."""
+    return open_backend(read_ledger(folder).cluster).is_working(folder)
 
 
 def attempts_of(run: RunFolder) -> list[dict[str, Any]]:
@@ -100,24 +169,8 @@ def attempts_of(run: RunFolder) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def _ask(
-    ledger: Ledger, places: dict[str, tuple[JobArray, int]], unfinished: list[RunFolder]
-) -> tuple[Elements, list[str]]:
-    """Ask the scheduler once about the arrays of unfinished runs; its silence is a remark, not an error."""
-    arrays = [places[run.run_id][0] for run in unfinished if run.run_id in places]
-    asked = {array.token: array for array in arrays}
-    if not asked or ledger.cluster.kind != "slurm":
-        return {}, []
-    from sweeps.backends.slurm import Slurm
-
-    try:
-        return Slurm(ledger.cluster).states(asked.values(), patient=False), []
-    except (OSError, ValueError) as error:
-        return {}, [f"the scheduler was not asked, so a queued run may be shown as planned: {error}"]
-
-
 def shown_status(run: RunFolder, state: Status, element: JobElement | None) -> str:
-    """Return how a run is shown, with the scheduler's word where the folder cannot know better."""
+    """Return the status of a run as it is shown: its folder's, or its job's where the folder cannot know."""
     if state.state == "running" and not run.is_held():
         state = run.status()  # it may have ended since it was read
         if state.state == "running":
@@ -125,6 +178,16 @@ def shown_status(run: RunFolder, state: Status, element: JobElement | None) -> s
     if state.state in ("planned", "submitted") and element:
         return "submitted" if element.is_live else "planned"
     return str(state)
+
+
+def _ask(ledger: Ledger, arrays: list[JobArray]) -> tuple[Elements, list[str]]:
+    """Ask the scheduler once about the arrays of unfinished runs; no answer is a remark, not an error."""
+    if not arrays:
+        return {}, []
+    try:
+        return open_backend(ledger.cluster).states(arrays, patient=False), []
+    except (OSError, ValueError) as error:
+        return {}, [f"the scheduler was not asked, so a queued run may be shown as planned: {error}"]
 
 
 def _row(
@@ -139,7 +202,7 @@ def _row(
     trunk_id, first_step, waits = _lineage(run, record, ledger, state)
     if waits and state.state != "running":
         message = waits
-    if element is not None and element.is_live and element.state == "PENDING":
+    if element is not None and element.state is JobState.QUEUED:
         message = message or f"waits: {element.reason}"
     return {
         "run_id": run.run_id,

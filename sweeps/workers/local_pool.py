@@ -1,8 +1,8 @@
-"""A worker of the local pool: takes the sweep's open runs one after the other, each in a process of its own.
+"""A worker of the local pool: trains the sweep's open runs one after the other, each in its own process.
 
-Run as `python -m sweeps.workers.local_pool FOLDER SLOT [OWNER_PID]`. A slot is held by one worker at a time,
-so starting the pool twice starts nothing twice; a run is held by its lease, so no run is trained twice. With
-an owner, the worker stops (with a checkpoint) when that process is gone.
+Started as `python -m sweeps.workers.local_pool FOLDER SLOT [OWNER_PID]`. A slot is held by one worker at a
+time, and a run by its lease: starting the pool twice trains nothing twice. With an owner, the worker saves a
+checkpoint and stops when that process is gone.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from pathlib import Path
 
 from harness.run.folder import RunFolder
 from harness.storage.locks import exclusive
+from sweeps.backends.local import slot
 from sweeps.state.dependencies import unfinished_runs, waits_for
-from sweeps.state.ledger import read_ledger, slot
+from sweeps.state.ledger import read_ledger
 from sweeps.state.retry import is_open, prepare_attempt
 from sweeps.workers.run_process import end_child, record_kill, start_child
 
@@ -28,10 +29,10 @@ POLL_S = 0.2
 def work(folder: Path, stop: Callable[[], bool]) -> None:
     """Train the open runs and trunk segments of the sweep in `folder` until none is open.
 
-    Waits while others hold the last ones, and takes those over whose process dies. What starts from a segment
-    that has failed for good is left.
+    Waits while other workers hold the last ones, and takes over those whose process dies. What starts from a
+    segment that has failed for good is not trained.
     """
-    crashes: Counter[str] = Counter()  # counted here too, for a crash that could not be written down
+    crashes: Counter[str] = Counter()  # counted here too: a crash may leave no trace in the status
     while not stop():
         ledger = read_ledger(folder)
         limit = ledger.retry.lost.retries
@@ -51,7 +52,7 @@ def work(folder: Path, stop: Callable[[], bool]) -> None:
 
 
 def _may_come(name: str, waits: dict[str, str]) -> bool:
-    """Say whether an open run can start sooner or later: the segments that it waits for are open too."""
+    """Return True if an open run can start at some time: the segments that it waits for are open too."""
     while parent := waits.get(name):
         name = parent
     return name in waits

@@ -1,4 +1,4 @@
-"""One run in a process of its own, so that its crash is its own and several can go side by side."""
+"""One run in its own process: its crash ends nothing else, and several runs go on side by side."""
 
 from __future__ import annotations
 
@@ -13,26 +13,33 @@ from harness.run.folder import RunFolder
 from harness.storage.locks import drop_inherited
 from harness.training.job import BUSY, run_job
 
-END_S = 60.0  # a run that was told to stop gets this long to save its checkpoint
+END_S = 60.0  # a run that was asked to stop has this long to save its checkpoint
 LEASE_S = 30.0  # an attempt that just lost its node may hold the lease this long
 LEASE_POLL_S = 0.5
 
 
 def start_child(
-    run: RunFolder, cache: Path, *, asked: Callable[[], bool] = lambda: False, gpu: str | None = None
+    run: RunFolder,
+    cache: Path,
+    *,
+    stop_requested: Callable[[], bool] = lambda: False,
+    gpu: str | None = None,
 ) -> BaseProcess:
     """Train `run` in a forked process, which starts in milliseconds because torch is imported already.
 
-    `asked` says whether the parent had been told to stop before the child could listen itself. `gpu` is the
-    one device that it shall see.
+    Parameters
+    ----------
+    stop_requested : whether the parent was asked to stop before the child could listen for signals itself.
+    gpu : the one device that the child is to see, None for all.
     """
-    child = multiprocessing.get_context("fork").Process(target=_child, args=(run.path, cache, asked, gpu))
+    arguments = (run.path, cache, stop_requested, gpu)
+    child = multiprocessing.get_context("fork").Process(target=_child, args=arguments)
     child.start()
     return child
 
 
 def end_child(child: BaseProcess) -> None:
-    """Stop a child: SIGTERM, on which the run saves a checkpoint, and SIGKILL when that takes too long."""
+    """Stop a child: SIGTERM, on which the run saves a checkpoint, then SIGKILL if that takes too long."""
     child.terminate()
     child.join(END_S)
     if child.is_alive():
@@ -41,14 +48,14 @@ def end_child(child: BaseProcess) -> None:
 
 
 def record_kill(run: RunFolder, exitcode: int, *, out_of_memory: bool = False) -> None:
-    """Write down that the process of a run was killed: it could not do so itself."""
+    """Write to a run's status that its process was killed, which it could not do itself."""
     reason = f"killed by signal {-exitcode}" + ("" if out_of_memory else " (out of memory?)")
     status = run.status()
     if status.state != "done":
         run.set_status(status.failed("oom" if out_of_memory else "lost", reason))
 
 
-def _child(path: Path, cache: Path, asked: Callable[[], bool], gpu: str | None) -> None:
+def _child(path: Path, cache: Path, stop_requested: Callable[[], bool], gpu: str | None) -> None:
     drop_inherited()
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
@@ -60,8 +67,8 @@ def _child(path: Path, cache: Path, asked: Callable[[], bool], gpu: str | None) 
     parent = os.getppid()
 
     def stop() -> bool:
-        return asked() or os.getppid() != parent
+        return stop_requested() or os.getppid() != parent
 
     until = time.monotonic() + LEASE_S
-    while run_job(path, cache, stop=stop) == BUSY and time.monotonic() < until and not stop():
+    while run_job(path, cache, stop_requested=stop) == BUSY and time.monotonic() < until and not stop():
         time.sleep(LEASE_POLL_S)

@@ -130,11 +130,20 @@ def segments(sweep: str, data: list[str], root: Path) -> dict[str, Any]:
     overrides = [f"sweep={sweep}", *data, "sweep.max_epochs=1e15", "cluster=fake", f"root={root}"]
     with contextlib.redirect_stderr(io.StringIO()):
         frame = loopscale.launch(overrides)
+    (folder,) = root.glob("rehearsal-*")
     keys = ("run_id", "trunk_id", "first_step", "steps")
     return {
         "runs": [" ".join(str(row[key]) for key in keys) for _, row in frame.iterrows()],
-        "segments": [" ".join(str(row[key]) for key in keys) for row in frame.attrs["trunks"]],
+        "segments": [" ".join(str(row[key]) for key in keys) for row in trunks(folder)],
     }
+
+
+def trunks(folder: Path) -> list[dict[str, Any]]:
+    """Return the segments of trunks of the sweep in `folder`, as status shows them."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        loopscale.main(["status", f"root={folder.parent}", f"sweep={folder.name}", "format=json"])
+    return json.loads(said.getvalue())["trunks"]
 
 
 def train_fixed(commands: list[list[str]], folder: Path = ROOT) -> list[dict[str, Any]]:
@@ -189,7 +198,7 @@ def old_numbers(folder: Path) -> dict[str, Any]:
     prompt = ["prompt=lona mista", "tokens=24", "depth=3", "temperature=0.8", "seed=1"]
     return {
         "status": rows(status, ("run_id", "trunk_id", "status", "attempts", "first_step", "step", "steps")),
-        "segments": sorted(row["run_id"] + " " + row["status"] for row in status.attrs["trunks"]),
+        "segments": sorted(row["run_id"] + " " + row["status"] for row in trunks(folder / "runs" / SWEEP)),
         "runs": json.loads(runs.to_json(orient="records")),
         "depths": json.loads(depths.to_json(orient="records")),
         "curve": [curve.loss_nats, curve.loss_se_nats, curve.bits_per_byte, curve.tokens],

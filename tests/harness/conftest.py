@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import loopscale
-from harness.data.dataset import prepare
+from harness.data.prepare import prepare
 from harness.run.budget import solve
 from harness.run.folder import create
 

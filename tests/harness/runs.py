@@ -6,17 +6,17 @@ import torch
 
 from harness.run.metrics import read_metrics
 from harness.run.record import MEASURED
-from harness.training.checkpoint import found, load
+from harness.training.checkpoint import checkpoint_folders, load
 
 VOLATILE = {*MEASURED, "attempts", "sweep"}
 
 
 def weights(folder):
-    return load(found(folder.checkpoints)[-1]).model
+    return load(checkpoint_folders(folder.checkpoints)[-1]).model
 
 
 def state(folder):
-    last = load(found(folder.checkpoints)[-1])
+    last = load(checkpoint_folders(folder.checkpoints)[-1])
     return {**last.model, **{f"optimizer {name}": tensor for name, tensor in last.optimizer.items()}}
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from harness.evaluation.batching import as_tensors, batches, group
 from harness.evaluation.prompts import Scored
+from harness.evaluation.scoring import batches_by_length, branch_batch, group_by_prefix
 from model.prefix_scoring import branch_scores, state_table
 from tests.model.test_transformer import TINY, VARIANTS, awake
 
@@ -35,8 +35,8 @@ def sequences(config, draw, prefix, lengths):
 def test_every_branch_is_scored_as_its_sequence_alone(config):
     model, draw = awake(config), np.random.default_rng(0)
     items = [sequences(config, draw, prefix, ns) for prefix, ns in ((7, (3, 1, 4)), (5, (2, 2)), (1, (6,)))]
-    (batch,) = batches(group(enumerate(items)), 10_000)
-    nats, hits = branch_scores(model, as_tensors(batch), DEPTHS, state_table(model, SEED))
+    (batch,) = batches_by_length(group_by_prefix(enumerate(items)), 10_000)
+    nats, hits = branch_scores(model, branch_batch(batch), DEPTHS, state_table(model, SEED))
     at = 0
     for one in batch:
         first_owner = {branch: (item, option) for item, option, branch in reversed(one.owners)}
@@ -58,7 +58,7 @@ def test_equal_options_share_a_branch_and_items_a_prefix():
     ids = np.arange(10, dtype=np.int32)
     twice = [Scored(ids, 8), Scored(ids.copy(), 8)]
     other = [Scored(np.append(ids[:8], [3, 4]).astype(np.int32), 8)]
-    (one,) = group([(0, twice), (1, other)])
+    (one,) = group_by_prefix([(0, twice), (1, other)])
     assert len(one.prefix) == 7 and len(one.branches) == 2
     assert one.owners == [(0, 0, 0), (0, 1, 0), (1, 0, 1)]
 
@@ -66,7 +66,7 @@ def test_equal_options_share_a_branch_and_items_a_prefix():
 def test_batches_keep_to_the_budget():
     draw = np.random.default_rng(1)
     items = [sequences(TINY, draw, int(n), (3, 2)) for n in draw.integers(4, 40, size=50)]
-    made = list(batches(group(enumerate(items)), 200))
+    made = list(batches_by_length(group_by_prefix(enumerate(items)), 200))
     sizes = [
         (max(len(g.prefix) for g in batch) + max(g.branch_tokens for g in batch)) * len(batch)
         for batch in made

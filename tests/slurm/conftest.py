@@ -40,11 +40,10 @@ def pytest_sessionfinish(session):
 @pytest.fixture(scope="session")
 def site() -> Site:
     """The main cluster, checked to answer."""
-    found = Site.from_environment()
-    os.environ["SLURM_CONF"] = str(found.conf)
-    idle = slurm("sinfo", "-h", "-o", "%D").split()
-    assert idle, "the cluster is not up: make slurm-up"
-    return found
+    main = Site.from_environment()
+    os.environ["SLURM_CONF"] = str(main.conf)
+    wait_for(lambda: _answers("sinfo", "-h", "-o", "%D"), 30, lambda: "for the cluster: make slurm-up")
+    return main
 
 
 @contextmanager
@@ -90,8 +89,28 @@ def slurm(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+def _answers(*command: str) -> bool:
+    """Return True if a SLURM command succeeds and prints something."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.returncode == 0 and bool(done.stdout.strip())
+
+
+def eventually(read, expected, seconds: float = 60.0) -> None:
+    """Read a value that arrives through another process until it is the expected one, for `seconds` at most.
+
+    Accounting lags behind the queue: sacct may know a job that has ended as running, or only a part of it.
+    """
+    seen = []
+
+    def arrived() -> bool:
+        seen[:] = [read()]
+        return seen == [expected]
+
+    wait_for(arrived, seconds, lambda: f"for {expected!r}, last seen: {seen[0]!r}")
+
+
 def wait_for(condition, seconds: float = 300.0, what=lambda: "") -> None:
-    """Wait for `condition`; `what` says at the end of the time what was waited for."""
+    """Wait for `condition`; after `seconds` the test fails with what `what` returns."""
     until = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > until:

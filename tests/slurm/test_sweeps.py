@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +15,7 @@ from sweeps.backends.job_array import read_array
 from sweeps.launch.code_snapshot import SOURCES
 from sweeps.state.status import attempts_of
 
-from .conftest import EVENT, ROOT, fault, slurm
+from .conftest import EVENT, ROOT, eventually, fault, slurm
 
 
 @pytest.mark.alone
@@ -47,8 +48,8 @@ def test_a_failing_training_function_is_named_and_not_repeated(sweep):
     assert set(frame["status"]) == {"failed:code_error"}
     assert set(frame["message"]) == {"the training function is broken"}
     names = {read_array(path.parent).name for path in made.batches()}
-    states = slurm("sacct", "-nXP", f"--name={','.join(names)}", "-o", "State").split()
-    assert states == ["FAILED", "FAILED"]
+    listing = ("sacct", "-nXP", f"--name={','.join(names)}", "-o", "State")
+    eventually(lambda: slurm(*listing).split(), ["FAILED", "FAILED"])
     made.launch()
     assert made.queue() == [] and len(made.batches()) == 1
     command = [f"root={made.root}", "sweep=broken", f"run={made.run().run_id}"]
@@ -78,12 +79,13 @@ def test_editing_the_checkout_does_not_change_a_queued_run(sweep, calm, tmp_path
         copy(ROOT / name, checkout / name)
     made = sweep("snapshot", *EVENT, "cluster.resources.options={hold: true}")
     subprocess.run([sys.executable, "-m", "loopscale", "launch", *made.overrides], cwd=checkout, check=True)
-    (checkout / "harness" / "train.py").write_text("raise RuntimeError('the edited checkout')\n")
+    trainer = Path("harness", "training", "train.py")
+    (checkout / trainer).write_text("raise RuntimeError('the edited checkout')\n")
     slurm("scontrol", "release", made.element().partition("_")[0])
     made.finish(again=False)
     batch = read_array(made.batches()[0].parent)
     code = made.folder / batch.snapshot
-    assert (code / "harness" / "train.py").read_text() == (ROOT / "harness" / "train.py").read_text()
+    assert (code / trainer).read_text() == (ROOT / trainer).read_text()
     assert made.losses() == calm
 
 

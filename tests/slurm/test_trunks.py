@@ -13,7 +13,7 @@ from harness.run.metrics import read_metrics
 from sweeps.state.ledger import read_ledger
 from sweeps.state.status import attempts_of
 
-from .conftest import fault, slurm, undisturbed, wait_for
+from .conftest import eventually, fault, slurm, undisturbed, wait_for
 
 GROUPS = [
     "sweep.mean_recurrences=[2]", "sweep.control=none", "sweep.seeds=[0,1]", "sweep.tokens=[1920,7680]",
@@ -103,4 +103,4 @@ def test_a_preempted_branch_goes_on_from_its_own_checkpoint(sweep, alone):
     assert made.losses().items() <= alone.items()
     assert branch.status().failures == {"preempted": 1} and branch.status().attempts == 2
     assert [line["step"] for line in read_metrics(branch.metrics)] == list(range(1, 61))
-    assert slurm("sacct", "-nXP", "-j", better, "-o", "State").strip() == "COMPLETED"
+    eventually(lambda: slurm("sacct", "-nXP", "-j", better, "-o", "State").strip(), "COMPLETED")

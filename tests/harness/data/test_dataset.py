@@ -12,7 +12,9 @@ import pytest
 import scipy.stats
 from tokenizers import Tokenizer
 
-from harness.data.dataset import DataConfig, DataError, find_prepared, open_dataset, prepare
+from harness.data.config import DataConfig, DataError
+from harness.data.dataset import open_dataset
+from harness.data.prepare import find_prepared, prepare
 
 SOURCES = ("argparse.py", "ast.py", "datetime.py", "inspect.py", "typing.py", "json/decoder.py", "shlex.py")
 TEXTS = [(Path(sysconfig.get_path("stdlib")) / name).read_text("utf-8") for name in SOURCES]
@@ -140,12 +142,13 @@ def test_large_data_gives_the_same_shards(config, tmp_path, monkeypatch):
 PREPARE = """
 import os, sys
 from pathlib import Path
-import harness.data.documents, harness.data.journal, harness.data.shards
-from harness.data.dataset import DataConfig, prepare
+import harness.data.documents, harness.data.shards
+from harness.data.config import DataConfig
+from harness.data.prepare import prepare
 
 path, cache, how, source = sys.argv[1:]
-harness.data.journal.PART_BYTES = 50_000
-harness.data.documents.BOOKMARK_DOCUMENTS = 2
+harness.data.shards.PART_BYTES = 50_000
+harness.data.documents.POSITION_DOCUMENTS = 2
 harness.data.shards.PROGRESS_STEP = 0.0
 def progress(stage, fraction):
     print(stage, flush=True)

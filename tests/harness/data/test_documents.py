@@ -10,8 +10,8 @@ import pytest
 
 from harness.data.config import DataConfig, DataError
 from harness.data.documents import fingerprint, read_documents
+from harness.data.hub import StreamPositions
 from harness.data.python_sources import package_versions, python_files
-from harness.data.stream_position import Bookmarks
 
 TORN_GZIP = gzip.compress(b'{"text": "x"}\n' * 99, mtime=0)[:-9]
 
@@ -227,26 +227,29 @@ def test_hub_data_is_streamed_up_to_its_limit(hub):
     assert left_out == {"empty": 40}
 
 
-def test_a_stream_goes_on_from_any_of_its_bookmarks(hub, monkeypatch):
-    monkeypatch.setattr("harness.data.documents.BOOKMARK_DOCUMENTS", 7)
+def test_a_stream_continues_from_any_of_its_positions(hub, monkeypatch):
+    monkeypatch.setattr("harness.data.documents.POSITION_DOCUMENTS", 7)
     whole_left_out = Counter()
     whole = list(read_documents(hub_config(hub), whole_left_out))
     for read in (0, 6, 7, 200, 301, 360):
-        bookmarks = Bookmarks()
-        reader = read_documents(hub_config(hub), Counter(), bookmarks)
+        positions = StreamPositions()
+        reader = read_documents(hub_config(hub), Counter(), positions)
         first = [next(reader) for _ in range(min(read + 20, 360))]  # the reader is ahead of the writer
         assert first == whole[: len(first)]
-        mark = json.loads(json.dumps(bookmarks.before(read)))
+        mark = json.loads(json.dumps(positions.before(read)))
         assert read - 7 < mark["documents"] <= read
         left_out = Counter()
-        assert list(read_documents(hub_config(hub), left_out, Bookmarks(mark))) == whole[mark["documents"] :]
+        assert (
+            list(read_documents(hub_config(hub), left_out, StreamPositions(mark)))
+            == whole[mark["documents"] :]
+        )
         assert left_out == whole_left_out
 
 
 def test_a_stream_that_breaks_says_how_to_go_on(hub):
     (hub / "train-00001-of-00003.parquet").write_bytes(b"PAR1 torn")
     with pytest.raises(
-        ConnectionError, match=r"set broke off \(.*\): run the same command again to continue"
+        ConnectionError, match=r"set: the stream broke \(.*\): run the same command again to continue"
     ):
         read(hub_config(hub))
 

@@ -7,9 +7,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from harness.data.config import DataConfig, DataError
-from harness.data.dataset import prepare
-from harness.data.existing_tokenizer import find_bos, splits_as_ours
-from harness.data.tokenizer import token_bytes
+from harness.data.prepare import prepare
+from harness.data.tokenizer import find_bos, splits_like_ours, token_bytes
 
 TEXT = (Path(sysconfig.get_path("stdlib")) / "argparse.py").read_text("utf-8")
 TEXTS = [*TEXT.split("\n\n"), "naïve “quotes” 日本\n", "a document that says <|endoftext|> in its text"]
@@ -59,7 +58,7 @@ def test_a_tokenizer_trained_here_is_the_same_when_it_comes_from_a_file(corpus, 
     trained = prepare(
         DataConfig(name="test", source="text", path=str(corpus), vocabulary_size=400), tmp_path / "a"
     )
-    assert splits_as_ours((trained.folder / "tokenizer.json").read_text())
+    assert splits_like_ours((trained.folder / "tokenizer.json").read_text())
     again = prepare(config(corpus, trained.folder / "tokenizer.json"), tmp_path / "b")
     assert again.digest == trained.digest
     np.testing.assert_array_equal(again.train, trained.train)

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 import loopscale
 from harness.data.config import DataError
-from harness.data.dataset import Dataset, prepare
+from harness.data.dataset import Dataset
 from harness.data.loader import IGNORED, training_rows, validation_rows
+from harness.data.prepare import prepare
 
 NO_FOLDER = Path("/dev/null/nowhere")  # nothing can be kept there
 

@@ -15,7 +15,7 @@ import pytest
 import loopscale
 from harness.distributed.rendezvous import job_port
 from harness.run.metrics import last_metrics, read_metrics
-from harness.training.checkpoint import found
+from harness.training.checkpoint import checkpoint_folders
 from harness.training.job import run_job
 from tests.harness.processes import run_together, start
 from tests.harness.runs import assert_same_bits
@@ -77,7 +77,7 @@ def test_a_lost_process_is_named_and_the_run_resumes_to_the_same_bits(make, cach
     status = broken.status()
     assert status.state == "submitted" and status.failure_class == "preempted"
     assert status.ended_before == "node_failure"
-    assert len(list(found(broken.checkpoints)[-1].glob("optimizer_*_of_00003.safetensors"))) == 3
+    assert len(list(checkpoint_folders(broken.checkpoints)[-1].glob("optimizer_*_of_00003.safetensors"))) == 3
     run_together(3, [broken.path], cache)
     assert_same_bits(whole, broken)
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from harness.evaluation.bundle import read_items, read_suite
-from harness.evaluation.prompts import encode, shuffled
-from harness.evaluation.results import TaskResult, judge
-from harness.evaluation.scores import predictions, suite_score, task_score
+from harness.evaluation.prompts import encode, shuffle
+from harness.evaluation.results import TaskResult, grade, predictions
+from harness.evaluation.scores import suite_score, task_score
 from harness.evaluation.scoring import score_options
 from model.depth import counter_seed
 from tests.harness.evaluation import core_data, reference_core
@@ -38,7 +38,7 @@ TASKS = [
 @pytest.mark.parametrize("label", TASKS)
 def test_the_fast_path_agrees_with_the_definition_on_every_item(label):
     (task,) = read_suite(core_data.bundle(), label).tasks
-    items = shuffled(read_items(core_data.bundle(), task))
+    items = shuffle(read_items(core_data.bundle(), task))
     model, tokenizer, count = core_data.model(), core_data.tokenizer(), 8
     encoded = encode(
         task, items, range(count), tokenizer, bos=core_data.BOS_ID, context=model.config.sequence_length
@@ -74,7 +74,7 @@ def random_scorer(task, items, seeds, draw):
     nats = np.where(absent, np.nan, draw.random(shape))
     ones = np.where(absent, 0, 1)
     golds = np.array([item.gold for item in items])
-    judged = judge(nats, np.zeros(shape, bool), ones, ones, golds, options)
+    judged = grade(nats, np.zeros(shape, bool), ones, ones, golds, options)
     return TaskResult(
         task=task, seed=1234, depths=tuple(range(1, seeds + 1)), options=options, cropped=0, **judged
     )

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from harness.evaluation.record import keep_scores, read_scores
-from harness.evaluation.scores import Score
+from harness.evaluation.scores import Score, read_scores, save_scores
 from harness.run.folder import RunFolder
 from tests.harness.processes import CONTEXT
 
@@ -22,8 +21,8 @@ def kept(path, member, ready):
     run = RunFolder(path)
     ready.wait()
     for turn in range(TURNS):
-        keep_scores(run, [score(f"task {member}", turn + 1)])
-    keep_scores(run, [score(("core", "core_extended")[member % 2], 2, "5 of 22 tasks")])
+        save_scores(run, [score(f"task {member}", turn + 1)])
+    save_scores(run, [score(("core", "core_extended")[member % 2], 2, "5 of 22 tasks")])
 
 
 def test_evaluations_at_the_same_time_lose_nothing(make):

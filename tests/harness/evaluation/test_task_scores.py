@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from harness.evaluation.bundle import Task
-from harness.evaluation.results import TaskResult, judge
-from harness.evaluation.scores import predictions, suite_score, task_score
+from harness.evaluation.results import TaskResult, grade, predictions
+from harness.evaluation.scores import suite_score, task_score
 
 TASK = Task(label="a", file="a.jsonl", kind="multiple_choice", shots=0, baseline=0.62)
 NAN = math.nan
@@ -51,10 +51,10 @@ def test_one_option_is_right_where_every_token_was_the_likeliest():
 def test_log_probability_per_byte_and_margin():
     nats = np.array([[[6.0, 2.0, 8.0], [1.0, 3.0, NAN]]])
     tokens, sizes = np.array([[2, 1, 2], [1, 1, 0]]), np.array([[3, 2, 4], [2, 2, 0]])
-    judged = judge(nats, np.zeros(nats.shape, bool), tokens, sizes, np.array([1, 1]), np.array([3, 2]))
-    assert judged["correct"].tolist() == [[True, False]]
-    assert judged["log_prob"].tolist() == [[-1.0, -1.5]]
-    assert judged["margin"].tolist() == [[-1.0 + (2.0 + 2.0) / 2, -1.5 + 0.5]]
+    graded = grade(nats, np.zeros(nats.shape, bool), tokens, sizes, np.array([1, 1]), np.array([3, 2]))
+    assert graded["correct"].tolist() == [[True, False]]
+    assert graded["log_prob"].tolist() == [[-1.0, -1.5]]
+    assert graded["margin"].tolist() == [[-1.0 + (2.0 + 2.0) / 2, -1.5 + 0.5]]
 
 
 def test_a_task_is_centred_by_its_table_and_by_its_options():

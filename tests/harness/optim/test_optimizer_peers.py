@@ -19,7 +19,7 @@ def gaussian(rows, columns, seed=0):
 
 
 def torch_muon_update(gradient):
-    """Give what torch.optim.Muon subtracts at rate 1, without momentum, decay or scaling by shape."""
+    """Return what torch.optim.Muon subtracts at rate 1, without momentum, decay or scaling by shape."""
     weight = torch.nn.Parameter(torch.zeros_like(gradient))
     weight.grad = gradient
     muon = torch.optim.Muon([weight], lr=1.0, weight_decay=0.0, momentum=0.0, nesterov=False)

@@ -7,7 +7,14 @@ import random
 import pytest
 import torch
 
-from harness.training.checkpoint import Checkpoint, CheckpointError, found, load, load_newest, save
+from harness.training.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    checkpoint_folders,
+    load,
+    load_newest,
+    save,
+)
 
 
 def checkpoint(step):
@@ -30,7 +37,7 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path):
 def test_only_the_newest_are_kept(tmp_path):
     for step in range(5):
         save(tmp_path, checkpoint(step), keep=2)
-    assert [path.name for path in found(tmp_path)] == ["step_00000003", "step_00000004"]
+    assert [path.name for path in checkpoint_folders(tmp_path)] == ["step_00000003", "step_00000004"]
 
 
 def test_no_checkpoint_is_none(tmp_path):
@@ -55,9 +62,9 @@ def test_a_flipped_bit_is_noticed_and_nothing_is_deleted(tmp_path):
     content = bytearray((path / "model.safetensors").read_bytes())
     content[-1] ^= 1
     (path / "model.safetensors").write_bytes(content)
-    with pytest.raises(CheckpointError, match="does not match its checksum; no other is whole"):
+    with pytest.raises(CheckpointError, match="does not match its checksum; no other is intact"):
         load_newest(tmp_path)
-    assert found(tmp_path) == [path]
+    assert checkpoint_folders(tmp_path) == [path]
 
 
 def test_a_corrupt_checkpoint_that_was_passed_over_does_not_crowd_out_good_ones(tmp_path):
@@ -67,7 +74,7 @@ def test_a_corrupt_checkpoint_that_was_passed_over_does_not_crowd_out_good_ones(
     with pytest.warns(UserWarning, match="is corrupt"):
         assert load_newest(tmp_path).step == 1
     save(tmp_path, checkpoint(2), keep=1)
-    assert [path.name for path in found(tmp_path)] == ["step_00000002"]
+    assert [path.name for path in checkpoint_folders(tmp_path)] == ["step_00000002"]
     assert load_newest(tmp_path).step == 2
 
 

@@ -62,7 +62,7 @@ def test_the_state_is_measured_after_each_loop_of_each_sequence():
     one = replica(injection="add", state_init="zero", value_embeddings=False)
     probe = StateProbe(one.model)
     tokens = torch.arange(48).view(3, 16)
-    with probe.watching([2, 4, 1], due=True):
+    with probe.probing([2, 4, 1], due=True):
         one.forward(tokens, tokens, [2, 4, 1], [0, 1, 2])
     rms = probe.by_loop()
     # The prelude's norm leaves a root mean square of 1, but for its epsilon.

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from harness.run.metrics import last_metrics, read_metrics
-from harness.training.job import run_job
+from harness.training.job import JOB_END, run_job
 from harness.training.step import GradientOfStep
 from tests.harness.processes import CONTEXT
 from tests.harness.runs import assert_same_bits
@@ -78,7 +78,7 @@ def test_preempted_timeout_interrupted_and_lost(make, cache, number, state, fail
 
 
 def test_a_signal_long_before_the_time_limit_is_preemption(make, cache, monkeypatch):
-    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 36000))
+    monkeypatch.setenv(JOB_END, str(int(time.time()) + 36000))
     folder, _ = make("steps=5")
     assert run_job(folder.path, cache, watch=lambda line: os.kill(os.getpid(), signal.SIGUSR2)) == "submitted"
     assert named(folder) == ("submitted", "preempted")

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from harness.training.prefetch import Prefetch
+from harness.training.step import Prefetch
 
 
 def test_values_come_in_order_and_ahead_of_their_use():

@@ -12,9 +12,10 @@ import loopscale
 from analysis.tables.schema import RUNS
 from harness.run.metrics import last_metrics, read_metrics
 from harness.storage.files import write_text
-from harness.training.checkpoint import found
+from harness.training.checkpoint import checkpoint_folders
 from harness.training.job import BUSY, run_job
-from harness.training.train import Stopped, train
+from harness.training.session import Stopped
+from harness.training.train import train
 from model.config_validation import ConfigError
 from model.kernels import compile_blocks
 from tests.harness.runs import assert_same_bits
@@ -61,7 +62,7 @@ def test_a_stopped_run_ends_with_the_same_bits(make, cache):
             return (last_metrics(broken.metrics).get("step", 0)) >= limit
 
         with pytest.raises(Stopped, match=f"stopped at step {stop_after} of 20"):
-            train(broken, dataset, attempts=1, stop=stop)
+            train(broken, dataset, attempts=1, stop_requested=stop)
     train(broken, dataset, attempts=5)
     assert_same_bits(whole, broken)
 
@@ -147,8 +148,8 @@ def test_a_folder_of_another_config_is_refused_and_kept(make, cache):
 def test_a_corrupt_checkpoint_fails_in_one_line_and_loses_nothing(make, cache):
     folder, dataset = make("tokens=640")
     with pytest.raises(Stopped):
-        train(folder, dataset, attempts=1, stop=lambda: bool(read_metrics(folder.metrics)))
-    (path,) = found(folder.checkpoints)
+        train(folder, dataset, attempts=1, stop_requested=lambda: bool(read_metrics(folder.metrics)))
+    (path,) = checkpoint_folders(folder.checkpoints)
     torn = path / "optimizer.safetensors"
     torn.write_bytes(torn.read_bytes()[:100])
     before = sorted(p.name for p in path.iterdir())

@@ -12,7 +12,7 @@ from harness.optim.schedule import learning_rate_factor, weight_decay_factor
 from harness.run.config import ScheduleConfig
 from harness.run.trunk import stable_steps, trunk_id
 from harness.training.branch import branch
-from harness.training.checkpoint import found
+from harness.training.checkpoint import checkpoint_folders
 from harness.training.job import run_job
 from model.config_validation import ConfigError
 from tests.harness.runs import assert_same_bits
@@ -53,7 +53,7 @@ def test_a_branch_ends_with_the_bits_of_an_independent_run(make, cache):
 def test_marked_checkpoints_outlast_the_newest(make, cache):
     folder, _ = make("steps=40", "training.checkpoint_at=[5,15]", "training.checkpoint_every_s=0.001")
     run_job(folder.path, cache)
-    names = [path.name for path in found(folder.checkpoints)]
+    names = [path.name for path in checkpoint_folders(folder.checkpoints)]
     assert names[:2] == ["step_00000005", "step_00000015"] and names[-1] == "step_00000040"
     assert len(names) == 4  # the marked ones and the newest two
 

@@ -57,7 +57,7 @@ def inputs(config, batch, length, gated=True):
 
 
 def computed(block, x, rope, rows, grad):
-    """Give the result and all gradients, in the order of stream, rows and weights."""
+    """Return the result and all gradients, in the order of stream, rows and weights."""
     result = block(x, rope, rows)
     wanted = [tensor for tensor in (x, rows, *block.parameters()) if tensor is not None]
     return [result, *torch.autograd.grad(result, wanted, grad)]

@@ -13,9 +13,11 @@ import pytest
 
 import loopscale
 from model.config_validation import ConfigError
-from sweeps.backends.base import JobElement, SchedulerError
+from sweeps.backends.base import CurrentJob, JobElement, JobState, SchedulerError
 from sweeps.backends.job_array import JobArray, Submitted, read_arrays, write_array, write_submitted
-from sweeps.backends.slurm import Slurm, parse_accounting
+from sweeps.backends.registry import current_job
+from sweeps.backends.slurm.cluster import Slurm
+from sweeps.backends.slurm.states import parse_accounting, parse_duration, parse_queue
 from sweeps.config.cluster import ClusterConfig, Resources
 from sweeps.launch.code_snapshot import take_snapshot
 from sweeps.planning.cost import ESTIMATED, MEASURED, SIMILAR, Throughputs, known_throughputs, shape_of
@@ -117,14 +119,25 @@ def test_squeue_is_asked_once_and_read_by_name_and_index(commands, batch):
     )
     states = Slurm(ClusterConfig(kind="slurm")).states([batch])
     assert states["s-abc", 0] == JobElement(
-        state="RUNNING", reason="None", node="n7", time_left="5:00", job_id="12"
+        state=JobState.RUNNING,
+        native_state="RUNNING",
+        reason="None",
+        node="n7",
+        time_left_s=300.0,
+        job_id="12",
     )
     assert states["s-abc", 1].is_live and len(asked()) == 1
 
 
 def test_a_job_that_a_failing_node_could_not_start_is_not_waited_for():
-    stuck = JobElement(state="PENDING", reason="launch failed requeued held")
-    assert not stuck.is_live and stuck.death == "node_failure"
+    (stuck,) = parse_queue("s-abc|0|PENDING|launch failed requeued held||1:00|12").values()
+    assert not stuck.is_live and stuck.is_stuck and stuck.failure_class == "node_failure"
+
+
+def test_the_time_left_is_read_as_squeue_prints_it():
+    times = {"0:07": 7, "5:00": 300, "1:02:03": 3723, "2-01:00:00": 176400}
+    assert {text: parse_duration(text) for text in times} == times
+    assert parse_duration("UNLIMITED") is parse_duration("INVALID") is parse_duration("") is None
 
 
 def test_a_step_out_of_memory_speaks_for_its_job():
@@ -133,7 +146,7 @@ def test_a_step_out_of_memory_speaks_for_its_job():
         "12_1|s-abc|CANCELLED by 7|n2\n12_2|s-abc|NODE_FAIL|n3\n12_[3-9]|s-abc|PENDING|\n"
     )
     found = parse_accounting(text)
-    assert {index: element.death for (_, index), element in found.items()} == {
+    assert {index: element.failure_class for (_, index), element in found.items()} == {
         0: "oom",
         1: "",
         2: "node_failure",
@@ -275,6 +288,32 @@ def test_a_run_cancelled_in_the_queue_says_so_in_its_folder(commands, tiny):
     assert loopscale.cancel([tiny[0], "sweep=queued"]) == [f"somewhere:5_0 ({run.run_id})"]
     assert run.path.exists() and run.check().steps == 5
     assert (run.status().state, run.status().message) == ("planned", "cancelled")
+
+
+def test_a_process_knows_the_job_that_it_is_in(monkeypatch):
+    for name in [name for name in os.environ if name.startswith("SLURM")]:
+        monkeypatch.delenv(name)
+    assert current_job() is None
+    own = {"JOB_ID": "14", "JOB_END_TIME": "1000", "CLUSTER_NAME": "somewhere"}
+    for name, value in own.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert current_job() == CurrentJob(cluster="somewhere", ends_s=1000.0)
+    array = {"ARRAY_JOB_ID": "12", "ARRAY_TASK_ID": "2", "RESTART_COUNT": "1"}
+    for name, value in array.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("SLURMD_NODENAME", "n7")
+    job = current_job()
+    assert job.element_id == "12_2" and (job.node, job.restarts) == ("n7", 1)
+
+
+def test_a_job_is_queued_again_unless_it_was_cancelled(commands):
+    job, slurm = CurrentJob(job_id="12", index=2), Slurm(ClusterConfig(kind="slurm"))
+    asked = commands("squeue", "echo RUNNING")
+    requested = commands("scontrol", "true")
+    assert slurm.requeue(job).message == "queued again" and "--jobs=12_2" in asked()[0]
+    assert requested() == ["scontrol requeue 12_2"]
+    commands("squeue", "echo COMPLETING")
+    assert slurm.requeue(job).cancelled and len(requested()) == 1
 
 
 def test_runs_side_by_side_see_one_device_each(monkeypatch):

@@ -13,12 +13,13 @@ import loopscale
 from harness.run.folder import RunFolder
 from harness.run.metrics import read_metrics
 from harness.storage.files import read_json
-from harness.training.checkpoint import found
+from harness.training.checkpoint import checkpoint_folders
 from sweeps.launch.launch import write_ledger
 from sweeps.planning.plan import plan
 from sweeps.planning.trunk_savings import checkpoint_bytes
 from sweeps.state.ledger import read_ledger
 from sweeps.state.retry import reopen
+from sweeps.state.status import status
 from sweeps.workers.local_pool import work
 from sweeps.workers.run_process import start_child
 from tests.harness.runs import assert_same_bits
@@ -96,7 +97,7 @@ def executed(folder):
 def test_a_segment_leaves_one_checkpoint_that_its_followers_link_to(shared):
     first, second = segments(shared)[:2]
     ends = [read_ledger(shared).segments[folder.run_id].end for folder in (first, second)]
-    assert [path.name for path in found(second.checkpoints)] == [f"step_{ends[1]:08d}"]
+    assert [path.name for path in checkpoint_folders(second.checkpoints)] == [f"step_{ends[1]:08d}"]
     (mine,) = first.checkpoints.glob("*/model.safetensors")
     branch = next(run for run in runs(shared).values() if run.record()["trunk_steps"] == ends[0])
     (theirs,) = branch.checkpoints.glob(f"step_{ends[0]:08d}/model.safetensors")
@@ -127,7 +128,7 @@ def test_a_shorter_cooldown_shares_more(grid):
 
 
 def test_the_planned_size_of_a_checkpoint_is_that_on_disk(shared):
-    (newest,) = found(segments(shared)[-1].checkpoints)
+    (newest,) = checkpoint_folders(segments(shared)[-1].checkpoints)
     size = sum(path.stat().st_size for path in newest.iterdir())
     assert checkpoint_bytes(segments(shared)[-1].config()) == pytest.approx(size, rel=0.1)
 
@@ -147,14 +148,15 @@ def test_collect_divides_the_trunk_among_its_runs(shared, independent):
 
 
 def test_status_shows_runs_and_segments(shared):
-    frame = loopscale.status([f"root={shared.parent}", "sweep=shared"])
+    state = status(shared)
+    frame = state.frame
     assert (
         len(frame) == 5
         and frame["trunk_id"].nunique() == 1
         and list(frame["first_step"]) == [40, 20, 10, 5, 3]
     )
-    assert [row["status"] for row in frame.attrs["trunks"]] == ["done"] * 5
-    assert frame.attrs["forecast"]["remaining_flops"] == 0
+    assert [row["status"] for row in state.trunks] == ["done"] * 5
+    assert state.forecast.remaining_flops == 0
 
 
 def test_budgets_added_later_start_at_the_nearest_checkpoint(grid, independent):
@@ -190,29 +192,27 @@ def test_deleted_segments_come_back_for_what_needs_them_alone(grid):
 
 def test_segments_that_nothing_waits_for_are_no_work_left(grid):
     folder = enter(grid, "begun", "sweep.tokens=[640,1280]")  # 5 and 10 steps, 3 and 5 of them shared
-    table = [f"root={folder.parent}", "sweep=begun"]
-    frame = loopscale.status(table)
-    step = frame["nominal_flops"].max() / 10
+    step = status(folder).frame["nominal_flops"].max() / 10
 
     def planned():
         study = loopscale.compose([*grid, "sweep.name=begun", "sweep.tokens=[640,1280]"])
         return plan(study).trunks.remaining_flops
 
-    assert frame.attrs["forecast"]["remaining_flops"] == pytest.approx(12 * step, rel=1e-6)
+    assert status(folder).forecast.remaining_flops == pytest.approx(12 * step, rel=1e-6)
     assert planned() == pytest.approx(12 * step, rel=1e-6)
     for run in runs(folder).values():
         (run.checkpoints / "step_00000006").mkdir(parents=True)
         run.set_status(dataclasses.replace(run.status(), attempts=1))
-    frame = loopscale.status(table)
-    assert [row["status"] for row in frame.attrs["trunks"]] == ["unneeded", "unneeded"]
-    assert frame.attrs["forecast"]["remaining_flops"] == pytest.approx(7 * step, rel=1e-6)
+    state = status(folder)
+    assert [row["status"] for row in state.trunks] == ["unneeded", "unneeded"]
+    assert state.forecast.remaining_flops == pytest.approx(7 * step, rel=1e-6)
     assert planned() == pytest.approx(7 * step, rel=1e-6)
 
 
 def test_a_marked_checkpoint_inside_a_segment_serves_too(grid, independent):
     marked = "training.checkpoint_at=[4]"
     folder = trained(grid, "marked", "sweep.tokens=[1280,2560]", marked)
-    assert [path.name for path in found(segments(folder)[0].checkpoints)] == [
+    assert [path.name for path in checkpoint_folders(segments(folder)[0].checkpoints)] == [
         "step_00000004",
         "step_00000005",
     ]
@@ -231,11 +231,11 @@ def test_a_failed_segment_holds_back_its_branches_only(grid, independent):
     good = config.read_text()
     config.write_text(good.replace("seed: 0", "seed: 9"))
     work(folder, stop=lambda: False)
-    table = [f"root={folder.parent}", "sweep=broken"]
-    frame = loopscale.status(table)
+    state = status(folder)
+    frame = state.frame
     assert list(frame["status"]) == ["planned", "done", "done"]
     assert frame.loc[0, "message"] == f"held back: {last.run_id} has failed"
-    assert [row["status"] for row in frame.attrs["trunks"]] == ["done", "done", "failed:bad_config"]
+    assert [row["status"] for row in state.trunks] == ["done", "done", "failed:bad_config"]
     config.write_text(good)
     reopen(last)
     work(folder, stop=lambda: False)

@@ -12,9 +12,9 @@ from model.config_validation import ConfigError
 from sweeps.backends.base import SchedulerError
 from sweeps.backends.job_array import read_arrays
 from sweeps.backends.simulated import SimulatedCluster
-from sweeps.config.cluster import FakeConfig, RetryConfig, RetryRule
+from sweeps.config.cluster import ClusterConfig, FakeConfig, RetryConfig, RetryRule
 from sweeps.grid.cells import DataFacts, cells
-from sweeps.launch.array_dependencies import shared_out
+from sweeps.launch.arrays import share_cap
 from sweeps.launch.rehearsal import rehearse_with, stand_in
 from sweeps.launch.submit import submit_missing
 from sweeps.state.ledger import read_ledger
@@ -45,7 +45,7 @@ def entered(study, tmp_path):
     ledger = register(study, cells(study, lambda _: facts))
     folder = tmp_path / ledger.name
     cluster = SimulatedCluster(
-        script=FakeConfig(), train=lambda run, failure: stand_in(folder / run, failure)
+        ClusterConfig(kind="fake"), lambda run, failure: stand_in(folder / run, failure)
     )
     return folder, ledger, cluster
 
@@ -116,7 +116,7 @@ def test_arrays_are_split_below_the_limit_and_share_the_cap(entered):
     batches = read_arrays(folder)
     assert sorted(len(batch.elements) for batch in batches) == [8, 64, 64, 64]
     assert {batch.array_parallelism for batch in batches} == {256}, "all 200 jobs may run at once"
-    caps = {len(batch.elements): batch.array_parallelism for batch in shared_out(batches, 100)}
+    caps = {len(batch.elements): batch.array_parallelism for batch in share_cap(batches, 100)}
     assert caps == {64: 32, 8: 4}, "half of each array"
     assert sorted(run for batch in batches for run in batch.runs) == sorted(ledger.run_ids)
 

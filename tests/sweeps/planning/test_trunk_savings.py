@@ -16,7 +16,6 @@ from harness.run.config import ScheduleConfig
 from harness.run.folder import RunFolder, Status
 from harness.run.trunk import stable_steps
 from model.config_validation import ConfigError
-from sweeps.backends.base import JobElement
 from sweeps.backends.job_array import (
     JobArray,
     Submitted,
@@ -26,11 +25,12 @@ from sweeps.backends.job_array import (
     write_submitted,
 )
 from sweeps.backends.simulated import SimulatedCluster
-from sweeps.backends.slurm import Slurm
-from sweeps.config.cluster import ClusterConfig, FakeConfig, Resources
+from sweeps.backends.slurm.cluster import Slurm
+from sweeps.backends.slurm.states import parse_queue
+from sweeps.config.cluster import ClusterConfig, Resources
 from sweeps.grid.cells import DataFacts, cells
 from sweeps.grid.trunks import grow
-from sweeps.launch.array_dependencies import by_followers, follow, shared_out
+from sweeps.launch.arrays import following_arrays, most_followed_first, share_cap
 from sweeps.launch.launch import dry_run
 from sweeps.launch.rehearsal import rehearse_with, stand_in
 from sweeps.launch.submit import show_job_files, submit_missing
@@ -58,7 +58,7 @@ def entered(study, tmp_path):
     ledger = register(study, cells(study, lambda _: FACTS))
     folder = tmp_path / ledger.name
     cluster = SimulatedCluster(
-        script=FakeConfig(), train=lambda run, failure: stand_in(folder / run, failure)
+        ClusterConfig(kind="fake"), lambda run, failure: stand_in(folder / run, failure)
     )
     return folder, ledger, cluster
 
@@ -240,7 +240,7 @@ def chained(elements, parents, resources=None):
             before, token=f"t{next(count)}", elements=elements, after=before.token, after_index=index
         )
 
-    return [(b.elements, b.after, b.after_index) for b in follow([root], parents, make)]
+    return [(b.elements, b.after, b.after_index) for b in following_arrays([root], parents, make)]
 
 
 def test_one_array_takes_a_generation():
@@ -259,8 +259,8 @@ def test_a_gap_makes_an_array_of_its_own_and_jobs_of_several_runs_stay_together(
     ]
     packed = chained([["a1", "a2"]], {"b1": "a1", "b2": "a2", "r1": "a1"}, Resources(runs_per_job=2))
     assert packed == [([["b1", "r1"]], "root", None), ([["b2"]], "root", None)]
-    assert by_followers(["x", "y"], {"c": "y", "d": "c"}) == ["y", "x"]
-    assert [b.array_parallelism for b in shared_out([], 8)] == []
+    assert most_followed_first(["x", "y"], {"c": "y", "d": "c"}) == ["y", "x"]
+    assert [b.array_parallelism for b in share_cap([], 8)] == []
 
 
 def test_generations_follow_each_other_and_each_has_the_whole_cap():
@@ -279,7 +279,7 @@ def test_generations_follow_each_other_and_each_has_the_whole_cap():
             before, token=token, elements=elements, after=before.token, after_index=index
         )
 
-    arrays = shared_out([root, *follow([root], parents, make)], 256)
+    arrays = share_cap([root, *following_arrays([root], parents, make)], 256)
     caps = {array.elements[0][0].split("-")[0]: array.array_parallelism for array in arrays}
     assert len(arrays) == 10 and caps.pop("s0") == caps.pop("r4") == 256, "alone in their generations"
     assert set(caps.values()) == {128}, "a segment's and a branch's array at a time"
@@ -309,9 +309,10 @@ def test_a_job_file_says_what_it_waits_for(tmp_path):
 
 
 def test_a_job_whose_dependency_failed_is_not_waited_for_and_has_not_failed_itself():
-    orphan = JobElement(state="PENDING", reason="DependencyNeverSatisfied")
-    assert not orphan.is_live and orphan.death == ""
-    assert JobElement(state="PENDING", reason="Dependency").is_live
+    lines = "s-bb|0|PENDING|DependencyNeverSatisfied||1:00|18\ns-bb|1|PENDING|Dependency||1:00|18"
+    orphan, waiting = parse_queue(lines).values()
+    assert not orphan.is_live and orphan.failure_class == "" and orphan.is_stuck
+    assert waiting.is_live and not waiting.is_stuck
 
 
 def test_every_segment_is_trained_before_what_starts_from_it(entered):

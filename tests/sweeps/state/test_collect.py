@@ -16,6 +16,11 @@ from sweeps.state.collect import collect
 from sweeps.workers.local_pool import work
 
 
+def tables(*folders):
+    collected = collect(*folders)
+    return collected.runs, collected.depths
+
+
 @pytest.fixture
 def finished(tiny_sweep, tmp_path):
     """A sweep of six runs that are done."""
@@ -26,16 +31,16 @@ def finished(tiny_sweep, tmp_path):
 
 
 def test_collecting_again_reads_only_what_changed(finished, tiny_sweep, monkeypatch):
-    runs, depths = collect(finished)
+    runs, depths = tables(finished)
     read = []
     monkeypatch.setattr("sweeps.state.collect._row", lambda run: read.append(run.run_id))
-    again, again_depths = collect(finished)
+    again, again_depths = tables(finished)
     assert read == [] and again.equals(runs) and again_depths.equals(depths)
     monkeypatch.undo()
     ledger = write_ledger(loopscale.compose([*tiny_sweep, "sweep.tokens=[1280,2560,3840]"]))
     record = finished / ledger.run_ids[0] / "record.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"core": 0.5}))
-    runs, depths = collect(finished)
+    runs, depths = tables(finished)
     assert list(runs["run_id"]) == ledger.run_ids and len(depths) == 24
     assert runs.loc[0, "core"] == 0.5 and list(runs["status"]).count("planned") == 3
 
@@ -50,7 +55,7 @@ def test_sweeps_merge_and_a_run_of_both_appears_once(finished, tiny_sweep, tmp_p
     collect(finished)
     write_ledger(loopscale.compose([*tiny_sweep, "sweep.name=more", "sweep.tokens=[2560,3840]"]))
     more = tmp_path / "runs" / "more"
-    runs, depths = collect(more, [finished])
+    runs, depths = tables(more, [finished])
     assert len(runs) == 3 + 6 and runs["run_id"].is_unique
     assert list(runs["status"]).count("done") == 6 and len(depths) == 24
     assert set(runs.loc[runs["status"] == "planned", "sweep"]) == {"more"}
@@ -63,14 +68,14 @@ def test_tables_alone_are_enough_to_join(finished, tiny_sweep, tmp_path):
     for name in ("runs.parquet", "depths.parquet"):
         (copied / name).write_bytes((finished / name).read_bytes())
     write_ledger(loopscale.compose([*tiny_sweep, "sweep.name=more", "sweep.tokens=[3840]"]))
-    runs, depths = collect(tmp_path / "runs" / "more", [copied])
+    runs, depths = tables(tmp_path / "runs" / "more", [copied])
     assert len(runs) == 3 + 6 and len(depths) == 24
     with pytest.raises(ConfigError, match=r"it holds no sweep\.json"):
         collect(tmp_path / "runs" / "more", [tmp_path])
 
 
 def test_the_dictionary_explains_every_column(finished):
-    runs, depths = collect(finished)
+    runs, depths = tables(finished)
     table = pd.read_csv(finished / "dictionary.csv")
     assert list(table.loc[table["table"] == "runs", "column"]) == list(runs)
     assert list(table.loc[table["table"] == "depths", "column"]) == list(depths)
@@ -78,7 +83,7 @@ def test_the_dictionary_explains_every_column(finished):
 
 
 def test_an_older_table_is_migrated_and_a_newer_one_refused(finished):
-    runs, _ = collect(finished)
+    runs, _ = tables(finished)
     first = runs.drop(columns="micro_batch_changed").assign(schema_version=1)
     migrated = conform(first, RUNS)
     assert list(migrated) == [column.name for column in RUNS]

@@ -19,13 +19,16 @@ from analysis.tables.schema import DEPTHS, RUNS
 from harness.run.metrics import read_metrics
 from harness.storage.locks import exclusive
 from model.config_validation import ConfigError
+from sweeps.backends import local
+from sweeps.backends.local import LocalPool, slot
 from sweeps.config.cluster import ClusterConfig
-from sweeps.launch.launch import _DETACHED, start_workers, write_ledger
+from sweeps.launch.launch import write_ledger
 from sweeps.state.eta import LOST
-from sweeps.state.ledger import read_ledger, slot
+from sweeps.state.ledger import read_ledger
+from sweeps.state.status import status
 from sweeps.workers.local_pool import work
 
-ONE_WORKER = ClusterConfig(parallel_runs=1)
+ONE_WORKER = LocalPool(ClusterConfig(parallel_runs=1))
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -66,7 +69,7 @@ def test_a_data_set_is_an_axis_like_any_other(tiny_sweep, table, tmp_path):
     grid.append("sweep.axes={data.validation_fraction: [0.2, 0.4]}")
     frame = loopscale.launch([*grid, "cluster.parallel_runs=2"])
     assert len(frame) == 2
-    assert frame.attrs["axes"] == ["data_digest"] and frame["data_digest"].nunique() == 2
+    assert status(tmp_path / "runs" / "tiny").axes == ["data_digest"] and frame["data_digest"].nunique() == 2
     wait_for(lambda: (loopscale.status(table)["status"] == "done").all())
     assert loopscale.collect(table)[0]["data_digest"].nunique() == 2
 
@@ -102,7 +105,7 @@ def test_a_killed_sweep_loses_nothing(tiny_sweep, table, tmp_path):
     ledger = write_ledger(study)
     folder = tmp_path / "runs" / "tiny"
     longest = ledger.runs(folder)[0]
-    (worker,) = start_workers(folder, ONE_WORKER)
+    (worker,) = ONE_WORKER.start_workers(folder)
     wait_for(lambda: len(read_metrics(longest.metrics)) > 30)
     os.killpg(worker.pid, signal.SIGKILL)
     worker.wait()
@@ -123,7 +126,7 @@ def test_workers_end_with_their_owner_and_leave_a_checkpoint(tiny_sweep, tmp_pat
     ledger = write_ledger(study)
     folder = tmp_path / "runs" / "tiny"
     owner = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    (worker,) = start_workers(folder, study.cluster, owner=owner.pid)
+    (worker,) = LocalPool(study.cluster).start_workers(folder, owner=owner.pid)
     first = ledger.runs(folder)[0]
     wait_for(lambda: len(read_metrics(first.metrics)) > 5)
     owner.kill()
@@ -137,9 +140,9 @@ def test_a_slot_is_held_once(tiny_sweep, tmp_path):
     study = loopscale.compose([*tiny_sweep, "sweep.tokens=[12800]", "cluster.parallel_runs=1"])
     ledger = write_ledger(study)
     folder = tmp_path / "runs" / "tiny"
-    (first,) = start_workers(folder, study.cluster)
+    (first,) = LocalPool(study.cluster).start_workers(folder)
     wait_for(lambda: any(run.status().state != "planned" for run in ledger.runs(folder)))
-    (second,) = start_workers(folder, study.cluster)
+    (second,) = LocalPool(study.cluster).start_workers(folder)
     assert second.wait(timeout=60) == 0
     assert first.wait(timeout=120) == 0
     assert [run.status().attempts for run in ledger.runs(folder)] == [1, 1, 1]
@@ -171,7 +174,7 @@ def test_a_run_whose_process_dies_is_tried_again_a_few_times(tiny_sweep, tmp_pat
     write_ledger(loopscale.compose([*tiny_sweep, "sweep.tokens=[1280]", "retry.lost.retries=1"]))
     folder = tmp_path / "runs" / "tiny"
 
-    def dies(path, cache, stop):
+    def dies(path, cache, stop_requested):
         from harness.run.folder import RunFolder, Status
 
         run = RunFolder(path)
@@ -255,7 +258,7 @@ def test_cancel_and_retry_answer_in_json(tiny_sweep, table, tmp_path, capsys):
         run.set_status(run.status().failed("diverged", "loss rose"))
         assert answer("retry", "failed=true") == {"started": [run.run_id], "notes": []}
         assert run.status().state == "submitted"
-        started = _DETACHED.pop()
+        started = local._DETACHED.pop()
         started.kill()  # before it has a slot: what it would train is no part of this
         assert started.wait(10) == -signal.SIGKILL
 
@@ -280,7 +283,7 @@ def test_a_crash_that_cannot_be_written_down_is_not_repeated_for_ever(tiny_sweep
     folder = tmp_path / "runs" / "tiny"
     log = tmp_path / "started"
 
-    def crashes(path, cache, stop):
+    def crashes(path, cache, stop_requested):
         with log.open("a") as handle:
             handle.write("x")
         os._exit(1)

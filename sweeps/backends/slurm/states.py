@@ -1,0 +1,87 @@
+"""What squeue and sacct print, as neutral job states."""
+
+from __future__ import annotations
+
+from sweeps.backends.base import Elements, JobElement, JobState
+
+QUEUE_FORMAT = "%j|%K|%T|%r|%N|%L|%F"  # of squeue, as `parse_queue` reads it
+ACCOUNTING_FORMAT = "JobID,JobName,State,NodeList"  # of sacct, as `parse_accounting` reads it
+
+QUEUED = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
+RUNNING = ("CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED")
+CHANGING = ("RESIZING", "SIGNALING", "STAGE_OUT")
+STATES = {
+    **dict.fromkeys(QUEUED, JobState.QUEUED),
+    **dict.fromkeys((*RUNNING, *CHANGING), JobState.RUNNING),
+    "COMPLETED": JobState.DONE,
+    "CANCELLED": JobState.CANCELLED,
+    "OUT_OF_MEMORY": JobState.OUT_OF_MEMORY,
+    "TIMEOUT": JobState.TIMEOUT,
+    "DEADLINE": JobState.TIMEOUT,
+    "PREEMPTED": JobState.PREEMPTED,
+    "NODE_FAIL": JobState.NODE_FAILURE,
+    "BOOT_FAIL": JobState.NODE_FAILURE,
+}
+
+
+def job_state(native: str, reason: str = "") -> JobState:
+    """Return the neutral state of a job in the state `native`, which waits for `reason`."""
+    if native == "PENDING":
+        words = reason.replace("_", " ").lower()
+        if words.replace(" ", "").startswith("dependencyneversatisfied"):
+            return JobState.ORPHANED
+        if words.startswith("launch failed"):
+            return JobState.UNSTARTABLE
+    return STATES.get(native, JobState.FAILED)
+
+
+def parse_queue(text: str) -> Elements:
+    """Return the elements in the lines of `squeue --array`, in `QUEUE_FORMAT`."""
+    elements = {}
+    for line in text.splitlines():
+        name, index, native, reason, node, left, job = line.split("|")
+        elements[name, int(index)] = JobElement(
+            state=job_state(native, reason),
+            native_state=native,
+            reason=reason,
+            node=node,
+            time_left_s=parse_duration(left),
+            job_id=job,
+        )
+    return elements
+
+
+def parse_accounting(text: str) -> Elements:
+    """Return the elements in the lines of sacct, in `ACCOUNTING_FORMAT`.
+
+    A step that ran out of memory decides for its job, whose own line says only that it failed.
+    """
+    elements: Elements = {}
+    places: dict[str, tuple[str, int]] = {}
+    for line in text.splitlines():
+        job, name, state, node = line.split("|")
+        element, _, step = job.partition(".")
+        native = state.split()[0] if state else ""
+        job_id, _, index = element.partition("_")
+        if not step and index.isdigit():
+            places[element] = (name, int(index))
+        elif not (step and native == "OUT_OF_MEMORY" and element in places):
+            continue
+        else:
+            node = elements[places[element]].node
+        elements[places[element]] = JobElement(
+            state=job_state(native), native_state=native, node=node, job_id=job_id
+        )
+    return elements
+
+
+def parse_duration(text: str) -> float | None:
+    """Return the seconds in "days-hours:minutes:seconds" or its end, None for UNLIMITED and the like."""
+    days, _, clock = text.rpartition("-")
+    parts = [days or "0", *clock.split(":")]
+    if not all(part.isdigit() for part in parts):
+        return None
+    seconds = 0
+    for part in parts[1:]:
+        seconds = seconds * 60 + int(part)
+    return float(int(parts[0]) * 86400 + seconds)

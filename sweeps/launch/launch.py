@@ -6,19 +6,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from harness.data.config import DataConfig
+from harness.data.config import DataConfig, Progress
 from harness.data.prepare import prepare
 from model.config_validation import ConfigError
 from sweeps.backends.registry import open_backend
 from sweeps.config.study import StudyConfig
-from sweeps.grid.cells import Cell
+from sweeps.grid.cells import Cell, index_of
 from sweeps.launch.submit import show_job_files, submit_missing
 from sweeps.planning.plan import plan_cells
 from sweeps.state.ledger import Ledger, read_ledger
 from sweeps.state.registration import register, would_register
 from sweeps.state.retry import reopen
-
-Progress = Callable[[str, float], None]  # stage, fraction done
 
 
 def prepare_data(study: StudyConfig, progress: Progress | None = None) -> None:
@@ -29,10 +27,13 @@ def prepare_data(study: StudyConfig, progress: Progress | None = None) -> None:
 
 def data_sets(study: StudyConfig) -> list[DataConfig]:
     """Return the data sets of the study's scales and axes, each once."""
-    named = [run.data for run in study.runs.values()]
+    runs = list(study.runs.values())
     if study.sweep.axes:
-        named += {id(cell.run.data): cell.run.data for cell in plan_cells(study)}.values()
-    return [data for number, data in enumerate(named) if data not in named[:number]]
+        runs += [cell.run for cell in plan_cells(study)]
+    known: list[DataConfig] = []
+    for run in runs:
+        index_of(run.data, known)
+    return known
 
 
 def write_ledger(study: StudyConfig, progress: Progress | None = None) -> Ledger:

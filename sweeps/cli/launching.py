@@ -58,7 +58,7 @@ def sync_sweep(settings: SyncConfig) -> pd.DataFrame:
     """
     import pandas as pd
 
-    from harness.run.wandb import rebuild_history
+    from harness.run.metrics import rebuild_history
     from sweeps.cli.progress import stage_progress
 
     runs = _runs(settings)
@@ -85,8 +85,8 @@ def sync_sweep(settings: SyncConfig) -> pd.DataFrame:
 def _runs(settings: SyncConfig) -> list[RunFolder]:
     """Return the runs to synchronise; segments of trunks are left out, their steps are in the runs."""
     from harness.run.folder import RunFolder
+    from harness.run.length import origin
     from harness.run.pending_runs import pending_lines
-    from harness.run.trunk import origin
 
     names = {path.parent.name for path in settings.folder.glob("*/status.json")}
     folders = (RunFolder(settings.folder / name) for name in names | pending_lines(settings.folder).keys())

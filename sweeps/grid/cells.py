@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from harness.data.config import DataConfig
-from harness.run.budget import BudgetError, solve
+from harness.data.dataset import DataConfig
 from harness.run.config import RunConfig, TrainingConfig
 from harness.run.identity import run_id
+from harness.run.length import BudgetError, solve
 from model.config_validation import ConfigError, build
 from sweeps.config.study import Control, StudyConfig, SweepConfig
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from harness.data.config import DataConfig, Progress
+from harness.data.dataset import DataConfig, Progress
 from harness.data.prepare import prepare
 from model.config_validation import ConfigError
 from sweeps.backends.registry import open_backend

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harness.data.config import DataConfig
+from harness.data.dataset import DataConfig
 from harness.data.prepare import find_prepared
 from harness.run.folder import RunFolder
 from harness.run.pending_runs import pending_lines

@@ -170,7 +170,7 @@ def _is_text(key: str) -> bool:
 
 
 def _quoted(text: str) -> str:
-    """Quote a value that is taken as it is written: brackets, commas and = have a meaning in Hydra's grammar."""
+    """Quote a value that is taken as it is written: brackets and commas have a meaning in Hydra's grammar."""
     key, _, value = text.partition("=")
     if value in ("", "null") and key != "prompt":
         return text

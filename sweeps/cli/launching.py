@@ -39,7 +39,16 @@ STATUS_COLUMNS = {
 
 
 def launch_sweep(study: StudyConfig) -> tuple[Path, list[str]]:
-    """Launch the study's sweep with a progress bar; return its folder and remarks."""
+    """Launch the study's sweep with a progress bar; return its folder and remarks.
+
+    On a simulated cluster it is rehearsed to its end, in a folder of its own.
+    """
+    from sweeps.backends.registry import open_backend
+
+    if open_backend(study.cluster).simulated:
+        from sweeps.launch.rehearsal import rehearse
+
+        return rehearse(study), []
     from sweeps.cli.progress import stage_progress
     from sweeps.launch.launch import launch
 
@@ -213,8 +222,7 @@ def _retry(overrides: list[str]) -> str:
 
 
 def _collect(overrides: list[str]) -> str:
-    from sweeps.state.collect import collect
-    from sweeps.state.eta import gaps
+    from sweeps.state.collect import collect, gaps
 
     settings = compose_table("collect", overrides)
     collected = collect(settings.folder, [Path(folder) for folder in settings.also])

@@ -24,12 +24,11 @@ from model.config_validation import ConfigError
 from sweeps.backends.registry import open_backend
 from sweeps.config.cluster import Resources
 from sweeps.config.study import StudyConfig, SweepConfig
-from sweeps.grid.cells import Cell, DataFacts
+from sweeps.grid.cells import Cell, DataFacts, plan_cells
+from sweeps.launch.launch import register
 from sweeps.launch.submit import submit_missing
 from sweeps.planning.cost import calibration_file, cluster_name, shape_of
-from sweeps.planning.plan import plan_cells
 from sweeps.state.ledger import read_ledger
-from sweeps.state.registration import register
 
 TIME_MIN = 15  # of a job that times shapes
 STEPS = 8

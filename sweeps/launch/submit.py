@@ -26,9 +26,8 @@ from sweeps.backends.job_array import (
 )
 from sweeps.launch.arrays import following_arrays, make_arrays, make_token, most_followed_first, share_cap
 from sweeps.launch.code_snapshot import Snapshot, record_environment, take_snapshot
-from sweeps.state.dependencies import unfinished_runs, waits_for
-from sweeps.state.ledger import Ledger
-from sweeps.state.retry import is_open, prepare_attempt
+from sweeps.state.ledger import Ledger, is_open, unfinished_runs, waits_for
+from sweeps.state.retry import prepare_attempt
 
 SHOWN_MAX_ARRAY = 1001  # where job files are shown and the cluster does not answer
 

@@ -26,9 +26,8 @@ from sweeps.backends.base import Backend, CurrentJob, Requeue
 from sweeps.backends.job_array import JobArray, read_array, read_submitted
 from sweeps.backends.registry import backend_of_job
 from sweeps.config.cluster import RetryConfig
-from sweeps.state.dependencies import has_begun
-from sweeps.state.ledger import Ledger, read_ledger
-from sweeps.state.retry import is_open, prepare_attempt
+from sweeps.state.ledger import Ledger, has_begun, is_open, read_ledger
+from sweeps.state.retry import prepare_attempt
 
 POLL_S = 0.1
 REQUEUE_PATIENCE_S = 45.0  # how long a stopping job waits for a scheduler that does not answer

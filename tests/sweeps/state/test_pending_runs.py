@@ -172,7 +172,7 @@ def test_a_launch_that_dies_before_its_ledger_is_completed_by_the_next(enter, ta
     def dies(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sweeps.state.registration.write_json", dies)
+    monkeypatch.setattr("sweeps.launch.launch.write_json", dies)
     with pytest.raises(KeyboardInterrupt):
         enter()
     monkeypatch.undo()

@@ -156,7 +156,13 @@ def _status(overrides: list[str]) -> str:
     if settings.watch:
         from sweeps.cli.progress import watch_until_idle
 
-        watch_until_idle(settings.folder)
+        watch_until_idle(settings.folder, settings.page)
+    if settings.page is not None:
+        from sweeps.cli.live_page import write_live_page
+        from sweeps.state.status import status
+
+        write_live_page(status(settings.folder), settings.folder, settings.page, live=False)
+        return str(settings.page)
     return _status_json(settings.folder) if settings.format == "json" else _status_text(settings)
 
 

@@ -110,6 +110,14 @@ def test_plot_and_dict_are_available():
     assert fit.to_dict()["group"]["budgets_flops"][0] == 1e18
 
 
+def test_an_estimator_is_named_as_printed_or_with_underscores():
+    fit = isoflop(points(), config=QUICK)
+    assert fit.predict(1e22, "shared_shape").equals(fit.predict(1e22, "shared shape"))
+    message = r"^estimator=shape is unknown: choose from shared shape, parabola, surface$"
+    with pytest.raises(ValueError, match=message):
+        fit.predict(1e22, estimator="shape")
+
+
 def test_bad_tables_are_one_line(tmp_path):
     with pytest.raises(TableError, match=r"^no table at "):
         read_points(tmp_path / "none.csv")

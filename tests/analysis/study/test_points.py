@@ -140,6 +140,6 @@ def test_bad_tables_are_one_line(tmp_path):
     with pytest.raises(TableError, match="make no isoFLOP curves: fit the surface law instead"):
         isoflop(scattered)
     with pytest.raises(
-        TableError, match="^none of 55 points of the table can be used: 55 left out, loss = -1"
+        TableError, match=r"^none of 55 points of the table can be used: 55 left out, loss = -1"
     ):
         isoflop(points().assign(loss=-1.0))

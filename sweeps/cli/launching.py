@@ -67,7 +67,7 @@ def sync_sweep(settings: SyncConfig) -> pd.DataFrame:
     """
     import pandas as pd
 
-    from harness.run.wandb import rebuild_history
+    from harness.run.metrics import rebuild_history
     from sweeps.cli.progress import stage_progress
 
     runs = _runs(settings)
@@ -94,8 +94,8 @@ def sync_sweep(settings: SyncConfig) -> pd.DataFrame:
 def _runs(settings: SyncConfig) -> list[RunFolder]:
     """Return the runs to synchronise; segments of trunks are left out, their steps are in the runs."""
     from harness.run.folder import RunFolder
+    from harness.run.length import origin
     from harness.run.pending_runs import pending_lines
-    from harness.run.trunk import origin
 
     names = {path.parent.name for path in settings.folder.glob("*/status.json")}
     folders = (RunFolder(settings.folder / name) for name in names | pending_lines(settings.folder).keys())
@@ -156,7 +156,13 @@ def _status(overrides: list[str]) -> str:
     if settings.watch:
         from sweeps.cli.progress import watch_until_idle
 
-        watch_until_idle(settings.folder)
+        watch_until_idle(settings.folder, settings.page)
+    if settings.page is not None:
+        from sweeps.cli.live_page import write_live_page
+        from sweeps.state.status import status
+
+        write_live_page(status(settings.folder), settings.folder, settings.page, live=False)
+        return str(settings.page)
     return _status_json(settings.folder) if settings.format == "json" else _status_text(settings)
 
 

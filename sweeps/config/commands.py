@@ -27,10 +27,18 @@ class TableConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StatusConfig(TableConfig):
-    """`loopscale status`; `run` is a run id of the sweep, or the end of one."""
+    """`loopscale status`; `run` is a run id of the sweep, or the end of one; `html` may name the page."""
 
     watch: bool = False
+    html: bool | str = False
     run: str | None = None
+
+    @property
+    def page(self) -> Path | None:
+        """Return the path of the live page, None if none is wanted."""
+        if self.html is True:
+            return self.folder / "status.html"
+        return Path(self.html) if self.html else None
 
 
 @dataclass(frozen=True, kw_only=True)

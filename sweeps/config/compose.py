@@ -10,8 +10,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from harness.run.budget import LENGTHS
 from harness.run.config import RunConfig
+from harness.run.length import LENGTHS
 from model.config_validation import ConfigError, build, closest
 from sweeps.config.cluster import ClusterConfig, RetryConfig
 from sweeps.config.commands import TABLES

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from harness.data.config import DataConfig
+from harness.data.dataset import DataConfig
 from harness.data.prepare import find_prepared
-from harness.run.budget import BudgetError, solve
 from harness.run.config import RunConfig, TrainingConfig
 from harness.run.identity import run_id
+from harness.run.length import BudgetError, solve
 from model.config_validation import ConfigError, build
 from model.memory import memory_estimate_bytes
 from sweeps.config.cluster import ClusterConfig

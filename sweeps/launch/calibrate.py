@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from harness.data.config import DataConfig
+from harness.data.dataset import DataConfig
 from harness.data.prepare import find_prepared, prepare
-from harness.run.budget import nominal_flops_per_token
 from harness.run.config import EvaluationConfig, LoggerConfig, RunConfig
 from harness.run.folder import RunFolder
 from harness.run.identity import run_id
@@ -155,7 +154,7 @@ def _keep(path: Path, run: RunConfig, resources: Resources, trained: RunFolder) 
             "shape": list(shape),
             "resources": dataclasses.asdict(resources),
             "tokens_per_s": tokens_per_s,
-            "flops_per_s": tokens_per_s * nominal_flops_per_token(run),
+            "flops_per_s": tokens_per_s * run.nominal_flops_per_token,
             "device": trained.record()["device"],
             "steps": len(lines),
         },

@@ -8,14 +8,13 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from harness.data.config import DataConfig, Progress
+from harness.data.dataset import DataConfig, Progress
 from harness.data.prepare import prepare
 from harness.run.config import CONFIG, RunConfig, config_text
 from harness.run.folder import RunFolder, create, initial_files, reconcile
+from harness.run.length import ORIGIN, SEGMENT, Origin, set_origin
 from harness.run.pending_runs import pending_file, pending_files, pending_line, pending_lines, write_pending
-from harness.run.trunk import ORIGIN, SEGMENT, Origin, set_origin
-from harness.storage.files import write_json
-from harness.storage.locks import exclusive
+from harness.storage.files import exclusive, write_json
 from model.config_validation import ConfigError
 from sweeps.backends.registry import open_backend
 from sweeps.config.study import StudyConfig

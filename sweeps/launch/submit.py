@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.run.folder import RunFolder, Status
-from harness.storage.locks import exclusive
+from harness.storage.files import exclusive
 from model.config_validation import ConfigError
 from sweeps.backends.base import Backend, JobElement, JobState, SchedulerError
 from sweeps.backends.job_array import (

@@ -11,7 +11,7 @@ from typing import Any
 
 from harness.run.config import RunConfig
 from harness.run.folder import RunFolder
-from harness.run.trunk import stable_steps
+from harness.run.length import stable_steps
 from model.flops import parameter_counts
 from sweeps.config.cluster import ClusterConfig
 from sweeps.config.study import StudyConfig

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from harness.distributed.rendezvous import export_rendezvous
 from harness.run.folder import RunFolder
-from harness.run.trunk import origin
+from harness.run.length import origin
 from model.config_validation import ConfigError
 from sweeps.backends.base import Backend, CurrentJob, Requeue
 from sweeps.backends.job_array import JobArray, read_array, read_submitted

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from harness.run.folder import RunFolder
-from harness.storage.locks import exclusive
+from harness.storage.files import exclusive
 from sweeps.backends.local import slot
 from sweeps.state.ledger import is_open, read_ledger, unfinished_runs, waits_for
 from sweeps.state.retry import prepare_attempt

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import loopscale
 from harness.run.config import ScheduleConfig
 from harness.run.folder import RunFolder, Status
-from harness.run.trunk import stable_steps
+from harness.run.length import stable_steps
 from model.config_validation import ConfigError
 from sweeps.backends.job_array import (
     JobArray,

@@ -14,8 +14,8 @@ import pytest
 
 import loopscale
 from harness.run.folder import RunFolder
+from harness.run.length import Origin, origin
 from harness.run.pending_runs import PLANNED
-from harness.run.trunk import Origin, origin
 from model.config_validation import ConfigError
 from sweeps.backends.job_array import JobArray, array_folder, write_array
 from sweeps.config.cluster import Resources

@@ -23,7 +23,7 @@ from analysis.stats.bootstrap import NoiseLevel, interval, studentised
 from analysis.tables.arms import CELL_COLUMNS
 from analysis.tables.schema import TableError
 
-READ = 0.975  # share of the resamples in which a loss must lie within the reference's, to be read off there
+BEYOND = 0.025  # share of the resamples in which a loss may lie beyond the reference's and still be read off
 LogMultiplier = tuple[float, Array]  # of the fit and of its resamples
 
 
@@ -46,14 +46,12 @@ class Estimate:
 
 def paired_cells(arm: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
     """Return the cells of one group that both arms trained: gap in nats, runs a side, shared trunk."""
-    keys = list(CELL_COLUMNS)
-    sides = [
-        side.groupby(keys).agg(
-            nats=("val_loss_nats", "mean"), runs=("seed", "size"), trunk=("trunk_id", "first")
-        )
-        for side in (arm, base)
-    ]
-    both = sides[0].join(sides[1], how="inner", lsuffix="_arm", rsuffix="_base").reset_index()
+    named = {"nats": ("val_loss_nats", "mean"), "runs": ("seed", "size"), "trunk": ("trunk_id", "first")}
+    ours, theirs = (
+        side.groupby(list(CELL_COLUMNS)).agg(**named).add_suffix(f"_{name}")
+        for name, side in (("arm", arm), ("base", base))
+    )
+    both = ours.join(theirs, how="inner").reset_index()
     both["gap"] = both["nats_arm"] - both["nats_base"]
     trunks = both["trunk_arm"].astype(str) + both["trunk_base"].astype(str)
     both["block"] = np.where(trunks == "", both.index.astype(str), trunks)
@@ -107,8 +105,8 @@ def log_multiplier(
 ) -> LogMultiplier | str:
     """Return the log of reference FLOPs over `flops` at the arm's optimal loss, with its resamples.
 
-    The reference's optima are joined by monotone cubics in log C (see `between`). Returns why not, where the loss
-    lies beyond them, or so close to an end that resamples do.
+    The reference's optima are joined by monotone cubics in log C (see `between`). Returns why not, where
+    the loss lies beyond them, or so close to an end that resamples do.
     """
     if flops not in ours:
         return "the arm has no accepted optimum here"
@@ -122,13 +120,15 @@ def log_multiplier(
         side = "below" if at > 0 else "above"
         return f"the loss {loss[0]:.4f} lies {side} the reference's at its budgets"
     drawn = np.stack([_losses(theirs[budget]) for budget in budgets], -1)
+    drawn = np.where(np.isnan(drawn), reference, drawn)  # a few resamples have no minimum at some budget
     mine = _losses(ours[flops])
     count = min(len(drawn), len(mine))
     logs = log_equivalent_flops(*between(drawn[:count], budgets, mine[:count]))
-    inside = np.isfinite(logs)
-    if inside.mean() < READ:
-        return f"in {percent(1 - float(inside.mean()))} of the resamples the loss is beyond the reference's"
-    return at - float(np.log(flops)), np.where(inside, logs, np.nan) - float(np.log(flops))
+    logs = np.where(np.isnan(mine[:count]), np.nan, logs)
+    beyond = float(np.isinf(logs).mean())
+    if beyond > BEYOND:
+        return f"in {percent(beyond)} of the resamples the loss is beyond the reference's"
+    return at - float(np.log(flops)), np.where(np.isinf(logs), np.nan, logs) - float(np.log(flops))
 
 
 def between(losses: Array, budgets: Sequence[float], reached: Array) -> tuple[Array, Array, Array]:
@@ -141,9 +141,7 @@ def between(losses: Array, budgets: Sequence[float], reached: Array) -> tuple[Ar
 
     logs = np.log(budgets)
     fine = np.interp(np.linspace(0, len(logs) - 1, 32 * (len(logs) - 1) + 1), np.arange(len(logs)), logs)
-    known = np.isfinite(losses).all(axis=1, keepdims=True)
-    dense = PchipInterpolator(logs, np.where(known, losses, 0.0), axis=1)(fine)
-    return np.where(known, dense, np.nan), reached, np.exp(fine)
+    return PchipInterpolator(logs, losses, axis=1)(fine), reached, np.exp(fine)
 
 
 def multiplier(logs: Sequence[LogMultiplier], refusal: str, config: FitConfig) -> Estimate:

@@ -171,6 +171,10 @@ def compare_arms(
         for arm in arms
         if arm != base
     ]
+    if not any(pair.groups for pair in pairs):
+        raise TableError(
+            f"arms={axis}: no two arms share a scale, an accounting and all other settings of the recipe"
+        )
     return ArmComparison(
         config=config,
         runs_digest=digest(runs),

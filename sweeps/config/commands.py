@@ -92,6 +92,15 @@ class FitTableConfig(TableConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CompareConfig(FitTableConfig):
+    """`loopscale compare`: looped against fixed depth, or the arms of an axis against one of them."""
+
+    arms: Annotated[str, MinLen(1)] | None = None
+    reference: str | float | None = None
+    against: Annotated[str, MinLen(1)] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportConfig:
     """`loopscale export`: one model's config, weights and tokenizer in a self-contained folder."""
 
@@ -169,5 +178,5 @@ TABLES: dict[str, type] = {
     "sync": SyncConfig,
     "fit": FitTableConfig,
     "report": FitTableConfig,
-    "compare": FitTableConfig,
+    "compare": CompareConfig,
 }

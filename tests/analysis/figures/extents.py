@@ -17,7 +17,8 @@ from analysis.figures.style import ReportFigure, freeze_layout, styled
 UNIT = re.compile(
     r"\((nats|nats per token|FLOPs|loops|per loop|([\w-]+ )?points|%|millions|unit of the table)\)$"
     r"|^(optimal )?(parameters N|training tokens D|tokens D)\*?$"
-    r"|^exponent of|Huber cost of the log loss$|^T / µ$|^FLOPs of fixed / looped|^parameter multiplier$"
+    r"|^exponent of|Huber cost of the log loss$|^T / µ$|^FLOPs of fixed / looped"
+    r"|^(parameter|compute) multiplier$"
 )
 SLACK = 0.5  # pixels at 100 dpi: antialiasing, not an overlap
 

@@ -12,6 +12,11 @@ from analysis.report.report import parcae_report
 from tests.analysis.figures import extents
 
 
+@pytest.fixture(scope="module")
+def every_claim():
+    return claims()
+
+
 def test_every_fact_has_a_source():
     for name in parcae.TABLES:
         frame = parcae.table(name)
@@ -173,13 +178,13 @@ def test_the_noise_of_a_share_is_that_of_models_trained_again():
         ("stable by construction", "in part"),
     ],
 )
-def test_every_claim_made_for_the_paper_has_its_verdict(part, verdict):
-    (found,) = [item for item in claims() if part in item.claim]
+def test_every_claim_made_for_the_paper_has_its_verdict(part, verdict, every_claim):
+    (found,) = [item for item in every_claim if part in item.claim]
     assert found.verdict == verdict
 
 
-def test_the_gap_to_twice_the_size_is_told_in_parameters_and_nats():
-    text = " ".join(item.support for item in claims())
+def test_the_gap_to_twice_the_size_is_told_in_parameters_and_nats(every_claim):
+    text = " ".join(item.support for item in every_claim)
     assert f"a factor of {1333868544 / 773375040:.2f} in parameters" in text  # 1.72, not 2
     assert f"validation loss {np.log(12.49 / 11.95):+.4f} nats" in text
     assert f"the whole gain of looping at 770M is {np.log(13.08 / 12.49):.4f} nats" in text

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from analysis.compare.arms import ArmComparison
     from analysis.laws.curve_laws import CurveLaws
     from analysis.published.comparison import PublishedComparison
+    from analysis.tables.points import PointsTable
 
     AnyFit: TypeAlias = StudyFit | IsoflopFit | LawFit | CurveLaws
     AnyComparison: TypeAlias = Comparison | ArmComparison | PublishedComparison
@@ -35,13 +36,14 @@ def fit_sweep(settings: FitTableConfig) -> AnyFit:
     from analysis import fit, isoflop
     from analysis.study.cross_run_laws import fit_law_to_runs
     from analysis.study.points import fit_law_to_points
+    from analysis.tables.points import PointsTable
     from sweeps.cli.progress import stage_progress
 
     source, config = _source(settings), _fit_config(settings)
-    if not isinstance(source, tuple):
+    if isinstance(source, PointsTable):
         if settings.law == "isoflop":
-            return isoflop(source, x=settings.x, config=config)
-        return fit_law_to_points(settings.law, source, x=settings.x, config=config)
+            return isoflop(source, budget_tolerance=settings.budget_tolerance, config=config)
+        return fit_law_to_points(settings.law, source, config=config)
     if settings.law != "isoflop":
         return fit_law_to_runs(settings.law, *source, config)
     with stage_progress() as progress:
@@ -145,15 +147,22 @@ def report_sweep(settings: FitTableConfig) -> tuple[Path, list[str]]:
     return page, fitted.headlines()
 
 
-def _source(settings: FitTableConfig) -> tuple[pd.DataFrame, pd.DataFrame] | pd.DataFrame:
+def _source(settings: FitTableConfig) -> tuple[pd.DataFrame, pd.DataFrame] | PointsTable:
+    """Return the runs and depths tables, or the points of a table of another kind."""
     from analysis import read_tables
+    from analysis.tables.points import filtered, points_table
     from analysis.tables.readers import read_source
 
-    if settings.data is None:
-        return read_tables(settings.folder)
     if settings.data == PUBLISHED:
         raise ConfigError(f"data={PUBLISHED} has tables but no runs: loopscale report or compare")
-    return read_source(settings.data, settings.columns)
+    data = settings.data or str(settings.folder)
+    source = read_source(data, bool(settings.columns)) if settings.data else read_tables(settings.folder)
+    if isinstance(source, tuple):
+        return filtered(source[0], settings.where, "the runs table"), source[1]
+    name = data if data.startswith("wandb:") else Path(data).name
+    return points_table(
+        source, settings.columns, where=settings.where, x=settings.x, unit=settings.unit, name=name
+    )
 
 
 def _folder(settings: FitTableConfig) -> Path:

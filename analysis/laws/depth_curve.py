@@ -1,28 +1,45 @@
-"""The test-time law of one depth curve: L(T) = L_inf + Z exp(-z T) (PAPER (e)).
+"""The law of one depth curve: by default L(T) = L_inf + Z exp(-z T) (PAPER (e)).
 
 z is identified only where two limits fit clearly worse: z -> infinity, a plateau with one point off it, and
 z -> 0, a straight line that never reaches its floor.
+
+The law is refused where its misfit is material (see `MATERIAL_RANGE`) and one of two tests says that it is
+not noise. All depths of a run are evaluated on the same tokens, so most of a loss's standard error is common
+to the curve and moves its floor alone. The stated errors therefore bound the noise of the shape from above.
+The scatter of the residuals between neighbouring depths estimates that noise from the deeper half of the
+curve, where the law is flat.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
-from scipy.optimize import brentq, minimize_scalar
-from scipy.special import fdtri, stdtrit
+from scipy.special import chdtrc, fdtri, stdtrit
 
-from analysis.config import Array
+from analysis.config import Array, Mask
 from analysis.format import percent
+from analysis.laws.decay import FLOOR, Decay, decay
+from analysis.laws.registry import LAWS
 
 MIN_DEPTHS = 5
-# The law is refused where the rms residual exceeds both shares, of the curve's range and of the loss.
-MISFIT_OF_RANGE, MISFIT_OF_LOSS = 0.01, 0.001
+EXPONENTIAL = "saturating"
+# A misfit is material where the rms residual exceeds both shares, of the curve's range and of the loss.
+MATERIAL_RANGE, MATERIAL_LOSS = 0.01, 0.001
+SIGNIFICANCE = 0.05  # of all tests of fit together
+SIMULATED = 2000  # curves of pure noise behind the test against the scatter
+CLEAR = 5.0  # a fall or a rise is clear from this multiple of the scatter
+NAMES = {
+    "saturating": "saturating exponential",
+    "shifted_power": "shifted power law",
+    "power": "power law with a floor",
+    "pure_power": "power law",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
-class SaturatingFit:
+class DepthFit:
     """Floor L_inf and amplitude Z in nats and rate z per loop, or a refusal.
 
     The floor may be determined where z is not.
@@ -34,127 +51,297 @@ class SaturatingFit:
     rate_low: float | None = None
     rate_high: float | None = None  # None: open
     rms_nats: float | None = None
-    depths: tuple[int, ...] = ()
+    depths: tuple[float, ...] = ()
     covariance: tuple[tuple[float, ...], ...] = ()  # of (L_inf, Z, z), from the scatter around the curve
     refusal: str | None = None
+    law: str = EXPONENTIAL
 
     def predict(self, depth: Array) -> Array:
         """Return L(T) in nats."""
-        if self.rate is None or self.floor_nats is None or self.amplitude_nats is None:
-            raise ValueError(f"no saturating exponential: {self.refusal}")
-        return np.asarray(
-            self.floor_nats + self.amplitude_nats * np.exp(-self.rate * np.asarray(depth, float))
-        )
+        return self._curve(depth)[0]
 
     def interval(self, depth: Array, confidence: float = 0.95) -> tuple[Array, Array]:
         """Return the ends of the fitted curve's band in nats, to first order in the parameters' errors.
 
         It reflects the scatter around the curve of one run, not the noise of training.
         """
-        depth, middle = np.asarray(depth, float), self.predict(depth)
-        slopes = _slopes(depth, float(self.amplitude_nats or 0.0), float(self.rate or 0.0))
+        middle, slopes = self._curve(depth)
         error = np.sqrt(np.einsum("ti,ij,tj->t", slopes, np.array(self.covariance), slopes))
         half = float(stdtrit(len(self.depths) - 3, (1 + confidence) / 2)) * error
         return middle - half, middle + half
 
+    def _curve(self, depth: Array) -> tuple[Array, Array]:
+        """Return L(T) and its derivatives by L_inf, Z and z [depths, 3]."""
+        if self.rate is None or self.floor_nats is None or self.amplitude_nats is None:
+            raise ValueError(f"no {NAMES[self.law]}: {self.refusal}")
+        term, slope = decay(LAWS[self.law], depth, np.array([self.rate]))
+        values = self.floor_nats + self.amplitude_nats * term[0]
+        return values, tangent(term[0], slope, self.amplitude_nats)
 
-def fit_saturating(depths: Array, losses: Array, confidence: float = 0.95) -> SaturatingFit:
+
+@dataclass(frozen=True, kw_only=True)
+class _Optimum:
+    """The best fit of one curve [depths] beside the fits of its limits, before it is accepted or refused.
+
+    Errors are weighted sums of squares; `term` and `amplitude` are relative to the first depth.
+    """
+
+    law: str
+    depths: Array
+    losses: Array
+    stated: Array  # standard errors of the losses, nan where unknown
+    floor: float
+    amplitude: float
+    rate: float
+    term: Array
+    slope: Array
+    error: float
+    flat_error: float
+    spike_error: float
+    line_error: float
+
+    @property
+    def residual(self) -> Array:
+        """Return fit minus loss in nats."""
+        return np.asarray(self.floor + self.amplitude * self.term - self.losses)
+
+    @property
+    def rms(self) -> float:
+        """Return the root mean square of the residual in nats."""
+        return float(np.sqrt(np.mean(self.residual**2)))
+
+    @property
+    def known(self) -> bool:
+        """Return True if the standard error of every loss is stated."""
+        return bool(np.isfinite(self.stated).all() and (self.stated > 0).all())
+
+    @property
+    def material(self) -> bool:
+        """Return True if the residual matters beside the curve's range and the loss."""
+        least = max(MATERIAL_RANGE * np.ptp(self.losses), MATERIAL_LOSS * self.losses.min())
+        return bool(self.rms > least)
+
+    def limit(self, parameters: int, confidence: float) -> float:
+        """Return the error up to which a fit with so many parameters fewer is as good."""
+        freedom = len(self.losses) - 3
+        quantile = float(fdtri(parameters, freedom, confidence))
+        return self.error * (1 + parameters * quantile / freedom) + 1e-24
+
+    def refusal(self, confidence: float) -> str | None:
+        """Return why this curve does not determine the law."""
+        within = f", within the noise of {self.rms:.2g} nats" if self.material else ""
+        limit, misfit = self.limit(1, confidence), self.misfit() if self.material else None
+        if misfit is None and self.flat_error <= self.limit(2, confidence):
+            return f"z is not identified: the loss does not change with depth{within}"
+        if self.amplitude <= 0:
+            return self.overthinking() or "the loss does not fall with depth"
+        if misfit is not None:
+            turn = self.overthinking()
+            return f"the {NAMES[self.law]} does not hold ({misfit}){f'; {turn}' if turn else ''}"
+        if self.spike_error <= limit:
+            return f"z is not identified: one point alone lies off the plateau{within}"
+        if self.line_error <= limit:
+            return f"z is not identified: the curve is as well a straight line{within}"
+        return None
+
+    def misfit(self) -> str | None:
+        """Return the size of the misfit if noise does not explain it."""
+        size = (
+            f"rms residual {self.rms:.4f}, {percent(self.rms / np.ptp(self.losses), 1)} of the curve's range"
+        )
+        level = SIGNIFICANCE / 2 if self.known else SIGNIFICANCE
+        freedom = len(self.losses) - 3
+        if self.known and chdtrc(freedom, float(np.sum((self.residual / self.stated) ** 2))) < level:
+            return f"{size}, {self.rms / self.stated.mean():.2g} times the stated error"
+        slopes = tangent(self.term, self.slope, self.amplitude) / self.losses[:, None]
+        if scatter_test(self.depths, self.residual / self.losses, slopes) < level:
+            return f"{size}, {self.rms / max(self.scatter, 1e-300):.2g} times the scatter between depths"
+        return None
+
+    @property
+    def scatter(self) -> float:
+        """Return the noise of one point in nats from the residuals of neighbouring deep depths."""
+        return float(np.sqrt(_scatter(self.depths, self.residual)))
+
+    def overthinking(self) -> str | None:
+        """Return the depth of the least loss if the curve clearly falls to it and clearly rises after it."""
+        best = int(np.argmin(self.losses))
+        least, last = self.losses[best], self.losses[-1]
+        noise = min(self.scatter, self.stated.mean()) if self.known else self.scatter
+        clear = max(CLEAR * noise, MATERIAL_RANGE * np.ptp(self.losses), MATERIAL_LOSS * least)
+        if self.losses[0] - least <= clear or last - least <= clear:
+            return None
+        rise = f"{last - least:.2g} nats higher at T = {self.depths[-1]:g}"
+        return f"overthinking: the loss is least at T = {self.depths[best]:g} and {rise}"
+
+
+def scatter_test(depths: Array, residual: Array, slopes: Array) -> float:
+    """Return the p value of residuals that exceed their scatter between neighbouring depths.
+
+    Their sum of squares over the variance by that scatter is compared with its distribution under
+    independent noise, seen through the same fit.
+
+    Parameters
+    ----------
+    depths, residual : by ascending depth [depths].
+    slopes : derivatives of the fit by its parameters [depths, parameters].
+    """
+    basis, sizes, _ = np.linalg.svd(slopes / np.maximum(np.abs(slopes).max(0), 1e-300), full_matrices=False)
+    basis = basis[:, sizes > 1e-10 * sizes[0]]
+    noise = _noise(len(residual))
+    left = noise - noise @ basis @ basis.T
+    ratios = np.square(left).sum(-1) / _scatter(depths, left)
+    ratio = float(np.square(residual).sum() / max(float(_scatter(depths, residual)), 1e-300))
+    return float((1 + np.sum(ratios >= ratio)) / (1 + len(ratios)))
+
+
+def _scatter(depths: Array, residual: Array) -> Array:
+    """Return the variance of one residual by its neighbours in the deeper half [...].
+
+    It is the smaller of two estimates: from the steps between neighbours (von Neumann 1941), and from the
+    distances to the line through the neighbours on both sides (Gasser, Sroka and Jennen-Steinmetz 1986).
+    """
+    half = len(depths) // 2
+    steps = np.square(np.diff(residual[..., -half:])).mean(-1) / 2
+    deep, apart = residual[..., -max(half + 1, 4) :], np.diff(depths[-max(half + 1, 4) :])
+    before = apart[1:] / (apart[1:] + apart[:-1])
+    bend = deep[..., 1:-1] - before * deep[..., :-2] - (1 - before) * deep[..., 2:]
+    bends = np.square(bend / np.sqrt(1 + before**2 + (1 - before) ** 2)).mean(-1)
+    return np.asarray(np.minimum(steps, bends))
+
+
+@lru_cache(maxsize=32)
+def _noise(count: int) -> Array:
+    """Return curves of pure noise [SIMULATED, count], the same in every call."""
+    return np.random.default_rng(0).standard_normal((SIMULATED, count))
+
+
+def tangent(term: Array, slope: Array, amplitude: float) -> Array:
+    """Return the derivatives of L(T) by L_inf, Z and z [depths, 3]; the term is that at amplitude 1."""
+    return np.stack([np.ones_like(term), term, amplitude * slope * term], -1)
+
+
+def fit_depth_curve(
+    depths: Array,
+    losses: Array,
+    *,
+    errors: Array | None = None,
+    law: str = EXPONENTIAL,
+    confidence: float = 0.95,
+) -> DepthFit:
     """Fit one depth curve by least squares on the relative residual.
 
     Parameters
     ----------
     depths, losses : T in loops and the loss in nats [depths].
+    errors : standard errors of the losses [depths], nan or None where unknown.
+    law : name of a law of depth alone.
     confidence : level of the interval of z, which holds the values whose profile stays within the F limit.
     """
-    order = np.argsort(depths)
+    every = np.ones((1, len(losses)), bool)
+    return fit_depth_subsets(depths, losses, every, errors=errors, law=law, confidence=confidence)[0]
+
+
+def fit_depth_subsets(
+    depths: Array,
+    losses: Array,
+    kept: Mask,
+    *,
+    errors: Array | None = None,
+    law: str = EXPONENTIAL,
+    confidence: float = 0.95,
+) -> list[DepthFit]:
+    """Fit one depth curve to several subsets of its depths, a row of `kept` [subsets, depths] each.
+
+    See `fit_depth_curve`.
+    """
+    order = np.argsort(depths, kind="stable")
     depths, losses = np.asarray(depths, float)[order], np.asarray(losses, float)[order]
-    shown = tuple(int(v) for v in depths)
-    if len(depths) < MIN_DEPTHS:
-        return SaturatingFit(depths=shown, refusal=f"{len(depths)} depths, at least {MIN_DEPTHS} are needed")
-    grid = np.log(np.geomspace(0.02 / np.ptp(depths), 30.0 / np.diff(depths).min(), 300))
-    errors = _project(depths, losses, np.exp(grid))[1]
+    stated = np.full(len(losses), np.nan) if errors is None else np.asarray(errors, float)[order]
+    enough = kept.sum(1) >= MIN_DEPTHS
+    fits = [
+        DepthFit(
+            law=law,
+            depths=_whole(depths[row]),
+            refusal=f"{row.sum()} depths, at least {MIN_DEPTHS} are needed",
+        )
+        for row in kept[:, order]
+    ]
+    if enough.any():
+        subsets = kept[enough][:, order]
+        curves = Decay(
+            law=LAWS[law],
+            depths=depths,
+            values=np.repeat(losses[None], len(subsets), 0),
+            weights=subsets / losses**2,
+        )
+        for place, fit in zip(np.flatnonzero(enough), _fit(curves, stated, confidence), strict=True):
+            fits[place] = fit
+    return fits
 
-    def error(log_rate: float) -> float:
-        return float(_project(depths, losses, np.exp([log_rate]))[1][0])
 
-    best = int(np.argmin(errors))
-    bracket = (grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)])
-    log_rate = float(minimize_scalar(error, bounds=bracket, method="bounded", options={"xatol": 1e-10}).x)
-    floor, amplitude = (float(v) for v in _project(depths, losses, np.exp([log_rate]))[0][0])
-    residual = floor + amplitude * np.exp(-np.exp(log_rate) * depths) - losses
-    rms = float(np.sqrt(np.mean(residual**2)))
-    freedom = len(depths) - 3
-    limit = error(log_rate) * float(1 + fdtri(1, freedom, confidence) / freedom) + 1e-24
-    refusal = _refusal(depths, losses, amplitude, rms, limit)
-    if refusal:
-        plateau = floor if "one point" in refusal else None
-        return SaturatingFit(depths=shown, floor_nats=plateau, rms_nats=rms, refusal=refusal)
-    return SaturatingFit(
-        depths=shown,
-        floor_nats=floor,
+def _whole(depths: Array) -> tuple[float, ...]:
+    return tuple(int(depth) if depth.is_integer() else depth for depth in depths.tolist())
+
+
+def _fit(curves: Decay, stated: Array, confidence: float) -> list[DepthFit]:
+    rates, kept = curves.best_rates(), curves.weights > 0
+    floor, amplitude, error, _ = curves.fitted(rates)
+    term, slope = decay(curves.law, curves.depths, rates, relative=True)
+    spike = np.argmax(kept, 1)[:, None] == np.arange(len(curves.depths))
+    shapes = np.stack([np.zeros(spike.shape), spike, np.broadcast_to(slope, spike.shape)], 1)
+    limits = curves.project(shapes)[2]
+    optima = [
+        _Optimum(
+            law=curves.law.name,
+            depths=curves.depths[row],
+            losses=curves.values[i, row],
+            stated=stated[row],
+            floor=float(floor[i]),
+            amplitude=float(amplitude[i]),
+            rate=float(rates[i]),
+            term=term[i, row],
+            slope=slope[row],
+            error=float(error[i]),
+            flat_error=float(limits[i, 0]),
+            spike_error=float(limits[i, 1]),
+            line_error=float(limits[i, 2]),
+        )
+        for i, row in enumerate(kept)
+    ]
+    ends = curves.crossings(rates, np.array([optimum.limit(1, confidence) for optimum in optima]))
+    return [
+        _conclude(optimum, low, high, confidence)
+        for optimum, low, high in zip(optima, *(end.tolist() for end in ends), strict=True)
+    ]
+
+
+def _conclude(optimum: _Optimum, low: float, high: float, confidence: float) -> DepthFit:
+    """Return the fit, or its refusal."""
+    depths, law = _whole(optimum.depths), LAWS[optimum.law]
+    refusal = optimum.refusal(confidence)
+    if refusal is not None:
+        plateau = optimum.floor if "one point" in refusal else None
+        return DepthFit(
+            law=law.name, depths=depths, floor_nats=plateau, rms_nats=optimum.rms, refusal=refusal
+        )
+    term, slope = decay(law, optimum.depths, np.array([optimum.rate]))
+    amplitude = optimum.amplitude / float(term[0, 0])
+    weighted = tangent(term[0], slope, amplitude) / optimum.losses[:, None]
+    if FLOOR not in (parameter.name for parameter in law.parameters):
+        weighted[:, 0] = 0.0
+    scale = np.linalg.norm(weighted, axis=0)
+    scale = np.where(scale > 0, scale, 1.0)
+    inverse = np.linalg.pinv((weighted / scale).T @ (weighted / scale)) / np.outer(scale, scale)
+    covariance = inverse * optimum.error / (len(depths) - 3)
+    return DepthFit(
+        law=law.name,
+        depths=depths,
+        floor_nats=optimum.floor,
         amplitude_nats=amplitude,
-        rate=float(np.exp(log_rate)),
-        rate_low=_crossing(error, log_rate, grid[grid < log_rate][::-1], limit),
-        rate_high=_crossing(error, log_rate, grid[grid > log_rate], limit),
-        rms_nats=rms,
-        covariance=_covariance(depths, losses, amplitude, float(np.exp(log_rate)), error(log_rate)),
+        rate=optimum.rate,
+        rate_low=low if np.isfinite(low) else None,
+        rate_high=high if np.isfinite(high) else None,
+        rms_nats=optimum.rms,
+        covariance=tuple(tuple(row) for row in covariance.tolist()),
     )
-
-
-def _slopes(depths: Array, amplitude: float, rate: float) -> Array:
-    """Return the derivatives of L(T) by L_inf, Z and z [depths, 3]."""
-    decay = np.exp(-rate * depths)
-    return np.stack([np.ones_like(depths), decay, -amplitude * depths * decay], -1)
-
-
-def _covariance(
-    depths: Array, losses: Array, amplitude: float, rate: float, error: float
-) -> tuple[tuple[float, ...], ...]:
-    """Return the covariance of (L_inf, Z, z) from the curvature at the optimum and its squared error."""
-    weighted = _slopes(depths, amplitude, rate) / losses[:, None]
-    inverse = np.linalg.inv(weighted.T @ weighted) * error / (len(depths) - 3)
-    return tuple(tuple(row) for row in inverse.tolist())
-
-
-def _project(depths: Array, losses: Array, rates: Array) -> tuple[Array, Array]:
-    """Return the best (L_inf, Z) [rates, 2] and the squared relative error [rates]."""
-    weight = 1 / losses**2
-    decay = np.exp(-rates[:, None] * (depths - depths[0]))
-    mean_decay = decay @ weight / weight.sum()
-    mean_loss = losses @ weight / weight.sum()
-    centred = decay - mean_decay[:, None]
-    amplitude = (centred * weight) @ (losses - mean_loss) / np.maximum((centred**2) @ weight, 1e-300)
-    floor = mean_loss - amplitude * mean_decay
-    residual = floor[:, None] + amplitude[:, None] * decay - losses
-    with np.errstate(over="ignore"):  # Z of a curve that starts late and decays fast
-        return np.stack([floor, amplitude * np.exp(rates * depths[0])], -1), (residual**2) @ weight
-
-
-def _refusal(depths: Array, losses: Array, amplitude: float, rms: float, limit: float) -> str | None:
-    if amplitude <= 0:
-        return "the loss does not fall with depth"
-    weight = 1 / losses
-    spike = np.stack([np.ones_like(depths), np.arange(len(depths)) == 0], -1) * weight[:, None]
-    line = np.stack([np.ones_like(depths), depths], -1) * weight[:, None]
-    spike_error, line_error = (
-        float(np.linalg.lstsq(x, losses * weight, rcond=None)[1].sum()) for x in (spike, line)
-    )
-    if rms > MISFIT_OF_RANGE * np.ptp(losses) and rms > MISFIT_OF_LOSS * losses.min():
-        share = rms / np.ptp(losses)
-        size = f"rms residual {rms:.4f}, {percent(share, 1)} of the curve's range"
-        return f"the saturating exponential does not hold ({size})"
-    if spike_error <= limit:
-        return "z is not identified: one point alone lies off the plateau"
-    if line_error <= limit:
-        return "z is not identified: the curve is as well a straight line"
-    return None
-
-
-def _crossing(error: Callable[[float], float], log_rate: float, outward: Array, limit: float) -> float | None:
-    """Return the first z on the `outward` grid's side where the profile crosses `limit`, None without one."""
-    inner = log_rate
-    for outer in outward.tolist():
-        if error(outer) > limit:
-            return float(np.exp(brentq(lambda s: error(s) - limit, inner, outer, xtol=1e-12)))
-        inner = outer
-    return None

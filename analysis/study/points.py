@@ -23,6 +23,7 @@ from analysis.isoflop.curves import QUANTITY_NAMES, Curves
 from analysis.isoflop.estimator import DEFAULT_ESTIMATOR, Inputs, Points
 from analysis.isoflop.geometry import PLAIN_TRANSFORMER
 from analysis.isoflop.group import GroupFit, fit_group
+from analysis.laws.curve_laws import DEPTH_LAWS, CurveLaws, fit_curves
 from analysis.laws.fit import LawFit, fit_law
 from analysis.laws.registry import LAWS
 from analysis.stats.bootstrap import draws, resample
@@ -136,10 +137,11 @@ def isoflop(points: pd.DataFrame, *, x: Swept = "params", config: FitConfig | No
 
 def fit_law_to_points(
     law: str, points: pd.DataFrame, *, x: Swept = "params", config: FitConfig | None = None
-) -> LawFit:
+) -> LawFit | CurveLaws:
     """Fit one law of the registry to points that have its columns and a loss (in nats).
 
-    Columns that follow from the others by C = 6 N D are filled in.
+    Columns that follow from the others by C = 6 N D are filled in. A law of depth alone is fitted to each
+    run_id separately (see `fit_curves`).
 
     Raises
     ------
@@ -150,6 +152,8 @@ def fit_law_to_points(
         raise TableError(f"law={law} is unknown: choose isoflop, {', '.join(LAWS)}")
     if "loss" not in points:
         raise TableError("columns.loss is not set, and the table has no column loss")
+    if law in DEPTH_LAWS:
+        return fit_curves(law, points, config.confidence)
     how = "pairs" if config.resampling == "noise" else config.resampling
     label = {"stratified": "compute", "block": "block"}.get(how)
     if label is not None and label not in points:

@@ -18,15 +18,18 @@ ROLES = (
     "depth",
     "flops",
     "loss",
+    "loss_se",
     "mean_recurrence",
     "params",
     "params_looped",
     "params_once",
     "recurrence",
+    "run_id",
     "tokens",
     "tokens_per_param",
     "x",
 )
+LABELS = ("block", "run_id")  # roles whose values need not be numbers
 Tables = tuple[pd.DataFrame, pd.DataFrame]
 
 
@@ -87,7 +90,7 @@ def rename(frame: pd.DataFrame, columns: Mapping[str, str], name: str) -> pd.Dat
             raise TableError(f"columns.{role}={source}: {name} has no such column ({hint})")
     for role, source in columns.items():
         wrong = pd.to_numeric(frame[source], errors="coerce").isna()
-        if wrong.any() and role != "block":
+        if wrong.any() and role not in LABELS:
             row = int(wrong.to_numpy().argmax())
             value = frame[source].iloc[row]
             raise TableError(

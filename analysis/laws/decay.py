@@ -6,7 +6,7 @@ alone: a grid, refined around its best point. The term is that of a registered l
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -16,6 +16,7 @@ from analysis.laws.law import Law
 from analysis.laws.objective import log_terms
 
 RATES = 300
+CHUNK = 2**22  # elements of one array, 32 MiB
 FLOOR, RATE = "L_inf", "z"
 
 
@@ -61,7 +62,11 @@ class Decay:
     @cached_property
     def grid_errors(self) -> Array:
         """Return the squared error on the grid of rates [curves, rates]."""
-        return self.at(self.rates[None])[2]
+        rows = max(1, CHUNK // (RATES * len(self.depths)))
+        parts = [slice(first, first + rows) for first in range(0, len(self.values), rows)]
+        weights = np.broadcast_to(self.weights, self.values.shape)
+        curves = [replace(self, values=self.values[part], weights=weights[part]) for part in parts]
+        return np.concatenate([part.at(part.rates[None])[2] for part in curves])
 
     def fitted(self, rates: Array) -> tuple[Array, Array, Array, Array]:
         """Return floor, amplitude at the first depth, squared error [curves] and values [curves, depths]."""

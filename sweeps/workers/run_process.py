@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import time
@@ -10,7 +11,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from harness.run.folder import RunFolder
-from harness.storage.locks import drop_inherited
+from harness.storage.files import drop_inherited
 from harness.training.job import BUSY, run_job
 
 END_S = 60.0  # a run that was asked to stop has this long to save its checkpoint
@@ -57,6 +58,7 @@ def record_kill(run: RunFolder, exitcode: int, *, out_of_memory: bool = False) -
 
 def _child(path: Path, cache: Path, stop_requested: Callable[[], bool], gpu: str | None) -> None:
     drop_inherited()
+    gc.freeze()  # what the parent imported stays; garbage is searched for among new objects alone
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     RunFolder(path).ensure_created()

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+# One thread in each of several processes, and none that spins while it waits; torch reads both when imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # A deadline would make a test's result depend on how busy the machine is.
 settings.register_profile("no deadline", deadline=None)

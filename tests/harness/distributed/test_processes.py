@@ -17,9 +17,10 @@ from harness.distributed.rendezvous import job_port
 from harness.run.metrics import last_metrics, read_metrics
 from harness.training.checkpoint import checkpoint_folders
 from harness.training.job import run_job
-from tests.harness.processes import run_together, start
+from tests.harness.processes import in_processes, run_together, start
 from tests.harness.runs import assert_same_bits
 
+pytestmark = in_processes
 FIFTY_STEPS = ("steps=50", "training.batch_sequences=8", "model.mean_recurrence=3")
 
 

@@ -42,10 +42,15 @@ def cache(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def tiny(corpus, cache, tmp_path) -> list[str]:
-    """Overrides: a looped model of width 32 on the small corpus, everything below tmp_path."""
+def tiny(tiny_run, tmp_path) -> list[str]:
+    """Overrides of a tiny run; everything that it writes is below tmp_path."""
+    return [f"root={tmp_path / 'runs'}", *tiny_run]
+
+
+@pytest.fixture(scope="session")
+def tiny_run(corpus, cache) -> list[str]:
+    """Overrides: a looped model of width 32 on the small corpus."""
     return [
-        f"root={tmp_path / 'runs'}",
         f"cache={cache}",
         "data=text",
         f"path={corpus}",

@@ -102,7 +102,7 @@ def test_torchrun_and_submitit_start_the_same_run(tiny, tmp_path):
     import submitit
 
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    settings = [*tiny, "steps=10", "training.batch_sequences=4", "training.parallel=fsdp"]
+    settings = [*tiny, "steps=3"]
     by_torchrun = subprocess.run(
         [*command, "-m", "loopscale", "train", *settings], capture_output=True, text=True, check=False
     )

@@ -172,7 +172,7 @@ def fit_law(
         ordered = None if labels is None else np.asarray(labels)[order]
         blocks = len(np.unique(ordered)) if resampling == "block" and ordered is not None else 0
         weights = resampling_weights(resampling, len(losses), ordered, bootstrap, seed)
-        repeated = np.repeat(losses[None], bootstrap, 0)
+        repeated = np.broadcast_to(losses, weights.shape)
         resampled = minimise_resamples(objective, repeated, fitted, law.bounds, weights)
     slopes = slopes_at(terms, fitted)
     return LawFit(

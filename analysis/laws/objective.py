@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.config import Array, Indices
+from analysis.config import Array, Counts, Indices
 from analysis.laws.newton import Evaluation, Fit, descend
 
 RESAMPLE_ITERATIONS = 120  # an identified surface takes 60; along a flat direction it does not converge
@@ -38,7 +38,7 @@ class Objective:
 
     @cached_property
     def products(self) -> list[tuple[Indices, Indices, Array]]:
-        """Return, for every term, indices i <= j of its parameters and slope_i x slope_j [points, pairs].
+        """Return, for every term, indices i <= j of its parameters and slope_i x slope_j [pairs, points].
 
         Only for constant slopes. A term depends on few of the law's parameters; the others are left out.
         """
@@ -47,7 +47,7 @@ class Objective:
         for slopes in self.terms:
             own = np.flatnonzero(slopes.any(0))
             i, j = (own[side] for side in np.triu_indices(len(own)))
-            products.append((i, j, slopes[:, i] * slopes[:, j]))
+            products.append((i, j, np.ascontiguousarray((slopes[:, i] * slopes[:, j]).T)))
         return products
 
 
@@ -59,7 +59,10 @@ def log_terms(terms: Terms, parameters: Array) -> tuple[Array, Array]:
     if callable(terms):
         return terms(parameters)
     shape, count = terms.shape[:2], terms.shape[2]
-    return (parameters @ terms.reshape(-1, count).T).reshape(len(parameters), *shape), terms
+    # A single row would be multiplied by other code than several, and end in other bits.
+    rows = np.repeat(parameters, 2, 0) if len(parameters) == 1 else parameters
+    logs = rows @ terms.reshape(-1, count).T
+    return logs[: len(parameters)].reshape(len(parameters), *shape), terms
 
 
 def predict(terms: Terms, parameters: Array) -> Array:
@@ -73,7 +76,7 @@ def minimise(
     start: Array,
     bounds: tuple[Array, Array],
     *,
-    weights: Array | None = None,
+    weights: Counts | None = None,
     iterations: int = 300,
     tolerance: float = 1e-16,
 ) -> Fit:
@@ -91,11 +94,12 @@ def minimise(
         return evaluate(objective, losses[rows], counts[rows], theta)
 
     first = np.broadcast_to(start, (len(losses), start.shape[-1]))
-    return descend(at, first, bounds, iterations=iterations, tolerance=tolerance)
+    row_bytes = evaluation_bytes(objective, first[:1])
+    return descend(at, first, bounds, row_bytes=row_bytes, iterations=iterations, tolerance=tolerance)
 
 
 def minimise_resamples(
-    objective: Objective, losses: Array, start: Array, bounds: tuple[Array, Array], weights: Array | None
+    objective: Objective, losses: Array, start: Array, bounds: tuple[Array, Array], weights: Counts | None
 ) -> Fit:
     """Minimise for resampled `losses` or `weights`, both [resamples, points], from one start [parameters]."""
     return minimise(
@@ -107,6 +111,13 @@ def minimise_resamples(
         iterations=RESAMPLE_ITERATIONS,
         tolerance=RESAMPLE_TOLERANCE,
     )
+
+
+def evaluation_bytes(objective: Objective, parameters: Array) -> int:
+    """Return about how much memory `evaluate` needs per row of losses; `parameters` [1, parameters]."""
+    logs, slopes = log_terms(objective.terms, parameters)
+    points = 14 + 3 * logs.shape[1] + 2 * parameters.shape[1]  # arrays of one number per point
+    return 8 * (points * logs.shape[2] + (3 * slopes.size if slopes.ndim == 4 else 0))
 
 
 def evaluate(objective: Objective, losses: Array, weights: Array, theta: Array) -> Evaluation:
@@ -152,5 +163,6 @@ def _spread(objective: Objective, weight: Array, slopes: Array) -> Array:
         return np.asarray(np.matmul((each * weight.reshape(len(weight), -1, 1)).transpose(0, 2, 1), each))
     upper = np.zeros((len(weight), count, count))
     for term, (i, j, products) in enumerate(objective.products):
-        upper[:, i, j] += weight[:, term] @ products
+        # Not by BLAS, which sums in an order that depends on the number of rows.
+        upper[:, i, j] += np.einsum("bn,pn->bp", weight[:, term], products)
     return upper + np.triu(upper, 1).transpose(0, 2, 1)

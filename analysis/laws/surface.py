@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from analysis.config import Array
+from analysis.config import Array, Counts
 from analysis.laws.newton import Fit
 from analysis.laws.objective import (
     Objective,
@@ -110,7 +110,7 @@ def fit_surface(log_params: Array, log_tokens: Array, losses: Array, delta: floa
     )
 
 
-def refit(surface: Surface, losses: Array, weights: Array | None = None) -> Surface:
+def refit(surface: Surface, losses: Array, weights: Counts | None = None) -> Surface:
     """Fit resampled losses or weights, both [resamples, points], starting from the optimum of the data."""
     start = surface.fit.parameters[0]
     return replace(surface, fit=minimise_resamples(surface.objective, losses, start, (LOW, HIGH), weights))

@@ -47,8 +47,8 @@ GRID = [
 
 
 @pytest.fixture
-def study(tmp_path):
-    return loopscale.compose([*GRID, "cluster=fake", f"root={tmp_path}", f"cache={tmp_path}"])
+def study(composed, tmp_path):
+    return composed([*GRID, "cluster=fake"], root=str(tmp_path), cache=str(tmp_path))
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,30 @@ class IsoflopFit:
 
     def to_json(self) -> str:
         """Return the fit as JSON text, the same bytes for the same points and seed."""
+        return serialize.to_json(self.to_dict())
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointsLawFit(LawFit):
+    """A law of the registry fitted to a table of points; the loss is in `unit`."""
+
+    unit: str
+    notes: tuple[str, ...]  # what was converted, what contradicts, what counts once
+    left_out: tuple[LeftOutRows, ...]
+
+    def summary(self) -> str:
+        """Return the fit as plain text, with what was left out."""
+        rows = (item.summary() for item in self.left_out)
+        lines = [super().summary(), *(f"  {line}" for line in (*self.notes, *rows))]
+        return in_unit("\n".join(lines), self.unit)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fit as JSON values."""
+        units = {name: in_unit(unit, self.unit) for name, unit in self.units.items()}
+        return dict(keys_in_unit(super().to_dict() | {"units": units}, self.unit))
+
+    def to_json(self) -> str:
+        """Return the fit as JSON text."""
         return serialize.to_json(self.to_dict())
 
 
@@ -182,7 +206,7 @@ def fit_law_to_points(
     *,
     x: Axis | None = None,
     config: FitConfig | None = None,
-) -> LawFit:
+) -> PointsLawFit:
     """Fit one law of the registry to points that have its columns and a loss.
 
     Columns that follow from the others by C = 6 N D are filled in.
@@ -200,7 +224,7 @@ def fit_law_to_points(
     if label is not None and label not in implied(table.frame, axis):
         raise TableError(f"resampling={how} needs columns.{label}")
     used = _with_columns(table, [*LAWS[law].columns, "loss", *([label] if label else [])], axis)
-    return fit_law(
+    fitted = fit_law(
         law,
         used.frame,
         used.frame["loss"].to_numpy(float),
@@ -211,6 +235,8 @@ def fit_law_to_points(
         seed=config.seed,
         confidence=config.confidence,
     )
+    own = {item.name: getattr(fitted, item.name) for item in fields(LawFit)}
+    return PointsLawFit(**own, unit=used.unit, notes=used.notes, left_out=used.left_out)
 
 
 def in_unit(text: str, unit: str) -> str:

@@ -23,7 +23,7 @@ from analysis.config import FitConfig
 from analysis.isoflop.curves import QUANTITY_NAMES
 from analysis.isoflop.estimator import DEFAULT_ESTIMATOR
 from analysis.isoflop.group import GroupFit
-from analysis.isoflop.points import fit_points, identity, isoflop_points, regrouped
+from analysis.isoflop.points import fit_points, isoflop_points, regrouped
 from analysis.laws.fit import LawFit, fit_law
 from analysis.laws.registry import LAWS
 from analysis.study.holdout import Holdout, holdout
@@ -32,10 +32,11 @@ from analysis.tables.budgets import Budgets
 from analysis.tables.points import Axis, LeftOutRows, PointsTable, points_table
 from analysis.tables.readers import read_source
 from analysis.tables.schema import TableError
-from analysis.tables.selection import digest
 from analysis.tables.units import implied
 
-MOST_POINTS = 50_000  # of isoFLOP curves; every resample holds all of them
+MOST_POINTS = 50_000  # of one law
+MOST_RESAMPLED = 2_000_000  # points times resamples of one law, beside MIN_RESAMPLES
+MIN_RESAMPLES = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,11 +166,6 @@ def isoflop(
     config = config or FitConfig()
     table, axis = _with_axis(points, x)
     used = _complete(table, axis)
-    if len(used.frame) > MOST_POINTS:
-        raise TableError(
-            f"{len(used.frame)} points are more than the {MOST_POINTS} that isoFLOP curves are fitted to: "
-            "average replicates, or take a part with where="
-        )
     try:
         prepared = isoflop_points(used, axis, budget_tolerance)
     except TableError as error:
@@ -177,7 +173,7 @@ def isoflop(
     group = fit_points(prepared, config)
     fitted = IsoflopFit(
         config=config,
-        points_digest=digest(identity(prepared)),
+        points_digest=prepared.digest,
         unit=used.unit,
         budgets=prepared.budgets,
         notes=(*used.notes, *prepared.notes),
@@ -224,19 +220,28 @@ def fit_law_to_points(
     if label is not None and label not in implied(table.frame, axis):
         raise TableError(f"resampling={how} needs columns.{label}")
     used = _with_columns(table, [*LAWS[law].columns, "loss", *([label] if label else [])], axis)
+    count, notes = len(used.frame), used.notes
+    if count > MOST_POINTS:
+        raise TableError(
+            f"{count} points are more than the {MOST_POINTS} that one law is fitted to: take a part, as "
+            f"where='index % {-(-count // MOST_POINTS)} == 0'"
+        )
+    resamples = min(config.bootstrap, max(MIN_RESAMPLES, MOST_RESAMPLED // count))
+    if resamples < config.bootstrap:
+        notes = *notes, f"{resamples} resamples in place of {config.bootstrap}: {count} points"
     fitted = fit_law(
         law,
         used.frame,
         used.frame["loss"].to_numpy(float),
         delta=config.huber_delta,
-        bootstrap=config.bootstrap,
+        bootstrap=resamples,
         resampling=how,
         labels=None if label is None else used.frame[label].to_numpy(),
         seed=config.seed,
         confidence=config.confidence,
     )
     own = {item.name: getattr(fitted, item.name) for item in fields(LawFit)}
-    return PointsLawFit(**own, unit=used.unit, notes=used.notes, left_out=used.left_out)
+    return PointsLawFit(**own, unit=used.unit, notes=notes, left_out=used.left_out)
 
 
 def in_unit(text: str, unit: str) -> str:

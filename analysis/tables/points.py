@@ -169,7 +169,7 @@ def points_table(
             numbers[role] = values.astype("string")
             continue
         numbers[role], wrong[role] = _numbers(values, role)
-        scale = named_scale(role, columns.get(role, role), numbers[role])
+        scale = named_scale(axis if role == "x" and axis else role, columns.get(role, role), numbers[role])
         if scale != 1:
             numbers[role] = numbers[role] * scale
             notes = *notes, f"{role}: column {columns.get(role, role)} was multiplied by {number(scale)}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from analysis.isoflop.curves import QUANTITY_NAMES
 from analysis.isoflop.estimator import DEFAULT_ESTIMATOR
 from analysis.isoflop.group import GroupFit
 from analysis.isoflop.points import fit_points, isoflop_points, regrouped
+from analysis.laws.curve_laws import DEPTH_LAWS, CurveLaws, fit_curves
 from analysis.laws.fit import LawFit, fit_law
 from analysis.laws.registry import LAWS
 from analysis.study.holdout import Holdout, holdout
@@ -100,26 +101,45 @@ class IsoflopFit:
 
 @dataclass(frozen=True, kw_only=True)
 class PointsLawFit(LawFit):
-    """A law of the registry fitted to a table of points; the loss is in `unit`."""
+    """A law of the registry fitted to a table of points, whose unit and rows `table` describes."""
 
-    unit: str
-    notes: tuple[str, ...]  # what was converted, what contradicts, what counts once
-    left_out: tuple[LeftOutRows, ...]
+    table: PointsTable = field(compare=False)
 
     def summary(self) -> str:
-        """Return the fit as plain text, with what was left out."""
-        rows = (item.summary() for item in self.left_out)
-        lines = [super().summary(), *(f"  {line}" for line in (*self.notes, *rows))]
-        return in_unit("\n".join(lines), self.unit)
+        """Return the fit as plain text, with what was converted and left out."""
+        return in_unit(_with_remarks(super().summary(), self.table), self.table.unit)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fit as JSON values."""
-        units = {name: in_unit(unit, self.unit) for name, unit in self.units.items()}
-        return dict(keys_in_unit(super().to_dict() | {"units": units}, self.unit))
+        units = {name: in_unit(unit, self.table.unit) for name, unit in self.units.items()}
+        return dict(keys_in_unit(super().to_dict() | {"units": units}, self.table.unit))
 
     def to_json(self) -> str:
         """Return the fit as JSON text."""
         return serialize.to_json(self.to_dict())
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointsCurveLaws(CurveLaws):
+    """A law of depth fitted to the curves of a table of points, whose unit and rows `table` describes."""
+
+    table: PointsTable = field(compare=False)
+
+    def summary(self) -> str:
+        """Return the fits as plain text, with what was converted and left out."""
+        return in_unit(_with_remarks(super().summary(), self.table), self.table.unit)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fits as JSON values."""
+        return dict(keys_in_unit(super().to_dict(), self.table.unit))
+
+    def to_json(self) -> str:
+        """Return the fits as JSON text."""
+        return serialize.to_json(self.to_dict())
+
+
+def _with_remarks(text: str, table: PointsTable) -> str:
+    return "\n".join([text, *(f"  {line}" for line in table.remarks())])
 
 
 def read_points(
@@ -202,10 +222,11 @@ def fit_law_to_points(
     *,
     x: Axis | None = None,
     config: FitConfig | None = None,
-) -> PointsLawFit:
+) -> PointsLawFit | PointsCurveLaws:
     """Fit one law of the registry to points that have its columns and a loss.
 
-    Columns that follow from the others by C = 6 N D are filled in.
+    Columns that follow from the others by C = 6 N D are filled in. A law of depth alone is fitted to the
+    curve of each run_id separately (see `fit_curves`).
 
     Raises
     ------
@@ -215,6 +236,11 @@ def fit_law_to_points(
     if law not in LAWS:
         raise TableError(f"law={law} is unknown: choose isoflop, {', '.join(LAWS)}")
     table, axis = _with_axis(points, x)
+    if law in DEPTH_LAWS:
+        known = ["run_id"] if "run_id" in table.frame else []
+        curves = _with_columns(table, ["depth", "loss", *known], axis)
+        fits = fit_curves(law, curves.frame, config.confidence)
+        return PointsCurveLaws(**_fields(CurveLaws, fits), table=curves)
     how = "pairs" if config.resampling == "noise" else config.resampling
     label = {"stratified": "compute", "block": "block"}.get(how)
     if label is not None and label not in implied(table.frame, axis):
@@ -240,8 +266,11 @@ def fit_law_to_points(
         seed=config.seed,
         confidence=config.confidence,
     )
-    own = {item.name: getattr(fitted, item.name) for item in fields(LawFit)}
-    return PointsLawFit(**own, unit=used.unit, notes=notes, left_out=used.left_out)
+    return PointsLawFit(**_fields(LawFit, fitted), table=replace(used, notes=notes))
+
+
+def _fields(kind: type, result: Any) -> dict[str, Any]:
+    return {item.name: getattr(result, item.name) for item in fields(kind)}
 
 
 def in_unit(text: str, unit: str) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.format import number
+from analysis.serialize import HIDDEN
 from analysis.tables.schema import TableError
 from analysis.tables.units import in_plain_units, in_printed_unit, loss_unit, named_scale
 
@@ -27,16 +28,18 @@ ROLES = (
     "depth",
     "flops",
     "loss",
+    "loss_se",
     "mean_recurrence",
     "params",
     "params_looped",
     "params_once",
     "recurrence",
+    "run_id",
     "tokens",
     "tokens_per_param",
     "x",
 )
-LABELS = ("block", "budget")  # roles that need not be numbers
+LABELS = ("block", "budget", "run_id")  # roles that need not be numbers
 MAY_BE_ZERO = ("params_looped",)
 RUN_NAMES = ("run_id", "run_name", "run", "name", "Name", "id", "ID")
 STATES = ("state", "State", "status", "Status")
@@ -67,12 +70,14 @@ class PointsTable:
     """
 
     name: str
-    frame: pd.DataFrame  # indexed by the name of the row
+    frame: pd.DataFrame = field(repr=False, compare=False, metadata=HIDDEN)  # indexed by the rows' names
     axis: Axis | None
     unit: str  # of the loss, as printed
     notes: tuple[str, ...] = ()
     left_out: tuple[LeftOutRows, ...] = ()
-    wrong: Mapping[str, pd.Series] = field(default_factory=dict, repr=False)  # reasons by column and row
+    wrong: Mapping[str, pd.Series] = field(  # reasons by column and row
+        default_factory=dict, repr=False, compare=False, metadata=HIDDEN
+    )
 
     def summary(self) -> str:
         """Return the size of the table, what was converted and which rows are left out."""

@@ -1,8 +1,10 @@
-"""Tables in, laws and figures out; independent of training jobs. What is named here is imported when used."""
+"""Tables in, laws and figures out; independent of training jobs."""
 
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,33 +39,41 @@ __all__ = [
     "report",
 ]
 
-_HOMES = {
-    "LAWS": "analysis.laws.registry",
+_MODULES = {  # of the public names
+    "compare": "analysis.compare.compare",
     "Comparison": "analysis.compare.comparison",
     "FitConfig": "analysis.config",
-    "IsoflopFit": "analysis.study.points",
     "LawFit": "analysis.laws.fit",
-    "StudyFit": "analysis.study.study",
-    "TableError": "analysis.tables.schema",
-    "compare": "analysis.compare.compare",
-    "fit": "analysis.study.study",
     "fit_law": "analysis.laws.fit",
+    "LAWS": "analysis.laws.registry",
+    "report": "analysis.report.report",
+    "IsoflopFit": "analysis.study.points",
     "isoflop": "analysis.study.points",
     "read_points": "analysis.study.points",
+    "StudyFit": "analysis.study.study",
+    "fit": "analysis.study.study",
     "read_tables": "analysis.tables.readers",
-    "report": "analysis.report.report",
+    "TableError": "analysis.tables.schema",
 }
-# Of these names there are sub-packages too: each is loaded now, for one loaded later would replace the function.
-for _name in ("compare", "isoflop", "report"):
-    importlib.import_module(f"analysis.{_name}")
-    del globals()[_name]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
-    return value
+class _Package(ModuleType):
+    """Imports a public name when it is first used, so that planning reaches a constant without scipy.
+
+    Some sub-packages are called like a public function (compare, isoflop, report) and may not hide it.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(_MODULES[name]), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _MODULES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def plot(result: StudyFit | IsoflopFit, ax: Axes | None = None) -> Axes:

@@ -23,10 +23,6 @@ Resampling = Literal["noise", "pairs", "stratified", "block"]
 Progress = Callable[[str, float], None]  # called with the stage and the share of it that is done
 
 
-MIN_SWEPT = 4  # values along a curve; a parabola has three parameters: through three its minimum has no error
-MIN_BUDGETS = 3  # of a power law
-
-
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
     """Settings of a fit; the same table and the same settings give the same bytes."""

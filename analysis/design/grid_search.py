@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from analysis.config import MIN_SWEPT, Array, Progress
+from analysis.config import Array, Progress
 from analysis.design.fisher_information import Counts, FisherInformation
+from analysis.isoflop.geometry import MIN_SWEPT
 
 AROUND = 1.0  # e-foldings on either side of the expected optima that a new budget's recurrences span
 # A run is chosen by gain / cost^power: 1 where the allowance binds, 0 where the number of runs does.

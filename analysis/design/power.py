@@ -15,11 +15,12 @@ import pandas as pd
 from annotated_types import Ge, Gt
 
 from analysis import serialize
-from analysis.config import MIN_BUDGETS, Array
+from analysis.config import Array
 from analysis.design.simulate import Grid, Noise
 from analysis.format import number, percent
 from analysis.isoflop.curves import QUANTITY_NAMES, Quantity
 from analysis.isoflop.estimator import DEFAULT_ESTIMATOR, EstimatorName
+from analysis.isoflop.geometry import MIN_BUDGETS
 from analysis.serialize import HIDDEN
 
 FAR = 0.15  # of the spread: an interval of another width, or estimates off by more, are said to be so

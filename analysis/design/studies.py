@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from analysis.compare.loss_difference import FittedMinimum, difference_of_minimum
-from analysis.config import MIN_BUDGETS, Array, FitConfig, Progress
+from analysis.config import Array, FitConfig, Progress
 from analysis.design.ground_truth import GroundTruth
 from analysis.design.power import DesignConfig, EstimatePrecision, Outlook, PowerAnalysis
 from analysis.design.simulate import QUANTITIES, Estimates, Grid, Noise, estimate
 from analysis.isoflop.curves import Quantity, is_interior
 from analysis.isoflop.estimator import DEFAULT_ESTIMATOR, EstimatorFit, Inputs
+from analysis.isoflop.geometry import MIN_BUDGETS
 from analysis.isoflop.shared_shape import fit_shared
 
 Analysis = tuple[Inputs, EstimatorFit]

@@ -8,9 +8,9 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from analysis.config import MIN_SWEPT, Array, FitConfig, Indices, Mask
+from analysis.config import Array, FitConfig, Indices, Mask
 from analysis.format import fixed, number, percent, span
-from analysis.isoflop.geometry import Geometry, on_isoflop_curve
+from analysis.isoflop.geometry import MIN_SWEPT, Geometry, on_isoflop_curve
 from analysis.serialize import HIDDEN
 from analysis.stats.bootstrap import interval, studentised
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from analysis.config import MIN_BUDGETS, Array, FitConfig
+from analysis.config import Array, FitConfig
 from analysis.format import fixed, number, percent
 from analysis.isoflop.curves import SYMBOLS, Optimum, Quantity, is_interior
+from analysis.isoflop.geometry import MIN_BUDGETS
 from analysis.serialize import HIDDEN
 from analysis.stats.bootstrap import interval, studentised
 

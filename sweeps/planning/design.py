@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis import serialize
-from analysis.config import MIN_BUDGETS, Array, FitConfig, Progress
+from analysis.config import Array, FitConfig, Progress
 from analysis.design import simulate
 from analysis.design.fisher_information import FisherInformation
 from analysis.design.ground_truth import REACH, GroundTruth, at_published_optima, fitted, published
@@ -18,6 +18,7 @@ from analysis.design.power import DesignConfig, PowerAnalysis
 from analysis.design.simulate import Grid, Noise
 from analysis.design.studies import analyse_power
 from analysis.format import number
+from analysis.isoflop.geometry import MIN_BUDGETS
 from analysis.result_files import write_result
 from analysis.stats.noise import noise_floor
 from analysis.tables.readers import read_tables

@@ -23,7 +23,7 @@ OUT = 1.15  # how far an arrow points out of the swept range
 def design_figure(results: Sequence[PowerAnalysis], labels: Sequence[str] = ()) -> style.ReportFigure:
     """Draw optima per budget with the central 95 % of the estimates, and the exponents of all studies.
 
-    `results` are laws of one grid, or grids under one law, told apart by `labels`.
+    `results` are laws of one grid, or grids under one law, named by `labels`.
     """
     names = list(labels) or [f"law {k + 1}" for k in range(len(results))]
     with style.styled():
@@ -37,7 +37,7 @@ def design_figure(results: Sequence[PowerAnalysis], labels: Sequence[str] = ()) 
         left.set_xscale("log")
         left.set_yscale("log")
         left.set_xlabel("training budget C (FLOPs)")
-        left.set_ylabel("optimal mean recurrence µ*")
+        left.set_ylabel("optimal mean recurrence µ* (loops)")
         left.margins(x=0.1, y=0.08)
         budgets = sorted({item.budget_flops for result in results for item in result.outlooks})
         depths = sorted({float(mu) for result in results for mu in result.grid.cells.values})

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -16,6 +14,7 @@ from harness.run.folder import RunFolder
 from harness.run.pending_runs import pending_lines
 from harness.run.record import planned_columns
 from sweeps.config.cluster import ClusterConfig
+from sweeps.config.compose import without_garbage_collection
 from sweeps.config.study import StudyConfig
 from sweeps.grid.cells import Cell, memory_bytes, plan_cells
 from sweeps.grid.trunks import Trunks, cell_name, shareable, trajectories, why_nothing_is_shared
@@ -92,19 +91,7 @@ class Plan:
         return "\n".join([*lines, *self.notes])
 
 
-@contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    """Keep Python from searching for garbage in tens of thousands of objects that are all kept."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-@_without_garbage_collection()
+@without_garbage_collection()
 def plan(study: StudyConfig) -> Plan:
     """Return the plan of a sweep; writes nothing.
 
@@ -141,8 +128,11 @@ def plan(study: StudyConfig) -> Plan:
         savings = trunk_savings(study, planned, rows, trunks, folder)
     if savings is None:
         notes += missed_savings(study, planned, rows)
+    frame = pd.DataFrame(rows)
+    if study.sweep.budgets_flops:
+        notes += bound_refusals(frame)
     return Plan(
-        frame=pd.DataFrame(rows),
+        frame=frame,
         axes=list(study.sweep.axes),
         notes=notes,
         hours_source=describe_sources(
@@ -178,6 +168,31 @@ def _row(cell: Cell, folder: Path, existing: set[str], cluster: ClusterConfig) -
     if cell.run_id in existing:
         row["status"] = str(RunFolder(folder / str(cell.run_id)).status())
     return row
+
+
+def bound_refusals(frame: pd.DataFrame) -> list[str]:
+    """Return a note for each scale whose isoFLOP law `fit` is bound to refuse, by the rule of `fit` itself.
+
+    Cells of one recipe make a curve per budget: their recurrences on the continuous curve f(µ, µ / 2).
+    """
+    from analysis.isoflop.geometry import MIN_BUDGETS, MIN_SWEPT, backprop_share, on_isoflop_curve
+    from analysis.tables.selection import groups
+
+    looped = frame[(frame["verdict"] == "OK") & (frame["kind"] == "looped")]
+    notes = []
+    for scale, cells in looped.groupby("scale", sort=False):
+        enough = 0  # budgets with a whole curve, in the recipe that has most
+        for _, group in groups(cells):
+            curve = group[on_isoflop_curve(group, backprop_share(group))]
+            swept = curve.groupby("target_flops")["mean_recurrence"].nunique()
+            enough = max(enough, int((swept >= MIN_SWEPT).sum()))
+        if enough < MIN_BUDGETS:
+            notes.append(
+                f"{scale}: fit is bound to refuse a law of the optimal recurrence. It needs {MIN_BUDGETS} "
+                f"budgets with {MIN_SWEPT} or more recurrences on the curve (even µ); {enough} of "
+                f"{cells['target_flops'].nunique()} have them"
+            )
+    return notes
 
 
 def truncated_curves(planned: list[Cell]) -> list[str]:

@@ -5,12 +5,16 @@ import pytest
 from scipy.stats import t as student
 
 from analysis.figures.published import parcae_figures
-from analysis.figures.style import freeze_layout, styled
 from analysis.published import parcae
 from analysis.published.claims import claims
 from analysis.published.comparison import published_comparison, run_sd, size_equivalents
 from analysis.report.report import parcae_report
 from tests.analysis.figures import extents
+
+
+@pytest.fixture(scope="module")
+def every_claim():
+    return claims()
 
 
 def test_every_fact_has_a_source():
@@ -79,11 +83,8 @@ def test_the_laws_losses_are_those_worked_out_before():
     assert losses == pytest.approx([3.126, 3.117, 3.113, 3.113, 3.115, 3.119], abs=6e-4)
 
 
-def test_figures_have_no_overlap(tmp_path):
-    for drawn in parcae_figures():
-        with styled():
-            freeze_layout(drawn.figure)
-            assert extents.problems(drawn.figure) + extents.unlabelled(drawn.figure) == [], drawn.name
+def test_figures_have_no_overlap():
+    assert extents.problems_of(parcae_figures()) == []
 
 
 def test_the_report_puts_every_claim_beside_its_support(tmp_path):
@@ -177,13 +178,13 @@ def test_the_noise_of_a_share_is_that_of_models_trained_again():
         ("stable by construction", "in part"),
     ],
 )
-def test_every_claim_made_for_the_paper_has_its_verdict(part, verdict):
-    (found,) = [item for item in claims() if part in item.claim]
+def test_every_claim_made_for_the_paper_has_its_verdict(part, verdict, every_claim):
+    (found,) = [item for item in every_claim if part in item.claim]
     assert found.verdict == verdict
 
 
-def test_the_gap_to_twice_the_size_is_told_in_parameters_and_nats():
-    text = " ".join(item.support for item in claims())
+def test_the_gap_to_twice_the_size_is_told_in_parameters_and_nats(every_claim):
+    text = " ".join(item.support for item in every_claim)
     assert f"a factor of {1333868544 / 773375040:.2f} in parameters" in text  # 1.72, not 2
     assert f"validation loss {np.log(12.49 / 11.95):+.4f} nats" in text
     assert f"the whole gain of looping at 770M is {np.log(13.08 / 12.49):.4f} nats" in text

@@ -265,5 +265,7 @@ def as_quantity(quantity: Quantity, shape: Geometry, flops: float, log_depth: Ar
     """Return logs of a quantity from logs of the swept variable; tokens fall as it rises."""
     if quantity != "tokens":
         return log_depth
-    finite = np.where(np.isfinite(log_depth), log_depth, 0.0)
-    return np.where(np.isfinite(log_depth), np.log(shape.tokens(np.exp(finite), flops)), -log_depth)
+    logs, finite = -log_depth, np.isfinite(log_depth)
+    with np.errstate(invalid="ignore"):  # far below the sizes that FLOPs were fitted to
+        logs[finite] = np.log(shape.tokens(np.exp(log_depth[finite]), flops))
+    return logs

@@ -13,8 +13,7 @@ import pytest
 import loopscale
 from analysis import FitConfig, TableError, fit, read_tables
 from tests.golden import cases
-from tests.golden.cases import GOLDEN, OLD, ROOT, SWEEP
-from tests.test_study import same
+from tests.golden.cases import GOLDEN, OLD, ROOT, SWEEP, same
 
 PINNED = json.loads((GOLDEN / "old.json").read_text(encoding="utf-8"))
 

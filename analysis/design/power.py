@@ -20,7 +20,7 @@ from analysis.design.simulate import Grid, Noise
 from analysis.format import number, percent
 from analysis.isoflop.curves import QUANTITY_NAMES, Quantity
 from analysis.isoflop.estimator import DEFAULT_ESTIMATOR, EstimatorName
-from analysis.isoflop.power_law import MIN_BUDGETS
+from analysis.isoflop.geometry import MIN_BUDGETS
 from analysis.serialize import HIDDEN
 
 FAR = 0.15  # of the spread: an interval of another width, or estimates off by more, are said to be so

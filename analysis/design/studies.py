@@ -13,7 +13,7 @@ from analysis.design.power import DesignConfig, EstimatePrecision, Outlook, Powe
 from analysis.design.simulate import QUANTITIES, Estimates, Grid, Noise, estimate
 from analysis.isoflop.curves import Quantity, is_interior
 from analysis.isoflop.estimator import DEFAULT_ESTIMATOR, EstimatorFit, Inputs
-from analysis.isoflop.power_law import MIN_BUDGETS
+from analysis.isoflop.geometry import MIN_BUDGETS
 from analysis.isoflop.shared_shape import fit_shared
 
 Analysis = tuple[Inputs, EstimatorFit]

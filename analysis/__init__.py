@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from analysis.compare.compare import compare
 from analysis.compare.comparison import Comparison
 from analysis.config import FitConfig
-from analysis.laws.fit import LawFit, fit_law
+from analysis.laws.fit import fit_law
 from analysis.laws.registry import LAWS
+from analysis.laws.result import LawFit
 from analysis.report.report import report
 from analysis.study.points import IsoflopFit, isoflop, read_points
 from analysis.study.study import StudyFit, fit

@@ -14,8 +14,9 @@ import pandas as pd
 from analysis import serialize
 from analysis.format import number, span
 from analysis.laws.depth_curve import fit_saturating
-from analysis.laws.fit import LawFit, fit_law
+from analysis.laws.fit import fit_law
 from analysis.laws.registry import LAWS
+from analysis.laws.result import LawFit
 from analysis.tables.schema import TableError
 
 DEPTH_LAWS = tuple(name for name, law in LAWS.items() if law.columns == ("depth",))
@@ -93,7 +94,7 @@ class CurveLaws:
         return serialize.to_json(self)
 
 
-def fit_curves(name: str, points: pd.DataFrame, delta: float) -> CurveLaws:
+def fit_curves(name: str, points: pd.DataFrame, delta: float | None) -> CurveLaws:
     """Fit a law of depth to the depth curve of every run in `points`.
 
     Parameters
@@ -141,7 +142,7 @@ def _enough(rows: pd.DataFrame) -> bool:
     return rows["depth"].nunique() >= MIN_DEPTHS
 
 
-def _fit(name: str, rows: pd.DataFrame, delta: float) -> LawFit:
+def _fit(name: str, rows: pd.DataFrame, delta: float | None) -> LawFit:
     return fit_law(name, rows, rows["loss"].to_numpy(float), delta=delta)
 
 
@@ -149,7 +150,7 @@ def _refusal(rows: pd.DataFrame) -> str | None:
     return fit_saturating(rows["depth"].to_numpy(float), rows["loss"].to_numpy(float)).refusal
 
 
-def _ahead_nats(name: str, curves: list[pd.DataFrame], delta: float) -> float | None:
+def _ahead_nats(name: str, curves: list[pd.DataFrame], delta: float | None) -> float | None:
     """Return the median error on the deeper halves of the curves, None where all are too short."""
     errors = []
     for rows in curves:

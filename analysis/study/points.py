@@ -23,8 +23,9 @@ from analysis.isoflop.curves import QUANTITY_NAMES, Curves
 from analysis.isoflop.estimator import DEFAULT_ESTIMATOR, Inputs, Points
 from analysis.isoflop.geometry import PLAIN_TRANSFORMER
 from analysis.isoflop.group import GroupFit, fit_group
-from analysis.laws.fit import LawFit, fit_law
-from analysis.laws.registry import LAWS
+from analysis.laws.fit import fit_law
+from analysis.laws.function_law import as_law
+from analysis.laws.result import LawFit
 from analysis.stats.bootstrap import draws, resample
 from analysis.stats.noise import NoiseFloor
 from analysis.study.holdout import Holdout, holdout
@@ -146,8 +147,7 @@ def fit_law_to_points(
     TableError : the law is unknown, or a column is missing.
     """
     config = config or FitConfig()
-    if law not in LAWS:
-        raise TableError(f"law={law} is unknown: choose isoflop, {', '.join(LAWS)}")
+    as_law(law)
     if "loss" not in points:
         raise TableError("columns.loss is not set, and the table has no column loss")
     how = "pairs" if config.resampling == "noise" else config.resampling

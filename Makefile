@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 STUDY := study_60k_rates study_60k_rates_longer study_60k_pilot study_60k study_60k_probe \
 	study_30k_rates study_30k study_30k_corners study_15k_rates study_15k study_15k_corners
 
-.PHONY: help install demo test validate study study-figures lint format slurm-up test-slurm slurm-down
+.PHONY: help install demo test validate study study-figures docs lint format slurm-up test-slurm slurm-down
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,10 @@ test-slurm: $(INSTALLED) ## run the tests against that cluster (about 12 minutes
 
 slurm-down: $(INSTALLED) ## stop it and delete its files
 	$(BIN)/python tests/slurm/cluster.py wipe
+
+docs: $(INSTALLED) ## build the documentation as a site in build/site; a dead link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo build/site/index.html
 
 lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from analysis import Comparison
+    from analysis.compare.arms import ArmComparison
     from analysis.design.power import PowerAnalysis
     from analysis.published.comparison import PublishedComparison
     from harness.run.record import Evaluation
@@ -173,8 +174,8 @@ def fit(cfg: Overrides) -> AnyFit:
     return fit_sweep(_settings("fit", cfg))
 
 
-def compare(cfg: Overrides) -> Comparison | PublishedComparison:
-    """Compare looped with fixed depth at equal FLOPs."""
+def compare(cfg: Overrides) -> Comparison | ArmComparison | PublishedComparison:
+    """Compare looped with fixed depth at equal FLOPs, or the arms of an axis (arms=injection)."""
     from sweeps.cli.analysis import compare_data
 
     return compare_data(_settings("compare", cfg))

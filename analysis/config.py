@@ -13,6 +13,7 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 Labels = np.ndarray[Any, np.dtype[np.str_]]
+Counts = np.ndarray[Any, Any]  # how often points count; 16-bit integers where a resampling drew them
 
 # flops_over_six: the released accounting's FLOPs per token over six, the size that C = 6 N D would give
 ParameterCount = Literal["non_embedding", "no_token_embedding", "all", "flops_over_six"]

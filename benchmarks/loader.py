@@ -40,8 +40,8 @@ def main():
     import loopscale
     from harness.data.loader import training_rows
     from harness.data.prepare import prepare
-    from harness.run.budget import solve
     from harness.run.folder import create
+    from harness.run.length import solve
     from harness.training.train import train
 
     for length in args.lengths:

@@ -26,12 +26,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import loopscale
 from harness.storage.files import write_json
-from sweeps.launch.launch import start_missing
+from sweeps.grid.cells import plan_cells
+from sweeps.launch.launch import register, start_missing
 from sweeps.launch.rehearsal import rehearse_with
-from sweeps.planning.plan import plan_cells
 from sweeps.state.collect import collect
 from sweeps.state.ledger import read_ledger
-from sweeps.state.registration import register
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[1]

@@ -37,7 +37,7 @@ def corpus(args):
     """Documents of about `megabytes`, those of the source over and over if it has less."""
     import yaml
 
-    from harness.data.config import DataConfig
+    from harness.data.dataset import DataConfig
     from harness.data.documents import read_documents
 
     fields = {"name": "text", "source": "text", "path": args.text}

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
 
-from model.config import ModelConfig
-from model.value_embedding_layers import gated_layers, value_table_layers
+from model.config import ModelConfig, gated_layers, value_table_layers
 
 Accounting = Literal["paper", "released"]
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from model.config import ModelConfig
 from model.depth import counter_seed
-from model.initialise import first_states
+from model.injection import first_states
 from model.kernels import Context
 from model.layers import Block
 from model.transformer import LoopedTransformer

@@ -1,6 +1,12 @@
-"""How the prelude's output enters the loop: diagonal (stable by construction), linear, or added."""
+"""The linear part of the loop: its first state, and how the prelude's output enters.
+
+The injection is diagonal (stable by construction), linear, or an addition.
+"""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +14,7 @@ from torch.nn import functional as F
 
 from model.config import ModelConfig
 
+TRUNCATION = 3.0  # standard deviations at which first states are cut
 INITIAL_STEP = 0.8047189562170503  # dt = -ln sqrt(1/5): a decay of 0.447 at A = 1, as published
 
 
@@ -96,3 +103,22 @@ def build_injection(config: ModelConfig) -> Injection:
     if config.injection == "linear":
         return LinearInjection(config.width)
     return AddInjection()
+
+
+def initial_std(width: int) -> float:
+    """Return √(2 / 5d), the standard deviation of embeddings, matrices and first states."""
+    return math.sqrt(2 / (5 * width))
+
+
+def first_states(kind: str, seeds: Sequence[int], like: Tensor) -> Tensor:
+    """Draw h_0 [B, L, d] shaped as `like`, row i from seed i alone.
+
+    `like-init` is normal with the embedding's standard deviation, cut at 3σ; `zero` is zero.
+    """
+    states = torch.zeros_like(like, requires_grad=False)
+    if kind == "zero":
+        return states
+    edge = math.erf(TRUNCATION / math.sqrt(2))
+    for state, seed in zip(states, seeds, strict=True):
+        state.uniform_(-edge, edge, generator=torch.Generator(like.device).manual_seed(seed))
+    return states.erfinv_().mul_(math.sqrt(2) * initial_std(like.shape[-1]))

@@ -41,7 +41,7 @@ class RMSNorm(nn.Module):
 
 
 class Linear(nn.Module):
-    """Multiply by a weight [out, in], without bias; its values are set by `model.initialise`."""
+    """Multiply by a weight [out, in], without bias; its values are set by `model.transformer.initialise`."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.initialise import first_states
+from model.injection import first_states
 from model.kernels import Context
 from model.layers import Block
 from model.transformer import LoopedTransformer

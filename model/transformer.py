@@ -1,7 +1,11 @@
-"""The looped transformer: prelude, a core that each sequence runs through as often as its own depth, coda."""
+"""The looped transformer: prelude, a core that each sequence runs through as often as its own depth, coda.
+
+First weights and states are drawn from counters: no global random state is read or moved.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -11,13 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from model.config import ModelConfig
-from model.cross_entropy import summed_nats
-from model.initialise import first_states, initialise
-from model.injection import build_injection
-from model.kernels import AUTO, IGNORE, Context, Kernels, LoopInputs, run_loops
+from model.config import ModelConfig, gated_layers, value_table_layers
+from model.depth import counter_seed
+from model.injection import INITIAL_STEP, build_injection, first_states, initial_std
+from model.kernels import AUTO, IGNORE, Context, Kernels, LoopInputs, run_loops, summed_nats
 from model.layers import Block, Linear, RMSNorm, document_mask, rotary_table
-from model.value_embedding_layers import gated_layers, value_table_layers
 
 
 class LoopedTransformer(nn.Module):
@@ -202,3 +204,42 @@ def build_model(
     if torch.device(device).type != "meta":
         initialise(model, config.width, seed)
     return model
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, width: int, seed: int) -> None:
+    """Set every parameter as published ("scaled-zero", orthogonal); each depends on (seed, its name) alone.
+
+    Output projections start at 0, so that every block starts as the identity.
+    """
+    for name, parameter in model.named_parameters():
+        generator = torch.Generator().manual_seed(counter_seed("weights", seed, name))
+        parameter.copy_(_first_value(name, parameter, width, generator))
+
+
+def _first_value(name: str, parameter: Tensor, width: int, generator: torch.Generator) -> Tensor:
+    shape, device = parameter.shape, parameter.device
+    leaf = name.removesuffix(".weight").rsplit(".", 1)[-1]
+    if leaf == "dt_bias":
+        return torch.full(shape, math.log(math.expm1(INITIAL_STEP)))
+    if leaf == "A_log" or leaf in ("c_proj", "proj"):
+        return torch.zeros(shape)
+    if leaf == "B":
+        return torch.eye(width)
+    if parameter.ndim == 1:
+        return torch.ones(shape)
+    if name.startswith("value_tables."):
+        return torch.randn(shape, generator=generator)
+    if leaf == "ve_gate":
+        bound = 1 / math.sqrt(shape[1])
+        return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+    gain = initial_std(width) * math.sqrt(max(shape))
+    return gain * _orthogonal(torch.randn(shape, generator=generator).to(device))
+
+
+def _orthogonal(gaussian: Tensor) -> Tensor:
+    """Orthonormalise the shorter side of a Gaussian matrix, uniformly over such matrices."""
+    tall = gaussian if gaussian.shape[0] >= gaussian.shape[1] else gaussian.T
+    q, r = torch.linalg.qr(tall)
+    q = q * r.diagonal().sign()
+    return q if tall is gaussian else q.T

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,14 @@ def test_relative_links_of_a_page_resolve(page):
     links = re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
     local = [link.partition("#")[0] for link in links if not re.match(r"\w+:", link)]
     assert [link for link in local if link and not (page.parent / link).exists()] == []
+
+
+def test_the_site_builds_without_a_dead_link(tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_MKDOCS_2_WARNING", "1")
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (built.returncode, built.stdout, built.stderr) == (0, "", "")
+    assert (tmp_path / "laws.html").exists()
 
 
 def test_the_map_of_the_code_is_checked():

@@ -31,8 +31,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import loopscale
 from harness.data.prepare import prepare
-from harness.run.budget import solve
 from harness.run.folder import RunFolder, create
+from harness.run.length import solve
 from harness.run.metrics import last_metrics, read_metrics
 from harness.run.record import MEASURED
 from harness.storage.files import write_json

@@ -48,7 +48,7 @@ class Control:
     seeds: tuple[int, ...]
 
 
-def log_equivalent_flops(control: Array, losses: Array, budgets_flops: Sequence[float]) -> Array:
+def log_equivalent_flops(control: Array, losses: Array, budgets_flops: Sequence[float] | Array) -> Array:
     """Return the log of the FLOPs at which controls reach given losses.
 
     Parameters

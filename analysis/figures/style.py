@@ -23,6 +23,7 @@ COLUMN_INCHES = 3.25
 PAGE_INCHES = 6.75
 PNG_DPI = 200
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 INK, FAINT, WARN = "#222222", "#666666", "#b2182b"
 RC: dict[str, Any] = {
     "font.size": 7.0,
@@ -93,9 +94,17 @@ def save_figure(drawn: ReportFigure, folder: Path) -> bytes:
 
 def freeze_layout(fig: Figure) -> None:
     """Lay the figure out once and keep that layout, since every save would compute it again."""
-    if fig.get_layout_engine() is not None:
-        fig.draw_without_rendering()
+    if lay_out(fig):
         fig.set_layout_engine("none")
+
+
+def lay_out(fig: Figure) -> bool:
+    """Place the panels as drawing the figure would, which takes longer; return False if that is done."""
+    engine = fig.get_layout_engine()
+    if engine is None:
+        return False
+    engine.execute(fig)
+    return True
 
 
 def recurrence_colours(recurrences: Sequence[float]) -> dict[float, Any]:
@@ -120,13 +129,13 @@ def _ordered(values: Sequence[float], name: str, low: float, high: float) -> dic
 
 
 def scientific(value: float, digits: int = 2) -> str:
-    """Return a number as mathtext, such as 1.6 x 10^18."""
+    """Return a number such as 1.6 × 10¹⁸, without mathtext, whose parser takes longer than the layout."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
     mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
-    power = rf"10^{{{int(exponent)}}}"
-    return f"${power}$" if mantissa == "1" else rf"${mantissa}\times{power}$"
+    power = f"10{str(int(exponent)).translate(SUPERSCRIPT)}"
+    return power if mantissa == "1" else f"{mantissa}×{power}"
 
 
 def log_axis(axis: Any, values: Sequence[float], *, room: float = 0.19) -> None:
@@ -222,7 +231,7 @@ def separate_labels(ax: Axes, texts: Sequence[Any]) -> None:
     """Move annotations, given in ascending order of y, apart until no two touch."""
     if len(texts) < 2:
         return
-    cast(Figure, ax.figure).draw_without_rendering()
+    lay_out(cast(Figure, ax.figure))
     left = ax.get_xlim()[0]
     wanted = [float(ax.transData.transform((left, text.xy[1]))[1]) for text in texts]
     gap = 1.2 * max(text.get_window_extent().height for text in texts)

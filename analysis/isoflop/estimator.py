@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from scipy.special import fdtrc
 
-from analysis.config import Array, FitConfig, Indices, Labels
+from analysis.config import Array, Counts, FitConfig, Indices, Labels
 from analysis.format import number, percent
 from analysis.isoflop.curves import (
     QUANTITY_NAMES,
@@ -156,7 +156,7 @@ class Inputs:
 
     def resamples(
         self, level: NoiseLevel, base: Array, rows: Indices, seen: Array
-    ) -> tuple[Array, Array | None]:
+    ) -> tuple[Array, Counts | None]:
         """Return losses and weights [resamples, points]: noise about the fit `base`, or `seen` redrawn."""
         weights = self.draws.weights
         if weights is None:

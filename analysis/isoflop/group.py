@@ -56,8 +56,15 @@ class GroupFit:
         return self.cells.quantities
 
     def estimator(self, name: str = DEFAULT_ESTIMATOR) -> EstimatorFit:
-        """Return one estimator's results."""
-        return next(item for item in self.estimators if item.name == name)
+        """Return one estimator's results; `name` as printed or with underscores.
+
+        Raises ValueError for an unknown name.
+        """
+        named = {item.name: item for item in self.estimators}
+        spelled = name.replace("_", " ")
+        if spelled not in named:
+            raise ValueError(f"estimator={name} is unknown: choose from {', '.join(named)}")
+        return named[spelled]
 
     def summary(self) -> str:
         """Return the results of every estimator and the flags."""

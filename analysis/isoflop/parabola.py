@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from analysis.config import Array
+from analysis.config import Array, Counts
 from analysis.isoflop.curves import Optimum, Quantity, assess, refused_optimum, too_few_values
 from analysis.isoflop.estimator import EstimatorFit, Inputs, not_fitted, power_laws
 from analysis.stats.bootstrap import NoiseLevel
 
 
-def fit_parabola(x: Array, losses: Array, weights: Array | None = None) -> tuple[Array, Array]:
+def fit_parabola(x: Array, losses: Array, weights: Counts | None = None) -> tuple[Array, Array]:
     """Fit one quadratic to every row of `losses` [..., points] over `x`.
 
     Parameters

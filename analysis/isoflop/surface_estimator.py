@@ -13,7 +13,7 @@ from analysis.isoflop.curves import Optimum, Quantity, interior_bounds
 from analysis.isoflop.estimator import EstimatorFit, Inputs, Minima, assess_minima, not_fitted, power_laws
 from analysis.isoflop.geometry import REACH, IsoflopPath, log_optimum, optimum_slopes
 from analysis.laws.intervals import Ends, ProfileModel, identification, profile_intervals
-from analysis.laws.objective import evaluate
+from analysis.laws.objective import evaluate, evaluation_bytes
 from analysis.laws.surface import HIGH, LAW, LOW, PARAMETERS, Surface, fit_surface, refit
 from analysis.stats.bootstrap import NoiseLevel
 
@@ -93,6 +93,7 @@ def _profile_model(surface: Surface, path: IsoflopPath, losses: Array, level: No
         evaluate=lambda rows, theta: evaluate(
             surface.objective, np.broadcast_to(losses, (len(theta), len(losses))), np.ones((1, 1)), theta
         ),
+        row_bytes=evaluation_bytes(surface.objective, surface.fit.parameters[:1]),
         bounds=(LOW, HIGH),
         best=surface.fit.parameters[0],
         value=float(surface.fit.objective[0]),

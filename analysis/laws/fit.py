@@ -23,6 +23,7 @@ from analysis.laws.newton import Fit
 from analysis.laws.objective import (
     Objective,
     Terms,
+    best_fit,
     log_terms,
     minimise,
     minimise_resamples,
@@ -84,7 +85,7 @@ def fit_law(
     losses = observed[order]
     terms = law.terms({name: column[order] for name, column in given.items()})
     objective, tried = _minimise(law, terms, losses, delta, log_loss)
-    point = tried.row(tried.best)
+    point = best_fit(objective, losses, tried, law.bounds)
     fitted = point.parameters[0]
     draws, few = np.empty((0, len(fitted))), None
     if bootstrap:
@@ -92,7 +93,7 @@ def fit_law(
         blocks = len(np.unique(ordered)) if resampling == "block" and ordered is not None else 0
         few = student(len(losses), len(fitted), blocks)
         weights = resampling_weights(resampling, len(losses), ordered, bootstrap, seed)
-        repeated = np.repeat(losses[None], bootstrap, 0)
+        repeated = np.broadcast_to(losses, weights.shape)
         draws = minimise_resamples(objective, repeated, fitted, law.bounds, weights).parameters
     slopes = slopes_at(terms, fitted)
     ends = intervals(law, slopes, fitted, draws, few, confidence) if bootstrap else {}
@@ -108,7 +109,7 @@ def fit_law(
         units={parameter.name: parameter.unit for parameter in law.parameters},
         intervals=ends,
         resampling=describe_resampling(bootstrap, resampling, seed, few),
-        certificate=_certificate(law, tried),
+        certificate=_certificate(law, tried, point),
         not_identified=known.not_identified,
         undetermined=known.phrases,
         rms_nats=float(np.sqrt(np.mean((predict(terms, fitted[None])[0] - losses) ** 2))),
@@ -133,16 +134,15 @@ def _minimise(
     return objective, minimise(objective, np.repeat(losses[None], len(starts), 0), starts, law.bounds)
 
 
-def _certificate(law: Law, tried: Fit) -> Certificate:
-    """Return the certificate of the best of several starts."""
-    best = tried.best
+def _certificate(law: Law, tried: Fit, point: Fit) -> Certificate:
+    """Return the certificate of the best of several starts, `point`."""
     return Certificate(
-        gradient=float(tried.gradient[best]),
-        curvature=float(tried.curvature[best]),
+        gradient=float(point.gradient[0]),
+        curvature=float(point.curvature[0]),
         starts=len(tried.objective),
         starts_agreeing=tried.agreeing,
         at_bound=tuple(
-            parameter.name for parameter, at in zip(law.parameters, tried.at_bound[best], strict=True) if at
+            parameter.name for parameter, at in zip(law.parameters, point.at_bound[0], strict=True) if at
         ),
     )
 

@@ -18,7 +18,7 @@ from scipy.special import stdtrit
 
 from analysis.config import Array, Mask
 from analysis.laws.law import Law
-from analysis.laws.newton import Evaluate, Evaluation, Fit, descend
+from analysis.laws.newton import Evaluate, Evaluation, Fit, descend, row_chunks
 from analysis.laws.objective import Objective, Terms, log_terms, residuals
 from analysis.stats.bootstrap import FEW_BLOCKS, interval, student_interval
 
@@ -243,6 +243,7 @@ class ProfileModel:
     """What a profile needs of a fitted model: its objective near the optimum and the log optima."""
 
     evaluate: Evaluate = field(repr=False)
+    row_bytes: int  # that `evaluate` needs per row
     bounds: tuple[Array, Array] = field(repr=False)
     best: Array  # parameters at the optimum
     value: float  # objective there
@@ -276,10 +277,12 @@ def profile_intervals(model: ProfileModel, weights: Array, confidence: float) ->
         return own[0] + k * gap**2 / 2, own[1] + (k * gap)[:, None] * slope, own[2] + outer
 
     start = np.repeat(model.best[None], len(targets), 0)
-    fit = descend(penalised, start, model.bounds, iterations=40, tolerance=1e-12)
+    fit = descend(penalised, start, model.bounds, row_bytes=model.row_bytes, iterations=40, tolerance=1e-12)
     # Each row is the constrained optimum for the value that it reached, which may differ from its target.
     reached = (weights[which] * model.optima(fit.parameters)[0]).sum(-1)
-    excess = model.evaluate(np.arange(len(targets)), fit.parameters)[0] - model.value
+    chunks = row_chunks(len(targets), model.row_bytes)
+    own = np.concatenate([model.evaluate(rows, fit.parameters[rows])[0] for rows in chunks])
+    excess = own - model.value
     root = np.sqrt(np.maximum(2 * excess / model.unit, 0.0))
     return [_ends(centres[f], reached[which == f], root[which == f], quantile) for f in range(len(weights))]
 

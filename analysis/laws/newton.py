@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 
-from analysis.config import Array, Mask
+from analysis.config import Array, Indices, Mask
 
+CHUNK_BYTES = 2**23  # of the arrays of the rows that are worked on at a time: about a core's cache
 EXACT = 1e-14  # an objective below this is rounding
+FLATTEST = 1e-9  # scaled curvature below which a full Newton step may lead away
 AGREEMENT = 1e-8  # relative difference of objectives at the same optimum
 
 # value [rows], gradient [rows, parameters], Hessian [rows, parameters, parameters]
@@ -51,26 +53,79 @@ class Fit:
         )
 
 
+def row_chunks(rows: int, row_bytes: int) -> Iterator[Indices]:
+    """Yield the indices of `rows` rows in chunks whose arrays take about `CHUNK_BYTES`.
+
+    The rows are independent of each other, so their results do not depend on the chunks.
+    """
+    count = max(1, CHUNK_BYTES // max(row_bytes, 1))
+    for first in range(0, rows, count):
+        yield np.arange(first, min(first + count, rows))
+
+
 def descend(
     evaluate: Evaluate,
     start: Array,
     bounds: tuple[Array, Array],
     *,
+    row_bytes: int = 0,
     iterations: int = 300,
     tolerance: float = 1e-16,
 ) -> Fit:
     """Minimise every row from `start` [rows, parameters] within `bounds`, low and high [parameters].
 
-    A row has converged when a step lowers its objective by less than the share `tolerance`.
+    Parameters
+    ----------
+    row_bytes : that `evaluate` needs per row. Rows are minimised in chunks of about `CHUNK_BYTES`.
+    tolerance : a row has converged when a step lowers its objective by less than this share.
     """
+    fits = [
+        _descend(evaluate, rows, start[rows], bounds, iterations, tolerance)
+        for rows in row_chunks(len(start), row_bytes)
+    ]
+    return fits[0] if len(fits) == 1 else _joined(fits)
+
+
+def polish(evaluate: Evaluate, fit: Fit, bounds: tuple[Array, Array]) -> Fit:
+    """Return a fit of one row after full Newton steps, as long as they lower its gradient.
+
+    Near an optimum the objective changes by less than rounding while parameters still move by 1e-8; the
+    gradient resolves what is left.
+    """
+    row = np.zeros(1, int)
+    while fit.curvature[0] > FLATTEST:
+        theta = fit.parameters
+        _, gradient, hessian = evaluate(row, theta)
+        trial = theta + _step(theta, gradient, hessian, np.zeros(1), bounds)
+        moved = _certify(trial, *evaluate(row, trial), *bounds)
+        if moved.gradient[0] >= fit.gradient[0] / 2 or moved.objective[0] > fit.objective[0] * (1 + 1e-13):
+            break
+        fit = moved
+    return fit
+
+
+def _joined(fits: Sequence[Fit]) -> Fit:
+    """Return the rows of several fits as one fit."""
+    return Fit(**{f.name: np.concatenate([getattr(fit, f.name) for fit in fits]) for f in fields(Fit)})
+
+
+def _descend(
+    evaluate: Evaluate,
+    rows: Indices,
+    start: Array,
+    bounds: tuple[Array, Array],
+    iterations: int,
+    tolerance: float,
+) -> Fit:
+    """Minimise some rows; `rows` are their indices for `evaluate`."""
     theta = np.clip(start, *bounds)
     active = np.arange(len(theta))
     damping = np.full(len(theta), 1e-3)
-    value, gradient, hessian = evaluate(active, theta)
+    value, gradient, hessian = evaluate(rows, theta)
     for _ in range(iterations):
         step = _step(theta[active], gradient[active], hessian[active], damping[active], bounds)
         trial = theta[active] + step
-        new_value, new_gradient, new_hessian = evaluate(active, trial)
+        new_value, new_gradient, new_hessian = evaluate(rows[active], trial)
         better = new_value < value[active]
         done = _converged(step, value[active], new_value, better, damping[active], tolerance)
         moved = active[better]

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from scipy.special import chdtr, chdtrc
 
-from analysis.config import Array, Indices
-from analysis.laws.newton import AGREEMENT, EXACT, Evaluation, Fit, descend
+from analysis.config import Array, Counts, Indices
+from analysis.laws.newton import AGREEMENT, EXACT, Evaluation, Fit, descend, polish
 
 RESAMPLE_ITERATIONS = 120  # an identified surface takes 60; along a flat direction it does not converge
 RESAMPLE_TOLERANCE = 1e-11  # far below the scatter of resamples
@@ -43,7 +43,7 @@ class Objective:
 
     @cached_property
     def products(self) -> list[tuple[Indices, Indices, Array]]:
-        """Return, for every term, indices i <= j of its parameters and slope_i x slope_j [points, pairs].
+        """Return, for every term, indices i <= j of its parameters and slope_i x slope_j [pairs, points].
 
         Only for constant slopes. A term depends on few of the law's parameters; the others are left out.
         """
@@ -52,7 +52,7 @@ class Objective:
         for slopes in self.terms:
             own = np.flatnonzero(slopes.any(0))
             i, j = (own[side] for side in np.triu_indices(len(own)))
-            products.append((i, j, slopes[:, i] * slopes[:, j]))
+            products.append((i, j, np.ascontiguousarray((slopes[:, i] * slopes[:, j]).T)))
         return products
 
 
@@ -64,7 +64,10 @@ def log_terms(terms: Terms, parameters: Array) -> tuple[Array, Array]:
     if callable(terms):
         return terms(parameters)
     shape, count = terms.shape[:2], terms.shape[2]
-    return (parameters @ terms.reshape(-1, count).T).reshape(len(parameters), *shape), terms
+    # A single row would be multiplied by other code than several, and end in other bits.
+    rows = np.repeat(parameters, 2, 0) if len(parameters) == 1 else parameters
+    logs = rows @ terms.reshape(-1, count).T
+    return logs[: len(parameters)].reshape(len(parameters), *shape), terms
 
 
 def predict(terms: Terms, parameters: Array) -> Array:
@@ -78,7 +81,7 @@ def minimise(
     start: Array,
     bounds: tuple[Array, Array],
     *,
-    weights: Array | None = None,
+    weights: Counts | None = None,
     iterations: int = 300,
     tolerance: float = 1e-16,
 ) -> Fit:
@@ -96,11 +99,20 @@ def minimise(
         return evaluate(objective, losses[rows], counts[rows], theta)
 
     first = np.broadcast_to(start, (len(losses), start.shape[-1]))
-    return descend(at, first, bounds, iterations=iterations, tolerance=tolerance)
+    row_bytes = evaluation_bytes(objective, first[:1])
+    return descend(at, first, bounds, row_bytes=row_bytes, iterations=iterations, tolerance=tolerance)
+
+
+def best_fit(objective: Objective, losses: Array, tried: Fit, bounds: tuple[Array, Array]) -> Fit:
+    """Return the best of the fits to `losses` [points], to the last digits."""
+    counts = np.ones((1, len(losses)))
+    return polish(
+        lambda rows, theta: evaluate(objective, losses[None], counts, theta), tried.row(tried.best), bounds
+    )
 
 
 def minimise_resamples(
-    objective: Objective, losses: Array, start: Array, bounds: tuple[Array, Array], weights: Array | None
+    objective: Objective, losses: Array, start: Array, bounds: tuple[Array, Array], weights: Counts | None
 ) -> Fit:
     """Minimise for resampled `losses` or `weights`, both [resamples, points], from one start [parameters]."""
     return minimise(
@@ -171,6 +183,13 @@ def minimise_scaled(
     return objective, minimise(objective, many, starts, bounds)
 
 
+def evaluation_bytes(objective: Objective, parameters: Array) -> int:
+    """Return about how much memory `evaluate` needs per row of losses; `parameters` [1, parameters]."""
+    logs, slopes = log_terms(objective.terms, parameters)
+    points = 14 + 3 * logs.shape[1] + 2 * parameters.shape[1]  # arrays of one number per point
+    return 8 * (points * logs.shape[2] + (3 * slopes.size if slopes.ndim == 4 else 0))
+
+
 def evaluate(objective: Objective, losses: Array, weights: Array, theta: Array) -> Evaluation:
     """Return value [rows], gradient [rows, parameters] and Hessian [rows, parameters, parameters]."""
     logs, slopes = log_terms(objective.terms, theta)
@@ -218,5 +237,6 @@ def _spread(objective: Objective, weight: Array, slopes: Array) -> Array:
         return np.asarray(np.matmul((each * weight.reshape(len(weight), -1, 1)).transpose(0, 2, 1), each))
     upper = np.zeros((len(weight), count, count))
     for term, (i, j, products) in enumerate(objective.products):
-        upper[:, i, j] += weight[:, term] @ products
+        # Not by BLAS, which sums in an order that depends on the number of rows.
+        upper[:, i, j] += np.einsum("bn,pn->bp", weight[:, term], products)
     return upper + np.triu(upper, 1).transpose(0, 2, 1)

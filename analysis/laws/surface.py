@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from analysis.config import Array
+from analysis.config import Array, Counts
 from analysis.laws.fit import projected_starts
 from analysis.laws.intervals import log_slopes
 from analysis.laws.newton import Fit
@@ -17,6 +17,7 @@ from analysis.laws.objective import (
     PUBLISHED_DELTA,
     Objective,
     Terms,
+    best_fit,
     minimise,
     minimise_resamples,
     minimise_scaled,
@@ -102,7 +103,7 @@ def fit_surface(log_params: Array, log_tokens: Array, losses: Array, delta: floa
         if np.mean(away <= objective.delta) < LEAST_INSIDE:
             objective, tried = minimise_scaled(terms, losses, starts, (LOW, HIGH))
     return Surface(
-        fit=tried.row(tried.best),
+        fit=best_fit(objective, losses, tried, (LOW, HIGH)),
         objective=objective,
         log_params_mean=means[0],
         log_tokens_mean=means[1],
@@ -111,7 +112,7 @@ def fit_surface(log_params: Array, log_tokens: Array, losses: Array, delta: floa
     )
 
 
-def refit(surface: Surface, losses: Array, weights: Array | None = None) -> Surface:
+def refit(surface: Surface, losses: Array, weights: Counts | None = None) -> Surface:
     """Fit resampled losses or weights, both [resamples, points], starting from the optimum of the data."""
     start = surface.fit.parameters[0]
     return replace(surface, fit=minimise_resamples(surface.objective, losses, start, (LOW, HIGH), weights))

@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from analysis.config import Array, Indices
+from analysis.config import Array, Counts, Indices
+from analysis.laws.newton import row_chunks
 
 BOX = (0.1, 2.0)  # of both exponents; published ones lie between 0.15 and 1
 START_GRID = 14
+ARRAYS = 14  # of one number per point that a step of the descent holds at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +62,7 @@ def fit_shared_shape(
     budget: Indices,
     *,
     start: Array | None = None,
-    weights: Array | None = None,
+    weights: Counts | None = None,
 ) -> SharedShape:
     """Fit one curve shape to all budgets, with free amplitudes per budget, for every resample.
 
@@ -74,21 +76,32 @@ def fit_shared_shape(
         distinct points has no amplitudes (NaN).
     """
     means = float(log_params.mean()), float(log_tokens.mean())
-    problem = _pad(log_params - means[0], log_tokens - means[1], losses, budget, weights)
-    first = _grid_start(problem) if start is None else np.broadcast_to(start, (len(losses), 2)).copy()
-    theta = _descend(problem, first)
-    amplitudes, residual, _ = _project(problem, theta)
-    amplitudes = np.where((np.sum(problem.weight > 0, -1) < 3)[..., None], np.nan, amplitudes)
+    u, v, counts = log_params - means[0], log_tokens - means[1], np.bincount(budget)
+    row_bytes = 8 * ARRAYS * counts.size * int(counts.max())
+    parts = []
+    for rows in row_chunks(len(losses), row_bytes):
+        problem = _pad(u, v, losses[rows], budget, None if weights is None else weights[rows])
+        parts.append(_fit(problem, start))
+    exponents, amplitudes, squared_error = (np.concatenate(part) for part in zip(*parts, strict=True))
     return SharedShape(
-        exponents=theta,
+        exponents=exponents,
         amplitudes=amplitudes,
-        squared_error=np.square(residual).sum((1, 2)),
+        squared_error=squared_error,
         log_params_mean=means[0],
         log_tokens_mean=means[1],
     )
 
 
-def _pad(u: Array, v: Array, losses: Array, budget: Any, weights: Array | None) -> _Problem:
+def _fit(problem: _Problem, start: Array | None) -> tuple[Array, Array, Array]:
+    """Return exponents, amplitudes and squared error of every resample of a problem."""
+    first = _grid_start(problem) if start is None else np.broadcast_to(start, (len(problem.losses), 2)).copy()
+    theta = _descend(problem, first)
+    amplitudes, residual, _ = _project(problem, theta)
+    amplitudes = np.where((np.sum(problem.weight > 0, -1) < 3)[..., None], np.nan, amplitudes)
+    return theta, amplitudes, np.square(residual).sum((1, 2))
+
+
+def _pad(u: Array, v: Array, losses: Array, budget: Any, weights: Counts | None) -> _Problem:
     counts = np.bincount(budget)
     shape = (len(counts), int(counts.max()))
     slot = np.zeros(len(budget), int)
@@ -101,7 +114,7 @@ def _pad(u: Array, v: Array, losses: Array, budget: Any, weights: Array | None) 
     padded_losses[:, budget, slot] = losses
     if weights is not None:
         padded["weight"] = np.zeros((len(losses), *shape))
-        padded["weight"][:, budget, slot] = np.sqrt(weights)
+        padded["weight"][:, budget, slot] = np.sqrt(weights, dtype=float)
     return _Problem(losses=padded_losses, **padded)
 
 

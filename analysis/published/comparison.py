@@ -1,25 +1,32 @@
-"""Looped against fixed depth on Core in the paper's own rows, and what nine single runs a side support."""
+"""What the paper's scores support: rows, their mean and trend, and the gap to the next larger Transformer.
+
+One run was trained a side. The printed spreads are over evaluation seeds and hold no training noise. That
+noise is seen in two places: the scatter of the rows themselves, and two models that others trained again.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import stdtr, stdtrit
 
 from analysis import serialize
-from analysis.format import number
-from analysis.published.parcae import core_differences
+from analysis.config import Array
+from analysis.format import number, percent
+from analysis.published.parcae import core_differences, table
 
 SCORES = {"core": "Core", "extended": "Core-Extended"}
+ROW_VERDICT = "none: one training run a side"
+RowVerdict = Literal["looped higher", "fixed higher", "not resolved"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedRow:
-    """Looped minus fixed at one size and budget, in Core points.
+    """Looped minus fixed at one size and budget, in points.
 
-    `items_sd` adds the two printed spreads in squares: they are over evaluation seeds, with one training
+    `evaluation_sd` adds the two printed spreads in squares: they are over evaluation seeds, with one training
     run a side, so that no verdict can be given row by row.
     """
 
@@ -28,8 +35,8 @@ class PublishedRow:
     budget_flops: float
     mean_recurrence: float
     points: float
-    items_sd: float
-    verdict: str = "items only, training noise unknown"
+    evaluation_sd: float
+    verdict: str = ROW_VERDICT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +54,43 @@ class PublishedMean:
     sd_points: float
     low: float
     high: float
-    verdict: str
+    verdict: RowVerdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slope:
+    """A least-squares slope common to groups with an intercept each, with Student's interval."""
+
+    slope: float
+    se: float
+    low: float
+    high: float
+    p_value: float  # of no slope, two-sided
+    degrees_of_freedom: int
+    residual_sd: float
+
+    def summary(self, digits: int = 2) -> str:
+        """Return the slope with its standard error and p-value."""
+        return f"{self.slope:+.{digits}f} ± {self.se:.{digits}f} (p = {self.p_value:.2g})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeEquivalent:
+    """How far a looped model reaches from its own Transformer to the next larger one, on one measure.
+
+    `share` is the part of that gap (the paper's parameter efficiency); `multiplier` the Transformer's
+    parameters at equal quality over those of the looped model's own, log-linear in the size between the two.
+    Intervals take the training noise of `run_sd`; they are None where that is unknown.
+    """
+
+    measure: str
+    size: str
+    larger: str
+    size_ratio: float  # parameters of the larger Transformer over those of the own
+    share: float
+    low: float | None
+    high: float | None
+    multiplier: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,25 +99,29 @@ class PublishedComparison:
 
     rows: tuple[PublishedRow, ...]
     means: tuple[PublishedMean, ...]
+    trends: dict[str, Slope]  # of each score over log10 C, in points a decade
 
     def summary(self) -> str:
         """Return the comparison as plain text."""
-        lines = ["Looped minus fixed depth in Core points, as published (above zero, looping wins)"]
+        lines = ["Looped minus fixed depth in points, as published (above zero, looping wins)"]
         for mean in self.means:
+            trend = self.trends[mean.score]
             lines += [
                 f"  {row.score}, {row.size}, {number(row.budget_flops)} FLOPs: {row.points:+.1f} at µ = "
-                f"{row.mean_recurrence:g}, evaluation spread {row.items_sd:.2f}: {row.verdict}"
+                f"{row.mean_recurrence:g}, ± {row.evaluation_sd:.2f} over evaluation seeds"
                 for row in self.rows
                 if row.score == mean.score
             ]
-            lines.append(
+            lines += [
                 f"  {mean.score}, mean of {mean.rows} rows: {mean.points:+.2f} [{mean.low:+.2f}, "
-                f"{mean.high:+.2f}], {mean.wins} won and {mean.ties} tied: {mean.verdict}"
-            )
+                f"{mean.high:+.2f}], {mean.wins} won and {mean.ties} tied: {mean.verdict}",
+                f"  {mean.score}, trend with the budget, a level per size: {trend.summary()} points a decade "
+                f"[{trend.low:+.2f}, {trend.high:+.2f}]; rows scatter by {trend.residual_sd:.2f} about it",
+            ]
         lines.append(
-            "  The interval of a mean is Student's, from the scatter of its rows. The printed spreads are "
-            "over evaluation seeds; with one training run a side no single row can be judged. The recurrence "
-            "of a row is the best of several."
+            "  The ± of a row is over evaluation seeds and holds no training noise: with one training run a "
+            "side no single row can be judged. Intervals of means and trends are Student's, from the scatter "
+            "of the rows, which holds the training noise. The recurrence of a row is the best of several."
         )
         return "\n".join(lines)
 
@@ -86,7 +133,9 @@ class PublishedComparison:
 def published_comparison(confidence: float = 0.95) -> PublishedComparison:
     """Compare looped with fixed depth in the published table."""
     differences = core_differences()
-    rows, means = [], []
+    rows, means, trends = [], [], {}
+    decades = np.log10(differences["budget_flops"].to_numpy(float))
+    sizes = differences["size"].to_numpy(str)
     for column, score in SCORES.items():
         points = differences[column].to_numpy(float)
         rows += [
@@ -96,15 +145,100 @@ def published_comparison(confidence: float = 0.95) -> PublishedComparison:
                 budget_flops=float(row["budget_flops"]),
                 mean_recurrence=float(row["mean_recurrence"]),
                 points=float(row[column]),
-                items_sd=float(row[f"{column}_sd"]),
+                evaluation_sd=float(row[f"{column}_sd"]),
             )
             for row in differences.to_dict("records")
         ]
         means.append(_mean(score, points, confidence))
-    return PublishedComparison(rows=tuple(rows), means=tuple(means))
+        trends[score] = slope_within(decades, points, sizes, confidence)
+    return PublishedComparison(rows=tuple(rows), means=tuple(means), trends=trends)
 
 
-def _mean(score: str, points: np.ndarray[Any, Any], confidence: float) -> PublishedMean:
+def slope_within(x: Array, y: Array, groups: Array, confidence: float = 0.95) -> Slope:
+    """Fit y = level(group) + slope x by least squares; `groups` labels the points.
+
+    Raises ValueError without a degree of freedom left for the error.
+    """
+    centred = [v - np.array([v[groups == g].mean() for g in groups]) for v in (x, y)]
+    freedom = len(x) - len(set(groups.tolist())) - 1
+    if freedom < 1:
+        raise ValueError(f"{len(x)} points leave no degree of freedom for the error of a slope")
+    squares = float(centred[0] @ centred[0])
+    slope = float(centred[0] @ centred[1]) / squares
+    sd = float(np.sqrt(np.square(centred[1] - slope * centred[0]).sum() / freedom))
+    se = sd / float(np.sqrt(squares))
+    half = float(stdtrit(freedom, (1 + confidence) / 2)) * se
+    return Slope(
+        slope=slope,
+        se=se,
+        low=slope - half,
+        high=slope + half,
+        p_value=2 * float(stdtr(freedom, -abs(slope) / se)),
+        degrees_of_freedom=freedom,
+        residual_sd=sd,
+    )
+
+
+def run_sd(column: str) -> tuple[float, int]:
+    """Return the standard deviation of a looped model's score between trainings, and its freedom.
+
+    From the models that others trained again with the published recipe: the half mean square of the
+    differences. It holds what differs between the two setups as well.
+    """
+    pairs = table("reproduction").merge(table("end_to_end"), on="size", suffixes=("_again", ""))
+    gap = (pairs[f"looped_{column}_again"] - pairs[f"looped_{column}"]).to_numpy(float)
+    return float(np.sqrt(np.square(gap).mean() / 2)), len(gap)
+
+
+def size_equivalents(confidence: float = 0.95) -> tuple[SizeEquivalent, ...]:
+    """Place every looped model between its own Transformer and the next larger one.
+
+    Notes
+    -----
+    With one run per model and noise s, the share r = (L - T) / (B - T) has the standard error
+    s sqrt(1 + (1 - r)^2 + r^2) / (B - T) by the delta method; Student's t with the freedom of s.
+    """
+    models, found = table("end_to_end"), []
+    for column, measure in {**SCORES, "loss": "validation loss"}.items():
+        if column == "loss":
+            own, looped = (-np.log(models[f"{side}_perplexity"]) for side in ("transformer", "looped"))
+        else:
+            own, looped = models[f"transformer_{column}"], models[f"looped_{column}"]
+        for i in range(len(models) - 1):
+            gap = float(own[i + 1] - own[i])
+            share = float(looped[i] - own[i]) / gap
+            ratio = float(models["transformer_params"][i + 1] / models["transformer_params"][i])
+            half = None
+            if column != "loss":  # the losses of the reproduction are those of other held-out text
+                sd, freedom = run_sd(column)
+                error = sd * float(np.sqrt(1 + (1 - share) ** 2 + share**2)) / gap
+                half = float(stdtrit(freedom, (1 + confidence) / 2)) * error
+            found.append(
+                SizeEquivalent(
+                    measure=measure,
+                    size=str(models["size"][i]),
+                    larger=str(models["size"][i + 1]),
+                    size_ratio=ratio,
+                    share=share,
+                    low=None if half is None else share - half,
+                    high=None if half is None else share + half,
+                    multiplier=ratio**share,
+                )
+            )
+    return tuple(found)
+
+
+def shares(measure: str, *, interval: bool = False) -> str:
+    """Return the shares of one measure over the sizes as a phrase."""
+    parts = []
+    for item in (item for item in size_equivalents() if item.measure == measure):
+        known = interval and item.low is not None and item.high is not None
+        ends = f" [{100 * (item.low or 0):.0f}, {100 * (item.high or 0):.0f}]" if known else ""
+        parts.append(percent(item.share, 1) + ends)
+    return " / ".join(parts)
+
+
+def _mean(score: str, points: Array, confidence: float) -> PublishedMean:
     middle, sd = float(points.mean()), float(points.std(ddof=1))
     half = float(stdtrit(len(points) - 1, (1 + confidence) / 2)) * sd / float(np.sqrt(len(points)))
     low, high = middle - half, middle + half

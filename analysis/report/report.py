@@ -57,10 +57,12 @@ def parcae_report(folder: Path) -> tuple[Path, list[str]]:
     """
     from analysis.figures.published import parcae_figures
     from analysis.published import parcae
+    from analysis.published.claims import claims
+    from analysis.published.comparison import published_comparison
     from analysis.report import html
     from analysis.tables.selection import digest
 
-    claims = parcae.claims()
+    found, comparison = claims(), published_comparison()
     tables = {name: parcae.table(name) for name in parcae.TABLES}
     sources = [
         (name, len(frame), "; ".join(sorted(set(frame["source"]))), digest(frame))
@@ -70,24 +72,20 @@ def parcae_report(folder: Path) -> tuple[Path, list[str]]:
         "published.html",
         save_figures(parcae_figures(), folder),
         title=PARCAE_TITLE,
-        claims=claims,
+        claims=found,
         differences=[
-            [
-                size,
-                number(flops),
-                f"{depth:g}",
-                *(f"{value:+.1f}" if value else "0.0" for value in points[::2]),
-            ]
-            + [f"{value:.2f}" for value in points[1::2]]
+            [size, number(flops), f"{depth:g}"]
+            + [f"{value:+.1f} ± {sd:.2f}" for value, sd in zip(points[::2], points[1::2], strict=True)]
             for size, flops, depth, *points in parcae.core_differences().to_numpy()
         ],
+        comparison=comparison,
         errors=[
             [size, count, *(f"{value:.3f}" for value in losses), f"{percent:.2f}"]
             for size, count, *losses, percent in parcae.held_out_errors().to_numpy()
         ],
         sources=sources,
     )
-    return write_page(folder, text), [f"{claim.claim} {claim.support}" for claim in claims]
+    return write_page(folder, text), [f"{item.claim} {item.verdict}: {item.support}" for item in found]
 
 
 def save_figures(drawn: Sequence[ReportFigure], folder: Path) -> list[tuple[ReportFigure, bytes]]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy.special import chdtri, ndtri, stdtrit
 
-from analysis.config import Array
+from analysis.config import Array, Counts
 
 FEW_BLOCKS = 10  # with fewer blocks, percentiles over resampled blocks cover too rarely
 REPLICATES, RESIDUALS = "replicate seeds", "residuals of this fit"
@@ -48,7 +48,7 @@ class Draws:
 
     normal: Array = field(repr=False)
     uniform: Array = field(repr=False)
-    weights: Array | None = field(default=None, repr=False)
+    weights: Counts | None = field(default=None, repr=False)
     independent: float = 1.0  # independent errors per run; below 1 where runs share a trunk
 
     def noise(self, level: NoiseLevel, columns: Any = slice(None)) -> Array:
@@ -152,7 +152,7 @@ def interval(samples: Array, confidence: float) -> tuple[float | None, float | N
 
 def resampling_weights(
     how: str, points: int, labels: np.ndarray[Any, Any] | None, resamples: int, seed: int
-) -> Array:
+) -> Counts:
     """Return how often each point enters each resample [resamples, points].
 
     Parameters
@@ -169,20 +169,27 @@ def resampling_weights(
     """
     generator = np.random.default_rng(seed)
     if how == "pairs":
-        return generator.multinomial(points, np.full(points, 1 / points), size=resamples).astype(float)
+        return _counts(generator, points, resamples)
     if how not in ("stratified", "block"):
         raise ValueError(f"resampling {how!r} is unknown: choose pairs, stratified or block")
     if labels is None:
         raise ValueError(f"resampling {how!r} needs a label for every point")
     names, place = np.unique(labels, return_inverse=True)
     if how == "block":
-        blocks = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
-        return np.asarray(blocks[:, place], dtype=np.float64)
-    weights = np.zeros((resamples, points))
+        return _counts(generator, len(names), resamples)[:, place]
+    weights = np.zeros((resamples, points), np.uint16)
     for index in range(len(names)):
         rows = np.flatnonzero(place == index)
-        weights[:, rows] = generator.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=resamples)
+        weights[:, rows] = _counts(generator, len(rows), resamples)
     return weights
+
+
+def _counts(generator: np.random.Generator, items: int, resamples: int) -> Counts:
+    """Return how often each of some items is drawn when as many are drawn again [resamples, items]."""
+    chances, drawn = np.full(items, 1 / items), np.empty((resamples, items), np.uint16)
+    for row in drawn:
+        row[:] = generator.multinomial(items, chances)
+    return drawn
 
 
 def student_interval(

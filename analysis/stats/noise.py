@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -91,6 +92,11 @@ def noise_floor(runs: pd.DataFrame) -> NoiseFloor:
                     run_ids=tuple(str(v) for v in runs["run_id"].iloc[rows]),
                 )
             )
+    return pooled(cells)
+
+
+def pooled(cells: Sequence[ReplicateCell]) -> NoiseFloor:
+    """Pool the variance within cells."""
     freedom = sum(len(cell.deviations_nats) - 1 for cell in cells)
     squares = sum(float(np.square(cell.deviations_nats).sum()) for cell in cells)
     sd = float(np.sqrt(squares / freedom)) if freedom else None

@@ -3,69 +3,79 @@
     fit = isoflop(read_points("points.csv", {"compute": "flops", "x": "params", "loss": "val_loss"}))
     fit.summary(); fit.predict(1e22); fit.to_json(); analysis.plot(fit, ax=ax)
 
-FLOPs are counted as C = 6 N D; the swept variable may be parameters or tokens. `fit_law_to_points` fits any
-other law of the registry to such a table.
+The swept variable is the size, the tokens or the recurrence. FLOPs are counted as C = 6 N D where the table
+has no token counts of its own. `fit_law_to_points` fits any other law of the registry to such a table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from analysis import serialize
 from analysis.config import FitConfig
-from analysis.isoflop.curves import QUANTITY_NAMES, Curves
-from analysis.isoflop.estimator import DEFAULT_ESTIMATOR, Inputs, Points
-from analysis.isoflop.geometry import PLAIN_TRANSFORMER
-from analysis.isoflop.group import GroupFit, fit_group
+from analysis.isoflop.curves import QUANTITY_NAMES
+from analysis.isoflop.estimator import DEFAULT_ESTIMATOR
+from analysis.isoflop.group import GroupFit
+from analysis.isoflop.points import fit_points, identity, isoflop_points, regrouped
 from analysis.laws.fit import fit_law
 from analysis.laws.function_law import as_law
 from analysis.laws.result import LawFit
-from analysis.stats.bootstrap import draws, resample
-from analysis.stats.noise import NoiseFloor
 from analysis.study.holdout import Holdout, holdout
 from analysis.study.sensitivity import Variant, sensitivity, variants_summary
+from analysis.tables.budgets import Budgets
+from analysis.tables.points import Axis, LeftOutRows, PointsTable, points_table
 from analysis.tables.readers import read_source
 from analysis.tables.schema import TableError
 from analysis.tables.selection import digest
+from analysis.tables.units import implied
 
-COLUMNS = ("compute", "x", "loss")
-SAME_BUDGET = 0.01  # budgets whose logs differ by less are one: digitised tables jitter
-Swept = Literal["params", "tokens"]
+MOST_POINTS = 50_000  # of isoFLOP curves; every resample holds all of them
 
 
 @dataclass(frozen=True, kw_only=True)
 class IsoflopFit:
-    """The laws of one table of points; loss may be in any unit, and is reported in the table's own."""
+    """The laws of one table of points; the loss is in `unit`."""
 
     config: FitConfig
     points_digest: str
+    unit: str
+    budgets: Budgets
+    notes: tuple[str, ...]  # what was converted, what contradicts, what counts once
+    left_out: tuple[LeftOutRows, ...]
     group: GroupFit
     validation: Holdout | None = None  # None: not asked for
     sensitivity: tuple[Variant, ...] | None = None
 
     def summary(self) -> str:
         """Return the fit as plain text."""
-        size = f"{self.group.runs} points at {len(self.group.budgets_flops)} budgets"
-        lines = [
-            f"{size} (table {self.points_digest})",
-            self.group.summary(),
-        ]
+        count = len(self.group.budgets_flops)
+        size = f"{self.group.runs} points at {count} budget{'s' * (count > 1)}"
+        lines = [f"{size} (table {self.points_digest}), loss in {self.unit}", *self.remarks()]
+        lines.append(self.group.summary())
         if self.validation is not None:
             lines += ["", self.validation.summary()]
         if self.sensitivity is not None:
             lines += ["", variants_summary(self.sensitivity)]
-        return "\n".join(lines)
+        return in_unit("\n".join(lines), self.unit)
+
+    def remarks(self) -> list[str]:
+        """Return how budgets were grouped, what was converted and what was left out, one line each."""
+        rows = [item.summary() for item in self.left_out]
+        floor = self.group.inputs.floor
+        noise = [in_unit(floor.summary(), self.unit)] if floor.sd_nats is not None else []
+        return [self.budgets.summary(), *noise, *self.notes, *rows]
 
     def headlines(self) -> list[str]:
         """Return the laws, or the refusals with their reasons, one line per quantity."""
         return [
-            f"Optimal {QUANTITY_NAMES[quantity]}: {self.group.headline(quantity)}"
+            in_unit(f"Optimal {QUANTITY_NAMES[quantity]}: {self.group.headline(quantity)}", self.unit)
             for quantity in self.group.quantities
         ]
 
@@ -81,52 +91,84 @@ class IsoflopFit:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fit as JSON values."""
-        return dict(serialize.to_jsonable(self))
+        return dict(keys_in_unit(serialize.to_jsonable(self), self.unit))
 
     def to_json(self) -> str:
         """Return the fit as JSON text, the same bytes for the same points and seed."""
-        return serialize.to_json(self)
+        return serialize.to_json(self.to_dict())
 
 
-def read_points(path: Path | str, columns: Mapping[str, str] | None = None) -> pd.DataFrame:
-    """Read a CSV and rename its columns.
-
-    Parameters
-    ----------
-    columns : the file's column for each of compute, x, loss and block.
+def read_points(
+    path: Path | str,
+    columns: Mapping[str, str] | None = None,
+    *,
+    where: str | None = None,
+    x: Axis | None = None,
+    unit: str | None = None,
+) -> PointsTable:
+    """Read a CSV, a Parquet file or runs of wandb as points (see `points_table` for the arguments).
 
     Raises
     ------
-    TableError : the file is absent, lacks a mapped column, or holds a value that is not a number.
+    TableError : the source cannot be read, or lacks a mapped column.
     """
-    points = read_source(str(path), {"loss": "loss"} | dict(columns or {}))
-    assert isinstance(points, pd.DataFrame)
-    return points
+    frame = read_source(str(path), mapped=True)
+    assert isinstance(frame, pd.DataFrame)
+    return points_table(frame, columns, where=where, x=x, unit=unit, name=Path(path).name)
 
 
-def isoflop(points: pd.DataFrame, *, x: Swept = "params", config: FitConfig | None = None) -> IsoflopFit:
+def isoflop(
+    points: PointsTable | pd.DataFrame,
+    *,
+    x: Axis | None = None,
+    budget_tolerance: float | None = None,
+    config: FitConfig | None = None,
+) -> IsoflopFit:
     """Fit all isoFLOP estimators to a table of points.
 
     Parameters
     ----------
-    points : columns compute (FLOPs), x and loss; `block` labels points that share their noise
-        (resampling=block).
-    x : what the column x holds.
+    points : two of compute (FLOPs), params and tokens, and the loss; or compute, recurrence, the loss and
+        params or tokens. `x` may stand for the swept one; `block` labels points that share their noise
+        (resampling=block), `budget` those of one budget.
+    x : what is swept; None: the table's own statement, else the size.
+    budget_tolerance : largest relative distance of a point from the middle of its budget; None: budgets are
+        found by the gaps between them.
 
     Raises
     ------
-    TableError : a column is missing, a value is not positive and finite, or budgets hold one point each.
+    TableError : a column is missing, no row can be used, or the points make no isoFLOP curves.
     """
     config = config or FitConfig()
-    table = _checked(points)
-    group = _group(table, x, config)
-    fitted = IsoflopFit(config=config, points_digest=digest(table), group=group)
+    table, axis = _with_axis(points, x)
+    used = _complete(table, axis)
+    if len(used.frame) > MOST_POINTS:
+        raise TableError(
+            f"{len(used.frame)} points are more than the {MOST_POINTS} that isoFLOP curves are fitted to: "
+            "average replicates, or take a part with where="
+        )
+    try:
+        prepared = isoflop_points(used, axis, budget_tolerance)
+    except TableError as error:
+        raise TableError("; ".join([str(error), *(item.summary() for item in used.left_out)])) from error
+    group = fit_points(prepared, config)
+    fitted = IsoflopFit(
+        config=config,
+        points_digest=digest(identity(prepared)),
+        unit=used.unit,
+        budgets=prepared.budgets,
+        notes=(*used.notes, *prepared.notes),
+        left_out=used.left_out,
+        group=group,
+    )
     if not config.validation:
         return fitted
 
     def refit(other: FitConfig, without: tuple[str, ...]) -> tuple[GroupFit, ...]:
-        kept = [str(i) not in without for i in range(len(table))]
-        return (_group(table[kept].reset_index(drop=True), x, other),)
+        kept = ~prepared.frame.index.isin(without)
+        frame = prepared.frame[kept]
+        budgets = regrouped(prepared.budgets, kept)
+        return (fit_points(replace(prepared, frame=frame, budgets=budgets), other),)
 
     return replace(
         fitted,
@@ -136,9 +178,13 @@ def isoflop(points: pd.DataFrame, *, x: Swept = "params", config: FitConfig | No
 
 
 def fit_law_to_points(
-    law: str, points: pd.DataFrame, *, x: Swept = "params", config: FitConfig | None = None
+    law: str,
+    points: PointsTable | pd.DataFrame,
+    *,
+    x: Axis | None = None,
+    config: FitConfig | None = None,
 ) -> LawFit:
-    """Fit one law of the registry to points that have its columns and a loss (in nats).
+    """Fit one law of the registry to points that have its columns and a loss.
 
     Columns that follow from the others by C = 6 N D are filled in.
 
@@ -147,97 +193,71 @@ def fit_law_to_points(
     TableError : the law is unknown, or a column is missing.
     """
     config = config or FitConfig()
-    as_law(law)
-    if "loss" not in points:
-        raise TableError("columns.loss is not set, and the table has no column loss")
+    model = as_law(law)
+    table, axis = _with_axis(points, x)
     how = "pairs" if config.resampling == "noise" else config.resampling
     label = {"stratified": "compute", "block": "block"}.get(how)
-    if label is not None and label not in points:
+    if label is not None and label not in implied(table.frame, axis):
         raise TableError(f"resampling={how} needs columns.{label}")
+    used = _with_columns(table, [*model.columns, "loss", *([label] if label else [])], axis)
     return fit_law(
         law,
-        implied(points, x),
-        points["loss"].to_numpy(float),
+        used.frame,
+        used.frame["loss"].to_numpy(float),
         delta=config.huber_delta,
         bootstrap=config.bootstrap,
         resampling=how,
-        labels=None if label is None else points[label].to_numpy(),
+        labels=None if label is None else used.frame[label].to_numpy(),
         seed=config.seed,
         confidence=config.confidence,
     )
 
 
-def implied(points: pd.DataFrame, x: Swept) -> pd.DataFrame:
-    """Return points with what C = 6 N D gives of compute, params, tokens, flops and tokens_per_param."""
-    known = {str(name): points[name] for name in points}
-    if "x" in known:
-        known.setdefault(x, known["x"].astype(float))
-    related: dict[str, Any] = {
-        name: known[name].astype(float) for name in ("compute", "params", "tokens") if name in known
-    }
-    if set(related) == {"params", "tokens"}:
-        related["compute"] = 6 * related["params"] * related["tokens"]
-    elif len(related) == 2:
-        missing, other = ("tokens", "params") if "params" in related else ("params", "tokens")
-        related[missing] = related["compute"] / 6 / related[other]
-    if "compute" in related:
-        known.setdefault("flops", related["compute"])
-    if "params" in related and "tokens" in related:
-        known.setdefault("tokens_per_param", related["tokens"] / related["params"])
-    return pd.DataFrame({**known, **related})
+def in_unit(text: str, unit: str) -> str:
+    """Return a text about losses with their unit in place of nats."""
+    return text if unit == "nats" else re.sub(r"\bnats\b", unit, text)
 
 
-def _checked(points: pd.DataFrame) -> pd.DataFrame:
-    missing = [name for name in COLUMNS if name not in points]
+def keys_in_unit(value: Any, unit: str) -> Any:
+    """Return JSON values whose keys name the unit of the loss: loss_nats becomes loss_bits_per_byte."""
+    if unit == "nats":
+        return value
+    if isinstance(value, dict):
+        ending = "_" + unit.replace("/", "_per_").replace(" ", "_")
+        return {re.sub("_nats$", ending, key): keys_in_unit(item, unit) for key, item in value.items()}
+    return [keys_in_unit(item, unit) for item in value] if isinstance(value, list) else value
+
+
+def _with_axis(points: PointsTable | pd.DataFrame, x: Axis | None) -> tuple[PointsTable, Axis]:
+    """Return points as a table, and what they sweep."""
+    table = points if isinstance(points, PointsTable) else points_table(points, x=x)
+    if x and table.axis and x != table.axis:
+        raise TableError(f"x={x}, but {table.name} was read with x={table.axis}: read it with x={x}")
+    sized = {"x", "params"} & set(table.frame.columns) or "tokens" not in table.frame
+    return table, x or table.axis or ("params" if sized else "tokens")
+
+
+def _with_columns(table: PointsTable, columns: Sequence[str], axis: Axis) -> PointsTable:
+    """Return the points that have usable `columns`, where they are in the table or follow from others."""
+    frame = implied(table.frame, axis)
+    missing = [name for name in columns if name not in frame]
     if missing:
-        present = ", ".join(map(str, points.columns))
-        named = " ".join(f"columns.{name}=NAME" for name in missing)
-        raise TableError(f"points need {', '.join(missing)}: say {named} (the table has {present})")
-    table = points[list(COLUMNS)].astype(float)
-    wrong = ~(np.isfinite(table) & (table > 0)).all(axis=1)
-    if wrong.any():
-        row = table[wrong].iloc[0].to_dict()
-        raise TableError(f"compute, x and loss must be positive and finite: a row holds {row}")
-    table["block"] = points["block"].astype(str) if "block" in points else ""
-    return table.sort_values([*COLUMNS, "block"]).reset_index(drop=True)
+        wanted = [name for name in missing if name == "compute"]
+        wanted += ["tokens" if axis == "recurrence" else "x"] if {"params", "tokens"} & set(missing) else []
+        wanted += [name for name in missing if name not in (*wanted, "params", "tokens", "x")]
+        named = " ".join(f"columns.{name}=NAME" for name in wanted)
+        present = ", ".join(map(str, table.frame.columns))
+        raise TableError(f"points need {', '.join(wanted)}: say {named} (the table has {present})")
+    derived = {"compute", "params", "tokens", "flops", "tokens_per_param"}
+    checked = [name for name in columns if name in table.frame or name not in derived]
+    if len(checked) < len(columns):  # some follow from others, whose cells name what is wrong
+        sources = [name for name in ("compute", "flops", "x", "params", "tokens") if name in table.frame]
+        checked = [*sources, *checked]
+    return replace(table, frame=frame).usable([*dict.fromkeys([*checked, *columns])])
 
 
-def _group(table: pd.DataFrame, x: Swept, config: FitConfig) -> GroupFit:
-    compute, swept, losses = (table[name].to_numpy(float) for name in COLUMNS)
-    flops, index = _budgets(compute)
-    if len(flops) > len(table) / 2:
-        count = f"{len(flops)} budgets for {len(table)} points"
-        raise TableError(f"{count} make no isoFLOP curves: fit the surface law instead (law=surface)")
-    params = swept if x == "params" else compute / 6 / swept
-    tokens, rows = compute / 6 / params, np.arange(len(table))
-    cells = Curves(
-        variable="params",
-        budgets_flops=flops,
-        budget=index,
-        rows=rows,
-        values=params,
-        tokens=tokens,
-        params=params,
-        loss_nats=losses,
-    )
-    drawn = draws(config.bootstrap, len(table), config.seed, "points")
-    names = rows.astype(str)
-    blocks = np.where(table["block"] == "", names, table["block"].astype(str))
-    inputs = Inputs(
-        cells=cells,
-        runs=Points(rows=rows, params=params, tokens=tokens, loss_nats=losses),
-        shape=PLAIN_TRANSFORMER,
-        draws=resample(drawn, config.resampling, index, blocks, "points", config.seed),
-        floor=NoiseFloor(sd_nats=None, degrees_of_freedom=0),
-        config=config,
-        run_ids=names,
-    )
-    columns = {"target_flops": flops[index], "params": params, "tokens": tokens, "val_loss_nats": losses}
-    frame = pd.DataFrame({"run_id": names, "kind": "looped", **columns})
-    return fit_group("points", ("", "6 N D"), frame, inputs)
-
-
-def _budgets(compute: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Return the distinct budgets (medians) and the index of each point's; `compute` ascends."""
-    index = np.concatenate([[0], np.cumsum(np.diff(np.log(compute)) > SAME_BUDGET)])
-    return np.array([np.median(compute[index == k]) for k in range(index[-1] + 1)]), index
+def _complete(table: PointsTable, axis: Axis) -> PointsTable:
+    """Return the points usable for isoFLOP curves; raises TableError that names what to map."""
+    columns = ["compute", "params", "tokens", "loss", *(["recurrence"] if axis == "recurrence" else [])]
+    columns += [name for name in ("budget", "block") if name in table.frame]
+    return _with_columns(table, columns, axis)

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
+import ast
+import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from analysis.tables.schema import DEPTHS, ITEMS, RUNS, Column, TableError, conform, migrate
+from analysis.tables.wandb_runs import flat
 
 WANDB = "wandb:"
-# Columns of a table of points: those of the laws (analysis.laws.registry), the loss, its budget, its block.
-ROLES = (
-    "block",
-    "compute",
-    "depth",
-    "flops",
-    "loss",
-    "mean_recurrence",
-    "params",
-    "params_looped",
-    "params_once",
-    "recurrence",
-    "tokens",
-    "tokens_per_param",
-    "x",
-)
+DELIMITERS = (",", ";", "\t", "|")
 Tables = tuple[pd.DataFrame, pd.DataFrame]
 
 
@@ -44,13 +33,13 @@ def read_items(folder: Path) -> pd.DataFrame | None:
     return conform(pd.read_parquet(path), ITEMS) if path.is_file() else None
 
 
-def read_source(data: str, columns: Mapping[str, str] | None = None) -> Tables | pd.DataFrame:
-    """Read `data`: a folder of collected tables, a CSV, or wandb:ENTITY/PROJECT or wandb:FOLDER.
+def read_source(data: str, mapped: bool = False) -> Tables | pd.DataFrame:
+    """Read `data`: a folder of collected tables, a CSV or Parquet file, wandb:ENTITY/PROJECT or wandb:FOLDER.
 
     Returns
     -------
-    (runs, depths) where the table is a runs table and no columns are mapped, else the points with `columns`
-    mapped. A runs.csv takes the depths.csv beside it.
+    (runs, depths) where the table is a runs table and no columns are `mapped`, else the table as it is,
+    nested columns dotted. A runs.csv takes the depths.csv beside it.
 
     Raises
     ------
@@ -59,43 +48,46 @@ def read_source(data: str, columns: Mapping[str, str] | None = None) -> Tables |
     if data.startswith(WANDB):
         from analysis.tables.wandb_runs import read_wandb
 
-        frame, name = read_wandb(data.removeprefix(WANDB)), data
+        frame = read_wandb(data.removeprefix(WANDB))
     elif Path(data).is_dir():
         return read_tables(Path(data))
     else:
-        frame, name = _read_any(Path(data)), Path(data).name
+        frame = flattened(_read_any(Path(data)))
+    if frame.empty:
+        raise TableError(f"{data} holds no row, only the columns {', '.join(map(str, frame.columns))}")
     runs = migrate(frame)
-    if columns or not {column.name for column in RUNS} <= set(runs.columns):
-        return rename(frame, columns or {}, name)
+    if mapped or not {column.name for column in RUNS} <= set(runs.columns):
+        return frame
     return _as_runs(runs, data)
 
 
-def rename(frame: pd.DataFrame, columns: Mapping[str, str], name: str) -> pd.DataFrame:
-    """Return `frame` with its columns renamed to their roles; unmapped columns stay as they are.
+def flattened(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a table whose nested columns (mappings, or JSON objects as text) have dotted names."""
+    parts: list[pd.Series | pd.DataFrame] = []
+    for name in frame:
+        values = frame[name]
+        known = values.dropna()
+        first = known.iloc[0] if len(known) and values.dtype in ("object", "string") else None
+        if not isinstance(first, Mapping) and not (isinstance(first, str) and first.startswith("{")):
+            parts.append(values)
+            continue
+        rows = [flat(_mapping(value), f"{name}.") for value in values]
+        parts.append(pd.DataFrame(rows, index=frame.index))
+    return pd.concat(parts, axis=1) if parts else frame
 
-    `columns` maps a role to a column of the table, `name` is the table's in messages. Raises TableError for
-    an unknown role, a column that the table does not have or a mapped value that is no number.
-    """
-    for role in columns:
-        if role not in ROLES:
-            raise TableError(f"columns.{role} is unknown: choose from {', '.join(ROLES)}")
-    listed = ", ".join(map(str, frame.columns))
-    for role, source in columns.items():
-        if source not in frame:
-            near = difflib.get_close_matches(source, list(frame.columns), n=1)
-            hint = f"did you mean {near[0]}?" if near else f"it has {listed}"
-            raise TableError(f"columns.{role}={source}: {name} has no such column ({hint})")
-    for role, source in columns.items():
-        wrong = pd.to_numeric(frame[source], errors="coerce").isna()
-        if wrong.any() and role != "block":
-            row = int(wrong.to_numpy().argmax())
-            value = frame[source].iloc[row]
-            raise TableError(
-                f"column {source} of {name} holds {value!r} (row {row + 1}): it must be a number"
-            )
-    mapped = {role: frame[source] for role, source in columns.items()}
-    kept = {str(c): frame[c] for c in frame if str(c) not in mapped and c not in columns.values()}
-    return pd.DataFrame({**mapped, **kept})
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """Return a cell of a nested column; an empty one where it holds no object."""
+    if isinstance(value, Mapping):
+        return value
+    for read in (json.loads, ast.literal_eval) if isinstance(value, str) else ():
+        try:
+            found = read(value)
+        except (ValueError, SyntaxError):
+            continue
+        if isinstance(found, Mapping):
+            return found
+    return {}
 
 
 def _read_collected(folder: Path, name: str, columns: tuple[Column, ...]) -> pd.DataFrame:
@@ -122,9 +114,20 @@ def _read_any(path: Path, columns: tuple[Column, ...] = RUNS) -> pd.DataFrame:
     try:
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
-        return pd.read_csv(path, dtype=dict.fromkeys(_texts(columns), "string"))
+        texts = dict.fromkeys(_texts(columns), "string")
+        frame = pd.read_csv(path, dtype=texts, encoding="utf-8-sig", low_memory=False, **_dialect(path))
+        return frame.rename(columns=str.strip)
     except (OSError, ValueError) as error:
         raise TableError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
+
+
+def _dialect(path: Path) -> dict[str, Any]:
+    """Return the delimiter and the decimal sign of a CSV, as its header and its first rows show them."""
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        header, *rows = [file.readline() for _ in range(20)]
+    delimiter = max(DELIMITERS, key=header.count)  # the first of equals: a comma
+    comma = delimiter != "," and any(re.search(r"(?<![\d,])\d+,\d+(?![\d,])", row) for row in rows)
+    return {"sep": delimiter, "decimal": "," if comma else ".", "skipinitialspace": True}
 
 
 def _texts(columns: tuple[Column, ...]) -> list[str]:

@@ -1,9 +1,9 @@
 """Runs logged with Weights & Biases as one table: a project over the public API, or folders of offline runs.
 
-Columns are the keys of a run's config and summary, nested ones dotted, with `run_id` and `name`. A key that
-both hold has the summary's value. wandb is imported when a table is read. It writes offline runs but ships no
-reader of them, so this module splits the file into its frames (the record format of LevelDB's log) and parses
-their content with wandb's own protocol.
+Columns are the keys of a run's config and summary, nested ones dotted, with `run_id`, `name` and `state`. A
+key that both hold has the summary's value. wandb is imported when a table is read. It writes offline runs but
+ships no reader of them, so this module splits the file into its frames (the record format of LevelDB's log)
+and parses their content with wandb's own protocol.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def _online(place: str) -> list[dict[str, Any]]:
 
     try:
         return [
-            _row(run.id, run.name, dict(run.config), dict(run.summary)) for run in wandb.Api().runs(place)
+            _row(run.id, run.name, run.state, dict(run.config), dict(run.summary))
+            for run in wandb.Api().runs(place)
         ]
     except (wandb.Error, ValueError, OSError) as error:
         raise TableError(f"cannot read wandb:{place}: {str(error).splitlines()[0]}") from error
@@ -61,7 +62,7 @@ def _read_run(path: Path) -> dict[str, Any] | None:
 
     config: dict[str, Any] = {}
     summary: dict[str, Any] = {}
-    run_id = name = ""
+    run_id, name, state = "", "", "crashed"  # a run that ends writes its exit code
     for frame in frames(path):
         record: Any = Record()
         record.ParseFromString(frame)
@@ -75,7 +76,9 @@ def _read_run(path: Path) -> dict[str, Any] | None:
             _update(summary, record.summary.update)
         elif record.HasField("history"):
             _update(summary, record.history.item)
-    return _row(run_id, name, config, summary) if run_id else None
+        elif record.HasField("exit"):
+            state = "failed" if record.exit.exit_code else "finished"
+    return _row(run_id, name, state, config, summary) if run_id else None
 
 
 def _update(values: dict[str, Any], items: Any) -> None:
@@ -83,20 +86,23 @@ def _update(values: dict[str, Any], items: Any) -> None:
         values[".".join(item.nested_key) or item.key] = json.loads(item.value_json)
 
 
-def _row(run_id: str, name: str, config: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
-    merged = {**_flat(config), **_flat(summary)}
+def _row(
+    run_id: str, name: str, state: str, config: Mapping[str, Any], summary: Mapping[str, Any]
+) -> dict[str, Any]:
+    merged = {**flat(config), **flat(summary)}
     values = {key: value for key, value in merged.items() if not key.startswith("_")}
-    return {**values, "run_id": run_id, "name": name or run_id}
+    return {**values, "run_id": run_id, "name": name or run_id, "state": state}
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one, with dotted keys."""
+    dotted: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
+            dotted |= flat(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+            dotted[f"{prefix}{key}"] = value
+    return dotted
 
 
 def frames(path: Path) -> Iterator[bytes]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.data.config import DataConfig, DataError, Split
+from harness.data.dataset import DataConfig, DataError, Split
 from harness.data.hub import HubStream, StreamPositions
 from harness.data.python_sources import package_fingerprint, python_files
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from harness.data.config import DataConfig, DataError
+from harness.data.dataset import DataConfig, DataError
 
 State = dict[str, Any]
 

@@ -9,8 +9,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from harness.data.config import DataError, Split
-from harness.data.dataset import Dataset
+from harness.data.dataset import DataError, Dataset, Split
 from harness.data.packing import stored_packing
 
 IGNORED = -100  # label of a target that is not scored

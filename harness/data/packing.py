@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.data.config import DataError
+from harness.data.dataset import DataError
 from harness.storage.files import new_folder
 
 ARRAYS = ("pieces", "rows", "filled")  # of a packing, a file each

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.data.config import DataConfig, DataError, Progress
-from harness.data.dataset import FILES, FORMAT_VERSION, Dataset, open_dataset
+from harness.data.dataset import FILES, FORMAT_VERSION, DataConfig, DataError, Dataset, Progress, open_dataset
 from harness.data.documents import fingerprint, read_documents
 from harness.data.python_sources import package_versions
 from harness.data.shards import check_splits, write_token_shards
@@ -27,8 +26,7 @@ from harness.data.tokenizer import (
     train_tokenizer,
     vocabulary_size,
 )
-from harness.storage.files import new_folder, read_json, write_json, write_text
-from harness.storage.locks import exclusive
+from harness.storage.files import exclusive, new_folder, read_json, write_json, write_text
 
 REPORT_BYTES = 1_000_000  # of text between two reports of progress
 

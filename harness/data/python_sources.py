@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from harness.data.config import DataError
+from harness.data.dataset import DataError
 
 STDLIB = "stdlib"
 # Tests, and packages that distributions of Python patch or ship separately.

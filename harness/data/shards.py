@@ -20,7 +20,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from harness.data.config import SPLITS, DataConfig, DataError, Progress
+from harness.data.dataset import SPLITS, DataConfig, DataError, Progress
 from harness.data.documents import Document, read_documents
 from harness.data.encoding import available_cores, encode_documents
 from harness.data.hub import StreamPositions

@@ -8,9 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from harness.data.config import DataConfig, DataError
+from harness.data.dataset import DataConfig, DataError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -97,18 +95,6 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> "Tokenizer":
             f"set data.vocabulary_size to {trained} or less, or give more text"
         )
     return tokenizer
-
-
-def token_bytes(tokenizer_json: str) -> np.ndarray:
-    """Return the bytes of text behind each token id, int32 [vocabulary]; 0 for special tokens."""
-    tokenizer = json.loads(tokenizer_json)
-    # The byte-level alphabet writes each byte as one character; added tokens are written as they are.
-    sizes = {index: len(token) for token, index in tokenizer["model"]["vocab"].items()}
-    for added in tokenizer["added_tokens"]:
-        sizes[added["id"]] = 0 if added["special"] else len(added["content"].encode())
-    lengths = np.zeros(max(sizes) + 1, np.int32)
-    lengths[list(sizes)] = list(sizes.values())
-    return lengths
 
 
 def read_tokenizer(config: DataConfig) -> str:

@@ -1,4 +1,4 @@
-"""One model on one or several devices: plain, DDP or FSDP2.
+"""One model on one or several devices: plain, DDP or FSDP2, with equal work for each.
 
 FSDP2 is imported only where a model is sharded, because its import takes longer than that of the rest of the
 harness.
@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from harness.distributed.process_group import Ranks
+from model.config import ModelConfig, gated_layers, value_table_layers
+from model.config_validation import ConfigError
+from model.flops import flops_per_token
 from model.transformer import LoopedTransformer, build_model
-from model.value_embedding_layers import gated_layers, value_table_layers
 
 
 class SummedLoss(nn.Module):
@@ -136,3 +138,44 @@ def _sharded(loss: SummedLoss) -> nn.Module:
         fully_shard(block, mesh=mesh)
     sharded: nn.Module = fully_shard(loss, mesh=mesh)
     return sharded
+
+
+def check_divisible(batch_sequences: int, world: int) -> None:
+    """Raise ConfigError unless the batch divides evenly over `world` processes."""
+    if batch_sequences % world:
+        near = max(world, round(batch_sequences / world) * world)
+        raise ConfigError(
+            f"training.batch_sequences={batch_sequences} does not divide over {world} processes: "
+            f"use a multiple of {world}, such as {near}"
+        )
+
+
+def assign_sequences(model: ModelConfig, depths: Sequence[int], world: int) -> list[list[int]]:
+    """Return the indices of the sequences of each process, ascending.
+
+    Notes
+    -----
+    All processes get the same number. Sequences are taken from the deepest to the shallowest, `world` at a
+    time, and the most expensive of them goes to the process with the least work so far. Work is the FLOPs at
+    the sequence's own depth.
+    """
+    if world == 1:
+        return [list(range(len(depths)))]
+    flops = flops_per_token(model, "paper")
+    limit = model.resolved_backprop_depth
+    cost = [flops.at(depth, min(depth, limit)) for depth in depths]
+    by_cost = sorted(range(len(depths)), key=lambda i: (-cost[i], i))
+    assigned: list[list[int]] = [[] for _ in range(world)]
+    load = [0.0] * world
+    for start in range(0, len(by_cost), world):
+        takers = sorted(range(world), key=lambda rank: (load[rank], rank))
+        for index, rank in zip(by_cost[start : start + world], takers, strict=True):
+            assigned[rank].append(index)
+            load[rank] += cost[index]
+    return [sorted(indices) for indices in assigned]
+
+
+def row_range(rows: int, rank: int, world: int) -> tuple[int, int]:
+    """Return start and stop of the rows of a sharded tensor on `rank`, as torch.chunk splits them."""
+    size = -(-rows // world)
+    return min(rank * size, rows), min((rank + 1) * size, rows)

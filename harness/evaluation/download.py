@@ -9,8 +9,8 @@ import urllib.request
 import zipfile
 from pathlib import Path, PurePosixPath
 
-from harness.data.config import Progress
-from harness.storage.locks import exclusive
+from harness.data.dataset import Progress
+from harness.storage.files import exclusive
 from model.config_validation import ConfigError
 
 URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"

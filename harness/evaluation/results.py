@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from harness.evaluation.bundle import Task
-from harness.storage.files import new_file
-from harness.storage.locks import exclusive
+from harness.storage.files import exclusive, new_file
 
 Array = np.ndarray
 FORMAT = 1  # of the file and of the prompts; a new number invalidates all stored results

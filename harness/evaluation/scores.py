@@ -17,8 +17,7 @@ import numpy as np
 from harness.evaluation.bundle import data_digest
 from harness.evaluation.results import Array, TaskResult
 from harness.run.folder import RunFolder
-from harness.storage.files import new_file, read_json, write_json
-from harness.storage.locks import exclusive
+from harness.storage.files import exclusive, new_file, read_json, write_json
 
 FOLDER = "evaluation"  # of a run, where results and scores are stored
 _SCORES = "scores.json"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.data.config import Progress
+from harness.data.dataset import Progress
 from harness.distributed.process_group import ALONE, Ranks
 from harness.evaluation.bundle import Item, Suite, Task, data_digest, read_items
 from harness.evaluation.prompts import FEWSHOT_SEED, encode, shuffle

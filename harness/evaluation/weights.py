@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from harness.data.tokenizer import find_bos, token_bytes
+from harness.data.dataset import token_bytes
+from harness.data.tokenizer import find_bos
 from harness.distributed.process_group import ALONE, Ranks
 from harness.run.folder import RunFolder
 from harness.training.checkpoint import load_newest
-from harness.training.session import device_named, prepare_process
+from harness.training.device import device_named, prepare_process
 from model.config_validation import ConfigError
 from model.published.checkpoint import export_model, load_model
 from model.transformer import LoopedTransformer, build_model

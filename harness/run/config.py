@@ -13,10 +13,10 @@ import yaml
 from annotated_types import Ge, Gt, Lt, MinLen
 from pydantic_core import to_json
 
-from harness.data.config import DataConfig
+from harness.data.dataset import DataConfig
 from model.config import ModelConfig
 from model.config_validation import ConfigError, build
-from model.flops import Accounting
+from model.flops import Accounting, flops_per_token
 
 CONFIG = "config.yaml"
 # libyaml's, where it is built in: ten times as fast
@@ -184,6 +184,13 @@ class RunConfig:
     def batch_tokens(self) -> int:
         """Tokens in one optimiser step."""
         return self.training.batch_sequences * self.model.sequence_length
+
+    @property
+    def nominal_flops_per_token(self) -> float:
+        """FLOPs per token at the mean recurrence and the backprop depth, under the run's accounting."""
+        model = self.model
+        flops = flops_per_token(model, self.accounting)
+        return flops.at(model.mean_recurrence, model.resolved_backprop_depth)
 
 
 def parse_config(text: str, path: Path) -> RunConfig:

@@ -15,14 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.data.config import DataError
-from harness.data.dataset import Dataset, open_dataset
+from harness.data.dataset import DataError, Dataset, open_dataset
 from harness.run.config import CONFIG, RunConfig, config_text, parse_config
 from harness.run.identity import canonical_json, difference, identity, run_id
 from harness.run.pending_runs import Files, pending_file, pending_files, pending_lines, write_files
 from harness.run.record import planned_record
-from harness.storage.files import read_json, read_text, write_json, write_text
-from harness.storage.locks import exclusive, is_held
+from harness.storage.files import exclusive, is_held, read_json, read_text, write_json, write_text
 from model.config_validation import ConfigError
 
 State = Literal["planned", "submitted", "running", "done", "failed"]

@@ -1,15 +1,31 @@
-"""The metrics of a run: JSON lines, flushed as they come."""
+"""The metrics of a run: JSON lines, flushed as they come, and their history in wandb.
+
+The history is live or made from metrics.jsonl, under the run's id. wandb cannot resume an offline run (each
+start begins another one at step 0), and a killed process loses its last seconds. An offline history is
+therefore not written while training but made anew from metrics.jsonl.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import os
+import shutil
+import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
-from harness.storage.files import write_text
+from harness.run.config import LoggerConfig
+from harness.run.folder import RunFolder
+from harness.storage.files import read_json, write_json, write_text
+from model.config_validation import ConfigError
+
+Mode = Literal["offline", "online"]
+STAMP = "synced.json"  # what the history was made from
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -38,7 +54,7 @@ class MetricsLog:
     ----------
     path : of metrics.jsonl.
     resume_step : the step of the checkpoint that the run continues from, 0 at its start.
-    live : a wandb run that gets every line too (`harness.run.wandb.live_run`).
+    live : a wandb run that gets every line too (`live_run`).
     """
 
     def __init__(self, path: Path, *, resume_step: int, live: Any | None = None) -> None:
@@ -67,3 +83,123 @@ class MetricsLog:
         self._file.close()
         if self._live is not None:
             self._live.finish(exit_code=int(kind is not None))
+
+
+def live_run(folder: RunFolder, logger: LoggerConfig) -> Any | None:
+    """Return the wandb run to log to while training, or None if `logger` asks for none.
+
+    It continues the history on the server. An offline one is made by `write_offline_history` afterwards.
+    """
+    if logger.name != "wandb" or logger.mode != "online":
+        return None
+    return _start(folder, logger, "online", folder.path, resume="allow")
+
+
+def write_offline_history(folder: RunFolder) -> None:
+    """Make the offline history of an attempt that has ended, where the run's logger asks for it.
+
+    An error of wandb becomes a warning, because metrics.jsonl has everything.
+    """
+    logger = folder.config().logger
+    if logger.name != "wandb" or logger.mode != "offline":
+        return
+    try:
+        rebuild_history(folder, logger, "offline")
+    except Exception as error:
+        warnings.warn(
+            f"no wandb history of {folder.run_id} ({error}): make it with loopscale sync", stacklevel=2
+        )
+
+
+def rebuild_history(folder: RunFolder, logger: LoggerConfig, mode: Mode) -> bool:
+    """Make the run's wandb history from metrics.jsonl, its configuration and its record.
+
+    Offline, `<run>/wandb/offline-run-*` is replaced; online, the history on the server.
+
+    Returns
+    -------
+    False if nothing has changed since the last time or nothing is measured yet.
+
+    Raises
+    ------
+    ConfigError : wandb or its server refuses the metrics.
+    """
+    lines = read_metrics(folder.metrics)
+    stamp = {"source": _digest(folder), "mode": mode, "project": logger.project, "entity": logger.entity}
+    target = folder.path / "wandb"
+    exists = mode == "online" or any(target.glob(f"offline-run-*-{folder.run_id}"))
+    if not lines or (exists and (target / STAMP).exists() and read_json(target / STAMP) == stamp):
+        return False
+    with tempfile.TemporaryDirectory(prefix=".wandb-", dir=folder.path) as scratch:
+        _write(folder, logger, mode, Path(scratch), lines)
+        if mode == "offline":
+            target.mkdir(exist_ok=True)
+            for old in target.glob(f"offline-run-*-{folder.run_id}"):
+                shutil.rmtree(old)
+            (made,) = (Path(scratch) / "wandb").glob(f"offline-run-*-{folder.run_id}")
+            made.rename(target / made.name)
+    target.mkdir(exist_ok=True)
+    write_json(target / STAMP, stamp)
+    return True
+
+
+def _library(mode: Mode) -> Any:
+    if mode == "offline":
+        # wandb reports its own errors to a host that it looks up even offline. It decides so when imported.
+        os.environ["WANDB_ERROR_REPORTING"] = "false"
+    import wandb
+
+    return wandb
+
+
+def _start(
+    folder: RunFolder, logger: LoggerConfig, mode: Mode, directory: Path, *, resume: Literal["allow"] | None
+) -> Any:
+    """Start a wandb run in `directory`, grouped by sweep; resume=None begins its history anew."""
+    return _library(mode).init(
+        project=logger.project,
+        entity=logger.entity,
+        id=folder.run_id,
+        name=folder.run_id,
+        group=folder.sweep,
+        dir=directory,
+        mode=mode,
+        resume=resume,
+        settings=_library(mode).Settings(
+            silent=True, disable_git=True, console="off", x_disable_stats=True, x_save_requirements=False
+        ),
+    )
+
+
+def _write(
+    folder: RunFolder, logger: LoggerConfig, mode: Mode, scratch: Path, lines: list[dict[str, Any]]
+) -> None:
+    wandb = _library(mode)
+    try:
+        run = _start(folder, logger, mode, scratch, resume=None)
+        run.config.update(dataclasses.asdict(folder.config()))
+        for line in lines:
+            run.log(line, step=int(line["step"]))
+        status = folder.status()
+        run.summary.update({**_results(folder), "status": str(status), "attempts": status.attempts})
+        run.finish(exit_code=int(status.state == "failed"))
+    except wandb.Error as error:
+        raise ConfigError(f"wandb refused {folder.run_id}: {' '.join(str(error).split())}") from error
+
+
+def _results(folder: RunFolder) -> dict[str, Any]:
+    """Return the known columns of the record, and the depth curve."""
+    results = {key: value for key, value in folder.record().items() if value is not None}
+    if folder.depth_curve.exists():
+        rows = json.loads(folder.depth_curve.read_text(encoding="utf-8"))
+        results["val_loss_nats_at_depth"] = {str(row["depth"]): row["val_loss_nats"] for row in rows}
+    return results
+
+
+def _digest(folder: RunFolder) -> str:
+    """Return a hash of all that a history is made from."""
+    names = ("record.json", "status.json")
+    digest = hashlib.sha256()
+    for path in (folder.metrics, *(folder.path / name for name in names), folder.depth_curve):
+        digest.update(path.read_bytes() if path.exists() else b"-")
+    return digest.hexdigest()

@@ -10,7 +10,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from harness.run.budget import nominal_flops_per_token
 from harness.run.config import RunConfig
 from harness.run.identity import recipe
 from model.depth import expected_depths
@@ -57,7 +56,7 @@ def planned_columns(run: RunConfig) -> dict[str, Any]:
     counts = parameter_counts(model)
     flops = flops_per_token(model, run.accounting)
     tokens = run.steps * run.batch_tokens
-    nominal = tokens * nominal_flops_per_token(run)
+    nominal = tokens * run.nominal_flops_per_token
     return {
         "scale": run.scale,
         "kind": model.table_kind,
@@ -137,7 +136,7 @@ def finished_record(
 
     Parameters
     ----------
-    counters : of `harness.training.throughput`.
+    counters : of `harness.training.session`.
     own_depth : test-time depth of the row's losses.
 
     Notes

@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 
 from harness.run.folder import RunFolder
+from harness.run.length import origin, stable_steps, trunk_id
 from harness.run.metrics import read_metrics
-from harness.run.trunk import origin, stable_steps, trunk_id
 from harness.storage.files import new_folder, write_text
 from harness.training.checkpoint import checkpoint_folders, open_checkpoint
 from model.config_validation import ConfigError

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 
-from harness.data.config import DataError
+from harness.data.dataset import DataError
 from harness.distributed.process_group import Ranks, connected, is_peer_loss
 from harness.run.folder import RunFolder, Status
-from harness.run.wandb import write_offline_history
+from harness.run.metrics import write_offline_history
 from harness.training.branch import start_from_trunk
-from harness.training.guardrails import Diverged
+from harness.training.diagnostics import Diverged
 from harness.training.session import Stopped
 from harness.training.train import Watch, train
 from model.config_validation import ConfigError

@@ -1,30 +1,83 @@
-"""The live objects of one attempt of a run, and when their state is saved to a checkpoint."""
+"""The live objects of one attempt of a run, its totals, and when its state is saved to a checkpoint."""
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 
-from harness.distributed.load_balance import check_divisible
-from harness.distributed.matrix_exchange import row_range
-from harness.distributed.parallel import Replica, local_rows, replicate
+from harness.distributed.parallel import Replica, check_divisible, local_rows, replicate, row_range
 from harness.distributed.process_group import Ranks
 from harness.optim.sharded_optimizer import ShardedOptimizer
 from harness.run.config import RunConfig
 from harness.run.folder import RunFolder
-from harness.run.trunk import origin
+from harness.run.length import origin
 from harness.storage.sharded_tensors import ShardReader, TensorShard, unsharded
 from harness.training.checkpoint import Checkpoint, open_newest, save
-from harness.training.guardrails import LossGuard
-from harness.training.micro_batch import find_micro_batch, workload_of
-from harness.training.throughput import Counters, peak_memory_bytes
+from harness.training.device import (
+    demand_determinism,
+    device_named,
+    find_micro_batch,
+    peak_memory_bytes,
+    prepare_process,
+    workload_of,
+)
+from harness.training.diagnostics import LossGuard
 from model.config_validation import ConfigError
-from model.kernels import compile_blocks, keep_freed_memory, kernels_for, name_in_use
+from model.kernels import compile_blocks, kernels_for, name_in_use
 from model.transformer import build_model
+
+
+@dataclass(kw_only=True)
+class Counters:
+    """Totals over all attempts of a run; the fields are stored in its checkpoints."""
+
+    executed_flops: float = 0.0  # by all devices
+    train_s: float = 0.0
+    data_wait_s: float = 0.0  # of train_s, waiting for a batch
+    wall_s: float = 0.0
+    device_s: float = 0.0  # wall_s summed over devices
+    peak_memory_bytes: int = 0  # maximum over processes
+    peak_flops_per_s: float = 0.0  # of all devices together, in the last attempt
+    micro_batch: int = 0
+
+
+class Meter:
+    """Time the steps of a run; a window lasts from one line of the metrics to the next."""
+
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+        self._steps = 0
+        self._opened = replace(counters)
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Time one step, including its wait for data."""
+        began = time.perf_counter()
+        yield
+        self._counters.train_s += time.perf_counter() - began
+        self._steps += 1
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time the wait for a batch."""
+        began = time.perf_counter()
+        yield
+        self._counters.data_wait_s += time.perf_counter() - began
+
+    def window(self, batch_tokens: int) -> dict[str, float]:
+        """Close the window; return its tokens_per_s, mfu and data_wait_share."""
+        now, opened, steps = self._counters, self._opened, self._steps
+        self._opened, self._steps = replace(now), 0
+        train_s = now.train_s - opened.train_s
+        return {
+            "tokens_per_s": steps * batch_tokens / train_s,
+            "mfu": (now.executed_flops - opened.executed_flops) / train_s / now.peak_flops_per_s,
+            "data_wait_share": (now.data_wait_s - opened.data_wait_s) / train_s,
+        }
 
 
 @dataclass(kw_only=True)
@@ -186,40 +239,3 @@ def open_session(folder: RunFolder, run: RunConfig, ranks: Ranks) -> Session:
     if ranks.first:
         folder.set_micro_batch(session.counters.micro_batch)  # a retry after oom halves it
     return session
-
-
-def demand_determinism(*, compiled: bool) -> None:
-    """Make torch raise an error for every operation that is not deterministic.
-
-    Notes
-    -----
-    `use_deterministic_algorithms` also covers compiled code, but imports the compiler, which takes seconds.
-    """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
-    if compiled:
-        torch.use_deterministic_algorithms(True)
-    else:
-        torch.set_deterministic_debug_mode("error")
-
-
-def device_named(name: str, ranks: Ranks, *, key: str = "device") -> torch.device:
-    """Return a device by name; "auto" is the GPU of this process's local rank where there is one.
-
-    Raises
-    ------
-    ConfigError : `key` asks for a GPU and none is visible.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"{key}=cuda: no GPU is visible here; use device=cpu or auto")
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    # Modulo, because a launcher may make only one GPU visible to each process.
-    return torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
-
-
-def prepare_process(device: torch.device) -> None:
-    """Set the current GPU, or on a CPU let the allocator keep freed memory."""
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    else:
-        keep_freed_memory()

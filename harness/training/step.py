@@ -20,13 +20,12 @@ import torch
 from torch import Tensor
 
 from harness.data.loader import Batch
-from harness.distributed.load_balance import assign_sequences
-from harness.distributed.parallel import Replica
+from harness.distributed.parallel import Replica, assign_sequences
 from harness.run.config import RunConfig
 from harness.training.diagnostics import GradientNorms, StateProbe
-from model.cross_entropy import IGNORE
 from model.depth import counter_seed, draw_depths
 from model.flops import executed_flops
+from model.kernels import IGNORE
 
 T = TypeVar("T")
 

@@ -9,20 +9,18 @@ from collections.abc import Callable
 from harness.data.dataset import Dataset
 from harness.data.loader import Batch, TrainingRows, training_rows, validation_rows
 from harness.distributed.process_group import ALONE, Ranks
-from harness.optim.schedule import learning_rate_factor, weight_decay_factor
-from harness.run.budget import check_epochs
+from harness.optim.parameter_groups import learning_rate_factor, weight_decay_factor
 from harness.run.config import RunConfig
 from harness.run.folder import RunFolder
-from harness.run.metrics import MetricsLog
+from harness.run.length import check_epochs
+from harness.run.metrics import MetricsLog, live_run
 from harness.run.record import Evaluation, depth_rows, finished_record
-from harness.run.wandb import live_run
 from harness.storage.files import write_json, write_text
 from harness.training.checkpoint import keep_only
-from harness.training.diagnostics import spectral_radius
-from harness.training.guardrails import Diverged
-from harness.training.session import Saver, Session, open_session
+from harness.training.device import device_name, peak_flops_per_s
+from harness.training.diagnostics import Diverged, spectral_radius
+from harness.training.session import Meter, Saver, Session, open_session
 from harness.training.step import Draws, Gradient, GradientOfStep, Prefetch, draw
-from harness.training.throughput import Meter, device_name, peak_flops_per_s
 from harness.training.validation import evaluate
 from model.config_validation import ConfigError
 
@@ -52,7 +50,7 @@ def train(
     Raises
     ------
     Stopped : `stop_requested` returned True in any process; a checkpoint is saved.
-    Diverged : see `harness.training.guardrails`.
+    Diverged : see `harness.training.diagnostics`.
     CheckpointError : all checkpoints of earlier attempts are corrupt.
     ConfigError : the folder or the data set belongs to another configuration.
     """

@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import Literal
 
 from model.config_validation import ConfigError
-from model.kernels.allocator import keep_freed_memory
 from model.kernels.compilation import compile_blocks
 from model.kernels.cpu import CpuKernels
-from model.kernels.functional import half_squared_relu, rms_norm, rotated_norm
+from model.kernels.cpu.library import keep_freed_memory
+from model.kernels.functional import half_squared_relu, rms_norm, rotated_norm, summed_nats
 from model.kernels.interface import IGNORE, BlockWeights, Context, Kernels, LoopInputs, Workload
 from model.kernels.reference import ReferenceKernels, run_loops
 
@@ -34,6 +34,7 @@ __all__ = [
     "rms_norm",
     "rotated_norm",
     "run_loops",
+    "summed_nats",
 ]
 
 Choice = Literal["auto", "reference", "cpu"]

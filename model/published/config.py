@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from model.config import ModelConfig
+from model.config import ModelConfig, gated_layers
 from model.config_validation import ConfigError, build
-from model.value_embedding_layers import gated_layers
 
 # What a published model must say, or leave out, for ours to be the same function.
 _FIXED: dict[str, Any] = {

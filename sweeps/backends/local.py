@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from harness.data.encoding import available_cores
-from harness.storage.locks import is_held
+from harness.storage.files import is_held
 from model.config_validation import ConfigError
 from sweeps.backends.base import Backend, Elements
 from sweeps.backends.job_array import JobArray

@@ -10,17 +10,20 @@ from harness.storage.files import write_text
 from model.config_validation import ConfigError, build
 from sweeps.cli.help import Command
 from sweeps.cli.tables import to_json
-from sweeps.config.commands import FitTableConfig
+from sweeps.config.commands import CompareConfig, FitTableConfig
 from sweeps.config.compose import compose_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from analysis import Comparison, FitConfig, IsoflopFit, LawFit, StudyFit
+    from analysis.compare.arms import ArmComparison
     from analysis.laws.curve_laws import CurveLaws
     from analysis.published.comparison import PublishedComparison
+    from analysis.tables.points import PointsTable
 
     AnyFit: TypeAlias = StudyFit | IsoflopFit | LawFit | CurveLaws
+    AnyComparison: TypeAlias = Comparison | ArmComparison | PublishedComparison
 
 PUBLISHED = "parcae_published"
 
@@ -33,13 +36,14 @@ def fit_sweep(settings: FitTableConfig) -> AnyFit:
     from analysis import fit, isoflop
     from analysis.study.cross_run_laws import fit_law_to_runs
     from analysis.study.points import fit_law_to_points
+    from analysis.tables.points import PointsTable
     from sweeps.cli.progress import stage_progress
 
     source, config = _source(settings), _fit_config(settings)
-    if not isinstance(source, tuple):
+    if isinstance(source, PointsTable):
         if settings.law == "isoflop":
-            return isoflop(source, x=settings.x, config=config)
-        return fit_law_to_points(settings.law, source, x=settings.x, config=config)
+            return isoflop(source, budget_tolerance=settings.budget_tolerance, config=config)
+        return fit_law_to_points(settings.law, source, config=config)
     if settings.law != "isoflop":
         return fit_law_to_runs(settings.law, *source, config)
     with stage_progress() as progress:
@@ -49,13 +53,41 @@ def fit_sweep(settings: FitTableConfig) -> AnyFit:
     return study
 
 
-def compare_data(settings: FitTableConfig) -> Comparison | PublishedComparison:
-    """Compare looped with fixed depth in the sweep's runs, in other runs, or in the published rows."""
+def compare_data(settings: CompareConfig) -> AnyComparison:
+    """Compare looped with fixed depth in the sweep's runs, other runs or the published rows; or arms."""
     if settings.data == PUBLISHED:
         from analysis.published.comparison import published_comparison
 
         return published_comparison(settings.confidence)
-    return compare_sweep(settings)
+    return compare_recipes(settings) if settings.arms or settings.against else compare_sweep(settings)
+
+
+def compare_recipes(settings: CompareConfig) -> ArmComparison:
+    """Compare the arms of an axis, or two sweeps; write arms.json and a figure beside a sweep's tables."""
+    import pandas as pd
+
+    from analysis.compare.arms import compare_arms
+    from analysis.figures.arms import arms_figure
+    from analysis.figures.style import save_figure
+
+    source, axis = _source(settings), settings.arms or "sweep"
+    if not isinstance(source, tuple):
+        raise ConfigError(f"data={settings.data}: arms are compared in a runs table alone")
+    runs = source[0]
+    if settings.against:
+        named = Path(settings.against)
+        other = settings.against if named.exists() else str(Path(settings.root) / settings.against)
+        joined = _source(dataclasses.replace(settings, data=other))
+        if not isinstance(joined, tuple):
+            raise ConfigError(f"against={settings.against}: it is no runs table")
+        runs = pd.concat([runs, joined[0]], ignore_index=True)
+    reference = None if settings.reference is None else format(settings.reference, "")
+    comparison = compare_arms(runs, axis, _fit_config(settings), reference)
+    if settings.data is None:
+        write_text(settings.folder / "arms.json", comparison.to_json() + "\n")
+        if drawn := arms_figure(comparison):
+            save_figure(drawn, settings.folder)
+    return comparison
 
 
 def compare_sweep(settings: FitTableConfig) -> Comparison:
@@ -78,11 +110,14 @@ def compare_sweep(settings: FitTableConfig) -> Comparison:
     return comparison
 
 
-def comparison_figures(settings: FitTableConfig, comparison: Comparison | PublishedComparison) -> list[Path]:
-    """Return the figures that `compare_sweep` wrote: those of a sweep, and none of other data."""
+def comparison_figures(settings: CompareConfig, comparison: AnyComparison) -> list[Path]:
+    """Return the figures that `compare_data` wrote: those of a sweep, and none of other data."""
     from analysis import Comparison
+    from analysis.compare.arms import ArmComparison
     from analysis.figures.compare import names
 
+    if settings.data is None and isinstance(comparison, ArmComparison):
+        return [path for path in [settings.folder / "arms.pdf"] if path.exists()]
     if settings.data is not None or not isinstance(comparison, Comparison):
         return []
     return [settings.folder / f"{name}.pdf" for name in names(comparison)]
@@ -112,15 +147,22 @@ def report_sweep(settings: FitTableConfig) -> tuple[Path, list[str]]:
     return page, fitted.headlines()
 
 
-def _source(settings: FitTableConfig) -> tuple[pd.DataFrame, pd.DataFrame] | pd.DataFrame:
+def _source(settings: FitTableConfig) -> tuple[pd.DataFrame, pd.DataFrame] | PointsTable:
+    """Return the runs and depths tables, or the points of a table of another kind."""
     from analysis import read_tables
+    from analysis.tables.points import filtered, points_table
     from analysis.tables.readers import read_source
 
-    if settings.data is None:
-        return read_tables(settings.folder)
     if settings.data == PUBLISHED:
         raise ConfigError(f"data={PUBLISHED} has tables but no runs: loopscale report or compare")
-    return read_source(settings.data, settings.columns)
+    data = settings.data or str(settings.folder)
+    source = read_source(data, bool(settings.columns)) if settings.data else read_tables(settings.folder)
+    if isinstance(source, tuple):
+        return filtered(source[0], settings.where, "the runs table"), source[1]
+    name = data if data.startswith("wandb:") else Path(data).name
+    return points_table(
+        source, settings.columns, where=settings.where, x=settings.x, unit=settings.unit, name=name
+    )
 
 
 def _folder(settings: FitTableConfig) -> Path:
@@ -175,7 +217,7 @@ COMMANDS = {
     ),
     "compare": Command(
         run=_compare,
-        summary="looped against fixed depth at equal FLOPs",
+        summary="looped against fixed depth, or the arms of an axis, at equal FLOPs",
         example="loopscale compare sweep=demo",
         settings="table/compare",
     ),

@@ -37,8 +37,8 @@ def run_study(study: StudyConfig) -> Path:
     from sweeps.cli.analysis import report_sweep
     from sweeps.cli.progress import stage_progress, watch
     from sweeps.launch.launch import write_ledger
-    from sweeps.state.collect import collect
-    from sweeps.state.eta import gaps, has_ended
+    from sweeps.state.collect import collect, gaps
+    from sweeps.state.eta import has_ended
     from sweeps.state.status import status
 
     with stage_progress() as progress:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness.data.config import DataConfig
+from harness.data.dataset import DataConfig
 from harness.run.config import LoggerConfig, OptimizerConfig, ScheduleConfig
 from model.config import ModelConfig
 from sweeps.config.cluster import ClusterConfig, RetryConfig

@@ -39,7 +39,16 @@ STATUS_COLUMNS = {
 
 
 def launch_sweep(study: StudyConfig) -> tuple[Path, list[str]]:
-    """Launch the study's sweep with a progress bar; return its folder and remarks."""
+    """Launch the study's sweep with a progress bar; return its folder and remarks.
+
+    On a simulated cluster it is rehearsed to its end, in a folder of its own.
+    """
+    from sweeps.backends.registry import open_backend
+
+    if open_backend(study.cluster).simulated:
+        from sweeps.launch.rehearsal import rehearse
+
+        return rehearse(study), []
     from sweeps.cli.progress import stage_progress
     from sweeps.launch.launch import launch
 
@@ -58,7 +67,7 @@ def sync_sweep(settings: SyncConfig) -> pd.DataFrame:
     """
     import pandas as pd
 
-    from harness.run.wandb import rebuild_history
+    from harness.run.metrics import rebuild_history
     from sweeps.cli.progress import stage_progress
 
     runs = _runs(settings)
@@ -85,8 +94,8 @@ def sync_sweep(settings: SyncConfig) -> pd.DataFrame:
 def _runs(settings: SyncConfig) -> list[RunFolder]:
     """Return the runs to synchronise; segments of trunks are left out, their steps are in the runs."""
     from harness.run.folder import RunFolder
+    from harness.run.length import origin
     from harness.run.pending_runs import pending_lines
-    from harness.run.trunk import origin
 
     names = {path.parent.name for path in settings.folder.glob("*/status.json")}
     folders = (RunFolder(settings.folder / name) for name in names | pending_lines(settings.folder).keys())
@@ -147,7 +156,13 @@ def _status(overrides: list[str]) -> str:
     if settings.watch:
         from sweeps.cli.progress import watch_until_idle
 
-        watch_until_idle(settings.folder)
+        watch_until_idle(settings.folder, settings.page)
+    if settings.page is not None:
+        from sweeps.cli.live_page import write_live_page
+        from sweeps.state.status import status
+
+        write_live_page(status(settings.folder), settings.folder, settings.page, live=False)
+        return str(settings.page)
     return _status_json(settings.folder) if settings.format == "json" else _status_text(settings)
 
 
@@ -207,8 +222,7 @@ def _retry(overrides: list[str]) -> str:
 
 
 def _collect(overrides: list[str]) -> str:
-    from sweeps.state.collect import collect
-    from sweeps.state.eta import gaps
+    from sweeps.state.collect import collect, gaps
 
     settings = compose_table("collect", overrides)
     collected = collect(settings.folder, [Path(folder) for folder in settings.also])

@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from sweeps.cli import live_page
 from sweeps.cli.tables import clock
 from sweeps.state.eta import LOST, flops_left, flops_own, has_ended
 from sweeps.state.status import SweepStatus, is_worked_on, status
@@ -74,15 +75,20 @@ def step_progress(title: str, steps: int) -> Iterator[Callable[[dict[str, float 
         yield update
 
 
-def watch(folder: Path, alive: Callable[[SweepStatus], bool] = lambda state: True) -> None:
-    """Show the sweep in `folder` until all runs have ended or `alive` returns False."""
+def watch(
+    folder: Path, alive: Callable[[SweepStatus], bool] = lambda state: True, page: Path | None = None
+) -> None:
+    """Show the sweep in `folder` until all runs have ended or `alive` returns False; rewrite its `page`."""
     console = _console()
     meter = _Meter()
     with Live(console=console, auto_refresh=False, transient=True) as live:
-        shown_at = 0.0
+        shown_at = written_at = -PLAIN_EVERY_S
         while True:
             state = status(folder)
             ended = all(has_ended(row["status"]) for row in state.rows) or not alive(state)
+            if page is not None and (ended or time.monotonic() - written_at > live_page.REFRESH_S):
+                live_page.write_live_page(state, folder, page, live=not ended)
+                written_at = time.monotonic()
             if console.is_terminal:
                 live.update(_live_view(state, meter), refresh=True)
             elif ended or time.monotonic() - shown_at > PLAIN_EVERY_S:
@@ -93,8 +99,8 @@ def watch(folder: Path, alive: Callable[[SweepStatus], bool] = lambda state: Tru
             time.sleep(REFRESH_S)
 
 
-def watch_until_idle(folder: Path) -> None:
-    """Show the sweep in `folder` until it has ended or nothing works on it any more."""
+def watch_until_idle(folder: Path, page: Path | None = None) -> None:
+    """Show the sweep in `folder`, and on its `page`, until it has ended or nothing works on it any more."""
     began = time.monotonic()
 
     def alive(state: SweepStatus) -> bool:
@@ -102,7 +108,7 @@ def watch_until_idle(folder: Path) -> None:
         queued = active and any(row["job"] for row in state.rows)
         return queued or time.monotonic() - began < STARTING_S or is_worked_on(folder)
 
-    watch(folder, alive)
+    watch(folder, alive, page)
 
 
 class _Meter:

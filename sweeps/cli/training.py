@@ -36,8 +36,8 @@ def train_one(study: StudyConfig) -> dict[str, Any]:
     ConfigError : the run did not end well; its folder keeps everything.
     """
     from harness.data.prepare import prepare
-    from harness.run.budget import check_epochs, solve
     from harness.run.folder import RunFolder, create
+    from harness.run.length import check_epochs, solve
     from sweeps.cli.progress import stage_progress, step_progress
 
     if study.run:  # with the data set that it was planned with

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, MinLen
+from annotated_types import Ge, Gt, Lt, MinLen
 
 from sweeps.config.study import Seed
 
@@ -27,10 +27,18 @@ class TableConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StatusConfig(TableConfig):
-    """`loopscale status`; `run` is a run id of the sweep, or the end of one."""
+    """`loopscale status`; `run` is a run id of the sweep, or the end of one; `html` may name the page."""
 
     watch: bool = False
+    html: bool | str = False
     run: str | None = None
+
+    @property
+    def page(self) -> Path | None:
+        """Return the path of the live page, None if none is wanted."""
+        if self.html is True:
+            return self.folder / "status.html"
+        return Path(self.html) if self.html else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +70,15 @@ class SyncConfig(TableConfig):
 class FitTableConfig(TableConfig):
     """`loopscale fit`, `report` and `compare`: a source of data and the fields of `analysis.FitConfig`."""
 
-    data: str | None = None  # in place of the sweep: a CSV, a folder of tables, or wandb:ENTITY/PROJECT
+    data: str | None = (
+        None  # in place of the sweep: a CSV or Parquet file, a folder of tables, or wandb:ENTITY/PROJECT
+    )
     columns: dict[str, str] = field(default_factory=dict)
+    where: str | None = None  # rows to keep, a query of pandas
     law: str = "isoflop"
-    x: Literal["params", "tokens"] = "params"
+    x: Literal["params", "tokens", "recurrence"] | None = None
+    unit: str | None = None  # of the loss of points
+    budget_tolerance: Annotated[float, Gt(0), Lt(1)] | None = None
     bootstrap: int = 1000
     seed: int = 0
     confidence: float = 0.95
@@ -76,6 +89,15 @@ class FitTableConfig(TableConfig):
     parameter_count: str = "non_embedding"
     validation: bool = True
     max_epochs: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(FitTableConfig):
+    """`loopscale compare`: looped against fixed depth, or the arms of an axis against one of them."""
+
+    arms: Annotated[str, MinLen(1)] | None = None
+    reference: str | float | None = None
+    against: Annotated[str, MinLen(1)] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,5 +178,5 @@ TABLES: dict[str, type] = {
     "sync": SyncConfig,
     "fit": FitTableConfig,
     "report": FitTableConfig,
-    "compare": FitTableConfig,
+    "compare": CompareConfig,
 }

@@ -6,18 +6,24 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from harness.run.budget import LENGTHS
 from harness.run.config import RunConfig
+from harness.run.length import LENGTHS
 from model.config_validation import ConfigError, build, closest
 from sweeps.config.cluster import ClusterConfig, RetryConfig
 from sweeps.config.commands import TABLES
 from sweeps.config.study import StudyConfig, SweepConfig
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-_TEXT_KEYS = ("prompt",)
+# Keys whose value is text, a path or the name of a column: taken as it is written, outside Hydra's grammar.
+_TEXT_KEYS = (
+    *("prompt", "where", "columns.*", "data", "path", "data.path", "data.tokenizer", "root", "cache", "run"),
+    *("checkpoint", "folder", "bundle", "cluster.python", "assume.noise_from"),
+)
+_PATH_LISTS = ("also", "assume.law")  # keys of one such value, or several between commas
 _QUOTED = re.compile(r"[\[{('\"]")  # in a value that is not a plain list
 EVAL_LISTS = ("tasks", "depths", "seeds")  # keys of `eval` whose value is always a list
 _STUDY_KEYS = (
@@ -99,7 +105,8 @@ def with_lists(overrides: Sequence[str], keys: Sequence[str] = ()) -> list[str]:
     for text in overrides:
         key, _, value = text.partition("=")
         name = key.lstrip("+")
-        plain = name not in _TEXT_KEYS and value not in ("", "null") and not _QUOTED.search(value)
+        literal = _is_text(name) or name in _PATH_LISTS
+        plain = not literal and value not in ("", "null") and not _QUOTED.search(value)
         out.append(f"{key}=[{value}]" if plain and (name in keys or "," in value) else text)
     return out
 
@@ -113,6 +120,9 @@ def multirun(overrides: Sequence[str]) -> list[list[str]]:
     from hydra.errors import HydraException
 
     def values(text: str) -> list[str]:
+        key, _, value = text.partition("=")
+        if _is_text(key.lstrip("+")):
+            return [f"{key}={one}" for one in value.split(",")]
         try:
             item = OverridesParser.create().parse_override(text)
         except HydraException as error:
@@ -155,15 +165,29 @@ def _forced(folder: Path, overrides: Sequence[str]) -> list[str]:
     ]
 
 
+def _is_text(key: str) -> bool:
+    return any(fnmatchcase(key, pattern) for pattern in _TEXT_KEYS)
+
+
 def _quoted(text: str) -> str:
-    """Quote the value of a key that is free text: brackets and commas have a meaning in Hydra's grammar."""
+    """Quote a value that is taken as it is written: brackets and commas have a meaning in Hydra's grammar."""
     key, _, value = text.partition("=")
-    if key not in _TEXT_KEYS or (value[:1] in ("'", '"') and value[-1:] == value[0]):
+    if value in ("", "null") and key != "prompt":
         return text
+    if key in _PATH_LISTS and not (value[0] == "[" and value[-1] == "]"):
+        values = [_literal(one) for one in value.split(",")]
+        return f"{key}={values[0]}" if len(values) == 1 and key != "also" else f"{key}=[{','.join(values)}]"
+    return f"{key}={_literal(value)}" if _is_text(key) else text
+
+
+def _literal(value: str) -> str:
+    """Return Hydra's quotation of a text; what is quoted already stays."""
+    if value[:1] in ("'", '"') and value[-1:] == value[0]:
+        return value
     # Backslashes count only before a quote or at the end, where each is written twice.
     escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
     escaped = re.sub(r"(\\+)$", r"\1\1", escaped).replace("${", "\\${")
-    return f"{key}='{escaped}'"
+    return f"'{escaped}'"
 
 
 def _is_group(folder: Path, key: str) -> bool:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from harness.data.config import DataConfig
-from harness.run.budget import BudgetError, solve
+from harness.data.dataset import DataConfig
+from harness.data.prepare import find_prepared
 from harness.run.config import RunConfig, TrainingConfig
 from harness.run.identity import run_id
+from harness.run.length import BudgetError, solve
 from model.config_validation import ConfigError, build
+from model.memory import memory_estimate_bytes
+from sweeps.config.cluster import ClusterConfig
 from sweeps.config.study import Control, StudyConfig, SweepConfig
 
 
@@ -74,6 +79,21 @@ def cells(study: StudyConfig, lookup: Lookup) -> list[Cell]:
     return result
 
 
+def plan_cells(study: StudyConfig) -> list[Cell]:
+    """Return the study's cells, named where the data is prepared under `study.cache`."""
+    solved = cells(study, lambda data: _facts(data, Path(study.cache)))
+    if study.cluster.device_memory_gb is None:
+        return solved
+    return [_check_memory(cell, study.cluster) for cell in solved]
+
+
+def _facts(data: DataConfig, cache: Path) -> DataFacts:
+    prepared = find_prepared(data, cache)
+    if prepared is None:
+        return DataFacts(digest=None, unique_tokens=data.unique_tokens)
+    return DataFacts(digest=prepared.digest, unique_tokens=prepared.unique_tokens)
+
+
 def index_of(value: T, known: list[T]) -> int:
     """Return the index of an equal value in `known`, to which a new value is appended.
 
@@ -106,22 +126,32 @@ def solve_cell(run: RunConfig, data: DataFacts, sweep: SweepConfig) -> Cell:
     return Cell(run=solved, data=data, run_id=name, verdict="DROP" if reason else "OK", reason=reason)
 
 
-def truncated_curves(planned: list[Cell]) -> list[str]:
-    """Return a note for each budget that loses recurrences on one side: its minimum is biased."""
-    curves: dict[tuple[Any, ...], list[Cell]] = {}
-    for cell in planned:
-        if cell.run.model.table_kind == "looped" and cell.run.budget_flops:
-            curves.setdefault((cell.run.scale, cell.run.budget_flops, cell.run.seed), []).append(cell)
-    notes = []
-    for (scale, budget, _), curve in curves.items():
-        curve.sort(key=lambda cell: cell.run.model.mean_recurrence)
-        dropped = [cell.verdict == "DROP" for cell in curve]
-        if any(dropped) and not all(dropped) and dropped[0] != dropped[-1]:
-            side = "low" if dropped[0] else "high"
-            notes.append(
-                f"{scale} at {budget:.3g} FLOPs loses its {side} recurrences: its minimum will be biased"
-            )
-    return notes
+def _check_memory(cell: Cell, cluster: ClusterConfig) -> Cell:
+    """Return the cell, dropped if it does not fit the memory of a device."""
+    needed, limit_gb = memory_bytes(cell, cluster), cluster.device_memory_gb or math.inf
+    if cell.verdict == "DROP" or needed <= limit_gb * 1e9:
+        return cell
+    micro_batch = cell.run.training.micro_batch
+    advice = "take more devices" if micro_batch in (None, 1) else "lower training.micro_batch"
+    reason = f"needs about {needed / 1e9:.3g} GB, cluster.device_memory_gb={limit_gb:g}: {advice}"
+    return dataclasses.replace(cell, verdict="DROP", reason=reason)
+
+
+def memory_bytes(cell: Cell, cluster: ClusterConfig) -> float:
+    """Return the estimated memory of one device; an unset micro-batch is the largest that fits."""
+    training, world = cell.run.training, cluster.resources_of(cell.run.scale).world_size
+    limit_bytes = (cluster.device_memory_gb or math.inf) * 1e9
+
+    def needed(size: int) -> float:
+        estimate = memory_estimate_bytes(cell.run.model, size, precision=training.precision)
+        held = estimate.total - estimate.activations
+        return estimate.activations + held / (world if training.parallel == "fsdp" else 1)
+
+    share = max(1, training.batch_sequences // world)
+    size = min(training.micro_batch or share, share)
+    while training.micro_batch is None and size > 1 and needed(size) > limit_bytes:
+        size = math.ceil(size / 2)
+    return needed(size)
 
 
 def _check_sweep(sweep: SweepConfig) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from harness.run.config import RunConfig, TrainingConfig
 from harness.run.identity import Identity, identity, run_name
-from harness.run.trunk import SEGMENT, segment_run, stable_steps, trunk_id, unshared_reason
+from harness.run.length import SEGMENT, segment_run, stable_steps, trunk_id, unshared_reason
 from model.config_validation import ConfigError
 from sweeps.config.study import TrunkMode
 from sweeps.grid.cells import Cell, index_of

@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from harness.data.config import DataConfig
+from harness.data.dataset import DataConfig
 from harness.data.prepare import find_prepared, prepare
-from harness.run.budget import nominal_flops_per_token
 from harness.run.config import EvaluationConfig, LoggerConfig, RunConfig
 from harness.run.folder import RunFolder
 from harness.run.identity import run_id
@@ -24,12 +23,11 @@ from model.config_validation import ConfigError
 from sweeps.backends.registry import open_backend
 from sweeps.config.cluster import Resources
 from sweeps.config.study import StudyConfig, SweepConfig
-from sweeps.grid.cells import Cell, DataFacts
+from sweeps.grid.cells import Cell, DataFacts, plan_cells
+from sweeps.launch.launch import register
 from sweeps.launch.submit import submit_missing
 from sweeps.planning.cost import calibration_file, cluster_name, shape_of
-from sweeps.planning.plan import plan_cells
 from sweeps.state.ledger import read_ledger
-from sweeps.state.registration import register
 
 TIME_MIN = 15  # of a job that times shapes
 STEPS = 8
@@ -156,7 +154,7 @@ def _keep(path: Path, run: RunConfig, resources: Resources, trained: RunFolder) 
             "shape": list(shape),
             "resources": dataclasses.asdict(resources),
             "tokens_per_s": tokens_per_s,
-            "flops_per_s": tokens_per_s * nominal_flops_per_token(run),
+            "flops_per_s": tokens_per_s * run.nominal_flops_per_token,
             "device": trained.record()["device"],
             "steps": len(lines),
         },

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from harness.run.folder import RunFolder
-from harness.storage.locks import exclusive
+from harness.storage.files import exclusive
 from model.config_validation import ConfigError, closest
 from sweeps.backends.base import Backend
 from sweeps.backends.job_array import array_folder, element_id, latest_elements, read_arrays, read_submitted

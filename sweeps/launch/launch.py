@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from harness.data.config import DataConfig, Progress
+from harness.data.dataset import DataConfig, Progress
 from harness.data.prepare import prepare
+from harness.run.config import CONFIG, RunConfig, config_text
+from harness.run.folder import RunFolder, create, initial_files, reconcile
+from harness.run.length import ORIGIN, SEGMENT, Origin, set_origin
+from harness.run.pending_runs import pending_file, pending_files, pending_line, pending_lines, write_pending
+from harness.storage.files import exclusive, write_json
 from model.config_validation import ConfigError
 from sweeps.backends.registry import open_backend
 from sweeps.config.study import StudyConfig
-from sweeps.grid.cells import Cell, index_of
+from sweeps.grid.cells import Cell, index_of, plan_cells
+from sweeps.grid.trunks import Segment, Trunks, cell_name
 from sweeps.launch.submit import show_job_files, submit_missing
-from sweeps.planning.plan import plan_cells
-from sweeps.state.ledger import Ledger, read_ledger
-from sweeps.state.registration import register, would_register
+from sweeps.state.ledger import Ledger, read_ledger, required_segments, trunks_of
 from sweeps.state.retry import reopen
 
 
@@ -44,13 +50,8 @@ def write_ledger(study: StudyConfig, progress: Progress | None = None) -> Ledger
 def launch(study: StudyConfig, progress: Progress | None = None) -> tuple[Path, list[str]]:
     """Register the study's runs and start or submit what is missing; return the sweep's folder and remarks.
 
-    With `retry_failed`, failed runs are opened again; otherwise they stay as they are. On a simulated cluster
-    the sweep is rehearsed to its end, in a folder of its own.
+    With `retry_failed`, failed runs are opened again; otherwise they stay as they are.
     """
-    if open_backend(study.cluster).simulated:
-        from sweeps.launch.rehearsal import rehearse
-
-        return rehearse(study), []
     planned = _planned(study, progress)
     ledger = register(study, planned)
     folder = Path(study.root) / ledger.name
@@ -96,3 +97,133 @@ def _planned(study: StudyConfig, progress: Progress | None) -> list[Cell]:
     if not any(cell.verdict == "OK" for cell in planned):
         raise ConfigError(f"no cell of sweep {study.sweep.name} can run; the first: {planned[0].reason}")
     return planned
+
+
+def register(study: StudyConfig, cells: list[Cell]) -> Ledger:
+    """Add all OK `cells` to the sweep's ledger; what is there stays.
+
+    A run gets no folder yet but a line in planned.jsonl. A segment of a trunk gets its folder: a segment
+    without one was deleted. A lock serialises two launches at once. Raises ConfigError when an existing
+    folder holds another configuration.
+    """
+    assert study.sweep.name is not None
+    folder = Path(study.root) / study.sweep.name
+    folder.mkdir(parents=True, exist_ok=True)
+    with exclusive(folder / ".ledger.lock", wait=True):
+        before = read_ledger(folder) if (folder / "sweep.json").exists() else None
+        names = before.run_ids if before else []
+        scales = before.scales if before else {}
+        _check_data(folder, names, cells)
+        trunks = trunks_of(study, before, cells)
+        accepted = sorted((cell for cell in cells if cell.verdict != "DROP"), key=_cost, reverse=True)
+        _register_runs(folder, accepted, trunks, set(names))
+        scales |= {str(cell.run_id): cell.run.scale for cell in accepted}
+        ledger = Ledger(
+            name=study.sweep.name,
+            run_ids=list(dict.fromkeys([*names, *(str(cell.run_id) for cell in accepted)])),
+            cache=os.path.relpath(study.cache, folder),
+            cluster=study.cluster,
+            retry=study.retry,
+            scales=scales,
+            nonce=before.nonce if before else secrets.token_hex(4),
+            segments=trunks.segments,
+            parents=trunks.parents,
+        )
+        if trunks.segments:
+            states = {run.run_id: run.status() for run in ledger.nodes(folder)}
+            needed = required_segments(ledger, folder, states, failed_too=True)
+            for name, segment, training, cell in trunks.training():
+                scales[name] = training.scale
+                if name in needed or name in states:  # a deleted one comes back only if it is needed
+                    _create_segment(folder, name, segment, training, cell)
+            os.sync()  # once for all folders: the ledger names nothing that a power failure can lose
+        write_json(folder / "sweep.json", asdict(ledger))
+    return ledger
+
+
+def _register_runs(folder: Path, cells: list[Cell], trunks: Trunks, known: set[str]) -> None:
+    """Write what a run's folder will begin with; update the settings of a run that has its folder.
+
+    A run that is known keeps its record and its trunk, and takes over the machine settings only.
+    """
+    before = pending_lines(folder)
+    lines = dict(before)
+    for cell in cells:
+        assert cell.data.digest and cell.data.unique_tokens and cell.run_id, "prepare the data first"
+        run, parent = RunFolder(folder / cell.run_id), trunks.parents.get(cell.run_id)
+        if run.exists():
+            reconcile(run, cell.run)
+            if parent and not (cell.run_id in known and (run.path / ORIGIN).exists()):
+                set_origin(run, Origin(parent=parent))
+        elif cell.run_id in known and cell.run_id in before:
+            if (text := config_text(cell.run)) != pending_file(run.path, CONFIG):
+                lines[cell.run_id] = pending_line(cell.run_id, pending_files(run.path) | {CONFIG: text})
+        else:
+            files = initial_files(
+                run, cell.run, data_digest=cell.data.digest, unique_tokens=cell.data.unique_tokens
+            )
+            origin = {ORIGIN: asdict(Origin(parent=parent))} if parent else {}
+            lines[cell.run_id] = pending_line(cell.run_id, origin | files)
+    if lines != before:
+        write_pending(folder, lines)
+
+
+def would_register(study: StudyConfig, cells: list[Cell]) -> Ledger:
+    """Return the ledger that a launch of these cells would write.
+
+    Writes nothing. Before the data is prepared the runs have no ids; they are numbered instead.
+    """
+    folder = Path(study.root) / str(study.sweep.name)
+    scales = {
+        cell_name(cell, number): cell.run.scale
+        for number, cell in enumerate(sorted(cells, key=_cost, reverse=True))
+    }
+    nonce, before = "", None
+    if (folder / "sweep.json").exists():
+        before = read_ledger(folder)
+        scales, nonce = before.scales | scales, before.nonce
+    trunks = trunks_of(study, before, sorted(cells, key=_cost, reverse=True))
+    scales |= {name: training.scale for name, _, training, _ in trunks.training()}
+    ledger = Ledger(
+        name=str(study.sweep.name),
+        run_ids=[name for name in scales if name not in trunks.segments],
+        cache="",
+        cluster=study.cluster,
+        retry=study.retry,
+        scales=scales,
+        nonce=nonce,
+        segments=trunks.segments,
+        parents=trunks.parents,
+    )
+    return ledger
+
+
+def _create_segment(folder: Path, name: str, segment: Segment, run: RunConfig, cell: Cell) -> None:
+    assert cell.data.digest is not None and cell.data.unique_tokens is not None, "prepare the data first"
+    made = create(
+        folder,
+        run,
+        data_digest=cell.data.digest,
+        unique_tokens=cell.data.unique_tokens,
+        sync=False,
+        prefix=SEGMENT,
+    )
+    assert made.run_id == name
+    set_origin(made, Origin(parent=segment.parent, segment=True), sync=False)
+
+
+def _check_data(folder: Path, names: list[str], cells: list[Cell]) -> None:
+    now = {cell.data.digest for cell in cells if cell.verdict == "OK"}
+    before = (RunFolder(folder / name).data_digest() for name in names)
+    if names and not any(digest in now for digest in before):  # as a rule the first one is
+        others = {RunFolder(folder / name).data_digest() for name in names}
+        raise ConfigError(
+            f"{folder} holds runs on other data, {', '.join(sorted(others))}: "
+            "choose another sweep.name, or delete the folder"
+        )
+
+
+def _cost(cell: Cell) -> float:
+    # The longest first: run side by side, they end at about the same time.
+    run = cell.run
+    return (run.steps or 0) * run.batch_tokens * run.model.mean_recurrence

@@ -12,9 +12,9 @@ from model.config_validation import ConfigError
 from sweeps.backends.simulated import SimulatedCluster
 from sweeps.config.study import StudyConfig
 from sweeps.grid.cells import DataFacts, cells
+from sweeps.launch.launch import register
 from sweeps.launch.submit import submit_missing
 from sweeps.state.ledger import Ledger
-from sweeps.state.registration import register
 
 REHEARSAL = "rehearsal-"  # before the sweep's name: its folder holds no results
 DIGEST = "rehearsal"

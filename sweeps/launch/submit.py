@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.run.folder import RunFolder, Status
-from harness.storage.locks import exclusive
+from harness.storage.files import exclusive
 from model.config_validation import ConfigError
 from sweeps.backends.base import Backend, JobElement, JobState, SchedulerError
 from sweeps.backends.job_array import (
@@ -26,9 +26,8 @@ from sweeps.backends.job_array import (
 )
 from sweeps.launch.arrays import following_arrays, make_arrays, make_token, most_followed_first, share_cap
 from sweeps.launch.code_snapshot import Snapshot, record_environment, take_snapshot
-from sweeps.state.dependencies import unfinished_runs, waits_for
-from sweeps.state.ledger import Ledger
-from sweeps.state.retry import is_open, prepare_attempt
+from sweeps.state.ledger import Ledger, is_open, unfinished_runs, waits_for
+from sweeps.state.retry import prepare_attempt
 
 SHOWN_MAX_ARRAY = 1001  # where job files are shown and the cluster does not answer
 

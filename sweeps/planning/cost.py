@@ -16,9 +16,6 @@ from harness.run.config import RunConfig
 from harness.run.folder import RunFolder
 from harness.storage.files import read_json
 from model.config_validation import ConfigError, build
-from sweeps.backends.base import SchedulerError
-from sweeps.backends.job_array import array_folder, read_arrays, read_submitted
-from sweeps.backends.registry import open_backend
 from sweeps.config.cluster import ClusterConfig, Resources
 from sweeps.config.study import StudyConfig
 
@@ -47,6 +44,8 @@ def cluster_name(cluster: ClusterConfig) -> str:
     ------
     ConfigError, SchedulerError : the cluster has no name or its scheduler does not answer.
     """
+    from sweeps.backends.registry import open_backend
+
     return cluster.name or open_backend(cluster).name
 
 
@@ -123,15 +122,21 @@ def known_throughputs(
     The resources are None for a run that was submitted to another cluster. The cluster is asked for its name
     only if there are calibrations or submissions; nothing is known of one that does not answer.
     """
-    arrays = read_arrays(sweep)
     throughputs, submitted_with = Throughputs(cluster=cluster), dict[str, Resources | None]()
-    if not arrays and not (root / ".calibration").exists():
+    calibrations = root / ".calibration"
+    if not sweep.exists() and not calibrations.exists():
+        return throughputs, submitted_with
+    from sweeps.backends.base import SchedulerError
+    from sweeps.backends.job_array import array_folder, read_arrays, read_submitted
+
+    arrays = read_arrays(sweep)
+    if not arrays and not calibrations.exists():
         return throughputs, submitted_with
     try:
         name = cluster_name(replace(cluster, patience_s=0.0))
     except (ConfigError, SchedulerError):
         name = ""
-    files = (root / ".calibration" / name).glob("*.json") if name else ()
+    files = (calibrations / name).glob("*.json") if name else ()
     for path in sorted(files, key=lambda path: path.stat().st_mtime):
         fields = read_json(path)
         hardware = hardware_of(build(Resources, fields["resources"], f"{path}: resources."))
@@ -164,6 +169,8 @@ def _trained_with(
     row: dict[str, Any], study: StudyConfig, submitted: dict[str, Resources | None]
 ) -> Resources | None:
     """Return the resources of a finished run on the study's cluster, None if it was trained elsewhere."""
+    from sweeps.backends.registry import open_backend
+
     if row["run_id"] in submitted or not open_backend(study.cluster).pulls_runs:
         return submitted.get(row["run_id"])
     return study.cluster.resources_of(row["scale"])  # nothing was submitted

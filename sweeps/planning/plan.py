@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness.data.config import DataConfig
-from harness.data.prepare import find_prepared
 from harness.run.folder import RunFolder
 from harness.run.pending_runs import pending_lines
 from harness.run.record import planned_columns
-from model.memory import memory_estimate_bytes
 from sweeps.config.cluster import ClusterConfig
 from sweeps.config.study import StudyConfig
-from sweeps.grid.cells import Cell, DataFacts, cells, truncated_curves
-from sweeps.grid.trunks import Trunks, cell_name, trajectories
+from sweeps.grid.cells import Cell, memory_bytes, plan_cells
+from sweeps.grid.trunks import Trunks, cell_name, shareable, trajectories, why_nothing_is_shared
 from sweeps.planning.cost import add_hours, describe_sources
-from sweeps.planning.trunk_savings import Row, TrunkSavings, missed_savings, trunk_savings
-from sweeps.state.ledger import read_ledger
-from sweeps.state.registration import trunks_of
+from sweeps.state.ledger import read_ledger, trunks_of
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from sweeps.planning.trunk_savings import TrunkSavings
+
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,14 +92,6 @@ class Plan:
         return "\n".join([*lines, *self.notes])
 
 
-def plan_cells(study: StudyConfig) -> list[Cell]:
-    """Return the study's cells, named where the data is prepared under `study.cache`."""
-    solved = cells(study, lambda data: _facts(data, Path(study.cache)))
-    if study.cluster.device_memory_gb is None:
-        return solved
-    return [_check_memory(cell, study.cluster) for cell in solved]
-
-
 @contextmanager
 def _without_garbage_collection() -> Iterator[None]:
     """Keep Python from searching for garbage in tens of thousands of objects that are all kept."""
@@ -144,9 +134,13 @@ def plan(study: StudyConfig) -> Plan:
     before = read_ledger(folder) if "sweep.json" in existing else None
     trunks = trunks_of(study, before, planned)
     _add_trunks(rows, planned, trunks, study)
-    savings = trunk_savings(study, planned, rows, trunks, folder)
-    notes = truncated_curves(planned)
-    notes += missed_savings(study, planned, rows) if savings is None else []
+    savings, notes = None, truncated_curves(planned)
+    if trunks.parents:
+        from sweeps.planning.trunk_savings import trunk_savings
+
+        savings = trunk_savings(study, planned, rows, trunks, folder)
+    if savings is None:
+        notes += missed_savings(study, planned, rows)
     return Plan(
         frame=pd.DataFrame(rows),
         axes=list(study.sweep.axes),
@@ -170,13 +164,6 @@ def _add_trunks(rows: list[Row], planned: list[Cell], trunks: Trunks, study: Stu
             row["trunk_steps"] = trunks.first_step(name, cell.run)
 
 
-def _facts(data: DataConfig, cache: Path) -> DataFacts:
-    prepared = find_prepared(data, cache)
-    if prepared is None:
-        return DataFacts(digest=None, unique_tokens=data.unique_tokens)
-    return DataFacts(digest=prepared.digest, unique_tokens=prepared.unique_tokens)
-
-
 def _row(cell: Cell, folder: Path, existing: set[str], cluster: ClusterConfig) -> Row:
     row: Row = {"verdict": cell.verdict, "reason": cell.reason, "run_id": cell.run_id}
     columns = planned_columns(cell.run) if cell.run.steps else _unsolved_columns(cell)
@@ -185,7 +172,7 @@ def _row(cell: Cell, folder: Path, existing: set[str], cluster: ClusterConfig) -
         "data_digest": cell.data.digest,
         "unique_tokens": unique,
         "epochs": (cell.run.steps or 0) * cell.run.batch_tokens / unique if unique else None,
-        "memory_bytes": _memory_bytes(cell, cluster),
+        "memory_bytes": memory_bytes(cell, cluster),
         "status": None,
     }
     if cell.run_id in existing:
@@ -193,32 +180,41 @@ def _row(cell: Cell, folder: Path, existing: set[str], cluster: ClusterConfig) -
     return row
 
 
-def _check_memory(cell: Cell, cluster: ClusterConfig) -> Cell:
-    """Return the cell, dropped if it does not fit the memory of a device."""
-    needed, limit_gb = _memory_bytes(cell, cluster), cluster.device_memory_gb or math.inf
-    if cell.verdict == "DROP" or needed <= limit_gb * 1e9:
-        return cell
-    micro_batch = cell.run.training.micro_batch
-    advice = "take more devices" if micro_batch in (None, 1) else "lower training.micro_batch"
-    reason = f"needs about {needed / 1e9:.3g} GB, cluster.device_memory_gb={limit_gb:g}: {advice}"
-    return dataclasses.replace(cell, verdict="DROP", reason=reason)
+def truncated_curves(planned: list[Cell]) -> list[str]:
+    """Return a note for each budget that loses recurrences on one side: its minimum is biased."""
+    curves: dict[tuple[Any, ...], list[Cell]] = {}
+    for cell in planned:
+        if cell.run.model.table_kind == "looped" and cell.run.budget_flops:
+            curves.setdefault((cell.run.scale, cell.run.budget_flops, cell.run.seed), []).append(cell)
+    notes = []
+    for (scale, budget, _), curve in curves.items():
+        curve.sort(key=lambda cell: cell.run.model.mean_recurrence)
+        dropped = [cell.verdict == "DROP" for cell in curve]
+        if any(dropped) and not all(dropped) and dropped[0] != dropped[-1]:
+            side = "low" if dropped[0] else "high"
+            notes.append(
+                f"{scale} at {budget:.3g} FLOPs loses its {side} recurrences: its minimum will be biased"
+            )
+    return notes
 
 
-def _memory_bytes(cell: Cell, cluster: ClusterConfig) -> float:
-    """Return the estimated memory of one device; an unset micro-batch is the largest that fits."""
-    training, world = cell.run.training, cluster.resources_of(cell.run.scale).world_size
-    limit_bytes = (cluster.device_memory_gb or math.inf) * 1e9
-
-    def needed(size: int) -> float:
-        estimate = memory_estimate_bytes(cell.run.model, size, precision=training.precision)
-        held = estimate.total - estimate.activations
-        return estimate.activations + held / (world if training.parallel == "fsdp" else 1)
-
-    share = max(1, training.batch_sequences // world)
-    size = min(training.micro_batch or share, share)
-    while training.micro_batch is None and size > 1 and needed(size) > limit_bytes:
-        size = math.ceil(size / 2)
-    return needed(size)
+def missed_savings(study: StudyConfig, cells: Sequence[Cell], rows: Sequence[Row]) -> list[str]:
+    """Return a note on the weight decay that rules out trunks and on what they would save, or no note."""
+    reason = why_nothing_is_shared(cells)
+    if study.sweep.trunk is False or "weight_decay" not in reason:
+        return []
+    changed = shareable(cells)
+    names = (cell_name(cell, number) for number, cell in enumerate(changed))
+    costs = {name: row["nominal_flops"] for name, row in zip(names, rows, strict=True)}
+    saved = 0.0
+    for members in trajectories(changed).values():
+        # The longest stable phase is trained once for all of them.
+        shared = sorted(costs[name] * point / (cell.run.steps or 1) for name, point, cell in members)
+        saved += sum(shared[:-1])
+    whole = sum(row["nominal_flops"] for row in rows if row["verdict"] == "OK")
+    if not saved:
+        return []
+    return [f"no shared trunks: {reason}; trunks would then save {100 * saved / whole:.0f} % of the FLOPs"]
 
 
 def _unsolved_columns(cell: Cell) -> dict[str, object]:

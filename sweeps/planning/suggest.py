@@ -30,8 +30,7 @@ from sweeps.planning.design import (
     one_group,
     planned_runs,
 )
-from sweeps.state.ledger import read_ledger
-from sweeps.state.retry import is_open
+from sweeps.state.ledger import is_open, read_ledger
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,14 +11,13 @@ from typing import Any
 
 from harness.run.config import RunConfig
 from harness.run.folder import RunFolder
-from harness.run.trunk import stable_steps
+from harness.run.length import stable_steps
 from model.flops import parameter_counts
-from sweeps.backends.registry import open_backend
 from sweeps.config.cluster import ClusterConfig
 from sweeps.config.study import StudyConfig
 from sweeps.grid.cells import Cell
-from sweeps.grid.trunks import Trunks, cell_name, in_order, shareable, trajectories, why_nothing_is_shared
-from sweeps.state.dependencies import has_begun, segments_below
+from sweeps.grid.trunks import Trunks, cell_name, in_order
+from sweeps.state.ledger import has_begun, segments_below
 
 Row = dict[str, Any]
 
@@ -188,27 +187,10 @@ def _disk(kept: list[tuple[str, RunConfig, Row]], needed: dict[str, Row], trunks
     }
 
 
-def missed_savings(study: StudyConfig, cells: Sequence[Cell], rows: Sequence[Row]) -> list[str]:
-    """Return a note on the weight decay that rules out trunks and on what they would save, or no note."""
-    reason = why_nothing_is_shared(cells)
-    if study.sweep.trunk is False or "weight_decay" not in reason:
-        return []
-    changed = shareable(cells)
-    names = (cell_name(cell, number) for number, cell in enumerate(changed))
-    costs = {name: row["nominal_flops"] for name, row in zip(names, rows, strict=True)}
-    saved = 0.0
-    for members in trajectories(changed).values():
-        # The longest stable phase is trained once for all of them.
-        shared = sorted(costs[name] * point / (cell.run.steps or 1) for name, point, cell in members)
-        saved += sum(shared[:-1])
-    whole = sum(row["nominal_flops"] for row in rows if row["verdict"] == "OK")
-    if not saved:
-        return []
-    return [f"no shared trunks: {reason}; trunks would then save {100 * saved / whole:.0f} % of the FLOPs"]
-
-
 def worker_pools(cluster: ClusterConfig, scales: Iterable[str]) -> list[tuple[set[str], int]]:
     """Return groups of scales that share workers, each with how many of its runs are trained at once."""
+    from sweeps.backends.registry import open_backend
+
     return open_backend(cluster).concurrency(scales)
 
 

@@ -208,3 +208,13 @@ def _write(folder: Path, name: str, frame: pd.DataFrame) -> None:
         temporary = folder / f".{name}{suffix}"
         write(temporary, index=False)
         temporary.replace(folder / f"{name}{suffix}")
+
+
+def gaps(frame: pd.DataFrame) -> str:
+    """Return the runs that are not done as text, at most five of them by name."""
+    missing = frame.loc[frame["status"] != "done", ["run_id", "status"]]
+    if missing.empty:
+        return "all runs done"
+    named = ", ".join(f"{row.run_id} ({row.status})" for row in missing.head(5).itertuples())
+    more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+    return f"{len(missing)} of {len(frame)} runs are not done: {named}{more}"

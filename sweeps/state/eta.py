@@ -6,10 +6,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import pandas as pd
+from typing import Any
 
 Row = Mapping[Any, Any]  # by column, as pandas types its own
 LOST = "lost"  # its process is gone; the next launch resumes it
@@ -67,13 +64,3 @@ def has_ended(shown: str) -> bool:
 def counts(statuses: Iterable[str]) -> dict[str, int]:
     """Return how many runs have each status, the most frequent first."""
     return dict(Counter(statuses).most_common())
-
-
-def gaps(frame: pd.DataFrame) -> str:
-    """Return the runs that are not done as text, at most five of them by name."""
-    missing = frame.loc[frame["status"] != "done", ["run_id", "status"]]
-    if missing.empty:
-        return "all runs done"
-    named = ", ".join(f"{row.run_id} ({row.status})" for row in missing.head(5).itertuples())
-    more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-    return f"{len(missing)} of {len(frame)} runs are not done: {named}{more}"

@@ -1,20 +1,28 @@
-"""The ledger of a sweep: which runs it holds, and where their data lies. Runs are only ever added."""
+"""The ledger of a sweep: which runs and segments it holds, what of them is open, and what waits for what."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.run.folder import RunFolder
+from harness.run.folder import RunFolder, Status
 from harness.storage.files import read_json
 from model.config_validation import ConfigError, build
 from sweeps.config.cluster import ClusterConfig, RetryConfig
-from sweeps.grid.trunks import Segment, in_order
+from sweeps.config.study import StudyConfig
+from sweeps.grid.cells import Cell
+from sweeps.grid.trunks import Segment, Trunks, grow, in_order
+
+Unfinished = list[tuple[RunFolder, Status]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ledger:
-    """What `<root>/<sweep>/sweep.json` holds; paths are relative to the sweep's folder."""
+    """What `<root>/<sweep>/sweep.json` holds; paths are relative to the sweep's folder.
+
+    Runs are only ever added.
+    """
 
     name: str
     run_ids: list[str]
@@ -65,3 +73,109 @@ def read_ledger(folder: Path) -> Ledger:
             f"no sweep {folder.name!r} under {folder.parent} ({hint}): loopscale launch sweep=NAME"
         )
     return build(Ledger, read_json(path), f"{path}: ")
+
+
+def trunks_of(study: StudyConfig, before: Ledger | None, cells: Sequence[Cell]) -> Trunks:
+    """Return the trunks of a sweep grown by the study's cells; the runs of `before` stay as they are.
+
+    Raises ConfigError as `grow`.
+    """
+    if before is None:
+        return grow(cells, study.sweep.trunk)
+    trunks = grow(cells, study.sweep.trunk, before=before.segments, settled=set(before.run_ids))
+    trunks.parents.update(before.parents)
+    return trunks
+
+
+def is_open(status: Status, retry: RetryConfig) -> bool:
+    """Return True if a run that no process trains is to start: unfinished, or failed within its limit."""
+    if status.state == "failed":
+        return status.failures.get(status.failure_class, 0) <= retry.rule(status.failure_class).retries
+    return status.state != "done"
+
+
+def has_begun(run: RunFolder) -> bool:
+    """Return True if a run has a checkpoint of its own, and so no longer needs its trunk."""
+    return any(run.checkpoints.glob("step_*"))
+
+
+def segments_below(
+    runs: Iterable[str],
+    parent_of: Callable[[str], str],
+    *,
+    is_done: Callable[[str], bool],
+    needs_parent: Callable[[str], bool],
+) -> set[str]:
+    """Return the segments, not done, that must be trained before all of `runs` can start.
+
+    `needs_parent` returns True for a run or segment, not done, that waits for what it starts from.
+    """
+    segments: set[str] = set()
+    for run in runs:
+        name = run
+        while not is_done(name) and needs_parent(name):
+            parent = parent_of(name)
+            if not parent or parent in segments or is_done(parent):
+                break
+            segments.add(parent)
+            name = parent
+    return segments
+
+
+def required_segments(
+    ledger: Ledger, folder: Path, states: Mapping[str, Status], *, failed_too: bool = False
+) -> set[str]:
+    """Return the segments, not done, from which something open starts that has not begun.
+
+    `states` holds the statuses by name; what is missing there is planned. With `failed_too`, what has failed
+    for good counts as open: it may be opened again.
+    """
+    planned = Status(state="planned")
+
+    def needs_parent(name: str) -> bool:
+        status = states.get(name, planned)
+        begun = status.attempts and has_begun(RunFolder(folder / name))
+        return not begun and (failed_too or is_open(status, ledger.retry))
+
+    return segments_below(
+        ledger.run_ids,
+        ledger.parent_of,
+        is_done=lambda name: states.get(name, planned).state == "done",
+        needs_parent=needs_parent,
+    )
+
+
+def unfinished_runs(ledger: Ledger, folder: Path, *, registered: bool = True) -> Unfinished:
+    """Return what is not done and still needed, with its status: segments first, then runs.
+
+    A segment is needed while something open that has not begun starts from it. One whose folder was deleted
+    is left out; `registered=False` keeps it, for a ledger that is not written yet.
+    """
+    names = [*in_order(ledger.segments), *ledger.run_ids]
+    states = {name: RunFolder(folder / name).status() for name in names}
+    segments = required_segments(ledger, folder, states)
+    return [
+        (RunFolder(folder / name), states[name])
+        for name in names
+        if (name in segments and (not registered or (folder / name).exists()))
+        or (name not in ledger.segments and states[name].state != "done")
+    ]
+
+
+def waits_for(ledger: Ledger, run: RunFolder) -> str:
+    """Return the segment that must be done before this run or segment can start, "" if it can."""
+    parent = ledger.parent_of(run.run_id)
+    if not parent or RunFolder(run.path.with_name(parent)).status().state == "done" or has_begun(run):
+        return ""
+    return parent
+
+
+def held_back_by(ledger: Ledger, run: RunFolder) -> str:
+    """Return the segment whose failure for good keeps this run from starting, "" for none."""
+    name = waits_for(ledger, run)
+    while name:
+        segment = RunFolder(run.path.with_name(name))
+        if not is_open(segment.status(), ledger.retry):
+            return name
+        name = waits_for(ledger, segment)
+    return ""

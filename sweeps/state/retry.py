@@ -8,13 +8,6 @@ from harness.run.folder import RunFolder, Status
 from sweeps.config.cluster import RetryConfig
 
 
-def is_open(status: Status, retry: RetryConfig) -> bool:
-    """Return True if a run that no process trains is to start: unfinished, or failed within its limit."""
-    if status.state == "failed":
-        return status.failures.get(status.failure_class, 0) <= retry.rule(status.failure_class).retries
-    return status.state != "done"
-
-
 def prepare_attempt(run: RunFolder, status: Status, retry: RetryConfig) -> bool:
     """Make an open run ready for its next attempt; return False if it cannot be and stays failed."""
     if status.state != "failed":

@@ -14,9 +14,8 @@ from harness.run.metrics import last_metrics
 from sweeps.backends.base import Elements, JobElement, JobState
 from sweeps.backends.job_array import JobArray, array_folder, latest_elements, read_arrays, read_submitted
 from sweeps.backends.registry import open_backend
-from sweeps.state.dependencies import held_back_by, required_segments, waits_for
 from sweeps.state.eta import LOST, UNNEEDED, Forecast, counts, forecast
-from sweeps.state.ledger import Ledger, read_ledger
+from sweeps.state.ledger import Ledger, held_back_by, read_ledger, required_segments, waits_for
 
 if TYPE_CHECKING:
     import pandas as pd

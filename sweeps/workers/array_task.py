@@ -20,15 +20,14 @@ from pathlib import Path
 
 from harness.distributed.rendezvous import export_rendezvous
 from harness.run.folder import RunFolder
-from harness.run.trunk import origin
+from harness.run.length import origin
 from model.config_validation import ConfigError
 from sweeps.backends.base import Backend, CurrentJob, Requeue
 from sweeps.backends.job_array import JobArray, read_array, read_submitted
 from sweeps.backends.registry import backend_of_job
 from sweeps.config.cluster import RetryConfig
-from sweeps.state.dependencies import has_begun
-from sweeps.state.ledger import Ledger, read_ledger
-from sweeps.state.retry import is_open, prepare_attempt
+from sweeps.state.ledger import Ledger, has_begun, is_open, read_ledger
+from sweeps.state.retry import prepare_attempt
 
 POLL_S = 0.1
 REQUEUE_PATIENCE_S = 45.0  # how long a stopping job waits for a scheduler that does not answer

@@ -16,11 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from harness.run.folder import RunFolder
-from harness.storage.locks import exclusive
+from harness.storage.files import exclusive
 from sweeps.backends.local import slot
-from sweeps.state.dependencies import unfinished_runs, waits_for
-from sweeps.state.ledger import read_ledger
-from sweeps.state.retry import is_open, prepare_attempt
+from sweeps.state.ledger import is_open, read_ledger, unfinished_runs, waits_for
+from sweeps.state.retry import prepare_attempt
 from sweeps.workers.run_process import end_child, record_kill, start_child
 
 POLL_S = 0.2

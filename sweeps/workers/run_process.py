@@ -10,7 +10,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from harness.run.folder import RunFolder
-from harness.storage.locks import drop_inherited
+from harness.storage.files import drop_inherited
 from harness.training.job import BUSY, run_job
 
 END_S = 60.0  # a run that was asked to stop has this long to save its checkpoint

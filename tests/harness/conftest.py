@@ -6,8 +6,8 @@ import pytest
 
 import loopscale
 from harness.data.prepare import prepare
-from harness.run.budget import solve
 from harness.run.folder import create
+from harness.run.length import solve
 
 
 @pytest.fixture

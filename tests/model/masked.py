@@ -2,7 +2,7 @@
 
 import torch
 
-from model.cross_entropy import IGNORE, summed_nats
+from model.kernels import IGNORE, summed_nats
 
 
 def masked_loss(model, tokens, labels, depths, state_seeds):

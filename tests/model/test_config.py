@@ -1,7 +1,6 @@
 import pytest
 
-from model.config import ModelConfig
-from model.value_embedding_layers import gated_layers, value_table_layers
+from model.config import ModelConfig, gated_layers, value_table_layers
 
 SHAPE = {"width": 64, "heads": 4, "vocabulary_size": 64, "sequence_length": 16}
 LAYERS = {"prelude_layers": 1, "core_layers": 1, "coda_layers": 1}

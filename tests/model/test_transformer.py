@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from model.config import ModelConfig
-from model.cross_entropy import summed_nats
-from model.kernels import AUTO, reference
+from model.kernels import AUTO, reference, summed_nats
 from model.transformer import build_model
 from tests.model.masked import masked_loss
 

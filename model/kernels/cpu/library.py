@@ -1,7 +1,8 @@
 """The shared library made of the C++ sources in this folder: compiled, cached and loaded.
 
 The machine's C++ compiler builds it when it is first needed, which takes seconds. It is kept in the user's
-cache, one file per version of the sources, compiler command, C library and processor.
+cache, one file per version of the sources, compiler command, C library and processor. The allocator of the C
+library is set here too.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ _SOURCES = [
     for name in ("kernels.cpp", "block.h", "cross_entropy.h", "products.h", "attention.h", "tiles.h")
 ]
 _FLAGS = ["-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-std=c++17", "-shared", "-fPIC"]
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 @cache
@@ -106,3 +108,14 @@ def _compiled() -> Path:
             with contextlib.suppress(FileExistsError):
                 (folder / name).hardlink_to(made)  # of several processes the first one's stays: it is in use
     return folder / name
+
+
+def keep_freed_memory() -> None:
+    """Keep freed memory in the process: a step would fault pages that were returned to the system in anew.
+
+    Affects the whole process, where the C library is glibc. Peak memory stays about the same.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, -1)

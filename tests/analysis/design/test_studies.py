@@ -11,7 +11,6 @@ from analysis.design.power import DesignConfig
 from analysis.design.simulate import Noise, estimate, grid
 from analysis.design.studies import analyse_power, expected_losses, true_exponent
 from analysis.figures.design import design_figure
-from analysis.figures.style import freeze_layout, styled
 from analysis.isoflop.geometry import PLAIN_TRANSFORMER
 from analysis.isoflop.group import fit_groups
 from analysis.published import parcae
@@ -225,8 +224,6 @@ def test_the_figure_is_clean_for_one_law_and_for_a_law_that_is_not_resolved():
     results = [analyse_power(made, law, noise, replace(QUICK, analysts=1)) for law in laws]
     for shown in (results[:1], results):
         drawn = design_figure(shown)
-        with styled():
-            freeze_layout(drawn.figure)
-            assert extents.problems(drawn.figure) == []
+        assert extents.problems_of([drawn]) == []
     assert len(drawn.tables["optima"]) == 2 * len(PAPER_GRID)
     assert len(drawn.tables["exponents"]) == QUICK.studies

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from itertools import combinations
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+
+from analysis.figures.style import ReportFigure, freeze_layout, styled
 
 # Units in brackets or in words. Parameters, tokens and loops are counts that name themselves; an exponent,
 # a cost of log losses or a ratio has no unit.
@@ -15,8 +18,21 @@ UNIT = re.compile(
     r"\((nats|nats per token|FLOPs|loops|per loop|([\w-]+ )?points|%|millions|unit of the table)\)$"
     r"|^(optimal )?(parameters N|training tokens D|tokens D)\*?$"
     r"|^exponent of|Huber cost of the log loss$|^T / µ$|^FLOPs of fixed / looped"
+    r"|^(parameter|compute) multiplier$"
 )
 SLACK = 0.5  # pixels at 100 dpi: antialiasing, not an overlap
+
+
+def problems_of(figures: Iterable[ReportFigure]) -> list[str]:
+    """Return the problems of figures as they are saved, each after the name of its figure."""
+    found = []
+    for drawn in figures:
+        with styled():
+            freeze_layout(drawn.figure)
+            drawn.figure.draw_without_rendering()  # legends have no place before
+            each = problems(drawn.figure) + unlabelled(drawn.figure)
+        found += [f"{drawn.name}: {problem}" for problem in each]
+    return found
 
 
 def problems(figure: Figure) -> list[str]:

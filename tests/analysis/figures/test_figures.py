@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from importlib.metadata import version
 
 import numpy as np
@@ -8,13 +9,16 @@ import pytest
 from analysis import FitConfig, compare, fit, isoflop, plot, report
 from analysis.figures.power_law import power_law_figure
 from analysis.figures.study import points_figures, study_figures
-from analysis.figures.style import freeze_layout, save_figure, separated, styled
+from analysis.figures.style import save_figure, separated
+from analysis.isoflop.group import fit_groups
+from analysis.stats.noise import noise_floor
+from analysis.study.depth import depth_study
 from tests.analysis.compare.test_score_difference import items_of
 from tests.analysis.figures import extents
 from tests.analysis.stats.test_bootstrap import points
 from tests.analysis.synthetic import INSIDE, PAPER_GRID, Truth, study
 
-pytestmark = pytest.mark.xdist_group("figures")  # what they share is made once
+pytestmark = pytest.mark.xdist_group("study")
 
 QUICK = FitConfig(bootstrap=100, validation=False)
 
@@ -28,7 +32,6 @@ def two_scales():
 
 
 CASES = {
-    "accepted": lambda: study(noise_nats=0.002, replicates=((0, 1), (3, 2))),
     "six budgets, the last refused": lambda: study(budgets=PAPER_GRID, noise_nats=0.005),
     "most refused": lambda: study(Truth(a_amplitude=522733.307), budgets=PAPER_GRID, noise_nats=0.005),
     "three recurrences": lambda: study(budgets=INSIDE[:4], recurrences=(2, 6, 12), noise_nats=0.002),
@@ -44,34 +47,55 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_no_text_overlaps_or_is_clipped(case):
-    runs, depths = CASES[case]()
-    comparison = compare(runs, QUICK, answers(runs))
-    found, names = [], []
-    for drawn in study_figures(fit(runs, depths, QUICK), comparison):
-        names.append(drawn.name)
-        with styled():
-            freeze_layout(drawn.figure)
-            problems = extents.problems(drawn.figure) + extents.unlabelled(drawn.figure)
-            found += [f"{drawn.name}: {problem}" for problem in problems]
-    assert found == []
-    assert ("looped_vs_fixed_core_extended" in names) == bool(comparison.rows)
-
-
 def answers(runs):
     """Answers to the suite with the longest name; the more loops, the better."""
     chances = {run.run_id: 0.3 + 0.02 * run.mean_recurrence for run in runs.itertuples()}
     return items_of(runs, chances).assign(suite="core_extended")
 
 
-def test_points_are_drawn_and_listed_as_they_were_compared(tmp_path):
-    runs, depths = study(
-        budgets=INSIDE[:2], recurrences=(2, 4, 8), noise_nats=0.002, replicates=((0, 0), (0, 3))
-    )
+def drawn_laws(runs, depths):
+    """A fit of all that figures show: without the laws over runs and depths."""
+    fitted = fit(runs, depths.iloc[:0], QUICK)
+    return replace(fitted, depths=depths, depth=depth_study(fitted.runs, depths, QUICK))
+
+
+@pytest.fixture(scope="module")
+def comparison(noisy):
+    return compare(noisy[0], QUICK, answers(noisy[0]))
+
+
+@pytest.fixture(scope="module")
+def accepted(fitted, comparison):
+    """The figures of a study with accepted optima; the report's own are they, and saved laid out."""
+    return study_figures(fitted, comparison)
+
+
+@pytest.fixture(scope="module")
+def written(noisy, fitted, comparison, accepted, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("analysis.figures.study.study_figures", lambda *_: accepted)
+        return folder, report(*noisy, fitted, comparison, folder, title="A & B")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_text_overlaps_or_is_clipped(case):
+    runs, depths = CASES[case]()
     comparison = compare(runs, QUICK, answers(runs))
-    page = report(runs, depths, fit(runs, depths, QUICK), comparison, tmp_path, title="scored")
-    drawn = pd.read_csv(tmp_path / "figures" / "looped_vs_fixed_core_extended_points.csv")
+    figures = study_figures(drawn_laws(runs, depths), comparison)
+    assert extents.problems_of(figures) == []
+    names = [drawn.name for drawn in figures]
+    assert ("looped_vs_fixed_core_extended" in names) == bool(comparison.rows)
+
+
+def test_no_text_of_a_study_with_accepted_optima_overlaps_or_is_clipped(accepted):
+    assert extents.problems_of(accepted) == []
+    assert "looped_vs_fixed_core_extended" in [drawn.name for drawn in accepted]
+
+
+def test_points_are_drawn_and_listed_as_they_were_compared(written, comparison):
+    folder, page = written
+    drawn = pd.read_csv(folder / "figures" / "looped_vs_fixed_core_extended_points.csv")
     cells = [(row, cell) for row in comparison.rows for cell in row.recurrences]
     assert drawn["points"].tolist() == pytest.approx([cell.scores[0].points for _, cell in cells])
     assert drawn["next_to_best"].tolist() == [cell == row.nearest() for row, cell in cells]
@@ -93,13 +117,7 @@ def test_no_text_of_a_table_of_points_overlaps(case, swept):
         table = table[table["compute"] < 1.2 * np.unique(table["compute"])[1]].reset_index(drop=True)
     if swept == "tokens":
         table["x"] = table["compute"] / 6 / table["x"]
-    found = []
-    for drawn in points_figures(isoflop(table, x=swept, config=QUICK)):
-        with styled():
-            freeze_layout(drawn.figure)
-            problems = extents.problems(drawn.figure) + extents.unlabelled(drawn.figure)
-            found += [f"{drawn.name}: {problem}" for problem in problems]
-    assert found == []
+    assert extents.problems_of(points_figures(isoflop(table, x=swept, config=QUICK))) == []
 
 
 def test_the_check_sees_an_axis_without_its_unit():
@@ -124,22 +142,13 @@ def test_the_check_sees_an_overlap_and_a_clipped_text():
     assert sorted(extents.problems(figure)) == ["clipped: 'clipped label'", "overlap: 'one' and 'two'"]
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("report")
-    runs, depths = CASES["accepted"]()
-    fitted = fit(runs, depths, FitConfig(bootstrap=100))
-    page = report(runs, depths, fitted, compare(runs, QUICK), folder, title="A & B")
-    return folder, page
-
-
 def test_a_report_stands_alone_and_has_every_figure_as_pdf_png_and_data(written):
     folder, page = written
     text = page.read_text()
     assert page == folder / "index.html"
     assert "<title>A &amp; B</title>" in text
     assert not re.search(r'(src|href)="(?!data:)', text)
-    assert text.count("data:image/png;base64,") == 7
+    assert text.count("data:image/png;base64,") == 8
     for heading in (
         "Laws in words",
         "Prediction of runs left out",
@@ -147,7 +156,7 @@ def test_a_report_stands_alone_and_has_every_figure_as_pdf_png_and_data(written)
     ):
         assert heading in text
     assert list(folder.glob("*.partial")) == []
-    assert "<td>100 (noise), 0, 0.95</td>" in text
+    assert "<td>200 (noise), 0, 0.95</td>" in text
     assert "<tr><td>Huber delta of the surface's cost</td><td>0.001</td></tr>" in text
     assert f"<tr><td>loopscale</td><td>{version('loopscale')}</td></tr>" in text
     figures = folder / "figures"
@@ -157,6 +166,7 @@ def test_a_report_stands_alone_and_has_every_figure_as_pdf_png_and_data(written)
         "power_laws",
         "frontier",
         "looped_vs_fixed",
+        "looped_vs_fixed_core_extended",
         "depth_curves",
         "seeds",
     ]
@@ -171,8 +181,9 @@ def test_a_report_stands_alone_and_has_every_figure_as_pdf_png_and_data(written)
     assert sorted(path.stem for path in figures.glob("*.pdf")) == sorted(names)
 
 
-def test_the_same_study_draws_the_same_bytes(written, tmp_path):
-    save_figure(power_law_figure(fit(*CASES["accepted"](), QUICK).groups[0], QUICK.confidence), tmp_path)
+def test_the_same_study_draws_the_same_bytes(written, noisy, fitted, tmp_path):
+    (again,), _ = fit_groups(fitted.runs, noise_floor(fitted.runs), fitted.config)
+    save_figure(power_law_figure(again, fitted.config.confidence), tmp_path)
     for name in ("power_laws.pdf", "power_laws.png", "power_laws_laws.csv"):
         assert (tmp_path / name).read_bytes() == (written[0] / "figures" / name).read_bytes()
 
@@ -183,9 +194,9 @@ def test_labels_keep_their_order_and_distance():
     assert separated([3.0, 3.0, 3.0], 2.0) == pytest.approx([1.0, 3.0, 5.0])
 
 
-def test_plot_draws_on_a_given_axis():
+def test_plot_draws_on_a_given_axis(fitted):
     from matplotlib.figure import Figure
 
     ax = Figure().subplots()
-    assert plot(fit(*study(), QUICK), ax=ax) is ax
+    assert plot(fitted, ax=ax) is ax
     assert ax.get_xlabel() == "mean recurrence µ (loops)"

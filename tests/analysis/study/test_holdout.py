@@ -4,6 +4,8 @@ import pytest
 
 from analysis import FitConfig, fit, isoflop
 from analysis.isoflop.geometry import geometry
+from analysis.study.depth import depth_study
+from analysis.study.holdout import holdout
 from analysis.study.sensitivity import recounted
 from tests.analysis.stats.test_bootstrap import points
 from tests.analysis.synthetic import PAPER_GRID, Truth, study
@@ -78,15 +80,19 @@ def test_flops_over_six_count_what_the_released_code_does(accounting):
 
 def test_one_depth_is_predicted_from_the_others_and_a_spoilt_one_is_seen():
     runs, depths = study(budgets=PAPER_GRID[:3], recurrences=(4, 6, 8, 10), depth_noise_nats=0.0)
-    config = FitConfig(bootstrap=100, profiles=False)
-    rows = fit(runs, depths, config).validation.one_depth
+
+    def one_depth(points):
+        config = FitConfig()
+        return holdout((), config, depth_study(runs, points, config), points).one_depth
+
+    rows = one_depth(depths)
     assert [row.left_out for row in rows] == [f"each depth at µ = {mu}" for mu in (4, 6, 8, 10)]
     assert {row.points for row in rows} == {3 * 11}  # three budgets, eleven depths
     assert max(row.error_nats for row in rows) < 1e-6
     spoilt = depths.copy()
     at = (depths["depth"] == 6) & depths["run_id"].str.contains("mu8-")
     spoilt.loc[at, "val_loss_nats"] += 0.002
-    found = {row.left_out: row for row in fit(runs, spoilt, config).validation.one_depth}
+    found = {row.left_out: row for row in one_depth(spoilt)}
     # One of eleven predictions is off by .002 of its own, the others by what the spoilt depth does to them.
     assert 0.002 / 11 < found["each depth at µ = 8"].error_nats < 0.001
     assert found["each depth at µ = 6"].error_nats < 1e-6

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from analysis import FitConfig, TableError, isoflop, plot, read_points
-from analysis.study.points import implied
+from analysis.tables.units import implied
 from tests.analysis import public_data
 
 QUICK = FitConfig(bootstrap=200, validation=False)
@@ -110,6 +110,14 @@ def test_plot_and_dict_are_available():
     assert fit.to_dict()["group"]["budgets_flops"][0] == 1e18
 
 
+def test_an_estimator_is_named_as_printed_or_with_underscores():
+    fit = isoflop(points(), config=QUICK)
+    assert fit.predict(1e22, "shared_shape").equals(fit.predict(1e22, "shared shape"))
+    message = r"^estimator=shape is unknown: choose from shared shape, parabola, surface$"
+    with pytest.raises(ValueError, match=message):
+        fit.predict(1e22, estimator="shape")
+
+
 def test_bad_tables_are_one_line(tmp_path):
     with pytest.raises(TableError, match=r"^no table at "):
         read_points(tmp_path / "none.csv")
@@ -119,10 +127,11 @@ def test_bad_tables_are_one_line(tmp_path):
         TableError, match=r"^columns.x=sise: points.csv has no such column \(did you mean size\?\)$"
     ):
         read_points(path, {"compute": "flops", "x": "sise"})
-    with pytest.raises(
-        TableError, match=r"^column loss of points.csv holds 'bad' \(row 2\): it must be a number$"
-    ):
-        read_points(path, {"compute": "flops", "x": "size"})
+    message = (
+        r"^1 budgets for 1 points make no isoFLOP curves.*; 1 left out, loss = 'bad' is no number: row 2$"
+    )
+    with pytest.raises(TableError, match=message):
+        isoflop(read_points(path, {"compute": "flops", "x": "size"}))
     with pytest.raises(
         TableError, match=r"points need x: say columns\.x=NAME \(the table has compute, loss\)"
     ):
@@ -130,7 +139,7 @@ def test_bad_tables_are_one_line(tmp_path):
     scattered = points().iloc[[0, 12, 24, 36, 48]]
     with pytest.raises(TableError, match="make no isoFLOP curves: fit the surface law instead"):
         isoflop(scattered)
-    broken = points()
-    broken.loc[0, "loss"] = np.nan
-    with pytest.raises(TableError, match="must be positive and finite"):
-        isoflop(broken)
+    with pytest.raises(
+        TableError, match=r"^none of 55 points of the table can be used: 55 left out, loss = -1"
+    ):
+        isoflop(points().assign(loss=-1.0))

@@ -3,7 +3,8 @@ import pandas as pd
 import pytest
 
 from analysis import LAWS, FitConfig, TableError, fit, read_tables
-from analysis.tables.readers import ROLES, read_source
+from analysis.tables.points import ROLES
+from analysis.tables.readers import read_source
 from analysis.tables.schema import SCHEMA_VERSION
 from analysis.tables.selection import digest, groups, select
 from tests.analysis.synthetic import study
@@ -94,12 +95,12 @@ def test_large_integer_columns_do_not_overflow():
     assert runs["tokens"].dtype == runs["n_params_core"].dtype == "int64"
     assert runs["tokens"].max() * 6.0 * 1e9 > 2**63
     runs["epochs"] = 1.0
-    values = fit(runs, depths, FitConfig(validation=False)).groups[0].estimator("surface").parameters
+    values = fit(runs, depths.iloc[:0], FitConfig(validation=False)).groups[0].estimator("surface").parameters
     assert all(np.isfinite(value) for value in values.values())
 
 
 def test_the_columns_of_every_law_can_be_mapped():
-    assert {"loss", "compute", "block"}.union(*(law.columns for law in LAWS.values())) == set(ROLES)
+    assert {"loss", "compute", "budget", "block"}.union(*(law.columns for law in LAWS.values())) == set(ROLES)
     assert list(ROLES) == sorted(ROLES)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from analysis import FitConfig, TableError, isoflop
-from analysis.tables.readers import read_source
+from analysis.study.points import read_points
 from analysis.tables.wandb_runs import frames, read_wandb
 
 SETTINGS = {"silent": True, "disable_git": True, "x_disable_stats": True, "console": "off"}
@@ -46,7 +46,7 @@ def offline(tmp_path_factory):
 
 def test_config_summary_and_last_metrics_are_read_back(offline):
     table = read_wandb(str(offline)).set_index("run_id")
-    assert list(table.index) == ["a", "b"]
+    assert list(table.index) == ["a", "b"] and set(table["state"]) == {"finished"}
     assert table["flops"].tolist() == [1e18, 2e18]
     assert table["model.params"].tolist() == [1e8, 2e8]
     assert table["val_loss"].tolist() == pytest.approx([5.0 - 1.499, 4.998])
@@ -66,10 +66,10 @@ def test_a_file_cut_short_keeps_what_came_before(offline, tmp_path):
 
 def test_columns_map_onto_keys_of_the_runs(offline):
     names = {"compute": "flops", "x": "model.params", "loss": "val_loss"}
-    points = read_source(f"wandb:{offline}", names)
-    assert points["x"].tolist() == [1e8, 2e8]
+    points = read_points(f"wandb:{offline}", names)
+    assert points.frame["x"].tolist() == [1e8, 2e8]
     with pytest.raises(TableError, match=r"^columns.loss=val_los: .*did you mean val_loss\?"):
-        read_source(f"wandb:{offline}", {**names, "loss": "val_los"})
+        read_points(f"wandb:{offline}", {**names, "loss": "val_los"})
 
 
 def test_a_project_is_read_over_the_public_api(monkeypatch):
@@ -79,9 +79,20 @@ def test_a_project_is_read_over_the_public_api(monkeypatch):
     loss = 1.7 + 400 * params**-0.34 + 410 * (budget / 6 / params) ** -0.28
     runs = [
         types.SimpleNamespace(
-            id=f"r{i}", name=f"r{i}", config={"C": c, "n": n}, summary={"loss": y, "_step": 9}
+            id=f"r{i}",
+            name=f"r{i}",
+            state="finished",
+            config={"C": c, "n": n},
+            summary={"loss": y, "_step": 9},
         )
         for i, (c, n, y) in enumerate(zip(budget, params, loss, strict=True))
+    ]
+    # One crashed on its way and one never logged a loss.
+    runs += [
+        types.SimpleNamespace(
+            id="bad", name="bad", state="crashed", config=runs[0].config, summary={"loss": 9}
+        ),
+        types.SimpleNamespace(id="none", name="none", state="finished", config=runs[0].config, summary={}),
     ]
     asked = []
 
@@ -92,11 +103,15 @@ def test_a_project_is_read_over_the_public_api(monkeypatch):
 
     module = types.SimpleNamespace(Api=Api, Error=RuntimeError)
     monkeypatch.setitem(sys.modules, "wandb", module)
-    points = read_source("wandb:team/study", {"compute": "C", "x": "n", "loss": "loss"})
+    points = read_points("wandb:team/study", {"compute": "C", "x": "n", "loss": "loss"})
     assert asked == ["team/study"]
-    assert "_step" not in points
+    assert "_step" not in points.frame
     fit = isoflop(points, config=FitConfig(bootstrap=100, validation=False))
     assert fit.group.estimator().laws["params"].exponent == pytest.approx(0.28 / 0.62, abs=1e-6)
+    assert [item.summary() for item in fit.left_out] == [
+        "1 left out, state crashed: bad",
+        "1 left out, without loss: none",
+    ]
 
 
 def test_what_cannot_be_read_is_one_line(tmp_path):

@@ -12,8 +12,7 @@ import pytest
 import scipy.stats
 from tokenizers import Tokenizer
 
-from harness.data.config import DataConfig, DataError
-from harness.data.dataset import open_dataset
+from harness.data.dataset import DataConfig, DataError, open_dataset
 from harness.data.prepare import find_prepared, prepare
 
 SOURCES = ("argparse.py", "ast.py", "datetime.py", "inspect.py", "typing.py", "json/decoder.py", "shlex.py")
@@ -143,7 +142,7 @@ PREPARE = """
 import os, sys
 from pathlib import Path
 import harness.data.documents, harness.data.shards
-from harness.data.config import DataConfig
+from harness.data.dataset import DataConfig
 from harness.data.prepare import prepare
 
 path, cache, how, source = sys.argv[1:]

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness.data.config import DataConfig, DataError
+from harness.data.dataset import DataConfig, DataError
 from harness.data.documents import fingerprint, read_documents
 from harness.data.hub import StreamPositions
 from harness.data.python_sources import package_versions, python_files

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from harness.data.config import DataConfig, DataError
+from harness.data.dataset import DataConfig, DataError, token_bytes
 from harness.data.prepare import prepare
-from harness.data.tokenizer import find_bos, splits_like_ours, token_bytes
+from harness.data.tokenizer import find_bos, splits_like_ours
 
 TEXT = (Path(sysconfig.get_path("stdlib")) / "argparse.py").read_text("utf-8")
 TEXTS = [*TEXT.split("\n\n"), "naïve “quotes” 日本\n", "a document that says <|endoftext|> in its text"]

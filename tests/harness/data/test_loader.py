@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import loopscale
-from harness.data.config import DataError
-from harness.data.dataset import Dataset
+from harness.data.dataset import DataError, Dataset
 from harness.data.loader import IGNORED, training_rows, validation_rows
 from harness.data.prepare import prepare
 

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from harness.data.config import DataError
+from harness.data.dataset import DataError, token_bytes
 from harness.data.documents import Document
 from harness.data.encoding import Encoder, encode_documents
-from harness.data.tokenizer import SPECIAL_TOKENS, Sample, merges_digest, token_bytes, train_tokenizer
+from harness.data.tokenizer import SPECIAL_TOKENS, Sample, merges_digest, train_tokenizer
 
 pytestmark = pytest.mark.xdist_group("tokenizer")  # what they share is made once
 

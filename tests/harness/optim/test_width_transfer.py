@@ -2,9 +2,9 @@ import pytest
 
 import loopscale
 from harness.optim.parameter_groups import build_optimizer, describe_groups
-from harness.run.budget import solve
 from harness.run.config import OptimizerConfig
 from harness.run.identity import identity
+from harness.run.length import solve
 from model.config import ModelConfig
 from model.config_validation import ConfigError
 from model.transformer import build_model

@@ -6,8 +6,8 @@ import dataclasses
 import re
 
 import loopscale
-from harness.run.budget import solve
 from harness.run.identity import difference, identity, run_id
+from harness.run.length import solve
 
 
 def run(tiny, *more):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import loopscale
-from harness.run.budget import solve
+from harness.run.length import solve
 from model.config_validation import ConfigError
 
 

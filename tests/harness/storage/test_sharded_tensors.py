@@ -3,7 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.distributed.matrix_exchange import assign_owners, row_range
+from harness.distributed.parallel import row_range
+from harness.optim.sharded_optimizer import assign_owners
 from harness.storage.sharded_tensors import ShardReader, TensorShard, merge_indices, unsharded, write_shards
 
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.optim.schedule import learning_rate_factor, weight_decay_factor
+from harness.optim.parameter_groups import learning_rate_factor, weight_decay_factor
 from harness.run.config import ScheduleConfig
-from harness.run.trunk import stable_steps, trunk_id
+from harness.run.length import stable_steps, trunk_id
 from harness.training.branch import branch
 from harness.training.checkpoint import checkpoint_folders
 from harness.training.job import run_job

@@ -5,8 +5,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.cross_entropy import summed_nats
-from model.kernels import AUTO
+from model.kernels import AUTO, summed_nats
 from model.kernels.cpu.cross_entropy import scored, takes_head
 from model.kernels.reference import ReferenceKernels
 

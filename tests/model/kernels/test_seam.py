@@ -11,8 +11,7 @@ from torch.nn import functional as F
 import loopscale
 from model.config import ModelConfig
 from model.config_validation import ConfigError
-from model.cross_entropy import summed_nats
-from model.kernels import AUTO, Context, LoopInputs, Workload, kernels_for, name_in_use
+from model.kernels import AUTO, Context, LoopInputs, Workload, kernels_for, name_in_use, summed_nats
 from model.layers import Block, rotary_table
 from tests.model.test_transformer import awake, gradients
 

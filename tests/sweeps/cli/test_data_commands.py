@@ -82,7 +82,7 @@ def test_reports_of_points_and_of_published_numbers_are_written(csv, tmp_path, c
         (["data=none.csv"], "loopscale: no table at none.csv"),
         (
             ["data={csv}"],
-            "columns.compute=NAME columns.x=NAME columns.loss=NAME (the table has flops, size, val)",
+            "points need x, loss: say columns.x=NAME columns.loss=NAME (the table has flops, size, val)",
         ),
         (["data={csv}", "columns.compute=flop"], "points.csv has no such column (did you mean flops?)"),
         (["data={csv}", "law=surfac", *MAPPED], "law=surfac is unknown: choose isoflop, power_law, surface"),

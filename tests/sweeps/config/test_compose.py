@@ -6,7 +6,7 @@ import pytest
 
 import loopscale
 from model.config_validation import ConfigError
-from sweeps.config.compose import compose_table
+from sweeps.config.compose import compose_table, multirun
 from tests.shipped import SHIPPED
 
 
@@ -78,3 +78,30 @@ def test_a_group_where_a_value_belongs_is_refused():
 def test_a_prompt_is_taken_as_it_is_written(prompt):
     settings = compose_table("generate", ["checkpoint=a", f"prompt={prompt}"])
     assert settings.prompt == prompt
+
+
+@pytest.mark.parametrize("name", ["points (1).csv", "[x].csv", "~x.csv", "$x ${y}.csv", "1e5"])
+def test_a_path_and_a_column_are_taken_as_they_are_written(name):
+    settings = compose_table("fit", [f"data={name}", f"root={name}", f"columns.loss={name}"])
+    assert [settings.data, settings.root, settings.columns["loss"]] == [name, name, name]
+
+
+def test_a_path_is_taken_as_it_is_written_in_every_command_that_takes_one():
+    name = "it's {a}=b (1), c.csv"
+    for command in ("report", "compare", "status", "cancel", "retry", "sync"):
+        assert compose_table(command, ["sweep=a", f"root={name}"]).root == name
+    assert compose_table("collect", ["sweep=a", f"also={name}"]).also == name.split(",")
+    exported = compose_table("export", [f"checkpoint={name}", f"folder={name}", f"cache={name}"])
+    assert [exported.checkpoint, exported.folder, exported.cache] == [name, name, name]
+    assert compose_table("generate", [f"checkpoint={name}", "prompt=x"]).checkpoint == name
+    scored = compose_table("eval", [f"run={name}", "tasks=core", f"bundle={name}"])
+    assert [scored.run, scored.bundle] == [name, name]
+    study = loopscale.compose(["data=text", f"path={name}", f"root={name}", f"cache={name}"])
+    assert [study.root, study.cache, study.runs["looped_90k"].data.path] == [name, name, name]
+    assert multirun(["path=a (1).txt,b.txt"]) == [["path=a (1).txt"], ["path=b.txt"]]
+
+
+def test_null_still_means_none_and_a_column_may_hold_any_signs():
+    assert compose_table("fit", ["data=null"]).data is None
+    column = "val/loss (nats), last = final"
+    assert compose_table("fit", [f"columns.loss={column}"]).columns == {"loss": column}

@@ -15,11 +15,10 @@ from sweeps.backends.simulated import SimulatedCluster
 from sweeps.config.cluster import ClusterConfig, FakeConfig, RetryConfig, RetryRule
 from sweeps.grid.cells import DataFacts, cells
 from sweeps.launch.arrays import share_cap
+from sweeps.launch.launch import register
 from sweeps.launch.rehearsal import rehearse_with, stand_in
 from sweeps.launch.submit import submit_missing
-from sweeps.state.ledger import read_ledger
-from sweeps.state.registration import register
-from sweeps.state.retry import is_open
+from sweeps.state.ledger import is_open, read_ledger
 
 GRID = [
     "sweep=isoflop_140m",

@@ -19,6 +19,7 @@ from model.config_validation import ConfigError
 from sweeps.cli import planning
 from sweeps.config import compose
 from sweeps.grid.cells import DataFacts, cells
+from sweeps.launch.launch import register
 from sweeps.planning import design_search as search
 from sweeps.planning.design import (
     allowance_flops,
@@ -30,7 +31,6 @@ from sweeps.planning.design import (
 )
 from sweeps.planning.design_files import added_cells
 from sweeps.planning.suggest import suggest
-from sweeps.state.registration import register
 
 QUICK = [
     "assume.studies=100",

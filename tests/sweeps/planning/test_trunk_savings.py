@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import loopscale
 from harness.run.config import ScheduleConfig
 from harness.run.folder import RunFolder, Status
-from harness.run.trunk import stable_steps
+from harness.run.length import stable_steps
 from model.config_validation import ConfigError
 from sweeps.backends.job_array import (
     JobArray,
@@ -31,13 +31,12 @@ from sweeps.config.cluster import ClusterConfig, Resources
 from sweeps.grid.cells import DataFacts, cells
 from sweeps.grid.trunks import grow
 from sweeps.launch.arrays import following_arrays, most_followed_first, share_cap
-from sweeps.launch.launch import dry_run
+from sweeps.launch.launch import dry_run, register
 from sweeps.launch.rehearsal import rehearse_with, stand_in
 from sweeps.launch.submit import show_job_files, submit_missing
 from sweeps.planning.plan import plan
 from sweeps.planning.trunk_savings import time_to_solution, worker_pools
 from sweeps.state.ledger import read_ledger
-from sweeps.state.registration import register
 
 FACTS = DataFacts(digest="d" * 16, unique_tokens=10**15)
 LADDER = ["sweep.budgets_flops=[1e18,2e18,4e18,8e18,16e18]"]

@@ -14,8 +14,8 @@ import pytest
 
 import loopscale
 from harness.run.folder import RunFolder
+from harness.run.length import Origin, origin
 from harness.run.pending_runs import PLANNED
-from harness.run.trunk import Origin, origin
 from model.config_validation import ConfigError
 from sweeps.backends.job_array import JobArray, array_folder, write_array
 from sweeps.config.cluster import Resources
@@ -172,7 +172,7 @@ def test_a_launch_that_dies_before_its_ledger_is_completed_by_the_next(enter, ta
     def dies(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sweeps.state.registration.write_json", dies)
+    monkeypatch.setattr("sweeps.launch.launch.write_json", dies)
     with pytest.raises(KeyboardInterrupt):
         enter()
     monkeypatch.undo()

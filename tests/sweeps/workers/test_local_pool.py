@@ -17,7 +17,7 @@ import pytest
 import loopscale
 from analysis.tables.schema import DEPTHS, RUNS
 from harness.run.metrics import read_metrics
-from harness.storage.locks import exclusive
+from harness.storage.files import exclusive
 from model.config_validation import ConfigError
 from sweeps.backends import local
 from sweeps.backends.local import LocalPool, slot

@@ -1,21 +1,108 @@
-"""The micro-batch: the number of sequences that a device computes at once."""
+"""The device of a run: which one, its peak speed and memory, and how many sequences it computes at once."""
 
 from __future__ import annotations
 
 import math
+import os
+import resource
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
 from harness.distributed.parallel import Replica
-from harness.run.config import RunConfig
+from harness.distributed.process_group import Ranks
+from harness.run.config import RunConfig, TrainingConfig
 from model.config_validation import ConfigError
-from model.kernels import Workload
+from model.kernels import Workload, keep_freed_memory
 from model.memory import memory_estimate_bytes
 
 _SHARE = 0.9  # of the memory, for a step; the optimiser and other users need some too
 _CGROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+
+_PRODUCT = {"cpu": 768, "cuda": 8192}  # side of the matrices whose product measures a device
+_REPEATS = 4
+
+
+def device_named(name: str, ranks: Ranks, *, key: str = "device") -> torch.device:
+    """Return a device by name; "auto" is the GPU of this process's local rank where there is one.
+
+    Raises
+    ------
+    ConfigError : `key` asks for a GPU and none is visible.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"{key}=cuda: no GPU is visible here; use device=cpu or auto")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    # Modulo, because a launcher may make only one GPU visible to each process.
+    return torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
+
+
+def prepare_process(device: torch.device) -> None:
+    """Set the current GPU, or on a CPU let the allocator keep freed memory."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    else:
+        keep_freed_memory()
+
+
+def demand_determinism(*, compiled: bool) -> None:
+    """Make torch raise an error for every operation that is not deterministic.
+
+    Notes
+    -----
+    `use_deterministic_algorithms` also covers compiled code, but imports the compiler, which takes seconds.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
+    if compiled:
+        torch.use_deterministic_algorithms(True)
+    else:
+        torch.set_deterministic_debug_mode("error")
+
+
+def device_name(device: torch.device) -> str:
+    """Return the device as the runs table names it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu x {torch.get_num_threads()}"
+
+
+def peak_flops_per_s(training: TrainingConfig, device: torch.device) -> float:
+    """Return the peak of one device: configured, from the longest matching name in the table, or measured."""
+    if training.peak_flops_per_s is not None:
+        return training.peak_flops_per_s
+    name = device_name(device)
+    known = [part for part in training.device_peaks if part.lower() in name.lower()]
+    if known and training.precision == "bfloat16":  # the table's figures are for bfloat16
+        return training.device_peaks[max(known, key=len)]
+    return measured_flops_per_s(device, training.precision)
+
+
+def measured_flops_per_s(device: torch.device, precision: str) -> float:
+    """Return the speed of the fastest of a few square matrix products (2 n³ FLOPs); takes some tens of ms."""
+    side = _PRODUCT["cuda" if device.type == "cuda" else "cpu"]
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    matrix = torch.ones(side, side, dtype=dtype, device=device)
+    best = float("inf")
+    for _ in range(_REPEATS):
+        _wait_for(device)
+        began = time.perf_counter()
+        torch.mm(matrix, matrix)
+        _wait_for(device)
+        best = min(best, time.perf_counter() - began)
+    return 2.0 * side**3 / best
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the peak memory of the device, or of this process on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def find_micro_batch(run: RunConfig, replica: Replica) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.optim.schedule import learning_rate_factor, weight_decay_factor
+from harness.optim.parameter_groups import learning_rate_factor, weight_decay_factor
 from harness.run.config import ScheduleConfig
 
 

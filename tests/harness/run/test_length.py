@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 import loopscale
-from harness.run.budget import BudgetError, solve, solved_steps
+from harness.run.length import BudgetError, solve, solved_steps
 
 # Paper appendix and the released cost.py, tabulated: (scale, budget, mean recurrence) -> optimiser steps.
 PUBLISHED_STEPS = {

@@ -1,4 +1,4 @@
-"""A law of depth alone, fitted to each depth curve of a study, and compared with the other laws of depth.
+"""A law of depth alone, fitted to each depth curve of a table, and compared with the other laws of depth.
 
 Curves of different runs share no parameter and are never pooled: one run gives one fit.
 """
@@ -10,29 +10,39 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import stdtrit
 
 from analysis import serialize
+from analysis.config import Array
 from analysis.format import number, span
-from analysis.laws.depth_curve import fit_saturating
-from analysis.laws.fit import fit_law
+from analysis.laws.decay import Decay
+from analysis.laws.depth_curve import DepthFit, fit_depth_curve
 from analysis.laws.registry import LAWS
-from analysis.laws.result import LawFit
 from analysis.tables.schema import TableError
 
 DEPTH_LAWS = tuple(name for name, law in LAWS.items() if law.columns == ("depth",))
-EXPONENTIAL = "saturating"
 MIN_DEPTHS = 1 + max(len(LAWS[name].parameters) for name in DEPTH_LAWS)
+PRINTED = 20  # curves of unknown recurrence, printed one by one
 
 
 @dataclass(frozen=True, kw_only=True)
 class CurveLaw:
-    """One law fitted to one depth curve; `refusal`: why the curve does not determine the exponential."""
+    """One law fitted to one depth curve; `refusal`: why the curve does not determine it."""
 
     run_id: str
-    mean_recurrence: float
+    mean_recurrence: float | None  # None: not in the table
     parameters: dict[str, float]
-    rms_nats: float
+    intervals: dict[str, tuple[float | None, float | None]]  # None: an open end
+    rms_nats: float | None
     refusal: str | None = None
+
+    def summary(self) -> str:
+        """Return the parameters with their intervals, and the refusal."""
+        values = ", ".join(
+            f"{name} = {number(value)}{f' {span(*self.intervals[name])}' if name in self.intervals else ''}"
+            for name, value in self.parameters.items()
+        )
+        return "; ".join(text for text in (values, self.refusal) if text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +57,13 @@ class DepthLawError:
     rms_nats: float
     ahead_nats: float | None
 
+    def summary(self) -> str:
+        """Return the errors in one line."""
+        line = f"{self.law:>13}: rms {self.rms_nats:.2g} nats"
+        if self.ahead_nats is None:
+            return line
+        return f"{line}, deeper half predicted to within {self.ahead_nats:.2g} nats"
+
 
 @dataclass(frozen=True, kw_only=True)
 class CurveLaws:
@@ -59,31 +76,34 @@ class CurveLaws:
     rivals: tuple[DepthLawError, ...]
 
     def summary(self) -> str:
-        """Return one line per mean recurrence (median and range over its runs) and one per law of depth."""
-        lines = [
-            f"{self.law}: L = {self.formula} ({self.source}), {len(self.curves)} depth curves fitted apart"
-        ]
-        for depth in sorted({curve.mean_recurrence for curve in self.curves}):
-            curves = [curve for curve in self.curves if curve.mean_recurrence == depth]
-            fitted = [curve for curve in curves if curve.refusal is None]
-            count = f"{len(curves)} curves" if fitted == curves else f"{len(fitted)} of {len(curves)} curves"
-            values = (
-                f"{name} = {_median_and_range([curve.parameters[name] for curve in fitted])}"
-                for name in curves[0].parameters
-            )
-            lines.append(f"  µ = {depth:g}, {count}: {', '.join(values) if fitted else curves[0].refusal}")
-        lines.append(
-            "  median and range over the runs of a recurrence whose curves determine the law; "
-            "the laws of depth on all curves:"
+        """Return one line per mean recurrence (median and range over its runs) and one per law of depth.
+
+        Curves of unknown recurrence have a line each.
+        """
+        count = "1 depth curve" if len(self.curves) == 1 else f"{len(self.curves)} depth curves fitted apart"
+        lines = [f"{self.law}: L = {self.formula} ({self.source}), {count}"]
+        apart = [curve for curve in self.curves if curve.mean_recurrence is None]
+        lines += [f"  {curve.run_id or 'all points'}: {curve.summary()}" for curve in apart[:PRINTED]]
+        if len(apart) > PRINTED:
+            lines.append(f"  and {len(apart) - PRINTED} more")
+        depths = sorted({c.mean_recurrence for c in self.curves if c.mean_recurrence is not None})
+        lines += [self._at(depth) for depth in depths]
+        if depths:
+            lines.append("  median and range over the runs of a recurrence whose curves determine the law")
+        lines.append("  the laws of depth on all curves:")
+        return "\n".join([*lines, *(f"  {errors.summary()}" for errors in self.rivals)])
+
+    def _at(self, depth: float) -> str:
+        curves = [curve for curve in self.curves if curve.mean_recurrence == depth]
+        fitted = [curve for curve in curves if curve.refusal is None]
+        count = f"{len(curves)} curves" if fitted == curves else f"{len(fitted)} of {len(curves)} curves"
+        if not fitted:
+            return f"  µ = {depth:g}, {count}: {curves[0].refusal}"
+        values = (
+            f"{name} = {_median_and_range([curve.parameters[name] for curve in fitted])}"
+            for name in fitted[0].parameters
         )
-        for errors in self.rivals:
-            ahead = (
-                ""
-                if errors.ahead_nats is None
-                else f", deeper half predicted to within {errors.ahead_nats:.2g} nats"
-            )
-            lines.append(f"  {errors.law:>13}: rms {errors.rms_nats:.2g} nats{ahead}")
-        return "\n".join(lines)
+        return f"  µ = {depth:g}, {count}: {', '.join(values)}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fits as JSON values."""
@@ -94,72 +114,124 @@ class CurveLaws:
         return serialize.to_json(self)
 
 
-def fit_curves(name: str, points: pd.DataFrame, delta: float | None) -> CurveLaws:
+@dataclass(frozen=True, kw_only=True)
+class _Curve:
+    """One run's losses by ascending depth."""
+
+    run_id: str
+    mean_recurrence: float | None
+    depths: Array
+    losses: Array
+    errors: Array | None
+
+
+def fit_curves(name: str, points: pd.DataFrame, confidence: float = 0.95) -> CurveLaws:
     """Fit a law of depth to the depth curve of every run in `points`.
 
     Parameters
     ----------
     name : of a law whose only column is depth.
-    points : columns run_id, mean_recurrence, depth and loss in nats.
-    delta : of the Huber cost on the log loss.
+    points : columns depth and loss; run_id (without it all points are one curve), mean_recurrence and
+        loss_se, the standard error of the loss, where they are known.
 
     Raises
     ------
-    TableError : no curve has more depths than the laws have parameters.
+    TableError : a column is missing, a value is not positive and finite, a curve lists a depth twice, or no
+        curve has more depths than the laws have parameters.
     """
-    curves = [rows.sort_values("depth") for _, rows in points.groupby("run_id") if _enough(rows)]
+    curves = [
+        _Curve(
+            run_id=str(run_id),
+            mean_recurrence=float(rows["mean_recurrence"].iloc[0]) if "mean_recurrence" in rows else None,
+            depths=rows["depth"].to_numpy(float),
+            losses=rows["loss"].to_numpy(float),
+            errors=rows["loss_se"].to_numpy(float) if "loss_se" in rows else None,
+        )
+        for run_id, rows in _checked(name, points).groupby("run_id")
+        if len(rows) >= MIN_DEPTHS
+    ]
     if not curves:
         raise TableError(
             f"law={name}: no depth curve has {MIN_DEPTHS} depths: evaluate with a larger max_depth"
         )
-    fits = {law: [_fit(law, rows, delta) for rows in curves] for law in DEPTH_LAWS}
     return CurveLaws(
         law=name,
         formula=LAWS[name].formula,
         source=LAWS[name].source,
-        curves=tuple(
-            CurveLaw(
-                run_id=str(rows["run_id"].iloc[0]),
-                mean_recurrence=float(rows["mean_recurrence"].iloc[0]),
-                parameters=fit.parameters,
-                rms_nats=fit.rms_nats,
-                refusal=_refusal(rows) if name == EXPONENTIAL else None,
-            )
-            for rows, fit in zip(curves, fits[name], strict=True)
-        ),
-        rivals=tuple(
-            DepthLawError(
-                law=law,
-                rms_nats=float(np.median([fit.rms_nats for fit in fits[law]])),
-                ahead_nats=_ahead_nats(law, curves, delta),
-            )
-            for law in DEPTH_LAWS
-        ),
+        curves=tuple(_curve_law(name, curve, confidence) for curve in curves),
+        rivals=tuple(_errors(law, curves) for law in DEPTH_LAWS),
     )
 
 
-def _enough(rows: pd.DataFrame) -> bool:
-    return rows["depth"].nunique() >= MIN_DEPTHS
+def _checked(name: str, points: pd.DataFrame) -> pd.DataFrame:
+    """Return the points by run and depth, with a run_id."""
+    missing = [column for column in ("depth", "loss") if column not in points]
+    if missing:
+        raise TableError(f"law={name} needs {' and '.join(missing)}: say columns.{missing[0]}=NAME")
+    rows = points.assign(run_id=points["run_id"].astype(str) if "run_id" in points else "")
+    rows = rows.sort_values(["run_id", "depth"], kind="stable")
+    for column in ("depth", "loss"):
+        values = rows[column].astype(float)
+        wrong = ~(np.isfinite(values) & (values > 0))
+        if wrong.any():
+            value = values[wrong].iloc[0]
+            raise TableError(f"column {column} holds {value:g}: values must be positive and finite")
+    twice = rows[rows.duplicated(["run_id", "depth"])]
+    if len(twice):
+        row = twice.iloc[0]
+        where = f"of run {row['run_id']} is" if row["run_id"] else "is"
+        hint = "" if row["run_id"] else ": columns.run_id=NAME says which points are one curve"
+        raise TableError(f"depth {row['depth']:g} {where} listed twice{hint}")
+    return rows
 
 
-def _fit(name: str, rows: pd.DataFrame, delta: float | None) -> LawFit:
-    return fit_law(name, rows, rows["loss"].to_numpy(float), delta=delta)
+def _curve_law(name: str, curve: _Curve, confidence: float) -> CurveLaw:
+    fit = fit_depth_curve(curve.depths, curve.losses, errors=curve.errors, law=name, confidence=confidence)
+    values = {"L_inf": fit.floor_nats, "Z": fit.amplitude_nats, "z": fit.rate}
+    names = [parameter.name for parameter in LAWS[name].parameters]
+    return CurveLaw(
+        run_id=curve.run_id,
+        mean_recurrence=curve.mean_recurrence,
+        parameters={key: value for key in names if (value := values[key]) is not None},
+        intervals={key: ends for key, ends in _intervals(fit, confidence).items() if key in names},
+        rms_nats=fit.rms_nats,
+        refusal=fit.refusal,
+    )
 
 
-def _refusal(rows: pd.DataFrame) -> str | None:
-    return fit_saturating(rows["depth"].to_numpy(float), rows["loss"].to_numpy(float)).refusal
+def _intervals(fit: DepthFit, confidence: float) -> dict[str, tuple[float | None, float | None]]:
+    """Return the profile interval of z, and Student's of the other two, to first order."""
+    if fit.floor_nats is None or fit.amplitude_nats is None:
+        return {}
+    quantile = float(stdtrit(len(fit.depths) - 3, (1 + confidence) / 2))
+    floor, amplitude = (quantile * float(error) for error in np.sqrt(np.diag(fit.covariance))[:2])
+    return {
+        "L_inf": (fit.floor_nats - floor, fit.floor_nats + floor),
+        "Z": (fit.amplitude_nats - amplitude, fit.amplitude_nats + amplitude),
+        "z": (fit.rate_low, fit.rate_high),
+    }
 
 
-def _ahead_nats(name: str, curves: list[pd.DataFrame], delta: float | None) -> float | None:
-    """Return the median error on the deeper halves of the curves, None where all are too short."""
-    errors = []
-    for rows in curves:
-        near = rows["depth"] <= rows["depth"].median()
-        if _enough(rows[near]):
-            deeper = rows[~near]
-            predicted = _fit(name, rows[near], delta).predict(deeper)
-            errors.append(float(np.abs(predicted - deeper["loss"].to_numpy(float)).mean()))
-    return float(np.median(errors)) if errors else None
+def _errors(name: str, curves: list[_Curve]) -> DepthLawError:
+    """Return the errors of one law on all curves, whether they determine it or not."""
+    rms, ahead = [], []
+    for curve in curves:
+        near = curve.depths <= np.median(curve.depths)
+        both = Decay(
+            law=LAWS[name],
+            depths=curve.depths,
+            values=np.stack([curve.losses, curve.losses]),
+            weights=np.stack([np.ones(len(near)), near]) / curve.losses**2,
+        )
+        on_all, on_near = both.fitted(both.best_rates())[3] - curve.losses
+        rms.append(float(np.sqrt(np.mean(on_all**2))))
+        if near.sum() >= MIN_DEPTHS:
+            ahead.append(float(np.abs(on_near[~near]).mean()))
+    return DepthLawError(
+        law=name,
+        rms_nats=float(np.median(rms)),
+        ahead_nats=float(np.median(ahead)) if ahead else None,
+    )
 
 
 def _median_and_range(values: list[float]) -> str:

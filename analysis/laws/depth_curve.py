@@ -1,28 +1,24 @@
-"""The test-time law of one depth curve: L(T) = L_inf + Z exp(-z T) (PAPER (e)).
-
-z is identified only where two limits fit clearly worse: z -> infinity, a plateau with one point off it, and
-z -> 0, a straight line that never reaches its floor.
-"""
+"""The law of one depth curve: by default L(T) = L_inf + Z exp(-z T) (PAPER (e)), or why it is refused."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.optimize import brentq, minimize_scalar
-from scipy.special import fdtri, stdtrit
+from scipy.special import stdtrit
 
-from analysis.config import Array
-from analysis.format import percent
+from analysis.config import Array, Mask
+from analysis.laws.decay import FLOOR, Decay, decay
+from analysis.laws.depth_refusal import NAMES, Optimum, derivatives
+from analysis.laws.registry import LAWS
+from analysis.serialize import HIDDEN
 
 MIN_DEPTHS = 5
-# The law is refused where the rms residual exceeds both shares, of the curve's range and of the loss.
-MISFIT_OF_RANGE, MISFIT_OF_LOSS = 0.01, 0.001
+EXPONENTIAL = "saturating"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SaturatingFit:
+class DepthFit:
     """Floor L_inf and amplitude Z in nats and rate z per loop, or a refusal.
 
     The floor may be determined where z is not.
@@ -34,127 +30,157 @@ class SaturatingFit:
     rate_low: float | None = None
     rate_high: float | None = None  # None: open
     rms_nats: float | None = None
-    depths: tuple[int, ...] = ()
+    depths: tuple[float, ...] = ()
     covariance: tuple[tuple[float, ...], ...] = ()  # of (L_inf, Z, z), from the scatter around the curve
     refusal: str | None = None
+    law: str = field(default=EXPONENTIAL, metadata=HIDDEN)
 
     def predict(self, depth: Array) -> Array:
         """Return L(T) in nats."""
-        if self.rate is None or self.floor_nats is None or self.amplitude_nats is None:
-            raise ValueError(f"no saturating exponential: {self.refusal}")
-        return np.asarray(
-            self.floor_nats + self.amplitude_nats * np.exp(-self.rate * np.asarray(depth, float))
-        )
+        return self._curve(depth)[0]
 
     def interval(self, depth: Array, confidence: float = 0.95) -> tuple[Array, Array]:
         """Return the ends of the fitted curve's band in nats, to first order in the parameters' errors.
 
         It reflects the scatter around the curve of one run, not the noise of training.
         """
-        depth, middle = np.asarray(depth, float), self.predict(depth)
-        slopes = _slopes(depth, float(self.amplitude_nats or 0.0), float(self.rate or 0.0))
+        middle, slopes = self._curve(depth)
         error = np.sqrt(np.einsum("ti,ij,tj->t", slopes, np.array(self.covariance), slopes))
         half = float(stdtrit(len(self.depths) - 3, (1 + confidence) / 2)) * error
         return middle - half, middle + half
 
+    def _curve(self, depth: Array) -> tuple[Array, Array]:
+        """Return L(T) and its derivatives by L_inf, Z and z [depths, 3]."""
+        if self.rate is None or self.floor_nats is None or self.amplitude_nats is None:
+            raise ValueError(f"no {NAMES[self.law]}: {self.refusal}")
+        term, slope = decay(LAWS[self.law], depth, np.array([self.rate]))
+        values = self.floor_nats + self.amplitude_nats * term[0]
+        return values, derivatives(term[0], slope, self.amplitude_nats)
 
-def fit_saturating(depths: Array, losses: Array, confidence: float = 0.95) -> SaturatingFit:
+
+def fit_depth_curve(
+    depths: Array,
+    losses: Array,
+    *,
+    errors: Array | None = None,
+    law: str = EXPONENTIAL,
+    confidence: float = 0.95,
+) -> DepthFit:
     """Fit one depth curve by least squares on the relative residual.
 
     Parameters
     ----------
     depths, losses : T in loops and the loss in nats [depths].
+    errors : standard errors of the losses [depths], nan or None where unknown.
+    law : name of a law of depth alone.
     confidence : level of the interval of z, which holds the values whose profile stays within the F limit.
     """
-    order = np.argsort(depths)
+    every = np.ones((1, len(losses)), bool)
+    return fit_depth_subsets(depths, losses, every, errors=errors, law=law, confidence=confidence)[0]
+
+
+def fit_depth_subsets(
+    depths: Array,
+    losses: Array,
+    kept: Mask,
+    *,
+    errors: Array | None = None,
+    law: str = EXPONENTIAL,
+    confidence: float = 0.95,
+) -> list[DepthFit]:
+    """Fit one depth curve to several subsets of its depths, a row of `kept` [subsets, depths] each.
+
+    See `fit_depth_curve`.
+    """
+    order = np.argsort(depths, kind="stable")
     depths, losses = np.asarray(depths, float)[order], np.asarray(losses, float)[order]
-    shown = tuple(int(v) for v in depths)
-    if len(depths) < MIN_DEPTHS:
-        return SaturatingFit(depths=shown, refusal=f"{len(depths)} depths, at least {MIN_DEPTHS} are needed")
-    grid = np.log(np.geomspace(0.02 / np.ptp(depths), 30.0 / np.diff(depths).min(), 300))
-    errors = _project(depths, losses, np.exp(grid))[1]
+    stated = np.full(len(losses), np.nan) if errors is None else np.asarray(errors, float)[order]
+    enough = kept.sum(1) >= MIN_DEPTHS
+    fits = [
+        DepthFit(
+            law=law,
+            depths=_whole(depths[row]),
+            refusal=f"{row.sum()} depths, at least {MIN_DEPTHS} are needed",
+        )
+        for row in kept[:, order]
+    ]
+    if enough.any():
+        subsets = kept[enough][:, order]
+        curves = Decay(
+            law=LAWS[law],
+            depths=depths,
+            values=np.repeat(losses[None], len(subsets), 0),
+            weights=subsets / losses**2,
+        )
+        for place, fit in zip(np.flatnonzero(enough), _fit(curves, stated, confidence), strict=True):
+            fits[place] = fit
+    return fits
 
-    def error(log_rate: float) -> float:
-        return float(_project(depths, losses, np.exp([log_rate]))[1][0])
 
-    best = int(np.argmin(errors))
-    bracket = (grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)])
-    log_rate = float(minimize_scalar(error, bounds=bracket, method="bounded", options={"xatol": 1e-10}).x)
-    floor, amplitude = (float(v) for v in _project(depths, losses, np.exp([log_rate]))[0][0])
-    residual = floor + amplitude * np.exp(-np.exp(log_rate) * depths) - losses
-    rms = float(np.sqrt(np.mean(residual**2)))
-    freedom = len(depths) - 3
-    limit = error(log_rate) * float(1 + fdtri(1, freedom, confidence) / freedom) + 1e-24
-    refusal = _refusal(depths, losses, amplitude, rms, limit)
-    if refusal:
-        plateau = floor if "one point" in refusal else None
-        return SaturatingFit(depths=shown, floor_nats=plateau, rms_nats=rms, refusal=refusal)
-    return SaturatingFit(
-        depths=shown,
-        floor_nats=floor,
+def _whole(depths: Array) -> tuple[float, ...]:
+    return tuple(int(depth) if depth.is_integer() else depth for depth in depths.tolist())
+
+
+def _fit(curves: Decay, stated: Array, confidence: float) -> list[DepthFit]:
+    rates, kept = curves.best_rates(), curves.weights > 0
+    floor, amplitude, error, _ = curves.fitted(rates)
+    term, slope = decay(curves.law, curves.depths, rates, relative=True)
+    spike = np.argmax(kept, 1)[:, None] == np.arange(len(curves.depths))
+    shapes = np.stack([np.zeros(spike.shape), spike, np.broadcast_to(slope, spike.shape)], 1)
+    limits = curves.project(shapes)[2]
+    optima = [
+        Optimum(
+            law=curves.law.name,
+            depths=curves.depths[row],
+            losses=curves.values[i, row],
+            stated=stated[row],
+            floor=float(floor[i]),
+            amplitude=float(amplitude[i]),
+            rate=float(rates[i]),
+            first=float(curves.depths[0]),
+            term=term[i, row],
+            slope=slope[row],
+            error=float(error[i]),
+            flat_error=float(limits[i, 0]),
+            spike_error=float(limits[i, 1]),
+            line_error=float(limits[i, 2]),
+        )
+        for i, row in enumerate(kept)
+    ]
+    ends = curves.crossings(rates, np.array([optimum.limit(1, confidence) for optimum in optima]))
+    return [
+        _conclude(optimum, low, high, confidence)
+        for optimum, low, high in zip(optima, *(end.tolist() for end in ends), strict=True)
+    ]
+
+
+def _conclude(optimum: Optimum, low: float, high: float, confidence: float) -> DepthFit:
+    """Return the fit, or its refusal."""
+    depths, law = _whole(optimum.depths), LAWS[optimum.law]
+    refusal = optimum.refusal(confidence)
+    if refusal is not None:
+        plateau = optimum.floor if "one point" in refusal else None
+        return DepthFit(
+            law=law.name, depths=depths, floor_nats=plateau, rms_nats=optimum.rms, refusal=refusal
+        )
+    term, slope = decay(law, optimum.depths, np.array([optimum.rate]))
+    start = decay(law, np.array([optimum.first]), np.array([optimum.rate]))[0]
+    amplitude = optimum.amplitude / float(start[0, 0])
+    weighted = derivatives(term[0], slope, amplitude) / optimum.losses[:, None]
+    if FLOOR not in (parameter.name for parameter in law.parameters):
+        weighted[:, 0] = 0.0
+    scale = np.linalg.norm(weighted, axis=0)
+    scale = np.where(scale > 0, scale, 1.0)
+    inverse = np.linalg.pinv((weighted / scale).T @ (weighted / scale)) / np.outer(scale, scale)
+    covariance = inverse * optimum.error / (len(depths) - 3)
+    return DepthFit(
+        law=law.name,
+        depths=depths,
+        floor_nats=optimum.floor,
         amplitude_nats=amplitude,
-        rate=float(np.exp(log_rate)),
-        rate_low=_crossing(error, log_rate, grid[grid < log_rate][::-1], limit),
-        rate_high=_crossing(error, log_rate, grid[grid > log_rate], limit),
-        rms_nats=rms,
-        covariance=_covariance(depths, losses, amplitude, float(np.exp(log_rate)), error(log_rate)),
+        rate=optimum.rate,
+        rate_low=low if np.isfinite(low) else None,
+        rate_high=high if np.isfinite(high) else None,
+        rms_nats=optimum.rms,
+        covariance=tuple(tuple(row) for row in covariance.tolist()),
     )
-
-
-def _slopes(depths: Array, amplitude: float, rate: float) -> Array:
-    """Return the derivatives of L(T) by L_inf, Z and z [depths, 3]."""
-    decay = np.exp(-rate * depths)
-    return np.stack([np.ones_like(depths), decay, -amplitude * depths * decay], -1)
-
-
-def _covariance(
-    depths: Array, losses: Array, amplitude: float, rate: float, error: float
-) -> tuple[tuple[float, ...], ...]:
-    """Return the covariance of (L_inf, Z, z) from the curvature at the optimum and its squared error."""
-    weighted = _slopes(depths, amplitude, rate) / losses[:, None]
-    inverse = np.linalg.inv(weighted.T @ weighted) * error / (len(depths) - 3)
-    return tuple(tuple(row) for row in inverse.tolist())
-
-
-def _project(depths: Array, losses: Array, rates: Array) -> tuple[Array, Array]:
-    """Return the best (L_inf, Z) [rates, 2] and the squared relative error [rates]."""
-    weight = 1 / losses**2
-    decay = np.exp(-rates[:, None] * (depths - depths[0]))
-    mean_decay = decay @ weight / weight.sum()
-    mean_loss = losses @ weight / weight.sum()
-    centred = decay - mean_decay[:, None]
-    amplitude = (centred * weight) @ (losses - mean_loss) / np.maximum((centred**2) @ weight, 1e-300)
-    floor = mean_loss - amplitude * mean_decay
-    residual = floor[:, None] + amplitude[:, None] * decay - losses
-    with np.errstate(over="ignore"):  # Z of a curve that starts late and decays fast
-        return np.stack([floor, amplitude * np.exp(rates * depths[0])], -1), (residual**2) @ weight
-
-
-def _refusal(depths: Array, losses: Array, amplitude: float, rms: float, limit: float) -> str | None:
-    if amplitude <= 0:
-        return "the loss does not fall with depth"
-    weight = 1 / losses
-    spike = np.stack([np.ones_like(depths), np.arange(len(depths)) == 0], -1) * weight[:, None]
-    line = np.stack([np.ones_like(depths), depths], -1) * weight[:, None]
-    spike_error, line_error = (
-        float(np.linalg.lstsq(x, losses * weight, rcond=None)[1].sum()) for x in (spike, line)
-    )
-    if rms > MISFIT_OF_RANGE * np.ptp(losses) and rms > MISFIT_OF_LOSS * losses.min():
-        share = rms / np.ptp(losses)
-        size = f"rms residual {rms:.4f}, {percent(share, 1)} of the curve's range"
-        return f"the saturating exponential does not hold ({size})"
-    if spike_error <= limit:
-        return "z is not identified: one point alone lies off the plateau"
-    if line_error <= limit:
-        return "z is not identified: the curve is as well a straight line"
-    return None
-
-
-def _crossing(error: Callable[[float], float], log_rate: float, outward: Array, limit: float) -> float | None:
-    """Return the first z on the `outward` grid's side where the profile crosses `limit`, None without one."""
-    inner = log_rate
-    for outer in outward.tolist():
-        if error(outer) > limit:
-            return float(np.exp(brentq(lambda s: error(s) - limit, inner, outer, xtol=1e-12)))
-        inner = outer
-    return None

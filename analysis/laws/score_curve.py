@@ -1,4 +1,4 @@
-"""The gain of a score from test-time depth: C(T) = C_inf - Z exp(-z T), the loss law with its sign changed.
+"""The gain of a score from test-time depth: C(T) = C_inf - Z exp(-z T), the depth law with its sign changed.
 
 Resamples are drawn over items, all depths of an item together, because the errors at two depths are strongly
 correlated.
@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from analysis.config import Array
-
-MIN_DEPTHS = 5
-_RATES = np.geomspace(0.02, 20.0, 240)  # per loop; a rate at an end is not identified
+from analysis.laws.decay import Decay
+from analysis.laws.depth_curve import EXPONENTIAL, MIN_DEPTHS
+from analysis.laws.registry import LAWS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,31 +73,24 @@ def fit_gain(depths: Array, curve: Array, resampled: Array, confidence: float = 
         return GainFit(**known, refusal=f"{len(depths)} depths, at least {MIN_DEPTHS} are needed")
     if gain[0] <= 0 <= gain[1]:
         return GainFit(**known, refusal="the gain may be 0")
-    ceiling, rate = (float(value[0]) for value in _fit(depths, curve[None]))
-    ceilings, rates = _fit(depths, resampled)
-    rate_low, rate_high = np.percentile(rates, tails)
-    if rate_low <= _RATES[0] or rate_high >= _RATES[-1]:
+    every = Decay(
+        law=LAWS[EXPONENTIAL],
+        depths=depths,
+        values=np.vstack([curve, resampled]),
+        weights=np.ones((1, len(depths))),
+    )
+    rates = every.best_rates()
+    ceilings = every.fitted(rates)[0]
+    rate_low, rate_high = np.percentile(rates[1:], tails)
+    if rate_low <= every.rates[1] or rate_high >= every.rates[-2]:
         return GainFit(**known, refusal="z is not identified")
-    low, high = np.percentile(ceilings, tails)
+    low, high = np.percentile(ceilings[1:], tails)
     return GainFit(
         **known,
-        ceiling=ceiling,
+        ceiling=float(ceilings[0]),
         ceiling_low=float(low),
         ceiling_high=float(high),
-        rate=rate,
+        rate=float(rates[0]),
         rate_low=float(rate_low),
         rate_high=float(rate_high),
     )
-
-
-def _fit(depths: Array, curves: Array) -> tuple[Array, Array]:
-    """Return ceiling and rate [R] of each curve [R, D]: the best rate of a grid, least squares."""
-    decay = np.exp(-_RATES[:, None] * (depths - depths[0]))
-    decay -= decay.mean(axis=1, keepdims=True)  # [rates, D]
-    centred = curves - curves.mean(axis=1, keepdims=True)
-    size = np.sqrt((decay**2).sum(axis=1, keepdims=True))
-    explained = (centred @ (decay / size).T) ** 2  # [R, rates]
-    best = explained.argmax(axis=1)
-    slope = np.einsum("rd,rd->r", centred, decay[best]) / size[best, 0] ** 2
-    floor = np.exp(-_RATES[:, None] * (depths - depths[0])).mean(axis=1)[best]
-    return curves.mean(axis=1) - slope * floor, _RATES[best]

@@ -109,7 +109,7 @@ def fit_law_to_runs(
         depths = depths.sort_values(["run_id", "depth"], kind="stable")
         points = pd.concat([depth_points(group, depths, config) for group in groups], ignore_index=True)
         if name in DEPTH_LAWS:
-            return fit_curves(name, points, config.huber_delta)
+            return fit_curves(name, points, config.confidence)
     else:
         points = pd.concat([training_points(group, config) for group in groups], ignore_index=True)
     fitted = _fit(name, law, points, config)
@@ -144,10 +144,9 @@ def depth_points(group: GroupFit, depths: pd.DataFrame, config: FitConfig) -> pd
     looped = group.table["run_id"][group.table["kind"] == "looped"]
     runs = runs[runs["run_id"].isin(looped)].drop(columns="loss")
     points = depths[np.isfinite(depths["val_loss_nats"].astype(float))]
-    merged = runs.merge(points[["run_id", "depth", "val_loss_nats"]], on="run_id")
-    return merged.rename(columns={"val_loss_nats": "loss", "recurrence": "mean_recurrence"}).astype(
-        {"depth": float}
-    )
+    merged = runs.merge(points[["run_id", "depth", "val_loss_nats", "val_loss_se_nats"]], on="run_id")
+    names = {"val_loss_nats": "loss", "val_loss_se_nats": "loss_se", "recurrence": "mean_recurrence"}
+    return merged.rename(columns=names).astype({"depth": float})
 
 
 def _labels(law: Law, points: pd.DataFrame, config: FitConfig) -> tuple[str, Strings | None]:

@@ -10,7 +10,7 @@ from scipy.optimize import brentq
 from scipy.special import stdtrit
 
 from analysis.config import Array, FitConfig
-from analysis.laws.depth_curve import SaturatingFit, fit_saturating
+from analysis.laws.depth_curve import DepthFit, fit_depth_curve
 from analysis.tables.schema import TableError
 
 
@@ -24,7 +24,7 @@ class DepthCurve:
     accounting: str
     mean_recurrence: float
     target_flops: float | None
-    fit: SaturatingFit
+    fit: DepthFit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,9 +111,10 @@ def depth_study(runs: pd.DataFrame, depths: pd.DataFrame, config: FitConfig) -> 
         frame = rows.get(str(run["run_id"]))
         if frame is None:
             continue
-        fit = fit_saturating(
-            frame["depth"].to_numpy(float), frame["val_loss_nats"].to_numpy(float), config.confidence
+        depth, loss, error = (
+            frame[name].to_numpy(float) for name in ("depth", "val_loss_nats", "val_loss_se_nats")
         )
+        fit = fit_depth_curve(depth, loss, errors=error, confidence=config.confidence)
         budget = float(run["target_flops"])
         curves.append(
             DepthCurve(

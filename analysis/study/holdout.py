@@ -19,7 +19,7 @@ from analysis.config import FitConfig
 from analysis.format import error, number
 from analysis.isoflop.estimator import Array
 from analysis.isoflop.group import GroupFit
-from analysis.laws.depth_curve import fit_saturating
+from analysis.laws.depth_curve import fit_depth_subsets
 from analysis.laws.fit import fit_law
 from analysis.laws.newton import EXACT
 from analysis.laws.objective import PUBLISHED_DELTA, Objective, minimise, predict
@@ -212,34 +212,31 @@ def _depths(
     beyond: list[HoldoutPrediction] = []
     for row in study.by_recurrence:
         mu = row.mean_recurrence
-        curves = [
-            (
-                points[curve.run_id]["depth"].to_numpy(float),
-                points[curve.run_id]["val_loss_nats"].to_numpy(float),
-            )
-            for curve in study.curves
-            if curve.mean_recurrence == mu
-        ]
-        each = [(depth, loss, depth == held_out) for depth, loss in curves for held_out in depth]
+        curves = [points[curve.run_id] for curve in study.curves if curve.mean_recurrence == mu]
+        each = [(curve, np.eye(len(curve), dtype=bool)) for curve in curves]
         one_depth.append(_without_depths(each, f"each depth at µ = {mu:g}", "the others", config))
-        past = [(depth, loss, depth > mu) for depth, loss in curves]
+        past = [(curve, curve["depth"].to_numpy(float)[None] > mu) for curve in curves]
         beyond.append(_without_depths(past, f"T > {mu:g}", "the depths up to µ", config))
     return tuple(one_depth), tuple(beyond)
 
 
 def _without_depths(
-    curves: list[tuple[Array, Array, Mask]], name: str, kept: str, config: FitConfig
+    curves: list[tuple[pd.DataFrame, Mask]], name: str, kept: str, config: FitConfig
 ) -> HoldoutPrediction:
-    """Fit each curve (depths, losses, mask of the left-out) without the masked depths and predict them."""
+    """Fit each curve without the depths that a row of its mask [fits, depths] marks, and predict them."""
     predicted, measured = [], []
-    for depth, loss, out in curves:
-        fit = fit_saturating(depth[~out], loss[~out], config.confidence)
-        if fit.rate is not None and out.any():
-            predicted.append(fit.predict(depth[out]))
-            measured.append(loss[out])
+    for curve, masks in curves:
+        depth, loss, error = (
+            curve[column].to_numpy(float) for column in ("depth", "val_loss_nats", "val_loss_se_nats")
+        )
+        fits = fit_depth_subsets(depth, loss, ~masks, errors=error, confidence=config.confidence)
+        for fit, out in zip(fits, masks, strict=True):
+            if fit.rate is not None and out.any():
+                predicted.append(fit.predict(depth[out]))
+                measured.append(loss[out])
     if predicted:
         return _held_out("depth curves", name, np.concatenate(predicted), np.concatenate(measured))
-    reason = f"none of {len(curves)} fits identifies its rate from {kept}"
+    reason = f"none of {sum(len(masks) for _, masks in curves)} fits identifies its rate from {kept}"
     return HoldoutPrediction(group="depth curves", left_out=name, points=0, refusal=reason)
 
 

@@ -24,6 +24,7 @@ from analysis.isoflop.curves import QUANTITY_NAMES
 from analysis.isoflop.estimator import DEFAULT_ESTIMATOR
 from analysis.isoflop.group import GroupFit
 from analysis.isoflop.points import fit_points, identity, isoflop_points, regrouped
+from analysis.laws.curve_laws import DEPTH_LAWS, CurveLaws, fit_curves
 from analysis.laws.fit import fit_law
 from analysis.laws.function_law import as_law
 from analysis.laws.result import LawFit
@@ -183,10 +184,11 @@ def fit_law_to_points(
     *,
     x: Axis | None = None,
     config: FitConfig | None = None,
-) -> LawFit:
+) -> LawFit | CurveLaws:
     """Fit one law of the registry to points that have its columns and a loss.
 
-    Columns that follow from the others by C = 6 N D are filled in.
+    Columns that follow from the others by C = 6 N D are filled in. A law of depth alone is fitted to the
+    curve of each run_id separately (see `fit_curves`).
 
     Raises
     ------
@@ -195,6 +197,10 @@ def fit_law_to_points(
     config = config or FitConfig()
     model = as_law(law)
     table, axis = _with_axis(points, x)
+    if law in DEPTH_LAWS:
+        known = ["run_id"] if "run_id" in table.frame else []
+        curves = _with_columns(table, ["depth", "loss", *known], axis)
+        return fit_curves(law, curves.frame, config.confidence)
     how = "pairs" if config.resampling == "noise" else config.resampling
     label = {"stratified": "compute", "block": "block"}.get(how)
     if label is not None and label not in implied(table.frame, axis):

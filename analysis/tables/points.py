@@ -27,16 +27,18 @@ ROLES = (
     "depth",
     "flops",
     "loss",
+    "loss_se",
     "mean_recurrence",
     "params",
     "params_looped",
     "params_once",
     "recurrence",
+    "run_id",
     "tokens",
     "tokens_per_param",
     "x",
 )
-LABELS = ("block", "budget")  # roles that need not be numbers
+LABELS = ("block", "budget", "run_id")  # roles that need not be numbers
 MAY_BE_ZERO = ("params_looped",)
 RUN_NAMES = ("run_id", "run_name", "run", "name", "Name", "id", "ID")
 STATES = ("state", "State", "status", "Status")

@@ -79,16 +79,17 @@ def _depth_curve(result: Evaluation) -> str:
     lines = [
         f"{depth:>3}  {row[0]:11.4f}  {row[1]:.4f}  {row[2]:8.4f}" for depth, row in enumerate(rows, start=1)
     ]
-    return "\n".join(["  T  loss (nats)     ±  bits/byte", *lines, _depth_law(result.loss_nats)])
+    return "\n".join(["  T  loss (nats)     ±  bits/byte", *lines, _depth_law(result)])
 
 
-def _depth_law(losses: list[float]) -> str:
+def _depth_law(result: Evaluation) -> str:
     """Return the law of a depth curve in one line."""
     import numpy as np
 
-    from analysis.laws.depth_curve import fit_saturating
+    from analysis.laws.depth_curve import fit_depth_curve
 
-    law = fit_saturating(np.arange(1.0, len(losses) + 1), np.array(losses))
+    losses = np.array(result.loss_nats)
+    law = fit_depth_curve(np.arange(1.0, len(losses) + 1), losses, errors=np.array(result.loss_se_nats))
     if law.rate is None:
         return f"L(T) = L_inf + Z exp(-z T): {law.refusal}"
     low, high = (f"{end:.2f}" if end is not None else "" for end in (law.rate_low, law.rate_high))

@@ -141,8 +141,11 @@ def plan(study: StudyConfig) -> Plan:
         savings = trunk_savings(study, planned, rows, trunks, folder)
     if savings is None:
         notes += missed_savings(study, planned, rows)
+    frame = pd.DataFrame(rows)
+    if study.sweep.budgets_flops:
+        notes += bound_refusals(frame)
     return Plan(
-        frame=pd.DataFrame(rows),
+        frame=frame,
         axes=list(study.sweep.axes),
         notes=notes,
         hours_source=describe_sources(
@@ -178,6 +181,33 @@ def _row(cell: Cell, folder: Path, existing: set[str], cluster: ClusterConfig) -
     if cell.run_id in existing:
         row["status"] = str(RunFolder(folder / str(cell.run_id)).status())
     return row
+
+
+def bound_refusals(frame: pd.DataFrame) -> list[str]:
+    """Return a note for each scale whose isoFLOP law `fit` is bound to refuse, by the rule of `fit` itself.
+
+    Cells of one recipe make a curve per budget: their recurrences on the continuous curve f(µ, µ / 2).
+    """
+    from analysis.isoflop.curves import MIN_SWEPT
+    from analysis.isoflop.geometry import backprop_share, on_isoflop_curve
+    from analysis.isoflop.power_law import MIN_BUDGETS
+    from analysis.tables.selection import groups
+
+    looped = frame[(frame["verdict"] == "OK") & (frame["kind"] == "looped")]
+    notes = []
+    for scale, cells in looped.groupby("scale", sort=False):
+        enough = 0  # budgets with a whole curve, in the recipe that has most
+        for _, group in groups(cells):
+            curve = group[on_isoflop_curve(group, backprop_share(group))]
+            swept = curve.groupby("target_flops")["mean_recurrence"].nunique()
+            enough = max(enough, int((swept >= MIN_SWEPT).sum()))
+        if enough < MIN_BUDGETS:
+            notes.append(
+                f"{scale}: fit is bound to refuse a law of the optimal recurrence. It needs {MIN_BUDGETS} "
+                f"budgets with {MIN_SWEPT} or more recurrences on the curve (even µ); {enough} of "
+                f"{cells['target_flops'].nunique()} have them"
+            )
+    return notes
 
 
 def truncated_curves(planned: list[Cell]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import time
@@ -57,6 +58,7 @@ def record_kill(run: RunFolder, exitcode: int, *, out_of_memory: bool = False) -
 
 def _child(path: Path, cache: Path, stop_requested: Callable[[], bool], gpu: str | None) -> None:
     drop_inherited()
+    gc.freeze()  # what the parent imported stays; garbage is searched for among new objects alone
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     RunFolder(path).ensure_created()

@@ -7,7 +7,7 @@ import pytest
 
 from analysis.isoflop.geometry import PLAIN_TRANSFORMER, IsoflopPath, log_optimum
 from analysis.isoflop.parabola import fit_parabola, minimum
-from analysis.laws.depth_curve import fit_saturating
+from analysis.laws.depth_curve import fit_depth_curve
 from analysis.laws.objective import Objective, minimise
 from analysis.laws.surface import HIGH, LOW, fit_surface, refit, surface_terms
 from analysis.laws.variable_projection import fit_shared_shape
@@ -161,7 +161,7 @@ def test_teaching_set_without_noise_is_recovered_exactly():
 def depth_curve(model):
     data = public_data.table("looped_testtime_curves")
     rows = data[data["model"] == model]
-    return fit_saturating(rows["test_r"].to_numpy(float), rows["value"].to_numpy(float))
+    return fit_depth_curve(rows["test_r"].to_numpy(float), rows["value"].to_numpy(float))
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def test_a_known_law_lies_within_its_intervals():
 def test_an_exact_curve_is_found_exactly():
     curve = 0.3 - 0.2 * np.exp(-0.5 * DEPTHS)
     fit = fit_gain(DEPTHS, curve, np.tile(curve, (50, 1)))
-    assert fit.ceiling == pytest.approx(0.3, abs=1e-3) and fit.rate == pytest.approx(0.5, rel=0.02)
+    assert fit.ceiling == pytest.approx(0.3, rel=1e-8) and fit.rate == pytest.approx(0.5, rel=1e-8)
     assert "ceiling 0.3" in fit.summary()
 
 

@@ -39,8 +39,8 @@ def test_every_task_of_core_runs_and_the_record_says_of_how_many(trained, cache,
     assert "absent: coqa" in capsys.readouterr().out
 
 
-def test_scores_are_kept_and_collected(tiny_sweep, cache, tmp_path, monkeypatch):
-    write_ledger(loopscale.compose([*tiny_sweep, "sweep.tokens=[1280]", "sweep.mean_recurrences=[2]"]))
+def test_scores_are_kept_and_collected(tiny_study, cache, tmp_path, monkeypatch):
+    write_ledger(tiny_study("sweep.tokens=[1280]", "sweep.mean_recurrences=[2]"))
     folder = tmp_path / "runs" / "tiny"
     work(folder, stop=lambda: False)
     command = ["sweep=tiny", f"root={tmp_path / 'runs'}", f"cache={cache}", "tasks=symbolic"]

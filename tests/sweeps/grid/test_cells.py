@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -17,8 +19,13 @@ from sweeps.planning.plan import plan
 FACTS = DataFacts(digest="d" * 16, unique_tokens=10**12)
 
 
+@functools.cache
+def composed(*overrides):
+    return loopscale.compose(overrides)
+
+
 def planned(overrides, facts=FACTS):
-    return cells(loopscale.compose(overrides), lambda _: facts)
+    return cells(composed(*overrides), lambda _: facts)
 
 
 def depths(solved):
@@ -125,19 +132,24 @@ def test_a_cell_that_does_not_fit_the_device_is_dropped():
 
 
 def test_a_micro_batch_that_is_not_set_is_judged_at_what_fits():
+    def memory(study, micro_batch):
+        runs = {
+            scale: replace(run, training=replace(run.training, micro_batch=micro_batch))
+            for scale, run in study.runs.items()
+        }
+        return loopscale.plan(replace(study, runs=runs))["memory_bytes"]
+
     for sweep, world in (("isoflop_140m", 1), ("isoflop_370m", 4)):
-        settings = [f"sweep={sweep}", "cluster=slurm_h100"]
-        frame = loopscale.plan([*settings, "training.micro_batch=null"])
+        study = loopscale.compose([f"sweep={sweep}", "cluster=slurm_h100", "training.micro_batch=null"])
+        frame = loopscale.plan(study)
         assert (frame["verdict"] == "OK").all() and frame["memory_bytes"].between(1e9, 80e9).all()
         # Halved from a device's share of 256 sequences, the next size up would not have fitted.
-        sizes = [
-            loopscale.plan([*settings, f"training.micro_batch={2**k}"])["memory_bytes"] for k in range(9)
-        ]
+        sizes = [memory(study, 2**k) for k in range(9)]
         fitting = pd.concat([size.where(size <= 80e9) for size in sizes[: 9 - (world == 4) * 2]], axis=1).max(
             axis=1
         )
         assert (frame["memory_bytes"] == fitting).all()
-    frame = loopscale.plan([*settings, "training.micro_batch=null", "cluster.device_memory_gb=1"])
+    frame = loopscale.plan(replace(study, cluster=replace(study.cluster, device_memory_gb=1)))
     assert frame["reason"].str.contains("take more devices").all()
 
 
@@ -209,9 +221,9 @@ def test_a_truncated_curve_is_flagged(tiny_sweep):
     truncated = plan(loopscale.compose(overrides))
     verdicts = list(truncated.frame["verdict"])
     assert verdicts == ["OK", "OK", "DROP", "OK"], truncated.frame[["steps", "reason"]]
-    assert truncated.notes == [
+    assert truncated.notes[0] == (
         "looped_40k at 6e+08 FLOPs loses its high recurrences: its minimum will be biased"
-    ]
+    )
 
 
 def test_a_grid_without_lengths_or_with_two_kinds_is_refused(tiny):

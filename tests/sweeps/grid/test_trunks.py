@@ -31,8 +31,8 @@ OF_A_TRUNK = {"trunk_id": "", "trunk_steps": 0, "trunk_flops": 0.0}
 
 
 @pytest.fixture(scope="module")
-def grid(corpus, cache, tmp_path_factory):
-    """Overrides of a group of five budgets of one model and seed, all below one root."""
+def overrides(corpus, cache, tmp_path_factory):
+    """A group of five budgets of one model and seed, all below one root."""
     return [
         f"root={tmp_path_factory.mktemp('trunks')}", f"cache={cache}", "data=text", f"path={corpus}",
         "data.vocabulary_size=300", "data.validation_fraction=0.2", "model=looped_40k",
@@ -43,22 +43,32 @@ def grid(corpus, cache, tmp_path_factory):
     ]  # fmt: skip
 
 
-def enter(grid, name, *more):
+@pytest.fixture(scope="module")
+def grid(overrides):
+    """The composed study of those."""
+    return loopscale.compose(overrides)
+
+
+def named(study, name, **changes):
+    """Return the study with another name, and with changed fields of its sweep."""
+    return dataclasses.replace(study, sweep=dataclasses.replace(study.sweep, name=name, **changes))
+
+
+def enter(study, name, **changes):
     """Enter a sweep into its ledger; returns its folder."""
-    study = loopscale.compose([*grid, f"sweep.name={name}", *more])
-    ledger = write_ledger(study)
+    ledger = write_ledger(named(study, name, **changes))
     return Path(study.root) / ledger.name
 
 
-def trained(grid, name, *more):
-    folder = enter(grid, name, *more)
+def trained(study, name, **changes):
+    folder = enter(study, name, **changes)
     work(folder, stop=lambda: False)
     return folder
 
 
 @pytest.fixture(scope="module")
 def independent(grid):
-    return trained(grid, "independent", "sweep.trunk=false")
+    return trained(grid, "independent", trunk=False)
 
 
 @pytest.fixture(scope="module")
@@ -115,14 +125,14 @@ def test_five_budgets_through_a_trunk_end_with_the_bits_of_independent_runs(shar
 def test_the_group_executes_the_flops_that_were_planned(shared, independent, grid):
     ratio = executed(shared) / executed(independent)
     assert ratio <= 0.77
-    trunks = plan(loopscale.compose([*grid, "sweep.name=fresh"])).trunks
+    trunks = plan(named(grid, "fresh")).trunks
     # Depths are drawn, so what is executed scatters about what is nominal.
     assert ratio == pytest.approx(trunks.nominal_flops / trunks.independent_flops, rel=0.03)
     assert trunks.nominal_flops / trunks.independent_flops == pytest.approx((40 + 2 + 5 + 10 + 20 + 40) / 155)
 
 
-def test_a_shorter_cooldown_shares_more(grid):
-    folder = trained(grid, "fifth", "schedule.cooldown_fraction=0.2")
+def test_a_shorter_cooldown_shares_more(overrides):
+    folder = trained(loopscale.compose([*overrides, "schedule.cooldown_fraction=0.2"]), "fifth")
     alone = sum(run.record()["executed_flops"] for run in runs(folder).values())
     assert executed(folder) / alone <= 0.63
 
@@ -160,10 +170,10 @@ def test_status_shows_runs_and_segments(shared):
 
 
 def test_budgets_added_later_start_at_the_nearest_checkpoint(grid, independent):
-    folder = trained(grid, "later", "sweep.tokens=[640,2560]")
+    folder = trained(grid, "later", tokens=[640.0, 2560.0])
     parts = read_ledger(folder).segments.values()
     assert {(part.start, part.end) for part in parts} == {(0, 3), (3, 10)}
-    trained(grid, "later", "sweep.tokens=[640,1280,2560,5120]")
+    trained(grid, "later", tokens=[640.0, 1280.0, 2560.0, 5120.0])
     parts = read_ledger(folder).segments.values()
     assert {(part.start, part.end) for part in parts} == {(0, 3), (3, 10), (3, 5), (10, 20)}
     starts = {run.record()["steps"]: run.record()["trunk_steps"] for run in runs(folder).values()}
@@ -172,14 +182,14 @@ def test_budgets_added_later_start_at_the_nearest_checkpoint(grid, independent):
 
 
 def test_deleted_segments_come_back_for_what_needs_them_alone(grid):
-    folder = trained(grid, "freed", "sweep.tokens=[640,1280]")
+    folder = trained(grid, "freed", tokens=[640.0, 1280.0])
     table = [f"root={folder.parent}", "sweep=freed"]
     before, _ = loopscale.collect(table)
     for segment in segments(folder):
         shutil.rmtree(segment.path)
-    enter(grid, "freed", "sweep.tokens=[640,1280]")
+    enter(grid, "freed", tokens=[640.0, 1280.0])
     assert not list(folder.glob("trunk-*")), "all is done"
-    enter(grid, "freed", "sweep.tokens=[640,1024,1280]")  # 8 steps, the first 4 of them stable
+    enter(grid, "freed", tokens=[640.0, 1024.0, 1280.0])  # 8 steps, the first 4 of them stable
     parts = read_ledger(folder).segments
     there = {(parts[path.name].start, parts[path.name].end) for path in folder.glob("trunk-*")}
     assert there == {(0, 3), (3, 4)}, "not the one from 3 to 5"
@@ -191,12 +201,11 @@ def test_deleted_segments_come_back_for_what_needs_them_alone(grid):
 
 
 def test_segments_that_nothing_waits_for_are_no_work_left(grid):
-    folder = enter(grid, "begun", "sweep.tokens=[640,1280]")  # 5 and 10 steps, 3 and 5 of them shared
+    folder = enter(grid, "begun", tokens=[640.0, 1280.0])  # 5 and 10 steps, 3 and 5 of them shared
     step = status(folder).frame["nominal_flops"].max() / 10
 
     def planned():
-        study = loopscale.compose([*grid, "sweep.name=begun", "sweep.tokens=[640,1280]"])
-        return plan(study).trunks.remaining_flops
+        return plan(named(grid, "begun", tokens=[640.0, 1280.0])).trunks.remaining_flops
 
     assert status(folder).forecast.remaining_flops == pytest.approx(12 * step, rel=1e-6)
     assert planned() == pytest.approx(12 * step, rel=1e-6)
@@ -209,23 +218,23 @@ def test_segments_that_nothing_waits_for_are_no_work_left(grid):
     assert planned() == pytest.approx(7 * step, rel=1e-6)
 
 
-def test_a_marked_checkpoint_inside_a_segment_serves_too(grid, independent):
-    marked = "training.checkpoint_at=[4]"
-    folder = trained(grid, "marked", "sweep.tokens=[1280,2560]", marked)
+def test_a_marked_checkpoint_inside_a_segment_serves_too(overrides, grid):
+    marked = loopscale.compose([*overrides, "training.checkpoint_at=[4]"])
+    folder = trained(marked, "marked", tokens=[1280.0, 2560.0])
     assert [path.name for path in checkpoint_folders(segments(folder)[0].checkpoints)] == [
         "step_00000004",
         "step_00000005",
     ]
-    trained(grid, "marked", "sweep.tokens=[1024,1280,2560]", marked)  # 8 steps, the last 4 of them cool-down
+    trained(marked, "marked", tokens=[1024.0, 1280.0, 2560.0])  # 8 steps, the last 4 of them cool-down
     assert len(segments(folder)) == 2, "nothing is left to train below the branch point"
     (short,) = [run for run in runs(folder).values() if run.record()["steps"] == 8]
     assert short.record()["trunk_steps"] == 4
-    alone = trained(grid, "unmarked", "sweep.tokens=[1024]", "sweep.trunk=false")
+    alone = trained(grid, "unmarked", tokens=[1024.0], trunk=False)
     assert_equal_runs({short.run_id: short}, runs(alone))
 
 
 def test_a_failed_segment_holds_back_its_branches_only(grid, independent):
-    folder = enter(grid, "broken", "sweep.tokens=[640,1280,2560]")
+    folder = enter(grid, "broken", tokens=[640.0, 1280.0, 2560.0])
     last = segments(folder)[-1]
     config = last.path / "config.yaml"
     good = config.read_text()
@@ -242,8 +251,9 @@ def test_a_failed_segment_holds_back_its_branches_only(grid, independent):
     assert_equal_runs(runs(folder), runs(independent))
 
 
-def test_a_trunk_killed_in_the_middle_goes_on_from_its_checkpoint(grid, independent):
-    folder = enter(grid, "killed", "training.checkpoint_every_s=0.05", "sweep.tokens=[640,5120]")
+def test_a_trunk_killed_in_the_middle_goes_on_from_its_checkpoint(overrides, independent):
+    often = loopscale.compose([*overrides, "training.checkpoint_every_s=0.05"])
+    folder = enter(often, "killed", tokens=[640.0, 5120.0])
     first, last = segments(folder)
     cache = folder / read_ledger(folder).cache
     start_child(first, cache).join()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-import loopscale
 from model.config_validation import ConfigError
 from sweeps.backends.base import SchedulerError
 from sweeps.backends.job_array import read_arrays
@@ -27,22 +27,31 @@ GRID = [
     "sweep.mean_recurrences=[2,4]",
     "sweep.control=none",
     "sweep.budgets_flops=[1e18]",
+    f"sweep.seeds={list(range(100))}",
 ]
 
 
 @pytest.fixture
-def study(tmp_path):
+def study(composed, tmp_path):
     """200 cells on a cluster where one attempt in five fails."""
-    seeds = ",".join(map(str, range(100)))
-    return loopscale.compose([*GRID, f"root={tmp_path}", f"sweep.seeds=[{seeds}]"])
+    return composed(GRID, root=str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def registered(composed, tmp_path_factory):
+    """Those cells in a ledger."""
+    root = tmp_path_factory.mktemp("registered")
+    study = composed(GRID, root=str(root))
+    facts = DataFacts(digest="d" * 16, unique_tokens=10**12)
+    register(study, cells(study, lambda _: facts))
+    return root / str(study.sweep.name)
 
 
 @pytest.fixture
-def entered(study, tmp_path):
-    """Those cells in a ledger, and a cluster where nothing fails."""
-    facts = DataFacts(digest="d" * 16, unique_tokens=10**12)
-    ledger = register(study, cells(study, lambda _: facts))
-    folder = tmp_path / ledger.name
+def entered(registered, tmp_path):
+    """A copy of that sweep, and a cluster where nothing fails."""
+    folder = shutil.copytree(registered, tmp_path / registered.name)
+    ledger = read_ledger(folder)
     cluster = SimulatedCluster(
         ClusterConfig(kind="fake"), lambda run, failure: stand_in(folder / run, failure)
     )

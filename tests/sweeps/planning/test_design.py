@@ -1,7 +1,6 @@
 """`plan design=true`, `design=search` and `suggest=N`, from the command line to a sweep that launch takes."""
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,8 +15,6 @@ from analysis.design.simulate import Noise, grid
 from analysis.tables.schema import DEPTHS, RUNS, conform
 from harness.run.folder import Status
 from model.config_validation import ConfigError
-from sweeps.cli import planning
-from sweeps.config import compose
 from sweeps.grid.cells import DataFacts, cells
 from sweeps.launch.launch import register
 from sweeps.planning import design_search as search
@@ -44,11 +41,9 @@ SMALL = ["sweep.budgets_flops=[2e18,4e18,8e18,16e18]", "sweep.mean_recurrences=[
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """Overrides under tmp_path, and a copy of conf/ that may be written to."""
-    written = shutil.ignore_patterns("*_design[0-9]*", "*_next[0-9]*")  # by whoever uses this checkout
-    shutil.copytree(compose.CONF, tmp_path / "conf", ignore=written)
-    monkeypatch.setattr(compose, "CONF", tmp_path / "conf")
-    monkeypatch.setattr(planning, "CONF", tmp_path / "conf")
+    """Overrides under tmp_path, where the user's own configuration files are too."""
+    (tmp_path / "conf").mkdir()
+    monkeypatch.setenv("LOOPSCALE_CONFIG", str(tmp_path / "conf"))
     return ["sweep=isoflop_140m", f"root={tmp_path / 'runs'}", f"cache={tmp_path / 'cache'}"]
 
 
@@ -296,7 +291,7 @@ def test_a_chosen_grid_needs_a_sweep_file_to_come_from(place):
 
     study = loopscale.compose(place)
     with pytest.raises(ConfigError, match="add sweep=NAME"):
-        write_sweep(study.sweep, None, "next", compose.CONF / "sweep", [], rename=False)
+        write_sweep(study.sweep, None, "next", [], rename=False)
 
 
 def test_planning_a_sweep_without_cells_is_refused_and_listed_cells_suffice(place):

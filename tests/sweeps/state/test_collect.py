@@ -13,7 +13,6 @@ from analysis.tables.schema import DEPTHS, RUNS, SCHEMA_VERSION, TableError, con
 from model.config_validation import ConfigError
 from sweeps.launch.launch import write_ledger
 from sweeps.state.collect import collect
-from sweeps.workers.local_pool import work
 
 
 def tables(*folders):
@@ -21,23 +20,14 @@ def tables(*folders):
     return collected.runs, collected.depths
 
 
-@pytest.fixture
-def finished(tiny_sweep, tmp_path):
-    """A sweep of six runs that are done."""
-    write_ledger(loopscale.compose(tiny_sweep))
-    folder = tmp_path / "runs" / "tiny"
-    work(folder, stop=lambda: False)
-    return folder
-
-
-def test_collecting_again_reads_only_what_changed(finished, tiny_sweep, monkeypatch):
+def test_collecting_again_reads_only_what_changed(finished, tiny_study, monkeypatch):
     runs, depths = tables(finished)
     read = []
     monkeypatch.setattr("sweeps.state.collect._row", lambda run: read.append(run.run_id))
     again, again_depths = tables(finished)
     assert read == [] and again.equals(runs) and again_depths.equals(depths)
     monkeypatch.undo()
-    ledger = write_ledger(loopscale.compose([*tiny_sweep, "sweep.tokens=[1280,2560,3840]"]))
+    ledger = write_ledger(tiny_study("sweep.tokens=[1280,2560,3840]"))
     record = finished / ledger.run_ids[0] / "record.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"core": 0.5}))
     runs, depths = tables(finished)
@@ -51,9 +41,9 @@ def test_a_finished_sweep_is_launched_again_without_a_question(finished, tiny_sw
     assert "6 done" in capsys.readouterr().err
 
 
-def test_sweeps_merge_and_a_run_of_both_appears_once(finished, tiny_sweep, tmp_path):
+def test_sweeps_merge_and_a_run_of_both_appears_once(finished, tiny_study, tmp_path):
     collect(finished)
-    write_ledger(loopscale.compose([*tiny_sweep, "sweep.name=more", "sweep.tokens=[2560,3840]"]))
+    write_ledger(tiny_study("sweep.name=more", "sweep.tokens=[2560,3840]"))
     more = tmp_path / "runs" / "more"
     runs, depths = tables(more, [finished])
     assert len(runs) == 3 + 6 and runs["run_id"].is_unique
@@ -61,13 +51,13 @@ def test_sweeps_merge_and_a_run_of_both_appears_once(finished, tiny_sweep, tmp_p
     assert set(runs.loc[runs["status"] == "planned", "sweep"]) == {"more"}
 
 
-def test_tables_alone_are_enough_to_join(finished, tiny_sweep, tmp_path):
+def test_tables_alone_are_enough_to_join(finished, tiny_study, tmp_path):
     collect(finished)
     copied = tmp_path / "from_another_cluster"
     copied.mkdir()
     for name in ("runs.parquet", "depths.parquet"):
         (copied / name).write_bytes((finished / name).read_bytes())
-    write_ledger(loopscale.compose([*tiny_sweep, "sweep.name=more", "sweep.tokens=[3840]"]))
+    write_ledger(tiny_study("sweep.name=more", "sweep.tokens=[3840]"))
     runs, depths = tables(tmp_path / "runs" / "more", [copied])
     assert len(runs) == 3 + 6 and len(depths) == 24
     with pytest.raises(ConfigError, match=r"it holds no sweep\.json"):
@@ -105,7 +95,7 @@ def test_the_schema_is_the_one_of_its_version():
     assert (SCHEMA_VERSION, digest) == (5, "271bc32a")
 
 
-def test_gaps_are_named(finished, tiny_sweep, tmp_path, capsys):
-    write_ledger(loopscale.compose([*tiny_sweep, "sweep.tokens=[1280,2560,3840]"]))
+def test_gaps_are_named(finished, tiny_study, tmp_path, capsys):
+    write_ledger(tiny_study("sweep.tokens=[1280,2560,3840]"))
     loopscale.main(["collect", "sweep=tiny", f"root={tmp_path / 'runs'}"])
     assert "3 of 9 runs are not done: looped_40k-" in capsys.readouterr().out

@@ -36,12 +36,12 @@ def table(tmp_path):
 
 
 @pytest.fixture
-def enter(tiny_sweep, tmp_path):
+def enter(tiny_study, tmp_path):
     """Enter the sweep `tiny`, six runs of 10 and 20 steps, with further overrides; returns its runs."""
 
     def write(*more):
         folder = tmp_path / "runs" / "tiny"
-        return write_ledger(loopscale.compose([*tiny_sweep, ALONE, *more])).runs(folder)
+        return write_ledger(tiny_study(ALONE, *more)).runs(folder)
 
     return write
 
@@ -61,12 +61,12 @@ def test_a_launch_makes_one_file_for_all_runs(enter, tmp_path):
     assert len((sweep / PLANNED).read_text().splitlines()) == len(runs) == 6
 
 
-def test_every_command_answers_for_a_run_without_a_folder(enter, table, tiny_sweep, tmp_path, capsys):
+def test_every_command_answers_for_a_run_without_a_folder(enter, table, tiny_study, tmp_path, capsys):
     runs = enter()
     frame = loopscale.status(table)
     assert list(frame["status"]) == ["planned"] * 6 and Counter(frame["steps"]) == {10: 3, 20: 3}
     assert list(loopscale.collect(table)[0]["status"]) == ["planned"] * 6
-    assert list(loopscale.plan([*tiny_sweep, ALONE])["status"]) == ["planned"] * 6
+    assert list(loopscale.plan(tiny_study(ALONE))["status"]) == ["planned"] * 6
     assert set(loopscale.sync(table)["wandb"]) == {"nothing measured yet"}
     assert loopscale.cancel(table) == []
     with pytest.raises(ConfigError, match="has not failed: it is planned"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +26,8 @@ from sweeps.config.cluster import ClusterConfig
 from sweeps.launch.launch import write_ledger
 from sweeps.state.eta import LOST
 from sweeps.state.ledger import read_ledger
-from sweeps.state.status import status
+from sweeps.state.status import is_worked_on, status
+from sweeps.workers import local_pool
 from sweeps.workers.local_pool import work
 
 ONE_WORKER = LocalPool(ClusterConfig(parallel_runs=1))
@@ -39,6 +41,11 @@ def wait_for(condition, seconds=120.0):
         time.sleep(0.05)
 
 
+def wait_for_end(folder):
+    runs = read_ledger(folder).runs(folder)
+    wait_for(lambda: all(run.status().state == "done" for run in runs) and not is_worked_on(folder))
+
+
 @pytest.fixture
 def table(tmp_path):
     """Overrides of the commands that read the sweep `tiny`."""
@@ -49,7 +56,8 @@ def test_launch_returns_at_once_and_the_sweep_ends_in_two_tables(tiny_sweep, tab
     began = time.monotonic()
     frame = loopscale.launch([*tiny_sweep, "cluster.parallel_runs=2"])
     assert time.monotonic() - began < 20 and len(frame) == 6
-    wait_for(lambda: (loopscale.status(table)["status"] == "done").all())
+    wait_for_end(tmp_path / "runs" / "tiny")
+    assert (loopscale.status(table)["status"] == "done").all()
     runs, depths = loopscale.collect(table)
     assert list(runs) == [column.name for column in RUNS] and len(runs) == 6
     assert list(depths) == [column.name for column in DEPTHS] and len(depths) == 24
@@ -64,13 +72,15 @@ def test_launch_returns_at_once_and_the_sweep_ends_in_two_tables(tiny_sweep, tab
     assert (elsewhere["price"] == "estimated from peak").all()
 
 
-def test_a_data_set_is_an_axis_like_any_other(tiny_sweep, table, tmp_path):
-    grid = [*tiny_sweep, "sweep.mean_recurrences=[2]", "sweep.control=none", "sweep.tokens=[1280]"]
-    grid.append("sweep.axes={data.validation_fraction: [0.2, 0.4]}")
-    frame = loopscale.launch([*grid, "cluster.parallel_runs=2"])
-    assert len(frame) == 2
-    assert status(tmp_path / "runs" / "tiny").axes == ["data_digest"] and frame["data_digest"].nunique() == 2
-    wait_for(lambda: (loopscale.status(table)["status"] == "done").all())
+def test_a_data_set_is_an_axis_like_any_other(tiny_study, table, tmp_path):
+    grid = ["sweep.mean_recurrences=[2]", "sweep.control=none", "sweep.tokens=[1280]"]
+    write_ledger(tiny_study(*grid, "sweep.axes={data.validation_fraction: [0.2, 0.4]}"))
+    folder = tmp_path / "runs" / "tiny"
+    state = status(folder)
+    assert len(state.rows) == 2
+    assert state.axes == ["data_digest"] and state.frame["data_digest"].nunique() == 2
+    work(folder, stop=lambda: False)
+    assert (loopscale.status(table)["status"] == "done").all()
     assert loopscale.collect(table)[0]["data_digest"].nunique() == 2
 
 
@@ -86,12 +96,10 @@ def test_a_shape_is_timed_for_the_price(tiny_sweep, tmp_path, capsys):
     assert (tmp_path / "runs").exists() and not (tmp_path / "runs" / "tiny").exists()
 
 
-def test_launching_again_adds_only_what_is_missing(tiny_sweep, tmp_path):
-    write_ledger(loopscale.compose(tiny_sweep))
-    folder = tmp_path / "runs" / "tiny"
-    work(folder, stop=lambda: False)
+def test_launching_again_adds_only_what_is_missing(finished, tiny_study):
+    folder = finished
     stamps = {run.run_id: run.record() for run in read_ledger(folder).runs(folder)}
-    ledger = write_ledger(loopscale.compose([*tiny_sweep, "sweep.tokens=[1280,2560,3840]"]))
+    ledger = write_ledger(tiny_study("sweep.tokens=[1280,2560,3840]"))
     assert len(ledger.run_ids) == 9 and set(stamps) <= set(ledger.run_ids)
     work(folder, stop=lambda: False)
     for run in ledger.runs(folder):
@@ -99,10 +107,12 @@ def test_launching_again_adds_only_what_is_missing(tiny_sweep, tmp_path):
         assert stamps.get(run.run_id, run.record()) == run.record()
 
 
-def test_a_killed_sweep_loses_nothing(tiny_sweep, table, tmp_path):
-    overrides = [*tiny_sweep, "sweep.tokens=[1280,10240]", "training.checkpoint_every_s=0.05"]
-    study = loopscale.compose(overrides)
-    ledger = write_ledger(study)
+def test_a_killed_sweep_loses_nothing(tiny_study, table, tmp_path):
+    ledger = write_ledger(
+        tiny_study(
+            "sweep.mean_recurrences=[2]", "sweep.tokens=[1280,10240]", "training.checkpoint_every_s=0.05"
+        )
+    )
     folder = tmp_path / "runs" / "tiny"
     longest = ledger.runs(folder)[0]
     (worker,) = ONE_WORKER.start_workers(folder)
@@ -119,10 +129,8 @@ def test_a_killed_sweep_loses_nothing(tiny_sweep, table, tmp_path):
     assert [line["step"] for line in read_metrics(longest.metrics)] == list(range(1, 81))
 
 
-def test_workers_end_with_their_owner_and_leave_a_checkpoint(tiny_sweep, tmp_path):
-    study = loopscale.compose(
-        [*tiny_sweep, "sweep.tokens=[256000]", "sweep.max_epochs=20", "cluster.parallel_runs=1"]
-    )
+def test_workers_end_with_their_owner_and_leave_a_checkpoint(tiny_study, tmp_path):
+    study = tiny_study("sweep.tokens=[256000]", "sweep.max_epochs=20")
     ledger = write_ledger(study)
     folder = tmp_path / "runs" / "tiny"
     owner = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
@@ -136,22 +144,21 @@ def test_workers_end_with_their_owner_and_leave_a_checkpoint(tiny_sweep, tmp_pat
     assert not first.is_held()
 
 
-def test_a_slot_is_held_once(tiny_sweep, tmp_path):
-    study = loopscale.compose([*tiny_sweep, "sweep.tokens=[12800]", "cluster.parallel_runs=1"])
-    ledger = write_ledger(study)
+def test_a_slot_is_held_once(tiny_study, tmp_path, monkeypatch):
+    ledger = write_ledger(tiny_study("sweep.tokens=[1280]", "sweep.mean_recurrences=[2]"))
     folder = tmp_path / "runs" / "tiny"
-    (first,) = LocalPool(study.cluster).start_workers(folder)
-    wait_for(lambda: any(run.status().state != "planned" for run in ledger.runs(folder)))
-    (second,) = LocalPool(study.cluster).start_workers(folder)
-    assert second.wait(timeout=60) == 0
-    assert first.wait(timeout=120) == 0
-    assert [run.status().attempts for run in ledger.runs(folder)] == [1, 1, 1]
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # this process keeps its own handlers
+    with exclusive(slot(folder, 0), wait=True):
+        local_pool.main([str(folder), "0"])
+    assert [run.status().attempts for run in ledger.runs(folder)] == [0, 0]
+    local_pool.main([str(folder), "0"])
+    assert [run.status().attempts for run in ledger.runs(folder)] == [1, 1]
 
 
-def test_a_failed_run_is_named_kept_and_opened_again_on_request(tiny_sweep, table, tmp_path):
-    ledger = write_ledger(loopscale.compose(tiny_sweep))
-    folder = tmp_path / "runs" / "tiny"
-    broken = ledger.runs(folder)[0]
+def test_a_failed_run_is_named_kept_and_opened_again_on_request(finished, tiny_sweep, table):
+    folder = finished
+    broken = read_ledger(folder).runs(folder)[0]
+    shutil.rmtree(broken.path)
     broken.ensure_created()
     config = broken.path / "config.yaml"
     good = config.read_text()
@@ -166,12 +173,13 @@ def test_a_failed_run_is_named_kept_and_opened_again_on_request(tiny_sweep, tabl
     work(folder, stop=lambda: False)
     assert broken.status().attempts == 1, "a failed run is not tried again by itself"
     config.write_text(good)
-    loopscale.launch([*tiny_sweep, "retry_failed=true", "cluster.parallel_runs=1"])
-    wait_for(lambda: (loopscale.status(table)["status"] == "done").all())
+    loopscale.launch([*tiny_sweep, "retry_failed=true"])
+    wait_for_end(folder)
+    assert (loopscale.status(table)["status"] == "done").all()
 
 
-def test_a_run_whose_process_dies_is_tried_again_a_few_times(tiny_sweep, tmp_path, monkeypatch):
-    write_ledger(loopscale.compose([*tiny_sweep, "sweep.tokens=[1280]", "retry.lost.retries=1"]))
+def test_a_run_whose_process_dies_is_tried_again_a_few_times(tiny_study, tmp_path, monkeypatch):
+    write_ledger(tiny_study("sweep.tokens=[1280]", "retry.lost.retries=1"))
     folder = tmp_path / "runs" / "tiny"
 
     def dies(path, cache, stop_requested):
@@ -188,19 +196,16 @@ def test_a_run_whose_process_dies_is_tried_again_a_few_times(tiny_sweep, tmp_pat
         assert "killed by signal 9" in run.status().message
 
 
-def test_status_prints_machine_readable_json_and_nothing_else(tiny_sweep, table, capsys):
-    write_ledger(loopscale.compose(tiny_sweep))
+def test_status_prints_machine_readable_json_and_nothing_else(tiny_study, table, capsys):
+    write_ledger(tiny_study())
     capsys.readouterr()
     loopscale.main(["status", *table, "format=json"])
     parsed = json.loads(capsys.readouterr().out)
     assert parsed["counts"] == {"planned": 6} and len(parsed["rows"]) == 6
 
 
-def test_one_run_is_shown_whole_and_repeated_by_its_command(tiny_sweep, table, tmp_path, capsys):
-    write_ledger(loopscale.compose([*tiny_sweep, "sweep.tokens=[1280]", "sweep.control=none"]))
-    folder = tmp_path / "runs" / "tiny"
-    work(folder, stop=lambda: False)
-    run = read_ledger(folder).runs(folder)[0]
+def test_one_run_is_shown_whole_and_repeated_by_its_command(finished, table, capsys):
+    run = read_ledger(finished).runs(finished)[0]
     capsys.readouterr()
     loopscale.main(["status", *table, f"run={run.run_id[-8:]}", "format=json"])
     (command,) = [
@@ -213,34 +218,24 @@ def test_one_run_is_shown_whole_and_repeated_by_its_command(tiny_sweep, table, t
     assert again["sweep"] == "single"
 
 
-def test_a_finished_sweep_is_watched_to_its_end(tiny_sweep, table, tmp_path, capsys):
-    write_ledger(loopscale.compose([*tiny_sweep, "sweep.tokens=[1280]", "sweep.control=none"]))
-    work(tmp_path / "runs" / "tiny", stop=lambda: False)
+def test_a_finished_sweep_is_watched_to_its_end(finished, table, capsys):
     capsys.readouterr()
     loopscale.main(["status", *table, "watch=true"])
-    assert "2 done" in capsys.readouterr().out
+    assert "6 done" in capsys.readouterr().out
 
 
-def test_one_failed_run_is_retried_alone(tiny_sweep, table, tmp_path):
-    ledger = write_ledger(loopscale.compose([*tiny_sweep, "sweep.tokens=[1280]", "cluster.parallel_runs=1"]))
-    folder = tmp_path / "runs" / "tiny"
-    work(folder, stop=lambda: False)
-    first, second, *_ = ledger.runs(folder)
+def test_one_failed_run_is_retried_alone(finished, table):
+    first, second, *_ = read_ledger(finished).runs(finished)
     for run in (first, second):
         run.set_status(run.status().failed("diverged", "loss rose"))
     assert loopscale.retry([*table, f"run={first.path}"]) == [first.run_id]
-    wait_for(lambda: first.status().state == "done")
+    wait_for(lambda: first.status().state == "done" and not is_worked_on(finished))
     assert second.status().state == "failed"
 
 
-def test_cancel_and_retry_answer_in_json(tiny_sweep, table, tmp_path, capsys):
-    one = [
-        "sweep.tokens=[1280]",
-        "sweep.mean_recurrences=[2]",
-        "sweep.control=none",
-        "cluster.parallel_runs=1",
-    ]
-    ledger = write_ledger(loopscale.compose([*tiny_sweep, *one]))
+def test_cancel_and_retry_answer_in_json(tiny_study, table, tmp_path, capsys):
+    one = ["sweep.tokens=[1280]", "sweep.mean_recurrences=[2]", "sweep.control=none"]
+    ledger = write_ledger(tiny_study(*one))
     folder = tmp_path / "runs" / "tiny"
 
     def answer(*command):
@@ -278,8 +273,8 @@ def test_runs_of_train_are_no_sweep(tmp_path):
         loopscale.status(["sweep=single", f"root={tmp_path / 'runs'}"])
 
 
-def test_a_crash_that_cannot_be_written_down_is_not_repeated_for_ever(tiny_sweep, tmp_path, monkeypatch):
-    write_ledger(loopscale.compose([*tiny_sweep, "retry.lost.retries=1", "sweep.trunk=false"]))
+def test_a_crash_that_cannot_be_written_down_is_not_repeated_for_ever(tiny_study, tmp_path, monkeypatch):
+    write_ledger(tiny_study("retry.lost.retries=1", "sweep.trunk=false"))
     folder = tmp_path / "runs" / "tiny"
     log = tmp_path / "started"
 
@@ -293,13 +288,13 @@ def test_a_crash_that_cannot_be_written_down_is_not_repeated_for_ever(tiny_sweep
     assert len(log.read_text()) == 6 * 2
 
 
-def test_a_sweep_does_not_mix_data(tiny_sweep):
-    write_ledger(loopscale.compose(tiny_sweep))
+def test_a_sweep_does_not_mix_data(tiny_study):
+    write_ledger(tiny_study())
     with pytest.raises(ConfigError, match="holds runs on other data"):
-        write_ledger(loopscale.compose([*tiny_sweep, "data.vocabulary_size=310"]))
+        write_ledger(tiny_study("data.vocabulary_size=310"))
 
 
-def test_a_new_machine_setting_reaches_a_run_that_is_not_done(tiny_sweep, tmp_path):
-    write_ledger(loopscale.compose(tiny_sweep))
-    ledger = write_ledger(loopscale.compose([*tiny_sweep, "training.micro_batch=2"]))
+def test_a_new_machine_setting_reaches_a_run_that_is_not_done(tiny_study, tmp_path):
+    write_ledger(tiny_study())
+    ledger = write_ledger(tiny_study("training.micro_batch=2"))
     assert {run.config().training.micro_batch for run in ledger.runs(tmp_path / "runs" / "tiny")} == {2}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -147,6 +149,19 @@ def multirun(overrides: Sequence[str]) -> list[list[str]]:
     return [list(chosen) for chosen in itertools.product(*map(values, overrides))]
 
 
+@contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """Keep Python from searching for garbage in tens of thousands of objects that are all kept."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@without_garbage_collection()
 def _compose(folder: Path, name: str, overrides: Sequence[str]) -> tuple[dict[str, Any], str]:
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException

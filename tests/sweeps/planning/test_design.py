@@ -111,7 +111,13 @@ def test_a_plain_plan_writes_nothing_and_its_help_says_what_does(place, capsys, 
     assert "no side effect" not in out
 
 
-def test_a_design_in_json_holds_every_law(place, capsys):
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures are not written."""
+    monkeypatch.setattr("analysis.figures.style.save_figure", lambda drawn, folder: b"")
+
+
+def test_a_design_in_json_holds_every_law(place, capsys, undrawn):
     assumed_laws = "assume.law=[paper,paper_optima]"
     code, out, _ = run(capsys, "plan", *place, *SMALL, *QUICK, assumed_laws, "design=true", "format=json")
     result = json.loads(out)["results"]
@@ -121,7 +127,7 @@ def test_a_design_in_json_holds_every_law(place, capsys):
     assert result[0]["resolved"]["shared shape"][0]["true"] is None
 
 
-def test_a_search_writes_a_sweep_within_the_allowance(place, capsys, tmp_path, monkeypatch):
+def test_a_search_writes_a_sweep_within_the_allowance(place, capsys, tmp_path, monkeypatch, undrawn):
     monkeypatch.setattr("sweeps.planning.design_search.FINALISTS", 2)
     monkeypatch.setattr("sweeps.planning.design_search.FINAL_STUDIES", 100)
     monkeypatch.setattr("analysis.design.grid_search.PROMISING", 2)

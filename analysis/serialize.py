@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from pydantic_core import to_jsonable_python
 
-DIGITS = 10  # significant digits kept; digits beyond depend on the order of summation
+DIGITS = 6  # significant digits kept of what is no whole number; the eighth depends on the processor
 HIDDEN: dict[str, Any] = {"json": False}  # metadata of dataclass fields that are left out of the JSON
 
 
@@ -30,8 +30,13 @@ def to_jsonable(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [to_jsonable(item) for item in value]
     if isinstance(value, float):
-        return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
+        return rounded(value) if math.isfinite(value) else None
     return to_jsonable_python(value)
+
+
+def rounded(value: float) -> float:
+    """Return a number with `DIGITS` significant digits; a whole number, which counts something, as it is."""
+    return value if value.is_integer() else float(f"{value:.{DIGITS}g}")
 
 
 def to_json(value: Any) -> str:

@@ -16,6 +16,10 @@ import loopscale
 from harness.storage.files import exclusive, new_folder
 from sweeps.config.study import StudyConfig
 
+# One thread in each of several processes, and none that spins while it waits; torch reads both when imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 # A deadline would make a test's result depend on how busy the machine is.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")

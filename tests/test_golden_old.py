@@ -89,7 +89,7 @@ def test_tables_of_an_older_schema_are_those_of_today(version):
         assert absent[["device_s", "mfu", "data_wait_share", "peak_memory_bytes"]].isna().all(axis=None)
     for name, value in expected.items():
         assert (absent[name] == value).all(), name
-    assert fit(runs, depths, FitConfig(validation=False)).to_json()
+    assert fit(runs, depths, FitConfig(validation=False, bootstrap=100, profiles=False)).to_json()
 
 
 def test_a_table_of_a_newer_schema_is_refused(tmp_path):

@@ -3,10 +3,10 @@
 python validation/stability.py [key=value ...]
 
 Launches the sweep `stability` (45 runs, some minutes on two cores; interrupted, it continues), waits for it,
-and writes docs/validation/stability.json, one row per run, and docs/stability.png. A run counts as unstable
-when it diverged or its training loss spiked (conf/config.yaml, guardrails), or when it ended no better than
-the unigram frequencies. The spectral radius is that of the linear map that carries the state from loop to
-loop, the largest seen in training.
+and writes docs/validation/stability.json, one row per run, and docs/stability.png. A run counts as
+unstable when it diverged or its training loss spiked (conf/loopscale.yaml, guardrails), or when it ended no
+better than the unigram frequencies. The spectral radius is that of the linear map that carries the state
+from loop to loop, the largest seen in training.
 """
 
 from __future__ import annotations

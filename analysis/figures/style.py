@@ -19,6 +19,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
+from analysis.result_files import write_result
+from analysis.serialize import rounded
+
 COLUMN_INCHES = 3.25
 PAGE_INCHES = 6.75
 PNG_DPI = 200
@@ -81,15 +84,31 @@ def styled() -> Any:
 
 
 def save_figure(drawn: ReportFigure, folder: Path) -> bytes:
-    """Write NAME.pdf, NAME.png and one CSV per panel into `folder`; return the PNG."""
+    """Write one CSV per panel, NAME.png and NAME.pdf into `folder`; return the PNG.
+
+    A figure that is there stays as it is unless its data say something else.
+    """
+    changed = [
+        write_result(folder / f"{drawn.name}_{panel}.csv", _csv(table))
+        for panel, table in drawn.tables.items()
+    ]
+    pictures = [folder / f"{drawn.name}{suffix}" for suffix in (".png", ".pdf")]
+    missing = [path for path in pictures if any(changed) or not path.exists()]
     with styled():
-        freeze_layout(drawn.figure)
-        # Without a date the same figure has the same bytes.
-        drawn.figure.savefig(folder / f"{drawn.name}.pdf", metadata={"CreationDate": None})
-        drawn.figure.savefig(folder / f"{drawn.name}.png", dpi=PNG_DPI)
-    for panel, table in drawn.tables.items():
-        table.to_csv(folder / f"{drawn.name}_{panel}.csv", index=False)
-    return (folder / f"{drawn.name}.png").read_bytes()
+        if missing:
+            freeze_layout(drawn.figure)
+        for path in missing:
+            # Without a date the same figure has the same bytes.
+            dates = {"CreationDate": None} if path.suffix == ".pdf" else None
+            drawn.figure.savefig(path, dpi=PNG_DPI, metadata=dates)
+    return pictures[0].read_bytes()
+
+
+def _csv(table: pd.DataFrame) -> str:
+    def shown(value: Any) -> str:
+        return repr(rounded(float(value)))
+
+    return table.to_csv(index=False, float_format=shown)
 
 
 def freeze_layout(fig: Figure) -> None:

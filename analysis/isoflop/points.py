@@ -22,9 +22,13 @@ from analysis.stats.noise import NoiseFloor, ReplicateCell, pooled
 from analysis.tables.budgets import Budgets, group_budgets
 from analysis.tables.points import Axis, PointsTable
 from analysis.tables.schema import TableError
+from analysis.tables.selection import digest
 from analysis.tables.units import implausible
 
 MIN_REPLICATES = 3  # degrees of freedom from which replicates measure the noise
+MANY_POINTS = 2_000  # above, neighbours on a curve are averaged: every resample holds all points
+AVERAGED, LEAST_PER_CURVE = 600, 8  # points after averaging, and those that a curve keeps
+MOST_POINTS = 5_000  # after averaging
 EQUAL = 1e-3  # C and 6 N D that differ by less are equal: tables round
 SCATTER = 0.05  # about the line, above which D* is known no better than that
 NO_LINE = 0.2  # the same, above which the points are no single family
@@ -39,23 +43,69 @@ class IsoflopPoints:
     budgets: Budgets
     shape: Geometry
     floor: NoiseFloor
+    digest: str
     notes: tuple[str, ...] = field(default=())
 
 
 def isoflop_points(used: PointsTable, axis: Axis, tolerance: float | None) -> IsoflopPoints:
+    """Return usable points in a fixed order with their budgets, geometry and noise.
+
+    Raises TableError where they make no isoFLOP curves, or too many.
+    """
     swept = axis if axis in used.frame else "params"
     keep = [*dict.fromkeys(["compute", swept, "params", "tokens", "loss"])]
     keep += [name for name in ("budget", "block") if name in used.frame]
     frame = used.frame[keep].sort_values([name for name in keep if name != "budget"])
     labels = frame["budget"].to_numpy() if "budget" in frame else None
+    budgets = group_budgets(frame["compute"].to_numpy(float), tolerance, labels)
     shape, notes = points_geometry(frame, axis)
-    return IsoflopPoints(
+    points = IsoflopPoints(
         frame=frame,
         axis=axis,
-        budgets=group_budgets(frame["compute"].to_numpy(float), tolerance, labels),
+        budgets=budgets,
         shape=shape,
         floor=_floor(frame, swept),
+        digest=digest(_identity(frame, axis, shape)),
         notes=(*notes, *implausible(frame)),
+    )
+    return points if len(frame) <= MANY_POINTS else _averaged(points, swept)
+
+
+def _averaged(points: IsoflopPoints, swept: str) -> IsoflopPoints:
+    """Return means of neighbours on a curve, of logs and of losses, in equal numbers.
+
+    A curve is straight over so short a piece, and means of equal numbers have equal noise.
+    """
+    frame, index = points.frame, points.budgets.index
+    order = np.lexsort([frame[swept].to_numpy(float), index])
+    sizes = np.bincount(index)
+    pieces = np.clip(np.round(sizes * AVERAGED / len(frame)).astype(int), LEAST_PER_CURVE, sizes)
+    if "block" in frame or pieces.sum() > MOST_POINTS:
+        raise TableError(
+            f"{len(frame)} points at {len(sizes)} budgets are more than isoFLOP curves are fitted to: take a "
+            "part (where='index % 10 == 0'), join budgets (budget_tolerance=0.1) or fit law=surface"
+        )
+    place = np.concatenate(
+        [np.arange(size) * count // size for size, count in zip(sizes, pieces, strict=True)]
+    )
+    curve = np.repeat(np.arange(len(sizes)), sizes)
+    piece = place + np.repeat(np.cumsum(pieces) - pieces, sizes)
+    ordered = frame.iloc[order]
+    numbers = [name for name in frame if name != "budget"]
+    logs = np.log(ordered[numbers].to_numpy(float))
+    logs[:, numbers.index("loss")] = ordered["loss"]
+    means = pd.DataFrame(logs, columns=numbers).groupby(piece, sort=True).mean()
+    losses = means.pop("loss")
+    first = np.unique(piece, return_index=True)[1]
+    names = pd.Index([f"{name} and neighbours" for name in ordered.index[first]])
+    mean = means.apply(np.exp).assign(loss=losses).set_axis(names)
+    text = f"{len(frame)} points were averaged to {len(mean)} along their curves"
+    return replace(
+        points,
+        frame=mean,
+        budgets=replace(points.budgets, index=curve[first]),
+        floor=NoiseFloor(sd_nats=None, degrees_of_freedom=0),
+        notes=(*points.notes, text),
     )
 
 
@@ -86,12 +136,11 @@ def regrouped(budgets: Budgets, kept: Mask) -> Budgets:
     return replace(budgets, count=len(used), flops=budgets.flops[used], index=index)
 
 
-def identity(prepared: IsoflopPoints) -> pd.DataFrame:
+def _identity(frame: pd.DataFrame, axis: str, shape: Geometry) -> pd.DataFrame:
     """Return what the fit depends on, for the digest."""
-    frame = prepared.frame
-    swept = frame[prepared.axis if prepared.axis in frame else "params"]
+    swept = frame[axis if axis in frame else "params"]
     table = pd.DataFrame({"compute": frame["compute"], "x": swept, "loss": frame["loss"]})
-    if prepared.shape != PLAIN_TRANSFORMER:
+    if shape != PLAIN_TRANSFORMER:
         table["tokens"] = frame["tokens"]
     return table.assign(block=frame["block"].astype(str) if "block" in frame else "")
 

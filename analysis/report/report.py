@@ -10,6 +10,7 @@ import pandas as pd
 
 from analysis.compare.comparison import Comparison
 from analysis.format import number
+from analysis.result_files import write_result
 from analysis.study.points import IsoflopFit
 from analysis.study.study import StudyFit
 
@@ -98,7 +99,7 @@ def save_figures(drawn: Sequence[ReportFigure], folder: Path) -> list[tuple[Repo
 
 
 def write_page(folder: Path, text: str) -> Path:
-    """Write `folder`/index.html atomically: an interrupted report leaves the previous page intact."""
-    partial = Path(folder) / ".index.html.partial"
-    partial.write_text(text, encoding="utf-8")
-    return partial.replace(Path(folder) / "index.html")
+    """Write `folder`/index.html; return its path."""
+    page = Path(folder) / "index.html"
+    write_result(page, text)
+    return page

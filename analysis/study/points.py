@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from analysis.config import FitConfig
 from analysis.isoflop.curves import QUANTITY_NAMES
 from analysis.isoflop.estimator import DEFAULT_ESTIMATOR
 from analysis.isoflop.group import GroupFit
-from analysis.isoflop.points import fit_points, identity, isoflop_points, regrouped
+from analysis.isoflop.points import fit_points, isoflop_points, regrouped
 from analysis.laws.curve_laws import DEPTH_LAWS, CurveLaws, fit_curves
 from analysis.laws.fit import LawFit, fit_law
 from analysis.laws.registry import LAWS
@@ -33,10 +33,11 @@ from analysis.tables.budgets import Budgets
 from analysis.tables.points import Axis, LeftOutRows, PointsTable, points_table
 from analysis.tables.readers import read_source
 from analysis.tables.schema import TableError
-from analysis.tables.selection import digest
 from analysis.tables.units import implied
 
-MOST_POINTS = 50_000  # of isoFLOP curves; every resample holds all of them
+MOST_POINTS = 50_000  # of one law
+MOST_RESAMPLED = 2_000_000  # points times resamples of one law, beside MIN_RESAMPLES
+MIN_RESAMPLES = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +99,49 @@ class IsoflopFit:
         return serialize.to_json(self.to_dict())
 
 
+@dataclass(frozen=True, kw_only=True)
+class PointsLawFit(LawFit):
+    """A law of the registry fitted to a table of points, whose unit and rows `table` describes."""
+
+    table: PointsTable = field(compare=False)
+
+    def summary(self) -> str:
+        """Return the fit as plain text, with what was converted and left out."""
+        return in_unit(_with_remarks(super().summary(), self.table), self.table.unit)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fit as JSON values."""
+        units = {name: in_unit(unit, self.table.unit) for name, unit in self.units.items()}
+        return dict(keys_in_unit(super().to_dict() | {"units": units}, self.table.unit))
+
+    def to_json(self) -> str:
+        """Return the fit as JSON text."""
+        return serialize.to_json(self.to_dict())
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointsCurveLaws(CurveLaws):
+    """A law of depth fitted to the curves of a table of points, whose unit and rows `table` describes."""
+
+    table: PointsTable = field(compare=False)
+
+    def summary(self) -> str:
+        """Return the fits as plain text, with what was converted and left out."""
+        return in_unit(_with_remarks(super().summary(), self.table), self.table.unit)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fits as JSON values."""
+        return dict(keys_in_unit(super().to_dict(), self.table.unit))
+
+    def to_json(self) -> str:
+        """Return the fits as JSON text."""
+        return serialize.to_json(self.to_dict())
+
+
+def _with_remarks(text: str, table: PointsTable) -> str:
+    return "\n".join([text, *(f"  {line}" for line in table.remarks())])
+
+
 def read_points(
     path: Path | str,
     columns: Mapping[str, str] | None = None,
@@ -142,11 +186,6 @@ def isoflop(
     config = config or FitConfig()
     table, axis = _with_axis(points, x)
     used = _complete(table, axis)
-    if len(used.frame) > MOST_POINTS:
-        raise TableError(
-            f"{len(used.frame)} points are more than the {MOST_POINTS} that isoFLOP curves are fitted to: "
-            "average replicates, or take a part with where="
-        )
     try:
         prepared = isoflop_points(used, axis, budget_tolerance)
     except TableError as error:
@@ -154,7 +193,7 @@ def isoflop(
     group = fit_points(prepared, config)
     fitted = IsoflopFit(
         config=config,
-        points_digest=digest(identity(prepared)),
+        points_digest=prepared.digest,
         unit=used.unit,
         budgets=prepared.budgets,
         notes=(*used.notes, *prepared.notes),
@@ -183,7 +222,7 @@ def fit_law_to_points(
     *,
     x: Axis | None = None,
     config: FitConfig | None = None,
-) -> LawFit | CurveLaws:
+) -> PointsLawFit | PointsCurveLaws:
     """Fit one law of the registry to points that have its columns and a loss.
 
     Columns that follow from the others by C = 6 N D are filled in. A law of depth alone is fitted to the
@@ -200,23 +239,38 @@ def fit_law_to_points(
     if law in DEPTH_LAWS:
         known = ["run_id"] if "run_id" in table.frame else []
         curves = _with_columns(table, ["depth", "loss", *known], axis)
-        return fit_curves(law, curves.frame, config.confidence)
+        fits = fit_curves(law, curves.frame, config.confidence)
+        return PointsCurveLaws(**_fields(CurveLaws, fits), table=curves)
     how = "pairs" if config.resampling == "noise" else config.resampling
     label = {"stratified": "compute", "block": "block"}.get(how)
     if label is not None and label not in implied(table.frame, axis):
         raise TableError(f"resampling={how} needs columns.{label}")
     used = _with_columns(table, [*LAWS[law].columns, "loss", *([label] if label else [])], axis)
-    return fit_law(
+    count, notes = len(used.frame), used.notes
+    if count > MOST_POINTS:
+        raise TableError(
+            f"{count} points are more than the {MOST_POINTS} that one law is fitted to: take a part, as "
+            f"where='index % {-(-count // MOST_POINTS)} == 0'"
+        )
+    resamples = min(config.bootstrap, max(MIN_RESAMPLES, MOST_RESAMPLED // count))
+    if resamples < config.bootstrap:
+        notes = *notes, f"{resamples} resamples in place of {config.bootstrap}: {count} points"
+    fitted = fit_law(
         law,
         used.frame,
         used.frame["loss"].to_numpy(float),
         delta=config.huber_delta,
-        bootstrap=config.bootstrap,
+        bootstrap=resamples,
         resampling=how,
         labels=None if label is None else used.frame[label].to_numpy(),
         seed=config.seed,
         confidence=config.confidence,
     )
+    return PointsLawFit(**_fields(LawFit, fitted), table=replace(used, notes=notes))
+
+
+def _fields(kind: type, result: Any) -> dict[str, Any]:
+    return {item.name: getattr(result, item.name) for item in fields(kind)}
 
 
 def in_unit(text: str, unit: str) -> str:

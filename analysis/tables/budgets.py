@@ -76,11 +76,11 @@ def group_budgets(
             how, starts = "by gaps", _by_gaps(logs[order])
         index = np.empty(len(logs), int)
         index[order] = np.cumsum(starts) - 1
-    return _budgets(logs, index, how)
+    return _budgets(compute, index, how)
 
 
-def _budgets(logs: Array, index: Indices, how: str) -> Budgets:
-    count = int(index.max()) + 1
+def _budgets(compute: Array, index: Indices, how: str) -> Budgets:
+    logs, count = np.log(compute), int(index.max()) + 1
     sizes = np.bincount(index, minlength=count)
     if sizes[sizes >= CURVE].sum() <= len(logs) / 2:
         raise TableError(
@@ -90,7 +90,7 @@ def _budgets(logs: Array, index: Indices, how: str) -> Budgets:
     inside = np.argsort(index, kind="stable")
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     low, high = np.minimum.reduceat(logs[inside], starts), np.maximum.reduceat(logs[inside], starts)
-    middle = np.array([np.median(part) for part in np.split(logs[inside], starts[1:])])
+    middle = np.array([np.median(part) for part in np.split(compute[inside], starts[1:])])
     rank = np.argsort(middle, kind="stable")
     gaps = low[rank][1:] - high[rank][:-1]
     return Budgets(
@@ -98,7 +98,7 @@ def _budgets(logs: Array, index: Indices, how: str) -> Budgets:
         count=count,
         widest_spread=float(np.expm1((high - low).max())),
         nearest_ratio=float(np.exp(gaps.min())) if count > 1 else None,
-        flops=np.exp(middle[rank]),
+        flops=middle[rank],
         index=np.argsort(rank)[index],
     )
 

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.format import number
+from analysis.serialize import HIDDEN
 from analysis.tables.schema import TableError
 from analysis.tables.units import in_plain_units, in_printed_unit, loss_unit, named_scale
 
@@ -69,12 +70,14 @@ class PointsTable:
     """
 
     name: str
-    frame: pd.DataFrame  # indexed by the name of the row
+    frame: pd.DataFrame = field(repr=False, compare=False, metadata=HIDDEN)  # indexed by the rows' names
     axis: Axis | None
     unit: str  # of the loss, as printed
     notes: tuple[str, ...] = ()
     left_out: tuple[LeftOutRows, ...] = ()
-    wrong: Mapping[str, pd.Series] = field(default_factory=dict, repr=False)  # reasons by column and row
+    wrong: Mapping[str, pd.Series] = field(  # reasons by column and row
+        default_factory=dict, repr=False, compare=False, metadata=HIDDEN
+    )
 
     def summary(self) -> str:
         """Return the size of the table, what was converted and which rows are left out."""
@@ -171,7 +174,7 @@ def points_table(
             numbers[role] = values.astype("string")
             continue
         numbers[role], wrong[role] = _numbers(values, role)
-        scale = named_scale(role, columns.get(role, role), numbers[role])
+        scale = named_scale(axis if role == "x" and axis else role, columns.get(role, role), numbers[role])
         if scale != 1:
             numbers[role] = numbers[role] * scale
             notes = *notes, f"{role}: column {columns.get(role, role)} was multiplied by {number(scale)}"

@@ -22,8 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import loopscale
 from analysis import FitConfig, fit, read_tables
+from analysis.result_files import write_result
+from analysis.serialize import to_jsonable
 from docs.study.tables import fill
-from harness.storage.files import write_json
+from harness.storage.files import json_text
 from validation.stability import unstable
 
 STUDY = Path(__file__).resolve().parent
@@ -245,9 +247,9 @@ def main() -> None:
         }
     if all(name in tables for name in SCALES):
         numbers["over_scales"] = over_scales([tables[name] for name in SCALES])
-    write_json(STUDY / "summary.json", numbers)
+    write_result(STUDY / "summary.json", json_text(to_jsonable(numbers)))
     page = STUDY / "README.md"
-    page.write_text(fill(page.read_text(encoding="utf-8")), encoding="utf-8")
+    write_result(page, fill(page.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

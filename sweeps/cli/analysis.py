@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from harness.storage.files import write_text
+from analysis.result_files import write_result
 from model.config_validation import ConfigError, build
 from sweeps.cli.help import Command
 from sweeps.cli.tables import to_json
@@ -49,7 +49,7 @@ def fit_sweep(settings: FitTableConfig) -> AnyFit:
     with stage_progress() as progress:
         study = fit(*source, config, progress)
     if settings.data is None:
-        write_text(settings.folder / "laws.json", study.to_json() + "\n")
+        write_result(settings.folder / "laws.json", study.to_json() + "\n")
     return study
 
 
@@ -84,7 +84,7 @@ def compare_recipes(settings: CompareConfig) -> ArmComparison:
     reference = None if settings.reference is None else format(settings.reference, "")
     comparison = compare_arms(runs, axis, _fit_config(settings), reference)
     if settings.data is None:
-        write_text(settings.folder / "arms.json", comparison.to_json() + "\n")
+        write_result(settings.folder / "arms.json", comparison.to_json() + "\n")
         if drawn := arms_figure(comparison):
             save_figure(drawn, settings.folder)
     return comparison
@@ -92,9 +92,19 @@ def compare_recipes(settings: CompareConfig) -> ArmComparison:
 
 def compare_sweep(settings: FitTableConfig) -> Comparison:
     """Compare looped with fixed depth in a runs table; write comparison.json and figures beside a sweep's."""
-    from analysis import compare
     from analysis.figures.compare import compare_figures
     from analysis.figures.style import save_figure
+
+    comparison = compare_runs(settings)
+    if settings.data is None:
+        for drawn in compare_figures(comparison):
+            save_figure(drawn, settings.folder)
+    return comparison
+
+
+def compare_runs(settings: FitTableConfig) -> Comparison:
+    """Compare looped with fixed depth in a runs table; write comparison.json beside a sweep's."""
+    from analysis import compare
     from analysis.tables.readers import read_items
 
     source = _source(settings)
@@ -104,9 +114,7 @@ def compare_sweep(settings: FitTableConfig) -> Comparison:
     items = read_items(folder) if folder.is_dir() else None
     comparison = compare(source[0], _fit_config(settings), items)
     if settings.data is None:
-        write_text(settings.folder / "comparison.json", comparison.to_json() + "\n")
-        for drawn in compare_figures(comparison):
-            save_figure(drawn, settings.folder)
+        write_result(settings.folder / "comparison.json", comparison.to_json() + "\n")
     return comparison
 
 
@@ -143,7 +151,7 @@ def report_sweep(settings: FitTableConfig) -> tuple[Path, list[str]]:
     if isinstance(fitted, IsoflopFit):
         return points_report(fitted, folder, title=title), fitted.headlines()
     assert isinstance(source, tuple) and isinstance(fitted, StudyFit)
-    page = report(*source, fitted, compare_sweep(settings), folder, title=title)
+    page = report(*source, fitted, compare_runs(settings), folder, title=title)
     return page, fitted.headlines()
 
 

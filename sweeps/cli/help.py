@@ -12,7 +12,8 @@ from harness.data.dataset import DataConfig
 from harness.run.config import LoggerConfig, OptimizerConfig, ScheduleConfig
 from model.config import ModelConfig
 from sweeps.config.cluster import ClusterConfig, RetryConfig
-from sweeps.config.compose import CONF
+from sweeps.config.compose import STUDY
+from sweeps.config.folders import CONF, choices, user_folders
 from sweeps.config.study import SweepConfig
 
 GROUPS = {
@@ -34,7 +35,7 @@ class Command:
     run: Callable[[list[str]], str | None]  # takes the overrides and returns the text to print
     summary: str
     example: str
-    settings: str = "config"  # file under conf/ whose keys it takes
+    settings: str = STUDY  # file under conf/ whose keys it takes
 
 
 def usage(commands: Mapping[str, Command]) -> str:
@@ -43,13 +44,18 @@ def usage(commands: Mapping[str, Command]) -> str:
     lines = [f"  {name:<{width}}  {command.summary}" for name, command in commands.items()]
     return "\n".join(
         [
-            "usage: loopscale COMMAND [key=value | group=name | +key=value ...]",
+            "usage: loopscale COMMAND [key=value | group=name | group=path.yaml | ~key ...] [flags]",
             "",
             "Scaling-law studies of looped language models.",
             "",
             *lines,
             "",
-            "loopscale COMMAND --help shows the command's settings and an example.",
+            "Flags of every command:",
+            "--help            its settings and an example",
+            "--cfg job         the composed configuration",
+            "--config-dir DIR  your configuration files; also LOOPSCALE_CONFIG=DIR and ./conf",
+            "",
+            "loopscale --version prints the version.",
         ]
     )
 
@@ -57,7 +63,7 @@ def usage(commands: Mapping[str, Command]) -> str:
 def command_help(name: str, command: Command) -> str:
     """Return the text of `loopscale COMMAND --help`: an example, the settings, the groups with their keys."""
     text = (CONF / f"{command.settings}.yaml").read_text()
-    study = command.settings == "config"
+    study = command.settings == STUDY
     body = text[text.index("\nroot:") :] if study else text
     return "\n".join(
         [
@@ -79,8 +85,8 @@ def _groups() -> list[str]:
         "groups (group=name) and their keys (group.key=value), with the defaults that files override:",
     ]
     for group, cls in GROUPS.items():
-        choices = ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
-        lines += ["", *_wrapped(f"{group}=  {choices}", "  "), *_wrapped(" ".join(_keys(cls, group)), "    ")]
+        names = ", ".join(choices(group, [*user_folders(), CONF]))
+        lines += ["", *_wrapped(f"{group}=  {names}", "  "), *_wrapped(" ".join(_keys(cls, group)), "    ")]
     return lines
 
 

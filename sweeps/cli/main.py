@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import os
 import sys
 from collections.abc import Sequence
 
 from model.config_validation import ConfigError, closest
 from sweeps.cli.help import Command, command_help, usage
+from sweeps.config.compose import composed_text
+from sweeps.config.folders import SEARCH_PATH
 
 # The commands in the order of the help, by the module of this folder that holds them.
 FAMILIES = {
@@ -32,11 +35,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not arguments or arguments[0] in ("--help", "-h", "help"):
         print(usage({name: _command(name) for name in NAMES}))
         return
+    if arguments[0] == "--version":
+        print(f"loopscale {importlib.metadata.version('loopscale')}")
+        return
     name, *overrides = arguments
     try:
         command = _command(name)
         if "--help" in overrides or "-h" in overrides:
             print(command_help(name, command))
+            return
+        overrides, shown = _flags(overrides)
+        if shown:
+            print(composed_text(command.settings, overrides))
             return
         text = command.run(overrides)
         if text is not None and (name not in DISTRIBUTED or int(os.environ.get("RANK", 0)) == 0):
@@ -50,6 +60,24 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         print(f"loopscale: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+
+
+def _flags(arguments: Sequence[str]) -> tuple[list[str], bool]:
+    """Return the overrides, `--config-dir DIR` as one of them, and whether `--cfg job` was among them."""
+    overrides, shown, rest = [], False, iter(arguments)
+    for text in rest:
+        flag, equals, value = text.partition("=")
+        if flag not in ("--config-dir", "-cd", "--cfg", "-c"):
+            overrides.append(text)
+            continue
+        value = value if equals else next(rest, "")
+        if flag in ("--config-dir", "-cd"):
+            overrides.append(f"{SEARCH_PATH}={value}")
+        elif value == "job":
+            shown = True
+        else:
+            raise ConfigError(f"{flag} {value}: write --cfg job, which prints the composed configuration")
+    return overrides, shown
 
 
 def _command(name: str) -> Command:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from model.config_validation import ConfigError
 from sweeps.cli.help import Command
 from sweeps.cli.tables import as_json, as_text
-from sweeps.config.compose import CONF, compose_study
+from sweeps.config.compose import compose_study
+from sweeps.config.folders import find
 from sweeps.config.study import StudyConfig
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def _search(study: StudyConfig, overrides: Sequence[str], progress: Progress) ->
     lines = result.summary().splitlines()
     kept = lines[:1] if result.keeps_minima_inside else [lines[0], lines[-1]]
     head = [f"Found by loopscale plan {' '.join(overrides)}:", *kept]
-    path = write_sweep(result.sweep, _parent(overrides), "design", CONF / "sweep", head, rename=True)
+    path = write_sweep(result.sweep, _parent(overrides), "design", head, rename=True)
     launch = _launch_command(path, overrides)
     best = (result.planned[0], result.found[0])
     folder = write_design(best, _folder(study), "search", ("planned", "found"))
@@ -133,7 +134,7 @@ def _suggest(study: StudyConfig, overrides: Sequence[str], progress: Progress) -
         )
     head = [f"Suggested by loopscale plan {' '.join(overrides)}:", *suggestion.summary().splitlines()[:1]]
     sweep = added_cells(study.sweep, suggestion.cells)
-    path = write_sweep(sweep, _parent(overrides), "next", CONF / "sweep", head, rename=False)
+    path = write_sweep(sweep, _parent(overrides), "next", head, rename=False)
     launch = _launch_command(path, overrides)
     if study.format == "json":
         return serialize.to_json({"suggestion": suggestion, "file": str(path), "launch": launch})
@@ -148,10 +149,10 @@ def _resolution_text(result: PowerAnalysis) -> str:
     return f"{result.summary()}\n{as_text(result.frame(), DESIGN_COLUMNS)}"
 
 
-def _parent(overrides: Sequence[str]) -> str | None:
-    """Return the sweep that the command line names."""
+def _parent(overrides: Sequence[str]) -> Path | None:
+    """Return the file of the sweep that the command line names."""
     names = [text.partition("=")[2] for text in overrides if text.lstrip("+").startswith("sweep=")]
-    return names[-1] if names else None
+    return find("sweep", names[-1], overrides) if names else None
 
 
 def _launch_command(path: Path, overrides: Sequence[str]) -> str:
@@ -161,7 +162,9 @@ def _launch_command(path: Path, overrides: Sequence[str]) -> str:
     grid = (f"sweep.{name}" for name in GRID)
     replaced = ("sweep=", "design=", "suggest=", "allowance=", "assume.", "format=", *grid)
     kept = [text for text in overrides if not text.lstrip("+").startswith(replaced)]
-    return " ".join(["loopscale launch", f"sweep={path.stem}", *kept])
+    named = find("sweep", path.stem, overrides)
+    sweep = path.stem if named is not None and named.samefile(path) else str(path)
+    return " ".join(["loopscale launch", f"sweep={sweep}", *kept])
 
 
 COMMANDS = {

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -15,14 +17,16 @@ from harness.run.length import LENGTHS
 from model.config_validation import ConfigError, build, closest
 from sweeps.config.cluster import ClusterConfig, RetryConfig
 from sweeps.config.commands import TABLES
+from sweeps.config.folders import CONF, SEARCH_PATH, choices, searched
 from sweeps.config.study import StudyConfig, SweepConfig
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
+STUDY = "loopscale"  # the file of conf/ that holds the keys of a study
 # Keys whose value is text, a path or the name of a column: taken as it is written, outside Hydra's grammar.
 _TEXT_KEYS = (
     *("prompt", "where", "columns.*", "data", "path", "data.path", "data.tokenizer", "root", "cache", "run"),
     *("checkpoint", "folder", "bundle", "cluster.python", "assume.noise_from"),
 )
+FLAGS = "--help, --version, --config-dir DIR, --cfg job and, for train, -m"
 _PATH_LISTS = ("also", "assume.law")  # keys of one such value, or several between commas
 _QUOTED = re.compile(r"[\[{('\"]")  # in a value that is not a plain list
 EVAL_LISTS = ("tasks", "depths", "seeds")  # keys of `eval` whose value is always a list
@@ -43,7 +47,7 @@ def compose_study(overrides: Sequence[str] | StudyConfig) -> StudyConfig:
     """
     if isinstance(overrides, StudyConfig):
         return overrides
-    mapping, chosen = _compose(CONF, "config", overrides)
+    mapping, chosen = _compose(CONF, STUDY, overrides)
     # Hydra merges a mapping on the command line into the file's; only null removes the file's cells.
     fields = mapping["sweep"] | {"cells": mapping["sweep"].get("cells") or {}}
     sweep = build(SweepConfig, fields, "sweep.")
@@ -53,9 +57,11 @@ def compose_study(overrides: Sequence[str] | StudyConfig) -> StudyConfig:
     for scale in sweep.scales or [chosen]:
         fields = mapping
         if scale != chosen or scale in sweep.per_scale:
-            rest = [text for text in overrides if not text.startswith("model=")]
             own = [f"{key}={value}" for key, value in sweep.per_scale.get(scale, {}).items()]
-            fields, _ = _compose(CONF, "config", [*rest, f"model={scale}", *own])
+            if scale != chosen:
+                own.insert(0, f"model={scale}")
+            rest = [text for text in overrides if scale == chosen or not text.startswith("model=")]
+            fields, _ = _compose(CONF, STUDY, [*rest, *own])
         runs[scale] = _run(fields, scale)
     settings = build(StudyConfig, {key: mapping[key] for key in _STUDY_KEYS} | {"runs": {}})
     return dataclasses.replace(settings, runs=runs, sweep=sweep, cluster=cluster, retry=retry)
@@ -89,6 +95,15 @@ def compose_table(command: str, overrides: Any) -> Any:
         if value == "???":
             raise ConfigError(f"{key} is not set: {key}=...")
     return build(TABLES[command], mapping)
+
+
+def composed_text(settings: str, overrides: Sequence[str]) -> str:
+    """Return the composed configuration of a command as YAML; `settings` is its file below conf/."""
+    import yaml
+
+    path = CONF / settings
+    mapping, _ = _compose(path.parent, path.name, overrides)
+    return yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True).rstrip()
 
 
 def single_run(study: StudyConfig) -> RunConfig:
@@ -134,16 +149,32 @@ def multirun(overrides: Sequence[str]) -> list[list[str]]:
     return [list(chosen) for chosen in itertools.product(*map(values, overrides))]
 
 
+@contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """Keep Python from searching for garbage in tens of thousands of objects that are all kept."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@without_garbage_collection()
 def _compose(folder: Path, name: str, overrides: Sequence[str]) -> tuple[dict[str, Any], str]:
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    _check_groups(folder, overrides)
     try:
-        with initialize_config_dir(version_base="1.3", config_dir=str(folder)):
-            config = compose(name, _forced(folder, with_lists(overrides)), return_hydra_config=True)
+        with (
+            searched(overrides, groups=folder == CONF) as (folders, texts),
+            initialize_config_dir(version_base="1.3", config_dir=str(folder)),
+        ):
+            _check(texts, folders)
+            config = compose(name, _forced(folders, with_lists(texts)), return_hydra_config=True)
             chosen = str(config.hydra.runtime.choices.get("model", ""))
             OmegaConf.set_struct(config, False)
             config.pop("hydra")
@@ -154,12 +185,12 @@ def _compose(folder: Path, name: str, overrides: Sequence[str]) -> tuple[dict[st
     return {str(key): value for key, value in mapping.items()}, chosen
 
 
-def _forced(folder: Path, overrides: Sequence[str]) -> list[str]:
+def _forced(folders: Sequence[Path], overrides: Sequence[str]) -> list[str]:
     # Configuration files show only what differs from a default, so Hydra does not know every key. All keys
     # pass here; the dataclasses refuse the unknown ones.
     return [
         text
-        if text.startswith("~") or _is_group(folder, text.partition("=")[0])
+        if text.startswith("~") or choices(text.partition("=")[0].lstrip("+"), folders)
         else "++" + _quoted(text.lstrip("+"))
         for text in overrides
     ]
@@ -190,29 +221,38 @@ def _literal(value: str) -> str:
     return f"'{escaped}'"
 
 
-def _is_group(folder: Path, key: str) -> bool:
-    return (folder / key.lstrip("+")).is_dir()
-
-
-def _check_groups(folder: Path, overrides: Sequence[str]) -> None:
+def _check(overrides: Sequence[str], folders: Sequence[Path]) -> None:
+    """Refuse what is no override, what Hydra alone would use, and unknown names of groups."""
     for text in overrides:
         key, equals, value = text.partition("=")
-        if not equals:
+        if key in ("-m", "--multirun"):
+            raise ConfigError(f"{key} works for train: several values of another command are a sweep's axes")
+        if key.startswith("-"):
+            raise ConfigError(f"{key} is no flag: write key=value; the flags are {FLAGS}")
+        if key.lstrip("+~").startswith("hydra."):
+            raise ConfigError(
+                f"{key} would change nothing: root=FOLDER is where runs go, {SEARCH_PATH} adds files"
+            )
+        if not equals and not key.startswith("~"):
             raise ConfigError(f"{text!r} is not an override: write key=value, e.g. seed=1")
-        group = folder / key.lstrip("+")
-        if _is_group(folder, key) and not value.startswith("{") and not (group / f"{value}.yaml").exists():
-            options = [path.stem for path in group.glob("*.yaml")]
-            root = next((text[5:] for text in overrides if text.startswith("root=")), "runs")
-            if key == "sweep" and (Path(root) / value / "sweep.json").exists():
-                raise ConfigError(
-                    f"sweep={value} names no file of conf/sweep: repeat the settings with which "
-                    f"{root}/{value} was launched, sweep.name={value} among them"
-                )
-            raise ConfigError(f"{key}={value} is unknown{closest(value, options) or _choices(options)}")
+        group = key.lstrip("+")
+        names = choices(group, folders)
+        if names and not value.startswith("{") and value not in names:
+            _refuse_name(group, value, names, folders, overrides)
 
 
-def _choices(options: list[str]) -> str:
-    return f" (choose from {', '.join(sorted(options))})"
+def _refuse_name(
+    group: str, value: str, names: list[str], folders: Sequence[Path], overrides: Sequence[str]
+) -> None:
+    root = next((text[5:] for text in overrides if text.startswith("root=")), "runs")
+    if group == "sweep" and (Path(root) / value / "sweep.json").exists():
+        raise ConfigError(
+            f"sweep={value} names no file of conf/sweep: repeat the settings with which "
+            f"{root}/{value} was launched, sweep.name={value} among them"
+        )
+    places = ", ".join(str(folder / group) for folder in folders if (folder / group).is_dir())
+    listed = closest(value, names) or f" (choose from {', '.join(names)})"
+    raise ConfigError(f"{group}={value} is unknown{listed}; looked in {places}")
 
 
 def _one_line(message: str) -> str:

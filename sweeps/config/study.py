@@ -68,7 +68,7 @@ class SweepConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AssumeConfig:
-    """The assumptions of `plan design=...` and `suggest=...`; conf/config.yaml explains each."""
+    """The assumptions of `plan design=...` and `suggest=...`; conf/loopscale.yaml explains each."""
 
     law: str | list[str] | None = None
     parameter_count: ParameterCount = "all"

@@ -18,11 +18,11 @@ from analysis.design.power import DesignConfig, PowerAnalysis
 from analysis.design.simulate import Grid, Noise
 from analysis.design.studies import analyse_power
 from analysis.format import number
-from analysis.isoflop.power_law import MIN_BUDGETS
+from analysis.isoflop.geometry import MIN_BUDGETS
+from analysis.result_files import write_result
 from analysis.stats.noise import noise_floor
 from analysis.tables.readers import read_tables
 from analysis.tables.selection import groups, select
-from harness.storage.files import write_text
 from model.config_validation import ConfigError, build
 from sweeps.config.study import StudyConfig
 from sweeps.planning.plan import plan
@@ -62,7 +62,7 @@ def write_design(
     from analysis.figures.style import save_figure
 
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / f"{name}.json", serialize.to_json(results) + "\n")
+    write_result(folder / f"{name}.json", serialize.to_json(results) + "\n")
     save_figure(replace(design_figure(results, labels), name=name), folder)
     return folder
 

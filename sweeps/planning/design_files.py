@@ -11,6 +11,7 @@ import yaml
 
 from harness.storage.files import write_text
 from model.config_validation import ConfigError
+from sweeps.config.folders import sweep_folder
 from sweeps.config.study import ListedCells, SweepConfig
 
 if TYPE_CHECKING:
@@ -49,9 +50,9 @@ def added_cells(sweep: SweepConfig, chosen: tuple[tuple[int, float, int], ...]) 
 
 
 def write_sweep(
-    sweep: SweepConfig, parent: str | None, suffix: str, folder: Path, head: list[str], *, rename: bool
+    sweep: SweepConfig, parent: Path | None, suffix: str, head: list[str], *, rename: bool
 ) -> Path:
-    """Write the sweep `parent` with the grid of `sweep` into `folder`; return its file.
+    """Write the sweep of the file `parent` with the grid of `sweep` as a new file; return it.
 
     No file is overwritten.
 
@@ -62,17 +63,16 @@ def write_sweep(
 
     Raises
     ------
-    ConfigError : the parent is not a file of `folder`.
+    ConfigError : there is no parent.
     """
-    source = folder / f"{parent}.yaml"
-    if parent is None or not source.is_file():
+    if parent is None:
         raise ConfigError(
-            "the command names no sweep of conf/sweep beside which the grid could be written: add sweep=NAME"
+            "the command names no sweep file from which the grid could be written: add sweep=NAME"
         )
-    number = 1
+    folder, number = sweep_folder(parent), 1
     while (path := folder / f"{sweep.name}_{suffix}{number}.yaml").exists():
         number += 1
-    content: dict[str, Any] = yaml.safe_load(source.read_text())
+    content: dict[str, Any] = yaml.safe_load(parent.read_text())
     grid = {name: getattr(sweep, name) for name in GRID}
     grid["name"] = path.stem if rename else sweep.name
     grid["cells"] = {name: _changed(cells) for name, cells in sweep.cells.items()}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -16,6 +14,7 @@ from harness.run.folder import RunFolder
 from harness.run.pending_runs import pending_lines
 from harness.run.record import planned_columns
 from sweeps.config.cluster import ClusterConfig
+from sweeps.config.compose import without_garbage_collection
 from sweeps.config.study import StudyConfig
 from sweeps.grid.cells import Cell, memory_bytes, plan_cells
 from sweeps.grid.trunks import Trunks, cell_name, shareable, trajectories, why_nothing_is_shared
@@ -92,19 +91,7 @@ class Plan:
         return "\n".join([*lines, *self.notes])
 
 
-@contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    """Keep Python from searching for garbage in tens of thousands of objects that are all kept."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-@_without_garbage_collection()
+@without_garbage_collection()
 def plan(study: StudyConfig) -> Plan:
     """Return the plan of a sweep; writes nothing.
 
@@ -188,9 +175,7 @@ def bound_refusals(frame: pd.DataFrame) -> list[str]:
 
     Cells of one recipe make a curve per budget: their recurrences on the continuous curve f(µ, µ / 2).
     """
-    from analysis.isoflop.curves import MIN_SWEPT
-    from analysis.isoflop.geometry import backprop_share, on_isoflop_curve
-    from analysis.isoflop.power_law import MIN_BUDGETS
+    from analysis.isoflop.geometry import MIN_BUDGETS, MIN_SWEPT, backprop_share, on_isoflop_curve
     from analysis.tables.selection import groups
 
     looped = frame[(frame["verdict"] == "OK") & (frame["kind"] == "looped")]

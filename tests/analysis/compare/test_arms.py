@@ -11,7 +11,6 @@ from analysis import FitConfig, TableError
 from analysis.compare.arm_differences import mean_difference, paired_cells, phi_difference
 from analysis.compare.arms import compare_arms
 from analysis.figures.arms import arms_figure
-from analysis.figures.style import freeze_layout, styled
 from analysis.tables.arms import axes, axis_values, without_axis
 from analysis.tables.selection import groups
 from tests.analysis.figures import extents
@@ -195,7 +194,5 @@ def test_shuffled_rows_give_the_same_bytes():
 
 def test_the_figure_of_arms_has_no_overlap():
     drawn = arms_figure(compare_arms(arms_of(TWO, budgets=INSIDE[:3]), "injection", QUICK))
-    with styled():
-        freeze_layout(drawn.figure)
-        assert extents.problems(drawn.figure) + extents.unlabelled(drawn.figure) == []
+    assert extents.problems_of([drawn]) == []
     assert len(drawn.tables["differences"]) == 3

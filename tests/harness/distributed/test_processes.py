@@ -17,9 +17,10 @@ from harness.distributed.rendezvous import job_port
 from harness.run.metrics import last_metrics, read_metrics
 from harness.training.checkpoint import checkpoint_folders
 from harness.training.job import run_job
-from tests.harness.processes import run_together, start
+from tests.harness.processes import in_processes, run_together, start
 from tests.harness.runs import assert_same_bits
 
+pytestmark = in_processes
 FIFTY_STEPS = ("steps=50", "training.batch_sequences=8", "model.mean_recurrence=3")
 
 
@@ -101,7 +102,7 @@ def test_torchrun_and_submitit_start_the_same_run(tiny, tmp_path):
     import submitit
 
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    settings = [*tiny, "steps=10", "training.batch_sequences=4", "training.parallel=fsdp"]
+    settings = [*tiny, "steps=3"]
     by_torchrun = subprocess.run(
         [*command, "-m", "loopscale", "train", *settings], capture_output=True, text=True, check=False
     )

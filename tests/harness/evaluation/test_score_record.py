@@ -6,7 +6,7 @@ import dataclasses
 
 from harness.evaluation.scores import Score, read_scores, save_scores
 from harness.run.folder import RunFolder
-from tests.harness.processes import CONTEXT
+from tests.harness.processes import CONTEXT, in_processes
 
 TURNS = 8
 
@@ -25,6 +25,7 @@ def kept(path, member, ready):
     save_scores(run, [score(("core", "core_extended")[member % 2], 2, "5 of 22 tasks")])
 
 
+@in_processes
 def test_evaluations_at_the_same_time_lose_nothing(make):
     run, _ = make()
     run.set_status(dataclasses.replace(run.status(), state="done"))

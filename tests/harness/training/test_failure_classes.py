@@ -14,8 +14,10 @@ import pytest
 from harness.run.metrics import last_metrics, read_metrics
 from harness.training.job import JOB_END, run_job
 from harness.training.step import GradientOfStep
-from tests.harness.processes import CONTEXT
+from tests.harness.processes import CONTEXT, in_processes
 from tests.harness.runs import assert_same_bits
+
+pytestmark = in_processes
 
 
 def named(folder):
@@ -47,6 +49,14 @@ def test_oom(make, cache):
     assert named(folder) == ("failed", "oom")
 
 
+@pytest.fixture(scope="module")
+def whole(make_in, tmp_path_factory, cache):
+    """A run of 60 steps that nothing has interrupted."""
+    folder, _ = make_in(tmp_path_factory.mktemp("whole"), "steps=60")
+    assert run_job(folder.path, cache) == "done"
+    return folder
+
+
 @pytest.mark.parametrize(
     ("number", "state", "failure_class"),
     [
@@ -56,9 +66,7 @@ def test_oom(make, cache):
         (signal.SIGKILL, "running", ""),
     ],
 )
-def test_preempted_timeout_interrupted_and_lost(make, cache, number, state, failure_class):
-    whole, _ = make("steps=60", parent="whole")
-    run_job(whole.path, cache)
+def test_preempted_timeout_interrupted_and_lost(make, whole, cache, number, state, failure_class):
     folder, _ = make("steps=60", "training.checkpoint_every_s=0.02", parent="signalled")
     moments = (10, 25, 40) if number == signal.SIGKILL else (10,)
     for step in moments:

@@ -1,7 +1,7 @@
 """The CPU kernel against torch's attention in float64, and what happens where it cannot be compiled."""
 
-import subprocess
-import sys
+import os
+import warnings
 
 import pytest
 import torch
@@ -10,8 +10,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.kernels import AUTO
-from model.kernels.cpu.library import takes_channels
+from model.kernels.cpu.library import load, takes_channels
 from model.kernels.reference import ReferenceKernels
+from tests.harness.processes import CONTEXT, in_processes
 
 torch.set_num_threads(1)
 
@@ -98,6 +99,7 @@ def test_not_a_number_is_passed_on():
     assert result[:, :, 7].isnan().all() and result[:, :, 8:].isfinite().all()
 
 
+@pytest.mark.xdist_group("compiler")
 def test_the_tracer_sees_what_the_operators_do():
     query, key, value, grad = inputs(2, 4, 2, 20, 32)
     operators = torch.ops.loopscale
@@ -108,6 +110,7 @@ def test_the_tracer_sees_what_the_operators_do():
         torch.library.opcheck(operators.causal_attention_backward, given)
 
 
+@pytest.mark.xdist_group("compiler")
 def test_compiled_code_calls_it():
     query, key, value, grad = inputs(2, 4, 2, 20, 32)
     torch.compiler.assume_constant_result(takes_channels)
@@ -141,35 +144,55 @@ def test_torch_computes_what_the_kernel_does_not():
     assert AUTO.attention(*halves).dtype == torch.bfloat16
 
 
-TRY = """
-import torch
-from model.kernels import AUTO
-from model.kernels.reference import ReferenceKernels
-from model.kernels.cpu.library import takes_channels
-torch.manual_seed(0)
-print(takes_channels(32), AUTO.attention(*torch.randn(3, 1, 2, 20, 32)).sum().item())
+def attended():
+    """Say whether the kernel takes heads of 32 channels, and attend to something with them."""
+    drawn = torch.randn(3, 1, 2, 20, 32, generator=torch.Generator().manual_seed(0))
+    return takes_channels(32), AUTO.attention(*drawn).sum().item()
+
+
+def _attend(answers, cache, compiler):
+    os.environ |= {"XDG_CACHE_HOME": str(cache), "CXX": str(compiler)}
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("default")
+        answers.send((*attended(), [str(warning.message) for warning in said]))
+
+
+def tried(cache, compiler, processes):
+    """Return the answers of processes that have to compile the kernels at the same time."""
+    pipes = [CONTEXT.Pipe(duplex=False) for _ in range(processes)]
+    for _, theirs in pipes:
+        CONTEXT.Process(target=_attend, args=(theirs, cache, compiler)).start()
+    assert all(ours.poll(timeout=240) for ours, _ in pipes)
+    return [ours.recv() for ours, _ in pipes]
+
+
+@in_processes
+def test_without_a_compiler_torch_computes_and_says_so_once(tmp_path):
+    ((takes, found, (said,)),) = tried(tmp_path, "/no/such/compiler", 1)
+    assert "without the kernels of model/kernels/cpu" in said and "/no/such/compiler" in said
+    compiled, expected = attended()
+    assert compiled and not takes
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
+# A compiler that is done when two have started; it leaves the library that was compiled before.
+SLOW_COMPILER = """#!/bin/sh
+touch {folder}/started.$$
+tries=0
+while [ $(ls {folder}/started.* | wc -l) -lt 2 ] && [ $tries -lt 600 ]; do
+    sleep 0.1
+    tries=$((tries + 1))
+done
+while [ "$1" != -o ]; do shift; done
+cp {library} "$2"
 """
 
 
-def tried(tmp_path, **environment):
-    command = [sys.executable, "-c", TRY]
-    environment = {"XDG_CACHE_HOME": str(tmp_path), "PATH": "/usr/bin:/bin", **environment}
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def test_without_a_compiler_torch_computes_and_says_so_once(tmp_path):
-    (out, said), (expected, _) = (
-        tried(tmp_path, **more).communicate() for more in ({"CXX": "/no/such/compiler"}, {})
-    )
-    assert said.count("without the kernels of model/kernels/cpu") == 1 and "/no/such/compiler" in said
-    assert (out.split()[0], expected.split()[0]) == ("False", "True")
-    assert float(out.split()[1]) == pytest.approx(float(expected.split()[1]), abs=1e-4)
-
-
+@in_processes
 def test_processes_that_compile_at_once_leave_one_kernel(tmp_path):
-    processes = [tried(tmp_path) for _ in range(2)]
-    answers = {process.communicate()[0] for process in processes}
-    assert len(answers) == 1 and answers.pop().startswith("True")
+    compiler = tmp_path / "compiler"
+    compiler.write_text(SLOW_COMPILER.format(folder=tmp_path, library=load()._name))
+    compiler.chmod(0o755)
+    assert tried(tmp_path, compiler, 2) == [(*attended(), [])] * 2 and attended()[0]
+    assert len(list(tmp_path.glob("started.*"))) == 2
     assert [path.suffix for path in (tmp_path / "loopscale").iterdir()] == [".so"]

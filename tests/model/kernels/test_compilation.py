@@ -8,10 +8,13 @@ from tests.model.test_transformer import TINY, awake, batch, gradients
 
 torch.set_num_threads(1)
 # The tracer looks at every input's .grad.
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+    pytest.mark.xdist_group("compiler"),  # it takes seconds to import
+]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def counted():
     torch._dynamo.reset()
     counter = CompileCounter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import signal
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 
 import loopscale
+from sweeps.cli import demo
+from sweeps.config.commands import FitTableConfig
 from sweeps.state.ledger import read_ledger
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -39,10 +42,12 @@ def overrides(corpus, cache, tmp_path):
         "sweep.max_epochs=2",
         "evaluation.blocks=8",
         "evaluation.max_depth=8",
+        "sweep.trunk=false",
+        "cluster.parallel_runs=1",  # every worker imports torch
     ]
 
 
-def test_a_killed_demo_continues_and_reports(overrides, tmp_path, capsys):
+def test_a_killed_demo_continues_and_reports(overrides, tmp_path, capsys, monkeypatch):
     folder = tmp_path / "runs" / "small"
     command = [sys.executable, "-m", "loopscale", "demo", *overrides]
     first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -55,6 +60,7 @@ def test_a_killed_demo_continues_and_reports(overrides, tmp_path, capsys):
     done = {
         run.run_id: run.record() for run in read_ledger(folder).runs(folder) if run.status().state == "done"
     }
+    monkeypatch.setattr(demo, "FitTableConfig", functools.partial(FitTableConfig, bootstrap=100))
     page = loopscale.demo(overrides)
     out = capsys.readouterr().out.splitlines()
     runs = read_ledger(folder).runs(folder)

@@ -1,7 +1,6 @@
 """`plan design=true`, `design=search` and `suggest=N`, from the command line to a sweep that launch takes."""
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,8 +15,6 @@ from analysis.design.simulate import Noise, grid
 from analysis.tables.schema import DEPTHS, RUNS, conform
 from harness.run.folder import Status
 from model.config_validation import ConfigError
-from sweeps.cli import planning
-from sweeps.config import compose
 from sweeps.grid.cells import DataFacts, cells
 from sweeps.launch.launch import register
 from sweeps.planning import design_search as search
@@ -44,11 +41,9 @@ SMALL = ["sweep.budgets_flops=[2e18,4e18,8e18,16e18]", "sweep.mean_recurrences=[
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """Overrides under tmp_path, and a copy of conf/ that may be written to."""
-    written = shutil.ignore_patterns("*_design[0-9]*", "*_next[0-9]*")  # by whoever uses this checkout
-    shutil.copytree(compose.CONF, tmp_path / "conf", ignore=written)
-    monkeypatch.setattr(compose, "CONF", tmp_path / "conf")
-    monkeypatch.setattr(planning, "CONF", tmp_path / "conf")
+    """Overrides under tmp_path, where the user's own configuration files are too."""
+    (tmp_path / "conf").mkdir()
+    monkeypatch.setenv("LOOPSCALE_CONFIG", str(tmp_path / "conf"))
     return ["sweep=isoflop_140m", f"root={tmp_path / 'runs'}", f"cache={tmp_path / 'cache'}"]
 
 
@@ -116,7 +111,13 @@ def test_a_plain_plan_writes_nothing_and_its_help_says_what_does(place, capsys, 
     assert "no side effect" not in out
 
 
-def test_a_design_in_json_holds_every_law(place, capsys):
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures are not written."""
+    monkeypatch.setattr("analysis.figures.style.save_figure", lambda drawn, folder: b"")
+
+
+def test_a_design_in_json_holds_every_law(place, capsys, undrawn):
     assumed_laws = "assume.law=[paper,paper_optima]"
     code, out, _ = run(capsys, "plan", *place, *SMALL, *QUICK, assumed_laws, "design=true", "format=json")
     result = json.loads(out)["results"]
@@ -126,7 +127,7 @@ def test_a_design_in_json_holds_every_law(place, capsys):
     assert result[0]["resolved"]["shared shape"][0]["true"] is None
 
 
-def test_a_search_writes_a_sweep_within_the_allowance(place, capsys, tmp_path, monkeypatch):
+def test_a_search_writes_a_sweep_within_the_allowance(place, capsys, tmp_path, monkeypatch, undrawn):
     monkeypatch.setattr("sweeps.planning.design_search.FINALISTS", 2)
     monkeypatch.setattr("sweeps.planning.design_search.FINAL_STUDIES", 100)
     monkeypatch.setattr("analysis.design.grid_search.PROMISING", 2)
@@ -296,7 +297,7 @@ def test_a_chosen_grid_needs_a_sweep_file_to_come_from(place):
 
     study = loopscale.compose(place)
     with pytest.raises(ConfigError, match="add sweep=NAME"):
-        write_sweep(study.sweep, None, "next", compose.CONF / "sweep", [], rename=False)
+        write_sweep(study.sweep, None, "next", [], rename=False)
 
 
 def test_planning_a_sweep_without_cells_is_refused_and_listed_cells_suffice(place):

@@ -1,0 +1,130 @@
+"""The folders in which configuration files are looked up: the user's before the project's.
+
+A file of the same name in an earlier folder takes the place of a later one. The order is `--config-dir`,
+the folders of LOOPSCALE_CONFIG, `conf/` in the working directory, and the project's own `conf/`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from model.config_validation import ConfigError
+
+if TYPE_CHECKING:
+    from hydra.core.config_search_path import ConfigSearchPath
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+VARIABLE = "LOOPSCALE_CONFIG"
+SUFFIXES = (".yaml", ".yml")
+SEARCH_PATH = "hydra.searchpath"  # an override that names further folders, first
+_SEARCHED: list[Path] = []  # by Hydra, while it composes
+_NAME = re.compile(r"[\w.-]+")  # of a file, as Hydra's grammar takes it without quotes
+
+
+def user_folders(overrides: Sequence[str] = ()) -> list[Path]:
+    """Return the user's existing configuration folders, first the one that is searched first.
+
+    Raises ConfigError for a folder that is named and does not exist.
+    """
+    named = [Path(folder) for folder in _named(overrides)]
+    named += [Path(folder) for folder in os.environ.get(VARIABLE, "").split(os.pathsep) if folder]
+    for folder in named:
+        if not folder.is_dir():
+            raise ConfigError(f"{folder} is no folder of configuration files (--config-dir, {VARIABLE})")
+    folders = dict.fromkeys(folder.resolve() for folder in [*named, Path("conf")] if folder.is_dir())
+    return [folder for folder in folders if folder != CONF.resolve()]
+
+
+def find(group: str, value: str, overrides: Sequence[str] = ()) -> Path | None:
+    """Return the file that `group=value` chooses, None if there is none."""
+    if value.endswith(SUFFIXES):
+        paths = [Path(value).expanduser()]
+    else:
+        paths = [folder / group / f"{value}.yaml" for folder in [*user_folders(overrides), CONF]]
+    return next((path for path in paths if path.is_file()), None)
+
+
+def sweep_folder(parent: Path) -> Path:
+    """Return the folder for a sweep derived from the file `parent`: the user's or the project's."""
+    folder = (user_folders() or [CONF])[0] / "sweep"
+    if CONF.resolve() not in parent.resolve().parents:
+        folder = parent.parent
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def choices(group: str, folders: Sequence[Path]) -> list[str]:
+    """Return the names of the files of a group, sorted; empty for a key that is no group."""
+    return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
+
+
+@contextmanager
+def searched(overrides: Sequence[str], *, groups: bool) -> Iterator[tuple[list[Path], list[str]]]:
+    """Let Hydra search the user's folders too; yields all folders and the overrides with names alone.
+
+    Without `groups`, the command has none: the folders are left out.
+
+    A value of a group that is a path of a YAML file (sweep=path/to/mine.yaml) becomes the file's name. Its
+    neighbours are found where its folder has the name of the group.
+    """
+    kept = [text for text in overrides if not text.startswith(f"{SEARCH_PATH}=")]
+    if not groups:
+        yield [], kept
+        return
+    folders = [*user_folders(overrides), CONF]
+    with tempfile.TemporaryDirectory(prefix="loopscale-conf-") as own:
+        for position, text in enumerate(kept):
+            group, _, value = text.partition("=")
+            group = group.lstrip("+")
+            if not value.endswith(SUFFIXES) or not choices(group, folders):
+                continue
+            path = Path(value).expanduser()
+            kept[position] = f"{group}={_linked(path, group, Path(own))}"
+            if path.resolve().parent.name == group:
+                folders.insert(0, path.resolve().parents[1])
+        folders = list(dict.fromkeys([Path(own), *folders]))
+        _register()
+        _SEARCHED[:] = [folder for folder in folders if folder != CONF]
+        try:
+            yield folders, kept
+        finally:
+            _SEARCHED.clear()
+
+
+@cache
+def _register() -> None:
+    """Make Hydra search the folders of `_SEARCHED` before its own."""
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+    class UserFolders(SearchPathPlugin):
+        def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+            for folder in reversed(_SEARCHED):
+                search_path.prepend(provider="loopscale", path=f"file://{folder}")
+
+    Plugins.instance().register(UserFolders)
+
+
+def _named(overrides: Sequence[str]) -> list[str]:
+    values = [text.partition("=")[2] for text in overrides if text.startswith(f"{SEARCH_PATH}=")]
+    listed = [value[1:-1].split(",") if value.startswith("[") else [value] for value in values]
+    return [folder.strip().removeprefix("file://") for folders in listed for folder in folders if folder]
+
+
+def _linked(path: Path, group: str, folder: Path) -> str:
+    """Copy a user's file into `folder` under its group and return its name."""
+    if not path.is_file():
+        raise ConfigError(f"{group}={path}: there is no such file (seen from {Path.cwd()})")
+    if not _NAME.fullmatch(path.stem):
+        raise ConfigError(f"{group}={path}: name the file with letters, digits, '_', '-' and '.' alone")
+    (folder / group).mkdir(exist_ok=True)
+    shutil.copyfile(path, folder / group / f"{path.stem}.yaml")
+    return path.stem

@@ -1,0 +1,412 @@
+"""Tables from outside through the command line alone: a right law, or one line that says what to do."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.optimize
+
+import loopscale
+from tests.analysis import public_data
+
+QUICK = ("bootstrap=100", "validation=false", "format=json")
+MAPPED = ("columns.compute=flops", "columns.x=params", "columns.loss=loss")
+A = 0.28 / 0.62  # exponent of the optimal size of the surface below
+OPTIMUM = (0.34 * 406.4 / 0.28 / 410.7) ** (1 / 0.62) * 6**-A  # N* = OPTIMUM C^A
+AT_1E19 = OPTIMUM * 1e19**A  # the geometric mean of the budgets
+
+
+def fitted(capsys, *arguments):
+    """Run `loopscale fit`; return its JSON."""
+    loopscale.main(["fit", *arguments, *QUICK])
+    return json.loads(capsys.readouterr().out)
+
+
+def refused(capsys, *arguments):
+    """Run `loopscale fit`; return its one line."""
+    with pytest.raises(SystemExit) as ended:
+        loopscale.main(["fit", *arguments, *QUICK])
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2 and not out and err.count("\n") == 1
+    return err
+
+
+def exponents(fit):
+    """The exponents of the optimal size (or recurrence) and tokens by shared shape."""
+    return [law["exponent"] for law in fit["group"]["estimators"][0]["laws"].values()]
+
+
+def loss_of(params, tokens):
+    return 1.69 + 406.4 * params**-0.34 + 410.7 * tokens**-0.28
+
+
+def points(jitter=0.0, embedding=0.0):
+    """Five budgets of eleven sizes without noise; D = C / (6 N + embedding)."""
+    budget = np.repeat(np.geomspace(1e18, 1e20, 5), 11)
+    params = OPTIMUM * budget**A * np.tile(np.geomspace(0.25, 4, 11), 5)
+    flops = budget * (1 + jitter * np.random.default_rng(0).uniform(-1, 1, 55))
+    tokens = flops / (6 * params + embedding)
+    columns = {"flops": flops, "params": params, "tokens": tokens, "loss": loss_of(params, tokens)}
+    return pd.DataFrame(columns)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Write a table; return the argument that names it."""
+
+    def save(frame, name="points.csv", **how):
+        frame.to_csv(tmp_path / name, index=False, **how)
+        return f"data={tmp_path / name}"
+
+    return save
+
+
+def published(name, *arguments):
+    public_data.table(name)
+    return (f"data={public_data.FOLDER / name}.csv", *arguments)
+
+
+SURFACE = ("law=surface", "huber_delta=0.001")
+LLAMA = ("columns.compute=compute_budget", "columns.x=training_tokens", "columns.loss=validation_loss")
+GEMSTONES = ("columns.params=params_active_precise", "columns.loss=final_loss", "law=surface")
+DEPTHS = ("columns.depth=test_r", "columns.loss=value", "law=saturating", "unit=bits_per_byte")
+NANOCHAT = ("columns.x=budget", "columns.loss=N_opt", "law=power_law", "huber_delta=10")
+ISODEPTH = ("columns.params_once=N_once", "columns.params_looped=N_rec", "columns.recurrence=r")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "truth", "within"),
+    [
+        (
+            "chinchilla_epoch_svg",
+            (*SURFACE, "where=not epoch_outlier"),
+            {"E": 1.81722, "alpha": 0.34731, "beta": 0.36717},
+            1e-5,
+        ),
+        ("chinchilla_epoch_svg", SURFACE, {"E": 1.891, "alpha": 0.349, "beta": 0.453}, 1e-3),
+        (
+            "cs336_isoflops_curves",
+            (*SURFACE, "columns.compute=compute_budget", "columns.x=parameters", "columns.loss=final_loss"),
+            {"E": 2.69, "A": 1606.4, "B": 3210.7, "alpha": 0.34, "beta": 0.36},
+            1e-3,
+        ),
+        (
+            "nanochat_isoflop_optima",
+            (*NANOCHAT, "where=accounting == 'all_params' and model == 'nanochat_jan26'"),
+            {"g": 0.37},
+            2e-2,
+        ),
+        ("nanochat_isoflop_optima", (*NANOCHAT, "where=accounting == 'transformer_only'"), {"g": 0.70}, 1e-2),
+        (
+            "synthetic_isodepth_truth",
+            (*ISODEPTH, "columns.loss=loss_true", "law=iso_depth"),
+            {"alpha": 0.199, "beta": 0.369, "E": 1.57, "phi": 0.459},
+            1e-5,
+        ),
+    ],
+)
+def test_published_points_give_their_published_law(capsys, name, arguments, truth, within):
+    found = fitted(capsys, *published(name, *arguments))["parameters"]
+    assert {key: found[key] for key in truth} == pytest.approx(truth, rel=within)
+
+
+@pytest.mark.parametrize(
+    ("model", "truth"),
+    [("S20_r4_sample", {"L_inf": 0.83345, "z": 1.359}), ("S20_r6_sample", {"L_inf": 0.84289, "z": 1.204})],
+)
+def test_a_depth_curve_gives_its_published_law_in_its_unit(capsys, model, truth):
+    arguments = published("looped_testtime_curves", *DEPTHS, f"where=model == '{model}'")
+    found = fitted(capsys, *arguments)["curves"][0]["parameters"]
+    assert {key: found[key] for key in truth} == pytest.approx(truth, rel=5e-4)
+    loopscale.main(["fit", *arguments])
+    assert "bits/byte" in (text := capsys.readouterr().out) and "nats" not in text
+
+
+def test_a_model_of_fixed_depth_is_refused_the_exponential(capsys):
+    where = "where=model == 'S20_r4_fixed'"
+    curve = fitted(capsys, *published("looped_testtime_curves", *DEPTHS, where))["curves"][0]
+    assert curve["refusal"]
+
+
+@pytest.mark.parametrize(("name", "share"), [("gemstones_hot_100b", 0.7134), ("gemstones_cooldown", 0.6609)])
+def test_the_gemstones_give_the_better_of_the_published_optima(capsys, name, share):
+    found = fitted(capsys, *published(name, *GEMSTONES, "huber_delta=0.0001"))["parameters"]
+    assert found["beta"] / (found["alpha"] + found["beta"]) == pytest.approx(share, abs=5e-5)
+
+
+def test_llama3_sweeps_the_tokens_that_its_column_is_named_after(capsys):
+    fit = fitted(capsys, *published("llama3_isoflop_points", *LLAMA))
+    assert exponents(fit)[1] == pytest.approx(0.537, abs=5e-4)
+    assert fit["budgets"]["count"] == 10 and fit["unit"] == "loss units"
+
+
+def test_cs336_gives_the_optimum_of_its_surface(capsys):
+    columns = ("columns.compute=compute_budget", "columns.x=parameters", "columns.loss=final_loss")
+    fit = fitted(capsys, *published("cs336_isoflops_curves", *columns))
+    assert exponents(fit) == pytest.approx([0.36 / 0.70, 0.34 / 0.70], abs=2e-4)
+
+
+def test_overtrained_models_give_the_law_that_scipy_finds(capsys):
+    arguments = ("columns.loss=loss_c4_val", "law=overtraining", "huber_delta=10")
+    found = fitted(capsys, *published("gadre2024_overtraining", *arguments, "where=train_set == 'rpj'"))
+    rows = public_data.table("gadre2024_overtraining").query("train_set == 'rpj'").astype({"params": float})
+    flops, ratio = 6 * rows["params"] * rows["tokens"], rows["tokens"] / rows["params"]
+
+    def residual(theta):
+        floor, a, b, eta = theta
+        term = (np.exp(a) * ratio**eta + np.exp(b) * ratio**-eta) * flops**-eta
+        return np.log(floor + term) - np.log(rows["loss_c4_val"])
+
+    peer = scipy.optimize.least_squares(residual, [2.0, 5.0, 6.0, 0.15], x_scale=[1, 1, 1, 0.1], xtol=1e-14)
+    assert found["parameters"]["E"] == pytest.approx(peer.x[0], rel=1e-4)
+    assert found["parameters"]["eta"] == pytest.approx(peer.x[3], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "line"),
+    [
+        (
+            "chinchilla_epoch_svg",
+            ("columns.loss=loss",),
+            "make no isoFLOP curves: fit the surface law instead",
+        ),
+        (
+            "isodepth_design_116",
+            ("columns.compute=budget", "columns.x=N"),
+            "points need loss: say columns.loss=NAME",
+        ),
+        ("gemstones_published_fits", (), "points need compute, x: say columns.compute=NAME columns.x=NAME"),
+        ("MANIFEST", (), "(the table has file, rows, columns, source, license, note)"),
+    ],
+)
+def test_published_tables_without_isoflop_points_say_what_is_missing(capsys, name, arguments, line):
+    assert line in refused(capsys, *published(name, *arguments))
+
+
+def crashed():
+    """Two recipes, of which one run crashed, one failed and one never logged a loss."""
+    frame = points().rename(columns={"loss": "val/loss (nats)"}).assign(State="finished", lr=0.02)
+    frame["Name"] = [f"run-{place}" for place in range(55)]
+    frame.loc[[3, 17], ["State", "val/loss (nats)"]] = ["crashed", 9.0]
+    frame.loc[21, "val/loss (nats)"] = np.nan
+    other = frame.assign(lr=0.04, Name=frame["Name"] + "b")
+    other["val/loss (nats)"] += 0.1
+    return pd.concat([frame, other])
+
+
+def test_an_export_of_wandb_leaves_out_crashed_runs_and_names_them(capsys, saved):
+    columns = (*MAPPED[:2], "columns.loss=val/loss (nats)", "where=State == 'finished' or lr < 0.03")
+    fit = fitted(capsys, saved(crashed(), "it's an export (1)=a.csv"), *columns, "where=lr == 0.02")
+    assert exponents(fit) == pytest.approx([A, 1 - A], abs=1e-6)
+    assert [(item["reason"], item["rows"]) for item in fit["left_out"]] == [
+        ("State crashed", ["run-3", "run-17"]),
+        ("without loss", ["run-21"]),
+    ]
+    assert fit["unit"] == "nats" and "where=lr == 0.02: 55 of 110 rows" in fit["notes"]
+
+
+@pytest.mark.parametrize(
+    ("scales", "note"),
+    [
+        ({"flops": 8.64e19}, "compute in PF-days: 6 N D was 8.64e19 times the compute; converted"),
+        ({"params": 1e6}, "params in millions: 6 N D was 1e-6 times the compute; converted"),
+        (
+            {"params": 1e6, "tokens": 1e9},
+            "params in millions and tokens in billions: 6 N D was 1e-15 times the compute; converted",
+        ),
+    ],
+)
+def test_columns_in_other_units_are_converted_where_6nd_tells(capsys, saved, scales, note):
+    table = points()
+    for name, scale in scales.items():
+        table[name] /= scale
+    fit = fitted(capsys, saved(table), *MAPPED)
+    assert exponents(fit) == pytest.approx([A, 1 - A], abs=1e-6)
+    assert fit["group"]["estimators"][0]["laws"]["params"]["coefficient"] == pytest.approx(AT_1E19, rel=1e-4)
+    assert fit["notes"] == [note]
+
+
+def test_a_unit_in_the_name_of_a_column_or_an_expression_is_read(capsys, saved):
+    table = points().drop(columns="tokens")
+    named = saved(table.assign(pf_days=table["flops"] / 8.64e19, N_M=table["params"] / 1e6))
+    for columns in (
+        ("columns.compute=pf_days", "columns.x=N_M"),
+        ("columns.compute=pf_days * 8.64e19", "columns.x=N_M * 1e6"),
+    ):
+        law = fitted(capsys, named, *columns, MAPPED[2])["group"]["estimators"][0]["laws"]["params"]
+        assert law["coefficient"] == pytest.approx(AT_1E19, rel=1e-4)
+    unnamed = saved(table.assign(params=table["params"] / 1e6))
+    notes = fitted(capsys, unnamed, *MAPPED)["notes"]
+    assert (
+        "is no plausible number: is a column in another unit? write it as columns.params='N * 1e6'"
+        in notes[0]
+    )
+
+
+def test_budgets_that_jitter_by_three_per_cent_are_five(capsys, saved):
+    fit = fitted(capsys, saved(points(jitter=0.03).drop(columns="tokens")), *MAPPED)
+    assert fit["budgets"]["count"] == 5 and fit["budgets"]["how"] == "by gaps"
+    assert 0.04 < fit["budgets"]["widest_spread"] < 0.06
+    assert exponents(fit) == pytest.approx([A, 1 - A], abs=1e-3)
+
+
+@pytest.mark.parametrize("axis", ["params", "tokens"])
+def test_tokens_off_6nd_are_the_tables_own(capsys, saved, axis):
+    """D = C / (6 N + e): the optimum is found numerically on the curve of each budget."""
+    embedding = 3e8
+    fit = fitted(capsys, saved(points(embedding=embedding)), MAPPED[0], f"columns.x={axis}", MAPPED[2])
+    sizes = np.geomspace(1e7, 1e10, 200_001)
+    best = []
+    for budget in np.geomspace(1e18, 1e20, 5):
+        tokens = budget / (6 * sizes + embedding)
+        place = int(np.argmin(loss_of(sizes, tokens)))
+        best.append((sizes[place], tokens[place]))
+    slopes = [np.polyfit(np.log(np.geomspace(1e18, 1e20, 5)), logs, 1)[0] for logs in np.log(best).T]
+    assert exponents(fit) == pytest.approx(slopes, abs=2e-4)
+    assert fit["notes"][0].startswith(
+        "6 N D is 0.287 to 0.981 times the compute: D* follows the table's tokens"
+    )
+
+
+def test_a_log_that_was_appended_twice_counts_once(capsys, saved):
+    table = points()
+    table["loss"] += 0.002 * np.random.default_rng(1).standard_normal(55)
+    once = fitted(capsys, saved(table), *MAPPED)
+    twice = fitted(capsys, saved(pd.concat([table, table.iloc[:40]])), *MAPPED)
+    assert twice["group"] == once["group"] and twice["points_digest"] == once["points_digest"]
+    assert twice["notes"][0].startswith("40 points repeat another one and count once: row 56, ")
+
+
+def test_equal_settings_with_other_losses_are_replicates(capsys, saved):
+    noise = 0.004 * np.random.default_rng(2).standard_normal((3, 55))
+    table = pd.concat([points().assign(loss=points()["loss"] + row) for row in noise])
+    fit = fitted(capsys, saved(table), *MAPPED)
+    noise = fit["group"]["estimators"][0]["noise"]
+    assert noise["source"] == "replicate seeds" and noise["degrees_of_freedom"] == 110
+    assert next(value for key, value in noise.items() if key.startswith("sd_")) == pytest.approx(
+        0.004, rel=0.2
+    )
+
+
+def test_european_decimals_are_read(capsys, saved):
+    fit = fitted(capsys, saved(points(), sep=";", decimal=","), *MAPPED)
+    assert exponents(fit) == pytest.approx([A, 1 - A], abs=1e-6)
+
+
+def test_nested_columns_have_dotted_names(capsys, saved, tmp_path):
+    table = points()
+    rows = table.to_dict("records")
+    config = [{"model": {"n": row["params"]}, "flops": row["flops"]} for row in rows]
+    nested = pd.DataFrame({"config": config, "summary": [{"loss": row["loss"]} for row in rows]})
+    nested.to_parquet(tmp_path / "nested.parquet")
+    columns = ("columns.compute=config.flops", "columns.x=config.model.n", "columns.loss=summary.loss")
+    as_text = saved(nested.map(json.dumps))
+    for data in (f"data={tmp_path / 'nested.parquet'}", as_text):
+        assert exponents(fitted(capsys, data, *columns)) == pytest.approx([A, 1 - A], abs=1e-6)
+
+
+def test_a_table_without_rows_is_one_line(capsys, saved):
+    line = refused(capsys, saved(points().iloc[:0]), *MAPPED)
+    assert "points.csv holds no row, only the columns flops, params, tokens, loss" in line
+
+
+def test_cells_that_hold_no_number_leave_out_their_row(capsys, saved):
+    table = points().astype(object)
+    table.loc[[4, 12, 13, 14], "loss"] = ["diverged", 1e300, -1, "inf"]
+    table.loc[9, "params"], table.loc[20, "loss"] = "-", 9000.0
+    fit = fitted(capsys, saved(table), *MAPPED)
+    assert exponents(fit) == pytest.approx([A, 1 - A], abs=1e-6)
+    assert {item["reason"]: item["rows"] for item in fit["left_out"]} == {
+        "loss = 'diverged' is no number": ["row 5"],
+        "loss = 1e300 is out of range": ["row 13"],
+        "loss = -1": ["row 14"],
+        "loss = inf is out of range": ["row 15"],
+        "x = '-' is no number": ["row 10"],
+        next(item["reason"] for item in fit["left_out"] if "times the median" in item["reason"]): ["row 21"],
+    }
+    line = refused(capsys, saved(table.assign(loss="x")), *MAPPED)
+    assert (
+        "none of 55 points of points.csv can be used: 54 left out, loss = 'x' is no number: row 1, " in line
+    )
+
+
+def test_one_budget_has_an_optimum_and_no_exponent(capsys, saved):
+    fit = fitted(capsys, saved(points().iloc[:11]), *MAPPED)
+    shared = fit["group"]["estimators"][0]
+    assert shared["optima"]["params"][0]["value"] == pytest.approx(OPTIMUM * 1e18**A, rel=1e-4)
+    assert shared["laws"]["params"]["refusal"] == "1 budget is not enough for an exponent with an interval"
+
+
+def test_scattered_budgets_are_offered_the_surface_which_is_right(capsys, saved):
+    table = points(jitter=0.9)
+    data = saved(table)
+    assert "make no isoFLOP curves: fit the surface law instead (law=surface)" in refused(
+        capsys, data, *MAPPED
+    )
+    found = fitted(capsys, data, *MAPPED, "law=surface")["parameters"]
+    truth = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28}
+    assert found == pytest.approx(truth, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("column", "of_nats", "unit"),
+    [
+        ("loss_bits", lambda nats: nats / np.log(2), "nats"),
+        ("ppl", np.exp, "nats"),
+        ("val_bpb", lambda nats: nats / 3, "bits/byte"),
+        ("loss", lambda nats: nats, "loss units"),
+    ],
+)
+def test_losses_are_named_by_their_unit_and_converted_where_that_is_exact(
+    capsys, saved, column, of_nats, unit
+):
+    table = points().assign(**{column: of_nats(points()["loss"])})
+    columns = (saved(table), *MAPPED[:2], f"columns.loss={column}")
+    fit = fitted(capsys, *columns)
+    assert fit["unit"] == unit and exponents(fit) == pytest.approx([A, 1 - A], abs=1e-6)
+    best = fit["group"]["estimators"][0]["optima"]["params"][0]
+    key = {"nats": "loss_nats", "bits/byte": "loss_bits_per_byte", "loss units": "loss_loss_units"}[unit]
+    size = OPTIMUM * 1e18**A
+    expected = loss_of(size, 1e18 / 6 / size) / (3 if unit == "bits/byte" else 1)
+    assert best[key] == pytest.approx(expected, rel=1e-5)
+    loopscale.main(["fit", *columns, *QUICK[:2]])
+    text = capsys.readouterr().out
+    assert f" {unit}\n" in text and (unit == "nats" or " nats" not in text)
+
+
+def test_a_table_may_sweep_the_recurrence(capsys, saved):
+    """N and C / D are lines in the recurrence; the optimum is found numerically."""
+
+    def sizes(mu):
+        return 1e7 + 1.2e7 * mu, 1.8e8 + 5.76e7 * mu
+
+    budgets = np.geomspace(3e17, 6e18, 5)
+    recurrence = np.array([2, 3, 4, 6, 8, 10, 12, 16, 20, 24])
+    flops, mu = np.repeat(budgets, 10), np.tile(recurrence, 5)
+    params, per_token = sizes(mu)
+    table = pd.DataFrame({"C": flops, "mu": mu, "N": params, "D": flops / per_token})
+    table["loss"] = loss_of(params, table["D"])
+    columns = ("columns.compute=C", "columns.recurrence=mu", "columns.tokens=D", "columns.params=N")
+    fit = fitted(capsys, saved(table), *columns)
+    fine, best = np.geomspace(1, 40, 100_001), []
+    for budget in budgets:
+        n, f = sizes(fine)
+        place = int(np.argmin(loss_of(n, budget / f)))
+        best.append((fine[place], budget / f[place]))
+    slopes = [np.polyfit(np.log(budgets), logs, 1)[0] for logs in np.log(best).T]
+    assert exponents(fit) == pytest.approx(slopes, abs=1e-3)
+    assert "points need tokens: say columns.tokens=NAME" in refused(capsys, saved(table), *columns[:2])
+
+
+def test_many_points_are_averaged_along_their_curves(capsys, saved):
+    rng = np.random.default_rng(3)
+    budget = np.repeat(np.geomspace(1e18, 1e20, 5), 1000)
+    params = OPTIMUM * budget**A * np.exp(rng.uniform(np.log(0.25), np.log(4), 5000))
+    loss = loss_of(params, budget / 6 / params) + 0.01 * rng.standard_normal(5000)
+    fit = fitted(capsys, saved(pd.DataFrame({"flops": budget, "params": params, "loss": loss})), *MAPPED)
+    law = fit["group"]["estimators"][0]["laws"]["params"]
+    assert law["exponent_low"] < A < law["exponent_high"] and law["exponent"] == pytest.approx(A, abs=5e-3)
+    assert fit["notes"] == ["5000 points were averaged to 600 along their curves"]

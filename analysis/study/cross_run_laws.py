@@ -17,9 +17,11 @@ from analysis.config import FitConfig, Progress
 from analysis.isoflop.geometry import geometry
 from analysis.isoflop.group import GroupFit, blocks_of, fit_groups
 from analysis.laws.curve_laws import DEPTH_LAWS, CurveLaws, fit_curves
-from analysis.laws.fit import LawFit, fit_law
+from analysis.laws.fit import fit_law
+from analysis.laws.function_law import as_law
 from analysis.laws.law import SIZE_COLUMN, Law, joint_law
 from analysis.laws.registry import LAWS
+from analysis.laws.result import LawFit
 from analysis.serialize import HIDDEN
 from analysis.stats.noise import noise_floor
 from analysis.tables.schema import TableError
@@ -95,8 +97,7 @@ def fit_law_to_runs(
     ------
     TableError : the law is unknown or refused, or the runs have several accountings.
     """
-    if name not in LAWS:
-        raise TableError(f"law={name} is unknown: choose isoflop, {', '.join(LAWS)}")
+    law = as_law(name)
     used = select(runs, config.max_epochs).runs
     # Only the grouping matters here, not the isoFLOP laws of the groups.
     base = replace(config, bootstrap=100, profiles=False, resampling="noise")
@@ -104,7 +105,6 @@ def fit_law_to_runs(
     accountings = sorted({group.accounting for group in groups})
     if len(accountings) != 1:
         raise TableError(f"law={name} needs runs of one accounting; these have {accountings or 'no isoFLOP'}")
-    law = LAWS[name]
     if "depth" in law.columns:
         depths = depths.sort_values(["run_id", "depth"], kind="stable")
         points = pd.concat([depth_points(group, depths, config) for group in groups], ignore_index=True)
@@ -189,7 +189,9 @@ def _fit(label: str, law: Law, points: pd.DataFrame, config: FitConfig) -> Cross
         )
     except TableError as error:
         return CrossRunLaw(group=label, law=law.name, refusal=str(error))
-    if not fitted.certificate.holds:
-        reason = f"no optimum was reached ({fitted.certificate}): the runs do not determine its parameters"
+    flat = [why for why in fitted.not_identified.values() if why.startswith("the loss is flat")]
+    if flat or not fitted.certificate.holds:
+        reason = flat[0] if flat else f"no optimum was reached ({fitted.certificate})"
+        reason = f"{reason}: the runs do not determine its parameters"
         return CrossRunLaw(group=label, law=law.name, refusal=reason)
     return CrossRunLaw(group=label, law=law.name, fit=fitted, points=points)

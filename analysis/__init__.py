@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from analysis.compare.compare import compare
-from analysis.compare.comparison import Comparison
-from analysis.config import FitConfig
-from analysis.laws.fit import LawFit, fit_law
-from analysis.laws.registry import LAWS
-from analysis.report.report import report
-from analysis.study.points import IsoflopFit, isoflop, read_points
-from analysis.study.study import StudyFit, fit
-from analysis.tables.readers import read_tables
-from analysis.tables.schema import TableError
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from analysis.compare.compare import compare
+    from analysis.compare.comparison import Comparison
+    from analysis.config import FitConfig
+    from analysis.laws.fit import LawFit, fit_law
+    from analysis.laws.registry import LAWS
+    from analysis.report.report import report
+    from analysis.study.points import IsoflopFit, isoflop, read_points
+    from analysis.study.study import StudyFit, fit
+    from analysis.tables.readers import read_tables
+    from analysis.tables.schema import TableError
 
 __all__ = [
     "LAWS",
@@ -35,6 +38,42 @@ __all__ = [
     "read_tables",
     "report",
 ]
+
+_MODULES = {  # of the public names
+    "compare": "analysis.compare.compare",
+    "Comparison": "analysis.compare.comparison",
+    "FitConfig": "analysis.config",
+    "LawFit": "analysis.laws.fit",
+    "fit_law": "analysis.laws.fit",
+    "LAWS": "analysis.laws.registry",
+    "report": "analysis.report.report",
+    "IsoflopFit": "analysis.study.points",
+    "isoflop": "analysis.study.points",
+    "read_points": "analysis.study.points",
+    "StudyFit": "analysis.study.study",
+    "fit": "analysis.study.study",
+    "read_tables": "analysis.tables.readers",
+    "TableError": "analysis.tables.schema",
+}
+
+
+class _Package(ModuleType):
+    """Imports a public name when it is first used, so that planning reaches a constant without scipy.
+
+    Some sub-packages are called like a public function (compare, isoflop, report) and may not hide it.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(_MODULES[name]), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _MODULES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def plot(result: StudyFit | IsoflopFit, ax: Axes | None = None) -> Axes:

@@ -18,9 +18,15 @@ from scipy.special import ndtr, stdtrit
 
 from analysis.config import Array
 from analysis.design.ground_truth import GroundTruth
-from analysis.isoflop.curves import EDGE_SHARE, MIN_SWEPT
-from analysis.isoflop.geometry import Geometry, IsoflopPath, log_optimum, optimum_slopes
-from analysis.isoflop.power_law import MIN_BUDGETS
+from analysis.isoflop.curves import EDGE_SHARE
+from analysis.isoflop.geometry import (
+    MIN_BUDGETS,
+    MIN_SWEPT,
+    Geometry,
+    IsoflopPath,
+    log_optimum,
+    optimum_slopes,
+)
 from analysis.laws.variable_projection import BOX, SharedShape, fit_shared_shape
 
 Counts = np.ndarray[Any, np.dtype[np.int64]]  # runs [budgets, recurrences]

@@ -15,7 +15,7 @@ import numpy as np
 
 from analysis.config import Array, Progress
 from analysis.design.fisher_information import Counts, FisherInformation
-from analysis.isoflop.curves import MIN_SWEPT
+from analysis.isoflop.geometry import MIN_SWEPT
 
 AROUND = 1.0  # e-foldings on either side of the expected optima that a new budget's recurrences span
 # A run is chosen by gain / cost^power: 1 where the allowance binds, 0 where the number of runs does.

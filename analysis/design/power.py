@@ -20,7 +20,7 @@ from analysis.design.simulate import Grid, Noise
 from analysis.format import number, percent
 from analysis.isoflop.curves import QUANTITY_NAMES, Quantity
 from analysis.isoflop.estimator import DEFAULT_ESTIMATOR, EstimatorName
-from analysis.isoflop.power_law import MIN_BUDGETS
+from analysis.isoflop.geometry import MIN_BUDGETS
 from analysis.serialize import HIDDEN
 
 FAR = 0.15  # of the spread: an interval of another width, or estimates off by more, are said to be so
@@ -75,7 +75,7 @@ class EstimatePrecision:
 
 @dataclass(frozen=True, kw_only=True)
 class Outlook:
-    """The optimum of one budget by the default estimator, and the power there to tell looped from fixed."""
+    """The optimum of one budget by the default estimator, and the power there of looped against fixed."""
 
     budget_flops: float
     runs: int
@@ -152,10 +152,10 @@ class PowerAnalysis:
         ]
         powers = f"{', '.join(shown)} FLOPs"
         if self.replicates:
-            return f"{margin} is told with a power of {powers}"
+            return f"{margin} is resolved with a power of {powers}"
         return (
-            f"{margin}: not told, no cell has a second seed (`compare`: training noise unknown); were the "
-            f"noise known, with a power of {powers}"
+            f"{margin}: not resolved, as no cell has a second seed (`compare`: training noise unknown); "
+            f"with known noise the power would be {powers}"
         )
 
     def frame(self) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from analysis.design.power import DesignConfig, EstimatePrecision, Outlook, Powe
 from analysis.design.simulate import QUANTITIES, Estimates, Grid, Noise, estimate
 from analysis.isoflop.curves import Quantity, is_interior
 from analysis.isoflop.estimator import DEFAULT_ESTIMATOR, EstimatorFit, Inputs
-from analysis.isoflop.power_law import MIN_BUDGETS
+from analysis.isoflop.geometry import MIN_BUDGETS
 from analysis.isoflop.shared_shape import fit_shared
 
 Analysis = tuple[Inputs, EstimatorFit]
@@ -224,10 +224,10 @@ def _power(
     losses: Array,
     analyses: list[Analysis],
 ) -> tuple[float | None, float | None]:
-    """Return how often looped less fixed has an interval below zero, as given and were the noise known.
+    """Return how often looped less fixed has an interval below zero, as given and with known noise.
 
     The difference is that of all studies; how far an interval reaches above it is taken from the analyses,
-    each reach with each difference. A study whose minimum is refused does not tell.
+    each reach with each difference. A study whose minimum is refused resolves nothing.
     """
     flops = float(grid.cells.budgets_flops[budget])
     control = ((grid.runs["kind"] == "fixed") & (grid.runs["target_flops"] == flops)).to_numpy()

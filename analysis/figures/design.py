@@ -23,7 +23,7 @@ OUT = 1.15  # how far an arrow points out of the swept range
 def design_figure(results: Sequence[PowerAnalysis], labels: Sequence[str] = ()) -> style.ReportFigure:
     """Draw optima per budget with the central 95 % of the estimates, and the exponents of all studies.
 
-    `results` are laws of one grid, or grids under one law, told apart by `labels`.
+    `results` are laws of one grid, or grids under one law, named by `labels`.
     """
     names = list(labels) or [f"law {k + 1}" for k in range(len(results))]
     with style.styled():

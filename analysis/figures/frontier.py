@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from analysis.compare.rows import BudgetRow
 from analysis.figures import style
 from analysis.figures.compare import BEST, LOWEST
-from analysis.figures.power_law import ESTIMATOR_PROPS
+from analysis.figures.isoflop import ESTIMATOR_PROPS
 from analysis.format import percent
 from analysis.isoflop.group import GroupFit
 

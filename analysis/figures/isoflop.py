@@ -15,7 +15,11 @@ from analysis.isoflop.estimator import EstimatorFit
 from analysis.isoflop.group import GroupFit
 from analysis.stats.noise import NoiseFloor
 
-LINES: dict[str, Any] = {"shared shape": "-", "parabola": (0, (4, 2)), "surface": (0, (1, 1.2))}
+ESTIMATOR_PROPS: dict[str, dict[str, Any]] = {  # in every figure
+    "shared shape": {"color": "#0072B2", "marker": "o", "linestyle": "-"},
+    "parabola": {"color": "#D55E00", "marker": "s", "linestyle": (0, (4, 2))},
+    "surface": {"color": "#009E73", "marker": "^", "linestyle": (0, (1, 1.2))},
+}
 
 
 def isoflop_figure(group: GroupFit, noise: NoiseFloor) -> style.ReportFigure:
@@ -86,7 +90,7 @@ def _curve(
         x,
         estimator.curve(quantity, k, x),
         color=colour,
-        linestyle=LINES[estimator.name],
+        linestyle=ESTIMATOR_PROPS[estimator.name]["linestyle"],
         linewidth=0.7 if thin else 1.1,
         alpha=0.5 if optimum.value is None else 1.0,
     )
@@ -128,8 +132,17 @@ def _handles(group: GroupFit) -> list[Line2D]:
     base: dict[str, Any] = {"color": style.INK}
     handles = [
         Line2D([], [], **base, marker="o", linestyle="none", markersize=3.4, label=_noun(group)),
-        Line2D([], [], **base, linestyle=LINES["shared shape"], label="shared-shape fit"),
-        Line2D([], [], **base, linestyle=LINES["parabola"], linewidth=0.7, label="parabola"),
+        Line2D(
+            [], [], **base, linestyle=ESTIMATOR_PROPS["shared shape"]["linestyle"], label="shared-shape fit"
+        ),
+        Line2D(
+            [],
+            [],
+            **base,
+            linestyle=ESTIMATOR_PROPS["parabola"]["linestyle"],
+            linewidth=0.7,
+            label="parabola",
+        ),
     ]
     drawn = group.estimator("shared shape").optima
     if any(optimum.value is not None for optima in drawn.values() for optimum in optima):

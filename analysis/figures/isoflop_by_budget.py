@@ -14,8 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from analysis.figures import style
-from analysis.figures.isoflop import LINES
-from analysis.figures.power_law import ESTIMATOR_PROPS
+from analysis.figures.isoflop import ESTIMATOR_PROPS
 from analysis.isoflop.curves import AXIS_LABELS
 from analysis.isoflop.estimator import DEFAULT_ESTIMATOR
 from analysis.isoflop.group import GroupFit
@@ -76,7 +75,7 @@ def _panel(ax: Axes, group: GroupFit, k: int, noise: NoiseFloor, width: int) -> 
         if estimator.curve is None or not optimum.fitted:
             continue
         curve = estimator.curve(group.cells.variable, k, x) - lowest
-        ax.plot(x, curve, color=props["color"], linestyle=LINES[estimator.name], linewidth=0.9)
+        ax.plot(x, curve, color=props["color"], linestyle=props["linestyle"], linewidth=0.9)
         if optimum.value is not None:
             ax.plot(
                 [optimum.value],
@@ -108,7 +107,8 @@ def _handles() -> list[Line2D]:
         Line2D([], [], color=style.INK, marker="o", markersize=3, linestyle="none", label="run"),
     ]
     for name, props in ESTIMATOR_PROPS.items():
-        handles.append(Line2D([], [], color=props["color"], linestyle=LINES[name], linewidth=0.9, label=name))
+        line = {key: props[key] for key in ("color", "linestyle")}
+        handles.append(Line2D([], [], **line, linewidth=0.9, label=name))
     return handles
 
 

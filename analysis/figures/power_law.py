@@ -11,16 +11,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis.figures import style
+from analysis.figures.isoflop import ESTIMATOR_PROPS
 from analysis.format import percent
 from analysis.isoflop.curves import QUANTITY_NAMES, Optimum, Quantity
 from analysis.isoflop.estimator import EstimatorFit
 from analysis.isoflop.group import GroupFit
 
-ESTIMATOR_PROPS: dict[str, dict[str, Any]] = {
-    "shared shape": {"color": "#0072B2", "marker": "o", "linestyle": "-"},
-    "parabola": {"color": "#D55E00", "marker": "s", "linestyle": (0, (4, 2))},
-    "surface": {"color": "#009E73", "marker": "^", "linestyle": (0, (1, 1.2))},
-}
 LABELS: dict[Quantity, str] = {
     "mean_recurrence": "optimal mean recurrence µ* (loops)",
     "params": "optimal parameters N*",
@@ -111,14 +107,14 @@ def _label(estimator: EstimatorFit, quantity: Quantity) -> str:
 
 def _minima(estimator: EstimatorFit, quantity: Quantity) -> str:
     """Count the budgets by what became of their minima."""
-    found = estimator.optima[quantity]
-    ends = Counter(_outside(o) or ("refused" if o.value is None else "accepted") for o in found)
+    optima = estimator.optima[quantity]
+    ends = Counter(_outside(o) or ("refused" if o.value is None else "accepted") for o in optima)
     shown = [f"{ends[end]} {end}" for end in ("accepted", "below", "above", "refused") if ends[end]]
     return ", ".join(shown)
 
 
-def _outside(found: Optimum) -> str | None:
-    reason = found.refusal or ""
+def _outside(optimum: Optimum) -> str | None:
+    reason = optimum.refusal or ""
     return "above" if "above the swept" in reason else "below" if "below the swept" in reason else None
 
 

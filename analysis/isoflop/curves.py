@@ -10,13 +10,12 @@ import pandas as pd
 
 from analysis.config import Array, FitConfig, Indices, Mask
 from analysis.format import fixed, number, percent, span
-from analysis.isoflop.geometry import Geometry, on_isoflop_curve
+from analysis.isoflop.geometry import MIN_SWEPT, Geometry, on_isoflop_curve
 from analysis.serialize import HIDDEN
 from analysis.stats.bootstrap import interval, studentised
 
 Quantity = Literal["mean_recurrence", "params", "tokens"]
 
-MIN_SWEPT = 4  # a parabola has three parameters: through three points its minimum has no error
 EDGE_SHARE = 0.02  # of the log width of the swept range: an optimum this close to an end is at the edge
 MAX_WITHOUT_MINIMUM = 0.5  # share of resamples without a minimum above which an optimum is refused
 AXIS_LABELS: dict[Quantity, str] = {

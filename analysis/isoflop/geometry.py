@@ -19,6 +19,8 @@ import pandas as pd
 from analysis.config import Array, Mask, ParameterCount
 from analysis.tables.schema import TableError
 
+MIN_SWEPT = 4  # values on a curve: a parabola has three parameters, through three points it has no error
+MIN_BUDGETS = 3  # with an accepted optimum, for a power law
 FLOPS_PER_PARAM = 6.0  # forward and backward, per token
 REACH = 6.0  # e-foldings beyond the middle of the path that are searched on either side
 BISECTIONS, NEWTON_STEPS = 8, 7  # bisection ends within 0.1 of the root, Newton at rounding

@@ -11,10 +11,10 @@ import numpy as np
 from analysis.config import Array, FitConfig
 from analysis.format import fixed, number, percent
 from analysis.isoflop.curves import SYMBOLS, Optimum, Quantity, is_interior
+from analysis.isoflop.geometry import MIN_BUDGETS
 from analysis.serialize import HIDDEN
 from analysis.stats.bootstrap import interval, studentised
 
-MIN_BUDGETS = 3
 MAX_WITHOUT_LAW = 0.25  # share of resamples without three optima above which a law is refused
 
 

@@ -118,7 +118,7 @@ def page(template: str, drawn: Sequence[tuple[style.ReportFigure, bytes]], **val
 
 def _groups(groups: Sequence[GroupFit]) -> list[dict[str, Any]]:
     """Return per group its laws, quantity by estimator, and its optima, budget by estimator."""
-    found = []
+    tables = []
     for group in groups:
         names = [estimator.name for estimator in group.estimators]
         names_of = {quantity: QUANTITY_NAMES[quantity] for quantity in group.quantities}
@@ -127,10 +127,10 @@ def _groups(groups: Sequence[GroupFit]) -> list[dict[str, Any]]:
             for quantity, name in names_of.items()
         ]
         optima = {name: _optimum_rows(group, quantity) for quantity, name in names_of.items()}
-        found.append(
+        tables.append(
             {"label": group.label, "names": names, "laws": laws, "optima": optima, "flags": group.flags}
         )
-    return found
+    return tables
 
 
 def _optimum_rows(group: GroupFit, quantity: Quantity) -> list[list[str]]:
@@ -201,37 +201,39 @@ def variant_tables(groups: Sequence[GroupFit], variants: Sequence[Variant] | Non
         rows = []
         for variant in variants:
             if variant.group == group.label:
-                found = [variant.exponents[quantity][name] for quantity in group.quantities for name in names]
-                rows.append([variant.choice, *("–" if value is None else f"{value:.3f}" for value in found)])
+                values = [
+                    variant.exponents[quantity][name] for quantity in group.quantities for name in names
+                ]
+                rows.append([variant.choice, *("–" if value is None else f"{value:.3f}" for value in values)])
         if any(cell != "–" for row in rows for cell in row[1:]):
             tables.append({"label": group.label, "heads": heads, "rows": rows})
     return tables
 
 
 def _refusals(study: StudyFit) -> list[tuple[str, str]]:
-    found = [(item.run_id, f"left out: {item.reason}") for item in study.left_out]
-    found += [("group", text) for text in study.skipped]
+    refusals = [(item.run_id, f"left out: {item.reason}") for item in study.left_out]
+    refusals += [("group", text) for text in study.skipped]
     for group in study.groups:
-        found += _group_refusals(group)
-    found += [(f"{law.group}, {law.law} law", law.refusal) for law in study.run_laws if law.refusal]
+        refusals += _group_refusals(group)
+    refusals += [(f"{law.group}, {law.law} law", law.refusal) for law in study.run_laws if law.refusal]
     if study.depth.refusal:
-        found.append(("rate z over µ", study.depth.refusal))
-    found += [(f"depth curve of {c.run_id}", c.fit.refusal) for c in study.depth.curves if c.fit.refusal]
-    return found
+        refusals.append(("rate z over µ", study.depth.refusal))
+    refusals += [(f"depth curve of {c.run_id}", c.fit.refusal) for c in study.depth.curves if c.fit.refusal]
+    return refusals
 
 
 def _group_refusals(group: GroupFit) -> list[tuple[str, str]]:
-    found = []
+    refusals = []
     for estimator in group.estimators:
         for quantity, law in estimator.laws.items():
             if law.refusal:
                 what = f"{group.label}, {estimator.name}, law of {QUANTITY_NAMES[quantity]}"
-                found.append((what, law.refusal))
+                refusals.append((what, law.refusal))
             for o in () if estimator.refusal else estimator.optima[quantity]:
                 if o.refusal:
                     where = f"{QUANTITY_NAMES[quantity]} at {number(o.budget_flops)} FLOPs"
-                    found.append((f"{group.label}, {estimator.name}, {where}", o.refusal))
-    return found
+                    refusals.append((f"{group.label}, {estimator.name}, {where}", o.refusal))
+    return refusals
 
 
 def _run_rows(runs: pd.DataFrame) -> list[list[str]]:

@@ -18,7 +18,7 @@ from analysis.design.power import DesignConfig, PowerAnalysis
 from analysis.design.simulate import Grid, Noise
 from analysis.design.studies import analyse_power
 from analysis.format import number
-from analysis.isoflop.power_law import MIN_BUDGETS
+from analysis.isoflop.geometry import MIN_BUDGETS
 from analysis.result_files import write_result
 from analysis.stats.noise import noise_floor
 from analysis.tables.readers import read_tables

@@ -175,9 +175,7 @@ def bound_refusals(frame: pd.DataFrame) -> list[str]:
 
     Cells of one recipe make a curve per budget: their recurrences on the continuous curve f(µ, µ / 2).
     """
-    from analysis.isoflop.curves import MIN_SWEPT
-    from analysis.isoflop.geometry import backprop_share, on_isoflop_curve
-    from analysis.isoflop.power_law import MIN_BUDGETS
+    from analysis.isoflop.geometry import MIN_BUDGETS, MIN_SWEPT, backprop_share, on_isoflop_curve
     from analysis.tables.selection import groups
 
     looped = frame[(frame["verdict"] == "OK") & (frame["kind"] == "looped")]

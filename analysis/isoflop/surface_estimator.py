@@ -12,10 +12,9 @@ from analysis.config import Array
 from analysis.isoflop.curves import Optimum, Quantity, interior_bounds
 from analysis.isoflop.estimator import EstimatorFit, Inputs, Minima, assess_minima, not_fitted, power_laws
 from analysis.isoflop.geometry import REACH, IsoflopPath, log_optimum, optimum_slopes
-from analysis.laws.intervals import Ends, ProfileModel, profile_intervals, undetermined
+from analysis.laws.intervals import Ends, ProfileModel, identification, profile_intervals
 from analysis.laws.objective import evaluate, evaluation_bytes
-from analysis.laws.registry import LAWS
-from analysis.laws.surface import HIGH, LOW, PARAMETERS, Surface, fit_surface, refit
+from analysis.laws.surface import HIGH, LAW, LOW, PARAMETERS, Surface, fit_surface, refit
 from analysis.stats.bootstrap import NoiseLevel
 
 SPARE_RUNS = 3  # runs that the surface needs beyond its number of parameters
@@ -111,8 +110,8 @@ def minima(path: IsoflopPath, surface: Surface) -> Minima:
     s = log_optimum(path, surface.exponents(), surface.amplitudes(), means)
     at = np.where(np.isfinite(s), s, path.middle)
     u, v = path.log_params(at) - means[0], path.log_tokens(at) - means[1]
-    e, a, b, alpha, beta = (surface.fit.parameters[:, i, None] for i in range(len(PARAMETERS)))
-    return s, np.exp(e) + np.exp(a - alpha * u) + np.exp(b - beta * v)
+    parameters = {name: each[:, None] for name, each in LAW.public(surface.fit.parameters).items()}
+    return s, LAW.loss({"params": np.exp(u), "tokens": np.exp(v)}, **parameters)
 
 
 def _notes(point: Surface) -> tuple[str, ...]:
@@ -125,7 +124,7 @@ def _notes(point: Surface) -> tuple[str, ...]:
         f"{point.starts_agreeing} of {point.starts} starts reach the optimum, "
         f"gradient {fit.gradient[0]:.1e}, least curvature {fit.curvature[0]:.1e}"
     )
-    return certificate, *undetermined(LAWS["surface"], point.objective.terms, fit)
+    return certificate, *identification(LAW, point.objective.terms, fit, {}).phrases
 
 
 def with_profiles(

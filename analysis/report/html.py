@@ -63,6 +63,7 @@ def render(
         comparison=comparison,
         headlines=study.headlines(),
         groups=_groups(study.groups),
+        envelopes=[(item, _groups(item.groups)) for item in study.envelopes],
         differences=_differences(comparison),
         suites=[SUITE_TITLES.get(name, name) for name in suite_names(comparison.rows)],
         compared=comparison.paragraph(),

@@ -192,15 +192,18 @@ def _counts(generator: np.random.Generator, items: int, resamples: int) -> Count
     return drawn
 
 
-def student_interval(value: Array, draws: Array, blocks: int, confidence: float) -> tuple[Array, Array]:
+def student_interval(
+    value: Array, draws: Array, blocks: int, confidence: float, used: int = 1
+) -> tuple[Array, Array]:
     """Return Student's interval about `value` [parameters] from a bootstrap over few blocks.
 
     The standard error of `draws` [resamples, parameters] is corrected for its bias (a variance over k
-    resampled blocks is (k - 1) / k of the true one) and used with k - 1 degrees of freedom. Raises ValueError
-    for fewer than three blocks, which hardly determine their own scatter.
+    resampled blocks is (k - 1) / k of the true one) and used with k - 1 degrees of freedom; with `used`
+    parameters in place of the one. Raises ValueError for fewer than three blocks, which hardly determine
+    their own scatter.
     """
     if blocks < 3:
         raise ValueError(f"{blocks} block{'s' * (blocks > 1)} cannot give an interval, at least 3 are needed")
-    error = draws.std(0, ddof=1) * np.sqrt(blocks / (blocks - 1))
-    half = float(stdtrit(blocks - 1, (1 + confidence) / 2)) * error
+    error = draws.std(0, ddof=1) * np.sqrt(blocks / (blocks - used))
+    half = float(stdtrit(blocks - used, (1 + confidence) / 2)) * error
     return value - half, value + half

@@ -7,6 +7,7 @@ are resampled whole (see `_labels`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,6 +25,7 @@ from analysis.laws.registry import LAWS
 from analysis.laws.result import LawFit
 from analysis.serialize import HIDDEN
 from analysis.stats.noise import noise_floor
+from analysis.tables.arms import axes, axis_values
 from analysis.tables.schema import TableError
 from analysis.tables.selection import select
 
@@ -58,20 +60,16 @@ def cross_run_laws(
     config: FitConfig,
     progress: Progress = lambda stage, done: None,
 ) -> tuple[CrossRunLaw, ...]:
-    """Fit the iso-depth law per accounting, and the unified law per group and per accounting."""
-    selected: list[tuple[str, Law, pd.DataFrame]] = []
-    accountings = sorted({group.accounting for group in groups})
-    for accounting in accountings:
-        mine = [group for group in groups if group.accounting == accounting]
-        points = pd.concat([training_points(group, config) for group in mine], ignore_index=True)
-        selected.append((", ".join(group.label for group in mine), LAWS["iso_depth"], points))
+    """Fit the iso-depth law per pool (see `pools`), and the unified law per group and per pool."""
+    selected = [_iso_depth(pool, config) for pool in pools(groups)]
     tables = {group.label: depth_points(group, depths, config) for group in groups}
     for group in groups:
         if len(tables[group.label]):
             selected.append((group.label, LAWS["unified"], tables[group.label]))
-    for accounting in accountings:
-        mine = [g for g in groups if g.accounting == accounting and len(tables[g.label])]
+    for pool in pools(groups):
+        mine = [group for group in pool if len(tables[group.label])]
         if len({group.scale for group in mine}) > 1:
+            accounting = mine[0].accounting
             numbered = [
                 tables[group.label].assign(**{SIZE_COLUMN: i}) for i, group in enumerate(mine, start=1)
             ]
@@ -84,6 +82,28 @@ def cross_run_laws(
         progress("laws of all runs", number / len(selected))
         fitted.append(_fit(label, law, table, config))
     return tuple(fitted)
+
+
+def iso_depth_laws(groups: Sequence[GroupFit], config: FitConfig) -> tuple[CrossRunLaw, ...]:
+    """Fit the iso-depth law alone, per pool."""
+    return tuple(_fit(*_iso_depth(pool, config), config) for pool in pools(groups))
+
+
+def _iso_depth(pool: Sequence[GroupFit], config: FitConfig) -> tuple[str, Law, pd.DataFrame]:
+    points = pd.concat([training_points(group, config) for group in pool], ignore_index=True)
+    return ", ".join(group.label for group in pool), LAWS["iso_depth"], points
+
+
+def pools(groups: Sequence[GroupFit]) -> list[list[GroupFit]]:
+    """Return the groups that may share a law across sizes: one accounting, and one arm of every axis."""
+    if not groups:
+        return []
+    varied = axes(pd.concat([group.table for group in groups], ignore_index=True))
+    found: dict[tuple[Any, ...], list[GroupFit]] = {}
+    for group in groups:
+        arm = (str(axis_values(group.table, name).iloc[0]) for name in varied)
+        found.setdefault((group.accounting, *arm), []).append(group)
+    return list(found.values())
 
 
 def fit_law_to_runs(
@@ -112,6 +132,9 @@ def fit_law_to_runs(
             return fit_curves(name, points, config.confidence)
     else:
         points = pd.concat([training_points(group, config) for group in groups], ignore_index=True)
+    if len(pools(groups)) > 1:
+        varied = ", ".join(axes(used))
+        raise TableError(f"law={name}: the runs have several arms of {varied}: keep one with where=")
     fitted = _fit(name, law, points, config)
     if fitted.fit is None:
         raise TableError(f"law={name}: {fitted.refusal}")

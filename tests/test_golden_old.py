@@ -14,8 +14,7 @@ import loopscale
 from analysis import FitConfig, TableError, fit, read_tables
 from analysis.result_files import same_json
 from tests.golden import cases
-from tests.golden.cases import GOLDEN, OLD, ROOT, SWEEP
-from tests.test_study import same
+from tests.golden.cases import GOLDEN, OLD, ROOT, SWEEP, same
 
 PINNED = json.loads((GOLDEN / "old.json").read_text(encoding="utf-8"))
 

@@ -100,7 +100,7 @@ class IsoflopFit:
         return serialize.to_json(self.to_dict())
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class PointsLawFit(LawFit):
     """A law of the registry fitted to a table of points, whose unit and rows `table` describes."""
 
@@ -120,7 +120,7 @@ class PointsLawFit(LawFit):
         return serialize.to_json(self.to_dict())
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class PointsCurveLaws(CurveLaws):
     """A law of depth fitted to the curves of a table of points, whose unit and rows `table` describes."""
 

@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from analysis.compare.compare import compare
     from analysis.compare.comparison import Comparison
     from analysis.config import FitConfig
-    from analysis.laws.fit import LawFit, fit_law
+    from analysis.laws.fit import fit_law
+    from analysis.laws.function_law import as_law
     from analysis.laws.registry import LAWS
+    from analysis.laws.result import LawFit
     from analysis.report.report import report
     from analysis.study.points import IsoflopFit, isoflop, read_points
     from analysis.study.study import StudyFit, fit
@@ -29,6 +31,7 @@ __all__ = [
     "LawFit",
     "StudyFit",
     "TableError",
+    "as_law",
     "compare",
     "fit",
     "fit_law",
@@ -43,8 +46,9 @@ _MODULES = {  # of the public names
     "compare": "analysis.compare.compare",
     "Comparison": "analysis.compare.comparison",
     "FitConfig": "analysis.config",
-    "LawFit": "analysis.laws.fit",
+    "LawFit": "analysis.laws.result",
     "fit_law": "analysis.laws.fit",
+    "as_law": "analysis.laws.function_law",
     "LAWS": "analysis.laws.registry",
     "report": "analysis.report.report",
     "IsoflopFit": "analysis.study.points",

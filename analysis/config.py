@@ -31,7 +31,9 @@ class FitConfig:
     seed: Annotated[int, Ge(0)] = 0  # of the resamples
     confidence: Annotated[float, Gt(0), Lt(1)] = 0.95  # level of every interval
     parameter_count: ParameterCount = "non_embedding"  # what N(mean_recurrence) counts
-    huber_delta: Annotated[float, Gt(0)] = 1e-3  # of the surface's cost on the log loss; 10 is squared error
+    # Huber delta of the log loss; 10 is squared error. None: 1.345 times the scatter of the residuals; for
+    # the surface of an isoFLOP study the published 1e-3 (see `fit_surface`)
+    huber_delta: Annotated[float, Gt(0)] | None = None
     profiles: bool = True  # profile intervals of the surface; otherwise bootstrap intervals
     resampling: Resampling = "noise"  # of isoFLOP laws; see `resampling_weights` for what each assumes
     block: str = "trunk_id"  # resampling=block: column whose equal values form one block

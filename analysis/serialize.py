@@ -1,18 +1,26 @@
-"""Results as JSON: the same bytes for the same result."""
+"""Results as text, HTML, LaTeX and JSON: the same bytes for the same result."""
 
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic_core import to_jsonable_python
 
+from analysis.format import number
+
+if TYPE_CHECKING:
+    import pandas as pd
+
 DIGITS = 6  # significant digits kept of what is no whole number; the eighth depends on the processor
+REPR_LINES = 29  # longer summaries are cut in a repr
 HIDDEN: dict[str, Any] = {"json": False}  # metadata of dataclass fields that are left out of the JSON
+WHEN_SET: dict[str, Any] = {"json": "when set"}  # of those that are left out where they are empty
 
 
 def to_jsonable(value: Any) -> Any:
@@ -23,7 +31,11 @@ def to_jsonable(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        shown = [item for item in dataclasses.fields(value) if item.metadata.get("json", True)]
+        shown = [
+            item
+            for item in dataclasses.fields(value)
+            if (rule := item.metadata.get("json", True)) is True or (rule and getattr(value, item.name))
+        ]
         return {item.name: to_jsonable(getattr(value, item.name)) for item in shown}
     if isinstance(value, Mapping):
         return {str(key): to_jsonable(item) for key, item in value.items()}
@@ -42,3 +54,64 @@ def rounded(value: float) -> float:
 def to_json(value: Any) -> str:
     """Return indented JSON."""
     return json.dumps(to_jsonable(value), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+class Result:
+    """A result that prints itself; a subclass has `summary` and may have `headline` and `to_frame`."""
+
+    def summary(self) -> str:
+        """Return the result as plain text."""
+        raise NotImplementedError
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the result's numbers as a frame, one row per number with its interval."""
+        raise NotImplementedError
+
+    def headline(self) -> str:
+        """Return the first line of the summary."""
+        return self.summary().split("\n", 1)[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as JSON values."""
+        return dict(to_jsonable(self))
+
+    def to_json(self) -> str:
+        """Return the result as JSON text, the same bytes for the same data and seed."""
+        return to_json(self)
+
+    def to_latex(self) -> str:
+        """Return `to_frame` as a LaTeX table (it needs the package booktabs)."""
+        frame = self.to_frame().reset_index()
+        rows = [map(_latex, map(str, frame.columns))]
+        rows += [map(_latex, map(_cell, row)) for row in frame.itertuples(index=False)]
+        head, *body = (" & ".join(row) + r" \\" for row in rows)
+        ends = rf"\begin{{tabular}}{{{'l' * frame.shape[1]}}}", r"\end{tabular}"
+        return "\n".join([ends[0], r"\toprule", head, r"\midrule", *body, r"\bottomrule", ends[1]])
+
+    def __repr__(self) -> str:
+        lines = self.summary().split("\n")
+        if len(lines) > REPR_LINES:
+            lines = [*lines[: REPR_LINES - 1], f"... {len(lines) - REPR_LINES + 1} more lines: summary()"]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """Return the headline and `to_frame` for a notebook."""
+        frame = self.to_frame()
+        for name in frame.columns:
+            frame[name] = [_cell(value) for value in frame[name]]
+        return f"<p>{html.escape(self.headline())}</p>\n{frame.to_html(border=0)}"
+
+
+def _cell(value: Any) -> str:
+    """Return a value as text: six digits, a missing one empty."""
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return "" if math.isnan(value) else number(value, 6)
+    return str(value)
+
+
+def _latex(text: str) -> str:
+    for character in "&%$#_{}":
+        text = text.replace(character, rf"\{character}")
+    return text

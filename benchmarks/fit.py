@@ -23,7 +23,7 @@ from scipy.optimize import least_squares, minimize
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from analysis.laws.surface import features, fit_surface, refit
+from analysis.laws.surface import fit_surface, refit, surface_terms
 from analysis.stats.bootstrap import resampling_weights
 
 RESAMPLES = 1000
@@ -78,7 +78,7 @@ def huber(theta: np.ndarray, phi: np.ndarray, log_loss: np.ndarray) -> tuple[flo
 
 def multi_start(u: np.ndarray, v: np.ndarray, loss: np.ndarray, sample: int = 40) -> float:
     """Time the published protocol on a sample of its starts; return seconds for all of them."""
-    phi, log_loss = features(u, v), np.log(loss)
+    phi, log_loss = surface_terms(u, v), np.log(loss)
     grid = (
         np.array(
             np.meshgrid(

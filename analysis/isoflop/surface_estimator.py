@@ -12,11 +12,11 @@ from analysis.config import Array
 from analysis.isoflop.curves import Optimum, Quantity, interior_bounds
 from analysis.isoflop.estimator import EstimatorFit, Inputs, Minima, assess_minima, not_fitted, power_laws
 from analysis.isoflop.geometry import REACH, IsoflopPath, log_optimum, optimum_slopes
-from analysis.laws.intervals import Ends, ProfileModel, profile_intervals, undetermined
+from analysis.laws.intervals import Ends, ProfileModel, identification, profile_intervals
 from analysis.laws.objective import evaluate, evaluation_bytes
-from analysis.laws.registry import LAWS
-from analysis.laws.surface import HIGH, LOW, PARAMETERS, Surface, fit_surface, refit
+from analysis.laws.surface import HIGH, LAW, LOW, PARAMETERS, Surface, fit_surface, refit
 from analysis.stats.bootstrap import NoiseLevel
+from analysis.stats.noise import ROUNDING
 
 SPARE_RUNS = 3  # runs that the surface needs beyond its number of parameters
 
@@ -28,12 +28,16 @@ def fit_parametric(inputs: Inputs) -> EstimatorFit:
     if count < needed or min(len(np.unique(runs.params)), len(np.unique(runs.tokens))) < 3:
         reason = f"{count} runs for {len(PARAMETERS)} parameters, at least {needed} are needed"
         return not_fitted("surface", inputs, reason)
+    if np.ptp(runs.loss_nats) <= ROUNDING * runs.loss_nats.mean():
+        return not_fitted("surface", inputs, "the losses of all runs are equal")
     u, v, losses = np.log(runs.params), np.log(runs.tokens), runs.loss_nats
     point = fit_surface(u, v, losses, inputs.config.huber_delta)
     base = point.losses(u, v)[0]
     squares = float(np.square(losses - base).sum())
     level = inputs.level(squares, count - len(PARAMETERS), runs.rows)
-    drawn, weights = inputs.resamples(level, base, runs.rows, losses)
+    drawn, weights = inputs.resamples(
+        level, base, runs.rows, losses, inputs.shape.flops_of(runs.params, runs.tokens)
+    )
     # The log loss is fitted: noise at a run far from the fit must not make a loss negative.
     resampled = refit(point, np.maximum(drawn, base / 10), weights)
 
@@ -59,8 +63,9 @@ def fit_parametric(inputs: Inputs) -> EstimatorFit:
         band=inputs.band(level, partial(curves, resampled)),
         across=across,
     )
-    # A profile treats the errors of all runs as independent.
-    if not inputs.config.profiles or inputs.draws.weights is not None or inputs.draws.independent < 1:
+    # A profile treats the errors of all runs as independent and of one size.
+    unequal = not level.trend.is_constant or inputs.draws.independent < 1
+    if not inputs.config.profiles or inputs.draws.weights is not None or unequal:
         return replace(fitted, intervals="by bootstrap")
     model = _profile_model(point, path, losses, level)
     return with_profiles(fitted, path.budgets_flops, model, inputs.config.confidence)
@@ -111,8 +116,8 @@ def minima(path: IsoflopPath, surface: Surface) -> Minima:
     s = log_optimum(path, surface.exponents(), surface.amplitudes(), means)
     at = np.where(np.isfinite(s), s, path.middle)
     u, v = path.log_params(at) - means[0], path.log_tokens(at) - means[1]
-    e, a, b, alpha, beta = (surface.fit.parameters[:, i, None] for i in range(len(PARAMETERS)))
-    return s, np.exp(e) + np.exp(a - alpha * u) + np.exp(b - beta * v)
+    parameters = {name: each[:, None] for name, each in LAW.public(surface.fit.parameters).items()}
+    return s, LAW.loss({"params": np.exp(u), "tokens": np.exp(v)}, **parameters)
 
 
 def _notes(point: Surface) -> tuple[str, ...]:
@@ -125,7 +130,7 @@ def _notes(point: Surface) -> tuple[str, ...]:
         f"{point.starts_agreeing} of {point.starts} starts reach the optimum, "
         f"gradient {fit.gradient[0]:.1e}, least curvature {fit.curvature[0]:.1e}"
     )
-    return certificate, *undetermined(LAWS["surface"], point.objective.terms, fit)
+    return certificate, *identification(LAW, point.objective.terms, fit, {}).phrases
 
 
 def with_profiles(

@@ -19,10 +19,11 @@ from scipy.special import stdtrit
 from analysis.config import Array, Mask
 from analysis.laws.law import Law
 from analysis.laws.newton import Evaluate, Evaluation, Fit, descend, row_chunks
-from analysis.laws.objective import Terms, log_terms
+from analysis.laws.objective import Objective, Terms, log_terms, residuals
 from analysis.stats.bootstrap import FEW_BLOCKS, interval, student_interval
 
 TRADE_OFF = 0.98  # correlation above which two parameters are determined only together
+FEW_FREEDOM = 20  # degrees of freedom below which percentiles over resampled points cover too rarely
 FLAT = 1e-9  # eigenvalue, for a unit diagonal, below which the loss is flat along a direction
 ALONG = 0.1  # component of a flat direction above which its parameter is named
 Ends = tuple[float | None, float | None]  # None: the interval is open on that side
@@ -34,10 +35,37 @@ STIFFNESS = 1e4  # of the penalty around a target, in units of the functional's 
 STEPS = np.array([0.25, 0.5, 0.75, 1.0, 1.3, 1.7, 2.3, 3.2, 5.0, 8.0])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Student:
+    """Student's interval in place of percentiles: independent units, and how many of them a fit uses up.
+
+    Percentiles of resamples cover too rarely where few units were resampled.
+    """
+
+    units: int
+    used: int
+
+    @property
+    def freedom(self) -> int:
+        """Return the degrees of freedom."""
+        return self.units - self.used
+
+    def interval(self, value: Array, draws: Array, confidence: float) -> tuple[Array, Array]:
+        """Return the ends about `value` of `draws` [resamples, ...]."""
+        return student_interval(value, draws, self.units, confidence, self.used)
+
+
+def student(points: int, parameters: int, blocks: int) -> Student | None:
+    """Return Student's interval where the resampled blocks (0: single points) are few, else None."""
+    if blocks:
+        return Student(units=blocks, used=1) if blocks < FEW_BLOCKS else None
+    return Student(units=points, used=parameters) if points - parameters < FEW_FREEDOM else None
+
+
 def intervals(
-    law: Law, slopes: Array, point: Fit, resampled: Fit, blocks: int, confidence: float
+    law: Law, slopes: Array, fitted: Array, draws: Array, few: Student | None, confidence: float
 ) -> Intervals:
-    """Return percentile intervals, or Student's where few blocks were resampled (see `few_blocks`).
+    """Return percentile intervals, or Student's where `few` units were resampled.
 
     An end is open (None) where a bound determines more resamples on that side than lie beyond the end: the
     end would be set by the bound, not by the data. Both ends are open where a bound determines the fit itself
@@ -46,18 +74,18 @@ def intervals(
     Parameters
     ----------
     slopes : of the log terms at the fit [terms, points, parameters].
-    point, resampled : the fit of the data and those of the resamples.
-    blocks : number of resampled blocks, 0 where points were resampled.
+    fitted, draws : the fit of the data [parameters] and those of the resamples [resamples, parameters].
     """
-    fitted, draws = point.parameters[0], resampled.parameters
-    if 0 < blocks < FEW_BLOCKS:
-        low, high = (law.public(end) for end in student_interval(fitted, draws, blocks, confidence))
+    if few:
+        low, high = (law.public(end) for end in few.interval(fitted, draws, confidence))
         ends: Intervals = {name: (float(low[name][0]), float(high[name][0])) for name in low}
     else:
         ends = {name: interval(value, confidence) for name, value in law.public(draws).items()}
-    tail, unidentified = (1 - confidence) / 2, fixed_by_bounds(law, slopes, point.at_bound)[0]
     least, most = law.bounds
-    by_amplitude = fixed_by_bounds(law, slopes, resampled.at_bound) & ~resampled.at_bound
+    at_bound = (draws <= least) | (draws >= most)
+    here = (fitted <= least) | (fitted >= most)
+    tail, unidentified = (1 - confidence) / 2, fixed_by_bounds(law, slopes, here[None])[0]
+    by_amplitude = fixed_by_bounds(law, slopes, at_bound) & ~at_bound
     shares = [((draws <= least) | by_amplitude).mean(0), ((draws >= most) | by_amplitude).mean(0)]
     open_ends = [unidentified | (share > tail) for share in shares]
     return {
@@ -66,29 +94,30 @@ def intervals(
     }
 
 
-def band(values: Array, draws: Array, blocks: int, confidence: float) -> tuple[Array, Array]:
+def band(values: Array, draws: Array, few: Student | None, confidence: float) -> tuple[Array, Array]:
     """Return the pointwise interval about `values` [points] of `draws` [resamples, points].
 
     Raises ValueError where there are no resamples.
     """
     if not len(draws):
         raise ValueError("the law was fitted without resamples and has no band: set bootstrap=1000")
-    if 0 < blocks < FEW_BLOCKS:
-        return student_interval(values, draws, blocks, confidence)
+    if few:
+        return few.interval(values, draws, confidence)
     tail = (1 - confidence) / 2
     low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
     return low, high
 
 
-def describe_resampling(bootstrap: int, resampling: str, seed: int, blocks: int) -> str:
+def describe_resampling(bootstrap: int, resampling: str, seed: int, few: Student | None) -> str:
     """Return how the intervals were computed, as a phrase."""
     if not bootstrap:
         return "none"
     text = f"{bootstrap} resamples, {resampling}, seed {seed}"
-    if not 0 < blocks < FEW_BLOCKS:
+    if few is None:
         return text
-    freedom = f"{blocks - 1} degree{'s' * (blocks > 2)} of freedom"
-    return f"{text}; {blocks} blocks are too few for percentiles: Student's t with {freedom}"
+    freedom = f"{few.freedom} degree{'s' * (few.freedom > 1)} of freedom"
+    units = f"{few.units} {'blocks' if resampling == 'block' else 'points'}"
+    return f"{text}; {units} are too few for percentiles: Student's t with {freedom}"
 
 
 def fixed_by_bounds(law: Law, slopes: Array, at_bound: Mask) -> Mask:
@@ -112,46 +141,95 @@ def fixed_by_bounds(law: Law, slopes: Array, at_bound: Mask) -> Mask:
     return fixed
 
 
-def undetermined(law: Law, terms: Terms, point: Fit) -> tuple[str, ...]:
-    """Return one phrase for every parameter or pair of parameters that the points do not determine.
+@dataclass(frozen=True, kw_only=True)
+class Identification:
+    """What the points of a fit do not determine: parameters with the reason, and combinations."""
+
+    not_identified: dict[str, str]
+    together: tuple[str, ...]
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        """Return one phrase for every parameter or combination."""
+        apart = (f"{name} is not identified: {why}" for name, why in self.not_identified.items())
+        return (*apart, *self.together)
+
+
+def identification(law: Law, terms: Terms, point: Fit, ends: Intervals) -> Identification:
+    """Return what the points do not determine; `ends` are the intervals, if any.
 
     An amplitude and its own exponent always trade off, by an amount that depends on the units of the column.
-    Amplitudes other than the floor are therefore left out of the pairs.
+    Amplitudes other than the floor are therefore left out of the combinations.
     """
     fitted, at_bound = point.parameters[0], point.at_bound[0]
-    slopes = slopes_at(terms, fitted)
-    lost = fixed_by_bounds(law, slopes, point.at_bound)[0]
-    phrases = []
+    lost = fixed_by_bounds(law, slopes_at(terms, fitted), point.at_bound)[0]
+    apart = {}
     for parameter, at, gone in zip(law.parameters, at_bound, lost, strict=True):
         if at:
-            phrases.append(f"{parameter.name} lies at a bound: these points do not identify it")
+            apart[parameter.name] = "it lies at a bound"
         elif gone:
-            phrases.append(f"{parameter.name} is not identified: the amplitude of its term lies at a bound")
-    logs = log_terms(terms, fitted[None])[0]
-    share = np.exp(logs[0]) / np.exp(logs[0]).sum(0)
-    jacobian = np.einsum("tn,tnp->np", share, slopes)
+            apart[parameter.name] = "the amplitude of its term lies at a bound"
+        elif None in ends.get(parameter.name, ()):
+            apart[parameter.name] = "a bound ends its interval, not the points"
     free = np.flatnonzero(~lost)
-    normal = jacobian[:, free].T @ jacobian[:, free]
-    scale = np.sqrt(np.maximum(np.diagonal(normal), 1e-300))
-    normal = normal / np.outer(scale, scale)
-    covariance = np.linalg.pinv(normal, hermitian=True)
-    spread = np.sqrt(np.maximum(np.diagonal(covariance), 1e-300))
-    correlation = covariance / np.outer(spread, spread)
     names = [law.parameters[i].name for i in free]
+    normal, _ = _normal(log_slopes(terms, fitted)[:, free])
     values, vectors = np.linalg.eigh(normal)
+    phrases = []
     for vector in vectors[:, values < FLAT].T:
         along = [name for name, share in zip(names, vector, strict=True) if abs(share) > ALONG]
-        phrases.append(f"{' and '.join(along)} are not identified: the loss is flat along them")
+        apart |= {name: f"the loss is flat along {' and '.join(along)}" for name in along}
     shown = [
         k for k, i in enumerate(free) if law.parameters[i].kind != "amplitude" or names[k] in ("E", "L_inf")
     ]
+    covariance = np.linalg.pinv(normal, hermitian=True)
+    spread = np.sqrt(np.maximum(np.diagonal(covariance), 1e-300))
+    correlation = covariance / np.outer(spread, spread)
     for first, second in combinations(shown, 2):
         together = correlation[first, second]
         if abs(together) > TRADE_OFF:
             phrases.append(
                 f"{names[first]} and {names[second]} are determined only together ({together:+.3f})"
             )
-    return tuple(phrases)
+    return Identification(not_identified=apart, together=tuple(phrases))
+
+
+def _normal(jacobian: Array) -> tuple[Array, Array]:
+    """Return the normal matrix of a Jacobian [points, parameters] with unit diagonal, and its scale."""
+    scale = np.sqrt(np.maximum(np.square(jacobian).sum(0), 1e-300))
+    scaled = jacobian / scale
+    return scaled.T @ scaled, scale
+
+
+def linear_covariance(law: Law, objective: Objective, losses: Array, point: Fit) -> Array:
+    """Return the covariance of the fitted form by linear theory, NaN for what a bound determines.
+
+    Notes
+    -----
+    Huber (1973): tau^2 (J'J)^-1 with tau^2 = sum psi^2 / (points - parameters) / (mean psi')^2.
+    """
+    fitted = point.parameters[0]
+    lost = fixed_by_bounds(law, slopes_at(objective.terms, fitted), point.at_bound)[0]
+    residual = residuals(objective, losses, fitted)
+    jacobian = log_slopes(objective.terms, fitted)[:, ~lost]
+    if not objective.log_loss:
+        jacobian = jacobian * (losses + residual)[:, None]
+    psi = np.clip(residual, -objective.delta, objective.delta)
+    free = jacobian.shape[1]
+    inside = max(float(np.mean(np.abs(residual) <= objective.delta)), free / len(losses))
+    variance = float(psi @ psi) / max(len(losses) - free, 1) / inside**2
+    normal, scale = _normal(jacobian)
+    matrix = np.full((len(fitted), len(fitted)), np.nan)
+    inverse = variance * np.linalg.pinv(normal, hermitian=True) / np.outer(scale, scale)
+    matrix[np.ix_(~lost, ~lost)] = inverse
+    return matrix
+
+
+def log_slopes(terms: Terms, fitted: Array) -> Array:
+    """Return the slopes of the log loss in the parameters at a fit [points, parameters]."""
+    logs = log_terms(terms, fitted[None])[0][0]
+    share = np.exp(logs - logs.max(0))
+    return np.asarray(np.einsum("tn,tnp->np", share / share.sum(0), slopes_at(terms, fitted)))
 
 
 def slopes_at(terms: Terms, fitted: Array) -> Array:

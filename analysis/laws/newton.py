@@ -12,6 +12,7 @@ from analysis.config import Array, Indices, Mask
 
 CHUNK_BYTES = 2**23  # of the arrays of the rows that are worked on at a time: about a core's cache
 EXACT = 1e-14  # an objective below this is rounding
+FLATTEST = 1e-9  # scaled curvature below which a full Newton step may lead away
 AGREEMENT = 1e-8  # relative difference of objectives at the same optimum
 
 # value [rows], gradient [rows, parameters], Hessian [rows, parameters, parameters]
@@ -83,6 +84,24 @@ def descend(
         for rows in row_chunks(len(start), row_bytes)
     ]
     return fits[0] if len(fits) == 1 else _joined(fits)
+
+
+def polish(evaluate: Evaluate, fit: Fit, bounds: tuple[Array, Array]) -> Fit:
+    """Return a fit of one row after full Newton steps, as long as they lower its gradient.
+
+    Near an optimum the objective changes by less than rounding while parameters still move by 1e-8; the
+    gradient resolves what is left.
+    """
+    row = np.zeros(1, int)
+    while fit.curvature[0] > FLATTEST:
+        theta = fit.parameters
+        _, gradient, hessian = evaluate(row, theta)
+        trial = theta + _step(theta, gradient, hessian, np.zeros(1), bounds)
+        moved = _certify(trial, *evaluate(row, trial), *bounds)
+        if moved.gradient[0] >= fit.gradient[0] / 2 or moved.objective[0] > fit.objective[0] * (1 + 1e-13):
+            break
+        fit = moved
+    return fit
 
 
 def _joined(fits: Sequence[Fit]) -> Fit:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from analysis.config import Array
-from analysis.laws.law import Data, Law, amplitude, exponent, features, shape
+from analysis.laws.law import Data, Law, Term, amplitude, exponent, shape
 
 LOSS_FLOOR = amplitude("E", "nats", "loss that neither size nor data removes")
 SIZE = (amplitude("A", "nats x parameters^alpha", "size term"), exponent("alpha", "exponent of size"))
@@ -18,80 +16,52 @@ DEPTH = amplitude("Z", "nats", "excess loss, extrapolated to no depth")
 RATE = exponent("z", "decay with depth", grid=(0.05, 6.0, 24), bounds=(1e-4, 60.0))
 
 
-def _power_law(data: Data) -> Array:
-    return features(len(data["x"]), 2, [{0: 1.0, 1: np.log(data["x"])}])
+def _power_law(data: Data) -> tuple[Term, ...]:
+    return ({"k": 1.0, "g": np.log(data["x"])},)
 
 
-def _surface(data: Data) -> Array:
-    u, v = np.log(data["params"]), np.log(data["tokens"])
-    return features(len(u), 5, [{0: 1.0}, {1: 1.0, 3: -u}, {2: 1.0, 4: -v}])
+def _surface(data: Data) -> tuple[Term, ...]:
+    return (
+        {"E": 1.0},
+        {"A": 1.0, "alpha": -np.log(data["params"])},
+        {"B": 1.0, "beta": -np.log(data["tokens"])},
+    )
 
 
-def _overtraining(data: Data) -> Array:
+def _iso_depth(data: Data, phi: Any) -> tuple[Term, ...]:
+    size = data["params_once"] + data["params_looped"] * np.exp(phi * np.log(data["recurrence"]))
+    return _surface({"params": size, "tokens": data["tokens"]})
+
+
+def _overtraining(data: Data) -> tuple[Term, ...]:
     c, m = np.log(data["flops"]), np.log(data["tokens_per_param"])
-    return features(len(c), 4, [{0: 1.0}, {1: 1.0, 3: m - c}, {2: 1.0, 3: -m - c}])
+    return {"E": 1.0}, {"a": 1.0, "eta": m - c}, {"b": 1.0, "eta": -m - c}
 
 
-def _saturating(data: Data) -> Array:
-    return features(len(data["depth"]), 3, [{0: 1.0}, {1: 1.0, 2: -data["depth"]}])
+def _saturating(data: Data) -> tuple[Term, ...]:
+    return {"L_inf": 1.0}, {"Z": 1.0, "z": -data["depth"]}
 
 
-def _shifted_power(data: Data) -> Array:
-    return features(len(data["depth"]), 3, [{0: 1.0}, {1: 1.0, 2: -np.log1p(data["depth"])}])
+def _shifted_power(data: Data) -> tuple[Term, ...]:
+    return {"L_inf": 1.0}, {"Z": 1.0, "z": -np.log1p(data["depth"])}
 
 
-def _power(data: Data) -> Array:
-    return features(len(data["depth"]), 3, [{0: 1.0}, {1: 1.0, 2: -np.log(data["depth"])}])
+def _pure_power(data: Data) -> tuple[Term, ...]:
+    return ({"Z": 1.0, "z": -np.log(data["depth"])},)
 
 
-def _pure_power(data: Data) -> Array:
-    return features(len(data["depth"]), 2, [{0: 1.0, 1: -np.log(data["depth"])}])
+def _power(data: Data) -> tuple[Term, ...]:
+    return {"L_inf": 1.0}, *_pure_power(data)
 
 
-def _unified(data: Data) -> Array:
+def _unified(data: Data, gamma: Any = 1.0) -> tuple[Term, ...]:
     u, v = np.log(data["params"]), np.log(data["tokens"])
-    scaled = data["depth"] / data["mean_recurrence"]
-    return features(len(u), 7, [{0: 1.0}, {1: 1.0, 4: -u}, {2: 1.0, 5: -v}, {3: 1.0, 6: -scaled}])
+    scaled = data["depth"] * np.exp(-gamma * np.log(data["mean_recurrence"]))
+    return {"E": 1.0}, {"X": 1.0, "x": -u}, {"Y": 1.0, "y": -v}, {"Z": 1.0, "z": -scaled}
 
 
-def _unscaled(data: Data) -> Array:
+def _unscaled(data: Data) -> tuple[Term, ...]:
     return _unified({**data, "mean_recurrence": np.ones_like(data["depth"])})
-
-
-def _iso_depth(data: Data) -> Callable[[Array], tuple[Array, Array]]:
-    """Return the log terms of E + A (N_once + r^phi N_looped)^-alpha + B D^-beta."""
-    once, looped = data["params_once"], data["params_looped"]
-    r, v = np.log(data["recurrence"]), np.log(data["tokens"])
-
-    def evaluate(theta: Array) -> tuple[Array, Array]:
-        e, a, b, alpha, beta, phi = (theta[:, i, None] for i in range(6))
-        worth = looped * np.exp(phi * r)
-        u = np.log(once + worth)
-        logs = np.stack([e + 0 * u, a - alpha * u, b - beta * v + 0 * u], 1)
-        slopes = np.zeros((*logs.shape, 6))
-        slopes[:, 0, :, 0] = slopes[:, 1, :, 1] = slopes[:, 2, :, 2] = 1.0
-        slopes[:, 1, :, 3], slopes[:, 2, :, 4] = -u, -v
-        slopes[:, 1, :, 5] = -alpha * r * worth / (once + worth)
-        return logs, slopes
-
-    return evaluate
-
-
-def _unified_gamma(data: Data) -> Callable[[Array], tuple[Array, Array]]:
-    """Return the log terms of the unified law with T / mu^gamma."""
-    linear, log_mu, depth = _unified(data), np.log(data["mean_recurrence"]), data["depth"]
-
-    def evaluate(theta: Array) -> tuple[Array, Array]:
-        scaled = depth * np.exp(-theta[:, 7, None] * log_mu)
-        logs = np.einsum("tnp,bp->btn", linear[:3], theta[:, :7])
-        decay = theta[:, 3, None] - theta[:, 6, None] * scaled
-        slopes = np.zeros((len(theta), 4, len(depth), 8))
-        slopes[:, :3, :, :7] = linear[:3]
-        slopes[:, 3, :, 3], slopes[:, 3, :, 6] = 1.0, -scaled
-        slopes[:, 3, :, 7] = theta[:, 6, None] * scaled * log_mu
-        return np.concatenate([logs, decay[:, None]], 1), slopes
-
-    return evaluate
 
 
 UNIFIED = (
@@ -112,7 +82,7 @@ def _law(name: str, formula: str, source: str, columns: str, parameters: tuple[A
         source=source,
         columns=tuple(columns.split()),
         parameters=parameters,
-        terms=terms,
+        log_terms=terms,
     )
 
 
@@ -215,7 +185,7 @@ LAWS = {
                 SCALED_RATE,
                 shape("gamma", "power of the mean recurrence", (0.5, 1.0, 1.5), (-1.0, 4.0)),
             ),
-            _unified_gamma,
+            _unified,
         ),
     )
 }

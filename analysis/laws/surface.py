@@ -1,8 +1,6 @@
-"""The parametric surface L = E + A N^-alpha + B D^-beta (Hoffmann et al. 2022, approach 3).
+"""The surface law fitted for the isoFLOP estimator: with all its resamples, N and D over their means.
 
-It is fitted to the log loss with a Huber cost (delta 1e-3 by default). Starts come from variable projection
-over a grid of exponents. Damped Newton steps take each of them to an optimum, and the fit reports how many
-agree.
+In these units the amplitudes are terms of the loss in the middle of the points, which bounds them well.
 """
 
 from __future__ import annotations
@@ -12,20 +10,29 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from analysis.config import Array, Counts
+from analysis.laws.fit import projected_starts
+from analysis.laws.intervals import log_slopes
 from analysis.laws.newton import Fit
 from analysis.laws.objective import (
+    PUBLISHED_DELTA,
     Objective,
-    log_terms,
+    Terms,
+    best_fit,
     minimise,
     minimise_resamples,
+    minimise_scaled,
     predict,
+    residuals,
 )
+from analysis.laws.registry import LAWS
 
-PARAMETERS = ("E", "A", "B", "alpha", "beta")
+LAW = LAWS["surface"]
 STARTS = 8
-# Bounds of (log E, log A, log B, alpha, beta) with N and D centred on their geometric means.
+PARAMETERS = tuple(parameter.name for parameter in LAW.parameters)
+# Bounds of (log E, log A, log B, alpha, beta) with N and D over their geometric means.
 LOW = np.array([-4.0, -16.0, -16.0, 0.01, 0.01])
 HIGH = np.array([4.0, 8.0, 8.0, 4.0, 4.0])
+LEAST_INSIDE = 0.1  # share of residuals within delta, below which the cost has hardly any curvature
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,44 +71,39 @@ class Surface:
 
     def jacobian(self) -> Array:
         """Return the derivatives of the log losses of the fitted points by the parameters [points, 5]."""
-        logs, slopes = log_terms(self.objective.terms, self.fit.parameters[:1])
-        share = np.exp(logs[0])
-        return np.asarray(np.einsum("tn,tnp->np", share / share.sum(0), slopes))
+        return log_slopes(self.objective.terms, self.fit.parameters[0])
 
     def losses(self, log_params: Array, log_tokens: Array) -> Array:
         """Return the losses at log N and log D in nats [resamples, points]."""
-        e, a, b, alpha, beta = self.fit.parameters.T[..., None]
         u, v = log_params - self.log_params_mean, log_tokens - self.log_tokens_mean
-        return np.asarray(np.exp(e) + np.exp(a - alpha * u) + np.exp(b - beta * v))
+        return predict(surface_terms(u, v), self.fit.parameters)
 
 
-def features(u: Array, v: Array) -> Array:
-    """Return the law's features [3, points, 5] for centred log N and log D."""
-    zero, one = np.zeros_like(u), np.ones_like(u)
-    return np.stack(
-        [
-            np.stack([one, zero, zero, zero, zero], -1),
-            np.stack([zero, one, zero, -u, zero], -1),
-            np.stack([zero, zero, one, zero, -v], -1),
-        ]
-    )
+def surface_terms(log_params: Array, log_tokens: Array) -> Terms:
+    """Return the log terms of the surface law at log N and log D [points]."""
+    return LAW.terms({"params": np.exp(log_params), "tokens": np.exp(log_tokens)})
 
 
-def fit_surface(log_params: Array, log_tokens: Array, losses: Array, delta: float = 1e-3) -> Surface:
+def fit_surface(log_params: Array, log_tokens: Array, losses: Array, delta: float | None = None) -> Surface:
     """Fit the surface to losses [points] in nats from several starts and return the best fit.
 
     Parameters
     ----------
     log_params, log_tokens : log N and log D [points].
-    delta : of the Huber cost on the log loss.
+    delta : of the Huber cost on the log loss. By default the published 1e-3. Where fewer than a tenth of the
+        residuals lie within it, it is 1.345 times their scatter instead.
     """
     means = float(log_params.mean()), float(log_tokens.mean())
-    u, v = log_params - means[0], log_tokens - means[1]
-    objective = Objective(terms=features(u, v), delta=delta)
-    starts = projected_starts(u, v, losses)
+    terms = surface_terms(log_params - means[0], log_tokens - means[1])
+    objective = Objective(terms=terms, delta=PUBLISHED_DELTA if delta is None else delta)
+    starts = projected_starts(LAW, terms, losses)[:STARTS]
     tried = minimise(objective, np.repeat(losses[None], len(starts), 0), starts, (LOW, HIGH))
+    if delta is None:
+        away = np.abs(residuals(objective, losses, tried.parameters[tried.best]))
+        if np.mean(away <= objective.delta) < LEAST_INSIDE:
+            objective, tried = minimise_scaled(terms, losses, starts, (LOW, HIGH))
     return Surface(
-        fit=tried.row(tried.best),
+        fit=best_fit(objective, losses, tried, (LOW, HIGH)),
         objective=objective,
         log_params_mean=means[0],
         log_tokens_mean=means[1],
@@ -114,19 +116,3 @@ def refit(surface: Surface, losses: Array, weights: Counts | None = None) -> Sur
     """Fit resampled losses or weights, both [resamples, points], starting from the optimum of the data."""
     start = surface.fit.parameters[0]
     return replace(surface, fit=minimise_resamples(surface.objective, losses, start, (LOW, HIGH), weights))
-
-
-def projected_starts(u: Array, v: Array, losses: Array) -> Array:
-    """Return starts [starts, 5]: the best exponents of a grid with their least-squares amplitudes."""
-    grid = np.geomspace(0.05, 2.0, 12)
-    candidates = []
-    for alpha in grid:
-        for beta in grid:
-            columns = np.stack([np.ones_like(u), np.exp(-alpha * u), np.exp(-beta * v)], -1)
-            amplitudes = np.linalg.lstsq(columns, losses, rcond=None)[0]
-            # A negative amplitude has no logarithm: start from a small positive one.
-            amplitudes = np.maximum(amplitudes, 1e-3 * losses.mean())
-            error = float(np.square(np.log(columns @ amplitudes) - np.log(losses)).sum())
-            candidates.append((error, [*np.log(amplitudes), alpha, beta]))
-    candidates.sort(key=lambda item: item[0])
-    return np.array([start for _, start in candidates[:STARTS]])

@@ -17,6 +17,8 @@ import numpy as np
 from scipy.special import chdtri, ndtri, stdtrit
 
 from analysis.config import Array, Counts
+from analysis.serialize import HIDDEN
+from analysis.stats.noise import CONSTANT, NoiseTrend
 
 FEW_BLOCKS = 10  # with fewer blocks, percentiles over resampled blocks cover too rarely
 REPLICATES, RESIDUALS = "replicate seeds", "residuals of this fit"
@@ -32,6 +34,7 @@ class NoiseLevel:
     residual_sd_nats: float | None = None  # of the fit, where it was compared with replicate seeds
     misfit_sd_nats: float | None = None  # the same without the replicates' own scatter
     lack_of_fit: float | None = None  # p value: the noise of the replicates leaves a misfit as large
+    trend: NoiseTrend = field(default=CONSTANT, metadata=HIDDEN)  # of the noise over the budget
 
     @property
     def widened(self) -> bool:
@@ -51,9 +54,10 @@ class Draws:
     weights: Counts | None = field(default=None, repr=False)
     independent: float = 1.0  # independent errors per run; below 1 where runs share a trunk
 
-    def noise(self, level: NoiseLevel, columns: Any = slice(None)) -> Array:
-        """Return errors in nats [resamples, runs]."""
-        return level.sd_nats * self.normal[:, columns]
+    def noise(self, level: NoiseLevel, columns: Any = slice(None), flops: Array | None = None) -> Array:
+        """Return errors in nats [resamples, runs]; with the runs' budgets `flops`, by the level's trend."""
+        errors = level.sd_nats * self.normal[:, columns]
+        return errors if flops is None or level.trend.is_constant else errors * level.trend.scale(flops)
 
     def factor(self, level: NoiseLevel) -> Array:
         """Return the estimated noise level of each resample over the true one [resamples].
@@ -192,15 +196,18 @@ def _counts(generator: np.random.Generator, items: int, resamples: int) -> Count
     return drawn
 
 
-def student_interval(value: Array, draws: Array, blocks: int, confidence: float) -> tuple[Array, Array]:
+def student_interval(
+    value: Array, draws: Array, blocks: int, confidence: float, used: int = 1
+) -> tuple[Array, Array]:
     """Return Student's interval about `value` [parameters] from a bootstrap over few blocks.
 
     The standard error of `draws` [resamples, parameters] is corrected for its bias (a variance over k
-    resampled blocks is (k - 1) / k of the true one) and used with k - 1 degrees of freedom. Raises ValueError
-    for fewer than three blocks, which hardly determine their own scatter.
+    resampled blocks is (k - 1) / k of the true one) and used with k - 1 degrees of freedom; with `used`
+    parameters in place of the one. Raises ValueError for fewer than three blocks, which hardly determine
+    their own scatter.
     """
     if blocks < 3:
         raise ValueError(f"{blocks} block{'s' * (blocks > 1)} cannot give an interval, at least 3 are needed")
-    error = draws.std(0, ddof=1) * np.sqrt(blocks / (blocks - 1))
-    half = float(stdtrit(blocks - 1, (1 + confidence) / 2)) * error
+    error = draws.std(0, ddof=1) * np.sqrt(blocks / (blocks - used))
+    half = float(stdtrit(blocks - used, (1 + confidence) / 2)) * error
     return value - half, value + half

@@ -7,6 +7,7 @@ are resampled whole (see `_labels`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,11 +18,14 @@ from analysis.config import FitConfig, Progress
 from analysis.isoflop.geometry import geometry
 from analysis.isoflop.group import GroupFit, blocks_of, fit_groups
 from analysis.laws.curve_laws import DEPTH_LAWS, CurveLaws, fit_curves
-from analysis.laws.fit import LawFit, fit_law
+from analysis.laws.fit import fit_law
+from analysis.laws.function_law import as_law
 from analysis.laws.law import SIZE_COLUMN, Law, joint_law
 from analysis.laws.registry import LAWS
+from analysis.laws.result import LawFit
 from analysis.serialize import HIDDEN
 from analysis.stats.noise import noise_floor
+from analysis.tables.arms import axes, axis_values
 from analysis.tables.schema import TableError
 from analysis.tables.selection import select
 
@@ -56,20 +60,16 @@ def cross_run_laws(
     config: FitConfig,
     progress: Progress = lambda stage, done: None,
 ) -> tuple[CrossRunLaw, ...]:
-    """Fit the iso-depth law per accounting, and the unified law per group and per accounting."""
-    selected: list[tuple[str, Law, pd.DataFrame]] = []
-    accountings = sorted({group.accounting for group in groups})
-    for accounting in accountings:
-        mine = [group for group in groups if group.accounting == accounting]
-        points = pd.concat([training_points(group, config) for group in mine], ignore_index=True)
-        selected.append((", ".join(group.label for group in mine), LAWS["iso_depth"], points))
+    """Fit the iso-depth law per pool (see `pools`), and the unified law per group and per pool."""
+    selected = [_iso_depth(pool, config) for pool in pools(groups)]
     tables = {group.label: depth_points(group, depths, config) for group in groups}
     for group in groups:
         if len(tables[group.label]):
             selected.append((group.label, LAWS["unified"], tables[group.label]))
-    for accounting in accountings:
-        mine = [g for g in groups if g.accounting == accounting and len(tables[g.label])]
+    for pool in pools(groups):
+        mine = [group for group in pool if len(tables[group.label])]
         if len({group.scale for group in mine}) > 1:
+            accounting = mine[0].accounting
             numbered = [
                 tables[group.label].assign(**{SIZE_COLUMN: i}) for i, group in enumerate(mine, start=1)
             ]
@@ -84,6 +84,28 @@ def cross_run_laws(
     return tuple(fitted)
 
 
+def iso_depth_laws(groups: Sequence[GroupFit], config: FitConfig) -> tuple[CrossRunLaw, ...]:
+    """Fit the iso-depth law alone, per pool."""
+    return tuple(_fit(*_iso_depth(pool, config), config) for pool in pools(groups))
+
+
+def _iso_depth(pool: Sequence[GroupFit], config: FitConfig) -> tuple[str, Law, pd.DataFrame]:
+    points = pd.concat([training_points(group, config) for group in pool], ignore_index=True)
+    return ", ".join(group.label for group in pool), LAWS["iso_depth"], points
+
+
+def pools(groups: Sequence[GroupFit]) -> list[list[GroupFit]]:
+    """Return the groups that may share a law across sizes: one accounting, and one arm of every axis."""
+    if not groups:
+        return []
+    varied = axes(pd.concat([group.table for group in groups], ignore_index=True))
+    found: dict[tuple[Any, ...], list[GroupFit]] = {}
+    for group in groups:
+        arm = (str(axis_values(group.table, name).iloc[0]) for name in varied)
+        found.setdefault((group.accounting, *arm), []).append(group)
+    return list(found.values())
+
+
 def fit_law_to_runs(
     name: str, runs: pd.DataFrame, depths: pd.DataFrame, config: FitConfig
 ) -> LawFit | CurveLaws:
@@ -95,8 +117,7 @@ def fit_law_to_runs(
     ------
     TableError : the law is unknown or refused, or the runs have several accountings.
     """
-    if name not in LAWS:
-        raise TableError(f"law={name} is unknown: choose isoflop, {', '.join(LAWS)}")
+    law = as_law(name)
     used = select(runs, config.max_epochs).runs
     # Only the grouping matters here, not the isoFLOP laws of the groups.
     base = replace(config, bootstrap=100, profiles=False, resampling="noise")
@@ -104,7 +125,6 @@ def fit_law_to_runs(
     accountings = sorted({group.accounting for group in groups})
     if len(accountings) != 1:
         raise TableError(f"law={name} needs runs of one accounting; these have {accountings or 'no isoFLOP'}")
-    law = LAWS[name]
     if "depth" in law.columns:
         depths = depths.sort_values(["run_id", "depth"], kind="stable")
         points = pd.concat([depth_points(group, depths, config) for group in groups], ignore_index=True)
@@ -112,6 +132,9 @@ def fit_law_to_runs(
             return fit_curves(name, points, config.confidence)
     else:
         points = pd.concat([training_points(group, config) for group in groups], ignore_index=True)
+    if len(pools(groups)) > 1:
+        varied = ", ".join(axes(used))
+        raise TableError(f"law={name}: the runs have several arms of {varied}: keep one with where=")
     fitted = _fit(name, law, points, config)
     if fitted.fit is None:
         raise TableError(f"law={name}: {fitted.refusal}")
@@ -189,7 +212,9 @@ def _fit(label: str, law: Law, points: pd.DataFrame, config: FitConfig) -> Cross
         )
     except TableError as error:
         return CrossRunLaw(group=label, law=law.name, refusal=str(error))
-    if not fitted.certificate.holds:
-        reason = f"no optimum was reached ({fitted.certificate}): the runs do not determine its parameters"
+    flat = [why for why in fitted.not_identified.values() if why.startswith("the loss is flat")]
+    if flat or not fitted.certificate.holds:
+        reason = flat[0] if flat else f"no optimum was reached ({fitted.certificate})"
+        reason = f"{reason}: the runs do not determine its parameters"
         return CrossRunLaw(group=label, law=law.name, refusal=reason)
     return CrossRunLaw(group=label, law=law.name, fit=fitted, points=points)

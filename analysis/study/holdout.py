@@ -19,11 +19,12 @@ from analysis.config import FitConfig
 from analysis.format import error, number
 from analysis.isoflop.estimator import Array
 from analysis.isoflop.group import GroupFit
-from analysis.laws.depth_curve import fit_depth_subsets
-from analysis.laws.fit import FLAT, columns, fit_law
+from analysis.laws.depth_curve import fit_depth_curves
+from analysis.laws.fit import fit_law
 from analysis.laws.newton import EXACT
-from analysis.laws.objective import Objective, minimise, predict
+from analysis.laws.objective import PUBLISHED_DELTA, Objective, minimise, predict
 from analysis.laws.registry import LAWS
+from analysis.laws.result import FLAT, columns
 from analysis.study.cross_run_laws import CrossRunLaw
 from analysis.study.depth import DepthStudy
 from analysis.tables.schema import TableError
@@ -179,7 +180,9 @@ def _cells(groups: Sequence[GroupFit], label: str, config: FitConfig) -> _Cells:
     params, tokens, loss = (
         np.concatenate([getattr(part, name) for part in parts]) for name in ("params", "tokens", "loss_nats")
     )
-    return _Cells(label=label, params=params, tokens=tokens, loss=loss, delta=config.huber_delta)
+    return _Cells(
+        label=label, params=params, tokens=tokens, loss=loss, delta=config.huber_delta or PUBLISHED_DELTA
+    )
 
 
 def _sizes(groups: Sequence[GroupFit], config: FitConfig) -> list[HoldoutPrediction]:
@@ -226,7 +229,7 @@ def _without_depths(
         depth, loss, error = (
             curve[column].to_numpy(float) for column in ("depth", "val_loss_nats", "val_loss_se_nats")
         )
-        fits = fit_depth_subsets(depth, loss, ~masks, errors=error, confidence=config.confidence)
+        fits = fit_depth_curves(depth, loss[None], ~masks, errors=error[None], confidence=config.confidence)
         for fit, out in zip(fits, masks, strict=True):
             if fit.rate is not None and out.any():
                 predicted.append(fit.predict(depth[out]))

@@ -25,8 +25,9 @@ from analysis.isoflop.estimator import DEFAULT_ESTIMATOR
 from analysis.isoflop.group import GroupFit
 from analysis.isoflop.points import fit_points, isoflop_points, regrouped
 from analysis.laws.curve_laws import DEPTH_LAWS, CurveLaws, fit_curves
-from analysis.laws.fit import LawFit, fit_law
-from analysis.laws.registry import LAWS
+from analysis.laws.fit import fit_law
+from analysis.laws.function_law import as_law
+from analysis.laws.result import LawFit
 from analysis.study.holdout import Holdout, holdout
 from analysis.study.sensitivity import Variant, sensitivity, variants_summary
 from analysis.tables.budgets import Budgets
@@ -99,7 +100,7 @@ class IsoflopFit:
         return serialize.to_json(self.to_dict())
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class PointsLawFit(LawFit):
     """A law of the registry fitted to a table of points, whose unit and rows `table` describes."""
 
@@ -119,7 +120,7 @@ class PointsLawFit(LawFit):
         return serialize.to_json(self.to_dict())
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class PointsCurveLaws(CurveLaws):
     """A law of depth fitted to the curves of a table of points, whose unit and rows `table` describes."""
 
@@ -233,8 +234,7 @@ def fit_law_to_points(
     TableError : the law is unknown, or a column is missing.
     """
     config = config or FitConfig()
-    if law not in LAWS:
-        raise TableError(f"law={law} is unknown: choose isoflop, {', '.join(LAWS)}")
+    model = as_law(law)
     table, axis = _with_axis(points, x)
     if law in DEPTH_LAWS:
         known = ["run_id"] if "run_id" in table.frame else []
@@ -245,7 +245,7 @@ def fit_law_to_points(
     label = {"stratified": "compute", "block": "block"}.get(how)
     if label is not None and label not in implied(table.frame, axis):
         raise TableError(f"resampling={how} needs columns.{label}")
-    used = _with_columns(table, [*LAWS[law].columns, "loss", *([label] if label else [])], axis)
+    used = _with_columns(table, [*model.columns, "loss", *([label] if label else [])], axis)
     count, notes = len(used.frame), used.notes
     if count > MOST_POINTS:
         raise TableError(

@@ -19,6 +19,7 @@ from analysis.isoflop.curves import SYMBOLS
 from analysis.isoflop.geometry import Geometry, released_gap
 from analysis.isoflop.group import GroupFit
 from analysis.isoflop.surface_estimator import fit_parametric
+from analysis.laws.objective import PUBLISHED_DELTA
 
 RESAMPLES = 100  # the table shows point estimates; only their acceptance needs resamples
 OUTLIERS = 0.05  # share of the runs, those with the largest residuals, that one variant leaves out
@@ -55,7 +56,8 @@ def sensitivity(
     counts : also vary what N counts and the accounting; a table of points has neither.
     """
     base = replace(config, bootstrap=RESAMPLES, profiles=False, validation=False, resampling="noise")
-    cost = f"Huber {config.huber_delta:g}"
+    reported = config.huber_delta or PUBLISHED_DELTA
+    cost = f"Huber {reported:g}"
     counted = f", N {_spelled(config.parameter_count)}" if counts else ""
     choices: list[tuple[str, FitConfig]] = [(f"as reported ({cost}{counted})", base)]
     choices += [
@@ -64,7 +66,7 @@ def sensitivity(
             replace(base, huber_delta=delta),
         )
         for delta in (1e-4, 1e-3, 1e-2, SQUARED)
-        if delta != config.huber_delta
+        if delta != reported
     ]
     choices += [
         (f"N counts {_spelled(count)}", replace(base, parameter_count=count))

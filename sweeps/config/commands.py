@@ -85,7 +85,7 @@ class FitTableConfig(TableConfig):
     resampling: str = "noise"
     block: str = "trunk_id"
     shared_noise: float = 1.0
-    huber_delta: float = 1e-3
+    huber_delta: float | None = None
     parameter_count: str = "non_embedding"
     validation: bool = True
     max_epochs: float = 1.0

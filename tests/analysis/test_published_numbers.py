@@ -9,7 +9,7 @@ from analysis.isoflop.geometry import PLAIN_TRANSFORMER, IsoflopPath, log_optimu
 from analysis.isoflop.parabola import fit_parabola, minimum
 from analysis.laws.depth_curve import fit_depth_curve
 from analysis.laws.objective import Objective, minimise
-from analysis.laws.surface import HIGH, LOW, features, fit_surface, refit
+from analysis.laws.surface import HIGH, LOW, fit_surface, refit, surface_terms
 from analysis.laws.variable_projection import fit_shared_shape
 from tests.analysis import public_data
 
@@ -95,7 +95,7 @@ def test_a_descent_moves_from_the_printed_coefficients_and_tells_when_it_has_not
     """The optimiser behind the printed ones reported success far from the optimum of its own objective."""
     u, v, losses = chinchilla()
     means = (u.mean(), v.mean())
-    objective = Objective(terms=features(u - means[0], v - means[1]))
+    objective = Objective(terms=surface_terms(u - means[0], v - means[1]))
     logs = np.log([1.8169, 482.0, 2085.0]) - [0.0, 0.3478 * means[0], 0.3658 * means[1]]
     printed = np.array([[*logs, 0.3478, 0.3658]])
     stayed = minimise(objective, losses[None], printed, (LOW, HIGH), iterations=0)
@@ -135,7 +135,7 @@ def test_squared_error_on_the_loss_gives_its_own_optimum():
     u, v, losses = chinchilla()
     start = fit_surface(u, v, losses).fit.parameters
     means = (u.mean(), v.mean())
-    objective = Objective(terms=features(u - means[0], v - means[1]), delta=np.inf, log_loss=False)
+    objective = Objective(terms=surface_terms(u - means[0], v - means[1]), delta=np.inf, log_loss=False)
     e, a, b, alpha, beta = minimise(objective, losses[None], start, (LOW, HIGH)).parameters[0]
     found = (np.exp(e), np.exp(a + alpha * means[0]), np.exp(b + beta * means[1]), alpha, beta)
     expected = (1.88281, 567.8, 7582, 0.35762, 0.42762)

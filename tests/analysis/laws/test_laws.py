@@ -161,7 +161,7 @@ def test_unidentified_parameters_are_named():
     points = {"params": params, "tokens": 1e16 / params}
     losses = loss("surface", points, E=1.7, A=400.0, B=410.0, alpha=0.34, beta=0.28)
     said = fit_law("surface", points, losses).undetermined
-    assert any("determined only together" in text or "lies at a bound" in text for text in said)
+    assert any("determined only together" in text or "is not identified" in text for text in said)
 
 
 @pytest.mark.parametrize("how", ["pairs", "stratified", "block"])
@@ -211,7 +211,7 @@ def test_an_exponent_of_a_term_that_is_not_there_is_open():
     assert fit.certificate.at_bound == ("B",)
     assert fit.intervals["B"] == fit.intervals["beta"] == (None, None)
     assert "beta is not identified: the amplitude of its term lies at a bound" in fit.undetermined
-    assert "beta" in fit.summary() and "[open, open]" in fit.summary()
+    assert "beta = not identified: the amplitude of its term lies at a bound (best value" in fit.summary()
     low, high = fit.intervals["alpha"]
     assert low < 0.34 < high
 
@@ -219,7 +219,7 @@ def test_an_exponent_of_a_term_that_is_not_there_is_open():
 def test_an_end_that_a_bound_holds_is_open():
     """Noise bends this depth curve to a line: in many resamples its rate falls to the lower bound."""
     depth = np.tile(np.arange(1.0, 13.0), 3)
-    losses = 2.0 + 0.02 * np.exp(-2.5 * depth) + 0.003 * np.random.default_rng(6).standard_normal(36)
+    losses = 2.0 + 0.02 * np.exp(-2.5 * depth) + 0.003 * np.random.default_rng(9).standard_normal(36)
     fit = fit_law("saturating", {"depth": depth}, losses, bootstrap=400)
     least = LAWS["saturating"].bounds[0][2]
     assert fit.certificate.at_bound == ()
@@ -233,7 +233,7 @@ def test_a_direction_that_no_point_sees_is_named():
     depth = np.tile(np.arange(1.0, 13.0), 3)
     losses = 2.0 + 0.1 * (depth == 1) + 0.0003 * np.random.default_rng(4).standard_normal(36)
     said = fit_law("saturating", {"depth": depth}, losses).undetermined
-    assert "Z and z are not identified: the loss is flat along them" in said
+    assert {f"{name} is not identified: the loss is flat along Z and z" for name in "Zz"} <= set(said)
 
 
 def test_a_law_names_its_source_and_units():

@@ -87,5 +87,3 @@ def test_a_joint_law_shares_exponents_and_keeps_amplitudes():
         "beta": 0.3,
     }
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-5)
-    with pytest.raises(ValueError, match="the iso_depth law has no joint form"):
-        joint_law(LAWS["iso_depth"], ["a", "b"])

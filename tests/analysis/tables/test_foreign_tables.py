@@ -291,6 +291,13 @@ def test_equal_settings_with_other_losses_are_replicates(capsys, saved):
     )
 
 
+def test_points_of_two_learning_rates_are_no_replicates(capsys, saved):
+    table = pd.concat([points().assign(lr=0.02), points().assign(lr=0.04, loss=points()["loss"] + 0.1)])
+    fit = fitted(capsys, saved(table), *MAPPED)
+    assert fit["notes"] == ['points of equal compute and size differ in lr: take one, where="lr == 0.02"']
+    assert "unknown" in fit["group"]["estimators"][0]["noise"]["source"]
+
+
 def test_european_decimals_are_read(capsys, saved):
     fit = fitted(capsys, saved(points(), sep=";", decimal=","), *MAPPED)
     assert exponents(fit) == pytest.approx([A, 1 - A], abs=1e-6)

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from analysis import Comparison, FitConfig, IsoflopFit, LawFit, StudyFit
     from analysis.compare.arms import ArmComparison
     from analysis.laws.curve_laws import CurveLaws
+    from analysis.laws.task_score import TaskLaw
     from analysis.published.comparison import PublishedComparison
     from analysis.tables.points import PointsTable
 
-    AnyFit: TypeAlias = StudyFit | IsoflopFit | LawFit | CurveLaws
+    AnyFit: TypeAlias = StudyFit | IsoflopFit | LawFit | CurveLaws | TaskLaw
     AnyComparison: TypeAlias = Comparison | ArmComparison | PublishedComparison
 
 PUBLISHED = "parcae_published"

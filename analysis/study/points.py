@@ -37,8 +37,7 @@ from analysis.tables.schema import TableError
 from analysis.tables.units import implied
 
 MOST_POINTS = 50_000  # of one law
-MOST_RESAMPLED = 2_000_000  # points times resamples of one law, beside MIN_RESAMPLES
-MIN_RESAMPLES = 100
+MANY_POINTS = 2_000  # above, linear theory is as good as resampled points
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,27 +245,36 @@ def fit_law_to_points(
     if label is not None and label not in implied(table.frame, axis):
         raise TableError(f"resampling={how} needs columns.{label}")
     used = _with_columns(table, [*model.columns, "loss", *([label] if label else [])], axis)
-    count, notes = len(used.frame), used.notes
+    count = len(used.frame)
     if count > MOST_POINTS:
         raise TableError(
             f"{count} points are more than the {MOST_POINTS} that one law is fitted to: take a part, as "
             f"where='index % {-(-count // MOST_POINTS)} == 0'"
         )
-    resamples = min(config.bootstrap, max(MIN_RESAMPLES, MOST_RESAMPLED // count))
-    if resamples < config.bootstrap:
-        notes = *notes, f"{resamples} resamples in place of {config.bootstrap}: {count} points"
+    linear = how == "pairs" and count > MANY_POINTS
     fitted = fit_law(
         law,
         used.frame,
         used.frame["loss"].to_numpy(float),
         delta=config.huber_delta,
-        bootstrap=resamples,
+        bootstrap=0 if linear else config.bootstrap,
         resampling=how,
         labels=None if label is None else used.frame[label].to_numpy(),
         seed=config.seed,
         confidence=config.confidence,
     )
-    return PointsLawFit(**_fields(LawFit, fitted), table=replace(used, notes=notes))
+    if linear:
+        ends = fitted.conf_int(config.confidence).itertuples()
+        spans = {str(name): _ends(low, high) for name, low, high in ends}
+        theory = f"linear theory of {count} points, which need no resamples"
+        fitted = replace(fitted, intervals=spans, resampling=theory)
+    return PointsLawFit(**_fields(LawFit, fitted), table=used)
+
+
+def _ends(*ends: float) -> tuple[float | None, float | None]:
+    """Return an interval with None for an open end."""
+    low, high = (float(end) if np.isfinite(end) else None for end in ends)
+    return low, high
 
 
 def _fields(kind: type, result: Any) -> dict[str, Any]:

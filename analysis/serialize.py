@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 DIGITS = 6  # significant digits kept of what is no whole number; the eighth depends on the processor
 REPR_LINES = 29  # longer summaries are cut in a repr
 HIDDEN: dict[str, Any] = {"json": False}  # metadata of dataclass fields that are left out of the JSON
+WHEN_SET: dict[str, Any] = {"json": "when set"}  # of those that are left out where they are empty
 
 
 def to_jsonable(value: Any) -> Any:
@@ -30,7 +31,11 @@ def to_jsonable(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        shown = [item for item in dataclasses.fields(value) if item.metadata.get("json", True)]
+        shown = [
+            item
+            for item in dataclasses.fields(value)
+            if (rule := item.metadata.get("json", True)) is True or (rule and getattr(value, item.name))
+        ]
         return {item.name: to_jsonable(getattr(value, item.name)) for item in shown}
     if isinstance(value, Mapping):
         return {str(key): to_jsonable(item) for key, item in value.items()}

@@ -14,8 +14,8 @@ import pytest
 
 import loopscale
 from tests.golden import cases
-from tests.golden.cases import GOLDEN, OLD
-from tests.test_study import GRIDS, STUDY, same
+from tests.golden.cases import GOLDEN, OLD, same
+from tests.test_study import GRIDS, STUDY
 
 DATA, PLANS, BITS = (
     json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8")) for name in ("data", "plans", "bits")

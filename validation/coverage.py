@@ -1,16 +1,22 @@
 """Do the intervals of the exponents cover? Simulate studies of a known law and count.
 
-python validation/coverage.py [studies=2000] [processes=2] [folder=runs/.validation/coverage] [out=FILE]
+python validation/coverage.py [noise=gaussian] [studies=2000] [processes=2] [folder=FOLDER] [out=FILE]
 
 The design is the paper's 140M grid (6 budgets by 6 even recurrences, FLOPs counted as in the paper) under
 the paper's own coefficients with N non-embedding and A times 0.30, so that five optima lie inside the grid
 and one above it; noise of 0.005 nats, one seed per cell. Study k is drawn from the generator [SEED, k].
 
+noise=gaussian is equal normal noise. noise=robust runs four other kinds of study, fitted by shared shape and
+surface: Student's t with 3 degrees of freedom; noise that goes as C^-1/2 (both of the same pooled variance);
+one run in each study 0.1 nats off, up or down; and curves that lack cells on one side (the deepest at two low
+budgets, the shallowest at two high ones).
+
 For each estimator: how many studies had an exponent accepted, how often its 95 % interval held the slope of
 the true law, and the median width over the spread of the estimates (their central 95 %). The true slope is
 taken over the five budgets whose true optimum lies inside the grid, and again over the budgets that the
 study itself accepted. Studies are kept in `folder`, so that an interrupted run continues; the summary is
-written to docs/validation/coverage.json (or `out`) once all are there.
+written to docs/validation/coverage.json or coverage_robust.json (or `out`). If the run was stopped, the
+summary covers the studies so far and says how many there are of how many.
 """
 
 from __future__ import annotations
@@ -23,17 +29,21 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from analysis.config import FitConfig
-from analysis.isoflop.group import fit_groups
+from analysis.isoflop.group import ESTIMATORS, fit_groups
+from analysis.isoflop.shared_shape import fit_shared
+from analysis.isoflop.surface_estimator import fit_parametric
 from analysis.stats.noise import noise_floor
 from analysis.tables.selection import select
 from tests.analysis.synthetic import INSIDE, PAPER_GRID, Truth, study
@@ -41,8 +51,11 @@ from tests.analysis.synthetic import INSIDE, PAPER_GRID, Truth, study
 ROOT = Path(__file__).resolve().parents[1]
 SEED = 0
 NOISE_NATS = 0.005
-RESAMPLES = 400
-CHUNK = 10
+RESAMPLES, FEW_RESAMPLES = 400, 200
+CHUNK, ROUND = 10, 100
+GAUSSIAN = "gaussian"
+ROBUST = ("outlier", "low_budgets", "t3", "missing")
+OUTLIER_NATS = 0.1
 TRUTH = Truth()
 OPTIMA = {flops: TRUTH.optimum(flops) for flops in PAPER_GRID}
 TOKENS = {flops: flops / float(TRUTH.flops(OPTIMA[flops])) for flops in PAPER_GRID}
@@ -57,15 +70,41 @@ def true_slope(quantity: str, budgets: tuple[float, ...]) -> float:
     return float(np.polyfit(np.log(budgets), np.log([values[flops] for flops in budgets]), 1)[0])
 
 
-def simulate(numbers: range) -> list[Record]:
-    """Fit some studies; return one record per study, estimator and quantity."""
+def errors(noise: str, number: int, flops: np.ndarray) -> np.ndarray:
+    """Return the errors of the runs of one study in nats [runs]; `flops` are their budgets."""
+    generator = np.random.default_rng([SEED, number])
+    if noise == "t3":
+        return NOISE_NATS * generator.standard_t(3, len(flops)) / np.sqrt(3)  # of unit variance
+    normal = NOISE_NATS * generator.standard_normal(len(flops))
+    if noise == "low_budgets":
+        scale = flops**-0.5
+        return normal * scale / np.sqrt(np.mean(scale**2))
+    if noise == "outlier":
+        normal[generator.integers(len(flops))] += OUTLIER_NATS * generator.choice([-1, 1])
+    return normal
+
+
+def runs_of(noise: str) -> pd.DataFrame:
+    """Return the runs of a study without noise."""
     runs = select(study(TRUTH, budgets=PAPER_GRID, fixed=False)[0], 1.0).runs
+    if noise != "missing":
+        return runs
+    depth, flops = runs["mean_recurrence"], runs["target_flops"]
+    low, high = flops.isin(PAPER_GRID[:2]), flops.isin(PAPER_GRID[3:5])
+    return runs[~(low & (depth == depth.max())) & ~(high & (depth == depth.min()))].reset_index(drop=True)
+
+
+def simulate(noise: str, numbers: range) -> list[Record]:
+    """Fit some studies; return one record per study, estimator and quantity."""
+    runs = runs_of(noise)
     clean, floor, found = runs["val_loss_nats"].to_numpy(float), noise_floor(runs), []
+    flops = runs["target_flops"].to_numpy(float)
     for number in numbers:
-        errors = np.random.default_rng([SEED, number]).standard_normal(len(clean))
-        runs["val_loss_nats"] = clean + NOISE_NATS * errors
-        config = FitConfig(bootstrap=RESAMPLES, seed=number, validation=False)
-        for estimator in fit_groups(runs, floor, config)[0][0].estimators:
+        runs["val_loss_nats"] = clean + errors(noise, number, flops)
+        resamples = RESAMPLES if noise == GAUSSIAN else FEW_RESAMPLES
+        config = FitConfig(bootstrap=resamples, seed=number, validation=False)
+        estimators = ESTIMATORS if noise == GAUSSIAN else (fit_shared, fit_parametric)
+        for estimator in fit_groups(runs, floor, config, estimators)[0][0].estimators:
             for quantity, law in estimator.laws.items():
                 found.append(
                     {
@@ -105,7 +144,12 @@ def run(simulate: Simulation, studies: int, processes: int, folder: Path) -> lis
             print(f"{done} of {len(missing)} chunks, about {left / 60:.0f} min left", file=sys.stderr)
     finally:
         pool.shutdown(cancel_futures=True)
-    return [record for path in paths.values() for record in json.loads(path.read_text())]
+    return records(paths.values())
+
+
+def records(paths: Iterable[Path]) -> list[Record]:
+    """Return the records of finished chunks."""
+    return [record for path in paths for record in json.loads(path.read_text())]
 
 
 def summarise(records: list[Record], studies: int) -> list[Record]:
@@ -169,24 +213,39 @@ def write(path: Path, result: Record) -> None:
 
 
 def main(
+    noise: str = GAUSSIAN,
     studies: int = 2000,
     processes: int = 2,
     folder: str = "runs/.validation/coverage",
-    out: str = str(ROOT / "docs" / "validation" / "coverage.json"),
+    out: str = "",
 ) -> None:
     """Simulate, print one line per estimator and quantity, and write the summary."""
-    rows = summarise(run(simulate, studies, processes, Path(folder)), studies)
+    kinds = (GAUSSIAN,) if noise == GAUSSIAN else ROBUST
+    rows, places = [], {kind: Path(folder) / kind for kind in kinds}
+    try:
+        # Some studies of every kind before the next: if the run is stopped, all kinds have about as many.
+        for so_far in sorted({*range(ROUND, studies, ROUND), studies}):
+            for kind, place in places.items():
+                run(partial(simulate, kind), so_far, processes, place)
+    except KeyboardInterrupt:
+        print("stopped: the summary covers the studies so far", file=sys.stderr)
+    for kind, place in places.items():
+        found = records(sorted(place.glob("*.json")))
+        done = len({record["study"] for record in found})
+        rows += [{"noise": kind, **row} for row in summarise(found, done)]
     for row in rows:
-        print(show(row))
+        print(f"{row['noise']:>11} {show(row)}")
     result = {
-        "command": f"python validation/coverage.py studies={studies}",
+        "command": f"python validation/coverage.py noise={noise} studies={studies}",
         "seed": SEED,
         "noise_nats": NOISE_NATS,
-        "resamples": RESAMPLES,
+        "resamples": RESAMPLES if noise == GAUSSIAN else FEW_RESAMPLES,
+        "studies_wanted": studies,
         "true_optima": {f"{flops:g}": value for flops, value in OPTIMA.items()},
         "rows": rows,
     }
-    write(Path(out), result)
+    name = "coverage" if noise == GAUSSIAN else "coverage_robust"
+    write(Path(out or ROOT / "docs" / "validation" / f"{name}.json"), result)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 python validation/depth_curve.py [curves=2000] [out=FILE]
 
-Curve k of a scenario is its shape plus normal noise from the generator [SEED, k]. For each scenario: the
+The curves of a scenario are its shape plus normal noise from the generator SEED. For each scenario: the
 share of curves whose law is accepted, the shares refused by reason, and how often the 95 % interval of an
 accepted z holds the true one. A signal of n standard errors is n times the noise of one depth.
 """
@@ -21,7 +21,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from analysis.config import Array
-from analysis.laws.depth_curve import DepthFit, fit_depth_curve
+from analysis.laws.depth_curve import DepthFit, fit_depth_curves
 
 ROOT = Path(__file__).resolve().parents[1]
 SEED = 0
@@ -43,13 +43,10 @@ class Scenario:
 
     def fits(self, curves: int) -> list[DepthFit]:
         """Fit simulated curves."""
-        errors = np.full(len(self.depths), self.noise_nats) if self.stated else None
-        fits = []
-        for number in range(curves):
-            draw = np.random.default_rng([SEED, number]).standard_normal(len(self.depths) + 1)
-            noise = self.common**0.5 * draw[0] + (1 - self.common) ** 0.5 * draw[1:]
-            fits.append(fit_depth_curve(self.depths, self.losses + self.noise_nats * noise, errors=errors))
-        return fits
+        draw = np.random.default_rng(SEED).standard_normal((curves, len(self.depths) + 1))
+        noise = self.common**0.5 * draw[:, :1] + (1 - self.common) ** 0.5 * draw[:, 1:]
+        errors = np.full_like(noise, self.noise_nats) if self.stated else None
+        return fit_depth_curves(self.depths, self.losses + self.noise_nats * noise, errors=errors)
 
 
 def scenarios() -> list[Scenario]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pandas as pd
@@ -16,7 +17,7 @@ from analysis.figures.isoflop import isoflop_figure, plot_isoflop
 from analysis.figures.isoflop_by_budget import isoflop_by_budget_figure
 from analysis.figures.power_law import power_law_figure
 from analysis.stats.noise import NoiseFloor
-from analysis.study.points import IsoflopFit
+from analysis.study.points import IsoflopFit, in_unit, keys_in_unit
 from analysis.study.study import StudyFit
 
 
@@ -46,12 +47,24 @@ def study_figures(study: StudyFit, comparison: Comparison) -> list[style.ReportF
 def points_figures(fit: IsoflopFit) -> list[style.ReportFigure]:
     """Draw the figures of a table of points."""
     group, noise = fit.group, fit.group.inputs.floor
-    return [
+    drawn = [
         isoflop_figure(group, noise),
         isoflop_by_budget_figure(group, noise),
         power_law_figure(group, fit.config.confidence),
         frontier_figure(group, (), fit.config.confidence),
     ]
+    return [_in_unit(one, fit.unit) for one in drawn]
+
+
+def _in_unit(drawn: style.ReportFigure, unit: str) -> style.ReportFigure:
+    """Return a figure with the loss's unit in its labels, its caption and the columns of its data."""
+    for ax in drawn.figure.axes:
+        ax.set_ylabel(re.sub(r"unit of the table|nats per token|\bnats\b", unit, ax.get_ylabel()))
+    tables = {
+        name: table.rename(columns=lambda column: next(iter(keys_in_unit({column: 0}, unit))))
+        for name, table in drawn.tables.items()
+    }
+    return replace(drawn, caption=in_unit(drawn.caption, unit), tables=tables)
 
 
 def seeds_figure(noise: NoiseFloor) -> style.ReportFigure | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -93,6 +93,11 @@ class Curves:
     def distinct(self, budget: int) -> int:
         """Return the number of distinct values of the swept variable at one budget."""
         return len(np.unique(self.values[self.budget == budget]))
+
+    def only(self, kept: Mask) -> Curves:
+        """Return the curves of some of the runs; every budget stays."""
+        names = ("budget", "rows", "values", "tokens", "params", "loss_nats")
+        return replace(self, **{name: getattr(self, name)[kept] for name in names})
 
     @property
     def quantities(self) -> tuple[Quantity, Quantity]:

@@ -6,13 +6,13 @@ All estimators of a group see the same noise draws: their joint scatter shows wh
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 import numpy as np
 from scipy.special import fdtrc
 
-from analysis.config import Array, Counts, FitConfig, Indices, Labels
+from analysis.config import Array, Counts, FitConfig, Indices, Labels, Mask
 from analysis.format import number, percent
 from analysis.isoflop.curves import (
     QUANTITY_NAMES,
@@ -27,7 +27,7 @@ from analysis.isoflop.geometry import Geometry, IsoflopPath
 from analysis.isoflop.power_law import PowerLaw, power_law
 from analysis.serialize import HIDDEN
 from analysis.stats.bootstrap import REPLICATES, RESIDUALS, Draws, NoiseLevel, interval, studentised
-from analysis.stats.noise import NoiseFloor
+from analysis.stats.noise import CONSTANT, NoiseFloor, NoiseTrend
 
 EstimatorName = Literal["shared shape", "parabola", "surface"]
 # Shared shape has no parabola bias and assumes no law across budgets.
@@ -91,6 +91,10 @@ class Points:
     tokens: Array
     loss_nats: Array
 
+    def only(self, kept: Mask) -> Points:
+        """Return some of the runs."""
+        return Points(**{f.name: getattr(self, f.name)[kept] for f in fields(self)})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
@@ -103,6 +107,8 @@ class Inputs:
     floor: NoiseFloor
     config: FitConfig
     run_ids: Labels  # [runs of the table]
+    trend: NoiseTrend = CONSTANT  # of the residuals over the budget
+    no_curve: str | None = None  # why the isoFLOP curves have no minimum to find
 
     @property
     def budgets(self) -> int:
@@ -113,6 +119,14 @@ class Inputs:
     def usable(self) -> list[int]:
         """Return the budgets whose curve has enough swept values."""
         return [k for k in range(self.budgets) if too_few_values(self.cells, k) is None]
+
+    def screened(self, kept: Mask, trend: NoiseTrend, no_curve: str | None) -> Inputs:
+        """Return the inputs without the runs that are not kept; `kept` marks isoFLOP cells."""
+        if kept.all():
+            return replace(self, trend=trend, no_curve=no_curve)
+        others = ~np.isin(self.runs.rows, self.cells.rows[~kept])
+        cells, runs = self.cells.only(kept), self.runs.only(others)
+        return replace(self, cells=cells, runs=runs, trend=trend, no_curve=no_curve)
 
     def level(self, squares: float, freedom: int, rows: Indices) -> NoiseLevel:
         """Return the noise level of the replicate seeds, or of the residuals where these exceed it.
@@ -127,7 +141,8 @@ class Inputs:
         -----
         The residuals are used without replicates, and where an F test for lack of fit rejects at 1 %: the
         residuals less the scatter of replicates among them, against the pooled replicates. The test treats
-        runs as independent. For runs that share a trunk it rejects too often, which widens intervals.
+        runs as independent. For runs that share a trunk it rejects too often, which widens intervals. Only
+        without replicates may the noise change with the budget: beside them, a change may be a wrong form's.
         """
         floor = self.floor
         residual = NoiseLevel(
@@ -136,7 +151,8 @@ class Inputs:
             source=RESIDUALS,
         )
         if floor.sd_nats is None:
-            return replace(residual, source=f"{residual.source}, training noise unknown")
+            source = f"{residual.source}, training noise unknown"
+            return replace(residual, source=source, trend=self.trend)
         replicates = NoiseLevel(
             sd_nats=floor.sd_nats, degrees_of_freedom=floor.degrees_of_freedom, source=REPLICATES
         )
@@ -155,12 +171,17 @@ class Inputs:
         )
 
     def resamples(
-        self, level: NoiseLevel, base: Array, rows: Indices, seen: Array
+        self, level: NoiseLevel, base: Array, rows: Indices, seen: Array, flops: Array
     ) -> tuple[Array, Counts | None]:
-        """Return losses and weights [resamples, points]: noise about the fit `base`, or `seen` redrawn."""
+        """Return losses and weights [resamples, points]: noise about the fit `base`, or `seen` redrawn.
+
+        Parameters
+        ----------
+        rows, flops : the points' rows in the table and budgets.
+        """
         weights = self.draws.weights
         if weights is None:
-            return base + self.draws.noise(level, rows), None
+            return base + self.draws.noise(level, rows, flops), None
         return np.broadcast_to(seen, (len(weights), len(seen))), weights[:, rows]
 
     def band(self, level: NoiseLevel, resampled: Curve) -> Band:
@@ -244,5 +265,7 @@ def as_quantity(quantity: Quantity, shape: Geometry, flops: float, log_depth: Ar
     """Return logs of a quantity from logs of the swept variable; tokens fall as it rises."""
     if quantity != "tokens":
         return log_depth
-    finite = np.where(np.isfinite(log_depth), log_depth, 0.0)
-    return np.where(np.isfinite(log_depth), np.log(shape.tokens(np.exp(finite), flops)), -log_depth)
+    logs, finite = -log_depth, np.isfinite(log_depth)
+    with np.errstate(invalid="ignore"):  # far below the sizes that FLOPs were fitted to
+        logs[finite] = np.log(shape.tokens(np.exp(log_depth[finite]), flops))
+    return logs

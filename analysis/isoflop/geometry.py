@@ -48,6 +48,10 @@ class Geometry:
         """Return the tokens that a budget of `flops` buys."""
         return np.asarray(flops, float) / self.flops_per_token(mean_recurrence)
 
+    def flops_of(self, params: Array, tokens: Array) -> Array:
+        """Return the training FLOPs of runs of so many parameters and tokens, on the continuous curve."""
+        return self.flops_per_token((params - self.static_params) / self.looped_params) * tokens
+
 
 # A plain transformer under C = 6 N D, swept over its size.
 PLAIN_TRANSFORMER = Geometry(

@@ -16,6 +16,7 @@ from analysis.isoflop.curves import QUANTITY_NAMES, Curves, Quantity, isoflop_cu
 from analysis.isoflop.estimator import DEFAULT_ESTIMATOR, LACK_OF_FIT_FLAG, EstimatorFit, Inputs, Points
 from analysis.isoflop.geometry import Geometry, geometry
 from analysis.isoflop.parabola import fit_parabolas
+from analysis.isoflop.screening import screen
 from analysis.isoflop.shared_shape import fit_shared
 from analysis.isoflop.surface_estimator import fit_parametric
 from analysis.serialize import HIDDEN
@@ -179,6 +180,8 @@ def fit_group(
     estimators: Sequence[Estimator] = ESTIMATORS,
 ) -> GroupFit:
     """Return the fit of one group by the given estimators; `names` are its scale and FLOP accounting."""
+    screening = screen(inputs.cells, inputs.run_ids)
+    inputs = inputs.screened(screening.kept, screening.trend, screening.no_curve)
     fits = tuple(estimator(inputs) for estimator in estimators)
     return GroupFit(
         label=label,
@@ -190,6 +193,8 @@ def fit_group(
         geometry=inputs.shape,
         estimators=fits,
         flags=(
+            *screening.flags,
+            *_trends(fits),
             *_misfits(fits, inputs.floor),
             *_disagreements(fits, inputs.config),
             *_truncated(inputs.cells),
@@ -213,6 +218,12 @@ def _misfits(estimators: tuple[EstimatorFit, ...], floor: NoiseFloor) -> tuple[s
             f"take that of the {'fit' if noise.widened else 'seeds'}"
         )
     return tuple(flags)
+
+
+def _trends(estimators: tuple[EstimatorFit, ...]) -> tuple[str, ...]:
+    """Return a flag if intervals take noise that changes with the budget."""
+    levels = (fit.noise.trend for fit in estimators if fit.noise)
+    return tuple(dict.fromkeys(trend.summary() for trend in levels if not trend.is_constant))
 
 
 def _disagreements(estimators: tuple[EstimatorFit, ...], config: FitConfig) -> tuple[str, ...]:

@@ -56,8 +56,8 @@ def predict(x: Array, coefficients: Array, at: Array) -> Array:
 def fit_parabolas(inputs: Inputs) -> EstimatorFit:
     """Fit a quadratic per budget in the log of the swept variable, and another in log tokens."""
     cells, usable = inputs.cells, inputs.usable
-    if not usable:
-        return not_fitted("parabola", inputs)
+    if not usable or inputs.no_curve:
+        return not_fitted("parabola", inputs, inputs.no_curve)
     optima: dict[Quantity, tuple[Optimum, ...]] = {}
     fitted: dict[tuple[Quantity, int], tuple[Array, Array]] = {}
     resampled: dict[tuple[Quantity, int], Array] = {}
@@ -102,7 +102,8 @@ def _resampled(inputs: Inputs, budget: int, fitted: tuple[Array, Array], level: 
     x, coefficients = fitted
     at = inputs.cells.budget == budget
     base, seen = predict(x, coefficients, x), inputs.cells.loss_nats[at]
-    losses, weights = inputs.resamples(level, base, inputs.cells.rows[at], seen)
+    flops = inputs.cells.budgets_flops[inputs.cells.budget[at]]
+    losses, weights = inputs.resamples(level, base, inputs.cells.rows[at], seen, flops)
     return fit_parabola(x, losses, weights)[0]
 
 

@@ -6,6 +6,7 @@ line in the size (embeddings or attention that one of both counts leaves out) or
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -26,6 +27,7 @@ from analysis.tables.selection import digest
 from analysis.tables.units import implausible
 
 MIN_REPLICATES = 3  # degrees of freedom from which replicates measure the noise
+FEW_VALUES = 12  # of a column that is a setting and no measurement
 MANY_POINTS = 2_000  # above, neighbours on a curve are averaged: every resample holds all points
 AVERAGED, LEAST_PER_CURVE = 600, 8  # points after averaging, and those that a curve keeps
 MOST_POINTS = 5_000  # after averaging
@@ -59,14 +61,15 @@ def isoflop_points(used: PointsTable, axis: Axis, tolerance: float | None) -> Is
     labels = frame["budget"].to_numpy() if "budget" in frame else None
     budgets = group_budgets(frame["compute"].to_numpy(float), tolerance, labels)
     shape, notes = points_geometry(frame, axis)
+    floor, more = _floor(used.frame.loc[frame.index], keep, swept)
     points = IsoflopPoints(
         frame=frame,
         axis=axis,
         budgets=budgets,
         shape=shape,
-        floor=_floor(frame, swept),
+        floor=floor,
         digest=digest(_identity(frame, axis, shape)),
-        notes=(*notes, *implausible(frame)),
+        notes=(*notes, *implausible(frame), *more),
     )
     return points if len(frame) <= MANY_POINTS else _averaged(points, swept)
 
@@ -109,25 +112,37 @@ def _averaged(points: IsoflopPoints, swept: str) -> IsoflopPoints:
     )
 
 
-def _floor(frame: pd.DataFrame, swept: str) -> NoiseFloor:
-    """Return the noise of points with equal settings and other losses, where there are enough."""
-    settings = ["compute", *dict.fromkeys([swept, "params", "tokens"])]
+def _floor(frame: pd.DataFrame, used: Sequence[str], swept: str) -> tuple[NoiseFloor, tuple[str, ...]]:
+    """Return the noise of points with equal settings and other losses, where there are enough.
+
+    Points that differ in another setting, a column of few values such as a learning rate, are no replicates:
+    a note names it.
+    """
+    unknown = NoiseFloor(sd_nats=None, degrees_of_freedom=0)
+    settings = [*dict.fromkeys(["compute", swept, "params", "tokens"])]
     again = frame[frame.duplicated(settings, keep=False)]
-    cells = [
-        ReplicateCell(
-            label=f"{rows[swept].iloc[0]:g} at {rows['compute'].iloc[0]:g} FLOPs",
-            mean_nats=float(rows["loss"].mean()),
-            deviations_nats=tuple(float(value) for value in rows["loss"] - rows["loss"].mean()),
-            run_ids=tuple(map(str, rows.index)),
-        )
-        for _, rows in again.groupby(settings, sort=True)
-    ]
-    floor = pooled(cells)
-    return (
-        floor
-        if floor.degrees_of_freedom >= MIN_REPLICATES
-        else NoiseFloor(sd_nats=None, degrees_of_freedom=0)
+    if again.empty:
+        return unknown, ()
+    cells = again.groupby(settings, sort=True)
+    for name in frame.columns.difference([*used, *settings, "seed", "x"]):
+        if 1 < frame[name].astype(str).nunique() <= FEW_VALUES and (cells[name].nunique() > 1).any():
+            value = frame[name].iloc[0]
+            shown = f"'{value}'" if isinstance(value, str) else f"{value:g}"
+            return unknown, (
+                f'points of equal compute and size differ in {name}: take one, where="{name} == {shown}"',
+            )
+    floor = pooled(
+        [
+            ReplicateCell(
+                label=f"{rows[swept].iloc[0]:g} at {rows['compute'].iloc[0]:g} FLOPs",
+                mean_nats=float(rows["loss"].mean()),
+                deviations_nats=tuple(float(value) for value in rows["loss"] - rows["loss"].mean()),
+                run_ids=tuple(map(str, rows.index)),
+            )
+            for _, rows in cells
+        ]
     )
+    return (floor if floor.degrees_of_freedom >= MIN_REPLICATES else unknown), ()
 
 
 def regrouped(budgets: Budgets, kept: Mask) -> Budgets:

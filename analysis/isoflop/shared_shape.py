@@ -15,7 +15,7 @@ from analysis.config import Array
 from analysis.isoflop.curves import Quantity
 from analysis.isoflop.estimator import EstimatorFit, Inputs, Minima, assess_minima, not_fitted, power_laws
 from analysis.isoflop.geometry import IsoflopPath, log_optimum
-from analysis.laws.variable_projection import SharedShape, fit_shared_shape
+from analysis.laws.variable_projection import BOX, SharedShape, fit_shared_shape
 
 
 def fit_shared(inputs: Inputs) -> EstimatorFit:
@@ -23,8 +23,8 @@ def fit_shared(inputs: Inputs) -> EstimatorFit:
     cells, usable = inputs.cells, inputs.usable
     at = np.isin(cells.budget, usable)
     freedom = int(at.sum()) - 3 * len(usable) - 2
-    if not usable:
-        return not_fitted("shared shape", inputs)
+    if not usable or inputs.no_curve:
+        return not_fitted("shared shape", inputs, inputs.no_curve)
     if freedom < 1:
         return not_fitted("shared shape", inputs, f"{at.sum()} runs for {3 * len(usable) + 2} parameters")
     index = np.searchsorted(usable, cells.budget[at])
@@ -34,7 +34,8 @@ def fit_shared(inputs: Inputs) -> EstimatorFit:
     base = np.zeros(len(index))
     for k in range(len(usable)):
         base[index == k] = point.losses(k, u[index == k], v[index == k])[0]
-    losses, weights = inputs.resamples(level, base, cells.rows[at], cells.loss_nats[at])
+    flops = cells.budgets_flops[cells.budget[at]]
+    losses, weights = inputs.resamples(level, base, cells.rows[at], cells.loss_nats[at], flops)
     resampled = fit_shared_shape(u, v, losses, index, start=point.exponents[0], weights=weights)
 
     def curves(fitted: SharedShape, quantity: Quantity, budget: int, values: Array) -> Array:
@@ -47,10 +48,22 @@ def fit_shared(inputs: Inputs) -> EstimatorFit:
         name="shared shape",
         noise=level,
         parameters={"a": a, "b": b},
+        notes=_notes(a, b),
         optima=optima,
         laws=power_laws(inputs, optima, level),
         curve=lambda *place: curves(point, *place)[0],
         band=inputs.band(level, partial(curves, resampled)),
+    )
+
+
+def _notes(a: float, b: float) -> tuple[str, ...]:
+    """Return a note per exponent at an edge of its range."""
+    low, high = BOX
+    return tuple(
+        f"{name} = {value:g} lies at an edge of its range, {low:g} to {high:g}: the curves do not determine "
+        "it, and optima and intervals are those of shapes within the range"
+        for name, value in (("a", a), ("b", b))
+        if value in BOX
     )
 
 

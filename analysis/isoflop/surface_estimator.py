@@ -16,6 +16,7 @@ from analysis.laws.intervals import Ends, ProfileModel, identification, profile_
 from analysis.laws.objective import evaluate, evaluation_bytes
 from analysis.laws.surface import HIGH, LAW, LOW, PARAMETERS, Surface, fit_surface, refit
 from analysis.stats.bootstrap import NoiseLevel
+from analysis.stats.noise import ROUNDING
 
 SPARE_RUNS = 3  # runs that the surface needs beyond its number of parameters
 
@@ -27,12 +28,16 @@ def fit_parametric(inputs: Inputs) -> EstimatorFit:
     if count < needed or min(len(np.unique(runs.params)), len(np.unique(runs.tokens))) < 3:
         reason = f"{count} runs for {len(PARAMETERS)} parameters, at least {needed} are needed"
         return not_fitted("surface", inputs, reason)
+    if np.ptp(runs.loss_nats) <= ROUNDING * runs.loss_nats.mean():
+        return not_fitted("surface", inputs, "the losses of all runs are equal")
     u, v, losses = np.log(runs.params), np.log(runs.tokens), runs.loss_nats
     point = fit_surface(u, v, losses, inputs.config.huber_delta)
     base = point.losses(u, v)[0]
     squares = float(np.square(losses - base).sum())
     level = inputs.level(squares, count - len(PARAMETERS), runs.rows)
-    drawn, weights = inputs.resamples(level, base, runs.rows, losses)
+    drawn, weights = inputs.resamples(
+        level, base, runs.rows, losses, inputs.shape.flops_of(runs.params, runs.tokens)
+    )
     # The log loss is fitted: noise at a run far from the fit must not make a loss negative.
     resampled = refit(point, np.maximum(drawn, base / 10), weights)
 
@@ -58,8 +63,9 @@ def fit_parametric(inputs: Inputs) -> EstimatorFit:
         band=inputs.band(level, partial(curves, resampled)),
         across=across,
     )
-    # A profile treats the errors of all runs as independent.
-    if not inputs.config.profiles or inputs.draws.weights is not None or inputs.draws.independent < 1:
+    # A profile treats the errors of all runs as independent and of one size.
+    unequal = not level.trend.is_constant or inputs.draws.independent < 1
+    if not inputs.config.profiles or inputs.draws.weights is not None or unequal:
         return replace(fitted, intervals="by bootstrap")
     model = _profile_model(point, path, losses, level)
     return with_profiles(fitted, path.budgets_flops, model, inputs.config.confidence)

@@ -75,26 +75,32 @@ def fit_depth_curve(
     law : name of a law of depth alone.
     confidence : level of the interval of z, which holds the values whose profile stays within the F limit.
     """
-    every = np.ones((1, len(losses)), bool)
-    return fit_depth_subsets(depths, losses, every, errors=errors, law=law, confidence=confidence)[0]
+    losses = np.asarray(losses, float)[None]
+    stated = None if errors is None else np.asarray(errors, float)[None]
+    return fit_depth_curves(depths, losses, errors=stated, law=law, confidence=confidence)[0]
 
 
-def fit_depth_subsets(
+def fit_depth_curves(
     depths: Array,
     losses: Array,
-    kept: Mask,
+    kept: Mask | None = None,
     *,
     errors: Array | None = None,
     law: str = EXPONENTIAL,
     confidence: float = 0.95,
 ) -> list[DepthFit]:
-    """Fit one depth curve to several subsets of its depths, a row of `kept` [subsets, depths] each.
+    """Fit several curves over the same depths at once; see `fit_depth_curve`.
 
-    See `fit_depth_curve`.
+    Parameters
+    ----------
+    losses, errors : [curves, depths], or one row for all curves.
+    kept : False leaves a depth out of a curve [curves, depths].
     """
     order = np.argsort(depths, kind="stable")
-    depths, losses = np.asarray(depths, float)[order], np.asarray(losses, float)[order]
-    stated = np.full(len(losses), np.nan) if errors is None else np.asarray(errors, float)[order]
+    depths, losses = np.asarray(depths, float)[order], np.asarray(losses, float)[:, order]
+    kept = np.ones_like(losses, bool) if kept is None else np.asarray(kept)[:, order]
+    losses = np.broadcast_to(losses, kept.shape)
+    stated = np.broadcast_to(np.nan if errors is None else np.asarray(errors, float)[:, order], kept.shape)
     enough = kept.sum(1) >= MIN_DEPTHS
     fits = [
         DepthFit(
@@ -102,17 +108,12 @@ def fit_depth_subsets(
             depths=_whole(depths[row]),
             refusal=f"{row.sum()} depths, at least {MIN_DEPTHS} are needed",
         )
-        for row in kept[:, order]
+        for row in kept
     ]
     if enough.any():
-        subsets = kept[enough][:, order]
-        curves = Decay(
-            law=LAWS[law],
-            depths=depths,
-            values=np.repeat(losses[None], len(subsets), 0),
-            weights=subsets / losses**2,
-        )
-        for place, fit in zip(np.flatnonzero(enough), _fit(curves, stated, confidence), strict=True):
+        values = losses[enough]
+        curves = Decay(law=LAWS[law], depths=depths, values=values, weights=kept[enough] / values**2)
+        for place, fit in zip(np.flatnonzero(enough), _fit(curves, stated[enough], confidence), strict=True):
             fits[place] = fit
     return fits
 
@@ -133,7 +134,7 @@ def _fit(curves: Decay, stated: Array, confidence: float) -> list[DepthFit]:
             law=curves.law.name,
             depths=curves.depths[row],
             losses=curves.values[i, row],
-            stated=stated[row],
+            stated=stated[i, row],
             floor=float(floor[i]),
             amplitude=float(amplitude[i]),
             rate=float(rates[i]),

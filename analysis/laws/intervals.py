@@ -23,7 +23,7 @@ from analysis.laws.objective import Objective, Terms, log_terms, residuals
 from analysis.stats.bootstrap import FEW_BLOCKS, interval, student_interval
 
 TRADE_OFF = 0.98  # correlation above which two parameters are determined only together
-FEW_FREEDOM = 20  # degrees of freedom below which percentiles over resampled points cover too rarely
+FEW_FREEDOM = 15  # degrees of freedom below which percentiles over resampled points cover too rarely
 FLAT = 1e-9  # eigenvalue, for a unit diagonal, below which the loss is flat along a direction
 AT_BOUND = "it lies at a bound"
 ALONG = 0.1  # component of a flat direction above which its parameter is named

@@ -11,7 +11,7 @@ approaches zero. A minimum needs p > 0 and r > 0.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -101,12 +101,35 @@ def _fit(problem: _Problem, start: Array | None) -> tuple[Array, Array, Array]:
     return theta, amplitudes, np.square(residual).sum((1, 2))
 
 
+def leverages(fit: SharedShape, log_params: Array, log_tokens: Array, budget: Indices) -> Array:
+    """Return the leverages of the points in a fit to one row of losses, by linear theory [points].
+
+    A leverage is the derivative of a point's fitted loss by its own loss. An exponent at an edge of `BOX` is
+    taken as fixed.
+    """
+    u, v = log_params - fit.log_params_mean, log_tokens - fit.log_tokens_mean
+    problem = _pad(u, v, np.zeros((1, len(u))), budget, None)
+    basis = _project(problem, fit.exponents)[2]
+    columns = _exponent_columns(problem, fit.exponents, fit.amplitudes, basis)[0]
+    free = ~np.isin(fit.exponents[0], BOX)
+    orthonormal = np.linalg.qr(columns[:, free])[0].reshape(*problem.u.shape, -1)
+    padded = sum(np.square(q[0]) for q in basis) + np.square(orthonormal).sum(-1)
+    return np.asarray(padded[budget, _slots(budget)])
+
+
+def _slots(budget: Indices) -> Indices:
+    """Return the place of each point among those of its budget."""
+    slot = np.zeros(len(budget), int)
+    for index in range(int(budget.max()) + 1):
+        at = budget == index
+        slot[at] = np.arange(at.sum())
+    return slot
+
+
 def _pad(u: Array, v: Array, losses: Array, budget: Any, weights: Counts | None) -> _Problem:
     counts = np.bincount(budget)
     shape = (len(counts), int(counts.max()))
-    slot = np.zeros(len(budget), int)
-    for index in range(len(counts)):
-        slot[budget == index] = np.arange(counts[index])
+    slot = _slots(budget)
     padded = {name: np.zeros(shape) for name in ("u", "v", "weight")}
     for name, values in (("u", u), ("v", v), ("weight", np.ones(len(u)))):
         padded[name][budget, slot] = values
@@ -165,14 +188,17 @@ def _orthogonal(column: Array, basis: tuple[Array, ...]) -> tuple[Array, ...]:
 def _grid_start(problem: _Problem) -> Array:
     """Return the best exponents of a logarithmic grid for every resample [resamples, 2]."""
     axis = np.geomspace(*BOX, START_GRID)
+    grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
+    if len(problem.losses) == 1:  # all of the grid at a time
+        losses = np.broadcast_to(problem.losses, (len(grid), *problem.losses.shape[1:]))
+        error = np.square(_project(replace(problem, losses=losses), grid)[1]).sum((1, 2))
+        return grid[[int(np.argmin(error))]]
     best = np.full(len(problem.losses), np.inf)
     theta = np.zeros((len(problem.losses), 2))
-    for a in axis:
-        for b in axis:
-            trial = np.broadcast_to(np.array([a, b]), theta.shape)
-            error = np.square(_project(problem, trial)[1]).sum((1, 2))
-            better = error < best
-            best[better], theta[better] = error[better], (a, b)
+    for place in grid:
+        error = np.square(_project(problem, np.broadcast_to(place, theta.shape))[1]).sum((1, 2))
+        better = error < best
+        best[better], theta[better] = error[better], place
     return theta
 
 
@@ -206,6 +232,15 @@ def _descend(problem: _Problem, theta: Array, iterations: int = 200) -> Array:
 
 def _normal_equations(problem: _Problem, theta: Array) -> tuple[Array, Array]:
     amplitudes, residual, basis = _project(problem, theta)
+    jacobian = _exponent_columns(problem, theta, amplitudes, basis)
+    flat = residual.reshape(len(theta), 1, -1)
+    return (flat @ jacobian)[:, 0], np.swapaxes(jacobian, 1, 2) @ jacobian
+
+
+def _exponent_columns(
+    problem: _Problem, theta: Array, amplitudes: Array, basis: tuple[Array, Array, Array]
+) -> Array:
+    """Return the derivatives of the residuals by the exponents [resamples, budgets x points, 2]."""
     columns = []
     for index, x in enumerate((problem.u, problem.v)):
         slope = problem.weight * _saturation_slope(theta[:, index, None, None], x)
@@ -213,9 +248,7 @@ def _normal_equations(problem: _Problem, theta: Array) -> tuple[Array, Array]:
         for q in basis:
             column = column - np.sum(q * column, -1)[..., None] * q
         columns.append(column)  # = d residual / d exponent, since the model carries a minus sign
-    jacobian = np.stack([column.reshape(len(theta), -1) for column in columns], -1)
-    flat = residual.reshape(len(theta), 1, -1)
-    return (flat @ jacobian)[:, 0], np.swapaxes(jacobian, 1, 2) @ jacobian
+    return np.stack([column.reshape(len(theta), -1) for column in columns], -1)
 
 
 def _boxed_step(theta: Array, gradient: Array, normal: Array, damping: Array) -> Array:

@@ -23,7 +23,7 @@ from analysis.format import error, number, span
 from analysis.isoflop.curves import QUANTITY_NAMES, Quantity
 from analysis.isoflop.group import GroupFit
 from analysis.study.holdout import Holdout
-from analysis.study.points import IsoflopFit
+from analysis.study.points import IsoflopFit, in_unit
 from analysis.study.sensitivity import Variant
 from analysis.study.study import StudyFit
 
@@ -63,6 +63,7 @@ def render(
         comparison=comparison,
         headlines=study.headlines(),
         groups=_groups(study.groups),
+        envelopes=[(item, _groups(item.groups)) for item in study.envelopes],
         differences=_differences(comparison),
         suites=[SUITE_TITLES.get(name, name) for name in suite_names(comparison.rows)],
         compared=comparison.paragraph(),
@@ -83,6 +84,8 @@ def render_points(fit: IsoflopFit, drawn: Sequence[tuple[style.ReportFigure, byt
         drawn,
         title=title,
         fit=fit,
+        unit=fit.unit,
+        flags=[in_unit(flag, fit.unit) for flag in fit.group.flags],
         headlines=fit.headlines(),
         groups=_groups((fit.group,)),
         held_out=held_out(fit.validation),
@@ -109,7 +112,9 @@ def page(template: str, drawn: Sequence[tuple[style.ReportFigure, bytes]], **val
         }
         for one, png in drawn
     ]
-    return environment.get_template(template).render(figures=figures, versions=_versions(), **values)
+    return environment.get_template(template).render(
+        {"unit": "nats"} | values, figures=figures, versions=_versions()
+    )
 
 
 def _groups(groups: Sequence[GroupFit]) -> list[dict[str, Any]]:

@@ -17,6 +17,8 @@ import numpy as np
 from scipy.special import chdtri, ndtri, stdtrit
 
 from analysis.config import Array, Counts
+from analysis.serialize import HIDDEN
+from analysis.stats.noise import CONSTANT, NoiseTrend
 
 FEW_BLOCKS = 10  # with fewer blocks, percentiles over resampled blocks cover too rarely
 REPLICATES, RESIDUALS = "replicate seeds", "residuals of this fit"
@@ -32,6 +34,7 @@ class NoiseLevel:
     residual_sd_nats: float | None = None  # of the fit, where it was compared with replicate seeds
     misfit_sd_nats: float | None = None  # the same without the replicates' own scatter
     lack_of_fit: float | None = None  # p value: the noise of the replicates leaves a misfit as large
+    trend: NoiseTrend = field(default=CONSTANT, metadata=HIDDEN)  # of the noise over the budget
 
     @property
     def widened(self) -> bool:
@@ -51,9 +54,10 @@ class Draws:
     weights: Counts | None = field(default=None, repr=False)
     independent: float = 1.0  # independent errors per run; below 1 where runs share a trunk
 
-    def noise(self, level: NoiseLevel, columns: Any = slice(None)) -> Array:
-        """Return errors in nats [resamples, runs]."""
-        return level.sd_nats * self.normal[:, columns]
+    def noise(self, level: NoiseLevel, columns: Any = slice(None), flops: Array | None = None) -> Array:
+        """Return errors in nats [resamples, runs]; with the runs' budgets `flops`, by the level's trend."""
+        errors = level.sd_nats * self.normal[:, columns]
+        return errors if flops is None or level.trend.is_constant else errors * level.trend.scale(flops)
 
     def factor(self, level: NoiseLevel) -> Array:
         """Return the estimated noise level of each resample over the true one [resamples].

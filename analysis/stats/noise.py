@@ -7,10 +7,83 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
+from scipy.optimize import brentq
+from scipy.special import ndtr
 
 from analysis.config import Array, Indices, Labels
 from analysis.format import number
 from analysis.tables.selection import CELL, VARIANT
+
+ROUNDING = 1e-9  # of the loss: smaller differences are rounding
+STEEPEST = 2.0  # power of the budget that the variance of the noise may go as
+TREND_LEVEL = 0.05  # p value of the test for noise that changes with the budget
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseTrend:
+    """Noise whose standard deviation goes as C^exponent; the default is the same noise everywhere."""
+
+    exponent: float = 0.0
+    reference_flops: float = 1.0
+    level: float = 1.0  # standard deviation at the reference over that of all runs pooled
+    p_value: float = 1.0
+
+    def scale(self, flops: Array | float) -> Array:
+        """Return the standard deviation at budgets of `flops` over that of all runs pooled."""
+        return np.asarray(self.level * (np.asarray(flops) / self.reference_flops) ** self.exponent)
+
+    @property
+    def is_constant(self) -> bool:
+        """Return True for the same noise at all budgets."""
+        return self.exponent == 0
+
+    def summary(self) -> str:
+        """Return the trend and what follows from it."""
+        return (
+            f"the noise goes as C^{self.exponent:.2f} (p = {self.p_value:.2g}): intervals from residuals "
+            "take it so"
+        )
+
+
+CONSTANT = NoiseTrend()
+
+
+def noise_trend(residual: Array, leverage: Array, flops: Array) -> NoiseTrend:
+    """Return how the noise changes with the budget, or `CONSTANT` where a score test finds no change.
+
+    Parameters
+    ----------
+    residual, leverage, flops : residuals of a least-squares fit in nats, leverages and budgets [runs].
+
+    Notes
+    -----
+    A residual has the variance sigma(C)^2 (1 - leverage). The test is that of Cook and Weisberg (1983), the
+    exponent the maximum of the likelihood of independent residuals.
+    """
+    spare, squares = 1 - leverage, np.square(residual)
+    logs = np.log(flops)
+    middle = float(logs @ spare / spare.sum())
+    x, pooled = logs - middle, float(squares.sum() / spare.sum())
+    information = float(spare @ x**2) / 2
+    if information <= 0 or len(np.unique(flops)) < 3:
+        return CONSTANT
+    score = float(squares @ x) / pooled / 2
+    p_value = 2 * float(ndtr(-abs(score) / np.sqrt(information)))
+    if p_value > TREND_LEVEL:
+        return CONSTANT
+
+    def gradient(slope: float) -> float:  # of the likelihood, up to a positive factor; it falls
+        return float(squares @ (x * np.exp(-slope * x)))
+
+    inside = gradient(-STEEPEST) > 0 > gradient(STEEPEST)
+    slope = brentq(gradient, -STEEPEST, STEEPEST) if inside else float(np.copysign(STEEPEST, score))
+    level = float(squares @ np.exp(-slope * x) / spare.sum() / pooled)
+    return NoiseTrend(
+        exponent=slope / 2,
+        reference_flops=float(np.exp(middle)),
+        level=float(np.sqrt(level)),
+        p_value=p_value,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

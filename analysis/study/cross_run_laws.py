@@ -7,6 +7,7 @@ are resampled whole (see `_labels`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,8 +24,11 @@ from analysis.laws.law import SIZE_COLUMN, Law, joint_law
 from analysis.laws.objective import PUBLISHED_DELTA
 from analysis.laws.registry import LAWS
 from analysis.laws.result import LawFit
+from analysis.laws.task_score import TASK_LAW, TaskLaw
 from analysis.serialize import HIDDEN
 from analysis.stats.noise import noise_floor
+from analysis.study.task_scores import task_laws
+from analysis.tables.arms import axes, axis_values
 from analysis.tables.schema import TableError
 from analysis.tables.selection import select
 
@@ -59,24 +63,20 @@ def cross_run_laws(
     config: FitConfig,
     progress: Progress = lambda stage, done: None,
 ) -> tuple[CrossRunLaw, ...]:
-    """Fit the iso-depth law per accounting, and the unified law per group and per accounting.
+    """Fit the iso-depth law per pool (see `pools`), and the unified law per group and per pool.
 
     Their Huber delta is that of the surface, 1e-3 by default.
     """
     config = replace(config, huber_delta=config.huber_delta or PUBLISHED_DELTA)
-    selected: list[tuple[str, Law, pd.DataFrame]] = []
-    accountings = sorted({group.accounting for group in groups})
-    for accounting in accountings:
-        mine = [group for group in groups if group.accounting == accounting]
-        points = pd.concat([training_points(group, config) for group in mine], ignore_index=True)
-        selected.append((", ".join(group.label for group in mine), LAWS["iso_depth"], points))
+    selected = [_iso_depth(pool, config) for pool in pools(groups)]
     tables = {group.label: depth_points(group, depths, config) for group in groups}
     for group in groups:
         if len(tables[group.label]):
             selected.append((group.label, LAWS["unified"], tables[group.label]))
-    for accounting in accountings:
-        mine = [g for g in groups if g.accounting == accounting and len(tables[g.label])]
+    for pool in pools(groups):
+        mine = [group for group in pool if len(tables[group.label])]
         if len({group.scale for group in mine}) > 1:
+            accounting = mine[0].accounting
             numbered = [
                 tables[group.label].assign(**{SIZE_COLUMN: i}) for i, group in enumerate(mine, start=1)
             ]
@@ -91,12 +91,34 @@ def cross_run_laws(
     return tuple(fitted)
 
 
+def iso_depth_laws(groups: Sequence[GroupFit], config: FitConfig) -> tuple[CrossRunLaw, ...]:
+    """Fit the iso-depth law alone, per pool."""
+    return tuple(_fit(*_iso_depth(pool, config), config) for pool in pools(groups))
+
+
+def _iso_depth(pool: Sequence[GroupFit], config: FitConfig) -> tuple[str, Law, pd.DataFrame]:
+    points = pd.concat([training_points(group, config) for group in pool], ignore_index=True)
+    return ", ".join(group.label for group in pool), LAWS["iso_depth"], points
+
+
+def pools(groups: Sequence[GroupFit]) -> list[list[GroupFit]]:
+    """Return the groups that may share a law across sizes: one accounting, and one arm of every axis."""
+    if not groups:
+        return []
+    varied = axes(pd.concat([group.table for group in groups], ignore_index=True))
+    found: dict[tuple[Any, ...], list[GroupFit]] = {}
+    for group in groups:
+        arm = (str(axis_values(group.table, name).iloc[0]) for name in varied)
+        found.setdefault((group.accounting, *arm), []).append(group)
+    return list(found.values())
+
+
 def fit_law_to_runs(
     name: str, runs: pd.DataFrame, depths: pd.DataFrame, config: FitConfig
-) -> LawFit | CurveLaws:
+) -> LawFit | CurveLaws | TaskLaw:
     """Fit one law of the registry to the runs of a study, or to their depth curves if it has a depth.
 
-    A law of depth alone is fitted to every curve separately.
+    A law of depth alone is fitted to every curve separately; the law of a score to the first suite.
 
     Raises
     ------
@@ -104,6 +126,11 @@ def fit_law_to_runs(
     """
     law = as_law(name)
     used = select(runs, config.max_epochs).runs
+    if name == TASK_LAW:
+        scores = task_laws(used, config)
+        if not scores:
+            raise TableError(f"law={name}: no run has a score: loopscale eval sweep=NAME tasks=core, collect")
+        return scores[0]
     # Only the grouping matters here, not the isoFLOP laws of the groups.
     base = replace(config, bootstrap=100, profiles=False, resampling="noise")
     groups = fit_groups(used, noise_floor(used), base)[0]
@@ -117,6 +144,9 @@ def fit_law_to_runs(
             return fit_curves(name, points, config.confidence)
     else:
         points = pd.concat([training_points(group, config) for group in groups], ignore_index=True)
+    if len(pools(groups)) > 1:
+        varied = ", ".join(axes(used))
+        raise TableError(f"law={name}: the runs have several arms of {varied}: keep one with where=")
     fitted = _fit(name, law, points, config)
     if fitted.fit is None:
         raise TableError(f"law={name}: {fitted.refusal}")

@@ -10,7 +10,7 @@ from scipy.optimize import brentq
 from scipy.special import stdtrit
 
 from analysis.config import Array, FitConfig
-from analysis.laws.depth_curve import DepthFit, fit_depth_curve
+from analysis.laws.depth_curve import DepthFit, fit_depth_curves
 from analysis.tables.schema import TableError
 
 
@@ -106,15 +106,10 @@ def depth_study(runs: pd.DataFrame, depths: pd.DataFrame, config: FitConfig) -> 
         )
     depths = depths[np.isfinite(depths["val_loss_nats"].astype(float))]
     rows = {str(run_id): frame for run_id, frame in depths.groupby("run_id", sort=True)}
+    looped = [run for run in runs[runs["kind"] == "looped"].to_dict("records") if str(run["run_id"]) in rows]
+    fits = _fits({str(run["run_id"]): rows[str(run["run_id"])] for run in looped}, config.confidence)
     curves = []
-    for run in runs[runs["kind"] == "looped"].to_dict("records"):
-        frame = rows.get(str(run["run_id"]))
-        if frame is None:
-            continue
-        depth, loss, error = (
-            frame[name].to_numpy(float) for name in ("depth", "val_loss_nats", "val_loss_se_nats")
-        )
-        fit = fit_depth_curve(depth, loss, errors=error, confidence=config.confidence)
+    for run in looped:
         budget = float(run["target_flops"])
         curves.append(
             DepthCurve(
@@ -124,7 +119,7 @@ def depth_study(runs: pd.DataFrame, depths: pd.DataFrame, config: FitConfig) -> 
                 accounting=str(run["accounting"]),
                 mean_recurrence=float(run["mean_recurrence"]),
                 target_flops=budget if np.isfinite(budget) else None,
-                fit=fit,
+                fit=fits[str(run["run_id"])],
             )
         )
     summary = tuple(
@@ -132,6 +127,22 @@ def depth_study(runs: pd.DataFrame, depths: pd.DataFrame, config: FitConfig) -> 
         for depth in sorted({c.mean_recurrence for c in curves})
     )
     return _slope(tuple(curves), summary, config.confidence)
+
+
+def _fits(curves: dict[str, pd.DataFrame], confidence: float) -> dict[str, DepthFit]:
+    """Fit all curves, those over the same depths at once."""
+    alike: dict[tuple[float, ...], list[str]] = {}
+    for run_id, curve in curves.items():
+        alike.setdefault(tuple(curve["depth"].astype(float)), []).append(run_id)
+    fits: dict[str, DepthFit] = {}
+    for depths, run_ids in alike.items():
+        losses, errors = (
+            np.stack([curves[run_id][name].to_numpy(float) for run_id in run_ids])
+            for name in ("val_loss_nats", "val_loss_se_nats")
+        )
+        found = fit_depth_curves(np.array(depths), losses, errors=errors, confidence=confidence)
+        fits |= dict(zip(run_ids, found, strict=True))
+    return fits
 
 
 def _summarise(depth: float, curves: list[DepthCurve]) -> RateAtRecurrence:

@@ -19,7 +19,7 @@ from analysis.config import FitConfig
 from analysis.format import error, number
 from analysis.isoflop.estimator import Array
 from analysis.isoflop.group import GroupFit
-from analysis.laws.depth_curve import fit_depth_subsets
+from analysis.laws.depth_curve import fit_depth_curves
 from analysis.laws.fit import fit_law
 from analysis.laws.newton import EXACT
 from analysis.laws.objective import PUBLISHED_DELTA, Objective, minimise, predict
@@ -229,7 +229,7 @@ def _without_depths(
         depth, loss, error = (
             curve[column].to_numpy(float) for column in ("depth", "val_loss_nats", "val_loss_se_nats")
         )
-        fits = fit_depth_subsets(depth, loss, ~masks, errors=error, confidence=config.confidence)
+        fits = fit_depth_curves(depth, loss[None], ~masks, errors=error[None], confidence=config.confidence)
         for fit, out in zip(fits, masks, strict=True):
             if fit.rate is not None and out.any():
                 predicted.append(fit.predict(depth[out]))

@@ -12,12 +12,15 @@ from analysis.config import FitConfig, Progress
 from analysis.isoflop.curves import QUANTITY_NAMES
 from analysis.isoflop.estimator import DEFAULT_ESTIMATOR
 from analysis.isoflop.group import GroupFit, Values, fit_groups
-from analysis.serialize import HIDDEN
+from analysis.laws.task_score import TaskLaw
+from analysis.serialize import HIDDEN, WHEN_SET
 from analysis.stats.noise import NoiseFloor, noise_floor
-from analysis.study.cross_run_laws import CrossRunLaw, cross_run_laws
+from analysis.study.cross_run_laws import CrossRunLaw, cross_run_laws, training_points
 from analysis.study.depth import DepthStudy, depth_study
+from analysis.study.envelope import Envelope, envelopes
 from analysis.study.holdout import Holdout, holdout
 from analysis.study.sensitivity import Variant, sensitivity, variants_summary
+from analysis.study.task_scores import task_laws
 from analysis.tables.schema import DEPTHS, conform
 from analysis.tables.selection import LeftOut, digest, select
 
@@ -52,8 +55,10 @@ class StudyFit:
     groups: tuple[GroupFit, ...]
     depth: DepthStudy
     run_laws: tuple[CrossRunLaw, ...]  # the iso-depth law and the unified law
+    task_laws: tuple[TaskLaw, ...] = field(default=(), metadata=WHEN_SET)  # of the suites with scores
     validation: Holdout | None = None  # None: not requested
     sensitivity: tuple[Variant, ...] | None = None
+    envelopes: tuple[Envelope, ...] = field(default=(), metadata=WHEN_SET)  # over axes of the recipe
     checks: tuple[SanityCheck, ...]
     left_out: tuple[LeftOut, ...]
     skipped: tuple[str, ...]  # groups without an isoFLOP curve, and why
@@ -72,7 +77,12 @@ class StudyFit:
         for group in self.groups:
             size = f"{group.runs} runs at {len(group.budgets_flops)} budgets"
             lines += ["", f"{group.label}: {size}", group.summary()]
-        parts = [self.depth.summary(), *(law.summary() for law in self.run_laws)]
+        parts = [
+            *(item.summary() for item in self.envelopes),
+            self.depth.summary(),
+            *(law.summary() for law in self.run_laws),
+            *(law.summary() for law in self.task_laws),
+        ]
         if self.validation is not None:
             parts.append(self.validation.summary())
         if self.sensitivity is not None:
@@ -81,13 +91,14 @@ class StudyFit:
         return "\n".join([*lines, *(line for part in parts for line in ("", part))])
 
     def headlines(self) -> list[str]:
-        """Return the laws, or the refusals with their reasons, in at most three lines."""
+        """Return the laws, or the refusals with their reasons, in three lines and one per envelope."""
         lines = []
         for quantity in self.groups[0].quantities if self.groups else ():
             laws = [f"{group.label}: {group.headline(quantity)}" for group in self.groups]
             lines.append(f"Optimal {QUANTITY_NAMES[quantity]}, {'; '.join(laws)}")
         if not lines:
             lines.append(f"No isoFLOP law: {'; '.join(self.skipped)}")
+        lines += [line for item in self.envelopes for line in item.headlines()]
         return [*lines, f"Test-time depth: {self.depth.headline()}; {self.noise.summary()}"]
 
     def predict(self, flops: Values, estimator: str = DEFAULT_ESTIMATOR) -> pd.DataFrame:
@@ -156,6 +167,8 @@ def fit(
         groups=groups,
         depth=depth,
         run_laws=cross_run_laws(groups, depths, config, progress),
+        task_laws=task_laws(selection.runs, config, [training_points(group, config) for group in groups]),
+        envelopes=envelopes(selection.runs, groups, floor, config),
         checks=sanity_checks(selection.runs, floor),
         left_out=selection.left_out,
         skipped=skipped,

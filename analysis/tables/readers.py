@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis.tables.schema import DEPTHS, ITEMS, RUNS, Column, TableError, conform, migrate
@@ -141,10 +142,22 @@ def _filled(frame: pd.DataFrame, columns: tuple[Column, ...]) -> pd.DataFrame:
 
 def _as_runs(frame: pd.DataFrame, data: str) -> Tables:
     """Return a runs table of any origin, and the depths table beside it or an empty one."""
-    runs = frame[[column.name for column in RUNS]]
+    runs = _damaged_left_out(frame[[column.name for column in RUNS]])
     runs = runs.assign(**{name: runs[name].astype("string").fillna("") for name in _texts(RUNS)})
     beside = Path(data).parent / "depths.csv"
     if not data.startswith(WANDB) and beside.is_file():
         return conform(runs, RUNS), conform(_read_any(beside), DEPTHS)
     empty = pd.DataFrame({column.name: pd.Series(dtype=column.kind) for column in DEPTHS})
     return conform(runs, RUNS), conform(empty, DEPTHS)
+
+
+def _damaged_left_out(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return runs with a state that says which cell holds no number: `select` leaves them out with it."""
+    runs = runs.copy()
+    for column in (column for column in RUNS if column.kind != "string"):
+        values = pd.to_numeric(runs[column.name], errors="coerce")
+        bad = values.isna() & (runs[column.name].notna() | (column.kind == "int64"))
+        said = f"damaged: {column.name} = " + runs[column.name].astype(str)
+        runs["status"] = runs["status"].mask(bad, said)
+        runs[column.name] = values.where(~bad, 0 if column.kind == "int64" else np.nan)
+    return runs

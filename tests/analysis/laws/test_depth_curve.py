@@ -4,7 +4,7 @@ import pytest
 
 from analysis import TableError, fit
 from analysis.config import FitConfig
-from analysis.laws.depth_curve import fit_depth_curve, fit_depth_subsets
+from analysis.laws.depth_curve import fit_depth_curve, fit_depth_curves
 from analysis.study.points import fit_law_to_points
 from tests.analysis.synthetic import INSIDE, study
 
@@ -22,8 +22,8 @@ def test_the_band_of_a_curve_holds_the_true_curve_as_often_as_it_says():
     depths = np.arange(1.0, 17.0)
     true = 2.9 + 0.7 * np.exp(-0.5 * depths)
     held = np.zeros(len(depths))
-    for _ in range(400):
-        low, high = fit_depth_curve(depths, true + 0.003 * draw.normal(size=len(depths))).interval(depths)
+    for fitted in fit_depth_curves(depths, true + 0.003 * draw.normal(size=(400, len(depths)))):
+        low, high = fitted.interval(depths)
         held += (low <= true) & (true <= high)
     # The share of 400 intervals has a standard error of .011, and less over all depths.
     assert (held / 400 > 0.915).all() and 0.93 < held.mean() / 400 < 0.97
@@ -36,12 +36,8 @@ def test_order_of_depths_does_not_matter():
 
 def curves(losses, noise, count=100, errors=True):
     """Fit `count` curves around `losses` with independent noise, whose size is stated or not."""
-    fits = []
-    for number in range(count):
-        drawn = losses + noise * np.random.default_rng([1, number]).standard_normal(len(losses))
-        stated = np.full(len(losses), noise) if errors else None
-        fits.append(fit_depth_curve(DEPTHS, drawn, errors=stated))
-    return fits
+    drawn = losses + noise * np.random.default_rng(1).standard_normal((count, len(losses)))
+    return fit_depth_curves(DEPTHS, drawn, errors=np.full_like(drawn, noise) if errors else None)
 
 
 def refused(fits, reason=""):
@@ -96,7 +92,7 @@ def test_a_rate_that_noise_hides_is_not_identified():
 def test_subsets_of_a_curve_are_fitted_as_curves_of_their_own():
     losses = 2.9 + 0.7 * np.exp(-0.5 * DEPTHS) + 1e-3 * np.sin(3 * DEPTHS)
     kept = np.array([DEPTHS != 1, DEPTHS != 3, DEPTHS <= 8, DEPTHS <= 3])
-    for row, found in zip(kept, fit_depth_subsets(DEPTHS, losses, kept), strict=True):
+    for row, found in zip(kept, fit_depth_curves(DEPTHS, losses[None], kept), strict=True):
         alone = fit_depth_curve(DEPTHS[row], losses[row])
         assert (found.depths, found.refusal) == (alone.depths, alone.refusal)
         if alone.refusal is None:

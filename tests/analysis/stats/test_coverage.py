@@ -8,13 +8,25 @@ from validation import coverage
 
 def test_most_intervals_of_a_few_studies_hold_the_truth(monkeypatch):
     monkeypatch.setattr(coverage, "RESAMPLES", 200)
-    rows = coverage.summarise(coverage.simulate(range(12)), 12)
+    rows = coverage.summarise(coverage.simulate("gaussian", range(12)), 12)
     for row in rows:
         if row["estimator"] != "parabola":
             assert row["accepted"] >= 10
             # With 95 % coverage fewer than nine of twelve happen once in four thousand times.
             assert row["coverage"] * row["accepted"] >= 9
             assert np.isfinite(row["median_width"])
+
+
+@pytest.mark.parametrize("noise", coverage.ROBUST)
+def test_robust_studies_keep_their_intervals_narrow(noise, monkeypatch):
+    """One run of 36 is 20 standard deviations off, or noise is unequal: at most 1.6 of the Gaussian width."""
+    monkeypatch.setattr(coverage, "FEW_RESAMPLES", 100)
+    monkeypatch.setattr(coverage, "fit_parametric", coverage.fit_shared)  # twice the same is cheaper
+    rows = coverage.summarise(coverage.simulate(noise, range(8)), 8)
+    for row in rows:
+        assert row["accepted"] >= 12  # of 16
+        assert row["coverage"] * row["accepted"] >= 10
+        assert row["median_width"] < 1.6 * {"mean_recurrence": 0.40, "tokens": 0.20}[row["quantity"]]
 
 
 def test_coverage_is_counted_against_both_truths(monkeypatch):

@@ -100,7 +100,7 @@ def test_large_integer_columns_do_not_overflow():
 
 
 def test_the_columns_of_every_law_can_be_mapped():
-    beside = {"loss", "loss_se", "run_id", "compute", "budget", "block"}
+    beside = {"loss", "loss_se", "run_id", "score", "compute", "budget", "block"}
     assert beside.union(*(law.columns for law in LAWS.values())) == set(ROLES)
     assert list(ROLES) == sorted(ROLES)
 
@@ -120,3 +120,17 @@ def test_a_column_added_to_the_schema_leaves_the_digest_of_older_tables():
     older = runs.assign(kernels="")
     assert digest(older) == digest(older.drop(columns="kernels").assign(schema_version=4))
     assert digest(runs.assign(kernels="cpu")) != digest(older)
+
+
+def test_a_damaged_cell_leaves_out_its_run_and_names_it(tmp_path):
+    runs, depths = study(budgets=(1e18,))
+    damaged = runs.astype(object)
+    damaged.loc[2, "tokens"], damaged.loc[3, "val_loss_nats"] = "many", "diverged"
+    damaged.to_csv(tmp_path / "runs.csv", index=False)
+    depths.to_csv(tmp_path / "depths.csv", index=False)
+    kept = select(read_source(str(tmp_path / "runs.csv"))[0], max_epochs=1.0)
+    assert {item.run_id: item.reason for item in kept.left_out} == {
+        runs.loc[2, "run_id"]: "not done (status damaged: tokens = many)",
+        runs.loc[3, "run_id"]: "not done (status damaged: val_loss_nats = diverged)",
+    }
+    assert kept.runs["tokens"].dtype == "int64" and len(kept.runs) == len(runs) - 2

@@ -138,32 +138,50 @@ def test_large_data_gives_the_same_shards(config, tmp_path, monkeypatch):
     np.testing.assert_array_equal(together.train, alone.train)
 
 
-PREPARE = """
-import os, sys
+SMALL_PARTS = {
+    "harness.data.shards.PART_BYTES": 50_000,
+    "harness.data.documents.POSITION_DOCUMENTS": 2,
+    "harness.data.shards.PROGRESS_STEP": 0.0,
+}
+PREPARE = f"""
+import json, os, sys
 from pathlib import Path
 import harness.data.documents, harness.data.shards
 from harness.data.dataset import DataConfig
 from harness.data.prepare import prepare
 
-path, cache, how, source = sys.argv[1:]
-harness.data.shards.PART_BYTES = 50_000
-harness.data.documents.POSITION_DOCUMENTS = 2
-harness.data.shards.PROGRESS_STEP = 0.0
+fields, cache, how = sys.argv[1:]
+{"; ".join(f"{name} = {value}" for name, value in SMALL_PARTS.items())}
 def progress(stage, fraction):
-    print(stage, flush=True)
     if stage == "tokenizing" and fraction > float(how):
         os.kill(os.getpid(), 9)
-fields = {"path": path} if source == "text" else {"repository": path, "max_documents": 7}
-fields["validation_fraction"] = 0.3
 if __name__ == "__main__":
-    config = DataConfig(name="test", source=source, vocabulary_size=512, **fields)
-    print(prepare(config, Path(cache), progress).digest)
+    print(prepare(DataConfig(**json.loads(fields)), Path(cache), progress).digest)
 """
+
+
+def described(path, source):
+    own = {"path": str(path)} if source == "text" else {"repository": str(path), "max_documents": 7}
+    return {"name": "test", "source": source, "vocabulary_size": 512, "validation_fraction": 0.3, **own}
+
+
+@pytest.fixture
+def in_small_parts(monkeypatch):
+    """Prepare in this process as `start` does; return the data set and the stages that it went through."""
+    for name, value in SMALL_PARTS.items():
+        monkeypatch.setattr(name, value)
+
+    def prepared(path, cache, source="text"):
+        stages = []
+        data = prepare(DataConfig(**described(path, source)), cache, lambda stage, _: stages.append(stage))
+        return data, stages
+
+    return prepared
 
 
 def start(corpus, cache, how="2", source="text"):
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[3])}
-    command = [sys.executable, "-c", PREPARE, str(corpus), str(cache), how, source]
+    command = [sys.executable, "-c", PREPARE, json.dumps(described(corpus, source)), str(cache), how]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
 
@@ -177,33 +195,34 @@ def test_processes_that_prepare_at_once_get_one_data_set(corpus, tmp_path):
 
 
 @pytest.mark.parametrize(("source", "kills"), [("text", ("0.0", "0.4", "0.7")), ("huggingface", ("0.4",))])
-def test_killed_preparation_goes_on_where_it_was_and_ends_the_same(corpus, tmp_path, source, kills):
+def test_killed_preparation_goes_on_where_it_was_and_ends_the_same(
+    corpus, in_small_parts, tmp_path, source, kills
+):
     texts = [{"text": text} for text in TEXTS]
     (corpus / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts), encoding="utf-8")
-    whole, _ = start(corpus, tmp_path / "whole", source=source).communicate(timeout=300)
+    whole, all_stages = in_small_parts(corpus, tmp_path / "whole", source)
     for how in kills:
         process = start(corpus, tmp_path / "broken", how, source)
         process.communicate(timeout=300)
         assert process.returncode == -9
     (scratch,) = (tmp_path / "broken").glob(".preparing-*")
     assert json.loads((scratch / "journal.json").read_text())["documents"] >= 3
-    told, _ = start(corpus, tmp_path / "broken", source=source).communicate(timeout=300)
-    assert "training the tokenizer" not in told  # nor is what was committed encoded again
-    assert told.count("tokenizing") < whole.count("tokenizing") - 2
-    digest = told.split()[-1]
-    assert digest == whole.split()[-1]
-    data = open_dataset(tmp_path / "broken" / digest, checksums=True)
-    np.testing.assert_array_equal(data.train, open_dataset(tmp_path / "whole" / digest).train)
-    assert sorted(path.name for path in (tmp_path / "broken").iterdir()) == [digest, "keys"]
+    resumed, stages = in_small_parts(corpus, tmp_path / "broken", source)
+    assert "training the tokenizer" not in stages  # nor is what was committed encoded again
+    assert stages.count("tokenizing") < all_stages.count("tokenizing") - 2
+    assert resumed.digest == whole.digest
+    data = open_dataset(tmp_path / "broken" / whole.digest, checksums=True)
+    np.testing.assert_array_equal(data.train, whole.train)
+    assert sorted(path.name for path in (tmp_path / "broken").iterdir()) == [whole.digest, "keys"]
 
 
-def test_preparation_starts_anew_where_its_committed_shards_are_gone(corpus, tmp_path):
-    whole, _ = start(corpus, tmp_path / "whole").communicate(timeout=300)
+def test_preparation_starts_anew_where_its_committed_shards_are_gone(corpus, in_small_parts, tmp_path):
+    whole, _ = in_small_parts(corpus, tmp_path / "whole")
     start(corpus, tmp_path / "broken", "0.7").communicate(timeout=300)
     (shard,) = (tmp_path / "broken").glob(".preparing-*/train.bin")
     shard.write_bytes(b"")
-    again, _ = start(corpus, tmp_path / "broken").communicate(timeout=300)
-    assert again.split()[-1] == whole.split()[-1]
+    again, _ = in_small_parts(corpus, tmp_path / "broken")
+    assert again.digest == whole.digest
 
 
 @pytest.mark.parametrize(

@@ -17,28 +17,33 @@ from harness.distributed.rendezvous import job_port
 from harness.run.metrics import last_metrics, read_metrics
 from harness.training.checkpoint import checkpoint_folders
 from harness.training.job import run_job
-from tests.harness.processes import in_processes, run_together, start
+from tests.harness.processes import run_together, start
 from tests.harness.runs import assert_same_bits
+from tests.workers import in_processes
 
 pytestmark = in_processes
-FIFTY_STEPS = ("steps=50", "training.batch_sequences=8", "model.mean_recurrence=3")
+STEPS = ("steps=16", "training.batch_sequences=8", "model.mean_recurrence=3")
 
 
 def losses(folder):
     return [line["train_loss_nats"] for line in read_metrics(folder.metrics)]
 
 
+@pytest.fixture(scope="module")
+def alone(make_in, tmp_path_factory, cache):
+    """A run of one process."""
+    folder, _ = make_in(tmp_path_factory.mktemp("alone"), *STEPS)
+    assert run_job(folder.path, cache) == "done"
+    return folder
+
+
 @pytest.mark.parametrize(
     ("world", "ways"),
     [(2, [("ddp", 4), ("fsdp", 1)]), (4, [("ddp", 1), ("fsdp", 2)])],
 )
-def test_processes_and_micro_batches_change_nothing_but_rounding(make, cache, world, ways):
-    alone, _ = make(*FIFTY_STEPS, parent="alone")
-    run_job(alone.path, cache)
+def test_processes_and_micro_batches_change_nothing_but_rounding(make, alone, cache, world, ways):
     folders = [
-        make(*FIFTY_STEPS, f"training.parallel={way}", f"training.micro_batch={size}", parent=f"{way}{size}")[
-            0
-        ]
+        make(*STEPS, f"training.parallel={way}", f"training.micro_batch={size}", parent=f"{way}{size}")[0]
         for way, size in ways
     ]
     run_together(world, [folder.path for folder in folders], cache)
@@ -56,13 +61,12 @@ def test_processes_and_micro_batches_change_nothing_but_rounding(make, cache, wo
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
 def test_a_lost_process_is_named_and_the_run_resumes_to_the_same_bits(make, cache, way):
     # Three, because two numbers have the same sum in any order.
-    settings = ("steps=40", "training.batch_sequences=6", "training.checkpoint_every_s=0.05")
+    settings = ("steps=30", "training.batch_sequences=6", "training.checkpoint_every_s=0.05")
     settings += (f"training.parallel={way}",)
     whole, _ = make(*settings, parent="whole")
     broken, _ = make(*settings, parent="broken")
-    run_together(3, [whole.path], cache)
     processes = start(3, [broken.path], cache)
-    _wait_for_step(broken, 10)
+    _wait_for_step(broken, 5)
     processes[1].kill()
     for process in processes:
         process.join(timeout=60)
@@ -71,7 +75,7 @@ def test_a_lost_process_is_named_and_the_run_resumes_to_the_same_bits(make, cach
     # Now one of them is asked to stop, and all do.
     reached = last_metrics(broken.metrics)["step"]
     processes = start(3, [broken.path], cache)
-    _wait_for_step(broken, min(reached + 5, 35))
+    _wait_for_step(broken, min(reached + 5, 25))
     os.kill(processes[1].pid, signal.SIGTERM)
     for process in processes:
         process.join(timeout=60)
@@ -79,17 +83,17 @@ def test_a_lost_process_is_named_and_the_run_resumes_to_the_same_bits(make, cach
     assert status.state == "submitted" and status.failure_class == "preempted"
     assert status.ended_before == "node_failure"
     assert len(list(checkpoint_folders(broken.checkpoints)[-1].glob("optimizer_*_of_00003.safetensors"))) == 3
-    run_together(3, [broken.path], cache)
+    run_together(3, [broken.path, whole.path], cache)
     assert_same_bits(whole, broken)
 
 
 def test_a_run_goes_on_with_another_number_of_processes(make, cache):
-    settings = ("steps=40", "training.parallel=fsdp")
+    settings = ("steps=30", "training.parallel=fsdp")
     alone, _ = make(*settings, parent="alone")
     changed, _ = make(*settings, "training.checkpoint_every_s=0.05", parent="changed")
     run_job(alone.path, cache)
     processes = start(2, [changed.path], cache)
-    _wait_for_step(changed, 10)
+    _wait_for_step(changed, 5)
     os.kill(processes[0].pid, signal.SIGUSR2)
     for process in processes:
         process.join(timeout=60)

@@ -17,11 +17,12 @@ import loopscale
 from harness.run.folder import RunFolder
 from harness.run.metrics import read_metrics
 from model.config_validation import ConfigError
+from tests.harness.processes import CONTEXT
+from tests.workers import in_processes
 
-pytestmark = pytest.mark.xdist_group("wandb")  # what they share is made once
+pytestmark = in_processes  # what they share is made once
 
 ROOT = Path(__file__).resolve().parents[3]
-LOOPSCALE = [sys.executable, str(ROOT / "loopscale.py")]
 
 
 @pytest.fixture(scope="module")
@@ -44,20 +45,21 @@ def history_file(folder):
 
 
 def test_a_run_killed_and_resumed_has_every_step_once_in_its_history(tiny, tmp_path, reader):
-    command = [*LOOPSCALE, "train", *tiny, "tokens=3840", "logger=wandb", "training.checkpoint_every_s=0.01"]
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    settings = [*tiny, "tokens=3840", "logger=wandb", "training.checkpoint_every_s=0.01"]
+    child = CONTEXT.Process(target=loopscale.train, args=(settings,))
+    child.start()
     while (
         not (paths := list(tmp_path.glob("runs/single/*/metrics.jsonl"))) or len(read_metrics(paths[0])) < 9
     ):
-        assert child.poll() is None, "the run ended before it could be killed"
+        assert child.is_alive(), "the run ended before it could be killed"
         time.sleep(0.005)
     child.kill()
-    child.wait()
+    child.join()
     folder = only_run(tmp_path)
     assert loopscale.sync(["sweep=single", f"root={tmp_path / 'runs'}"])["wandb"].tolist() == ["rebuilt"]
     part = reader.history(history_file(folder))
     assert [line["_step"] for line in part] == [line["step"] for line in read_metrics(folder.metrics)]
-    subprocess.run(command, check=True, capture_output=True)
+    loopscale.train(settings)
 
     lines = reader.history(history_file(folder))  # that of the first attempt is replaced
     metrics = read_metrics(folder.metrics)
@@ -121,32 +123,44 @@ def calls_to_the_network(trace):
     return [line for line in trace.splitlines() if re.search(r"(connect|send\w+)\(.*sa_family=AF_INET", line)]
 
 
-@pytest.mark.skipif(not works("strace", "true"), reason="needs strace")
-def test_no_network_call_is_made_without_mode_online(tiny, tmp_path):
-    trace = tmp_path / "trace.txt"
-    watched = ["strace", "-f", "-qq", "-e", "trace=connect,sendto,sendmsg,sendmmsg", "-o", str(trace)]
-    for command in (
-        ["train", *tiny, "tokens=640", "logger=wandb"],
-        ["sync", "sweep=single", f"root={tmp_path / 'runs'}", "project=other"],
-    ):
-        subprocess.run([*watched, *LOOPSCALE, *command], check=True, capture_output=True)
-        assert "connect(" in trace.read_text()  # wandb's service is seen to be called, on its own socket
-        assert not calls_to_the_network(trace.read_text())
+STRACE, UNSHARE = works("strace", "true"), works("unshare", "-rn", "true")
+MAIN = "import json, sys, loopscale\nfor command in json.loads(sys.argv[1]): loopscale.main(command)"
+
+
+def watched(trace):
+    """Return the start of a command whose calls for a connection go to the file `trace`."""
+    return ["strace", "-f", "-qq", "-e", "trace=connect,sendto,sendmsg,sendmmsg", "-o", str(trace)]
+
+
+@pytest.fixture(scope="module")
+def offline(tiny_run, tmp_path_factory):
+    """Train with wandb and sync, watched and without a network if that can be; the folder, what was said."""
+    folder = tmp_path_factory.mktemp("offline")
+    root = f"root={folder / 'runs'}"
+    commands = [
+        ["train", root, *tiny_run, "tokens=640", "logger=wandb"],
+        ["sync", "sweep=single", root],
+        ["sync", "sweep=single", root, "project=other"],
+    ]
+    around = [*(["unshare", "-rn"] if UNSHARE else []), *(watched(folder / "trace.txt") if STRACE else [])]
+    command = [*around, sys.executable, "-c", MAIN, json.dumps(commands)]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    return folder, done.stdout
+
+
+@pytest.mark.skipif(not STRACE, reason="needs strace")
+def test_no_network_call_is_made_without_mode_online(offline, tmp_path):
+    trace = (offline[0] / "trace.txt").read_text()
+    assert "connect(" in trace  # wandb's service is seen to be called, on its own socket
+    assert not calls_to_the_network(trace)
     # The watch sees a name looked up, were there one: an address that is this machine's own.
     ask = "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(('127.0.0.1', 53))"
-    subprocess.run([*watched, sys.executable, "-c", ask], check=True)
-    assert len(calls_to_the_network(trace.read_text())) == 1
+    subprocess.run([*watched(tmp_path / "trace.txt"), sys.executable, "-c", ask], check=True)
+    assert len(calls_to_the_network((tmp_path / "trace.txt").read_text())) == 1
 
 
-@pytest.mark.skipif(not works("unshare", "-rn", "true"), reason="needs unshare with user namespaces")
-def test_a_machine_without_a_network_trains_and_syncs(tiny, tmp_path, reader):
-    alone = ["unshare", "-rn", *LOOPSCALE]
-    subprocess.run([*alone, "train", *tiny, "tokens=640", "logger=wandb"], check=True, capture_output=True)
-    done = subprocess.run(
-        [*alone, "sync", "sweep=single", f"root={tmp_path / 'runs'}"],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout.strip().endswith("single: 1 unchanged")
-    assert len(reader.history(history_file(only_run(tmp_path)))) == 5
+@pytest.mark.skipif(not UNSHARE, reason="needs unshare with user namespaces")
+def test_a_machine_without_a_network_trains_and_syncs(offline, reader):
+    folder, said = offline
+    assert re.findall(r"^.*single: 1 (\w+)$", said, re.MULTILINE) == ["unchanged", "rebuilt"]
+    assert len(reader.history(history_file(only_run(folder)))) == 5

@@ -36,13 +36,18 @@ def test_other_schedules_share_nothing(change):
     assert stable_steps(dataclasses.replace(TRAPEZOID, **change), 100) == 0
 
 
-def test_a_branch_ends_with_the_bits_of_an_independent_run(make, cache):
-    trunk, _ = make("steps=60", "training.checkpoint_at=[20,30]", parent="trunk")
-    assert run_job(trunk.path, cache) == "done"
-    independent, _ = make("steps=40", parent="independent")
+@pytest.fixture(scope="module")
+def trunk(make_in, tmp_path_factory, cache):
+    folder, _ = make_in(tmp_path_factory.mktemp("trunk"), "steps=24", "training.checkpoint_at=[8,12]")
+    assert run_job(folder.path, cache) == "done"
+    return folder
+
+
+def test_a_branch_ends_with_the_bits_of_an_independent_run(make, trunk, cache):
+    independent, _ = make("steps=16", parent="independent")
     run_job(independent.path, cache)
-    branched, _ = make("steps=40", parent="branched")
-    assert branch(trunk, branched) == 20  # the last marked step of both stable phases
+    branched, _ = make("steps=16", parent="branched")
+    assert branch(trunk, branched) == 8  # the last marked step of both stable phases
     assert run_job(branched.path, cache) == "done"
     trunk_name = trunk_id(trunk.config(), trunk.data_digest())
     assert branched.record()["trunk_id"] == trunk_name == trunk_id(branched.config(), trunk.data_digest())
@@ -51,17 +56,15 @@ def test_a_branch_ends_with_the_bits_of_an_independent_run(make, cache):
 
 
 def test_marked_checkpoints_outlast_the_newest(make, cache):
-    folder, _ = make("steps=40", "training.checkpoint_at=[5,15]", "training.checkpoint_every_s=0.001")
+    folder, _ = make("steps=16", "training.checkpoint_at=[3,8]", "training.checkpoint_every_s=0.001")
     run_job(folder.path, cache)
     names = [path.name for path in checkpoint_folders(folder.checkpoints)]
-    assert names[:2] == ["step_00000005", "step_00000015"] and names[-1] == "step_00000040"
+    assert names[:2] == ["step_00000003", "step_00000008"] and names[-1] == "step_00000016"
     assert len(names) == 4  # the marked ones and the newest two
 
 
-def test_runs_that_share_nothing_do_not_branch(make, cache):
-    trunk, _ = make("steps=20", "training.checkpoint_at=[8]", parent="trunk")
-    run_job(trunk.path, cache)
-    other, _ = make("steps=20", "seed=1", parent="other")
+def test_runs_that_share_nothing_do_not_branch(make, trunk):
+    other, _ = make("steps=24", "seed=1", parent="other")
     with pytest.raises(ConfigError, match="share no steps"):
         branch(trunk, other)
     short, _ = make("steps=12", parent="short")

@@ -38,6 +38,7 @@ CASES = {
     "shifted_power": ({"depth": np.tile(DEPTHS, 3)}, {"L_inf": 2.5, "Z": 3.0, "z": 1.2}),
     "power": ({"depth": np.tile(DEPTHS, 3)}, {"L_inf": 2.5, "Z": 3.0, "z": 1.2}),
     "pure_power": ({"depth": np.tile(DEPTHS, 3)}, {"Z": 3.0, "z": 0.2}),
+    "task_score": ({"loss": np.linspace(1.5, 5.0, 60)}, {"e": 0.3, "c": 0.5, "k": 3.0, "L0": 3.0}),
     "unified": (TEST_TIME, UNIFIED),
     "unified_unscaled": (TEST_TIME, {**UNIFIED, "z": 0.5}),
     "unified_gamma": (TEST_TIME, {**UNIFIED, "gamma": 1.2}),

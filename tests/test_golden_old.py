@@ -38,8 +38,9 @@ def test_the_old_folders_give_the_same_numbers(what, numbers):
 
 
 def test_an_old_sweep_has_the_laws_that_it_had(old):
-    found = loopscale.fit([f"sweep={SWEEP}", f"root={old / 'runs'}"]).to_json()
-    assert same_json((OLD / "runs" / SWEEP / "laws.json").read_text(encoding="utf-8"), found)
+    fitted = loopscale.fit([f"sweep={SWEEP}", f"root={old / 'runs'}"]).to_json()
+    # Intervals of what so small a sweep does not identify depend on the processor beyond the fifth digit.
+    assert same_json(fitted, (OLD / "runs" / SWEEP / "laws.json").read_text(encoding="utf-8"))
 
 
 def test_a_launched_sweep_has_nothing_left_to_do_on_the_command_line(old):

@@ -23,8 +23,10 @@ from analysis.laws.function_law import as_law
 from analysis.laws.law import SIZE_COLUMN, Law, joint_law
 from analysis.laws.registry import LAWS
 from analysis.laws.result import LawFit
+from analysis.laws.task_score import TASK_LAW, TaskLaw
 from analysis.serialize import HIDDEN
 from analysis.stats.noise import noise_floor
+from analysis.study.task_scores import task_laws
 from analysis.tables.arms import axes, axis_values
 from analysis.tables.schema import TableError
 from analysis.tables.selection import select
@@ -108,10 +110,10 @@ def pools(groups: Sequence[GroupFit]) -> list[list[GroupFit]]:
 
 def fit_law_to_runs(
     name: str, runs: pd.DataFrame, depths: pd.DataFrame, config: FitConfig
-) -> LawFit | CurveLaws:
+) -> LawFit | CurveLaws | TaskLaw:
     """Fit one law of the registry to the runs of a study, or to their depth curves if it has a depth.
 
-    A law of depth alone is fitted to every curve separately.
+    A law of depth alone is fitted to every curve separately; the law of a score to the first suite.
 
     Raises
     ------
@@ -119,6 +121,11 @@ def fit_law_to_runs(
     """
     law = as_law(name)
     used = select(runs, config.max_epochs).runs
+    if name == TASK_LAW:
+        scores = task_laws(used, config)
+        if not scores:
+            raise TableError(f"law={name}: no run has a score: loopscale eval sweep=NAME tasks=core, collect")
+        return scores[0]
     # Only the grouping matters here, not the isoFLOP laws of the groups.
     base = replace(config, bootstrap=100, profiles=False, resampling="noise")
     groups = fit_groups(used, noise_floor(used), base)[0]

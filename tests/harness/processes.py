@@ -8,12 +8,8 @@ import socket
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import pytest
-
 # Forked from a server that has imported torch and done nothing with it: no threads are torn apart.
 CONTEXT = multiprocessing.get_context("forkserver")
-# On one worker, which starts the server once: it takes seconds to import this.
-in_processes = pytest.mark.xdist_group("processes")
 # The latter two are what sharding imports.
 CONTEXT.set_forkserver_preload(["harness.training.job", "torch.distributed.fsdp", "torch._dynamo"])
 

@@ -17,6 +17,7 @@ from model.kernels.reference import ReferenceKernels
 from model.transformer import LoopedTransformer, build_model
 from tests.model.masked import masked_loss
 from tests.model.test_transformer import TINY
+from tests.workers import imports_compiler
 
 torch.set_num_threads(1)
 
@@ -149,6 +150,7 @@ def counted_by_depth(config, deepest):
 CONTROLS = [("fixed", 1), ("poisson", 1), ("poisson", 2), ("poisson", 4), ("poisson", 8), ("poisson", 12)]
 
 
+@imports_compiler
 @pytest.mark.parametrize(("sampling", "mean"), CONTROLS)
 def test_executed_flops_are_the_expected_ones(sampling, mean):
     config = replace(COUNTED, depth_sampling=sampling, mean_recurrence=mean)
@@ -163,6 +165,7 @@ def test_executed_flops_are_the_expected_ones(sampling, mean):
     assert ours == pytest.approx(executed, rel=0.005)
 
 
+@imports_compiler
 def test_the_masked_form_spends_what_it_throws_away():
     config, depths = replace(COUNTED, mean_recurrence=8), [4, 9, 6, 14, 8, 8, 7, 8]
     counts = counted_by_depth(config, 14)
@@ -171,6 +174,7 @@ def test_the_masked_form_spends_what_it_throws_away():
     assert masked > 1.2 * sum(counts[depth - 1] for depth in depths)
 
 
+@imports_compiler
 def test_recomputed_loops_cost_one_more_forward_pass_each():
     config = replace(COUNTED, mean_recurrence=2)
     once, twice = (counted_flops(config, [depth]) for depth in (2, 3))
@@ -179,6 +183,7 @@ def test_recomputed_loops_cost_one_more_forward_pass_each():
     assert extra == (twice - once) - last_product
 
 
+@imports_compiler
 def test_linear_injection_is_charged_at_every_loop():
     config = replace(COUNTED, injection="linear", mean_recurrence=4)
     found = counted_flops(config, [4, 4])

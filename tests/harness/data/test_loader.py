@@ -140,6 +140,7 @@ def test_at_least_99_percent_of_packed_slots_are_tokens_of_the_documents(sequenc
     assert len(stream) / (len(rows.rows) * (sequence_length + 1)) >= 0.99
 
 
+@pytest.mark.xdist_group("embedded set")  # it takes seconds to make
 @pytest.mark.parametrize("sequence_length", [256, 2048])
 def test_at_least_99_percent_of_the_embedded_sets_slots_are_tokens(cache, sequence_length):
     """Counted from the rows themselves: what is neither padding nor a <|bos|> put before a cut document."""

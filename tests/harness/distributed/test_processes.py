@@ -17,8 +17,9 @@ from harness.distributed.rendezvous import job_port
 from harness.run.metrics import last_metrics, read_metrics
 from harness.training.checkpoint import checkpoint_folders
 from harness.training.job import run_job
-from tests.harness.processes import in_processes, run_together, start
+from tests.harness.processes import run_together, start
 from tests.harness.runs import assert_same_bits
+from tests.workers import in_processes
 
 pytestmark = in_processes
 STEPS = ("steps=16", "training.batch_sequences=8", "model.mean_recurrence=3")

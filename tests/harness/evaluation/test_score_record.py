@@ -6,7 +6,8 @@ import dataclasses
 
 from harness.evaluation.scores import Score, read_scores, save_scores
 from harness.run.folder import RunFolder
-from tests.harness.processes import CONTEXT, in_processes
+from tests.harness.processes import CONTEXT
+from tests.workers import in_processes
 
 TURNS = 8
 

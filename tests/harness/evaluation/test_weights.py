@@ -12,14 +12,21 @@ from harness.evaluation.weights import load_weights
 from model.config_validation import ConfigError
 
 
-@pytest.fixture
-def trained(tiny, tmp_path, monkeypatch):
-    """A finished run: its folder, and the setting that names its data."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="module")
+def run(tiny_run, tmp_path_factory):
+    """The folder of a finished run."""
     # The published code needs an even number of layers.
     layers = [f"model.{part}_layers=2" for part in ("prelude", "core", "coda")]
-    record = loopscale.train([*tiny, *layers, "tokens=2560"])
-    return tmp_path / "runs" / "single" / record["run_id"], next(t for t in tiny if t.startswith("cache="))
+    root = tmp_path_factory.mktemp("trained")
+    record = loopscale.train([f"root={root}", *tiny_run, *layers, "tokens=2560"])
+    return root / "single" / record["run_id"]
+
+
+@pytest.fixture
+def trained(run, cache, tmp_path, monkeypatch):
+    """That folder, and the setting that names its data; what a command writes goes to tmp_path."""
+    monkeypatch.chdir(tmp_path)
+    return run, f"cache={cache}"
 
 
 def logits(path):

@@ -59,7 +59,7 @@ def test_a_quadratic_is_minimised(name):
 
 @pytest.mark.parametrize("name", ["muon_adamw", "adamw"])
 def test_a_run_improves(make, cache, name):
-    folder, dataset = make("steps=100", f"optimizer={name}", "optimizer.adamw_learning_rate=0.01")
+    folder, dataset = make("steps=60", f"optimizer={name}", "optimizer.adamw_learning_rate=0.01")
     assert run_job(folder.path, cache) == "done"
     assert folder.record()["val_loss_nats"] < dataset.unigram_nats
     groups = (folder.path / "logs" / "parameter_groups.txt").read_text()

@@ -17,7 +17,8 @@ import loopscale
 from harness.run.folder import RunFolder
 from harness.run.metrics import read_metrics
 from model.config_validation import ConfigError
-from tests.harness.processes import CONTEXT, in_processes
+from tests.harness.processes import CONTEXT
+from tests.workers import in_processes
 
 pytestmark = in_processes  # what they share is made once
 

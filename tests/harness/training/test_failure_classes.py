@@ -14,8 +14,9 @@ import pytest
 from harness.run.metrics import last_metrics, read_metrics
 from harness.training.job import JOB_END, run_job
 from harness.training.step import GradientOfStep
-from tests.harness.processes import CONTEXT, in_processes
+from tests.harness.processes import CONTEXT
 from tests.harness.runs import assert_same_bits
+from tests.workers import in_processes
 
 pytestmark = in_processes
 

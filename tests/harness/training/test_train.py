@@ -19,6 +19,7 @@ from harness.training.train import train
 from model.config_validation import ConfigError
 from model.kernels import compile_blocks
 from tests.harness.runs import assert_same_bits
+from tests.workers import imports_compiler
 
 
 def test_a_run_learns_and_leaves_a_whole_record(make, cache):
@@ -76,7 +77,7 @@ def test_the_micro_batch_changes_nothing_but_rounding(make, cache):
     assert parts.record()["val_loss_nats"] == pytest.approx(whole.record()["val_loss_nats"], rel=1e-4)
 
 
-@pytest.mark.xdist_group("compiler")
+@imports_compiler
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # raised inside torch
 def test_compiled_blocks_train_to_the_same_losses(make, cache, monkeypatch):
     # The graph is captured and guarded as on a GPU; generating machine code would take the test's time.

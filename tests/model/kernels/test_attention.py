@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from model.kernels import AUTO
 from model.kernels.cpu.library import load, takes_channels
 from model.kernels.reference import ReferenceKernels
-from tests.harness.processes import CONTEXT, in_processes
+from tests.harness.processes import CONTEXT
+from tests.workers import imports_compiler, in_processes
 
 torch.set_num_threads(1)
 
@@ -99,7 +100,7 @@ def test_not_a_number_is_passed_on():
     assert result[:, :, 7].isnan().all() and result[:, :, 8:].isfinite().all()
 
 
-@pytest.mark.xdist_group("compiler")
+@imports_compiler
 def test_the_tracer_sees_what_the_operators_do():
     query, key, value, grad = inputs(2, 4, 2, 20, 32)
     operators = torch.ops.loopscale
@@ -110,7 +111,7 @@ def test_the_tracer_sees_what_the_operators_do():
         torch.library.opcheck(operators.causal_attention_backward, given)
 
 
-@pytest.mark.xdist_group("compiler")
+@imports_compiler
 def test_compiled_code_calls_it():
     query, key, value, grad = inputs(2, 4, 2, 20, 32)
     torch.compiler.assume_constant_result(takes_channels)
@@ -125,6 +126,7 @@ def test_compiled_code_calls_it():
         assert (found - 2 * expected).abs().max() <= 4e-6 * expected.abs().max().clamp(min=1)
 
 
+@imports_compiler
 def test_executed_flops_are_those_of_the_plain_products():
     query, key, value, grad = inputs(2, 4, 4, 24, 32)
     with FlopCounterMode(display=False) as counter:

@@ -5,12 +5,13 @@ from torch._dynamo.testing import CompileCounter
 from model.kernels import compile_blocks
 from model.kernels.reference import ReferenceKernels
 from tests.model.test_transformer import TINY, awake, batch, gradients
+from tests.workers import imports_compiler
 
 torch.set_num_threads(1)
 # The tracer looks at every input's .grad.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
-    pytest.mark.xdist_group("compiler"),  # it takes seconds to import
+    imports_compiler,
 ]
 
 

@@ -20,6 +20,7 @@ from model.layers import Block, rotary_table
 from model.memory import memory_estimate_bytes
 from tests.model.test_memory import saved_bytes
 from tests.model.test_transformer import awake
+from tests.workers import imports_compiler
 
 torch.set_num_threads(1)
 CONFIG = ModelConfig(
@@ -181,6 +182,7 @@ def test_not_a_number_is_passed_on():
     assert result[[0, 2]].isfinite().all() and result[1, 20:].isnan().all()
 
 
+@imports_compiler
 def test_executed_flops_are_those_of_the_plain_products():
     given = inputs(CONFIG, 2, 64)
     counts = []

@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from model.kernels import AUTO, summed_nats
 from model.kernels.cpu.cross_entropy import scored, takes_head
 from model.kernels.reference import ReferenceKernels
+from tests.workers import imports_compiler
 
 torch.set_num_threads(1)
 
@@ -63,6 +64,7 @@ def test_not_a_number_is_passed_on_and_a_label_beyond_the_vocabulary_refused():
             summed_nats(x, head, labels, AUTO)
 
 
+@imports_compiler
 def test_executed_flops_are_those_of_the_plain_products():
     x, head, labels = drawn(100, 32, 64)
     counts = []

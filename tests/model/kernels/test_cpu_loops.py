@@ -13,6 +13,7 @@ from model.kernels import AUTO
 from model.kernels.cpu import CpuKernels
 from model.kernels.reference import ReferenceKernels
 from tests.model.test_transformer import awake, gradients
+from tests.workers import imports_compiler
 
 torch.set_num_threads(1)
 CONFIG = ModelConfig(
@@ -93,6 +94,7 @@ def test_it_is_taken_only_where_it_computes_the_same():
     assert len(looks) == 7
 
 
+@imports_compiler
 def test_executed_flops_are_counted_alike():
     counts = []
     tokens = pair(CONFIG)[2]

@@ -67,7 +67,7 @@ def test_a_runs_csv_alone_is_a_study(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["parameters"]["z"] == pytest.approx(7.0, abs=0.02)
 
 
-def test_reports_of_points_and_of_published_numbers_are_written(csv, tmp_path, capsys):
+def test_reports_of_points_and_of_published_numbers_are_written(csv, tmp_path, capsys, drawn_glyphs):
     loopscale.main(["report", f"data={csv}", *MAPPED, *QUICK, f"root={tmp_path}", "format=json"])
     page = tmp_path / "reports" / "points" / "index.html"
     assert json.loads(capsys.readouterr().out) == {"path": str(page)}
@@ -117,7 +117,7 @@ def test_answers_beside_other_peoples_tables_are_compared(tmp_path, capsys):
     assert points == [[], [pytest.approx(100.0)] * 4]
 
 
-def test_a_sweep_gets_its_comparison_with_figures_and_other_data_nothing(tmp_path, capsys):
+def test_a_sweep_gets_its_comparison_with_figures_and_other_data_nothing(tmp_path, capsys, drawn_glyphs):
     folder = tmp_path / "small"
     folder.mkdir()
     runs, depths = study(budgets=INSIDE[:2], recurrences=(2, 4), replicates=((0, 0),))

@@ -318,7 +318,10 @@ def _with_columns(table: PointsTable, columns: Sequence[str], axis: Axis) -> Poi
     missing = [name for name in columns if name not in frame]
     if missing:
         wanted = [name for name in missing if name == "compute"]
-        wanted += ["tokens" if axis == "recurrence" else "x"] if {"params", "tokens"} & set(missing) else []
+        if "compute" not in columns:  # a law names its own columns
+            wanted = missing
+        elif {"params", "tokens"} <= set(missing):
+            wanted.append("tokens" if axis == "recurrence" else "x")
         wanted += [name for name in missing if name not in (*wanted, "params", "tokens", "x")]
         named = " ".join(f"columns.{name}=NAME" for name in wanted)
         present = ", ".join(map(str, table.frame.columns))

@@ -87,7 +87,7 @@ def test_reports_of_points_and_of_published_numbers_are_written(csv, tmp_path, c
         (["data={csv}", "columns.compute=flop"], "points.csv has no such column (did you mean flops?)"),
         (
             ["data={csv}", "law=surfac", *MAPPED],
-            "law=surfac is unknown: the closest is surface here, of isoflop",
+            "law=surfac is unknown: the closest is surface here, of isoflop, power_law",
         ),
         (["data=wandb:here"], "it must be wandb:ENTITY/PROJECT or an existing folder"),
         (["data=parcae_published"], "has tables but no runs: loopscale report or compare"),

@@ -28,6 +28,7 @@ from analysis.laws.curve_laws import DEPTH_LAWS, CurveLaws, fit_curves
 from analysis.laws.fit import fit_law
 from analysis.laws.function_law import as_law
 from analysis.laws.result import LawFit
+from analysis.laws.task_score import TASK_LAW, TaskLaw, fit_task_score
 from analysis.study.holdout import Holdout, holdout
 from analysis.study.sensitivity import Variant, sensitivity, variants_summary
 from analysis.tables.budgets import Budgets
@@ -222,7 +223,7 @@ def fit_law_to_points(
     *,
     x: Axis | None = None,
     config: FitConfig | None = None,
-) -> PointsLawFit | PointsCurveLaws:
+) -> PointsLawFit | PointsCurveLaws | TaskLaw:
     """Fit one law of the registry to points that have its columns and a loss.
 
     Columns that follow from the others by C = 6 N D are filled in. A law of depth alone is fitted to the
@@ -240,6 +241,12 @@ def fit_law_to_points(
         curves = _with_columns(table, ["depth", "loss", *known], axis)
         fits = fit_curves(law, curves.frame, config.confidence)
         return PointsCurveLaws(**_fields(CurveLaws, fits), table=curves)
+    if law == TASK_LAW:
+        scored = _with_columns(table, ["loss", "score"], axis)
+        frame = implied(scored.frame, axis)
+        notes = (*scored.notes, *(item.summary() for item in scored.left_out))
+        renamed = frame.rename(columns={"compute": "budget_flops"})
+        return fit_task_score("score", renamed, config, notes)
     how = "pairs" if config.resampling == "noise" else config.resampling
     label = {"stratified": "compute", "block": "block"}.get(how)
     if label is not None and label not in implied(table.frame, axis):
@@ -311,7 +318,10 @@ def _with_columns(table: PointsTable, columns: Sequence[str], axis: Axis) -> Poi
     missing = [name for name in columns if name not in frame]
     if missing:
         wanted = [name for name in missing if name == "compute"]
-        wanted += ["tokens" if axis == "recurrence" else "x"] if {"params", "tokens"} & set(missing) else []
+        if "compute" not in columns:  # a law names its own columns
+            wanted = missing
+        elif {"params", "tokens"} <= set(missing):
+            wanted.append("tokens" if axis == "recurrence" else "x")
         wanted += [name for name in missing if name not in (*wanted, "params", "tokens", "x")]
         named = " ".join(f"columns.{name}=NAME" for name in wanted)
         present = ", ".join(map(str, table.frame.columns))

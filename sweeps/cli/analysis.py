@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from analysis import Comparison, FitConfig, IsoflopFit, LawFit, StudyFit
     from analysis.compare.arms import ArmComparison
     from analysis.laws.curve_laws import CurveLaws
+    from analysis.laws.task_score import TaskLaw
     from analysis.published.comparison import PublishedComparison
     from analysis.study.device_hours import DeviceHoursFit
     from analysis.tables.points import PointsTable
 
-    AnyFit: TypeAlias = StudyFit | IsoflopFit | LawFit | CurveLaws | DeviceHoursFit
+    AnyFit: TypeAlias = StudyFit | IsoflopFit | LawFit | CurveLaws | TaskLaw | DeviceHoursFit
     AnyComparison: TypeAlias = Comparison | ArmComparison | PublishedComparison
 
 PUBLISHED = "parcae_published"

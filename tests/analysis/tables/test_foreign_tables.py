@@ -298,8 +298,9 @@ def test_points_of_two_learning_rates_are_no_replicates(capsys, saved):
     assert "unknown" in fit["group"]["estimators"][0]["noise"]["source"]
 
 
-def test_european_decimals_are_read(capsys, saved):
-    fit = fitted(capsys, saved(points(), sep=";", decimal=","), *MAPPED)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_european_decimals_are_read(capsys, saved, encoding):
+    fit = fitted(capsys, saved(points(), sep=";", decimal=",", encoding=encoding), *MAPPED)
     assert exponents(fit) == pytest.approx([A, 1 - A], abs=1e-6)
 
 
@@ -406,6 +407,8 @@ def test_a_table_may_sweep_the_recurrence(capsys, saved):
     slopes = [np.polyfit(np.log(budgets), logs, 1)[0] for logs in np.log(best).T]
     assert exponents(fit) == pytest.approx(slopes, abs=1e-3)
     assert "points need tokens: say columns.tokens=NAME" in refused(capsys, saved(table), *columns[:2])
+    missing = "points need params_once, params_looped, recurrence, tokens: say columns.params_once=NAME "
+    assert missing in refused(capsys, saved(table), "columns.compute=C", "law=iso_depth")
 
 
 def test_intervals_of_many_points_are_those_of_linear_theory(capsys, saved):

@@ -85,7 +85,10 @@ def test_reports_of_points_and_of_published_numbers_are_written(csv, tmp_path, c
             "points need x, loss: say columns.x=NAME columns.loss=NAME (the table has flops, size, val)",
         ),
         (["data={csv}", "columns.compute=flop"], "points.csv has no such column (did you mean flops?)"),
-        (["data={csv}", "law=surfac", *MAPPED], "law=surfac is unknown: choose isoflop, power_law, surface"),
+        (
+            ["data={csv}", "law=surfac", *MAPPED],
+            "law=surfac is unknown: the closest is surface here, of isoflop, power_law",
+        ),
         (["data=wandb:here"], "it must be wandb:ENTITY/PROJECT or an existing folder"),
         (["data=parcae_published"], "has tables but no runs: loopscale report or compare"),
         (["data={csv}", "resampling=jackknife", *MAPPED], "resampling=jackknife: "),

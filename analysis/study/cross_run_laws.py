@@ -21,6 +21,7 @@ from analysis.laws.curve_laws import DEPTH_LAWS, CurveLaws, fit_curves
 from analysis.laws.fit import fit_law
 from analysis.laws.function_law import as_law
 from analysis.laws.law import SIZE_COLUMN, Law, joint_law
+from analysis.laws.objective import PUBLISHED_DELTA
 from analysis.laws.registry import LAWS
 from analysis.laws.result import LawFit
 from analysis.laws.task_score import TASK_LAW, TaskLaw
@@ -62,7 +63,11 @@ def cross_run_laws(
     config: FitConfig,
     progress: Progress = lambda stage, done: None,
 ) -> tuple[CrossRunLaw, ...]:
-    """Fit the iso-depth law per pool (see `pools`), and the unified law per group and per pool."""
+    """Fit the iso-depth law per pool (see `pools`), and the unified law per group and per pool.
+
+    Their Huber delta is that of the surface, 1e-3 by default.
+    """
+    config = replace(config, huber_delta=config.huber_delta or PUBLISHED_DELTA)
     selected = [_iso_depth(pool, config) for pool in pools(groups)]
     tables = {group.label: depth_points(group, depths, config) for group in groups}
     for group in groups:
@@ -219,9 +224,7 @@ def _fit(label: str, law: Law, points: pd.DataFrame, config: FitConfig) -> Cross
         )
     except TableError as error:
         return CrossRunLaw(group=label, law=law.name, refusal=str(error))
-    flat = [why for why in fitted.not_identified.values() if why.startswith("the loss is flat")]
-    if flat or not fitted.certificate.holds:
-        reason = flat[0] if flat else f"no optimum was reached ({fitted.certificate})"
-        reason = f"{reason}: the runs do not determine its parameters"
+    if not fitted.certificate.holds:
+        reason = f"no optimum was reached ({fitted.certificate}): the runs do not determine its parameters"
         return CrossRunLaw(group=label, law=law.name, refusal=reason)
     return CrossRunLaw(group=label, law=law.name, fit=fitted, points=points)

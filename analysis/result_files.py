@@ -14,9 +14,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from analysis.serialize import DIGITS
-
-COMPARED = DIGITS - 1  # significant digits
+RELATIVE = 5e-5  # of a number: a minimum that is flat is found to four or five digits
 NUMBER = re.compile(r"([-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?)")
 ZERO = 1e-6  # of a gradient or a rate: numbers below are alike, as what is left of them is rounding
 WIDTH = 0.05  # of an interval from resamples: its ends are not known better
@@ -64,24 +62,24 @@ def _same(old: Any, new: Any) -> bool:
     if isinstance(old, str) and isinstance(new, str):
         return same_text(old, new)
     if isinstance(old, float) and isinstance(new, float):
-        return _close(old, new, COMPARED)
+        return _close(old, new, 0.0)
     return type(old) is type(new) and bool(old == new)
 
 
 def _alike(old: str, new: str) -> bool:
     """Return True if two numbers in a text differ by no more than the last digit shown."""
-    digits = min(max(len(re.sub(r"e.*|\D", "", text).lstrip("0")) for text in (old, new)), COMPARED)
     one, other = float(old), float(new)
-    fractions = all(re.search(r"[.e]", number) for number in (old, new))
-    return (digits >= FEW and fractions and _close(one, other, digits)) or max(abs(one), abs(other)) < ZERO
+    digits = max(len(re.sub(r"e.*|\D", "", text).lstrip("0")) for text in (old, new))
+    if digits < FEW or not all(re.search(r"[.e]", text) for text in (old, new)):
+        return max(abs(one), abs(other)) < ZERO
+    return _close(one, other, 1.001 * 10.0 ** (1 - digits))
 
 
-def _close(old: float, new: float, digits: int) -> bool:
-    """Return True if two numbers differ by one unit of the last digit at most, or are both about zero."""
+def _close(old: float, new: float, last: float) -> bool:
+    """Return True if two numbers are near: by one unit of the `last` digit of a mantissa, or about zero."""
     size = max(abs(old), abs(new))
     if not math.isfinite(size):  # digits of a run's id may look like a huge number
         return False
     if size < ZERO:
         return True
-    unit = 10.0 ** (math.floor(math.log10(size)) - digits + 1)
-    return abs(old - new) <= 1.001 * unit
+    return abs(old - new) <= max(RELATIVE * size, last * 10.0 ** math.floor(math.log10(size)))

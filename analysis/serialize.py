@@ -47,8 +47,8 @@ def to_jsonable(value: Any) -> Any:
 
 
 def rounded(value: float) -> float:
-    """Return a number with `DIGITS` significant digits; a whole number, which counts something, as it is."""
-    return value if value.is_integer() else float(f"{value:.{DIGITS}g}")
+    """Return a number with `DIGITS` significant digits; a whole number, which is a count, as it is."""
+    return value if value.is_integer() and abs(value) < 1e15 else float(f"{value:.{DIGITS}g}")
 
 
 def to_json(value: Any) -> str:

@@ -1,6 +1,7 @@
 """How fast is a certified surface fit with 1000 bootstraps, and how do others do on the same points?
 
 python benchmarks/fit.py [points.csv]
+python benchmarks/fit.py curve [largest=5000] [points=20000]
 
 The file needs columns params, flops and loss; with a column epoch_outlier those rows are dropped, which
 leaves the 240 Chinchilla points of Besiroglu et al. 2024. Without a file a synthetic set of the same size
@@ -9,12 +10,19 @@ analytic gradients over a grid of starts; a sample of its starts is timed and sc
 projection with scipy (the method of the package vpnls, which no index offers: a grid of exponents, linear
 amplitudes, then one least-squares descent per resample), and the package simple-scaling-laws where it is
 installed (it needs Python 3.12).
+
+`curve` shows how time and memory grow: `fit` of a collected sweep of 100, 1,000 and 5,000 runs with 24 depths
+each (validation up to 1,000), and of tables of 200 to 1,000,000 points, each in a process of its own. Printed
+are CPU seconds, wall seconds, the peak of resident memory, and the exponent of growth between two sizes.
 """
 
 from __future__ import annotations
 
+import resource
+import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +31,15 @@ from scipy.optimize import least_squares, minimize
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from analysis import FitConfig, TableError, fit, isoflop
 from analysis.laws.surface import fit_surface, refit, surface_terms
 from analysis.stats.bootstrap import resampling_weights
+from tests.analysis.synthetic import PAPER_GRID, study
 
 RESAMPLES = 1000
 STARTS = 4500
 DELTA = 1e-3
+RUNS, POINTS, VALIDATED = (100, 1_000, 5_000), (200, 2_000, 20_000, 200_000, 1_000_000), 1_000
 
 
 def points(path: str | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -174,6 +185,61 @@ def package(u: np.ndarray, v: np.ndarray, loss: np.ndarray) -> float | None:
     return seconds
 
 
+def sweep(count: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the runs and depths of a sweep over the paper's grid, with seeds enough for `count` runs."""
+    grid, rng = study(budgets=PAPER_GRID)[0], np.random.default_rng(0)
+    seeds = [grid.assign(seed=k, run_id=grid["run_id"] + f"-{k}") for k in range(-(-count // len(grid)))]
+    runs = pd.concat(seeds, ignore_index=True).iloc[:count].reset_index(drop=True)
+    runs["val_loss_nats"] += 0.005 * rng.standard_normal(count)
+    looped = runs[runs["kind"] == "looped"]
+    depth, mu = np.arange(1, 25), looped["mean_recurrence"].to_numpy()[:, None]
+    gap = 0.8 * (np.exp(-7 * depth / mu) - np.exp(-7.0)) + 2e-4 * rng.standard_normal((len(looped), 24))
+    losses = looped["val_loss_nats"].to_numpy()[:, None] + gap
+    names = np.repeat(looped["run_id"].to_numpy(), 24)
+    table = {"run_id": names, "depth": np.tile(depth, len(looped)), "val_loss_nats": losses.ravel()}
+    return runs, pd.DataFrame({**table, "val_loss_se_nats": 0.003})
+
+
+def isoflop_table(count: int) -> pd.DataFrame:
+    """Return points at 20 budgets around the optimum of a known surface."""
+    rng = np.random.default_rng(0)
+    flops = np.geomspace(1e17, 1e21, 20)[np.arange(count) % 20]
+    size = 4e8 * (flops / 1e19) ** 0.45 * np.exp(rng.uniform(-1.6, 1.6, count))
+    loss = 1.69 + 406.4 * size**-0.34 + 410.7 * (flops / 6 / size) ** -0.28
+    return pd.DataFrame(
+        {"compute": flops, "x": size, "loss": loss + 0.003 * rng.standard_normal(count)},
+    )
+
+
+def one_size(kind: str, count: int) -> None:
+    """Fit one table in this process and print CPU seconds, wall seconds, peak GB and what came of it."""
+    config = FitConfig(validation=kind == "points" or count <= VALIDATED)
+    tables = sweep(count) if kind == "runs" else (isoflop_table(count),)
+    processor, wall, outcome = time.process_time(), time.perf_counter(), "fitted"
+    try:
+        fit(*tables, config) if kind == "runs" else isoflop(*tables, config=config)
+    except TableError as error:
+        outcome = f"refused: {error}"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(time.process_time() - processor, time.perf_counter() - wall, peak, outcome, sep="\t")
+
+
+def curve(largest: int = RUNS[-1], points: int = POINTS[-1]) -> None:
+    """Print time and memory by size, and how they grow."""
+    for kind, sizes in (("runs", RUNS), ("points", POINTS)):
+        measured: dict[int, float] = {}
+        for count in (size for size in sizes if size <= (largest if kind == "runs" else points)):
+            command = [sys.executable, __file__, "size", kind, str(count)]
+            line = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            processor, wall, peak, outcome = line.strip().split("\t")
+            measured[count] = float(processor)
+            taken = f"{float(processor):.1f} s of CPU, {float(wall):.1f} s, {float(peak):.2f} GB"
+            print(f"{count:>9,} {kind}: {taken}, {outcome}", flush=True)
+        for (small, quick), (large, slow) in pairwise(measured.items()):
+            growth = np.log(slow / quick) / np.log(large / small)
+            print(f"time grows as {kind}^{growth:.2f} from {small:,} to {large:,}")
+
+
 def main(path: str | None) -> None:
     """Run all and print the ratios."""
     u, v, loss = points(path)
@@ -189,4 +255,10 @@ def main(path: str | None) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else None)
+    match sys.argv[1:]:
+        case ["size", kind, count]:
+            one_size(kind, int(count))
+        case ["curve", *settings]:
+            curve(**{name: int(value) for name, value in (text.split("=", 1) for text in settings)})
+        case arguments:
+            main(arguments[0] if arguments else None)

@@ -131,3 +131,11 @@ def made_once(tmp_path_factory):
         return folder
 
     return folder_of
+
+
+@pytest.fixture
+def drawn_glyphs(monkeypatch):
+    """PDF files whose glyphs are drawn: to embed the fonts takes two thirds of the time of a figure."""
+    from analysis.figures import style
+
+    monkeypatch.setitem(style.RC, "pdf.fonttype", 3)

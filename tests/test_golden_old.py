@@ -38,8 +38,22 @@ def test_the_old_folders_give_the_same_numbers(what, numbers):
 
 
 def test_an_old_sweep_has_the_laws_that_it_had(old):
-    found = loopscale.fit([f"sweep={SWEEP}", f"root={old / 'runs'}"]).to_json()
-    assert same_json((OLD / "runs" / SWEEP / "laws.json").read_text(encoding="utf-8"), found)
+    """Under the cost of its time; what a law does not identify has other words today and is not compared."""
+    settings = [f"sweep={SWEEP}", f"root={old / 'runs'}", "huber_delta=0.001"]
+    fitted = json.loads(loopscale.fit(settings).to_json())
+    pinned = json.loads((OLD / "runs" / SWEEP / "laws.json").read_text(encoding="utf-8"))
+    laws = list(zip(fitted.pop("run_laws"), pinned.pop("run_laws"), strict=True))
+    assert len(laws) == 2
+    for ours, theirs in laws:
+        assert ours["law"] == theirs["law"] and (ours["fit"] is None) == (theirs["fit"] is None)
+        if ours["fit"]:
+            known = set(ours["fit"]["parameters"]) - set(ours["fit"]["not_identified"])
+            assert known
+            for name in known:
+                assert ours["fit"]["parameters"][name] == pytest.approx(
+                    theirs["fit"]["parameters"][name], rel=5e-5
+                )
+    assert same_json(json.dumps(fitted), json.dumps(pinned))
 
 
 def test_a_launched_sweep_has_nothing_left_to_do_on_the_command_line(old):

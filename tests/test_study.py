@@ -57,11 +57,10 @@ def test_the_summary_follows_from_the_tables():
     written, made = json.loads((STUDY / "summary.json").read_text()), script()
     for name in SWEEPS:
         runs, _ = read_tables(STUDY / name)
-        assert written["costs"][name] == pytest.approx(made.costs(runs))
+        assert written["costs"][name] == pytest.approx(made.costs(runs), rel=1e-5)  # six digits
         if "_rates" in name:
-            assert [row["val_loss_nats"] for row in written["rates"][name]] == sorted(
-                runs["val_loss_nats"]
-            ), "one budget a sweep, best first"
+            losses = [row["val_loss_nats"] for row in written["rates"][name]]
+            assert losses == pytest.approx(sorted(runs["val_loss_nats"]), rel=1e-5), "best first"
 
 
 def test_the_tables_of_the_page_are_those_of_its_files():
@@ -109,14 +108,26 @@ def rounds(text, value):
     return abs(float(text) - value) <= 0.5001 * unit
 
 
+def same(result, written):
+    """Return True if two JSON values agree, numbers to 5e-5: last digits depend on the processor."""
+    if isinstance(written, dict):
+        return result.keys() == written.keys() and all(same(result[key], written[key]) for key in written)
+    if isinstance(written, list):
+        return len(result) == len(written) and all(itertools.starmap(same, zip(result, written, strict=True)))
+    if isinstance(written, float):
+        return result == pytest.approx(written, rel=5e-5, abs=1e-9)
+    if isinstance(written, str):  # a fit's note: the gradient where it ended is all rounding
+        return re.sub(r"gradient \S+", "", result) == re.sub(r"gradient \S+", "", written)
+    return result == written
+
+
 @pytest.mark.parametrize("grid", [grid for grid in GRIDS if grid != SMALLEST])
 def test_the_isoflop_laws_of_a_grid_come_out_of_its_tables(grid):
     """Without what takes longest: the laws over depths, and validation."""
     runs, depths = read_tables(STUDY / grid)
     fitted = fit(runs, depths.iloc[:0], FitConfig(validation=False)).to_dict()
     written = json.loads((STUDY / grid / "laws.json").read_text(encoding="utf-8"))
-    for part in ("groups", "noise"):
-        assert same_json(json.dumps(fitted[part]), json.dumps(written[part]))
+    assert same(fitted["groups"], written["groups"]) and same(fitted["noise"], written["noise"])
 
 
 def test_all_laws_of_the_smallest_grid_come_out_of_its_tables():

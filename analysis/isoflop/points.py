@@ -228,6 +228,8 @@ def points_geometry(points: pd.DataFrame, axis: str) -> tuple[Geometry, tuple[st
         )
     static, looped, around = _line(depth, params)
     notes = _scattered("C / D over the recurrence", scatter)
+    if np.allclose(6 * params * tokens, compute, rtol=EQUAL, atol=0):
+        notes = *notes, "N is C / 6 D: columns.params= maps the parameters, with the loops unrolled"
     if around > NO_LINE or looped * depth.max() < EQUAL * params.max():
         static, looped = fixed / FLOPS_PER_PARAM, slope / FLOPS_PER_PARAM
         notes = *notes, "params do not grow with the recurrence: N is C / 6 D, the loops unrolled"

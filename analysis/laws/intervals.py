@@ -23,8 +23,9 @@ from analysis.laws.objective import Objective, Terms, log_terms, residuals
 from analysis.stats.bootstrap import FEW_BLOCKS, interval, student_interval
 
 TRADE_OFF = 0.98  # correlation above which two parameters are determined only together
-FEW_FREEDOM = 20  # degrees of freedom below which percentiles over resampled points cover too rarely
+FEW_FREEDOM = 15  # degrees of freedom below which percentiles over resampled points cover too rarely
 FLAT = 1e-9  # eigenvalue, for a unit diagonal, below which the loss is flat along a direction
+AT_BOUND = "it lies at a bound"
 ALONG = 0.1  # component of a flat direction above which its parameter is named
 Ends = tuple[float | None, float | None]  # None: the interval is open on that side
 Intervals = dict[str, Ends]
@@ -151,7 +152,12 @@ class Identification:
     @property
     def phrases(self) -> tuple[str, ...]:
         """Return one phrase for every parameter or combination."""
-        apart = (f"{name} is not identified: {why}" for name, why in self.not_identified.items())
+        apart = (
+            f"{name} lies at a bound: these points do not identify it"
+            if why == AT_BOUND
+            else f"{name} is not identified: {why}"
+            for name, why in self.not_identified.items()
+        )
         return (*apart, *self.together)
 
 
@@ -166,7 +172,7 @@ def identification(law: Law, terms: Terms, point: Fit, ends: Intervals) -> Ident
     apart = {}
     for parameter, at, gone in zip(law.parameters, at_bound, lost, strict=True):
         if at:
-            apart[parameter.name] = "it lies at a bound"
+            apart[parameter.name] = AT_BOUND
         elif gone:
             apart[parameter.name] = "the amplitude of its term lies at a bound"
         elif None in ends.get(parameter.name, ()):

@@ -25,7 +25,7 @@ RESAMPLE_TOLERANCE = 1e-11  # far below the scatter of resamples
 PUBLISHED_DELTA = 1e-3  # Huber delta on the log loss of Hoffmann et al. 2022
 TUNING = 1.345  # delta over the scatter: 95 % efficiency for normal noise (Huber 1964)
 NOISE_FREE = 1e-9  # scatter of log losses below which data count as exact
-SCALE_STEPS, SCALE_TOLERANCE = 60, 1e-12
+SCALE_STEPS, SCALE_TOLERANCE = 60, 1e-10
 
 
 # Features [terms, points, parameters], or parameters [rows, parameters] -> log terms [rows, terms, points]
@@ -175,7 +175,9 @@ def minimise_scaled(
         before, scale = scale, noise_scale(residuals(objective, losses, theta), theta.size)
         scale = max(scale, least)
         objective = replace(objective, delta=TUNING * scale)
-        theta = minimise(objective, losses[None], theta[None], bounds).parameters[0]
+        theta = minimise(
+            objective, losses[None], theta[None], bounds, iterations=60, tolerance=1e-13
+        ).parameters[0]
         if scale == least or abs(before - scale) <= SCALE_TOLERANCE * scale:
             break
     starts = tried.parameters.copy()
@@ -212,8 +214,10 @@ def evaluate(objective: Objective, losses: Array, weights: Array, theta: Array) 
     inside = np.where(size <= objective.delta, weights, 0.0)
     if logs.shape[1] == 1 and objective.log_loss:
         # The log of one term has no curvature of its own. That of the majorising parabola keeps the descent
-        # going where all residuals lie on the linear part of the cost.
-        inside = weights * np.minimum(1.0, objective.delta / np.maximum(size, 1e-300))
+        # going where most residuals lie on the linear part of the cost.
+        majorising = weights * np.minimum(1.0, objective.delta / np.maximum(size, 1e-300))
+        few = inside.sum(1, keepdims=True) < weights.sum(1, keepdims=True) / 2
+        inside = np.where(few, majorising, inside)
     psi = np.clip(residual, -objective.delta, objective.delta) * weights
     capped = np.minimum(size, objective.delta)
     cost = capped * (size - capped / 2)

@@ -64,6 +64,13 @@ def _unscaled(data: Data) -> tuple[Term, ...]:
     return _unified({**data, "mean_recurrence": np.ones_like(data["depth"])})
 
 
+def _task_score(data: Data, k: Any, L0: Any) -> tuple[Term, ...]:
+    above = k * (data["loss"] - L0)
+    with np.errstate(over="ignore"):  # in the branch that is not taken
+        softplus = np.where(above.real > 0, np.log1p(np.exp(-above)), np.log1p(np.exp(above)) - above)
+    return {"e": 1.0}, {"c": 1.0, None: -softplus}
+
+
 UNIFIED = (
     LOSS_FLOOR,
     amplitude("X", "nats x parameters^x", "size term"),
@@ -186,6 +193,19 @@ LAWS = {
                 shape("gamma", "power of the mean recurrence", (0.5, 1.0, 1.5), (-1.0, 4.0)),
             ),
             _unified,
+        ),
+        _law(
+            "task_score",
+            "1 - score = e + c / (1 + exp(-k (L - L0)))",
+            "arXiv 2412.04403",
+            "loss",
+            (
+                amplitude("e", "score", "error at the least loss"),
+                amplitude("c", "score", "what guessing adds to it"),
+                shape("k", "steepness per nat", (1.0, 3.0, 9.0), (0.02, 200.0)),
+                shape("L0", "loss at half the gain", tuple(np.geomspace(0.4, 12.0, 16)), (0.01, 30.0)),
+            ),
+            _task_score,
         ),
     )
 }

@@ -21,10 +21,13 @@ from analysis.laws.curve_laws import DEPTH_LAWS, CurveLaws, fit_curves
 from analysis.laws.fit import fit_law
 from analysis.laws.function_law import as_law
 from analysis.laws.law import SIZE_COLUMN, Law, joint_law
+from analysis.laws.objective import PUBLISHED_DELTA
 from analysis.laws.registry import LAWS
 from analysis.laws.result import LawFit
+from analysis.laws.task_score import TASK_LAW, TaskLaw
 from analysis.serialize import HIDDEN
 from analysis.stats.noise import noise_floor
+from analysis.study.task_scores import task_laws
 from analysis.tables.arms import axes, axis_values
 from analysis.tables.schema import TableError
 from analysis.tables.selection import select
@@ -60,7 +63,11 @@ def cross_run_laws(
     config: FitConfig,
     progress: Progress = lambda stage, done: None,
 ) -> tuple[CrossRunLaw, ...]:
-    """Fit the iso-depth law per pool (see `pools`), and the unified law per group and per pool."""
+    """Fit the iso-depth law per pool (see `pools`), and the unified law per group and per pool.
+
+    Their Huber delta is that of the surface, 1e-3 by default.
+    """
+    config = replace(config, huber_delta=config.huber_delta or PUBLISHED_DELTA)
     selected = [_iso_depth(pool, config) for pool in pools(groups)]
     tables = {group.label: depth_points(group, depths, config) for group in groups}
     for group in groups:
@@ -108,10 +115,10 @@ def pools(groups: Sequence[GroupFit]) -> list[list[GroupFit]]:
 
 def fit_law_to_runs(
     name: str, runs: pd.DataFrame, depths: pd.DataFrame, config: FitConfig
-) -> LawFit | CurveLaws:
+) -> LawFit | CurveLaws | TaskLaw:
     """Fit one law of the registry to the runs of a study, or to their depth curves if it has a depth.
 
-    A law of depth alone is fitted to every curve separately.
+    A law of depth alone is fitted to every curve separately; the law of a score to the first suite.
 
     Raises
     ------
@@ -119,6 +126,11 @@ def fit_law_to_runs(
     """
     law = as_law(name)
     used = select(runs, config.max_epochs).runs
+    if name == TASK_LAW:
+        scores = task_laws(used, config)
+        if not scores:
+            raise TableError(f"law={name}: no run has a score: loopscale eval sweep=NAME tasks=core, collect")
+        return scores[0]
     # Only the grouping matters here, not the isoFLOP laws of the groups.
     base = replace(config, bootstrap=100, profiles=False, resampling="noise")
     groups = fit_groups(used, noise_floor(used), base)[0]
@@ -212,9 +224,7 @@ def _fit(label: str, law: Law, points: pd.DataFrame, config: FitConfig) -> Cross
         )
     except TableError as error:
         return CrossRunLaw(group=label, law=law.name, refusal=str(error))
-    flat = [why for why in fitted.not_identified.values() if why.startswith("the loss is flat")]
-    if flat or not fitted.certificate.holds:
-        reason = flat[0] if flat else f"no optimum was reached ({fitted.certificate})"
-        reason = f"{reason}: the runs do not determine its parameters"
+    if not fitted.certificate.holds:
+        reason = f"no optimum was reached ({fitted.certificate}): the runs do not determine its parameters"
         return CrossRunLaw(group=label, law=law.name, refusal=reason)
     return CrossRunLaw(group=label, law=law.name, fit=fitted, points=points)

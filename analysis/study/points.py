@@ -28,6 +28,7 @@ from analysis.laws.curve_laws import DEPTH_LAWS, CurveLaws, fit_curves
 from analysis.laws.fit import fit_law
 from analysis.laws.function_law import as_law
 from analysis.laws.result import LawFit
+from analysis.laws.task_score import TASK_LAW, TaskLaw, fit_task_score
 from analysis.study.holdout import Holdout, holdout
 from analysis.study.sensitivity import Variant, sensitivity, variants_summary
 from analysis.tables.budgets import Budgets
@@ -37,8 +38,7 @@ from analysis.tables.schema import TableError
 from analysis.tables.units import implied
 
 MOST_POINTS = 50_000  # of one law
-MOST_RESAMPLED = 2_000_000  # points times resamples of one law, beside MIN_RESAMPLES
-MIN_RESAMPLES = 100
+MANY_POINTS = 2_000  # above, linear theory is as good as resampled points
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +223,7 @@ def fit_law_to_points(
     *,
     x: Axis | None = None,
     config: FitConfig | None = None,
-) -> PointsLawFit | PointsCurveLaws:
+) -> PointsLawFit | PointsCurveLaws | TaskLaw:
     """Fit one law of the registry to points that have its columns and a loss.
 
     Columns that follow from the others by C = 6 N D are filled in. A law of depth alone is fitted to the
@@ -241,32 +241,47 @@ def fit_law_to_points(
         curves = _with_columns(table, ["depth", "loss", *known], axis)
         fits = fit_curves(law, curves.frame, config.confidence)
         return PointsCurveLaws(**_fields(CurveLaws, fits), table=curves)
+    if law == TASK_LAW:
+        scored = _with_columns(table, ["loss", "score"], axis)
+        frame = implied(scored.frame, axis)
+        notes = (*scored.notes, *(item.summary() for item in scored.left_out))
+        renamed = frame.rename(columns={"compute": "budget_flops"})
+        return fit_task_score("score", renamed, config, notes)
     how = "pairs" if config.resampling == "noise" else config.resampling
     label = {"stratified": "compute", "block": "block"}.get(how)
     if label is not None and label not in implied(table.frame, axis):
         raise TableError(f"resampling={how} needs columns.{label}")
     used = _with_columns(table, [*model.columns, "loss", *([label] if label else [])], axis)
-    count, notes = len(used.frame), used.notes
+    count = len(used.frame)
     if count > MOST_POINTS:
         raise TableError(
             f"{count} points are more than the {MOST_POINTS} that one law is fitted to: take a part, as "
             f"where='index % {-(-count // MOST_POINTS)} == 0'"
         )
-    resamples = min(config.bootstrap, max(MIN_RESAMPLES, MOST_RESAMPLED // count))
-    if resamples < config.bootstrap:
-        notes = *notes, f"{resamples} resamples in place of {config.bootstrap}: {count} points"
+    linear = how == "pairs" and count > MANY_POINTS
     fitted = fit_law(
         law,
         used.frame,
         used.frame["loss"].to_numpy(float),
         delta=config.huber_delta,
-        bootstrap=resamples,
+        bootstrap=0 if linear else config.bootstrap,
         resampling=how,
         labels=None if label is None else used.frame[label].to_numpy(),
         seed=config.seed,
         confidence=config.confidence,
     )
-    return PointsLawFit(**_fields(LawFit, fitted), table=replace(used, notes=notes))
+    if linear:
+        ends = fitted.conf_int(config.confidence).itertuples()
+        spans = {str(name): _ends(low, high) for name, low, high in ends}
+        theory = f"linear theory of {count} points, which need no resamples"
+        fitted = replace(fitted, intervals=spans, resampling=theory)
+    return PointsLawFit(**_fields(LawFit, fitted), table=used)
+
+
+def _ends(*ends: float) -> tuple[float | None, float | None]:
+    """Return an interval with None for an open end."""
+    low, high = (float(end) if np.isfinite(end) else None for end in ends)
+    return low, high
 
 
 def _fields(kind: type, result: Any) -> dict[str, Any]:
@@ -303,7 +318,10 @@ def _with_columns(table: PointsTable, columns: Sequence[str], axis: Axis) -> Poi
     missing = [name for name in columns if name not in frame]
     if missing:
         wanted = [name for name in missing if name == "compute"]
-        wanted += ["tokens" if axis == "recurrence" else "x"] if {"params", "tokens"} & set(missing) else []
+        if "compute" not in columns:  # a law names its own columns
+            wanted = missing
+        elif {"params", "tokens"} <= set(missing):
+            wanted.append("tokens" if axis == "recurrence" else "x")
         wanted += [name for name in missing if name not in (*wanted, "params", "tokens", "x")]
         named = " ".join(f"columns.{name}=NAME" for name in wanted)
         present = ", ".join(map(str, table.frame.columns))

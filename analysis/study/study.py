@@ -12,13 +12,15 @@ from analysis.config import FitConfig, Progress
 from analysis.isoflop.curves import QUANTITY_NAMES
 from analysis.isoflop.estimator import DEFAULT_ESTIMATOR
 from analysis.isoflop.group import GroupFit, Values, fit_groups
+from analysis.laws.task_score import TaskLaw
 from analysis.serialize import HIDDEN, WHEN_SET
 from analysis.stats.noise import NoiseFloor, noise_floor
-from analysis.study.cross_run_laws import CrossRunLaw, cross_run_laws
+from analysis.study.cross_run_laws import CrossRunLaw, cross_run_laws, training_points
 from analysis.study.depth import DepthStudy, depth_study
 from analysis.study.envelope import Envelope, envelopes
 from analysis.study.holdout import Holdout, holdout
 from analysis.study.sensitivity import Variant, sensitivity, variants_summary
+from analysis.study.task_scores import task_laws
 from analysis.tables.schema import DEPTHS, conform
 from analysis.tables.selection import LeftOut, digest, select
 
@@ -53,6 +55,7 @@ class StudyFit:
     groups: tuple[GroupFit, ...]
     depth: DepthStudy
     run_laws: tuple[CrossRunLaw, ...]  # the iso-depth law and the unified law
+    task_laws: tuple[TaskLaw, ...] = field(default=(), metadata=WHEN_SET)  # of the suites with scores
     validation: Holdout | None = None  # None: not requested
     sensitivity: tuple[Variant, ...] | None = None
     envelopes: tuple[Envelope, ...] = field(default=(), metadata=WHEN_SET)  # over axes of the recipe
@@ -78,6 +81,7 @@ class StudyFit:
             *(item.summary() for item in self.envelopes),
             self.depth.summary(),
             *(law.summary() for law in self.run_laws),
+            *(law.summary() for law in self.task_laws),
         ]
         if self.validation is not None:
             parts.append(self.validation.summary())
@@ -163,6 +167,7 @@ def fit(
         groups=groups,
         depth=depth,
         run_laws=cross_run_laws(groups, depths, config, progress),
+        task_laws=task_laws(selection.runs, config, [training_points(group, config) for group in groups]),
         envelopes=envelopes(selection.runs, groups, floor, config),
         checks=sanity_checks(selection.runs, floor),
         left_out=selection.left_out,

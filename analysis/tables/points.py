@@ -35,12 +35,14 @@ ROLES = (
     "params_once",
     "recurrence",
     "run_id",
+    "score",
     "tokens",
     "tokens_per_param",
     "x",
 )
 LABELS = ("block", "budget", "run_id")  # roles that need not be numbers
 MAY_BE_ZERO = ("params_looped",)
+ANY_SIGN = ("score",)  # a score centred on chance
 RUN_NAMES = ("run_id", "run_name", "run", "name", "Name", "id", "ID")
 STATES = ("state", "State", "status", "Status")
 UNFINISHED = ("crashed", "failed", "killed", "running", "pending", "preempted", "preempting")
@@ -121,7 +123,8 @@ class PointsTable:
         if column in LABELS:
             return pd.Series(f"without {column}", index=values.index[values.isna()], dtype=object)
         found = dict(self.wrong.get(column, pd.Series(dtype=object)))
-        bad = ~(np.isfinite(values) & ((values > 0) | ((column in MAY_BE_ZERO) & (values == 0))))
+        allowed = (values > 0) | ((column in MAY_BE_ZERO) & (values == 0)) | (column in ANY_SIGN)
+        bad = ~(np.isfinite(values) & allowed)
         bad |= values.abs() > LARGEST
         for row, value in values[bad].items():
             seen = f"without {column}" if np.isnan(value) else f"{column} = {number(value)}"

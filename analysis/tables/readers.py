@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import codecs
 import json
 import re
 from collections.abc import Mapping
@@ -116,19 +117,26 @@ def _read_any(path: Path, columns: tuple[Column, ...] = RUNS) -> pd.DataFrame:
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
         texts = dict.fromkeys(_texts(columns), "string")
-        frame = pd.read_csv(path, dtype=texts, encoding="utf-8-sig", low_memory=False, **_dialect(path))
+        frame = pd.read_csv(path, dtype=texts, low_memory=False, **_dialect(path))
         return frame.rename(columns=str.strip)
     except (OSError, ValueError) as error:
         raise TableError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
 
 
 def _dialect(path: Path) -> dict[str, Any]:
-    """Return the delimiter and the decimal sign of a CSV, as its header and its first rows show them."""
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
+    """Return the encoding, the delimiter and the decimal sign of a CSV, as its first rows show them."""
+    with path.open("rb") as start:
+        encoding = "utf-16" if start.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+    with path.open(encoding=encoding, errors="replace") as file:
         header, *rows = [file.readline() for _ in range(20)]
     delimiter = max(DELIMITERS, key=header.count)  # the first of equals: a comma
     comma = delimiter != "," and any(re.search(r"(?<![\d,])\d+,\d+(?![\d,])", row) for row in rows)
-    return {"sep": delimiter, "decimal": "," if comma else ".", "skipinitialspace": True}
+    return {
+        "encoding": encoding,
+        "sep": delimiter,
+        "decimal": "," if comma else ".",
+        "skipinitialspace": True,
+    }
 
 
 def _texts(columns: tuple[Column, ...]) -> list[str]:

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from analysis import Comparison, FitConfig, IsoflopFit, LawFit, StudyFit
     from analysis.compare.arms import ArmComparison
     from analysis.laws.curve_laws import CurveLaws
+    from analysis.laws.task_score import TaskLaw
     from analysis.published.comparison import PublishedComparison
+    from analysis.study.device_hours import DeviceHoursFit
     from analysis.tables.points import PointsTable
 
-    AnyFit: TypeAlias = StudyFit | IsoflopFit | LawFit | CurveLaws
+    AnyFit: TypeAlias = StudyFit | IsoflopFit | LawFit | CurveLaws | TaskLaw | DeviceHoursFit
     AnyComparison: TypeAlias = Comparison | ArmComparison | PublishedComparison
 
 PUBLISHED = "parcae_published"
@@ -40,6 +42,12 @@ def fit_sweep(settings: FitTableConfig) -> AnyFit:
     from sweeps.cli.progress import stage_progress
 
     source, config = _source(settings), _fit_config(settings)
+    if settings.cost == "device_hours":
+        from analysis.study.device_hours import fit_device_hours
+
+        if isinstance(source, PointsTable):
+            raise ConfigError(f"cost=device_hours: data={settings.data} has no recorded seconds of runs")
+        return fit_device_hours(source[0], config)
     if isinstance(source, PointsTable):
         if settings.law == "isoflop":
             return isoflop(source, budget_tolerance=settings.budget_tolerance, config=config)
@@ -136,6 +144,8 @@ def report_sweep(settings: FitTableConfig) -> tuple[Path, list[str]]:
 
     A sweep's goes to `<sweep>/report/`, that of other data to `<root>/reports/NAME/`.
     """
+    if settings.cost != "flops":
+        raise ConfigError(f"cost={settings.cost}: a report shows laws over FLOPs; use loopscale fit")
     if settings.law != "isoflop":
         raise ConfigError(f"law={settings.law}: a report shows the isoFLOP laws; use loopscale fit")
     if settings.data == PUBLISHED:

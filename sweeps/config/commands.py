@@ -76,6 +76,7 @@ class FitTableConfig(TableConfig):
     columns: dict[str, str] = field(default_factory=dict)
     where: str | None = None  # rows to keep, a query of pandas
     law: str = "isoflop"
+    cost: Literal["flops", "device_hours"] = "flops"
     x: Literal["params", "tokens", "recurrence"] | None = None
     unit: str | None = None  # of the loss of points
     budget_tolerance: Annotated[float, Gt(0), Lt(1)] | None = None

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 import loopscale
+from harness.run.folder import Status
 from harness.run.metrics import read_metrics
 from sweeps.state.ledger import read_ledger
 
@@ -172,14 +173,19 @@ class Sweep:
     def finish(self, *, again: bool = True) -> None:
         """Wait for the end, launching again whenever SLURM has nothing left to do."""
         until = time.monotonic() + 600
-        while True:
-            self.wait_until_idle()
-            states = [run.status() for run in self.runs()]
-            if all(status.state == "done" for status in states):
-                return
-            assert again and time.monotonic() < until, states
+        self.wait_until_idle()
+        while again and not self.is_done():
+            assert time.monotonic() < until, self.states()
             self.launch()
             time.sleep(1)
+            self.wait_until_idle()
+        wait_for(self.is_done, 60, lambda: f"for the ends of {self.states()}")
+
+    def states(self) -> list[Status]:
+        return [run.status() for run in self.runs()]
+
+    def is_done(self) -> bool:
+        return all(status.state == "done" for status in self.states())
 
     def losses(self) -> dict[str, list[float]]:
         """Return what was computed, by run: every training loss, the validation loss, the depth curve."""
@@ -225,7 +231,7 @@ def undisturbed(root: Path, data: tuple[Path, Path], *overrides: str) -> dict[st
     """Return the losses of a sweep that nothing disturbs: one run after the other in a worker here."""
     made = Sweep(root, *data, "undisturbed", *overrides, "cluster=local", "cluster.parallel_runs=1")
     made.launch()
-    wait_for(lambda: all(run.status().state == "done" for run in made.runs()), 400)
+    wait_for(made.is_done, 400)
     return made.losses()
 
 

@@ -112,5 +112,5 @@ def test_curves_that_do_not_determine_the_exponential_are_counted_out():
 def test_a_law_whose_descent_ends_in_a_valley_is_refused(name):
     """Under noise a size term of exponent .01 is a constant: floor, amplitude and exponent trade off."""
     runs, depths = study(Truth(a=0.01, a_amplitude=1.0), budgets=INSIDE[:4], noise_nats=0.05, seed=3)
-    with pytest.raises(TableError, match=rf"^law={name}: the loss is flat along E and A and alpha: "):
-        fit_law_to_runs(name, runs, depths, FitConfig(bootstrap=100))
+    with pytest.raises(TableError, match=rf"^law={name}: no optimum was reached \(\d+ of 12 starts agree"):
+        fit_law_to_runs(name, runs, depths, FitConfig(bootstrap=100, huber_delta=1e-3))

@@ -298,8 +298,9 @@ def test_points_of_two_learning_rates_are_no_replicates(capsys, saved):
     assert "unknown" in fit["group"]["estimators"][0]["noise"]["source"]
 
 
-def test_european_decimals_are_read(capsys, saved):
-    fit = fitted(capsys, saved(points(), sep=";", decimal=","), *MAPPED)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_european_decimals_are_read(capsys, saved, encoding):
+    fit = fitted(capsys, saved(points(), sep=";", decimal=",", encoding=encoding), *MAPPED)
     assert exponents(fit) == pytest.approx([A, 1 - A], abs=1e-6)
 
 
@@ -406,14 +407,35 @@ def test_a_table_may_sweep_the_recurrence(capsys, saved):
     slopes = [np.polyfit(np.log(budgets), logs, 1)[0] for logs in np.log(best).T]
     assert exponents(fit) == pytest.approx(slopes, abs=1e-3)
     assert "points need tokens: say columns.tokens=NAME" in refused(capsys, saved(table), *columns[:2])
+    missing = "points need params_once, params_looped, recurrence, tokens: say columns.params_once=NAME "
+    assert missing in refused(capsys, saved(table), "columns.compute=C", "law=iso_depth")
+
+
+def test_intervals_of_many_points_are_those_of_linear_theory(capsys, saved):
+    """Least squares of the log loss: sigma^2 (J'J)^-1 with the Jacobian written out."""
+    rng = np.random.default_rng(4)
+    params, tokens = np.exp(rng.uniform(17, 22, 3000)), np.exp(rng.uniform(20, 25, 3000))
+    clean = loss_of(params, tokens)
+    table = pd.DataFrame(
+        {"params": params, "tokens": tokens, "loss": clean * np.exp(0.01 * rng.standard_normal(3000))}
+    )
+    fit = fitted(capsys, saved(table), "law=surface", "huber_delta=10")
+    size, data = params**-0.34 / clean, tokens**-0.28 / clean
+    by_alpha, by_beta = -406.4 * size * np.log(params), -410.7 * data * np.log(tokens)
+    jacobian = np.stack([1 / clean, size, data, by_alpha, by_beta], -1)
+    error = 0.01 * np.sqrt(np.diag(np.linalg.inv(jacobian.T @ jacobian)))
+    for name, expected in (("alpha", error[3]), ("beta", error[4])):
+        low, high = fit["intervals"][name]
+        assert (high - low) / (2 * 1.96) == pytest.approx(expected, rel=0.1)
+    assert fit["resampling"] == "linear theory of 3000 points, which need no resamples"
 
 
 def test_many_points_are_averaged_along_their_curves(capsys, saved):
     rng = np.random.default_rng(3)
-    budget = np.repeat(np.geomspace(1e18, 1e20, 5), 1000)
-    params = OPTIMUM * budget**A * np.exp(rng.uniform(np.log(0.25), np.log(4), 5000))
-    loss = loss_of(params, budget / 6 / params) + 0.01 * rng.standard_normal(5000)
+    budget = np.repeat(np.geomspace(1e18, 1e20, 5), 500)
+    params = OPTIMUM * budget**A * np.exp(rng.uniform(np.log(0.25), np.log(4), 2500))
+    loss = loss_of(params, budget / 6 / params) + 0.01 * rng.standard_normal(2500)
     fit = fitted(capsys, saved(pd.DataFrame({"flops": budget, "params": params, "loss": loss})), *MAPPED)
     law = fit["group"]["estimators"][0]["laws"]["params"]
     assert law["exponent_low"] < A < law["exponent_high"] and law["exponent"] == pytest.approx(A, abs=5e-3)
-    assert fit["notes"] == ["5000 points were averaged to 600 along their curves"]
+    assert fit["notes"] == ["2500 points were averaged to 600 along their curves"]

@@ -100,7 +100,7 @@ def test_large_integer_columns_do_not_overflow():
 
 
 def test_the_columns_of_every_law_can_be_mapped():
-    beside = {"loss", "loss_se", "run_id", "compute", "budget", "block"}
+    beside = {"loss", "loss_se", "run_id", "score", "compute", "budget", "block"}
     assert beside.union(*(law.columns for law in LAWS.values())) == set(ROLES)
     assert list(ROLES) == sorted(ROLES)
 

@@ -67,7 +67,7 @@ def test_a_runs_csv_alone_is_a_study(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["parameters"]["z"] == pytest.approx(7.0, abs=0.02)
 
 
-def test_reports_of_points_and_of_published_numbers_are_written(csv, tmp_path, capsys):
+def test_reports_of_points_and_of_published_numbers_are_written(csv, tmp_path, capsys, drawn_glyphs):
     loopscale.main(["report", f"data={csv}", *MAPPED, *QUICK, f"root={tmp_path}", "format=json"])
     page = tmp_path / "reports" / "points" / "index.html"
     assert json.loads(capsys.readouterr().out) == {"path": str(page)}
@@ -85,7 +85,10 @@ def test_reports_of_points_and_of_published_numbers_are_written(csv, tmp_path, c
             "points need x, loss: say columns.x=NAME columns.loss=NAME (the table has flops, size, val)",
         ),
         (["data={csv}", "columns.compute=flop"], "points.csv has no such column (did you mean flops?)"),
-        (["data={csv}", "law=surfac", *MAPPED], "law=surfac is unknown: choose isoflop, power_law, surface"),
+        (
+            ["data={csv}", "law=surfac", *MAPPED],
+            "law=surfac is unknown: the closest is surface here, of isoflop, power_law",
+        ),
         (["data=wandb:here"], "it must be wandb:ENTITY/PROJECT or an existing folder"),
         (["data=parcae_published"], "has tables but no runs: loopscale report or compare"),
         (["data={csv}", "resampling=jackknife", *MAPPED], "resampling=jackknife: "),
@@ -117,7 +120,7 @@ def test_answers_beside_other_peoples_tables_are_compared(tmp_path, capsys):
     assert points == [[], [pytest.approx(100.0)] * 4]
 
 
-def test_a_sweep_gets_its_comparison_with_figures_and_other_data_nothing(tmp_path, capsys):
+def test_a_sweep_gets_its_comparison_with_figures_and_other_data_nothing(tmp_path, capsys, drawn_glyphs):
     folder = tmp_path / "small"
     folder.mkdir()
     runs, depths = study(budgets=INSIDE[:2], recurrences=(2, 4), replicates=((0, 0),))

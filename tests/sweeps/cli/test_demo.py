@@ -47,7 +47,7 @@ def overrides(corpus, cache, tmp_path):
     ]
 
 
-def test_a_killed_demo_continues_and_reports(overrides, tmp_path, capsys, monkeypatch):
+def test_a_killed_demo_continues_and_reports(overrides, tmp_path, capsys, monkeypatch, drawn_glyphs):
     folder = tmp_path / "runs" / "small"
     command = [sys.executable, "-m", "loopscale", "demo", *overrides]
     first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -60,7 +60,8 @@ def test_a_killed_demo_continues_and_reports(overrides, tmp_path, capsys, monkey
     done = {
         run.run_id: run.record() for run in read_ledger(folder).runs(folder) if run.status().state == "done"
     }
-    monkeypatch.setattr(demo, "FitTableConfig", functools.partial(FitTableConfig, bootstrap=100))
+    quick = functools.partial(FitTableConfig, bootstrap=100, validation=False)
+    monkeypatch.setattr(demo, "FitTableConfig", quick)
     page = loopscale.demo(overrides)
     out = capsys.readouterr().out.splitlines()
     runs = read_ledger(folder).runs(folder)
@@ -71,5 +72,5 @@ def test_a_killed_demo_continues_and_reports(overrides, tmp_path, capsys, monkey
     assert "<html" in page.read_text() and 0 < len(out[out.index(f"report: {page}") + 1 :]) <= 3
     figures = {path.suffix for path in (page.parent / "figures").iterdir()}
     assert figures == {".pdf", ".png", ".csv"}
-    laws = loopscale.fit([f"root={tmp_path / 'runs'}", "sweep=small", "bootstrap=100"])
+    laws = loopscale.fit([f"root={tmp_path / 'runs'}", "sweep=small", "bootstrap=100", "validation=false"])
     assert json.loads(laws.to_json()) == json.loads((folder / "laws.json").read_text())

@@ -89,7 +89,7 @@ def collected(place, budgets, recurrences, noise_nats=0.004, seeds=(0,)):
     return folder
 
 
-def test_a_design_says_what_the_grid_resolves_and_writes_its_figure(place, capsys, tmp_path):
+def test_a_design_says_what_the_grid_resolves_and_writes_its_figure(place, capsys, tmp_path, drawn_glyphs):
     code, out, _ = run(capsys, "plan", *place, *SMALL, *QUICK, "design=true")
     assert code == 0
     assert "16 looped runs and 4 controls" in out and "an analyst's 95 % interval" in out

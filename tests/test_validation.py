@@ -21,6 +21,17 @@ def test_a_result_names_the_script_that_made_it(name):
     assert Path(script).stem == name
 
 
+def test_robust_results_support_what_is_claimed():
+    """Coverage within four standard errors of 0.93 to 0.97, fewer than 5 % refused."""
+    rows = RESULTS["coverage_robust"]["rows"]
+    assert len(rows) == 4 * 2 * 2
+    for row in rows:
+        error = (0.95 * 0.05 / row["studies"]) ** 0.5
+        assert 0.93 - 4 * error <= row["coverage"] <= 0.97 + 4 * error
+        assert row["accepted"] > 0.95 * row["studies"]
+        assert row["width_over_spread"] <= 1.3 * (1 + 1 / row["studies"] ** 0.5)
+
+
 def test_committed_results_support_what_is_claimed():
     rows = [row for row in RESULTS["coverage"]["rows"] if row["estimator"] in ("shared shape", "surface")]
     assert {row["quantity"] for row in rows} == {"mean_recurrence", "tokens"}

@@ -235,8 +235,9 @@ def main(
         rows += [{"noise": kind, **row} for row in summarise(found, done)]
     for row in rows:
         print(f"{row['noise']:>11} {show(row)}")
+    name = "coverage" if noise == GAUSSIAN else "coverage_robust"
     result = {
-        "command": f"python validation/coverage.py noise={noise} studies={studies}",
+        "command": f"python validation/{name}.py studies={studies}",
         "seed": SEED,
         "noise_nats": NOISE_NATS,
         "resamples": RESAMPLES if noise == GAUSSIAN else FEW_RESAMPLES,
@@ -244,7 +245,6 @@ def main(
         "true_optima": {f"{flops:g}": value for flops, value in OPTIMA.items()},
         "rows": rows,
     }
-    name = "coverage" if noise == GAUSSIAN else "coverage_robust"
     write(Path(out or ROOT / "docs" / "validation" / f"{name}.json"), result)
 
 

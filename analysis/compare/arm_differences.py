@@ -179,6 +179,8 @@ def phi_difference(arm: pd.DataFrame, base: pd.DataFrame, config: FitConfig) -> 
     values = [name for name in (*LAWS["iso_depth"].columns, "loss") if name not in keys]
     means = [side.groupby(keys)[values].mean() for side in (arm, base)]
     shared = means[0].index.intersection(means[1].index).sort_values()
+    if len(means[1].loc[shared, ["params_once", "params_looped"]].drop_duplicates()) < 2:
+        return Estimate(refusal="the arms share runs of one size alone, in which phi and alpha trade off")
     fitted = []
     for side, name in zip(means, ("the arm", "the reference"), strict=True):
         points = side.loc[shared].reset_index()

@@ -4,14 +4,14 @@
     fit.summary(); fit.predict(1e22); fit.to_json(); analysis.plot(fit, ax=ax)
 
 The swept variable is the size, the tokens or the recurrence. FLOPs are counted as C = 6 N D where the table
-has no token counts of its own. `fit_law_to_points` fits any other law of the registry to such a table.
+has no token counts of its own. Other laws of such a table are in `points_laws`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,6 @@ from analysis.isoflop.estimator import DEFAULT_ESTIMATOR
 from analysis.isoflop.exponents import IsoflopResult
 from analysis.isoflop.group import GroupFit
 from analysis.isoflop.points import fit_points, isoflop_points, regrouped
-from analysis.laws.curve_laws import DEPTH_LAWS, CurveLaws, fit_curves
-from analysis.laws.fit import fit_law
-from analysis.laws.function_law import as_law
-from analysis.laws.result import LawFit
-from analysis.laws.task_score import TASK_LAW, TaskLaw, fit_task_score
 from analysis.study.holdout import Holdout, holdout
 from analysis.study.sensitivity import Variant, sensitivity, variants_summary
 from analysis.tables.budgets import Budgets
@@ -37,9 +32,6 @@ from analysis.tables.points import Axis, LeftOutRows, PointsTable, points_table
 from analysis.tables.readers import read_source
 from analysis.tables.schema import TableError
 from analysis.tables.units import implied
-
-MOST_POINTS = 50_000  # of one law
-MANY_POINTS = 2_000  # above, linear theory is as good as resampled points
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -105,49 +97,6 @@ class IsoflopFit(IsoflopResult):
         return serialize.to_json(self.to_dict())
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
-class PointsLawFit(LawFit):
-    """A law of the registry fitted to a table of points, whose unit and rows `table` describes."""
-
-    table: PointsTable = field(compare=False)
-
-    def summary(self) -> str:
-        """Return the fit as plain text, with what was converted and left out."""
-        return in_unit(_with_remarks(super().summary(), self.table), self.table.unit)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fit as JSON values."""
-        units = {name: in_unit(unit, self.table.unit) for name, unit in self.units.items()}
-        return dict(keys_in_unit(super().to_dict() | {"units": units}, self.table.unit))
-
-    def to_json(self) -> str:
-        """Return the fit as JSON text."""
-        return serialize.to_json(self.to_dict())
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class PointsCurveLaws(CurveLaws):
-    """A law of depth fitted to the curves of a table of points, whose unit and rows `table` describes."""
-
-    table: PointsTable = field(compare=False)
-
-    def summary(self) -> str:
-        """Return the fits as plain text, with what was converted and left out."""
-        return in_unit(_with_remarks(super().summary(), self.table), self.table.unit)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fits as JSON values."""
-        return dict(keys_in_unit(super().to_dict(), self.table.unit))
-
-    def to_json(self) -> str:
-        """Return the fits as JSON text."""
-        return serialize.to_json(self.to_dict())
-
-
-def _with_remarks(text: str, table: PointsTable) -> str:
-    return "\n".join([text, *(f"  {line}" for line in table.remarks())])
-
-
 def read_points(
     path: Path | str,
     columns: Mapping[str, str] | None = None,
@@ -190,7 +139,7 @@ def isoflop(
     TableError : a column is missing, no row can be used, or the points make no isoFLOP curves.
     """
     config = config or FitConfig()
-    table, axis = _with_axis(points, x)
+    table, axis = with_axis(points, x)
     used = _complete(table, axis)
     try:
         prepared = isoflop_points(used, axis, budget_tolerance)
@@ -222,77 +171,6 @@ def isoflop(
     )
 
 
-def fit_law_to_points(
-    law: str,
-    points: PointsTable | pd.DataFrame,
-    *,
-    x: Axis | None = None,
-    config: FitConfig | None = None,
-) -> PointsLawFit | PointsCurveLaws | TaskLaw:
-    """Fit one law of the registry to points that have its columns and a loss.
-
-    Columns that follow from the others by C = 6 N D are filled in. A law of depth alone is fitted to the
-    curve of each run_id separately (see `fit_curves`).
-
-    Raises
-    ------
-    TableError : the law is unknown, or a column is missing.
-    """
-    config = config or FitConfig()
-    model = as_law(law)
-    table, axis = _with_axis(points, x)
-    if law in DEPTH_LAWS:
-        known = ["run_id"] if "run_id" in table.frame else []
-        curves = _with_columns(table, ["depth", "loss", *known], axis)
-        fits = fit_curves(law, curves.frame, config.confidence)
-        return PointsCurveLaws(**_fields(CurveLaws, fits), table=curves)
-    if law == TASK_LAW:
-        scored = _with_columns(table, ["loss", "score"], axis)
-        frame = implied(scored.frame, axis)
-        notes = (*scored.notes, *(item.summary() for item in scored.left_out))
-        renamed = frame.rename(columns={"compute": "budget_flops"})
-        return fit_task_score("score", renamed, config, notes)
-    how = "pairs" if config.resampling == "noise" else config.resampling
-    label = {"stratified": "compute", "block": "block"}.get(how)
-    if label is not None and label not in implied(table.frame, axis):
-        raise TableError(f"resampling={how} needs columns.{label}")
-    used = _with_columns(table, [*model.columns, "loss", *([label] if label else [])], axis)
-    count = len(used.frame)
-    if count > MOST_POINTS:
-        raise TableError(
-            f"{count} points are more than the {MOST_POINTS} that one law is fitted to: take a part, as "
-            f"where='index % {-(-count // MOST_POINTS)} == 0'"
-        )
-    linear = how == "pairs" and count > MANY_POINTS
-    fitted = fit_law(
-        law,
-        used.frame,
-        used.frame["loss"].to_numpy(float),
-        delta=config.huber_delta,
-        bootstrap=0 if linear else config.bootstrap,
-        resampling=how,
-        labels=None if label is None else used.frame[label].to_numpy(),
-        seed=config.seed,
-        confidence=config.confidence,
-    )
-    if linear:
-        ends = fitted.conf_int(config.confidence).itertuples()
-        spans = {str(name): _ends(low, high) for name, low, high in ends}
-        theory = f"linear theory of {count} points, which need no resamples"
-        fitted = replace(fitted, intervals=spans, resampling=theory)
-    return PointsLawFit(**_fields(LawFit, fitted), table=used)
-
-
-def _ends(*ends: float) -> tuple[float | None, float | None]:
-    """Return an interval with None for an open end."""
-    low, high = (float(end) if np.isfinite(end) else None for end in ends)
-    return low, high
-
-
-def _fields(kind: type, result: Any) -> dict[str, Any]:
-    return {item.name: getattr(result, item.name) for item in fields(kind)}
-
-
 def in_unit(text: str, unit: str) -> str:
     """Return a text about losses with their unit in place of nats."""
     return text if unit == "nats" else re.sub(r"\bnats\b", unit, text)
@@ -308,7 +186,7 @@ def keys_in_unit(value: Any, unit: str) -> Any:
     return [keys_in_unit(item, unit) for item in value] if isinstance(value, list) else value
 
 
-def _with_axis(points: PointsTable | pd.DataFrame, x: Axis | None) -> tuple[PointsTable, Axis]:
+def with_axis(points: PointsTable | pd.DataFrame, x: Axis | None) -> tuple[PointsTable, Axis]:
     """Return points as a table, and what they sweep."""
     table = points if isinstance(points, PointsTable) else points_table(points, x=x)
     if x and table.axis and x != table.axis:
@@ -317,7 +195,7 @@ def _with_axis(points: PointsTable | pd.DataFrame, x: Axis | None) -> tuple[Poin
     return table, x or table.axis or ("params" if sized else "tokens")
 
 
-def _with_columns(table: PointsTable, columns: Sequence[str], axis: Axis) -> PointsTable:
+def with_columns(table: PointsTable, columns: Sequence[str], axis: Axis) -> PointsTable:
     """Return the points that have usable `columns`, where they are in the table or follow from others."""
     frame = implied(table.frame, axis)
     missing = [name for name in columns if name not in frame]
@@ -343,4 +221,4 @@ def _complete(table: PointsTable, axis: Axis) -> PointsTable:
     """Return the points usable for isoFLOP curves; raises TableError that names what to map."""
     columns = ["compute", "params", "tokens", "loss", *(["recurrence"] if axis == "recurrence" else [])]
     columns += [name for name in ("budget", "block") if name in table.frame]
-    return _with_columns(table, columns, axis)
+    return with_columns(table, columns, axis)

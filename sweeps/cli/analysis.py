@@ -37,7 +37,7 @@ def fit_sweep(settings: FitTableConfig) -> AnyFit:
     """
     from analysis import fit, isoflop
     from analysis.study.cross_run_laws import fit_law_to_runs
-    from analysis.study.points import fit_law_to_points
+    from analysis.study.points_laws import fit_law_to_points
     from analysis.tables.points import PointsTable
     from sweeps.cli.progress import stage_progress
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import time
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+from harness.run.metrics import last_metrics
 
 # Forked from a server that has imported torch and done nothing with it: no threads are torn apart.
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -14,26 +18,54 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["harness.training.job", "torch.distributed.fsdp", "torch._dynamo"])
 
 
-def start(world: int, folders: list[Path], cache: Path) -> list[BaseProcess]:
-    """Start `world` processes that run the jobs of `folders` one after the other."""
+PATIENCE_S = 240  # for what takes a second on a quiet machine
+
+
+def start(world: int, folders: list[Path], cache: Path, hold_at: int | None = None) -> list[BaseProcess]:
+    """Start `world` processes that run the jobs of `folders` one after the other, held as by `hold`."""
     port = free_port()
     processes = [
-        CONTEXT.Process(target=_member, args=(rank, world, port, folders, cache)) for rank in range(world)
+        CONTEXT.Process(target=_member, args=(rank, world, port, folders, cache, hold_at))
+        for rank in range(world)
     ]
     for process in processes:
         process.start()
     return processes
 
 
+def start_held(folder: Path, cache: Path, step: int) -> BaseProcess:
+    """Start a process that runs the job of `folder` alone, held at `step`."""
+    process = CONTEXT.Process(target=_held, args=(folder, cache, step))
+    process.start()
+    return process
+
+
+def wait_for_hold(folder: Path, step: int) -> None:
+    """Return once the job of `folder` has come to the step at which it is held."""
+    until = time.monotonic() + PATIENCE_S
+    while last_metrics(folder / "metrics.jsonl").get("step", 0) < step:
+        assert time.monotonic() < until, f"{folder} never reached step {step}"
+        time.sleep(0.01)
+
+
+def let_go(folder: Path) -> None:
+    """Let the job of `folder` go on."""
+    (folder / "go").touch()
+
+
+def join(processes: list[BaseProcess]) -> list[int | None]:
+    """Wait for the end of processes; return their exit codes."""
+    for process in processes:
+        process.join(timeout=PATIENCE_S)
+    return [process.exitcode for process in processes]
+
+
 def run_together(world: int, folders: list[Path], cache: Path) -> None:
     """Run the jobs of `folders` with `world` processes; fails where one of them fails."""
-    processes = start(world, folders, cache)
-    for process in processes:
-        process.join(timeout=240)
-    assert [process.exitcode for process in processes] == [0] * world
+    assert join(start(world, folders, cache)) == [0] * world
 
 
-def _member(rank: int, world: int, port: int, folders: list[Path], cache: Path) -> None:
+def _member(rank: int, world: int, port: int, folders: list[Path], cache: Path, hold_at: int | None) -> None:
     os.environ |= {
         "RANK": str(rank),
         "WORLD_SIZE": str(world),
@@ -46,7 +78,27 @@ def _member(rank: int, world: int, port: int, folders: list[Path], cache: Path) 
 
     with connected():
         for folder in folders:
-            run_job(folder, cache)
+            run_job(folder, cache, hold(folder, hold_at))
+
+
+def _held(folder: Path, cache: Path, step: int) -> None:
+    from harness.training.job import run_job
+
+    run_job(folder, cache, hold(folder, step))
+
+
+def hold(folder: Path, step: int | None) -> Callable[[], bool]:
+    """Return a `stop_requested` that waits from `step` on until the test lets go; it asks for no stop."""
+    (folder / "go").unlink(missing_ok=True)
+
+    def stop_requested() -> bool:
+        while step is not None and not (folder / "go").exists():
+            if last_metrics(folder / "metrics.jsonl").get("step", 0) < step:
+                break
+            time.sleep(0.005)
+        return False
+
+    return stop_requested
 
 
 def free_port() -> int:

@@ -5,7 +5,7 @@ import pytest
 from analysis import TableError, fit
 from analysis.config import FitConfig
 from analysis.laws.depth_curve import fit_depth_curve, fit_depth_curves
-from analysis.study.points import fit_law_to_points
+from analysis.study.points_laws import fit_law_to_points
 from tests.analysis.synthetic import INSIDE, study
 
 DEPTHS = np.array([1, 2, 3, 4, 6, 8, 12, 16], float)

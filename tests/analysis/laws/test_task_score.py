@@ -9,7 +9,7 @@ import pytest
 from analysis import FitConfig, TableError, fit
 from analysis.laws.task_score import fit_task_score
 from analysis.study.cross_run_laws import fit_law_to_runs
-from analysis.study.points import fit_law_to_points
+from analysis.study.points_laws import fit_law_to_points
 from tests.analysis.synthetic import INSIDE, study
 
 CONFIG = FitConfig(bootstrap=100)

@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -17,7 +16,7 @@ from harness.distributed.rendezvous import job_port
 from harness.run.metrics import last_metrics, read_metrics
 from harness.training.checkpoint import checkpoint_folders
 from harness.training.job import run_job
-from tests.harness.processes import run_together, start
+from tests.harness.processes import join, let_go, run_together, start, wait_for_hold
 from tests.harness.runs import assert_same_bits
 from tests.workers import in_processes
 
@@ -61,24 +60,23 @@ def test_processes_and_micro_batches_change_nothing_but_rounding(make, alone, ca
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
 def test_a_lost_process_is_named_and_the_run_resumes_to_the_same_bits(make, cache, way):
     # Three, because two numbers have the same sum in any order.
-    settings = ("steps=30", "training.batch_sequences=6", "training.checkpoint_every_s=0.05")
+    settings = ("steps=20", "training.batch_sequences=6", "training.checkpoint_every_s=0.05")
     settings += (f"training.parallel={way}",)
     whole, _ = make(*settings, parent="whole")
     broken, _ = make(*settings, parent="broken")
-    processes = start(3, [broken.path], cache)
-    _wait_for_step(broken, 5)
+    processes = start(3, [broken.path], cache, hold_at=5)
+    wait_for_hold(broken.path, 5)
     processes[1].kill()
-    for process in processes:
-        process.join(timeout=60)
-    assert [process.exitcode for process in processes] == [0, -signal.SIGKILL, 0]
+    let_go(broken.path)
+    assert join(processes) == [0, -signal.SIGKILL, 0]
     assert str(broken.status()) == "failed:node_failure"
     # Now one of them is asked to stop, and all do.
     reached = last_metrics(broken.metrics)["step"]
-    processes = start(3, [broken.path], cache)
-    _wait_for_step(broken, min(reached + 5, 25))
+    processes = start(3, [broken.path], cache, hold_at=reached + 5)
+    wait_for_hold(broken.path, reached + 5)
     os.kill(processes[1].pid, signal.SIGTERM)
-    for process in processes:
-        process.join(timeout=60)
+    let_go(broken.path)
+    assert join(processes) == [0] * 3
     status = broken.status()
     assert status.state == "submitted" and status.failure_class == "preempted"
     assert status.ended_before == "node_failure"
@@ -88,15 +86,15 @@ def test_a_lost_process_is_named_and_the_run_resumes_to_the_same_bits(make, cach
 
 
 def test_a_run_goes_on_with_another_number_of_processes(make, cache):
-    settings = ("steps=30", "training.parallel=fsdp")
+    settings = ("steps=16", "training.parallel=fsdp")
     alone, _ = make(*settings, parent="alone")
     changed, _ = make(*settings, "training.checkpoint_every_s=0.05", parent="changed")
     run_job(alone.path, cache)
-    processes = start(2, [changed.path], cache)
-    _wait_for_step(changed, 5)
+    processes = start(2, [changed.path], cache, hold_at=5)
+    wait_for_hold(changed.path, 5)
     os.kill(processes[0].pid, signal.SIGUSR2)
-    for process in processes:
-        process.join(timeout=60)
+    let_go(changed.path)
+    assert join(processes) == [0] * 2
     assert changed.status().failure_class == "timeout"
     assert run_job(changed.path, cache) == "done"
     assert losses(changed) == pytest.approx(losses(alone), rel=1e-5)
@@ -133,10 +131,3 @@ def test_a_batch_that_does_not_divide_is_bad_config(make, cache):
     run_together(2, [folder.path], cache)
     assert str(folder.status()) == "failed:bad_config"
     assert re.search(r"batch_sequences=3 does not divide over 2 processes", folder.status().message)
-
-
-def _wait_for_step(folder, step):
-    until = time.monotonic() + 120
-    while last_metrics(folder.metrics).get("step", 0) < step:
-        assert time.monotonic() < until, f"{folder.status()} never reached step {step}"
-        time.sleep(0.01)

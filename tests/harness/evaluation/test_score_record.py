@@ -6,7 +6,7 @@ import dataclasses
 
 from harness.evaluation.scores import Score, read_scores, save_scores
 from harness.run.folder import RunFolder
-from tests.harness.processes import CONTEXT
+from tests.harness.processes import CONTEXT, join
 from tests.workers import in_processes
 
 TURNS = 8
@@ -34,9 +34,7 @@ def test_evaluations_at_the_same_time_lose_nothing(make):
     members = [CONTEXT.Process(target=kept, args=(run.path, member, ready)) for member in range(4)]
     for member in members:
         member.start()
-    for member in members:
-        member.join(timeout=60)
-    assert [member.exitcode for member in members] == [0] * 4
+    assert join(members) == [0] * 4
     rows = [(row["task"], row["depth"]) for row in read_scores(run)]
     expected = {(f"task {member}", turn + 1) for member in range(4) for turn in range(TURNS)}
     assert len(rows) == len(set(rows)) and set(rows) == expected | {("core", 2), ("core_extended", 2)}

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from importlib import import_module
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import loopscale
 from harness.run.folder import RunFolder
 from harness.run.metrics import read_metrics
 from model.config_validation import ConfigError
-from tests.harness.processes import CONTEXT
+from tests.harness.processes import join, start_held, wait_for_hold
 from tests.workers import in_processes
 
 pytestmark = in_processes  # what they share is made once
@@ -44,22 +43,18 @@ def history_file(folder):
     return found
 
 
-def test_a_run_killed_and_resumed_has_every_step_once_in_its_history(tiny, tmp_path, reader):
-    settings = [*tiny, "tokens=3840", "logger=wandb", "training.checkpoint_every_s=0.01"]
-    child = CONTEXT.Process(target=loopscale.train, args=(settings,))
-    child.start()
-    while (
-        not (paths := list(tmp_path.glob("runs/single/*/metrics.jsonl"))) or len(read_metrics(paths[0])) < 9
-    ):
-        assert child.is_alive(), "the run ended before it could be killed"
-        time.sleep(0.005)
+def test_a_run_killed_and_resumed_has_every_step_once_in_its_history(tiny, make, cache, tmp_path, reader):
+    settings = ["tokens=3840", "logger=wandb", "training.checkpoint_every_s=0.01"]
+    folder, _ = make(*settings, parent="runs/single")
+    child = start_held(folder.path, cache, 9)
+    wait_for_hold(folder.path, 9)
     child.kill()
-    child.join()
-    folder = only_run(tmp_path)
+    join([child])
+    assert folder.status().state == "running"
     assert loopscale.sync(["sweep=single", f"root={tmp_path / 'runs'}"])["wandb"].tolist() == ["rebuilt"]
     part = reader.history(history_file(folder))
     assert [line["_step"] for line in part] == [line["step"] for line in read_metrics(folder.metrics)]
-    loopscale.train(settings)
+    loopscale.train([*tiny, *settings])
 
     lines = reader.history(history_file(folder))  # that of the first attempt is replaced
     metrics = read_metrics(folder.metrics)

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.run.metrics import last_metrics, read_metrics
+from harness.run.metrics import read_metrics
 from harness.training.job import JOB_END, run_job
 from harness.training.step import GradientOfStep
-from tests.harness.processes import CONTEXT
+from tests.harness.processes import CONTEXT, join, let_go, start_held, wait_for_hold
 from tests.harness.runs import assert_same_bits
 from tests.workers import in_processes
 
@@ -46,14 +46,14 @@ def test_oom(make, cache):
     folder, _ = make(*big)
     child = CONTEXT.Process(target=_run_with_little_memory, args=(folder.path, cache, 2**29))
     child.start()
-    child.join(timeout=60)
+    join([child])
     assert named(folder) == ("failed", "oom")
 
 
 @pytest.fixture(scope="module")
 def whole(make_in, tmp_path_factory, cache):
-    """A run of 60 steps that nothing has interrupted."""
-    folder, _ = make_in(tmp_path_factory.mktemp("whole"), "steps=60")
+    """A run of 30 steps that nothing has interrupted."""
+    folder, _ = make_in(tmp_path_factory.mktemp("whole"), "steps=30")
     assert run_job(folder.path, cache) == "done"
     return folder
 
@@ -68,16 +68,14 @@ def whole(make_in, tmp_path_factory, cache):
     ],
 )
 def test_preempted_timeout_interrupted_and_lost(make, whole, cache, number, state, failure_class):
-    folder, _ = make("steps=60", "training.checkpoint_every_s=0.02", parent="signalled")
-    moments = (10, 25, 40) if number == signal.SIGKILL else (10,)
+    folder, _ = make("steps=30", "training.checkpoint_every_s=0.02", parent="signalled")
+    moments = (5, 12, 20) if number == signal.SIGKILL else (5,)
     for step in moments:
-        child = CONTEXT.Process(target=run_job, args=(folder.path, cache))
-        child.start()
-        while last_metrics(folder.metrics).get("step", 0) < step:
-            assert child.is_alive()
-            time.sleep(0.005)
+        child = start_held(folder.path, cache, step)
+        wait_for_hold(folder.path, step)
         os.kill(child.pid, number)
-        child.join()
+        let_go(folder.path)
+        join([child])
     assert named(folder) == (state, failure_class)
     assert run_job(folder.path, cache) == "done"
     # A process that was killed could not say so; the next attempt does.

@@ -22,6 +22,7 @@ from analysis.figures import style
 from analysis.format import error, number, span
 from analysis.isoflop.curves import QUANTITY_NAMES, Quantity
 from analysis.isoflop.group import GroupFit
+from analysis.laws.objective import PUBLISHED_DELTA
 from analysis.study.holdout import Holdout
 from analysis.study.points import IsoflopFit, in_unit
 from analysis.study.sensitivity import Variant
@@ -113,7 +114,10 @@ def page(template: str, drawn: Sequence[tuple[style.ReportFigure, bytes]], **val
         for one, png in drawn
     ]
     return environment.get_template(template).render(
-        {"unit": "nats"} | values, figures=figures, versions=_versions()
+        {"unit": "nats"} | values,
+        figures=figures,
+        versions=_versions(),
+        published_delta=PUBLISHED_DELTA,
     )
 
 

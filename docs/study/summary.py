@@ -249,7 +249,7 @@ def main() -> None:
         numbers["over_scales"] = over_scales([tables[name] for name in SCALES])
     write_result(STUDY / "summary.json", json_text(to_jsonable(numbers)))
     page = STUDY / "README.md"
-    write_result(page, fill(page.read_text(encoding="utf-8")))
+    page.write_text(fill(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -158,10 +158,7 @@ def test_a_report_stands_alone_and_has_every_figure_as_pdf_png_and_data(written)
         assert heading in text
     assert list(folder.glob("*.partial")) == []
     assert "<td>200 (noise), 0, 0.95</td>" in text
-    assert (
-        "<tr><td>Huber delta of the surface's cost</td><td>from the scatter of the residuals</td></tr>"
-        in text
-    )
+    assert "<tr><td>Huber delta of the surface's cost</td><td>0.001</td></tr>" in text
     assert f"<tr><td>loopscale</td><td>{version('loopscale')}</td></tr>" in text
     figures = folder / "figures"
     names = [

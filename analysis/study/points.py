@@ -22,6 +22,7 @@ from analysis import serialize
 from analysis.config import FitConfig
 from analysis.isoflop.curves import QUANTITY_NAMES
 from analysis.isoflop.estimator import DEFAULT_ESTIMATOR
+from analysis.isoflop.exponents import IsoflopResult
 from analysis.isoflop.group import GroupFit
 from analysis.isoflop.points import fit_points, isoflop_points, regrouped
 from analysis.study.holdout import Holdout, holdout
@@ -33,8 +34,8 @@ from analysis.tables.schema import TableError
 from analysis.tables.units import implied
 
 
-@dataclass(frozen=True, kw_only=True)
-class IsoflopFit:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class IsoflopFit(IsoflopResult):
     """The laws of one table of points; the loss is in `unit`."""
 
     config: FitConfig
@@ -65,6 +66,10 @@ class IsoflopFit:
         floor = self.group.inputs.floor
         noise = [in_unit(floor.summary(), self.unit)] if floor.sd_nats is not None else []
         return [self.budgets.summary(), *noise, *self.notes, *rows]
+
+    def fitted_groups(self) -> tuple[GroupFit, ...]:
+        """Return the one group."""
+        return (self.group,)
 
     def headlines(self) -> list[str]:
         """Return the laws, or the refusals with their reasons, one line per quantity."""

@@ -11,6 +11,7 @@ from analysis import serialize
 from analysis.config import FitConfig, Progress
 from analysis.isoflop.curves import QUANTITY_NAMES
 from analysis.isoflop.estimator import DEFAULT_ESTIMATOR
+from analysis.isoflop.exponents import IsoflopResult
 from analysis.isoflop.group import GroupFit, Values, fit_groups
 from analysis.laws.task_score import TaskLaw
 from analysis.serialize import HIDDEN, WHEN_SET
@@ -42,8 +43,8 @@ class SanityCheck:
         return f"{verdict}: {self.name} ({self.numbers})"
 
 
-@dataclass(frozen=True, kw_only=True)
-class StudyFit:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class StudyFit(IsoflopResult):
     """All laws of a study, the refusals with their reasons, and the digests of the tables."""
 
     version: int = RESULT_VERSION
@@ -89,6 +90,10 @@ class StudyFit:
             parts.append(variants_summary(self.sensitivity))
         parts.append("\n".join(["Checks", *(f"  {check.summary()}" for check in self.checks)]))
         return "\n".join([*lines, *(line for part in parts for line in ("", part))])
+
+    def fitted_groups(self) -> tuple[GroupFit, ...]:
+        """Return the groups."""
+        return self.groups
 
     def headlines(self) -> list[str]:
         """Return the laws, or the refusals with their reasons, in three lines and one per envelope."""

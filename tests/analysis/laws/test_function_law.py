@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import TableError, as_law, fit_law
+from analysis import FitConfig, TableError, as_law, fit_law, isoflop
 
 DOCS = Path(__file__).resolve().parents[3] / "docs" / "laws.md"
 
@@ -95,3 +95,17 @@ def test_what_is_not_identified_is_not_printed_as_a_number():
     line = next(line for line in fit.summary().split("\n") if line.strip().startswith("beta ="))
     assert line.strip().startswith("beta = not identified: ")
     assert fit.to_dict()["not_identified"]["beta"]
+
+
+def test_an_exponent_of_isoflop_laws_is_one_call():
+    budgets = np.repeat(np.geomspace(1e18, 1e20, 4), 8)
+    params = np.sqrt(budgets / 120) * np.tile(np.geomspace(0.2, 5, 8), 4)
+    loss = 1.69 + 400.0 * params**-0.31 + 400.0 * (budgets / 6 / params) ** -0.31
+    frame = pd.DataFrame({"compute": budgets, "x": params, "loss": loss})
+    fit = isoflop(frame, config=FitConfig(bootstrap=100, validation=False, profiles=False))
+    found = fit.exponent("params")  # .5 by symmetry
+    assert found.value == pytest.approx(0.5, abs=1e-6) and found.low <= 0.5 + 1e-6
+    assert fit.to_frame().loc[(fit.group.label, "params", "shared shape"), "value"] == found.value
+    assert len(repr(fit).split("\n")) < 30 and "<table" in fit._repr_html_()
+    with pytest.raises(ValueError, match="quantity='depth' is unknown: choose params or tokens"):
+        fit.exponent("depth")

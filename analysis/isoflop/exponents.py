@@ -1,0 +1,72 @@
+"""The exponents of results that hold groups of isoFLOP laws: one short path to each, and a frame of all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pandas as pd
+
+from analysis.isoflop.estimator import DEFAULT_ESTIMATOR
+from analysis.isoflop.group import GroupFit
+from analysis.serialize import Result
+
+SHORT = {"recurrence": "mean_recurrence", "N": "params", "D": "tokens"}
+
+
+class Exponent(NamedTuple):
+    """An exponent with its interval; None is an open end."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+class IsoflopResult(Result):
+    """A result with groups of isoFLOP laws."""
+
+    def fitted_groups(self) -> Sequence[GroupFit]:
+        """Return the groups."""
+        raise NotImplementedError
+
+    def exponent(
+        self, quantity: str, *, estimator: str = DEFAULT_ESTIMATOR, group: str | None = None
+    ) -> Exponent:
+        """Return the exponent of a quantity's optimum over compute: recurrence, params or tokens.
+
+        Raises ValueError where `group` is needed or unknown, and for a refused law, with the reason.
+        """
+        labels = [each.label for each in self.fitted_groups()]
+        if group is None and len(labels) == 1:
+            group = labels[0]
+        if group not in labels:
+            raise ValueError(
+                f"group={group!r}: choose {' or '.join(map(repr, labels)) or 'none, as none is'}"
+            )
+        laws = self.fitted_groups()[labels.index(group)].estimator(estimator).laws
+        law = {str(name): each for name, each in laws.items()}.get(SHORT.get(quantity, quantity))
+        if law is None:
+            raise ValueError(f"quantity={quantity!r} is unknown: choose {' or '.join(laws)}")
+        if law.exponent is None:
+            raise ValueError(f"{estimator} gives no exponent of {quantity}: {law.refusal}")
+        return Exponent(law.exponent, law.exponent_low, law.exponent_high)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the exponents by group, quantity and estimator: value, low, high and refusal."""
+        rows = [
+            (
+                group.label,
+                str(quantity),
+                fit.name,
+                law.exponent,
+                law.exponent_low,
+                law.exponent_high,
+                law.refusal,
+            )
+            for group in self.fitted_groups()
+            for fit in group.estimators
+            for quantity, law in fit.laws.items()
+        ]
+        names = ["group", "quantity", "estimator", "value", "low", "high", "refusal"]
+        frame = pd.DataFrame(rows, columns=names).astype({"value": float, "low": float, "high": float})
+        return frame.fillna({"refusal": ""}).set_index(names[:3])

@@ -11,6 +11,7 @@ import numpy as np
 from analysis.config import Array, Indices, Mask
 
 CHUNK_BYTES = 2**23  # of the arrays of the rows that are worked on at a time: about a core's cache
+VANISHED = 1e-16  # of the largest curvature
 EXACT = 1e-14  # an objective below this is rounding
 FLATTEST = 1e-9  # scaled curvature below which a full Newton step may lead away
 AGREEMENT = 1e-8  # relative difference of objectives at the same optimum
@@ -168,8 +169,11 @@ def _converged(
 
 def _certify(theta: Array, value: Array, gradient: Array, hessian: Array, low: Array, high: Array) -> Fit:
     at_bound = (theta <= low) | (theta >= high)
-    free = np.where(at_bound, 0.0, 1.0)
-    scale = np.sqrt(np.maximum(np.abs(np.diagonal(hessian, axis1=1, axis2=2)), 1e-30))
+    diagonal = np.abs(np.diagonal(hessian, axis1=1, axis2=2))
+    # Along the amplitude of a term that vanished, curvature is rounding of the gradient over that amplitude.
+    vanished = diagonal < VANISHED * diagonal.max(1, keepdims=True)
+    free = np.where(at_bound | vanished, 0.0, 1.0)
+    scale = np.sqrt(np.maximum(diagonal, 1e-30))
     scaled = hessian / (scale[:, :, None] * scale[:, None, :]) * free[:, :, None] * free[:, None, :]
     values = np.linalg.eigvalsh(scaled + np.eye(theta.shape[1]) * (1 - free)[:, None, :])
     size = np.abs(gradient * free / scale).max(1) / np.sqrt(np.maximum(value, 1e-300))

@@ -31,6 +31,16 @@ from tests.analysis.synthetic import INSIDE, study
         ('{"a": "at µ = 18.9"}', '{"a": "at µ = 19.2"}', False),
         ('{"a": "2 budgets"}', '{"a": "3 budgets"}', False),
         ('{"a": 1.5, "b": 2}', '{"b": 2, "a": 1.5}', False),
+        (
+            '{"not_identified": {"x": "at a bound"}, "intervals": {"E": [2.62, 2.77]}}',
+            '{"not_identified": {"x": "at a bound"}, "intervals": {"E": [2.66, 2.77]}}',
+            True,
+        ),
+        (
+            '{"not_identified": {}, "intervals": {"E": [2.62, 2.77]}}',
+            '{"not_identified": {}, "intervals": {"E": [2.66, 2.77]}}',
+            False,
+        ),
         ('{"a": 1', '{"a": 1}', False),
     ],
 )

@@ -169,7 +169,7 @@ def test_a_toy_scheduler_carries_a_sweep_from_launch_to_its_tables(toy, tiny_swe
     own = [
         "sweep.mean_recurrences=[2]", "sweep.control=none", "sweep.tokens=[1280,64000]",
         "sweep.max_epochs=20",
-        "training.checkpoint_every_s=0.05", "cluster.kind=toy",
+        "training.checkpoint_every_s=0.25", "cluster.kind=toy",
     ]  # fmt: skip
     launch = [*tiny_sweep, *own]
     table, folder = ["sweep=tiny", f"root={tmp_path / 'runs'}"], tmp_path / "runs" / "tiny"

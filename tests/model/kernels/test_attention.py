@@ -147,7 +147,7 @@ def test_torch_computes_what_the_kernel_does_not():
 
 
 def attended():
-    """Say whether the kernel takes heads of 32 channels, and attend to something with them."""
+    """Check that the kernel takes heads of 32 channels, and attend to something with them."""
     drawn = torch.randn(3, 1, 2, 20, 32, generator=torch.Generator().manual_seed(0))
     return takes_channels(32), AUTO.attention(*drawn).sum().item()
 

@@ -221,14 +221,15 @@ def _column(frame: pd.DataFrame, role: str, source: str, name: str) -> pd.Series
         raise TableError(f"columns.{role} is unknown: choose from {', '.join(ROLES)}")
     if source in frame:
         return frame[source]
+    failed = ""
     if any(sign in source for sign in "*/+-"):
         try:
             return pd.Series(frame.eval(source, engine="python"), index=frame.index)
-        except Exception:  # no expression of columns either: named below
-            pass
+        except Exception as error:  # whatever the expression raises is the user's to mend
+            failed = f"; as an expression: {str(error).splitlines()[0]}"
     near = difflib.get_close_matches(source, list(map(str, frame.columns)), n=1)
     hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(map(str, frame.columns))}"
-    raise TableError(f"columns.{role}={source}: {name} has no such column ({hint})")
+    raise TableError(f"columns.{role}={source}: {name} has no such column ({hint}{failed})")
 
 
 def _axis(columns: Mapping[str, str]) -> Axis | None:

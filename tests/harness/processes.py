@@ -11,6 +11,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from harness.run.metrics import last_metrics
+from tests.waiting import wait_for
 
 # Forked from a server that has imported torch and done nothing with it: no threads are torn apart.
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -42,10 +43,10 @@ def start_held(folder: Path, cache: Path, step: int) -> BaseProcess:
 
 def wait_for_hold(folder: Path, step: int) -> None:
     """Return once the job of `folder` has come to the step at which it is held."""
-    until = time.monotonic() + PATIENCE_S
-    while last_metrics(folder / "metrics.jsonl").get("step", 0) < step:
-        assert time.monotonic() < until, f"{folder} never reached step {step}"
-        time.sleep(0.01)
+    metrics = folder / "metrics.jsonl"
+    wait_for(
+        lambda: last_metrics(metrics).get("step", 0) >= step, what=lambda: f"for step {step} of {folder}"
+    )
 
 
 def let_go(folder: Path) -> None:

@@ -21,6 +21,7 @@ import loopscale
 from harness.run.folder import Status
 from harness.run.metrics import read_metrics
 from sweeps.state.ledger import read_ledger
+from tests.waiting import wait_for
 
 from .cluster import Daemons
 from .sites import NODES, Site
@@ -108,15 +109,6 @@ def eventually(read, expected, seconds: float = 60.0) -> None:
         return seen == [expected]
 
     wait_for(arrived, seconds, lambda: f"for {expected!r}, last seen: {seen[0]!r}")
-
-
-def wait_for(condition, seconds: float = 300.0, what=lambda: "") -> None:
-    """Wait for `condition`; after `seconds` the test fails with what `what` returns."""
-    until = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > until:
-            pytest.fail(f"waited {seconds:g} s {what()}")
-        time.sleep(0.1)
 
 
 class Sweep:

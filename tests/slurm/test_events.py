@@ -17,9 +17,10 @@ import loopscale
 from harness.run.metrics import read_metrics
 from sweeps.backends.job_array import read_array
 from sweeps.state.status import attempts_of, status
+from tests.waiting import wait_for
 
 from .cluster import step_daemons
-from .conftest import EVENT, ROOT, eventually, fault, slurm, wait_for
+from .conftest import EVENT, ROOT, eventually, fault, slurm
 
 SLOW = fault("slow=0.12")
 

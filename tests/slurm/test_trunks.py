@@ -12,8 +12,9 @@ from harness.run.folder import RunFolder
 from harness.run.metrics import read_metrics
 from sweeps.state.ledger import read_ledger
 from sweeps.state.status import attempts_of
+from tests.waiting import wait_for
 
-from .conftest import eventually, fault, slurm, undisturbed, wait_for
+from .conftest import eventually, fault, slurm, undisturbed
 
 GROUPS = [
     "sweep.mean_recurrences=[2]", "sweep.control=none", "sweep.seeds=[0,1]", "sweep.tokens=[1920,7680]",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import types
 
@@ -11,6 +12,7 @@ import pytest
 from analysis import FitConfig, TableError, isoflop
 from analysis.study.points import read_points
 from analysis.tables.wandb_runs import frames, read_wandb
+from tests.waiting import wait_for
 
 SETTINGS = {"silent": True, "disable_git": True, "x_disable_stats": True, "console": "off"}
 
@@ -41,7 +43,15 @@ def offline(tmp_path_factory):
     write_offline(folder, "a", {"flops": 1e18, "model": {"params": 10**8}}, rows, {"final.loss": 3.5})
     write_offline(folder, "b", {"flops": 2e18, "model": {"params": 2 * 10**8}}, rows[:3], {})
     patch.undo()
+    wait_for(lambda: all(is_finished(path) for path in folder.rglob("run-*.wandb")))
     return folder
+
+
+def is_finished(path):
+    """Say whether wandb's own process has written the whole file: it may go on when `finish` has returned."""
+    with contextlib.suppress(TableError):
+        return set(read_wandb(str(path.parent))["state"]) == {"finished"}
+    return False
 
 
 def test_config_summary_and_last_metrics_are_read_back(offline):

@@ -21,7 +21,7 @@ from tests.harness.runs import assert_same_bits
 from tests.workers import in_processes
 
 pytestmark = in_processes
-STEPS = ("steps=16", "training.batch_sequences=8", "model.mean_recurrence=3")
+STEPS = ("steps=50", "training.batch_sequences=8", "model.mean_recurrence=3")
 
 
 def losses(folder):
@@ -104,7 +104,7 @@ def test_torchrun_and_submitit_start_the_same_run(tiny, tmp_path):
     import submitit
 
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    settings = [*tiny, "steps=3"]
+    settings = [*tiny, "steps=10", "training.batch_sequences=4", "training.parallel=fsdp"]
     by_torchrun = subprocess.run(
         [*command, "-m", "loopscale", "train", *settings], capture_output=True, text=True, check=False
     )

@@ -39,7 +39,7 @@ TASKS = [
 def test_the_fast_path_agrees_with_the_definition_on_every_item(label):
     (task,) = read_suite(core_data.bundle(), label).tasks
     items = shuffle(read_items(core_data.bundle(), task))
-    model, tokenizer, count = core_data.model(), core_data.tokenizer(), 5
+    model, tokenizer, count = core_data.model(), core_data.tokenizer(), 8
     encoded = encode(
         task, items, range(count), tokenizer, bos=core_data.BOS_ID, context=model.config.sequence_length
     )

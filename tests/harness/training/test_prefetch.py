@@ -1,9 +1,9 @@
 import threading
-import time
 
 import pytest
 
 from harness.training.step import Prefetch
+from tests.waiting import wait_for
 
 
 def test_values_come_in_order_and_ahead_of_their_use():
@@ -15,9 +15,7 @@ def test_values_come_in_order_and_ahead_of_their_use():
 
     with Prefetch(make, range(10), ahead=2) as values:
         assert values.take() == 0
-        deadline = time.monotonic() + 10
-        while len(made) < 4 and time.monotonic() < deadline:  # taken, two waiting, one in hand
-            time.sleep(0.001)
+        wait_for(lambda: len(made) >= 4)  # taken, two waiting, one in hand
         assert made == [0, 1, 2, 3]
         assert [values.take() for _ in range(9)] == [key * key for key in range(1, 10)]
         with pytest.raises(IndexError):

@@ -26,6 +26,7 @@ from sweeps.config.cluster import BACKENDS
 from sweeps.state.ledger import read_ledger
 from sweeps.state.status import attempts_of, status
 from sweeps.workers import array_task
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[3]
 QUEUE, JOB = "TOY_QUEUE", "TOY_JOB"  # environment: the folder, and the element that a process is
@@ -158,13 +159,6 @@ def toy(tmp_path, monkeypatch):
     cluster.join(60)
 
 
-def wait_for(condition, what, seconds=180.0):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, f"waited {seconds:g} s for {what()}"
-        time.sleep(0.05)
-
-
 def test_a_toy_scheduler_carries_a_sweep_from_launch_to_its_tables(toy, tiny_sweep, tmp_path, capsys):
     own = [
         "sweep.mean_recurrences=[2]", "sweep.control=none", "sweep.tokens=[1280,64000]",
@@ -185,12 +179,14 @@ def test_a_toy_scheduler_carries_a_sweep_from_launch_to_its_tables(toy, tiny_swe
     def wait_for_steps(run, steps):
         wait_for(
             lambda: run.metrics.exists() and len(read_metrics(run.metrics)) >= steps,
-            lambda: f"step {steps}: {run.status()} {toy.entries()}",
+            what=lambda: f"for step {steps}: {run.status()} {toy.entries()}",
         )
 
     def wait_until_idle():
         active = ("waits", "works")
-        wait_for(lambda: not any(entry["state"] in active for entry in toy.entries().values()), toy.entries)
+        wait_for(
+            lambda: not any(entry["state"] in active for entry in toy.entries().values()), what=toy.entries
+        )
 
     loopscale.data(launch)
     loopscale.main(["launch", *launch, "dry_run=true"])
@@ -208,12 +204,12 @@ def test_a_toy_scheduler_carries_a_sweep_from_launch_to_its_tables(toy, tiny_swe
     (running,) = loopscale.status(table).query("status == 'running'")["job"]
     assert running == f"toy:{element_id(entry_of(long)['job'], 0)}"
     os.kill(entry_of(long)["pid"], signal.SIGUSR2)  # a better job needs its place
-    wait_for(lambda: long.status().attempts == 2, long.status)
+    wait_for(lambda: long.status().attempts == 2, what=long.status)
     assert long.status().failures == {"preempted": 1} and entry_of(long)["state"] == "works"
 
     wait_for_steps(long, 290)
     os.killpg(entry_of(long)["pid"], signal.SIGKILL)
-    wait_for(lambda: entry_of(long)["state"] == "fell over", toy.entries)
+    wait_for(lambda: entry_of(long)["state"] == "fell over", what=toy.entries)
     assert loopscale.status(table).set_index("run_id").loc[long.run_id, "status"] == "lost"
     wait_until_idle()
     before = len(read_arrays(folder))
@@ -223,7 +219,7 @@ def test_a_toy_scheduler_carries_a_sweep_from_launch_to_its_tables(toy, tiny_swe
     wait_for_steps(long, 320)
     job = element_id(entry_of(long)["job"], 0)
     assert loopscale.cancel(table) == [f"toy:{job} ({long.run_id})"]
-    wait_for(lambda: "called off" in long.status().message, long.status)
+    wait_for(lambda: "called off" in long.status().message, what=long.status)
     loopscale.launch(launch)
     wait_until_idle()
     assert set(loopscale.status(table)["status"]) == {"done"}

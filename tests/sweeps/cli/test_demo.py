@@ -7,7 +7,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ import loopscale
 from sweeps.cli import demo
 from sweeps.config.commands import FitTableConfig
 from sweeps.state.ledger import read_ledger
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -42,7 +42,6 @@ def overrides(corpus, cache, tmp_path):
         "sweep.max_epochs=2",
         "evaluation.blocks=8",
         "evaluation.max_depth=8",
-        "sweep.trunk=false",
         "cluster.parallel_runs=1",  # every worker imports torch
     ]
 
@@ -51,10 +50,8 @@ def test_a_killed_demo_continues_and_reports(overrides, tmp_path, capsys, monkey
     folder = tmp_path / "runs" / "small"
     command = [sys.executable, "-m", "loopscale", "demo", *overrides]
     first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    until = time.monotonic() + 120
-    while not list(folder.glob("*/depth_curve.json")):
-        assert first.poll() is None and time.monotonic() < until, "the demo ended before it could be killed"
-        time.sleep(0.02)
+    wait_for(lambda: first.poll() is not None or list(folder.glob("*/depth_curve.json")))
+    assert first.poll() is None, "the demo ended before it could be killed"
     first.send_signal(signal.SIGKILL)
     first.wait()
     done = {

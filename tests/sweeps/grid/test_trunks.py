@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,7 @@ from sweeps.state.status import status
 from sweeps.workers.local_pool import work
 from sweeps.workers.run_process import start_child
 from tests.harness.runs import assert_same_bits
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.xdist_group("trunks")  # what they share is made once
 
@@ -258,10 +258,7 @@ def test_a_trunk_killed_in_the_middle_goes_on_from_its_checkpoint(overrides, ind
     cache = folder / read_ledger(folder).cache
     start_child(first, cache).join()
     child = start_child(last, cache)
-    until = time.monotonic() + 60
-    while not (last.metrics.exists() and read_metrics(last.metrics)[-1]["step"] >= 6):
-        assert time.monotonic() < until
-        time.sleep(0.005)
+    wait_for(lambda: last.metrics.exists() and read_metrics(last.metrics)[-1]["step"] >= 6)
     child.kill()
     child.join()
     assert last.status().state == "running" and not last.is_held()

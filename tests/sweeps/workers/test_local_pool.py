@@ -29,16 +29,10 @@ from sweeps.state.ledger import read_ledger
 from sweeps.state.status import is_worked_on, status
 from sweeps.workers import local_pool
 from sweeps.workers.local_pool import work
+from tests.waiting import wait_for
 
 ONE_WORKER = LocalPool(ClusterConfig(parallel_runs=1))
 ROOT = Path(__file__).resolve().parents[3]
-
-
-def wait_for(condition, seconds=120.0):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "waited too long"
-        time.sleep(0.05)
 
 
 def wait_for_end(folder):

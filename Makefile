@@ -1,5 +1,7 @@
 # Every target creates .venv with the pinned lock first.
 PYTHON ?= python3
+# Compiled files halve the start of the many processes that tests and sweeps consist of.
+unexport PYTHONDONTWRITEBYTECODE
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed

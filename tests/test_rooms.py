@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
 import subprocess
 import sys
@@ -86,7 +87,12 @@ def imports(path: Path, known: dict[str, Path]) -> set[str]:
 
 
 MODULES = modules()
-GRAPH = {name: imports(path, MODULES) for name, path in MODULES.items()}
+pytestmark = pytest.mark.xdist_group("rooms")  # the graph is made once
+
+
+@functools.cache
+def graph() -> dict[str, set[str]]:
+    return {name: imports(path, MODULES) for name, path in MODULES.items()}
 
 
 def home(name: str) -> tuple[str, str]:
@@ -99,7 +105,7 @@ def home(name: str) -> tuple[str, str]:
 @pytest.mark.parametrize("room", ROOMS)
 def test_arrows_between_rooms_and_sub_packages_run_one_way(room):
     wrong = []
-    for name, targets in GRAPH.items():
+    for name, targets in graph().items():
         here, inside = home(name)
         if here != room or name == room:  # a room's own __init__ re-exports what is public
             continue
@@ -117,7 +123,7 @@ def test_arrows_between_rooms_and_sub_packages_run_one_way(room):
 def test_no_circle_of_files():
     """A package's `__init__` counts as a file of its own."""
     try:
-        order = list(graphlib.TopologicalSorter(GRAPH).static_order())
+        order = list(graphlib.TopologicalSorter(graph()).static_order())
     except graphlib.CycleError as error:
         pytest.fail("circle: " + " -> ".join(error.args[1]))
     assert len(order) == len(MODULES)

@@ -1,6 +1,5 @@
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounter
 
 from model.kernels import compile_blocks
 from model.kernels.reference import ReferenceKernels
@@ -17,6 +16,8 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def counted():
+    from torch._dynamo.testing import CompileCounter  # seconds, which all who collect this file would wait
+
     torch._dynamo.reset()
     counter = CompileCounter()
     model = awake(TINY, kernels=ReferenceKernels())

@@ -1,14 +1,13 @@
 """A scheduler of a page, known to nothing but this file, carries a sweep from launch to its tables.
 
-A folder is its queue, with one JSON file for each element of an array; a thread is its cluster. Run as a
-script, this file is the job: it registers the scheduler and runs one element.
+A folder is its queue, with one JSON file for each element of an array; a thread is its cluster. A job is a
+process that registers the scheduler and runs one element.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -26,9 +25,11 @@ from sweeps.config.cluster import BACKENDS
 from sweeps.state.ledger import read_ledger
 from sweeps.state.status import attempts_of, status
 from sweeps.workers import array_task
+from tests.harness.processes import CONTEXT
 from tests.waiting import wait_for
+from tests.workers import in_processes
 
-ROOT = Path(__file__).resolve().parents[3]
+pytestmark = in_processes
 QUEUE, JOB = "TOY_QUEUE", "TOY_JOB"  # environment: the folder, and the element that a process is
 STATES = {
     "waits": JobState.QUEUED,
@@ -119,8 +120,8 @@ class Cluster(threading.Thread):
         while not self.closed.is_set():
             entries = self.toy.entries()
             for path, process in list(self.active.items()):
-                if process.poll() is not None:
-                    self.end(path, entries[path], self.active.pop(path).returncode)
+                if process.exitcode is not None:
+                    self.end(path, entries[path], self.active.pop(path).exitcode)
             entries = self.toy.entries()
             states = {(entry["name"], entry["index"]): entry["state"] for entry in entries.values()}
             for path, entry in entries.items():
@@ -130,19 +131,25 @@ class Cluster(threading.Thread):
             time.sleep(0.05)
         for process in self.active.values():
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            process.join()
 
     def start_entry(self, path, entry):
-        command = [sys.executable, __file__, entry["folder"]]
-        environment = os.environ | {JOB: path.stem, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        self.active[path] = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
-        write_json(path, entry | {"state": "works", "pid": self.active[path].pid, "again": False})
+        self.active[path] = job = CONTEXT.Process(target=run_element, args=(path, entry["folder"]))
+        job.start()
+        write_json(path, entry | {"state": "works", "pid": job.pid, "again": False})
 
     @staticmethod
     def end(path, entry, code):
         if entry["state"] == "works":
             ended = "went well" if code == 0 else "fell over"
             write_json(path, entry | {"state": "waits" if entry["again"] else ended})
+
+
+def run_element(path, folder):
+    os.setsid()  # with the runs' own processes a group, which a lost node takes along
+    os.environ |= {QUEUE: str(path.parent), JOB: path.stem}
+    register_backend("toy", Toy)
+    sys.exit(array_task.main([folder]))
 
 
 @pytest.fixture
@@ -233,8 +240,3 @@ def test_a_toy_scheduler_carries_a_sweep_from_launch_to_its_tables(toy, tiny_swe
     wait_until_idle()
     runs, depths = loopscale.collect(table)
     assert set(runs["status"]) == {"done"} and runs["val_loss_nats"].notna().all() and len(depths) == 8
-
-
-if __name__ == "__main__":
-    register_backend("toy", Toy)
-    sys.exit(array_task.main(sys.argv[1:]))

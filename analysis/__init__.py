@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from analysis.laws.registry import LAWS
     from analysis.laws.result import LawFit
     from analysis.report.report import report
+    from analysis.serialize import Result
     from analysis.study.points import IsoflopFit, isoflop, read_points
     from analysis.study.study import StudyFit, fit
     from analysis.tables.readers import read_tables
@@ -80,8 +81,13 @@ class _Package(ModuleType):
 sys.modules[__name__].__class__ = _Package
 
 
-def plot(result: StudyFit | IsoflopFit, ax: Axes | None = None) -> Axes:
-    """Draw the isoFLOP curves of a result on a matplotlib axis and return it; a study's first group."""
+def plot(result: Result, ax: Axes | None = None) -> Axes:
+    """Draw a result on a matplotlib axis and return it.
+
+    Of a study or a table of points, the isoFLOP curves of the first group. Of a law of one column, its curve;
+    of several columns, observed losses over those of the law. Of depth curves, each with its law. Of a task,
+    the score over the loss.
+    """
     from analysis.figures.study import plot as draw  # matplotlib is imported here only
 
     return draw(result, ax)

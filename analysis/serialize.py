@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import importlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -12,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic_core import to_jsonable_python
 
-from analysis.format import number
+from analysis.format import number, span
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
 
 DIGITS = 6  # significant digits kept of what is no whole number; the eighth depends on the processor
 REPR_LINES = 29  # longer summaries are cut in a repr
@@ -57,15 +59,29 @@ def to_json(value: Any) -> str:
 
 
 class Result:
-    """A result that prints itself; a subclass has `summary` and may have `headline` and `to_frame`."""
+    """A result that prints and draws itself; a subclass has `summary` and `to_frame`."""
 
     def summary(self) -> str:
         """Return the result as plain text."""
         raise NotImplementedError
 
     def to_frame(self) -> pd.DataFrame:
-        """Return the result's numbers as a frame, one row per number with its interval."""
+        """Return the result's numbers as a frame, one row per number: value, low, high and what is said."""
         raise NotImplementedError
+
+    @property
+    def params(self) -> pd.DataFrame:
+        """Return `to_frame`."""
+        return self.to_frame()
+
+    def conf_int(self) -> pd.DataFrame:
+        """Return the intervals (low, high) of `to_frame`, at the level of the fit."""
+        return self.to_frame()[["low", "high"]]
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the result on a matplotlib axis and return it (see `analysis.plot`)."""
+        # Figures import results; the result reaches them through the front door only.
+        return importlib.import_module("analysis").plot(self, ax)
 
     def headline(self) -> str:
         """Return the first line of the summary."""
@@ -96,10 +112,41 @@ class Result:
 
     def _repr_html_(self) -> str:
         """Return the headline and `to_frame` for a notebook."""
-        frame = self.to_frame()
-        for name in frame.columns:
-            frame[name] = [_cell(value) for value in frame[name]]
-        return f"<p>{html.escape(self.headline())}</p>\n{frame.to_html(border=0)}"
+        frame = _shown(self.to_frame())
+        head = f'<p style="max-width: 60em">{html.escape(self.headline())}</p>'
+        table = frame.to_html(border=0, justify="left", classes="dataframe")
+        table = table.replace("<td>", '<td style="text-align: left; white-space: normal">')
+        return f'<div style="overflow-x: auto">{head}\n{table}</div>'
+
+
+def _shown(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a frame as text for reading: intervals in brackets, a reason in place of what has no value."""
+    ends = frame[["low", "high"]].to_numpy(float)
+    values, errors = (
+        frame["value"].to_numpy(float),
+        frame.get("standard_error", frame["value"]).to_numpy(float),
+    )
+    reasons = [
+        str(why) if isinstance(why, str) else ""
+        for why in frame.get("identified", frame.get("refusal", [""] * len(frame)))
+    ]
+    shown = frame[[]].copy()
+    missing = "not identified" if "identified" in frame else "refused"
+    shown["value"] = [missing if why else _cell(value) for value, why in zip(values, reasons, strict=True)]
+    shown["interval"] = [
+        "" if why or np.isnan(pair).all() else span(*(end if np.isfinite(end) else None for end in pair), 4)
+        for pair, why in zip(ends.tolist(), reasons, strict=True)
+    ]
+    if "standard_error" in frame:
+        shown["standard error"] = [
+            "" if why or not np.isfinite(error) else number(error, 2)
+            for error, why in zip(errors.tolist(), reasons, strict=True)
+        ]
+    for name in frame.columns.difference(["value", "low", "high", "standard_error"], sort=False):
+        shown["remark" if name in ("identified", "refusal") else name] = (
+            reasons if name in ("identified", "refusal") else [_cell(value) for value in frame[name]]
+        )
+    return shown
 
 
 def _cell(value: Any) -> str:

@@ -15,15 +15,31 @@ from analysis.figures.depth import depth_figure
 from analysis.figures.frontier import frontier_figure
 from analysis.figures.isoflop import isoflop_figure, plot_isoflop
 from analysis.figures.isoflop_by_budget import isoflop_by_budget_figure
+from analysis.figures.law import plot_curve_laws, plot_law, plot_task_law
 from analysis.figures.power_law import power_law_figure
+from analysis.isoflop.exponents import IsoflopResult
+from analysis.laws.curve_laws import CurveLaws
+from analysis.laws.result import LawFit
+from analysis.laws.task_score import TaskLaw
+from analysis.serialize import Result
 from analysis.stats.noise import NoiseFloor
 from analysis.study.points import IsoflopFit, in_unit, keys_in_unit
 from analysis.study.study import StudyFit
 
 
-def plot(result: StudyFit | IsoflopFit, ax: Axes | None = None) -> Axes:
-    """Draw the isoFLOP curves of a result on a matplotlib axis and return it; a study's first group."""
-    group = result.groups[0] if isinstance(result, StudyFit) else result.group
+def plot(result: Result, ax: Axes | None = None) -> Axes:
+    """Draw a result on a matplotlib axis and return it (see `analysis.plot`)."""
+    if isinstance(result, LawFit):
+        return plot_law(result, ax)
+    if isinstance(result, CurveLaws):
+        return plot_curve_laws(result, ax)
+    if isinstance(result, TaskLaw):
+        return plot_task_law(result, ax)
+    if not isinstance(result, IsoflopResult):
+        raise TypeError(f"{type(result).__name__} has no plot: its figures are those of report")
+    if not result.fitted_groups():
+        raise ValueError(f"nothing to draw: {result.headline()}")
+    group = result.fitted_groups()[0]
     return plot_isoflop(group, group.cells.variable, ax)
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 from scipy.special import fdtrc
@@ -186,7 +187,7 @@ class Inputs:
 
     def band(self, level: NoiseLevel, resampled: Curve) -> Band:
         """Return the pointwise band of a fitted curve; `resampled` returns losses [resamples, values]."""
-        return lambda *place: self.ends(level, resampled(*place))
+        return partial(_ends, self, level, resampled)
 
     def ends(self, level: NoiseLevel, resampled: Array) -> tuple[Array, Array]:
         """Return the ends of the intervals [places] of `resampled` values [resamples, places]."""
@@ -209,6 +210,15 @@ class Inputs:
         if quantity == "tokens":
             depth = (flops / depth - self.shape.flops_fixed) / self.shape.flops_slope
         return np.log(self.shape.params(depth)), np.log(self.shape.tokens(depth, flops))
+
+
+def _ends(inputs: Inputs, level: NoiseLevel, resampled: Curve, *place: Any) -> tuple[Array, Array]:
+    return inputs.ends(level, resampled(*place))
+
+
+def first_of(curves: Curve, *place: Any) -> Array:
+    """Return the first of several fitted curves: that of the data."""
+    return np.asarray(curves(*place)[0])
 
 
 def power_laws(

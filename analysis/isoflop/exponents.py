@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from analysis.isoflop.estimator import DEFAULT_ESTIMATOR
@@ -70,3 +71,35 @@ class IsoflopResult(Result):
         names = ["group", "quantity", "estimator", "value", "low", "high", "refusal"]
         frame = pd.DataFrame(rows, columns=names).astype({"value": float, "low": float, "high": float})
         return frame.fillna({"refusal": ""}).set_index(names[:3])
+
+    @property
+    def cov(self) -> pd.DataFrame:
+        """Return the covariance of the exponents over the resamples that all estimators share."""
+        drawn = {
+            (group.label, str(quantity), fit.name): pd.Series(law.draws[:, 1])
+            for group in self.fitted_groups()
+            for fit in group.estimators
+            for quantity, law in fit.laws.items()
+            if law.exponent is not None
+        }
+        matrix = pd.DataFrame(drawn).cov()
+        labels = matrix.index.get_level_values(0).to_numpy() if len(matrix) else np.empty(0)
+        apart = labels[:, None] != labels[None]  # groups are independent
+        return matrix.mask(apart, 0.0)
+
+    @property
+    def resid(self) -> pd.Series:
+        """Return loss minus the curve of the default estimator of every run on an isoFLOP curve it fits."""
+        parts = {}
+        for group in self.fitted_groups():
+            cells, curve = group.cells, group.estimator().curve
+            for k in group.inputs.usable if curve else []:
+                at = cells.budget == k
+                fitted = curve(cells.variable, k, cells.values[at]) if curve else np.nan
+                names = group.inputs.run_ids[cells.rows[at]]
+                parts |= {
+                    (group.label, name): gap
+                    for name, gap in zip(names, cells.loss_nats[at] - fitted, strict=True)
+                }
+        index = pd.MultiIndex.from_tuples(list(parts), names=["group", "run_id"]) if parts else None
+        return pd.Series(list(parts.values()), index=index, name="residual", dtype=float)

@@ -7,6 +7,8 @@ It reproduces published numbers. Its minimum is biased where the swept values ar
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from analysis.config import Array, Counts
@@ -80,21 +82,32 @@ def fit_parabolas(inputs: Inputs) -> EstimatorFit:
             for k in range(inputs.budgets)
         )
 
-    def curve(quantity: Quantity, budget: int, values: Array) -> Array:
-        return predict(*fitted[quantity, budget], np.log(values))
-
-    def curves(quantity: Quantity, budget: int, values: Array) -> Array:
-        x, coefficients = fitted[quantity, budget][0], resampled[quantity, budget]
-        return predict(x, coefficients.T[..., None], np.log(values))
-
     return EstimatorFit(
         name="parabola",
         noise=levels[max(squares, key=squares.__getitem__)],  # the worse fit's
         optima=optima,
         laws=power_laws(inputs, optima, level),
-        curve=curve,
-        band=inputs.band(level, curves),
+        curve=partial(_curve, fitted),
+        band=inputs.band(level, partial(_curves, fitted, resampled)),
     )
+
+
+Parabolas = dict[tuple[Quantity, int], tuple[Array, Array]]  # x and coefficients, by quantity and budget
+
+
+def _curve(fitted: Parabolas, quantity: Quantity, budget: int, values: Array) -> Array:
+    return predict(*fitted[quantity, budget], np.log(values))
+
+
+def _curves(
+    fitted: Parabolas,
+    resampled: dict[tuple[Quantity, int], Array],
+    quantity: Quantity,
+    budget: int,
+    values: Array,
+) -> Array:
+    x, coefficients = fitted[quantity, budget][0], resampled[quantity, budget]
+    return predict(x, coefficients.T[..., None], np.log(values))
 
 
 def _resampled(inputs: Inputs, budget: int, fitted: tuple[Array, Array], level: NoiseLevel) -> Array:

@@ -13,7 +13,15 @@ import numpy as np
 
 from analysis.config import Array
 from analysis.isoflop.curves import Quantity
-from analysis.isoflop.estimator import EstimatorFit, Inputs, Minima, assess_minima, not_fitted, power_laws
+from analysis.isoflop.estimator import (
+    EstimatorFit,
+    Inputs,
+    Minima,
+    assess_minima,
+    first_of,
+    not_fitted,
+    power_laws,
+)
 from analysis.isoflop.geometry import IsoflopPath, log_optimum
 from analysis.laws.variable_projection import BOX, SharedShape, fit_shared_shape
 
@@ -37,10 +45,6 @@ def fit_shared(inputs: Inputs) -> EstimatorFit:
     flops = cells.budgets_flops[cells.budget[at]]
     losses, weights = inputs.resamples(level, base, cells.rows[at], cells.loss_nats[at], flops)
     resampled = fit_shared_shape(u, v, losses, index, start=point.exponents[0], weights=weights)
-
-    def curves(fitted: SharedShape, quantity: Quantity, budget: int, values: Array) -> Array:
-        return fitted.losses(usable.index(budget), *inputs.along(quantity, budget, values))
-
     path = inputs.path(usable)
     optima = assess_minima(inputs, usable, minima(path, point), minima(path, resampled), level)
     a, b = (float(value) for value in point.exponents[0])
@@ -51,9 +55,14 @@ def fit_shared(inputs: Inputs) -> EstimatorFit:
         notes=_notes(a, b),
         optima=optima,
         laws=power_laws(inputs, optima, level),
-        curve=lambda *place: curves(point, *place)[0],
-        band=inputs.band(level, partial(curves, resampled)),
+        curve=partial(first_of, partial(_curves, inputs, point)),
+        band=inputs.band(level, partial(_curves, inputs, resampled)),
     )
+
+
+def _curves(inputs: Inputs, fitted: SharedShape, quantity: Quantity, budget: int, values: Array) -> Array:
+    """Return the fitted losses [resamples, values] at values of a quantity on one isoFLOP curve."""
+    return fitted.losses(inputs.usable.index(budget), *inputs.along(quantity, budget, values))
 
 
 def _notes(a: float, b: float) -> tuple[str, ...]:

@@ -10,9 +10,18 @@ from scipy.special import ndtr
 
 from analysis.config import Array
 from analysis.isoflop.curves import Optimum, Quantity, interior_bounds
-from analysis.isoflop.estimator import EstimatorFit, Inputs, Minima, assess_minima, not_fitted, power_laws
+from analysis.isoflop.estimator import (
+    EstimatorFit,
+    Inputs,
+    Minima,
+    assess_minima,
+    first_of,
+    not_fitted,
+    power_laws,
+)
 from analysis.isoflop.geometry import REACH, IsoflopPath, log_optimum, optimum_slopes
-from analysis.laws.intervals import Ends, ProfileModel, identification, profile_intervals
+from analysis.laws.identification import Ends, identification
+from analysis.laws.intervals import ProfileModel, profile_intervals
 from analysis.laws.objective import evaluate, evaluation_bytes
 from analysis.laws.surface import HIGH, LAW, LOW, PARAMETERS, Surface, fit_surface, refit
 from analysis.stats.bootstrap import NoiseLevel
@@ -41,13 +50,6 @@ def fit_parametric(inputs: Inputs) -> EstimatorFit:
     # The log loss is fitted: noise at a run far from the fit must not make a loss negative.
     resampled = refit(point, np.maximum(drawn, base / 10), weights)
 
-    def curves(surface: Surface, quantity: Quantity, budget: int, values: Array) -> Array:
-        return surface.losses(*inputs.along(quantity, budget, values))
-
-    def across(values: Array, flops: Array) -> tuple[Array, Array, Array]:
-        place = np.log(inputs.shape.params(values)), np.log(inputs.shape.tokens(values, flops))
-        return point.losses(*place)[0], *inputs.ends(level, resampled.losses(*place))
-
     everywhere = list(range(inputs.budgets))
     path = inputs.path(everywhere)
     optima = assess_minima(inputs, everywhere, minima(path, point), minima(path, resampled), level)
@@ -59,9 +61,9 @@ def fit_parametric(inputs: Inputs) -> EstimatorFit:
         notes=_notes(point),
         optima=optima,
         laws=power_laws(inputs, optima, level),
-        curve=lambda *place: curves(point, *place)[0],
-        band=inputs.band(level, partial(curves, resampled)),
-        across=across,
+        curve=partial(first_of, partial(_curves, inputs, point)),
+        band=inputs.band(level, partial(_curves, inputs, resampled)),
+        across=partial(_across, inputs, level, point, resampled),
     )
     # A profile treats the errors of all runs as independent and of one size.
     unequal = not level.trend.is_constant or inputs.draws.independent < 1
@@ -69,6 +71,19 @@ def fit_parametric(inputs: Inputs) -> EstimatorFit:
         return replace(fitted, intervals="by bootstrap")
     model = _profile_model(point, path, losses, level)
     return with_profiles(fitted, path.budgets_flops, model, inputs.config.confidence)
+
+
+def _curves(inputs: Inputs, surface: Surface, quantity: Quantity, budget: int, values: Array) -> Array:
+    """Return the fitted losses [resamples, values] at values of a quantity on one isoFLOP curve."""
+    return surface.losses(*inputs.along(quantity, budget, values))
+
+
+def _across(
+    inputs: Inputs, level: NoiseLevel, point: Surface, resampled: Surface, values: Array, flops: Array
+) -> tuple[Array, Array, Array]:
+    """Return the loss with the ends of its interval at values of the swept variable and any budgets."""
+    place = np.log(inputs.shape.params(values)), np.log(inputs.shape.tokens(values, flops))
+    return point.losses(*place)[0], *inputs.ends(level, resampled.losses(*place))
 
 
 def _profile_model(surface: Surface, path: IsoflopPath, losses: Array, level: NoiseLevel) -> ProfileModel:

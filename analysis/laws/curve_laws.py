@@ -5,19 +5,19 @@ Curves of different runs share no parameter and are never pooled: one run gives 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
-from analysis import serialize
 from analysis.config import Array
 from analysis.format import number, span
 from analysis.laws.decay import Decay
 from analysis.laws.depth_curve import DepthFit, fit_depth_curve
 from analysis.laws.registry import LAWS
+from analysis.serialize import HIDDEN, Result
 from analysis.tables.schema import TableError
 
 DEPTH_LAWS = tuple(name for name, law in LAWS.items() if law.columns == ("depth",))
@@ -35,6 +35,9 @@ class CurveLaw:
     intervals: dict[str, tuple[float | None, float | None]]  # None: an open end
     rms_nats: float | None
     refusal: str | None = None
+    points: pd.DataFrame = field(  # depth and loss
+        default_factory=pd.DataFrame, repr=False, compare=False, metadata=HIDDEN
+    )
 
     def summary(self) -> str:
         """Return the parameters with their intervals, and the refusal."""
@@ -65,8 +68,8 @@ class DepthLawError:
         return f"{line}, deeper half predicted to within {self.ahead_nats:.2g} nats"
 
 
-@dataclass(frozen=True, kw_only=True)
-class CurveLaws:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class CurveLaws(Result):
     """One law fitted to every depth curve, and all laws of depth compared on the same curves."""
 
     law: str
@@ -105,13 +108,40 @@ class CurveLaws:
         )
         return f"  µ = {depth:g}, {count}: {', '.join(values)}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fits as JSON values."""
-        return dict(serialize.to_jsonable(self))
+    def predict(self, curve: CurveLaw, depths: Any) -> Array:
+        """Return the law of one curve at some depths; NaN where it has no law."""
+        law = LAWS[self.law]
+        if len(curve.parameters) < len(law.parameters):
+            return np.full(len(np.asarray(depths)), np.nan)
+        return law.loss({"depth": np.asarray(depths, float)}, **curve.parameters)
 
-    def to_json(self) -> str:
-        """Return the fits as JSON text."""
-        return serialize.to_json(self)
+    def to_frame(self) -> pd.DataFrame:
+        """Return the parameters of every curve: value, low, high (infinite where open) and refusal."""
+        rows = []
+        for curve in self.curves:
+            for name in (parameter.name for parameter in LAWS[self.law].parameters):
+                low, high = curve.intervals.get(name, (np.nan, np.nan))
+                ends = (-np.inf if low is None else low, np.inf if high is None else high)
+                value = curve.parameters.get(name, np.nan)
+                rows.append((curve.run_id, name, value, *ends, curve.refusal or ""))
+        names = ["run_id", "parameter", "value", "low", "high", "refusal"]
+        return pd.DataFrame(rows, columns=names).set_index(names[:2])
+
+    @property
+    def resid(self) -> pd.Series:
+        """Return loss minus fitted loss by run and depth; NaN where a curve has no law."""
+        parts = [
+            (curve.run_id, depth, loss - fitted)
+            for curve in self.curves
+            for depth, loss, fitted in zip(
+                curve.points["depth"],
+                curve.points["loss"],
+                self.predict(curve, curve.points["depth"]),
+                strict=True,
+            )
+        ]
+        frame = pd.DataFrame(parts, columns=["run_id", "depth", "residual"])
+        return frame.set_index(["run_id", "depth"])["residual"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +226,7 @@ def _curve_law(name: str, curve: _Curve, confidence: float) -> CurveLaw:
         intervals={key: ends for key, ends in _intervals(fit, confidence).items() if key in names},
         rms_nats=fit.rms_nats,
         refusal=fit.refusal,
+        points=pd.DataFrame({"depth": curve.depths, "loss": curve.losses}),
     )
 
 

@@ -10,14 +10,8 @@ import pandas as pd
 
 from analysis.config import Array
 from analysis.laws.function_law import Function, as_law
-from analysis.laws.intervals import (
-    describe_resampling,
-    identification,
-    intervals,
-    linear_covariance,
-    slopes_at,
-    student,
-)
+from analysis.laws.identification import identification
+from analysis.laws.intervals import describe_resampling, intervals, linear_covariance, student
 from analysis.laws.law import Data, Law
 from analysis.laws.newton import Fit
 from analysis.laws.objective import (
@@ -95,8 +89,7 @@ def fit_law(
         weights = resampling_weights(resampling, len(losses), ordered, bootstrap, seed)
         repeated = np.broadcast_to(losses, weights.shape)
         draws = minimise_resamples(objective, repeated, fitted, law.bounds, weights).parameters
-    slopes = slopes_at(terms, fitted)
-    ends = intervals(law, slopes, fitted, draws, few, confidence) if bootstrap else {}
+    ends = intervals(law, terms, fitted, draws, few, confidence) if bootstrap else {}
     known = identification(law, terms, point, ends)
     return LawFit(
         law=law.name,

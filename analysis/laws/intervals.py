@@ -1,4 +1,4 @@
-"""Intervals of a fit (percentiles, Student's t, profiles) and what its data do not identify.
+"""Intervals of a fit: percentiles, Student's t, profiles.
 
 Where parameters trade off against each other, the width of a percentile bootstrap depends on the estimate and
 the interval covers too rarely. A profile interval does not have this fault: for a target value the objective
@@ -10,25 +10,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import combinations
 from typing import Any
 
 import numpy as np
 from scipy.special import stdtrit
 
-from analysis.config import Array, Mask
+from analysis.config import Array
+from analysis.laws.identification import (
+    Ends,
+    Intervals,
+    fixed_by_bounds,
+    log_slopes,
+    normal_matrix,
+    slopes_at,
+    unidentified,
+)
 from analysis.laws.law import Law
 from analysis.laws.newton import Evaluate, Evaluation, Fit, descend, row_chunks
-from analysis.laws.objective import Objective, Terms, log_terms, residuals
+from analysis.laws.objective import Objective, Terms, residuals
 from analysis.stats.bootstrap import FEW_BLOCKS, interval, student_interval
 
-TRADE_OFF = 0.98  # correlation above which two parameters are determined only together
 FEW_FREEDOM = 15  # degrees of freedom below which percentiles over resampled points cover too rarely
-FLAT = 1e-9  # eigenvalue, for a unit diagonal, below which the loss is flat along a direction
-AT_BOUND = "it lies at a bound"
-ALONG = 0.1  # component of a flat direction above which its parameter is named
-Ends = tuple[float | None, float | None]  # None: the interval is open on that side
-Intervals = dict[str, Ends]
 # parameters [rows, parameters] -> log optima [rows, 2 budgets] and slopes [rows, 2 budgets, parameters]
 Functional = Callable[[Array], tuple[Array, Array]]
 STIFFNESS = 1e4  # of the penalty around a target, in units of the functional's information
@@ -64,17 +66,17 @@ def student(points: int, parameters: int, blocks: int) -> Student | None:
 
 
 def intervals(
-    law: Law, slopes: Array, fitted: Array, draws: Array, few: Student | None, confidence: float
+    law: Law, terms: Terms, fitted: Array, draws: Array, few: Student | None, confidence: float
 ) -> Intervals:
     """Return percentile intervals, or Student's where `few` units were resampled.
 
     An end is open (None) where a bound determines more resamples on that side than lie beyond the end: the
-    end would be set by the bound, not by the data. Both ends are open where a bound determines the fit itself
-    (see `fixed_by_bounds`).
+    end would be set by the bound, not by the data. Both ends are open where the data do not identify the
+    parameter (see `unidentified`).
 
     Parameters
     ----------
-    slopes : of the log terms at the fit [terms, points, parameters].
+    terms : of the fitted points.
     fitted, draws : the fit of the data [parameters] and those of the resamples [resamples, parameters].
     """
     if few:
@@ -84,11 +86,12 @@ def intervals(
         ends = {name: interval(value, confidence) for name, value in law.public(draws).items()}
     least, most = law.bounds
     at_bound = (draws <= least) | (draws >= most)
-    here = (fitted <= least) | (fitted >= most)
-    tail, unidentified = (1 - confidence) / 2, fixed_by_bounds(law, slopes, here[None])[0]
+    lost = unidentified(law, terms, fitted, (fitted <= least) | (fitted >= most))
+    unknown = np.array([parameter.name in lost for parameter in law.parameters])
+    tail, slopes = (1 - confidence) / 2, slopes_at(terms, fitted)
     by_amplitude = fixed_by_bounds(law, slopes, at_bound) & ~at_bound
     shares = [((draws <= least) | by_amplitude).mean(0), ((draws >= most) | by_amplitude).mean(0)]
-    open_ends = [unidentified | (share > tail) for share in shares]
+    open_ends = [unknown | (share > tail) for share in shares]
     return {
         name: (None if no_low else low_end, None if no_high else high_end)
         for (name, (low_end, high_end)), no_low, no_high in zip(ends.items(), *open_ends, strict=True)
@@ -121,92 +124,6 @@ def describe_resampling(bootstrap: int, resampling: str, seed: int, few: Student
     return f"{text}; {units} are too few for percentiles: Student's t with {freedom}"
 
 
-def fixed_by_bounds(law: Law, slopes: Array, at_bound: Mask) -> Mask:
-    """Mark the parameters that a bound determines, not the data [rows, parameters].
-
-    These are the parameters at a bound and those that only act through terms whose amplitude is at a bound:
-    the exponent of a term that vanished is not identified.
-
-    Parameters
-    ----------
-    slopes : of the log terms [terms, points, parameters].
-    at_bound : which parameters are at a bound [rows, parameters].
-    """
-    acts = slopes != 0
-    amplitudes = np.array([parameter.kind == "amplitude" for parameter in law.parameters])
-    fixed = at_bound.copy()
-    for pattern in np.unique(at_bound[:, amplitudes], axis=0):
-        lost = acts[..., amplitudes][..., pattern].any(-1, keepdims=True)
-        only = ~(acts & ~lost).any((0, 1))
-        fixed[(at_bound[:, amplitudes] == pattern).all(1)] |= only
-    return fixed
-
-
-@dataclass(frozen=True, kw_only=True)
-class Identification:
-    """What the points of a fit do not determine: parameters with the reason, and combinations."""
-
-    not_identified: dict[str, str]
-    together: tuple[str, ...]
-
-    @property
-    def phrases(self) -> tuple[str, ...]:
-        """Return one phrase for every parameter or combination."""
-        apart = (
-            f"{name} lies at a bound: these points do not identify it"
-            if why == AT_BOUND
-            else f"{name} is not identified: {why}"
-            for name, why in self.not_identified.items()
-        )
-        return (*apart, *self.together)
-
-
-def identification(law: Law, terms: Terms, point: Fit, ends: Intervals) -> Identification:
-    """Return what the points do not determine; `ends` are the intervals, if any.
-
-    An amplitude and its own exponent always trade off, by an amount that depends on the units of the column.
-    Amplitudes other than the floor are therefore left out of the combinations.
-    """
-    fitted, at_bound = point.parameters[0], point.at_bound[0]
-    lost = fixed_by_bounds(law, slopes_at(terms, fitted), point.at_bound)[0]
-    apart = {}
-    for parameter, at, gone in zip(law.parameters, at_bound, lost, strict=True):
-        if at:
-            apart[parameter.name] = AT_BOUND
-        elif gone:
-            apart[parameter.name] = "the amplitude of its term lies at a bound"
-        elif None in ends.get(parameter.name, ()):
-            apart[parameter.name] = "a bound ends its interval, not the points"
-    free = np.flatnonzero(~lost)
-    names = [law.parameters[i].name for i in free]
-    normal, _ = _normal(log_slopes(terms, fitted)[:, free])
-    values, vectors = np.linalg.eigh(normal)
-    phrases = []
-    for vector in vectors[:, values < FLAT].T:
-        along = [name for name, share in zip(names, vector, strict=True) if abs(share) > ALONG]
-        apart |= {name: f"the loss is flat along {' and '.join(along)}" for name in along}
-    shown = [
-        k for k, i in enumerate(free) if law.parameters[i].kind != "amplitude" or names[k] in ("E", "L_inf")
-    ]
-    covariance = np.linalg.pinv(normal, hermitian=True)
-    spread = np.sqrt(np.maximum(np.diagonal(covariance), 1e-300))
-    correlation = covariance / np.outer(spread, spread)
-    for first, second in combinations(shown, 2):
-        together = correlation[first, second]
-        if abs(together) > TRADE_OFF:
-            phrases.append(
-                f"{names[first]} and {names[second]} are determined only together ({together:+.3f})"
-            )
-    return Identification(not_identified=apart, together=tuple(phrases))
-
-
-def _normal(jacobian: Array) -> tuple[Array, Array]:
-    """Return the normal matrix of a Jacobian [points, parameters] with unit diagonal, and its scale."""
-    scale = np.sqrt(np.maximum(np.square(jacobian).sum(0), 1e-300))
-    scaled = jacobian / scale
-    return scaled.T @ scaled, scale
-
-
 def linear_covariance(law: Law, objective: Objective, losses: Array, point: Fit) -> Array:
     """Return the covariance of the fitted form by linear theory, NaN for what a bound determines.
 
@@ -224,24 +141,11 @@ def linear_covariance(law: Law, objective: Objective, losses: Array, point: Fit)
     free = jacobian.shape[1]
     inside = max(float(np.mean(np.abs(residual) <= objective.delta)), free / len(losses))
     variance = float(psi @ psi) / max(len(losses) - free, 1) / inside**2
-    normal, scale = _normal(jacobian)
+    normal, scale = normal_matrix(jacobian)
     matrix = np.full((len(fitted), len(fitted)), np.nan)
     inverse = variance * np.linalg.pinv(normal, hermitian=True) / np.outer(scale, scale)
     matrix[np.ix_(~lost, ~lost)] = inverse
     return matrix
-
-
-def log_slopes(terms: Terms, fitted: Array) -> Array:
-    """Return the slopes of the log loss in the parameters at a fit [points, parameters]."""
-    logs = log_terms(terms, fitted[None])[0][0]
-    share = np.exp(logs - logs.max(0))
-    return np.asarray(np.einsum("tn,tnp->np", share / share.sum(0), slopes_at(terms, fitted)))
-
-
-def slopes_at(terms: Terms, fitted: Array) -> Array:
-    """Return the slopes of the log terms at a fit [terms, points, parameters]."""
-    slopes = log_terms(terms, fitted[None])[1]
-    return slopes[0] if slopes.ndim == 4 else slopes
 
 
 @dataclass(frozen=True, kw_only=True)

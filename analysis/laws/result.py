@@ -11,7 +11,8 @@ from scipy.special import stdtrit
 
 from analysis.config import Array
 from analysis.format import number, span
-from analysis.laws.intervals import Ends, Intervals, Student, band, intervals, slopes_at
+from analysis.laws.identification import Ends, Intervals, unidentified
+from analysis.laws.intervals import Student, band, intervals
 from analysis.laws.law import Data, Law
 from analysis.laws.objective import predict
 from analysis.serialize import HIDDEN, Result
@@ -117,13 +118,16 @@ class LawFit(Result):
 
         It is that of the resamples, or for bootstrap=0 Student's by the covariance of linear theory.
         """
+        terms = self.model.terms(self.data)
         if len(self.draws):
-            slopes = slopes_at(self.model.terms(self.data), self.fitted)
-            return _frame(intervals(self.model, slopes, self.fitted, self.draws, self.few, level))
+            return _frame(intervals(self.model, terms, self.fitted, self.draws, self.few, level))
         quantile = float(stdtrit(max(self.points - len(self.fitted), 1), (1 + level) / 2))
         half = quantile * np.sqrt(np.diagonal(self.covariance))
         low, high = (self.model.public(self.fitted + side * half) for side in (-1, 1))
-        return _frame({name: (float(low[name][0]), float(high[name][0])) for name in low})
+        least, most = self.model.bounds
+        at_bound = (self.fitted <= least) | (self.fitted >= most)
+        lost = unidentified(self.model, terms, self.fitted, at_bound)
+        return _frame({n: (None, None) if n in lost else (float(low[n][0]), float(high[n][0])) for n in low})
 
     def to_frame(self) -> pd.DataFrame:
         """Return `params`."""
@@ -160,7 +164,7 @@ class LawFit(Result):
         for parameter in self.model.parameters:
             value = number(self.parameters[parameter.name], 6)
             ends: Ends | None = self.intervals.get(parameter.name)
-            shown = f" {span(*ends, 4)}" if ends else ""
+            shown = f" {span(*ends, 4)}" if ends and ends != (None, None) else ""
             if parameter.name in self.not_identified:
                 why = self.not_identified[parameter.name]
                 text = f"not identified: {why} (best value {value}{shown})"

@@ -11,7 +11,7 @@ import numpy as np
 
 from analysis.config import Array, Counts
 from analysis.laws.fit import projected_starts
-from analysis.laws.intervals import log_slopes
+from analysis.laws.identification import log_slopes
 from analysis.laws.newton import Fit
 from analysis.laws.objective import (
     PUBLISHED_DELTA,

@@ -15,7 +15,7 @@ from scipy.special import stdtr
 from analysis.config import Array, FitConfig
 from analysis.format import number, span
 from analysis.laws.fit import fit_law
-from analysis.laws.intervals import intervals, slopes_at
+from analysis.laws.intervals import intervals
 from analysis.laws.objective import Objective, minimise_resamples, predict
 from analysis.laws.result import LawFit
 from analysis.serialize import HIDDEN, Result
@@ -98,6 +98,16 @@ class TaskLaw(Result):
         """Return one row per parameter: value, low and high."""
         rows = {name: (value, *self.intervals[name]) for name, value in self.parameters.items()}
         return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high"], dtype=float)
+
+    @property
+    def cov(self) -> pd.DataFrame:
+        """Return the covariance of the parameters over the resamples; raises ValueError where refused."""
+        return pd.DataFrame(_named(self._fit(), self._fit().draws)).cov()
+
+    @property
+    def resid(self) -> pd.Series:
+        """Return score minus fitted score of the runs; raises ValueError where the law is refused."""
+        return -self._fit().resid
 
 
 def fit_task_score(
@@ -192,8 +202,7 @@ def _with_noise(fit: LawFit, config: FitConfig) -> LawFit:
     errors = fitted + size[:, None] * rng.standard_normal((config.bootstrap, len(fitted)))
     objective = Objective(terms=terms, delta=np.inf, log_loss=False)
     draws = minimise_resamples(objective, errors, fit.fitted, fit.model.bounds, None).parameters
-    slopes = slopes_at(terms, fit.fitted)
-    ends = intervals(fit.model, slopes, fit.fitted, draws, None, config.confidence)
+    ends = intervals(fit.model, terms, fit.fitted, draws, None, config.confidence)
     return replace(fit, draws=draws, intervals=ends, resampling=f"{config.bootstrap} resamples of noise")
 
 

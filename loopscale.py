@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from analysis import Comparison
-    from analysis.compare.arms import ArmComparison
+    from analysis.compare.arm_comparison import ArmComparison
     from analysis.design.power import PowerAnalysis
     from analysis.published.comparison import PublishedComparison
     from harness.run.record import Evaluation

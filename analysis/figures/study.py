@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pandas as pd
 from matplotlib.axes import Axes
 
+from analysis.compare.arm_comparison import ArmComparison
 from analysis.compare.comparison import Comparison
 from analysis.figures import style
+from analysis.figures.arms import arms_figure
 from analysis.figures.compare import compare_figures
 from analysis.figures.depth import depth_figure
 from analysis.figures.frontier import frontier_figure
@@ -27,7 +30,9 @@ def plot(result: StudyFit | IsoflopFit, ax: Axes | None = None) -> Axes:
     return plot_isoflop(group, group.cells.variable, ax)
 
 
-def study_figures(study: StudyFit, comparison: Comparison) -> list[style.ReportFigure]:
+def study_figures(
+    study: StudyFit, comparison: Comparison, arms: Sequence[ArmComparison] = ()
+) -> list[style.ReportFigure]:
     """Draw every figure that the tables carry, in the order of the report."""
     figures: list[style.ReportFigure] = []
     for place, group in enumerate(study.groups):
@@ -40,7 +45,10 @@ def study_figures(study: StudyFit, comparison: Comparison) -> list[style.ReportF
             frontier_figure(group, rows, study.config.confidence),
         )
         figures += [replace(one, name=one.name + suffix) for one in of_group]
-    optional = (*compare_figures(comparison), depth_figure(study), seeds_figure(study.noise))
+    recipes = [arms_figure(item) for item in arms]
+    if len(recipes) > 1:
+        recipes = [one and replace(one, name=f"{one.name}_{k + 1}") for k, one in enumerate(recipes)]
+    optional = (*compare_figures(comparison), *recipes, depth_figure(study), seeds_figure(study.noise))
     return figures + [one for one in optional if one is not None]
 
 

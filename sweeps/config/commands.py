@@ -94,7 +94,7 @@ class FitTableConfig(TableConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig(FitTableConfig):
-    """`loopscale compare`: looped against fixed depth, or the arms of an axis against one of them."""
+    """`loopscale compare` and `report`: looped against fixed depth, and the arms of an axis."""
 
     arms: Annotated[str, MinLen(1)] | None = None
     reference: str | float | None = None
@@ -178,6 +178,6 @@ TABLES: dict[str, type] = {
     "collect": CollectConfig,
     "sync": SyncConfig,
     "fit": FitTableConfig,
-    "report": FitTableConfig,
+    "report": CompareConfig,
     "compare": CompareConfig,
 }

@@ -26,6 +26,7 @@ COMMANDS = [
     "eval",
     "export",
     "generate",
+    "new",
     "plan",
     "launch",
     "status",

@@ -17,6 +17,7 @@ from sweeps.config.folders import SEARCH_PATH
 FAMILIES = {
     "training": ("data", "train"),
     "models": ("eval", "export", "generate"),
+    "new": ("new",),
     "planning": ("plan",),
     "launching": ("launch", "status", "cancel", "retry", "collect", "sync"),
     "analysis": ("fit", "report", "compare"),

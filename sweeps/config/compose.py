@@ -29,7 +29,10 @@ _TEXT_KEYS = (
 FLAGS = "--help, --version, --config-dir DIR, --cfg job and, for train, -m"
 _PATH_LISTS = ("also", "assume.law")  # keys of one such value, or several between commas
 _QUOTED = re.compile(r"[\[{('\"]")  # in a value that is not a plain list
-EVAL_LISTS = ("tasks", "depths", "seeds")  # keys of `eval` whose value is always a list
+LISTS = {  # keys of a command whose value is always a list
+    "eval": ("tasks", "depths", "seeds"),
+    "new": ("budgets_flops", "mean_recurrences"),
+}
 _STUDY_KEYS = (
     *("root", "cache", "format", "confirm", "quick", "retry_failed", "dry_run", "calibrate", "run", "tasks"),
     *("design", "suggest", "allowance", "assume"),
@@ -88,8 +91,8 @@ def compose_table(command: str, overrides: Any) -> Any:
     """
     if isinstance(overrides, TABLES[command]):
         return overrides
-    if command == "eval":
-        overrides = with_lists([text.removeprefix("eval.") for text in overrides], EVAL_LISTS)
+    if command in LISTS:
+        overrides = with_lists([text.removeprefix("eval.") for text in overrides], LISTS[command])
     mapping, _ = _compose(CONF / "table", command, overrides)
     for key, value in mapping.items():
         if value == "???":

@@ -131,10 +131,10 @@ def _contradiction(columns: Mapping[str, pd.Series]) -> tuple[dict[str, float], 
         return {}, None
     ratio = float(each.median())
     if not 1 / NEAR**2 < ratio < NEAR**2:
-        found = _conversions(medians, ratio)
-        if len(found) == 1:
-            said = " and ".join(f"{name} in {_named(scale)}" for name, scale in found[0].items())
-            return found[0], f"{said}: 6 N D was {number(ratio)} times the compute; converted"
+        conversions = _conversions(medians, ratio)
+        if len(conversions) == 1:
+            said = " and ".join(f"{name} in {_named(scale)}" for name, scale in conversions[0].items())
+            return conversions[0], f"{said}: 6 N D was {number(ratio)} times the compute; converted"
         return {}, f"6 N D is {number(ratio)} times the compute: which column is in another unit? {HINT}"
     low, high = (number(float(end)) for end in (each.min(), each.max()))
     share = low if low == high else f"{low} to {high}"
@@ -156,16 +156,16 @@ def implausible(points: pd.DataFrame) -> tuple[str, ...]:
 
 def _conversions(medians: Mapping[str, float], ratio: float) -> list[dict[str, float]]:
     """Return the fewest conversions that bring 6 N D to the compute and every column to a plausible size."""
-    found: list[dict[str, float]] = []
+    conversions: list[dict[str, float]] = []
     for scales in product(*([1.0, *SCALES[name]] for name in SCALES)):
         chosen = dict(zip(SCALES, scales, strict=True))
         left = ratio * chosen["params"] * chosen["tokens"] / chosen["compute"]
         sizes = {name: medians[name] * chosen[name] for name in SCALES}
         plausible = all(low <= sizes[name] <= high for name, (low, high) in PLAUSIBLE.items())
         if 1 / NEAR < left < NEAR and plausible and 1e-2 < sizes["tokens"] / sizes["params"] < 1e5:
-            found.append({name: scale for name, scale in chosen.items() if scale != 1})
-    fewest = min(map(len, found), default=0)
-    return [one for one in found if len(one) == fewest]
+            conversions.append({name: scale for name, scale in chosen.items() if scale != 1})
+    fewest = min(map(len, conversions), default=0)
+    return [one for one in conversions if len(one) == fewest]
 
 
 def _named(scale: float) -> str:

@@ -24,7 +24,6 @@ from analysis.tables.budgets import Budgets, group_budgets
 from analysis.tables.points import Axis, PointsTable
 from analysis.tables.schema import TableError
 from analysis.tables.selection import digest
-from analysis.tables.units import implausible
 
 MIN_REPLICATES = 3  # degrees of freedom from which replicates measure the noise
 FEW_VALUES = 12  # of a column that is a setting and no measurement
@@ -69,7 +68,7 @@ def isoflop_points(used: PointsTable, axis: Axis, tolerance: float | None) -> Is
         shape=shape,
         floor=floor,
         digest=digest(_identity(frame, axis, shape)),
-        notes=(*notes, *implausible(frame), *more),
+        notes=(*notes, *more),
     )
     return points if len(frame) <= MANY_POINTS else _averaged(points, swept)
 

@@ -31,7 +31,7 @@ from analysis.tables.budgets import Budgets
 from analysis.tables.points import Axis, LeftOutRows, PointsTable, points_table
 from analysis.tables.readers import read_source
 from analysis.tables.schema import TableError
-from analysis.tables.units import implied
+from analysis.tables.units import implied, in_plausible_units
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -221,4 +221,9 @@ def _complete(table: PointsTable, axis: Axis) -> PointsTable:
     """Return the points usable for isoFLOP curves; raises TableError that names what to map."""
     columns = ["compute", "params", "tokens", "loss", *(["recurrence"] if axis == "recurrence" else [])]
     columns += [name for name in ("budget", "block") if name in table.frame]
-    return with_columns(table, columns, axis)
+    used = with_columns(table, columns, axis)
+    names = {"compute": {"compute", "flops"}, "params": {"params"}, "tokens": {"tokens"}}
+    names.get(axis, set()).add("x")
+    stated = [name for name, columns_of in names.items() if columns_of & set(table.frame.columns)]
+    frame, notes = in_plausible_units(used.frame, stated)
+    return replace(used, frame=frame, notes=(*used.notes, *notes))

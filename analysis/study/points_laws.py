@@ -18,7 +18,7 @@ from analysis.laws.task_score import TASK_LAW, TaskLaw, fit_task_score
 from analysis.study.points import in_unit, keys_in_unit, with_axis, with_columns
 from analysis.tables.points import Axis, PointsTable
 from analysis.tables.schema import TableError
-from analysis.tables.units import implied
+from analysis.tables.units import implausible, implied
 
 MOST_POINTS = 50_000  # of one law
 MANY_POINTS = 2_000  # above, linear theory is as good as resampled points
@@ -102,6 +102,7 @@ def fit_law_to_points(
     if label is not None and label not in implied(table.frame, axis):
         raise TableError(f"resampling={how} needs columns.{label}")
     used = with_columns(table, [*model.columns, "loss", *([label] if label else [])], axis)
+    used = replace(used, notes=(*used.notes, *implausible(used.frame, model.columns)))
     count = len(used.frame)
     if count > MOST_POINTS:
         raise TableError(

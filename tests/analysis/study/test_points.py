@@ -56,8 +56,8 @@ def test_rows_in_any_order_give_the_same_bytes_and_units_the_same_exponents():
     text = fit.summary()
     assert "55 points at 5 budgets" in text
     assert "N* = " in text
-    # N in millions is D in millionths, whatever the unit of C = 6 N D.
-    for scale in (1e-6, 1e3):
+    # A tenth of N is ten times the D, whatever the unit of C = 6 N D.
+    for scale in (0.1, 3.0):
         other = isoflop(table.assign(x=table["x"] * scale), config=QUICK).group
         for estimator in fit.group.estimators:
             for quantity, law in estimator.laws.items():

@@ -94,12 +94,43 @@ def test_a_unit_in_the_name_of_a_column_or_an_expression_is_read(capsys, saved):
     ):
         law = fitted(capsys, named, *columns, MAPPED[2])["group"]["estimators"][0]["laws"]["params"]
         assert law["coefficient"] == pytest.approx(AT_1E19, rel=1e-4)
-    unnamed = saved(table.assign(params=table["params"] / 1e6))
-    notes = fitted(capsys, unnamed, *MAPPED)["notes"]
-    assert (
-        "is no plausible number: is a column in another unit? write it as columns.params='N * 1e6'"
-        in notes[0]
-    )
+
+
+@pytest.mark.parametrize(
+    ("scales", "line"),
+    [
+        ({"params": 1e6}, ""),  # the only reading
+        ({"flops": 8.64e19}, "compute near 0.116 is not plausible: possible is compute in PF-days; "),
+        (
+            {"flops": 8.64e19, "params": 1e6},
+            "PF-days and params in millions; compute in ZFLOPs and params in millions; compute in EFLOPs and "
+            "params in millions; for the first, columns.compute='NAME * 8.64e19' columns.params='NAME * 1e6'",
+        ),
+    ],
+)
+def test_one_of_two_columns_in_another_unit_is_converted_or_refused(capsys, saved, scales, line):
+    """N in millions under FLOPs has one reading; compute of 0.1 has three, of which the table names none."""
+    table = points().drop(columns="tokens")
+    for name, scale in scales.items():
+        table[name] /= scale
+    data = saved(table)
+    if line:
+        assert line in refused(capsys, data, *MAPPED)
+        stated = ("columns.compute=flops * 8.64e19", f"columns.x=params * {scales.get('params', 1)}")
+        fit = fitted(capsys, data, *stated, MAPPED[2])
+    else:
+        fit = fitted(capsys, data, *MAPPED)
+        assert fit["notes"] == ["params near 228 was read as millions: multiplied by 1e6"]
+    laws = fit["group"]["estimators"][0]["laws"]
+    assert laws["params"]["coefficient"] == pytest.approx(AT_1E19, rel=1e-4)
+    assert laws["tokens"]["coefficient"] == pytest.approx(1e19 / 6 / AT_1E19, rel=1e-4)
+
+
+def test_a_law_of_sizes_in_other_units_says_so(capsys, saved):
+    table = points().assign(params=lambda frame: frame["params"] / 1e9)
+    loopscale.main(["fit", saved(table[["params", "tokens", "loss"]]), "law=surface", *QUICK[:2]])
+    text = capsys.readouterr().out
+    assert "params near 0.228 is not plausible: the law is in the table's own units" in text
 
 
 def test_budgets_that_jitter_by_three_per_cent_are_five(capsys, saved):

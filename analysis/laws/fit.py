@@ -15,6 +15,7 @@ from analysis.laws.intervals import (
     identification,
     intervals,
     linear_covariance,
+    settle_vanished,
     slopes_at,
     student,
 )
@@ -85,7 +86,7 @@ def fit_law(
     losses = observed[order]
     terms = law.terms({name: column[order] for name, column in given.items()})
     objective, tried = _minimise(law, terms, losses, delta, log_loss)
-    point = best_fit(objective, losses, tried, law.bounds)
+    point = settle_vanished(law, terms, best_fit(objective, losses, tried, law.bounds))
     fitted = point.parameters[0]
     draws, few = np.empty((0, len(fitted))), None
     if bootstrap:

@@ -9,7 +9,7 @@ stays within the limit of the confidence level. `validation/coverage.py` simulat
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
@@ -26,6 +26,7 @@ TRADE_OFF = 0.98  # correlation above which two parameters are determined only t
 FEW_FREEDOM = 15  # degrees of freedom below which percentiles over resampled points cover too rarely
 FLAT = 1e-9  # eigenvalue, for a unit diagonal, below which the loss is flat along a direction
 AT_BOUND = "it lies at a bound"
+LOG_VANISHED = np.log(1e-9)  # log share of the loss below which a term has vanished
 ALONG = 0.1  # component of a flat direction above which its parameter is named
 Ends = tuple[float | None, float | None]  # None: the interval is open on that side
 Intervals = dict[str, Ends]
@@ -140,6 +141,23 @@ def fixed_by_bounds(law: Law, slopes: Array, at_bound: Mask) -> Mask:
         only = ~(acts & ~lost).any((0, 1))
         fixed[(at_bound[:, amplitudes] == pattern).all(1)] |= only
     return fixed
+
+
+def settle_vanished(law: Law, terms: Terms, fit: Fit) -> Fit:
+    """Return a fit of one row with vanished terms at their bounds and what acts in them alone at a start.
+
+    Nothing holds them where the descent left them: rounding decides that, and differs between processors.
+    """
+    theta = fit.parameters[0]
+    logs = log_terms(terms, theta[None])[0][0]
+    gone = (logs - np.logaddexp.reduce(logs, 0) < LOG_VANISHED).all(1)
+    acts = (slopes_at(terms, theta) != 0).any(1)  # [terms, parameters]
+    alone = acts[gone].any(0) & ~acts[~gone].any(0)
+    amplitudes = np.array([parameter.kind == "amplitude" and parameter.log for parameter in law.parameters])
+    starts = np.array([parameter.fitted_start for parameter in law.parameters])
+    settled = np.where(alone, np.where(amplitudes, law.bounds[0], starts), theta)
+    at_bound = np.where(alone, amplitudes, fit.at_bound[0])
+    return replace(fit, parameters=settled[None], at_bound=at_bound[None])
 
 
 @dataclass(frozen=True, kw_only=True)

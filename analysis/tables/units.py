@@ -134,10 +134,10 @@ def _contradiction(columns: Mapping[str, pd.Series]) -> tuple[dict[str, float], 
         return {}, None
     ratio = float(each.median())
     if not 1 / NEAR**2 < ratio < NEAR**2:
-        found = _conversions(medians, ratio)
-        if len(found) == 1:
-            said = " and ".join(map(_reading, found[0].items()))
-            return found[0], f"{said}: 6 N D was {number(ratio)} times the compute; converted"
+        readings = _conversions(medians, ratio)
+        if len(readings) == 1:
+            said = " and ".join(map(_reading, readings[0].items()))
+            return readings[0], f"{said}: 6 N D was {number(ratio)} times the compute; converted"
         return {}, f"6 N D is {number(ratio)} times the compute: which column is in another unit? {HINT}"
     low, high = (number(float(end)) for end in (each.min(), each.max()))
     share = low if low == high else f"{low} to {high}"
@@ -172,18 +172,18 @@ def in_plausible_units(points: pd.DataFrame, stated: Sequence[str]) -> tuple[pd.
         return points, (f"tokens are {ratio} times the parameters: is a column in another unit? {HINT}",)
     if len(stated) == 3:
         return points, (f"{seen}: is a column in another unit? {HINT}",)
-    found = _conversions({name: medians[name] for name in stated})
-    if len(found) != 1:
-        several = "; ".join(" and ".join(map(_reading, one.items())) for one in found[:MOST_READINGS])
-        first = (found or [{}])[0].items()
+    readings = _conversions({name: medians[name] for name in stated})
+    if len(readings) != 1:
+        several = "; ".join(" and ".join(map(_reading, one.items())) for one in readings[:MOST_READINGS])
+        first = (readings or [{}])[0].items()
         written = " ".join(f"columns.{name}='NAME * {number(scale)}'" for name, scale in first)
-        hint = f"possible is {several}; for the first, {written}" if found else f"another unit? {HINT}"
+        hint = f"possible is {several}; for the first, {written}" if readings else f"another unit? {HINT}"
         raise TableError(f"{seen}: {hint}")
     said = "; ".join(
         f"{name} near {number(medians[name])} was read as {_named(scale)}: multiplied by {number(scale)}"
-        for name, scale in found[0].items()
+        for name, scale in readings[0].items()
     )
-    scaled = points[list(stated)] * pd.Series({**dict.fromkeys(stated, 1.0), **found[0]})
+    scaled = points[list(stated)] * pd.Series({**dict.fromkeys(stated, 1.0), **readings[0]})
     return points.assign(**_completed({name: scaled[name] for name in stated})), (said,)
 
 
@@ -228,16 +228,16 @@ def _conversions(medians: Mapping[str, float], ratio: float | None = None) -> li
     ----------
     ratio : 6 N D over C, typical of the table, which the conversions must bring near one.
     """
-    found: list[tuple[float, dict[str, float]]] = []
+    readings: list[tuple[float, dict[str, float]]] = []
     for scales in product(*([1.0, *SCALES[name]] for name in medians)):
         chosen = dict(zip(medians, scales, strict=True))
         sizes = _completed({name: value * chosen[name] for name, value in medians.items()})
         left = 1.0 if ratio is None else ratio * chosen["params"] * chosen["tokens"] / chosen["compute"]
         if 1 / NEAR < left < NEAR and _plausible(sizes):
             distance = abs(np.log(sizes["tokens"] / sizes["params"] / USUAL_RATIO))
-            found.append((distance, {name: scale for name, scale in chosen.items() if scale != 1}))
-    fewest = min((len(one) for _, one in found), default=0)
-    return [one for _, one in sorted(found, key=lambda pair: pair[0]) if len(one) == fewest]
+            readings.append((distance, {name: scale for name, scale in chosen.items() if scale != 1}))
+    fewest = min((len(one) for _, one in readings), default=0)
+    return [one for _, one in sorted(readings, key=lambda pair: pair[0]) if len(one) == fewest]
 
 
 def _reading(item: tuple[str, float]) -> str:

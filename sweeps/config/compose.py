@@ -29,8 +29,10 @@ _TEXT_KEYS = (
 FLAGS = "--help, --version, --config-dir DIR, --cfg job and, for train, -m"
 _PATH_LISTS = ("also", "assume.law")  # keys of one such value, or several between commas
 _QUOTED = re.compile(r"[\[{('\"]")  # in a value that is not a plain list
-LISTS = {  # keys of a command whose value is always a list
+LISTS = {  # keys whose value is always a list, by command
     "eval": ("tasks", "depths", "seeds"),
+    "fit": ("envelope",),
+    "report": ("envelope",),
     "new": ("budgets_flops", "mean_recurrences"),
 }
 _STUDY_KEYS = (
@@ -91,8 +93,9 @@ def compose_table(command: str, overrides: Any) -> Any:
     """
     if isinstance(overrides, TABLES[command]):
         return overrides
-    if command in LISTS:
-        overrides = with_lists([text.removeprefix("eval.") for text in overrides], LISTS[command])
+    if command == "eval":
+        overrides = [text.removeprefix("eval.") for text in overrides]
+    overrides = with_lists(overrides, LISTS.get(command, ()))
     mapping, _ = _compose(CONF / "table", command, overrides)
     for key, value in mapping.items():
         if value == "???":

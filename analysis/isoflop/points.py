@@ -24,9 +24,9 @@ from analysis.tables.budgets import Budgets, group_budgets
 from analysis.tables.points import Axis, PointsTable
 from analysis.tables.schema import TableError
 from analysis.tables.selection import digest
+from analysis.tables.settings import refuse_other_losses, varied_setting
 
 MIN_REPLICATES = 3  # degrees of freedom from which replicates measure the noise
-FEW_VALUES = 12  # of a column that is a setting and no measurement
 MANY_POINTS = 2_000  # above, neighbours on a curve are averaged: every resample holds all points
 AVERAGED, LEAST_PER_CURVE = 600, 8  # points after averaging, and those that a curve keeps
 MOST_POINTS = 5_000  # after averaging
@@ -60,7 +60,7 @@ def isoflop_points(used: PointsTable, axis: Axis, tolerance: float | None) -> Is
     labels = frame["budget"].to_numpy() if "budget" in frame else None
     budgets = group_budgets(frame["compute"].to_numpy(float), tolerance, labels)
     shape, notes = points_geometry(frame, axis)
-    floor, more = _floor(used.frame.loc[frame.index], keep, swept)
+    floor, more = _floor(used.frame.loc[frame.index], keep, swept, budgets)
     points = IsoflopPoints(
         frame=frame,
         axis=axis,
@@ -111,25 +111,30 @@ def _averaged(points: IsoflopPoints, swept: str) -> IsoflopPoints:
     )
 
 
-def _floor(frame: pd.DataFrame, used: Sequence[str], swept: str) -> tuple[NoiseFloor, tuple[str, ...]]:
+def _floor(
+    frame: pd.DataFrame, used: Sequence[str], swept: str, budgets: Budgets
+) -> tuple[NoiseFloor, tuple[str, ...]]:
     """Return the noise of points with equal settings and other losses, where there are enough.
 
     Points that differ in another setting, a column of few values such as a learning rate, are no replicates:
     a note names it.
+
+    Raises
+    ------
+    TableError : the losses differ with that setting, so that the points are not those of one law.
     """
     unknown = NoiseFloor(sd_nats=None, degrees_of_freedom=0)
     settings = [*dict.fromkeys(["compute", swept, "params", "tokens"])]
+    cells = [budgets.index, frame[swept].to_numpy(float)]
+    names = frame.columns.difference([*used, *settings, "seed", "x"]).tolist()
+    if name := varied_setting(frame, cells, names):
+        refuse_other_losses(frame, cells, name)
+        return unknown, (
+            f"points of equal compute and size differ in {name}, their losses by no more than noise",
+        )
     again = frame[frame.duplicated(settings, keep=False)]
     if again.empty:
         return unknown, ()
-    cells = again.groupby(settings, sort=True)
-    for name in frame.columns.difference([*used, *settings, "seed", "x"]):
-        if 1 < frame[name].astype(str).nunique() <= FEW_VALUES and (cells[name].nunique() > 1).any():
-            value = frame[name].iloc[0]
-            shown = f"'{value}'" if isinstance(value, str) else f"{value:g}"
-            return unknown, (
-                f'points of equal compute and size differ in {name}: take one, where="{name} == {shown}"',
-            )
     floor = pooled(
         [
             ReplicateCell(
@@ -138,7 +143,7 @@ def _floor(frame: pd.DataFrame, used: Sequence[str], swept: str) -> tuple[NoiseF
                 deviations_nats=tuple(float(value) for value in rows["loss"] - rows["loss"].mean()),
                 run_ids=tuple(map(str, rows.index)),
             )
-            for _, rows in cells
+            for _, rows in again.groupby(settings, sort=True)
         ]
     )
     return (floor if floor.degrees_of_freedom >= MIN_REPLICATES else unknown), ()

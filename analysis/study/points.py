@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,9 @@ from analysis.isoflop.estimator import DEFAULT_ESTIMATOR
 from analysis.isoflop.exponents import IsoflopResult
 from analysis.isoflop.group import GroupFit
 from analysis.isoflop.points import fit_points, isoflop_points, regrouped
+from analysis.serialize import WHEN_SET
 from analysis.study.holdout import Holdout, holdout
+from analysis.study.points_envelope import PointsEnvelope, least_over
 from analysis.study.sensitivity import Variant, sensitivity, variants_summary
 from analysis.tables.budgets import Budgets
 from analysis.tables.points import Axis, LeftOutRows, PointsTable, points_table
@@ -44,6 +46,7 @@ class IsoflopFit(IsoflopResult):
     budgets: Budgets
     notes: tuple[str, ...]  # what was converted, what contradicts, what counts once
     left_out: tuple[LeftOutRows, ...]
+    envelope: PointsEnvelope | None = field(default=None, metadata=WHEN_SET)
     group: GroupFit
     validation: Holdout | None = None  # None: not asked for
     sensitivity: tuple[Variant, ...] | None = None
@@ -65,7 +68,8 @@ class IsoflopFit(IsoflopResult):
         rows = [item.summary() for item in self.left_out]
         floor = self.group.inputs.floor
         noise = [in_unit(floor.summary(), self.unit)] if floor.sd_nats is not None else []
-        return [self.budgets.summary(), *noise, *self.notes, *rows]
+        least = [in_unit(self.envelope.summary(), self.unit)] if self.envelope else []
+        return [self.budgets.summary(), *noise, *least, *self.notes, *rows]
 
     def fitted_groups(self) -> tuple[GroupFit, ...]:
         """Return the one group."""
@@ -121,6 +125,7 @@ def isoflop(
     *,
     x: Axis | None = None,
     budget_tolerance: float | None = None,
+    envelope: Sequence[str] = (),
     config: FitConfig | None = None,
 ) -> IsoflopFit:
     """Fit all isoFLOP estimators to a table of points.
@@ -133,6 +138,7 @@ def isoflop(
     x : what is swept; None: the table's own statement, else the size.
     budget_tolerance : largest relative distance of a point from the middle of its budget; None: budgets are
         found by the gaps between them.
+    envelope : settings, such as a learning rate, over which the least loss is taken at each budget and size.
 
     Raises
     ------
@@ -141,7 +147,10 @@ def isoflop(
     config = config or FitConfig()
     table, axis = with_axis(points, x)
     used = _complete(table, axis)
+    taken = None
     try:
+        if envelope:
+            used, taken = least_over(used, envelope, axis, budget_tolerance, config)
         prepared = isoflop_points(used, axis, budget_tolerance)
     except TableError as error:
         raise TableError("; ".join([str(error), *(item.summary() for item in used.left_out)])) from error
@@ -153,6 +162,7 @@ def isoflop(
         budgets=prepared.budgets,
         notes=(*used.notes, *prepared.notes),
         left_out=used.left_out,
+        envelope=taken,
         group=group,
     )
     if not config.validation:

@@ -42,6 +42,11 @@ def fit_sweep(settings: FitTableConfig) -> AnyFit:
     from sweeps.cli.progress import stage_progress
 
     source, config = _source(settings), _fit_config(settings)
+    if settings.envelope and not (isinstance(source, PointsTable) and settings.law == "isoflop"):
+        raise ConfigError(
+            f"envelope={','.join(settings.envelope)}: it is of isoFLOP points alone; a runs table shows "
+            "that of every axis"
+        )
     if settings.cost == "device_hours":
         from analysis.study.device_hours import fit_device_hours
 
@@ -50,7 +55,8 @@ def fit_sweep(settings: FitTableConfig) -> AnyFit:
         return fit_device_hours(source[0], config)
     if isinstance(source, PointsTable):
         if settings.law == "isoflop":
-            return isoflop(source, budget_tolerance=settings.budget_tolerance, config=config)
+            tolerance, envelope = settings.budget_tolerance, settings.envelope
+            return isoflop(source, budget_tolerance=tolerance, envelope=envelope, config=config)
         return fit_law_to_points(settings.law, source, config=config)
     if settings.law != "isoflop":
         return fit_law_to_runs(settings.law, *source, config)

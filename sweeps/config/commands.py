@@ -80,6 +80,7 @@ class FitTableConfig(TableConfig):
     x: Literal["params", "tokens", "recurrence"] | None = None
     unit: str | None = None  # of the loss of points
     budget_tolerance: Annotated[float, Gt(0), Lt(1)] | None = None
+    envelope: list[str] = field(default_factory=list)  # settings of points
     bootstrap: int = 1000
     seed: int = 0
     confidence: float = 0.95

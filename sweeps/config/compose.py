@@ -29,7 +29,11 @@ _TEXT_KEYS = (
 FLAGS = "--help, --version, --config-dir DIR, --cfg job and, for train, -m"
 _PATH_LISTS = ("also", "assume.law")  # keys of one such value, or several between commas
 _QUOTED = re.compile(r"[\[{('\"]")  # in a value that is not a plain list
-EVAL_LISTS = ("tasks", "depths", "seeds")  # keys of `eval` whose value is always a list
+LISTS = {  # keys whose value is always a list, by command
+    "eval": ("tasks", "depths", "seeds"),
+    "fit": ("envelope",),
+    "report": ("envelope",),
+}
 _STUDY_KEYS = (
     *("root", "cache", "format", "confirm", "quick", "retry_failed", "dry_run", "calibrate", "run", "tasks"),
     *("design", "suggest", "allowance", "assume"),
@@ -89,7 +93,8 @@ def compose_table(command: str, overrides: Any) -> Any:
     if isinstance(overrides, TABLES[command]):
         return overrides
     if command == "eval":
-        overrides = with_lists([text.removeprefix("eval.") for text in overrides], EVAL_LISTS)
+        overrides = [text.removeprefix("eval.") for text in overrides]
+    overrides = with_lists(overrides, LISTS.get(command, ()))
     mapping, _ = _compose(CONF / "table", command, overrides)
     for key, value in mapping.items():
         if value == "???":

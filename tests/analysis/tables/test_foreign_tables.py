@@ -178,10 +178,67 @@ def test_equal_settings_with_other_losses_are_replicates(capsys, saved):
     )
 
 
-def test_points_of_two_learning_rates_are_no_replicates(capsys, saved):
-    table = pd.concat([points().assign(lr=0.02), points().assign(lr=0.04, loss=points()["loss"] + 0.1)])
+def rates():
+    """Three learning rates without noise: .02 is the best below 5e18 FLOPs, .04 above, .01 nowhere."""
+    tables = []
+    for rate, low, high in ((0.01, 0.1, 0.2), (0.02, 0.0, 0.03), (0.04, 0.05, 0.0)):
+        table = points()
+        extra = np.where(table["flops"] < 5e18, low, high)
+        tables.append(table.assign(lr=rate, loss=table["loss"] + extra))
+    return pd.concat(tables, ignore_index=True)
+
+
+def test_points_of_several_learning_rates_are_no_law_and_the_line_says_what_to_write(capsys, saved):
+    line = refused(capsys, saved(rates()), *MAPPED)
+    assert (
+        "points of equal compute and size differ in lr (0.01, 0.02, 0.04), and so do their losses: keep one, "
+        'where="lr == 0.01", or take the least loss over it, envelope=lr' in line
+    )
+    one = fitted(capsys, saved(rates()), *MAPPED, "where=lr == 0.01")
+    assert one["notes"] == ["where=lr == 0.01: 55 of 165 rows"]
+
+
+def test_the_envelope_over_a_learning_rate_is_the_law_of_the_best(capsys, saved):
+    data = saved(rates())
+    fit = fitted(capsys, data, *MAPPED, "envelope=lr")
+    assert exponents(fit) == pytest.approx([A, 1 - A], abs=1e-6)
+    best = [(item["best"], item["at_edge"]) for item in fit["envelope"]["best"]]
+    assert best == [("lr=0.02", False)] * 2 + [("lr=0.04", True)] * 3
+    assert fit["envelope"]["cells"] == 55
+    loopscale.main(["fit", data, *MAPPED, *QUICK[:2], "envelope=lr"])
+    assert "envelope over lr: the least loss at each of 55 points" in capsys.readouterr().out
+    assert "has no column wd (it has compute, " in refused(capsys, data, *MAPPED, "envelope=lr,wd")
+    assert "it is of isoFLOP points alone" in refused(capsys, data, *MAPPED, "envelope=lr", "law=surface")
+    alone = saved(points().assign(lr=0.02))
+    assert "no two points of equal budget and size differ in it" in refused(
+        capsys, alone, *MAPPED, "envelope=lr"
+    )
+
+
+def test_the_least_of_equal_learning_rates_is_raised_to_their_loss(capsys, saved):
+    """The least of four of equal loss lies 1.03 standard deviations low on the mean (David 1981)."""
+    rng, sd = np.random.default_rng(5), 0.01
+    arms = [points().assign(lr=rate) for rate in (0.01, 0.02, 0.03, 0.04)]
+    table = pd.concat([arm.assign(loss=arm["loss"] + sd * rng.standard_normal(55)) for arm in arms])
+    fit = fitted(capsys, saved(table), *MAPPED, "envelope=lr", "unit=nats")
+    gaps = [
+        one["loss_nats"] - float(loss_of(size, one["budget_flops"] / 6 / size))
+        for one in fit["group"]["estimators"][0]["optima"]["params"]
+        for size in [OPTIMUM * one["budget_flops"] ** A]
+    ]
+    assert abs(np.mean(gaps)) < 0.6 * sd  # without, 1.03 sd low
+    assert max(fit["envelope"]["shortfalls_nats"]) < 1.2 * sd
+    assert fit["envelope"]["noise_nats"] == pytest.approx(sd, rel=0.1)
+
+
+def test_a_column_that_does_not_move_the_loss_is_named_and_pooled(capsys, saved):
+    rng = np.random.default_rng(6)
+    table = pd.concat([points().assign(host=name) for name in ("a", "b")])
+    table["loss"] += 0.003 * rng.standard_normal(len(table))
     fit = fitted(capsys, saved(table), *MAPPED)
-    assert fit["notes"] == ['points of equal compute and size differ in lr: take one, where="lr == 0.02"']
+    assert fit["notes"] == [
+        "points of equal compute and size differ in host, their losses by no more than noise"
+    ]
     assert "unknown" in fit["group"]["estimators"][0]["noise"]["source"]
 
 

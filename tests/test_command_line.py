@@ -38,6 +38,7 @@ COMMANDS = [
     "report",
     "compare",
     "demo",
+    "completion",
 ]
 
 

@@ -99,8 +99,6 @@ def _command(settings: NewConfig) -> str:
 
 
 def _new(overrides: list[str]) -> str:
-    if overrides[:1] == ["sweep"] and len(overrides) > 1:  # new sweep NAME
-        overrides = [f"sweep={overrides[1]}", *overrides[2:]]
     settings = compose_table("new", overrides)
     if sys.stdin.isatty():
         settings = _asked(settings, overrides)
@@ -173,5 +171,6 @@ COMMANDS = {
         summary="write a commented sweep file for a scale, priced and simulated",
         example="loopscale new sweep NAME scale=looped_30k allowance=2e14",
         settings="table/new",
+        positional="sweep",
     )
 }

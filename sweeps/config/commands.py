@@ -188,9 +188,17 @@ class EvalConfig:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class CompletionConfig:
+    """`loopscale completion`."""
+
+    shell: Literal["bash", "zsh", "fish"]
+
+
 # By command; the defaults are in conf/table/<command>.yaml.
 TABLES: dict[str, type] = {
     "new": NewConfig,
+    "completion": CompletionConfig,
     "eval": EvalConfig,
     "export": ExportConfig,
     "generate": GenerateConfig,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hydra.core.config_search_path import ConfigSearchPath
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
+STUDY = "loopscale"  # the file of conf/ that holds the keys of a study
 VARIABLE = "LOOPSCALE_CONFIG"
 SUFFIXES = (".yaml", ".yml")
 SEARCH_PATH = "hydra.searchpath"  # an override that names further folders, first

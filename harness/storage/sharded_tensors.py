@@ -56,8 +56,8 @@ def merge_indices(parts: Iterable[Index]) -> Index:
 class ShardReader:
     """Read tensors, or rows of them, from the safetensors files of an index.
 
-    They are copied to memory that torch allocates. In a file they lie at any address, and a matrix product may
-    end in other bits where its operands are not aligned: a resumed run would not be the same.
+    They are copied to memory that torch allocates. In a file they lie at any address, and a matrix product
+    may end in other bits where its operands are not aligned: a resumed run would not be the same.
     """
 
     def __init__(self, folder: Path, index: Index) -> None:

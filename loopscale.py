@@ -82,6 +82,13 @@ def generate(cfg: Overrides) -> str:
     return generate_text(_settings("generate", cfg))
 
 
+def new(cfg: Overrides) -> Path:
+    """Write a commented sweep file, ./conf/sweep/NAME.yaml, for a scale and budgets; return it."""
+    from sweeps.cli.new import new_sweep
+
+    return new_sweep(_settings("new", cfg))[0]
+
+
 def plan(cfg: Overrides | StudyConfig = ()) -> pd.DataFrame:
     """Return the plan of a sweep, one row per cell; writes nothing.
 

@@ -7,10 +7,11 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails, to_json
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+    from pydantic_core import ErrorDetails
 
 T = TypeVar("T")
 _UNKNOWN = "unexpected_keyword_argument"  # pydantic's types of complaints
@@ -41,6 +42,9 @@ def build(cls: type[T], mapping: Mapping[str, Any], path: str = "") -> T:
     ConfigError : an unknown or missing key, a wrong type, a value out of range, or a combination that the
         dataclass itself refuses.
     """
+    from pydantic import ValidationError
+    from pydantic_core import to_json
+
     try:
         # As JSON: of Python objects, strict validation takes instances of nested dataclasses alone.
         (built,) = _adapter(cls).validate_json(to_json([mapping], fallback=str))  # type: ignore[arg-type]
@@ -55,6 +59,8 @@ def build(cls: type[T], mapping: Mapping[str, Any], path: str = "") -> T:
 
 @cache
 def _adapter(cls: type) -> TypeAdapter[Any]:
+    from pydantic import ConfigDict, TypeAdapter
+
     # A tuple of one: a dataclass by itself takes no settings from outside, one inside a tuple does.
     return TypeAdapter(tuple[cls], config=ConfigDict(extra="forbid", strict=True))  # type: ignore[valid-type]
 

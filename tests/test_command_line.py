@@ -26,6 +26,7 @@ COMMANDS = [
     "eval",
     "export",
     "generate",
+    "new",
     "plan",
     "launch",
     "status",
@@ -37,6 +38,7 @@ COMMANDS = [
     "report",
     "compare",
     "demo",
+    "completion",
 ]
 
 

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness.data.dataset import DataConfig
-from harness.run.config import LoggerConfig, OptimizerConfig, ScheduleConfig
-from model.config import ModelConfig
-from sweeps.config.cluster import ClusterConfig, RetryConfig
-from sweeps.config.compose import STUDY
-from sweeps.config.folders import CONF, choices, user_folders
-from sweeps.config.study import SweepConfig
+from sweeps.config.folders import CONF, STUDY, choices, user_folders
 
-GROUPS = {
-    "model": ModelConfig,
-    "data": DataConfig,
-    "optimizer": OptimizerConfig,
-    "schedule": ScheduleConfig,
-    "logger": LoggerConfig,
-    "sweep": SweepConfig,
-    "cluster": ClusterConfig,
-    "retry": RetryConfig,
+GROUPS = {  # the class of each group's keys; it is imported when they are shown
+    "sweep": "sweeps.config.study.SweepConfig",
+    "model": "model.config.ModelConfig",
+    "data": "harness.data.dataset.DataConfig",
+    "optimizer": "harness.run.config.OptimizerConfig",
+    "schedule": "harness.run.config.ScheduleConfig",
+    "logger": "harness.run.config.LoggerConfig",
+    "cluster": "sweeps.config.cluster.ClusterConfig",
+    "retry": "sweeps.config.cluster.RetryConfig",
 }
 
 
@@ -36,6 +31,7 @@ class Command:
     summary: str
     example: str
     settings: str = STUDY  # file under conf/ whose keys it takes
+    positional: str | None = None  # key that may be written as `KEY VALUE` or `VALUE` at the beginning
 
 
 def usage(commands: Mapping[str, Command]) -> str:
@@ -84,10 +80,21 @@ def _groups() -> list[str]:
         "",
         "groups (group=name) and their keys (group.key=value), with the defaults that files override:",
     ]
-    for group, cls in GROUPS.items():
+    for group in GROUPS:
         names = ", ".join(choices(group, [*user_folders(), CONF]))
-        lines += ["", *_wrapped(f"{group}=  {names}", "  "), *_wrapped(" ".join(_keys(cls, group)), "    ")]
+        lines += [
+            "",
+            *_wrapped(f"{group}=  {names}", "  "),
+            *_wrapped(" ".join(_keys(group_class(group), group)), "    "),
+        ]
     return lines
+
+
+def group_class(group: str) -> type:
+    """Return the class of a group's keys."""
+    module, _, name = GROUPS[group].rpartition(".")
+    found: type = getattr(importlib.import_module(module), name)
+    return found
 
 
 def _wrapped(text: str, indent: str) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Lt, MinLen
 
-from sweeps.config.study import Seed
+from sweeps.config.study import PositiveFloat, Seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +103,26 @@ class CompareConfig(FitTableConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class NewConfig:
+    """`loopscale new`; None is asked for on a terminal, else it is as in a shipped sweep of the scale."""
+
+    sweep: Annotated[str, MinLen(1)]
+    scale: str | None = None
+    budgets_flops: Annotated[list[PositiveFloat], MinLen(1)] | None = None
+    allowance: float | str | None = None
+    mean_recurrences: Annotated[list[Annotated[int, Ge(1)]], MinLen(1)] | None = None
+    data: str | None = None
+    path: str | None = None
+    cluster: str = "local"
+    root: str = "runs"
+    cache: str = "runs/.data"
+
+    def __post_init__(self) -> None:
+        if self.budgets_flops is not None and self.allowance is not None:
+            raise ValueError("budgets_flops and allowance both set the budgets: leave one out")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportConfig:
     """`loopscale export`: one model's config, weights and tokenizer in a self-contained folder."""
 
@@ -168,8 +188,17 @@ class EvalConfig:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class CompletionConfig:
+    """`loopscale completion`."""
+
+    shell: Literal["bash", "zsh", "fish"]
+
+
 # By command; the defaults are in conf/table/<command>.yaml.
 TABLES: dict[str, type] = {
+    "new": NewConfig,
+    "completion": CompletionConfig,
     "eval": EvalConfig,
     "export": ExportConfig,
     "generate": GenerateConfig,

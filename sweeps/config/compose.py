@@ -17,10 +17,9 @@ from harness.run.length import LENGTHS
 from model.config_validation import ConfigError, build, closest
 from sweeps.config.cluster import ClusterConfig, RetryConfig
 from sweeps.config.commands import TABLES
-from sweeps.config.folders import CONF, SEARCH_PATH, choices, searched
+from sweeps.config.folders import CONF, SEARCH_PATH, STUDY, choices, searched
 from sweeps.config.study import StudyConfig, SweepConfig
 
-STUDY = "loopscale"  # the file of conf/ that holds the keys of a study
 # Keys whose value is text, a path or the name of a column: taken as it is written, outside Hydra's grammar.
 _TEXT_KEYS = (
     *("prompt", "where", "columns.*", "data", "path", "data.path", "data.tokenizer", "root", "cache", "run"),
@@ -33,6 +32,7 @@ LISTS = {  # keys whose value is always a list, by command
     "eval": ("tasks", "depths", "seeds"),
     "fit": ("envelope",),
     "report": ("envelope",),
+    "new": ("budgets_flops", "mean_recurrences"),
 }
 _STUDY_KEYS = (
     *("root", "cache", "format", "confirm", "quick", "retry_failed", "dry_run", "calibrate", "run", "tasks"),

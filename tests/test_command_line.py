@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
+import pandas as pd
 import pytest
 
 import loopscale
-from sweeps.cli.tables import cell_text
+from sweeps.cli.tables import as_text, cell_text
 
 
 def run(capsys, *arguments):
@@ -192,3 +196,19 @@ def test_a_damaged_run_folder_is_one_line_and_stays_as_it_is(capsys, tiny, cache
     (folder / "config.yaml").write_text(config)
     code, out, _ = run(capsys, "eval", f"run={folder}", f"cache={cache}", "format=json")
     assert code == 0 and out.startswith("{")
+
+
+def test_brackets_in_a_message_are_text():
+    """A table is drawn by rich, which would read them as colours."""
+    frame = pd.DataFrame([{"run": "a", "message": "no [/data/part] and no [red] :warning:"}])
+    shown = as_text(frame, {"run": "", "message": ""})
+    assert "no [/data/part] and no [red] :warning:" in shown
+
+
+def test_the_tool_is_found_from_the_folder_above_its_clone(tmp_path):
+    """There a folder called loopscale is in the way, which Python takes for a package without files."""
+    (tmp_path / "loopscale").mkdir()
+    command = [sys.executable, "-m", "loopscale", "--version"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("loopscale "), done.stderr

@@ -24,7 +24,7 @@ from analysis.tables.budgets import Budgets, group_budgets
 from analysis.tables.points import Axis, PointsTable
 from analysis.tables.schema import TableError
 from analysis.tables.selection import digest
-from analysis.tables.settings import refuse_other_losses, varied_setting
+from analysis.tables.settings import differing_losses, varied_setting
 
 MIN_REPLICATES = 3  # degrees of freedom from which replicates measure the noise
 MANY_POINTS = 2_000  # above, neighbours on a curve are averaged: every resample holds all points
@@ -128,7 +128,11 @@ def _floor(
     cells = [budgets.index, frame[swept].to_numpy(float)]
     names = frame.columns.difference([*used, *settings, "seed", "x"]).tolist()
     if name := varied_setting(frame, cells, names):
-        refuse_other_losses(frame, cells, name)
+        if found := differing_losses(frame, cells, name):
+            raise TableError(
+                f"points of equal compute and size differ in {found}, or take the least loss over it, "
+                f"envelope={name}"
+            )
         return unknown, (
             f"points of equal compute and size differ in {name}, their losses by no more than noise",
         )
@@ -214,13 +218,18 @@ def points_geometry(points: pd.DataFrame, axis: str) -> tuple[Geometry, tuple[st
 
     Raises
     ------
-    TableError : FLOPs per token are no line in the recurrence: several sizes, most likely.
+    TableError : FLOPs per token are no line in the swept variable: several families, most likely.
     """
     compute, params, tokens = (points[name].to_numpy(float) for name in ("compute", "params", "tokens"))
     if axis != "recurrence":
         if np.allclose(6 * params * tokens, compute, rtol=EQUAL, atol=0):
             return PLAIN_TRANSFORMER, ()
         fixed, slope, scatter = _line(params, compute / tokens)
+        if scatter > NO_LINE:
+            raise TableError(
+                f"FLOPs per token are no line in the size, they scatter by {percent(scatter)}: of several "
+                "families take one, as where='recurrence == 1', or fit the surface law (law=surface)"
+            )
         shape = replace(PLAIN_TRANSFORMER, flops_fixed=fixed, flops_slope=slope)
         return shape, _scattered("C / D over the size", scatter)
     depth = points["recurrence"].to_numpy(float)

@@ -9,8 +9,6 @@ import numpy as np
 import pandas as pd
 from scipy.special import fdtrc
 
-from analysis.tables.schema import TableError
-
 FEW_VALUES = 12  # of a column that is a setting and no measurement
 LEVEL = 0.01  # p value of the test that the values of a setting have equal losses
 Keys = Sequence[np.ndarray[Any, Any]]
@@ -30,8 +28,8 @@ def varied_setting(frame: pd.DataFrame, cells: Keys, names: Sequence[str]) -> st
     return None
 
 
-def refuse_other_losses(frame: pd.DataFrame, cells: Keys, name: str) -> None:
-    """Raise TableError where losses differ between the values of a setting by more than noise.
+def differing_losses(frame: pd.DataFrame, cells: Keys, name: str) -> str | None:
+    """Return what to write where losses differ between the values of a setting by more than noise.
 
     Notes
     -----
@@ -45,16 +43,13 @@ def refuse_other_losses(frame: pd.DataFrame, cells: Keys, name: str) -> None:
     freedom = values.nunique() - 1, len(gap) - cell_count - values.nunique() + 1
     between, within = float(np.square(means).sum()), float(np.square(gap - means).sum())
     if min(freedom) < 1 or between == 0:
-        return
+        return None
     ratio = between / freedom[0] / max(within / freedom[1], 1e-300)
     if fdtrc(*freedom, ratio) > LEVEL:
-        return
+        return None
     shown = [f"'{one}'" if isinstance(one, str) else f"{one:g}" for one in _distinct(frame[name])]
     column = name if name.isidentifier() else f"`{name}`"
-    raise TableError(
-        f"points of equal compute and size differ in {name} ({', '.join(shown)}), and so do their losses: "
-        f'keep one, where="{column} == {shown[0]}", or take the least loss over it, envelope={name}'
-    )
+    return f'{name} ({", ".join(shown)}), and so do their losses: keep one, where="{column} == {shown[0]}"'
 
 
 def _distinct(values: pd.Series) -> list[Any]:

@@ -28,12 +28,16 @@ PLAIN_EVERY_S = 15.0  # between lines where stderr is no terminal
 
 def _console() -> Console:
     # Progress goes to stderr: stdout is for results.
-    return Console(file=sys.stderr)
+    return Console(file=sys.stderr, markup=False, emoji=False)
 
 
 def _bar(console: Console, field: str = "") -> Progress:
-    columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%")]
-    extra = [TextColumn(field)] if field else []
+    columns = [
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+    ]
+    extra = [TextColumn(field, markup=False)] if field else []
     return Progress(
         *columns, TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(), *extra, console=console
     )

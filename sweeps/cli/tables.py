@@ -85,7 +85,7 @@ def _rich_table(titles: list[str], rows: list[list[str]]) -> Table:
 def _rich_text(table: Table) -> str:
     from rich.console import Console
 
-    console = Console(width=220, highlight=False)
+    console = Console(width=220, highlight=False, markup=False, emoji=False)  # brackets in a message are text
     with console.capture() as capture:
         console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().splitlines())

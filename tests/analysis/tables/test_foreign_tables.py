@@ -196,6 +196,9 @@ def test_points_of_several_learning_rates_are_no_law_and_the_line_says_what_to_w
     )
     one = fitted(capsys, saved(rates()), *MAPPED, "where=lr == 0.01")
     assert one["notes"] == ["where=lr == 0.01: 55 of 165 rows"]
+    loopscale.main(["fit", saved(rates()), "columns.compute=flops", "law=surface", *QUICK[:2]])
+    text = capsys.readouterr().out
+    assert 'differ in lr (0.01, 0.02, 0.04), and so do their losses: keep one, where="lr == 0.01"\n' in text
 
 
 def test_the_envelope_over_a_learning_rate_is_the_law_of_the_best(capsys, saved):

@@ -45,7 +45,7 @@ def run_job(
     ----------
     cache : folder of the data sets, where the run's is looked up by its digest.
     stop_requested : called once per step.
-    watch : called with each line of the metrics.
+    watch : called with each line of the metrics and with the progress of the evaluation, see `train`.
 
     Returns
     -------

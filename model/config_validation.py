@@ -39,8 +39,8 @@ def check_name(key: str, name: str) -> None:
     """Raise ConfigError unless `name` can be a folder, part of a job's name and an item of a list of jobs."""
     if _NO_NAME.search(name):
         raise ConfigError(
-            f"{key}={_shown(ascii(name))} becomes a folder and a job's name: it may not be empty, begin with a "
-            "dot, a dash or a blank, end with a blank, or hold / \\ , | % or a control character"
+            f"{key}={_shown(ascii(name))} becomes a folder and a job's name: it may not be empty, begin with "
+            "a dot, a dash or a blank, end with a blank, or hold / \\ , | % or a control character"
         )
 
 

@@ -71,6 +71,8 @@ def candidates(line: str, commands: Sequence[str]) -> list[str]:
         found = []
     elif words[-1] in ("--cfg", "-c"):
         found = ["job "]
+    elif words[-1] in ("--help", "-h"):
+        found = ["all "]
     elif words[0] == "completion":
         found = [f"{shell} " for shell in SCRIPTS]
     elif "=" in word:

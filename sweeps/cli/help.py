@@ -47,7 +47,7 @@ def usage(commands: Mapping[str, Command]) -> str:
             *lines,
             "",
             "Flags of every command:",
-            "--help            its settings and an example",
+            "--help            its settings and an example; --help all: every key",
             "--cfg job         the composed configuration",
             "--config-dir DIR  your configuration files; also LOOPSCALE_CONFIG=DIR and ./conf",
             "",
@@ -56,38 +56,41 @@ def usage(commands: Mapping[str, Command]) -> str:
     )
 
 
-def command_help(name: str, command: Command) -> str:
-    """Return the text of `loopscale COMMAND --help`: an example, the settings, the groups with their keys."""
+def command_help(name: str, command: Command, *, whole: bool = False) -> str:
+    """Return the text of `loopscale COMMAND --help`: an example and the settings.
+
+    Commands on a study also have groups: first the keys of the sweep, then its settings, then the other
+    groups with their choices; if `whole`, with their keys.
+    """
     text = (CONF / f"{command.settings}.yaml").read_text()
-    study = command.settings == STUDY
-    body = text[text.index("\nroot:") :] if study else text
-    return "\n".join(
-        [
-            f"loopscale {name}: {command.summary}",
-            "",
-            f"example: {command.example}",
-            "",
-            f"settings (key=value), from conf/{command.settings}.yaml:",
-            body.strip(),
-            *(_groups() if study else []),
-        ]
-    )
-
-
-def _groups() -> list[str]:
-    """Return every group with its choices, then its keys with their defaults."""
+    head = [f"loopscale {name}: {command.summary}", "", f"example: {command.example}", ""]
+    settings = f"settings (key=value), from conf/{command.settings}.yaml:"
+    if command.settings != STUDY:
+        return "\n".join([*head, settings, text.strip()])
+    text = text[text.index("\nroot:") :]
+    sweep, *groups = GROUPS
     lines = [
-        "",
-        "groups (group=name) and their keys (group.key=value), with the defaults that files override:",
+        *head,
+        "the sweep, with the defaults that its file overrides (docs/sweeps.md explains the keys):",
     ]
-    for group in GROUPS:
-        names = ", ".join(choices(group, [*user_folders(), CONF]))
+    lines += _group(sweep, keys=True)
+    lines += ["", settings, (text if whole else text[: text.index("\ntraining:")]).strip(), ""]
+    lines.append("groups (group=name)" + (" and their keys (group.key=value):" if whole else ":"))
+    for group in groups:
+        lines += _group(group, keys=whole)
+    if not whole:
         lines += [
             "",
-            *_wrapped(f"{group}=  {names}", "  "),
-            *_wrapped(" ".join(_keys(group_class(group), group)), "    "),
+            f"loopscale {name} --help all adds training, guardrails, evaluation, assume and the groups' keys",
         ]
-    return lines
+    return "\n".join(lines)
+
+
+def _group(group: str, *, keys: bool) -> list[str]:
+    """Return the choices of a group and its keys with their defaults."""
+    names = ", ".join(choices(group, [*user_folders(), CONF]))
+    lines = _wrapped(f"{group}=  {names}", "  ")
+    return [*lines, *_wrapped(" ".join(_keys(group_class(group), group)), "    ")] if keys else lines
 
 
 def group_class(group: str) -> type:

@@ -49,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     name, *overrides = arguments
     try:
         command = _command(name)
-        if "--help" in overrides or "-h" in overrides:
-            print(command_help(name, command))
+        if {"--help", "-h", "--help=all"} & set(overrides):
+            print(command_help(name, command, whole=bool({"all", "--help=all"} & set(overrides))))
             return
         overrides, shown = _flags(_positional(command.positional, overrides))
         if shown:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from harness.run.config import RunConfig
 from harness.run.length import LENGTHS
@@ -22,7 +22,19 @@ from sweeps.config.study import StudyConfig, SweepConfig
 
 # Keys whose value is text, a path or the name of a column: taken as it is written, outside Hydra's grammar.
 _TEXT_KEYS = (
-    *("prompt", "where", "columns.*", "data", "path", "data.path", "data.tokenizer", "root", "cache", "run"),
+    *(
+        "prompt",
+        "where",
+        "columns.*",
+        "data",
+        "path",
+        "sweep.name",
+        "data.path",
+        "data.tokenizer",
+        "root",
+        "cache",
+        "run",
+    ),
     *("checkpoint", "folder", "bundle", "cluster.python", "assume.noise_from"),
 )
 FLAGS = "--help, --version, --config-dir DIR, --cfg job and, for train, -m"
@@ -77,8 +89,19 @@ def _run(mapping: dict[str, Any], scale: str) -> RunConfig:
     fields = {key: value for key, value in mapping.items() if key not in others}
     for key in fields:
         if key not in known:
-            raise ConfigError(f"unknown key {key}{closest(key, [*known, *others])}")
+            raise ConfigError(f"unknown key {key}{_inside(key) or closest(key, [*known, *others])}")
     return build(RunConfig, fields | {"scale": scale})
+
+
+def _inside(key: str) -> str:
+    """Return a hint if a group has a key of this very name, such as sweep.seeds for seeds."""
+    parts = {"sweep": SweepConfig, "cluster": ClusterConfig} | get_type_hints(RunConfig)
+    named = [
+        f"{part}.{key}"
+        for part, cls in parts.items()
+        if dataclasses.is_dataclass(cls) and key in (item.name for item in dataclasses.fields(cls))
+    ]
+    return f" (did you mean {' or '.join(named)}?)" if named else ""
 
 
 def compose_table(command: str, overrides: Any) -> Any:

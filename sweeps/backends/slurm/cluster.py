@@ -115,7 +115,8 @@ class Slurm(Backend):
         if not missing or not self.has_accounting:
             return queued
         since = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(min(missing.values()) - 60))
-        listing = ("--noheader", "--parsable2", "--array", f"--starttime={since}")
+        # Not --array, which SLURM before 23.02 does not know: ranges of indices are expanded here.
+        listing = ("--noheader", "--parsable2", f"--starttime={since}")
         text = call("sacct", *listing, f"--name={','.join(missing)}", f"--format={ACCOUNTING_FORMAT}")
         return parse_accounting(text) | queued
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from types import NoneType, UnionType
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 T = TypeVar("T")
+# Separators of paths and of a scheduler's lists, its patterns for file names, and what hides a file or looks
+# like an option.
+_NO_NAME = re.compile(r"[/\\,|%\x00-\x1f\x7f]|^[.\-\s]|\s$|^$")
 _UNKNOWN = "unexpected_keyword_argument"  # pydantic's types of complaints
 _MISSING, _NO_GROUP, _REFUSED = "missing", "dataclass_type", "value_error"
 
@@ -29,6 +33,15 @@ def closest(word: str, options: Iterable[str]) -> str:
     if near:
         return f" (did you mean {near[0]}?)"
     return f" (choose from {', '.join(names)})" if len(names) <= 12 else ""
+
+
+def check_name(key: str, name: str) -> None:
+    """Raise ConfigError unless `name` can be a folder, part of a job's name and an item of a list of jobs."""
+    if _NO_NAME.search(name):
+        raise ConfigError(
+            f"{key}={_shown(ascii(name))} becomes a folder and a job's name: it may not be empty, begin with "
+            "a dot, a dash or a blank, end with a blank, or hold / \\ , | % or a control character"
+        )
 
 
 def build(cls: type[T], mapping: Mapping[str, Any], path: str = "") -> T:

@@ -37,7 +37,10 @@ def unsharded(tensor: Tensor) -> TensorShard:
 def write_shards(path: Path, shards: Mapping[str, TensorShard]) -> Index:
     """Write shards to one file and return its part of the index. Shards without rows are left out."""
     kept = {name: shard for name, shard in shards.items() if shard.rows}
+    path.touch()
+    mode = path.stat().st_mode
     save_file({name: shard.tensor.detach().contiguous() for name, shard in kept.items()}, path)
+    path.chmod(mode)  # safetensors makes files that their owner alone may read, whatever the umask
     return {
         name: {"shape": list(shard.shape), "files": [[path.name, shard.first_row, shard.rows]]}
         for name, shard in kept.items()
@@ -95,4 +98,4 @@ class ShardReader:
         return self._open[name]
 
 
-READ_ERRORS = (SafetensorError, KeyError, OSError)  # what reading a damaged file or index raises
+READ_ERRORS = (SafetensorError, KeyError, FileNotFoundError)  # what reading a damaged file or index raises

@@ -22,7 +22,19 @@ from sweeps.config.study import StudyConfig, SweepConfig
 
 # Keys whose value is text, a path or the name of a column: taken as it is written, outside Hydra's grammar.
 _TEXT_KEYS = (
-    *("prompt", "where", "columns.*", "data", "path", "data.path", "data.tokenizer", "root", "cache", "run"),
+    *(
+        "prompt",
+        "where",
+        "columns.*",
+        "data",
+        "path",
+        "sweep.name",
+        "data.path",
+        "data.tokenizer",
+        "root",
+        "cache",
+        "run",
+    ),
     *("checkpoint", "folder", "bundle", "cluster.python", "assume.noise_from"),
 )
 FLAGS = "--help, --version, --config-dir DIR, --cfg job and, for train, -m"

@@ -79,7 +79,9 @@ class LocalPool(Backend):
 
     def workers(self, sweep: Path) -> list[str]:
         return [
-            path.read_text() for path in sweep.glob(".worker_*.pid") if is_held(path.with_suffix(".lock"))
+            path.read_text(encoding="utf-8")
+            for path in sweep.glob(".worker_*.pid")
+            if is_held(path.with_suffix(".lock"))
         ]
 
     def is_working(self, sweep: Path) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.text import Text
 
 from analysis.compare.arm_comparison import ArmComparison
 from analysis.compare.comparison import Comparison
@@ -65,9 +66,12 @@ def points_figures(fit: IsoflopFit) -> list[style.ReportFigure]:
 
 
 def _in_unit(drawn: style.ReportFigure, unit: str) -> style.ReportFigure:
-    """Return a figure with the loss's unit in its labels, its caption and the columns of its data."""
-    for ax in drawn.figure.axes:
-        ax.set_ylabel(re.sub(r"unit of the table|nats per token|\bnats\b", unit, ax.get_ylabel()))
+    """Return a figure with the loss's unit in its texts, its caption and the columns of its data."""
+    for text in drawn.figure.findobj(Text):
+        assert isinstance(text, Text)
+        shown = re.sub(r"unit of the table|nats per token|\bnats\b", unit, text.get_text())
+        if shown != text.get_text():  # tick labels, which their axis writes anew, stay
+            text.set_text(shown)
     tables = {
         name: table.rename(columns=lambda column: next(iter(keys_in_unit({column: 0}, unit))))
         for name, table in drawn.tables.items()

@@ -187,9 +187,11 @@ def in_unit(text: str, unit: str) -> str:
 
 
 def keys_in_unit(value: Any, unit: str) -> Any:
-    """Return JSON values whose keys name the unit of the loss: loss_nats becomes loss_bits_per_byte."""
+    """Return JSON values whose keys and texts name the unit: loss_nats becomes loss_bits_per_byte."""
     if unit == "nats":
         return value
+    if isinstance(value, str):
+        return in_unit(value, unit)
     if isinstance(value, dict):
         ending = "_" + unit.replace("/", "_per_").replace(" ", "_")
         return {re.sub("_nats$", ending, key): keys_in_unit(item, unit) for key, item in value.items()}

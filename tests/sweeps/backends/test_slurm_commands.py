@@ -198,7 +198,8 @@ def test_ranges_of_waiting_elements_are_expanded(text, numbers):
 
 def test_accounting_names_elements_that_never_ran_in_one_line():
     text = (
-        "12_[2-4%2]|s-abc|CANCELLED by 0|None assigned\n12_[5-9]|s-abc|PENDING|None assigned\n12_0|s-abc|FAILED|n7\n12_0.batch|batch|OUT_OF_MEMORY|n7\n"
+        "12_[2-4%2]|s-abc|CANCELLED by 0|None assigned\n12_[5-9]|s-abc|PENDING|None assigned\n"
+        "12_0|s-abc|FAILED|n7\n12_0.batch|batch|OUT_OF_MEMORY|n7\n"
         "12_1|s-abc|CANCELLED by 0|n8\n12_1.extern|extern|COMPLETED|n8\n"
     )
     states = {place: element.state for place, element in parse_accounting(text).items()}

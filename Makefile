@@ -69,7 +69,8 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-compile --no-deps --requirement requirements.lock
 	@# A CUDA build of torch names libraries of its own, which the lock leaves out.
 	$(BIN)/python -m pip install --quiet --no-compile --constraint requirements.lock torch
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@# By its path: with setuptools' import hook, a clone that is called loopscale hides the module beside it.
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable . --config-settings editable_mode=compat
 	@# On all cores, where pip would use one; packages may hold sources that are meant for another Python.
 	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	@touch $@

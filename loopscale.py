@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from analysis import Comparison
-    from analysis.compare.arms import ArmComparison
+    from analysis.compare.arm_comparison import ArmComparison
     from analysis.design.power import PowerAnalysis
     from analysis.published.comparison import PublishedComparison
     from harness.run.record import Evaluation
@@ -80,6 +80,13 @@ def generate(cfg: Overrides) -> str:
     from sweeps.cli.models import generate_text
 
     return generate_text(_settings("generate", cfg))
+
+
+def new(cfg: Overrides) -> Path:
+    """Write a commented sweep file, ./conf/sweep/NAME.yaml, for a scale and budgets; return it."""
+    from sweeps.cli.new import new_sweep
+
+    return new_sweep(_settings("new", cfg))[0]
 
 
 def plan(cfg: Overrides | StudyConfig = ()) -> pd.DataFrame:

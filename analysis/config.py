@@ -22,6 +22,14 @@ Resampling = Literal["noise", "pairs", "stratified", "block"]
 
 Progress = Callable[[str, float], None]  # called with the stage and the share of it that is done
 
+# What laws need at least. Planning reads these before a sweep is paid for, so they import no law.
+MIN_SURFACE_RUNS = 8  # the five parameters of the surface and three runs to spare
+MIN_SURFACE_VALUES = 3  # distinct sizes and token counts of the surface
+MIN_ISO_DEPTH_RUNS = 7  # more than the six parameters of the iso-depth law
+MIN_CURVES = 3  # depth curves of a law over several: the scatter of two is next to unknown
+MIN_DEPTHS = 5  # of one depth curve
+MIN_RATES, MIN_RATE_RECURRENCES = 4, 3  # of the law of the depth rate over the recurrence
+
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:

@@ -58,12 +58,26 @@ def to_json(value: Any) -> str:
     return json.dumps(to_jsonable(value), indent=2, ensure_ascii=False, allow_nan=False)
 
 
-class Result:
-    """A result that prints and draws itself; a subclass has `summary` and `to_frame`."""
+class Printed:
+    """A result that prints itself by its `summary`, in a notebook too."""
 
     def summary(self) -> str:
         """Return the result as plain text."""
         raise NotImplementedError
+
+    def __repr__(self) -> str:
+        lines = self.summary().split("\n")
+        if len(lines) > REPR_LINES:
+            lines = [*lines[: REPR_LINES - 1], f"... {len(lines) - REPR_LINES + 1} more lines: summary()"]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """Return the summary for a notebook, its columns aligned."""
+        return f"<pre>{html.escape(self.summary())}</pre>"
+
+
+class Result(Printed):
+    """A result that has its numbers as a frame and a plot as well; a subclass has `to_frame`."""
 
     def to_frame(self) -> pd.DataFrame:
         """Return the result's numbers as a frame, one row per number: value, low, high and what is said."""
@@ -104,12 +118,6 @@ class Result:
         ends = rf"\begin{{tabular}}{{{'l' * frame.shape[1]}}}", r"\end{tabular}"
         return "\n".join([ends[0], r"\toprule", head, r"\midrule", *body, r"\bottomrule", ends[1]])
 
-    def __repr__(self) -> str:
-        lines = self.summary().split("\n")
-        if len(lines) > REPR_LINES:
-            lines = [*lines[: REPR_LINES - 1], f"... {len(lines) - REPR_LINES + 1} more lines: summary()"]
-        return "\n".join(lines)
-
     def _repr_html_(self) -> str:
         """Return the headline and `to_frame` for a notebook."""
         frame = _shown(self.to_frame())
@@ -134,8 +142,8 @@ def _shown(frame: pd.DataFrame) -> pd.DataFrame:
     missing = "not identified" if "identified" in frame else "refused"
     shown["value"] = [missing if why else _cell(value) for value, why in zip(values, reasons, strict=True)]
     shown["interval"] = [
-        "" if why or np.isnan(pair).all() else span(*(end if np.isfinite(end) else None for end in pair), 4)
-        for pair, why in zip(ends.tolist(), reasons, strict=True)
+        "" if why or np.isnan([low, high]).all() else span(_end(low), _end(high), 4)
+        for (low, high), why in zip(ends.tolist(), reasons, strict=True)
     ]
     if "standard_error" in frame:
         shown["standard error"] = [
@@ -147,6 +155,10 @@ def _shown(frame: pd.DataFrame) -> pd.DataFrame:
             reasons if name in ("identified", "refusal") else [_cell(value) for value in frame[name]]
         )
     return shown
+
+
+def _end(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _cell(value: Any) -> str:

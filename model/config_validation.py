@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails, to_json
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+    from pydantic_core import ErrorDetails
 
 T = TypeVar("T")
+# Separators of paths and of a scheduler's lists, its patterns for file names, and what hides a file or looks
+# like an option.
+_NO_NAME = re.compile(r"[/\\,|%\x00-\x1f\x7f]|^[.\-\s]|\s$|^$")
 _UNKNOWN = "unexpected_keyword_argument"  # pydantic's types of complaints
 _MISSING, _NO_GROUP, _REFUSED = "missing", "dataclass_type", "value_error"
 
@@ -30,6 +35,15 @@ def closest(word: str, options: Iterable[str]) -> str:
     return f" (choose from {', '.join(names)})" if len(names) <= 12 else ""
 
 
+def check_name(key: str, name: str) -> None:
+    """Raise ConfigError unless `name` can be a folder, part of a job's name and an item of a list of jobs."""
+    if _NO_NAME.search(name):
+        raise ConfigError(
+            f"{key}={_shown(ascii(name))} becomes a folder and a job's name: it may not be empty, begin with "
+            "a dot, a dash or a blank, end with a blank, or hold / \\ , | % or a control character"
+        )
+
+
 def build(cls: type[T], mapping: Mapping[str, Any], path: str = "") -> T:
     """Return the dataclass `cls` with the values of `mapping`, nested dataclasses included.
 
@@ -41,6 +55,9 @@ def build(cls: type[T], mapping: Mapping[str, Any], path: str = "") -> T:
     ConfigError : an unknown or missing key, a wrong type, a value out of range, or a combination that the
         dataclass itself refuses.
     """
+    from pydantic import ValidationError
+    from pydantic_core import to_json
+
     try:
         # As JSON: of Python objects, strict validation takes instances of nested dataclasses alone.
         (built,) = _adapter(cls).validate_json(to_json([mapping], fallback=str))  # type: ignore[arg-type]
@@ -55,6 +72,8 @@ def build(cls: type[T], mapping: Mapping[str, Any], path: str = "") -> T:
 
 @cache
 def _adapter(cls: type) -> TypeAdapter[Any]:
+    from pydantic import ConfigDict, TypeAdapter
+
     # A tuple of one: a dataclass by itself takes no settings from outside, one inside a tuple does.
     return TypeAdapter(tuple[cls], config=ConfigDict(extra="forbid", strict=True))  # type: ignore[valid-type]
 

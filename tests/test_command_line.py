@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import loopscale
+from sweeps.cli.tables import as_text, cell_text
 
 
 def run(capsys, *arguments):
@@ -26,6 +32,7 @@ COMMANDS = [
     "eval",
     "export",
     "generate",
+    "new",
     "plan",
     "launch",
     "status",
@@ -37,6 +44,7 @@ COMMANDS = [
     "report",
     "compare",
     "demo",
+    "completion",
 ]
 
 
@@ -69,6 +77,8 @@ def test_every_command_has_help_with_an_example(capsys, command):
         (["plan", "sweep=demo", "model=looped_14m"], "model=looped_14m is unknown (did you mean looped_140m"),
         (["plan", "sweep=demo", "sed=1"], "unknown key sed (did you mean seed?)"),
         (["plan", "sweep=demo", "+sed=1"], "unknown key sed (did you mean seed?)"),
+        (["plan", "sweep=demo", "seeds=[0,1]"], "unknown key seeds (did you mean sweep.seeds?)"),
+        (["plan", "sweep=demo", "width=64"], "unknown key width (did you mean model.width?)"),
         (["plan", "sweep=demo", "model.widht=64"], "unknown key model.widht (did you mean model.width?)"),
         (["plan", "sweep=demo", "model.width=abc"], "model.width=abc: input should be a valid integer"),
         (["plan", "sweep=demo", "model.width=63"], "model: width must be an even multiple of heads"),
@@ -112,30 +122,55 @@ def test_an_empty_text_folder_is_one_line(capsys, tmp_path):
     assert code == 2 and "no documents in" in err and "Traceback" not in err
 
 
-def test_help_shows_the_keys_of_every_group(capsys):
+def test_help_shows_the_keys_of_the_sweep_first_and_fits_a_screen(capsys):
     _, out, _ = run(capsys, "plan", "--help")
+    assert out.index("sweep.min_steps=20") < out.index("settings (key=value)")
+    assert out.count("\n") < 60 and "loopscale plan --help all" in out and "model.width" not in out
+
+
+@pytest.mark.parametrize("flag", [["--help", "all"], ["--help=all"]])
+def test_help_shows_the_keys_of_every_group(capsys, flag):
+    _, out, _ = run(capsys, "plan", *flag)
     for key in (
         "sweep.min_steps=20",
         "cluster.resources.time_min=60",
         "retry.oom.retries=6",
         "model.width=...",
+        "checkpoint_every_s:",
     ):
         assert key in out.split()
 
 
-def test_train_prints_its_record_and_says_when_nothing_is_left_to_do(capsys, tiny):
+def test_train_prints_what_it_reached_and_its_record_on_request(capsys, tiny):
     code, out, err = run(capsys, "train", *tiny, "tokens=640")
-    assert code == 0 and '"status": "done"' in out and "nothing is trained again" not in err
-    code, again, err = run(capsys, "train", *tiny, "tokens=640")
-    assert code == 0 and again == out and "is done: nothing is trained again" in err
+    assert code == 0 and "validation loss" in out and out.count("\n") == 2 and "nothing is" not in err
+    assert "5 steps, 640 tokens" in out and "this run has 5 steps, too few for a law" in err
+    assert "training" in err and "evaluating" in err  # two bars
+    assert max(map(len, err.splitlines())) < 200
+    code, again, err = run(capsys, "train", *tiny, "tokens=640", "format=json")
+    record = json.loads(again)
+    assert code == 0 and record["status"] == "done" and "is done: nothing is trained again" in err
+    assert f"validation loss {record['val_loss_nats']:.4f} nats" in out
+
+
+def test_a_run_that_is_long_enough_is_trained_without_a_warning(capsys, tiny):
+    _, _, err = run(capsys, "train", *tiny, "steps=20")
+    assert "too few" not in err
 
 
 def test_train_goes_through_a_product(capsys, tiny):
-    code, out, _ = run(capsys, "train", "-m", *tiny, "tokens=640", "seed=0,1", "model.mean_recurrence=1,2")
+    code, out, _ = run(
+        capsys, "train", "-m", *tiny, "tokens=640", "seed=0,1", "model.mean_recurrence=1,2", "format=json"
+    )
     assert code == 0
     records = json.loads(out)
     assert [(one["seed"], one["mean_recurrence"]) for one in records] == [(0, 1), (0, 2), (1, 1), (1, 2)]
     assert {one["status"] for one in records} == {"done"}
+
+
+@pytest.mark.parametrize(("size", "text"), [(4.5e6, "4.3 MiB"), (3 * 2**30, "3.00 GiB")])
+def test_memory_is_never_zero(size, text):
+    assert cell_text("memory_bytes", size) == text
 
 
 def test_launch_asks_before_it_starts(capsys, tiny_sweep, monkeypatch):
@@ -162,3 +197,28 @@ def test_a_damaged_run_folder_is_one_line_and_stays_as_it_is(capsys, tiny, cache
     (folder / "config.yaml").write_text(config)
     code, out, _ = run(capsys, "eval", f"run={folder}", f"cache={cache}", "format=json")
     assert code == 0 and out.startswith("{")
+
+
+def test_a_result_is_printed_in_any_locale():
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+    study = Path(__file__).resolve().parents[1] / "docs" / "study" / "study_15k"
+    command = [sys.executable, "-m", "loopscale", "fit", f"data={study / 'runs.csv'}", "bootstrap=100"]
+    quick = ["validation=false"]
+    done = subprocess.run([*command, *quick], env=environment, capture_output=True, check=False)
+    assert done.returncode == 0 and "µ* = " in done.stdout.decode("utf-8"), done.stderr[-500:]
+
+
+def test_brackets_in_a_message_are_text():
+    """A table is drawn by rich, which would read them as colours."""
+    frame = pd.DataFrame([{"run": "a", "message": "no [/data/part] and no [red] :warning:"}])
+    shown = as_text(frame, {"run": "", "message": ""})
+    assert "no [/data/part] and no [red] :warning:" in shown
+
+
+def test_the_tool_is_found_from_the_folder_above_its_clone(tmp_path):
+    """There a folder called loopscale is in the way, which Python takes for a package without files."""
+    (tmp_path / "loopscale").mkdir()
+    command = [sys.executable, "-m", "loopscale", "--version"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("loopscale "), done.stderr

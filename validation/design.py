@@ -182,7 +182,7 @@ def searched(folder: Path) -> list[Record]:
         chosen = ("published law", "coupled", "loop worth less")
         found = search(base, progress, [own[name] for name in chosen])
         rows: list[Record] = []
-        for name, before, after in zip(chosen, found.planned, found.found, strict=True):
+        for name, before, after in zip(chosen, found.planned, found.searched, strict=True):
             one, other = before.of(), after.of()
             rows.append(
                 {

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
-from analysis import serialize
+from analysis.compare.arm_comparison import ArmBudget, ArmComparison, ArmGroup, ArmPair
 from analysis.compare.arm_differences import (
     Estimate,
     exponent_difference,
@@ -25,105 +25,15 @@ from analysis.compare.arm_differences import (
     phi_difference,
 )
 from analysis.config import FitConfig
-from analysis.format import number, percent
-from analysis.isoflop.curves import SYMBOLS, Quantity
+from analysis.isoflop.curves import Quantity
 from analysis.isoflop.group import GroupFit, fit_groups
 from analysis.isoflop.shared_shape import fit_shared
 from analysis.stats.bootstrap import REPLICATES, NoiseLevel
 from analysis.stats.noise import NoiseFloor, noise_floor
 from analysis.study.cross_run_laws import training_points
-from analysis.tables.arms import Value, axis_values, name_of, without_axis
+from analysis.tables.arms import Value, axes, axis_values, name_of, without_axis
 from analysis.tables.schema import TableError
-from analysis.tables.selection import LeftOut, digest, groups, select
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArmBudget:
-    """One budget: nats over the cells that both arms have, and at the optimum of each."""
-
-    budget_flops: float
-    cells: int
-    nats: Estimate
-    optimum_nats: Estimate
-    multiplier: Estimate
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArmGroup:
-    """One arm less the reference at one scale under one accounting."""
-
-    label: str
-    accounting: str
-    noise: NoiseLevel | None
-    cells: int
-    nats: Estimate  # mean over all cells that both have
-    multiplier: Estimate  # geometric mean over budgets; above one, the arm needs fewer FLOPs
-    exponents: dict[Quantity, Estimate]  # differences, by quantity
-    budgets: tuple[ArmBudget, ...]
-
-    def summary(self) -> str:
-        """Return the differences as text."""
-        source = f", noise {self.noise.sd_nats:.4f} nats from {self.noise.source}" if self.noise else ""
-        lines = [
-            f"  {self.label}: {self.cells} cells in both{source}",
-            f"    nats at equal FLOPs: {self.nats.summary()}",
-            f"    compute multiplier: {self.multiplier.summary('.3f')}",
-            *(
-                f"    exponent of {SYMBOLS[quantity]}: {estimate.summary('+.3f')}"
-                for quantity, estimate in self.exponents.items()
-            ),
-        ]
-        for row in self.budgets:
-            lines.append(
-                f"    {number(row.budget_flops)} FLOPs: {row.nats.summary()} nats over {row.cells} cells; at "
-                f"the optima {row.optimum_nats.summary()}; multiplier {row.multiplier.summary('.3f')}"
-            )
-        return "\n".join(lines)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArmPair:
-    """One arm against the reference."""
-
-    arm: str
-    reference: str
-    groups: tuple[ArmGroup, ...]
-    phi: dict[str, Estimate]  # difference of the worth of a loop, by accounting
-
-    def summary(self) -> str:
-        """Return the pair's differences as text."""
-        lines = [f"{self.arm} less {self.reference}", *(group.summary() for group in self.groups)]
-        lines += [
-            f"  phi, {accounting} FLOPs: {found.summary('+.3f')}" for accounting, found in self.phi.items()
-        ]
-        return "\n".join(lines)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArmComparison:
-    """Every arm of an axis against the reference."""
-
-    config: FitConfig
-    runs_digest: str
-    axis: str
-    noise: NoiseFloor
-    pairs: tuple[ArmPair, ...]
-    left_out: tuple[LeftOut, ...]
-    table: pd.DataFrame = field(repr=False, compare=False, metadata=serialize.HIDDEN)
-
-    def summary(self) -> str:
-        """Return the comparison as plain text."""
-        level = percent(self.config.confidence)
-        lines = [
-            f"Arms of {self.axis}, each less the reference at equal FLOPs ({level} intervals, one by one). "
-            "Below zero nats and above a multiplier of one, the arm is better",
-            self.noise.summary(),
-        ]
-        return "\n".join([*lines, *(f"\n{pair.summary()}" for pair in self.pairs)])
-
-    def to_json(self) -> str:
-        """Return the comparison as JSON text, the same bytes for the same table and seed."""
-        return serialize.to_json(self)
+from analysis.tables.selection import digest, groups, select
 
 
 def compare_arms(
@@ -184,6 +94,25 @@ def compare_arms(
         left_out=selection.left_out,
         table=used,
     )
+
+
+def compare_every_axis(
+    runs: pd.DataFrame, config: FitConfig | None = None
+) -> tuple[tuple[ArmComparison, ...], tuple[str, ...]]:
+    """Compare the arms of every axis along which cells were trained more than once.
+
+    Returns
+    -------
+    The comparisons, and one line for each axis whose arms share nothing.
+    """
+    config = config or FitConfig()
+    compared, refused = [], []
+    for axis in axes(select(runs, config.max_epochs).runs):
+        try:
+            compared.append(compare_arms(runs, axis, config))
+        except TableError as error:
+            refused.append(str(error))
+    return tuple(compared), tuple(refused)
 
 
 def _one_recipe_per_arm(runs: pd.DataFrame, axis: str, values: pd.Series) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.compare.arms import ArmComparison
+from analysis.compare.arm_comparison import ArmComparison
 from analysis.figures import style
 from analysis.format import percent
 

@@ -104,19 +104,19 @@ def _recurrence_handles() -> list[Line2D]:
 
 def size_figure() -> style.ReportFigure:
     """Draw the share of the gap to the next larger Transformer, and the size of equal quality."""
-    found = pd.DataFrame([vars(item) for item in size_equivalents()])
-    sizes = found["size"].unique().tolist()
+    equivalents = pd.DataFrame([vars(item) for item in size_equivalents()])
+    sizes = equivalents["size"].unique().tolist()
     with style.styled():
         fig, panels = style.figure(2, height=2.5)
         for aside, (measure, props) in zip((-0.16, 0.0, 0.16), MEASURES.items(), strict=True):
-            mine = found[found["measure"] == measure]
+            mine = equivalents[equivalents["measure"] == measure]
             places = np.arange(len(mine)) + aside
             share = 100 * mine[["share", "low", "high"]].to_numpy(float)
             line: dict[str, Any] = {**props, "linestyle": "none"}
             panels[0].plot(places, share[:, 0], **line, label=measure)
             panels[0].vlines(places, share[:, 1], share[:, 2], color=props["color"], linewidth=0.8)
             panels[1].plot(places, mine["multiplier"], **line)
-        ratios = found.drop_duplicates("size")["size_ratio"]
+        ratios = equivalents.drop_duplicates("size")["size_ratio"]
         panels[1].plot(range(len(sizes)), ratios, "_", color=style.INK, markersize=16, label="next larger")
         panels[1].axhline(2, color=style.FAINT, linewidth=0.6, linestyle=(0, (4, 2)), label="twice the size")
         panels[0].axhline(100, color=style.FAINT, linewidth=0.6)
@@ -136,19 +136,19 @@ def size_figure() -> style.ReportFigure:
         "freedom); unknown for the loss. (b) Multiplier: parameters of the "
         "Transformer of equal quality, log-linear in size, over the model's own."
     )
-    return style.ReportFigure(name="sizes", caption=caption, figure=fig, tables={"equivalents": found})
+    return style.ReportFigure(name="sizes", caption=caption, figure=fig, tables={"equivalents": equivalents})
 
 
 def core_figure() -> style.ReportFigure:
     """Draw looped minus fixed Core and Core-Extended over the budget, with their common trends."""
-    found, trends = parcae.core_differences(), published_comparison().trends
+    differences, trends = parcae.core_differences(), published_comparison().trends
     with style.styled():
         fig, panels = style.figure(2, height=2.6, sharey=True)
         for ax, (name, title) in zip(panels, SCORES.items(), strict=True):
             ax.set_xscale("log")
             ax.axhline(0, color=style.INK, linewidth=0.6)
             for size, props in SIZE_PROPS.items():
-                mine = found[found["size"] == size]
+                mine = differences[differences["size"] == size]
                 flops, points = (mine[key].to_numpy(float) for key in ("budget_flops", name))
                 decades = np.log10(flops) - np.log10(flops).mean()
                 bars: dict[str, Any] = {**props, "linestyle": "none", "capsize": 2, "label": size}
@@ -158,7 +158,7 @@ def core_figure() -> style.ReportFigure:
             ax.set_title(f"{title}: {trends[title].summary()} a decade")
             ax.set_xlabel("training budget C (FLOPs)")
             ax.margins(x=0.06)
-            style.log_axis(ax.xaxis, found["budget_flops"].tolist(), room=0.2)
+            style.log_axis(ax.xaxis, differences["budget_flops"].tolist(), room=0.2)
         panels[0].set_ylabel("looped minus fixed (points)")
         panels[0].legend(loc="upper left")
     caption = (
@@ -167,7 +167,7 @@ def core_figure() -> style.ReportFigure:
         "evaluation seeds, added in squares; they hold no training noise. Dashed: the trend by least "
         "squares, one slope for both sizes; its standard error is from the scatter of the rows."
     )
-    return style.ReportFigure(name="core", caption=caption, figure=fig, tables={"differences": found})
+    return style.ReportFigure(name="core", caption=caption, figure=fig, tables={"differences": differences})
 
 
 def flops_figure() -> style.ReportFigure:

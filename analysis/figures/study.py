@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.text import Text
 
+from analysis.compare.arm_comparison import ArmComparison
 from analysis.compare.comparison import Comparison
 from analysis.figures import style
+from analysis.figures.arms import arms_figure
 from analysis.figures.compare import compare_figures
 from analysis.figures.depth import depth_figure
 from analysis.figures.frontier import frontier_figure
@@ -43,7 +47,9 @@ def plot(result: Result, ax: Axes | None = None) -> Axes:
     return plot_isoflop(group, group.cells.variable, ax)
 
 
-def study_figures(study: StudyFit, comparison: Comparison) -> list[style.ReportFigure]:
+def study_figures(
+    study: StudyFit, comparison: Comparison, arms: Sequence[ArmComparison] = ()
+) -> list[style.ReportFigure]:
     """Draw every figure that the tables carry, in the order of the report."""
     figures: list[style.ReportFigure] = []
     for place, group in enumerate(study.groups):
@@ -56,7 +62,10 @@ def study_figures(study: StudyFit, comparison: Comparison) -> list[style.ReportF
             frontier_figure(group, rows, study.config.confidence),
         )
         figures += [replace(one, name=one.name + suffix) for one in of_group]
-    optional = (*compare_figures(comparison), depth_figure(study), seeds_figure(study.noise))
+    recipes = [arms_figure(item) for item in arms]
+    if len(recipes) > 1:
+        recipes = [one and replace(one, name=f"{one.name}_{k + 1}") for k, one in enumerate(recipes)]
+    optional = (*compare_figures(comparison), *recipes, depth_figure(study), seeds_figure(study.noise))
     return figures + [one for one in optional if one is not None]
 
 
@@ -73,9 +82,12 @@ def points_figures(fit: IsoflopFit) -> list[style.ReportFigure]:
 
 
 def _in_unit(drawn: style.ReportFigure, unit: str) -> style.ReportFigure:
-    """Return a figure with the loss's unit in its labels, its caption and the columns of its data."""
-    for ax in drawn.figure.axes:
-        ax.set_ylabel(re.sub(r"unit of the table|nats per token|\bnats\b", unit, ax.get_ylabel()))
+    """Return a figure with the loss's unit in its texts, its caption and the columns of its data."""
+    for text in drawn.figure.findobj(Text):
+        assert isinstance(text, Text)
+        shown = re.sub(r"unit of the table|nats per token|\bnats\b", unit, text.get_text())
+        if shown != text.get_text():  # tick labels, which their axis writes anew, stay
+            text.set_text(shown)
     tables = {
         name: table.rename(columns=lambda column: next(iter(keys_in_unit({column: 0}, unit))))
         for name, table in drawn.tables.items()

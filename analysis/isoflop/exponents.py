@@ -90,12 +90,14 @@ class IsoflopResult(Result):
     @property
     def resid(self) -> pd.Series:
         """Return loss minus the curve of the default estimator of every run on an isoFLOP curve it fits."""
-        parts = {}
+        parts: dict[tuple[str, str], float] = {}
         for group in self.fitted_groups():
             cells, curve = group.cells, group.estimator().curve
-            for k in group.inputs.usable if curve else []:
+            if curve is None:
+                continue
+            for k in group.inputs.usable:
                 at = cells.budget == k
-                fitted = curve(cells.variable, k, cells.values[at]) if curve else np.nan
+                fitted = curve(cells.variable, k, cells.values[at])
                 names = group.inputs.run_ids[cells.rows[at]]
                 parts |= {
                     (group.label, name): gap

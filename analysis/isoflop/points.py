@@ -24,10 +24,9 @@ from analysis.tables.budgets import Budgets, group_budgets
 from analysis.tables.points import Axis, PointsTable
 from analysis.tables.schema import TableError
 from analysis.tables.selection import digest
-from analysis.tables.units import implausible
+from analysis.tables.settings import differing_losses, varied_setting
 
 MIN_REPLICATES = 3  # degrees of freedom from which replicates measure the noise
-FEW_VALUES = 12  # of a column that is a setting and no measurement
 MANY_POINTS = 2_000  # above, neighbours on a curve are averaged: every resample holds all points
 AVERAGED, LEAST_PER_CURVE = 600, 8  # points after averaging, and those that a curve keeps
 MOST_POINTS = 5_000  # after averaging
@@ -61,7 +60,7 @@ def isoflop_points(used: PointsTable, axis: Axis, tolerance: float | None) -> Is
     labels = frame["budget"].to_numpy() if "budget" in frame else None
     budgets = group_budgets(frame["compute"].to_numpy(float), tolerance, labels)
     shape, notes = points_geometry(frame, axis)
-    floor, more = _floor(used.frame.loc[frame.index], keep, swept)
+    floor, more = _floor(used.frame.loc[frame.index], keep, swept, budgets)
     points = IsoflopPoints(
         frame=frame,
         axis=axis,
@@ -69,7 +68,7 @@ def isoflop_points(used: PointsTable, axis: Axis, tolerance: float | None) -> Is
         shape=shape,
         floor=floor,
         digest=digest(_identity(frame, axis, shape)),
-        notes=(*notes, *implausible(frame), *more),
+        notes=(*notes, *more),
     )
     return points if len(frame) <= MANY_POINTS else _averaged(points, swept)
 
@@ -112,25 +111,34 @@ def _averaged(points: IsoflopPoints, swept: str) -> IsoflopPoints:
     )
 
 
-def _floor(frame: pd.DataFrame, used: Sequence[str], swept: str) -> tuple[NoiseFloor, tuple[str, ...]]:
+def _floor(
+    frame: pd.DataFrame, used: Sequence[str], swept: str, budgets: Budgets
+) -> tuple[NoiseFloor, tuple[str, ...]]:
     """Return the noise of points with equal settings and other losses, where there are enough.
 
     Points that differ in another setting, a column of few values such as a learning rate, are no replicates:
     a note names it.
+
+    Raises
+    ------
+    TableError : the losses differ with that setting, so that the points are not those of one law.
     """
     unknown = NoiseFloor(sd_nats=None, degrees_of_freedom=0)
     settings = [*dict.fromkeys(["compute", swept, "params", "tokens"])]
+    cells = [budgets.index, frame[swept].to_numpy(float)]
+    names = frame.columns.difference([*used, *settings, "seed", "x"]).tolist()
+    if name := varied_setting(frame, cells, names):
+        if found := differing_losses(frame, cells, name):
+            raise TableError(
+                f"points of equal compute and size differ in {found}, or take the least loss over it, "
+                f"envelope={name}"
+            )
+        return unknown, (
+            f"points of equal compute and size differ in {name}, their losses by no more than noise",
+        )
     again = frame[frame.duplicated(settings, keep=False)]
     if again.empty:
         return unknown, ()
-    cells = again.groupby(settings, sort=True)
-    for name in frame.columns.difference([*used, *settings, "seed", "x"]):
-        if 1 < frame[name].astype(str).nunique() <= FEW_VALUES and (cells[name].nunique() > 1).any():
-            value = frame[name].iloc[0]
-            shown = f"'{value}'" if isinstance(value, str) else f"{value:g}"
-            return unknown, (
-                f'points of equal compute and size differ in {name}: take one, where="{name} == {shown}"',
-            )
     floor = pooled(
         [
             ReplicateCell(
@@ -139,7 +147,7 @@ def _floor(frame: pd.DataFrame, used: Sequence[str], swept: str) -> tuple[NoiseF
                 deviations_nats=tuple(float(value) for value in rows["loss"] - rows["loss"].mean()),
                 run_ids=tuple(map(str, rows.index)),
             )
-            for _, rows in cells
+            for _, rows in again.groupby(settings, sort=True)
         ]
     )
     return (floor if floor.degrees_of_freedom >= MIN_REPLICATES else unknown), ()
@@ -210,13 +218,18 @@ def points_geometry(points: pd.DataFrame, axis: str) -> tuple[Geometry, tuple[st
 
     Raises
     ------
-    TableError : FLOPs per token are no line in the recurrence: several sizes, most likely.
+    TableError : FLOPs per token are no line in the swept variable: several families, most likely.
     """
     compute, params, tokens = (points[name].to_numpy(float) for name in ("compute", "params", "tokens"))
     if axis != "recurrence":
         if np.allclose(6 * params * tokens, compute, rtol=EQUAL, atol=0):
             return PLAIN_TRANSFORMER, ()
         fixed, slope, scatter = _line(params, compute / tokens)
+        if scatter > NO_LINE:
+            raise TableError(
+                f"FLOPs per token are no line in the size, they scatter by {percent(scatter)}: of several "
+                "families take one, as where='recurrence == 1', or fit the surface law (law=surface)"
+            )
         shape = replace(PLAIN_TRANSFORMER, flops_fixed=fixed, flops_slope=slope)
         return shape, _scattered("C / D over the size", scatter)
     depth = points["recurrence"].to_numpy(float)

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 from scipy.special import ndtr
 
-from analysis.config import Array
+from analysis.config import MIN_SURFACE_RUNS, MIN_SURFACE_VALUES, Array
 from analysis.isoflop.curves import Optimum, Quantity, interior_bounds
 from analysis.isoflop.estimator import (
     EstimatorFit,
@@ -27,15 +27,16 @@ from analysis.laws.surface import HIGH, LAW, LOW, PARAMETERS, Surface, fit_surfa
 from analysis.stats.bootstrap import NoiseLevel
 from analysis.stats.noise import ROUNDING
 
-SPARE_RUNS = 3  # runs that the surface needs beyond its number of parameters
-
 
 def fit_parametric(inputs: Inputs) -> EstimatorFit:
     """Fit the surface to every run, odd recurrences included, and return its optima at the budgets."""
-    runs, needed = inputs.runs, len(PARAMETERS) + SPARE_RUNS
-    count = len(runs.rows)
-    if count < needed or min(len(np.unique(runs.params)), len(np.unique(runs.tokens))) < 3:
-        reason = f"{count} runs for {len(PARAMETERS)} parameters, at least {needed} are needed"
+    runs, count = inputs.runs, len(inputs.runs.rows)
+    values = min(len(np.unique(runs.params)), len(np.unique(runs.tokens)))
+    if count < MIN_SURFACE_RUNS:
+        reason = f"{count} runs for {len(PARAMETERS)} parameters, at least {MIN_SURFACE_RUNS} are needed"
+        return not_fitted("surface", inputs, reason)
+    if values < MIN_SURFACE_VALUES:
+        reason = f"{values} distinct sizes or token counts, at least {MIN_SURFACE_VALUES} are needed"
         return not_fitted("surface", inputs, reason)
     if np.ptp(runs.loss_nats) <= ROUNDING * runs.loss_nats.mean():
         return not_fitted("surface", inputs, "the losses of all runs are equal")

@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.special import stdtrit
 
-from analysis.config import Array, Mask
+from analysis.config import MIN_DEPTHS, Array, Mask
 from analysis.laws.decay import FLOOR, Decay, decay
 from analysis.laws.depth_refusal import NAMES, Optimum, derivatives
 from analysis.laws.registry import LAWS
 from analysis.serialize import HIDDEN
 
-MIN_DEPTHS = 5
 EXPONENTIAL = "saturating"
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.config import Array
 from analysis.laws.function_law import Function, as_law
-from analysis.laws.identification import identification
+from analysis.laws.identification import identification, settle_vanished
 from analysis.laws.intervals import describe_resampling, intervals, linear_covariance, student
 from analysis.laws.law import Data, Law
 from analysis.laws.newton import Fit
@@ -79,7 +79,7 @@ def fit_law(
     losses = observed[order]
     terms = law.terms({name: column[order] for name, column in given.items()})
     objective, tried = _minimise(law, terms, losses, delta, log_loss)
-    point = best_fit(objective, losses, tried, law.bounds)
+    point = settle_vanished(law, terms, best_fit(objective, losses, tried, law.bounds))
     fitted = point.parameters[0]
     draws, few = np.empty((0, len(fitted))), None
     if bootstrap:

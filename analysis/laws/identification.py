@@ -10,7 +10,7 @@ percentiles nor a profile covers there, so the interval is open.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -26,6 +26,7 @@ FLAT = 1e-9  # eigenvalue, for a unit diagonal, below which the loss is flat alo
 ALONG = 0.1  # component of a flat direction above which its parameter is named
 ABSENT = 1e-9  # slope, over the largest, of a parameter that does not act in a term
 AT_BOUND = "it lies at a bound"
+LOG_VANISHED = np.log(1e-9)  # log share of the loss below which a term has vanished
 FLOORS = ("E", "L_inf")
 Ends = tuple[float | None, float | None]  # None: the interval is open on that side
 Intervals = dict[str, Ends]
@@ -215,6 +216,23 @@ def fixed_by_bounds(law: Law, slopes: Array, at_bound: Mask) -> Mask:
         only = ~(acts & ~lost).any((0, 1))
         fixed[(at_bound[:, amplitudes] == pattern).all(1)] |= only
     return fixed
+
+
+def settle_vanished(law: Law, terms: Terms, fit: Fit) -> Fit:
+    """Return a fit of one row with vanished terms at their bounds and what acts in them alone at a start.
+
+    Nothing holds them where the descent left them: rounding decides that, and differs between processors.
+    """
+    theta = fit.parameters[0]
+    logs = log_terms(terms, theta[None])[0][0]
+    gone = (logs - np.logaddexp.reduce(logs, 0) < LOG_VANISHED).all(1)
+    acts = (slopes_at(terms, theta) != 0).any(1)  # [terms, parameters]
+    alone = acts[gone].any(0) & ~acts[~gone].any(0)
+    amplitudes = np.array([parameter.kind == "amplitude" and parameter.log for parameter in law.parameters])
+    starts = np.array([parameter.fitted_start for parameter in law.parameters])
+    settled = np.where(alone, np.where(amplitudes, law.bounds[0], starts), theta)
+    at_bound = np.where(alone, amplitudes, fit.at_bound[0])
+    return replace(fit, parameters=settled[None], at_bound=at_bound[None])
 
 
 def normal_matrix(jacobian: Array) -> tuple[Array, Array]:

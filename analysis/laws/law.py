@@ -49,6 +49,14 @@ class Parameter:
             low, high = np.clip(np.log(self.bounds), *LOG_BOUNDS)
         return float(low), float(high)
 
+    @property
+    def fitted_start(self) -> float:
+        """Return the middle of the grid of starts in fitted form; 0 of an amplitude, which has no grid."""
+        if not self.grid:
+            return 0.0
+        middle = self.grid[len(self.grid) // 2]
+        return float(np.log(middle)) if self.log else middle
+
 
 @dataclass(frozen=True, kw_only=True)
 class Law:

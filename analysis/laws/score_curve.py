@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from analysis.config import Array
+from analysis.config import MIN_DEPTHS, Array
 from analysis.laws.decay import Decay
-from analysis.laws.depth_curve import EXPONENTIAL, MIN_DEPTHS
+from analysis.laws.depth_curve import EXPONENTIAL
 from analysis.laws.registry import LAWS
 
 

@@ -124,9 +124,9 @@ def _perplexity() -> Claim:
 def _core() -> Claim:
     gaps = parcae.core_differences()
     high = gaps[gaps["core"] >= 1.15]["budget_flops"].map(number).tolist()
-    found = published_comparison()
-    core, extended = found.means
-    trends = found.trends
+    comparison = published_comparison()
+    core, extended = comparison.means
+    trends = comparison.trends
     return Claim(
         claim="Looped models reach 1.2 to 2.0 points more Core than fixed depth at equal FLOPs and "
         "parameters.",
@@ -151,9 +151,9 @@ def _recurrence() -> Claim:
     parts = []
     for size, frame in parcae.table("core").groupby("size"):
         flops, best = (np.log(frame[name].to_numpy(float)) for name in ("budget_flops", "mean_recurrence"))
-        found = slope_within(flops, best, frame["size"].to_numpy(str))
+        trend = slope_within(flops, best, frame["size"].to_numpy(str))
         parts.append(
-            f"{found.slope:.3f} [{found.low:.2f}, {found.high:.2f}] over {len(frame)} budgets ({size})"
+            f"{trend.slope:.3f} [{trend.low:.2f}, {trend.high:.2f}] over {len(frame)} budgets ({size})"
         )
     return Claim(
         claim="The optimal recurrence grows as C^0.40 (legend: 0.40 at 140M, 0.38 at 370M).",

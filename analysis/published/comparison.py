@@ -93,8 +93,8 @@ class SizeEquivalent:
     multiplier: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class PublishedComparison:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class PublishedComparison(serialize.Printed):
     """The paper's rows and what they support together."""
 
     rows: tuple[PublishedRow, ...]
@@ -198,7 +198,7 @@ def size_equivalents(confidence: float = 0.95) -> tuple[SizeEquivalent, ...]:
     With one run per model and noise s, the share r = (L - T) / (B - T) has the standard error
     s sqrt(1 + (1 - r)^2 + r^2) / (B - T) by the delta method; Student's t with the freedom of s.
     """
-    models, found = table("end_to_end"), []
+    models, equivalents = table("end_to_end"), []
     for column, measure in {**SCORES, "loss": "validation loss"}.items():
         if column == "loss":
             own, looped = (-np.log(models[f"{side}_perplexity"]) for side in ("transformer", "looped"))
@@ -213,7 +213,7 @@ def size_equivalents(confidence: float = 0.95) -> tuple[SizeEquivalent, ...]:
                 sd, freedom = run_sd(column)
                 error = sd * float(np.sqrt(1 + (1 - share) ** 2 + share**2)) / gap
                 half = float(stdtrit(freedom, (1 + confidence) / 2)) * error
-            found.append(
+            equivalents.append(
                 SizeEquivalent(
                     measure=measure,
                     size=str(models["size"][i]),
@@ -225,7 +225,7 @@ def size_equivalents(confidence: float = 0.95) -> tuple[SizeEquivalent, ...]:
                     multiplier=ratio**share,
                 )
             )
-    return tuple(found)
+    return tuple(equivalents)
 
 
 def shares(measure: str, *, interval: bool = False) -> str:

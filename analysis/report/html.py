@@ -1,20 +1,14 @@
-"""The report as one HTML page: laws in words, figures, tables, refusals, provenance."""
+"""The values of the report's pages: laws in words, tables, refusals, provenance."""
 
 from __future__ import annotations
 
-import base64
-import importlib.metadata
-import platform
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import jinja2
-import matplotlib
 import numpy as np
 import pandas as pd
-import scipy
 
+from analysis.compare.arm_comparison import ArmComparison
 from analysis.compare.comparison import Comparison
 from analysis.compare.compute_multiplier import ComputeMultiplier
 from analysis.compare.rows import SUITE_TITLES, RecurrenceRow, suite_names
@@ -22,13 +16,12 @@ from analysis.figures import style
 from analysis.format import error, number, span
 from analysis.isoflop.curves import QUANTITY_NAMES, Quantity
 from analysis.isoflop.group import GroupFit
-from analysis.laws.objective import PUBLISHED_DELTA
+from analysis.report.page import page
+from analysis.study.device_hours import DeviceHoursFit
 from analysis.study.holdout import Holdout
 from analysis.study.points import IsoflopFit, in_unit
 from analysis.study.sensitivity import Variant
 from analysis.study.study import StudyFit
-
-TEMPLATES = Path(__file__).parent / "templates"
 
 # column of the runs table, heading with unit, format
 RUN_COLUMNS = (
@@ -54,8 +47,13 @@ def render(
     comparison: Comparison,
     drawn: Sequence[tuple[style.ReportFigure, bytes]],
     title: str,
+    arms: Sequence[ArmComparison] = (),
+    not_compared: Sequence[str] = (),
 ) -> str:
-    """Return the page as text; `drawn` pairs each figure with its PNG, which is embedded."""
+    """Return the page as text; `drawn` pairs each figure with its PNG, which is embedded.
+
+    `arms` are the comparisons of the recipe's axes, `not_compared` the reasons for those that have none.
+    """
     return page(
         "report.html",
         drawn,
@@ -65,6 +63,8 @@ def render(
         headlines=study.headlines(),
         groups=_groups(study.groups),
         envelopes=[(item, _groups(item.groups)) for item in study.envelopes],
+        arms=arms,
+        not_compared=not_compared,
         differences=_differences(comparison),
         suites=[SUITE_TITLES.get(name, name) for name in suite_names(comparison.rows)],
         compared=comparison.paragraph(),
@@ -95,29 +95,38 @@ def render_points(fit: IsoflopFit, drawn: Sequence[tuple[style.ReportFigure, byt
     )
 
 
-def page(template: str, drawn: Sequence[tuple[style.ReportFigure, bytes]], **values: Any) -> str:
-    """Return a page that stands alone: figures are embedded as PNG."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    figures = [
-        {
-            "name": one.name,
-            "caption": one.caption,
-            "image": base64.b64encode(png).decode(),
-            "width": f"{100 * one.figure.get_figwidth() / style.PAGE_INCHES:.0f}%",
-        }
-        for one, png in drawn
-    ]
-    return environment.get_template(template).render(
-        {"unit": "nats"} | values,
-        figures=figures,
-        versions=_versions(),
-        published_delta=PUBLISHED_DELTA,
+def render_device_hours(
+    fit: DeviceHoursFit, drawn: Sequence[tuple[style.ReportFigure, bytes]], title: str
+) -> str:
+    """Return the page of laws over device-hours as text."""
+    shown = [group for group in fit.groups if not group.refusal]
+    refusals = [(item.run_id, f"left out: {item.reason}") for item in fit.left_out]
+    refusals += [("group", text) for text in fit.skipped]
+    refusals += [(group.label, group.refusal) for group in fit.groups if group.refusal]
+    return page(
+        "device_hours.html",
+        drawn,
+        title=title,
+        fit=fit,
+        headlines=fit.headlines(),
+        groups=[
+            {
+                "label": group.label,
+                "seconds": group.seconds and group.seconds.summary(),
+                "notes": group.notes,
+                "names": [QUANTITY_NAMES[quantity] for quantity in group.laws],
+                "laws": [
+                    [QUANTITY_NAMES[quantity], law.summary(), law.isoflop_exponent]
+                    for quantity, law in group.laws.items()
+                ],
+                "optima": [
+                    [number(row[0].hours), *(one.summary().removeprefix("= ") for one in row)]
+                    for row in zip(*(law.optima for law in group.laws.values()), strict=True)
+                ],
+            }
+            for group in shown
+        ],
+        refusals=refusals,
     )
 
 
@@ -254,18 +263,3 @@ def _run_rows(runs: pd.DataFrame) -> list[list[str]]:
             cells.append("–" if missing else number(value) if form == "number" else form.format(value))
         rows.append(cells)
     return rows
-
-
-def _versions() -> dict[str, str]:
-    try:
-        own = importlib.metadata.version("loopscale")
-    except importlib.metadata.PackageNotFoundError:
-        own = "not installed: run from its source"
-    return {
-        "loopscale": own,
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "scipy": scipy.__version__,
-        "pandas": pd.__version__,
-        "matplotlib": matplotlib.__version__,
-    }

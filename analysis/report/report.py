@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from analysis.compare.arm_comparison import ArmComparison
+from analysis.compare.arms import compare_every_axis
 from analysis.compare.comparison import Comparison
 from analysis.format import number
 from analysis.result_files import write_result
+from analysis.study.device_hours import DeviceHoursFit
 from analysis.study.points import IsoflopFit
 from analysis.study.study import StudyFit
 
@@ -28,16 +31,27 @@ def report(
     folder: Path,
     *,
     title: str,
+    arms: Sequence[ArmComparison] | None = None,
 ) -> Path:
     """Write `folder`/index.html, `folder`/figures/*.pdf and *.png, and the data of every panel as CSV.
 
-    `runs` and `depths` are the tables that `study` was fitted to. Returns the path of the page.
+    Parameters
+    ----------
+    runs, depths : the tables that `study` was fitted to.
+    arms : comparisons of arms to show; None: those of every axis of the recipe that `runs` vary.
+
+    Returns
+    -------
+    The path of the page.
     """
     from analysis.figures.study import study_figures
     from analysis.report import html
 
-    drawn = save_figures(study_figures(study, comparison), folder)
-    text = html.render(runs, study, comparison, drawn, title)
+    not_compared: tuple[str, ...] = ()
+    if arms is None:
+        arms, not_compared = compare_every_axis(runs, study.config)
+    drawn = save_figures(study_figures(study, comparison, arms), folder)
+    text = html.render(runs, study, comparison, drawn, title, arms, not_compared)
     return write_page(folder, text)
 
 
@@ -47,6 +61,15 @@ def points_report(fit: IsoflopFit, folder: Path, *, title: str) -> Path:
     from analysis.report import html
 
     return write_page(folder, html.render_points(fit, save_figures(points_figures(fit), folder), title))
+
+
+def device_hours_report(fit: DeviceHoursFit, folder: Path, *, title: str) -> Path:
+    """Write the report of laws over device-hours as `report` does that of a study."""
+    from analysis.figures.device_hours import device_hours_figures
+    from analysis.report import html
+
+    drawn = save_figures(device_hours_figures(fit), folder)
+    return write_page(folder, html.render_device_hours(fit, drawn, f"{title}, at equal device-hours"))
 
 
 def parcae_report(folder: Path) -> tuple[Path, list[str]]:
@@ -60,7 +83,7 @@ def parcae_report(folder: Path) -> tuple[Path, list[str]]:
     from analysis.published import parcae
     from analysis.published.claims import claims
     from analysis.published.comparison import published_comparison
-    from analysis.report import html
+    from analysis.report.page import page
     from analysis.tables.selection import digest
 
     found, comparison = claims(), published_comparison()
@@ -69,7 +92,7 @@ def parcae_report(folder: Path) -> tuple[Path, list[str]]:
         (name, len(frame), "; ".join(sorted(set(frame["source"]))), digest(frame))
         for name, frame in tables.items()
     ]
-    text = html.page(
+    text = page(
         "published.html",
         save_figures(parcae_figures(), folder),
         title=PARCAE_TITLE,

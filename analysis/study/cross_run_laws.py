@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.config import FitConfig, Progress
+from analysis.config import MIN_CURVES, FitConfig, Progress
 from analysis.isoflop.geometry import geometry
 from analysis.isoflop.group import GroupFit, blocks_of, fit_groups
 from analysis.laws.curve_laws import DEPTH_LAWS, CurveLaws, fit_curves
@@ -32,7 +32,6 @@ from analysis.tables.arms import axes, axis_values
 from analysis.tables.schema import TableError
 from analysis.tables.selection import select
 
-MIN_BLOCKS = 3  # the scatter of two blocks is next to unknown
 Strings = np.ndarray[Any, np.dtype[np.str_]]
 
 
@@ -208,9 +207,9 @@ def _labels(law: Law, points: pd.DataFrame, config: FitConfig) -> tuple[str, Str
 def _fit(label: str, law: Law, points: pd.DataFrame, config: FitConfig) -> CrossRunLaw:
     try:
         resampling, labels = _labels(law, points, config)
-        if resampling == "block" and labels is not None and len(np.unique(labels)) < MIN_BLOCKS:
+        if resampling == "block" and labels is not None and len(np.unique(labels)) < MIN_CURVES:
             blocks = f"{len(np.unique(labels))} block{'s' * (len(np.unique(labels)) > 1)}"
-            raise TableError(f"{blocks} of runs, at least {MIN_BLOCKS} are needed")
+            raise TableError(f"{blocks} of runs, at least {MIN_CURVES} are needed")
         fitted = fit_law(
             law,
             points,

@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.optimize import brentq
 from scipy.special import stdtrit
 
-from analysis.config import Array, FitConfig
+from analysis.config import MIN_RATE_RECURRENCES, MIN_RATES, Array, FitConfig
 from analysis.laws.depth_curve import DepthFit, fit_depth_curves
 from analysis.tables.schema import TableError
 
@@ -163,9 +163,10 @@ def _slope(
     """Regress log z on log mu over runs, with each run's own error and one scatter for all runs."""
     known = [c for c in curves if c.fit.rate is not None and c.fit.rate_low and c.fit.rate_high]
     recurrences = len({c.mean_recurrence for c in known})
-    if recurrences < 3 or len(known) < 4:
+    if recurrences < MIN_RATE_RECURRENCES or len(known) < MIN_RATES:
         noun = "recurrence" if recurrences == 1 else "recurrences"
-        reason = f"{len(known)} identified rates at {recurrences} {noun}, at least 4 rates at 3 are needed"
+        needed = f"at least {MIN_RATES} rates at {MIN_RATE_RECURRENCES} are needed"
+        reason = f"{len(known)} identified rates at {recurrences} {noun}, {needed}"
         return DepthStudy(curves=curves, by_recurrence=summary, refusal=reason)
     x = np.log([c.mean_recurrence for c in known])
     y = np.log([c.fit.rate or np.nan for c in known])

@@ -15,40 +15,19 @@ import pandas as pd
 from analysis import serialize
 from analysis.config import Array, FitConfig
 from analysis.format import number, percent, span
-from analysis.isoflop.curves import SYMBOLS, Optimum, Quantity
+from analysis.isoflop.curves import QUANTITY_NAMES, SYMBOLS, Optimum, Quantity
 from analysis.isoflop.geometry import Geometry
 from analysis.isoflop.group import GroupFit, fit_groups
 from analysis.isoflop.power_law import PowerLaw
 from analysis.isoflop.surface_estimator import fit_parametric
+from analysis.serialize import HIDDEN
 from analysis.stats.noise import noise_floor
+from analysis.study.run_seconds import RunSeconds, run_seconds, timed_runs
+from analysis.tables.schema import TableError
 from analysis.tables.selection import LeftOut, digest, select
 
 HOUR = 3600.0
 LARGE_SCATTER, MAX_SCATTER = 0.1, 0.25  # of the seconds: a remark is made, the law is refused
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunSeconds:
-    """Device-seconds of a run: overhead + tokens (fixed + per_loop µ), fitted by relative least squares."""
-
-    overhead_s: float
-    fixed_s_per_token: float
-    per_loop_s_per_token: float
-    scatter: float  # relative standard deviation of the runs about it
-    runs: int
-    device: str
-
-    def per_token(self, mean_recurrence: Array | float) -> Array:
-        """Return device-seconds per token."""
-        return self.fixed_s_per_token + self.per_loop_s_per_token * np.asarray(mean_recurrence, float)
-
-    def summary(self) -> str:
-        """Return the function with its scatter."""
-        return (
-            f"{number(self.overhead_s)} s + tokens x ({number(1e6 * self.fixed_s_per_token)} + "
-            f"{number(1e6 * self.per_loop_s_per_token)} µ) µs on {self.device}, from {self.runs} runs that "
-            f"scatter by {percent(self.scatter, 1)} about it"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,16 +60,24 @@ class HoursLaw:
     optima: tuple[HoursOptimum, ...]
     isoflop_exponent: str  # of the same surface at equal FLOPs, as text
 
+    def summary(self) -> str:
+        """Return the law with the interval of its exponent, or the refusal."""
+        if self.exponent is None:
+            return f"refused: {self.refusal}"
+        base = f"{number(self.coefficient)} (H / {number(self.reference_hours)} h)"
+        return f"{base}^{self.exponent:.3f} {span(self.exponent_low, self.exponent_high)}"
+
+    def predict(self, hours: Array) -> Array:
+        """Return the law's value at budgets of device-hours."""
+        if self.exponent is None or self.coefficient is None or self.reference_hours is None:
+            raise ValueError(f"no power law over device-hours: {self.refusal}")
+        return np.asarray(self.coefficient * (hours / self.reference_hours) ** self.exponent)
+
     def lines(self, symbol: str) -> list[str]:
         """Return the law and its optima as lines."""
-        law = f"refused: {self.refusal}"
-        if self.exponent is not None:
-            ends = span(self.exponent_low, self.exponent_high)
-            base = f"{number(self.coefficient)} (H / {number(self.reference_hours)} h)"
-            law = f"{base}^{self.exponent:.3f} {ends}"
         optima = (f"    {number(one.hours)} h: {symbol} {one.summary()}" for one in self.optima)
         return [
-            f"  {symbol} = {law}",
+            f"  {symbol} = {self.summary()}",
             f"    at equal FLOPs by this surface: {self.isoflop_exponent}",
             *optima,
         ]
@@ -105,6 +92,9 @@ class HoursGroup:
     refusal: str | None = None
     notes: tuple[str, ...] = ()
     laws: dict[Quantity, HoursLaw] = field(default_factory=dict)
+    timed: pd.DataFrame = field(  # of `timed_runs`
+        default_factory=pd.DataFrame, repr=False, compare=False, metadata=HIDDEN
+    )
 
     def summary(self) -> str:
         """Return the group's laws as text."""
@@ -122,6 +112,7 @@ class DeviceHoursFit:
 
     config: FitConfig
     runs_digest: str
+    runs_used: int
     groups: tuple[HoursGroup, ...]
     skipped: tuple[str, ...]
     left_out: tuple[LeftOut, ...]
@@ -135,6 +126,18 @@ class DeviceHoursFit:
             *(f"skipped: {text}" for text in self.skipped),
         ]
         return "\n".join(lines)
+
+    def headlines(self) -> list[str]:
+        """Return the laws, or the refusals with their reasons, one line per group and quantity."""
+        lines = []
+        for group in self.groups:
+            if group.refusal:
+                lines.append(f"{group.label}: no law over device-hours, {group.refusal}")
+                continue
+            for quantity, law in group.laws.items():
+                name = f"Optimal {QUANTITY_NAMES[quantity]} at equal device-hours"
+                lines.append(f"{name}, {group.label}: {law.summary()}")
+        return lines or [f"No law over device-hours: {'; '.join(self.skipped)}"]
 
     def to_json(self) -> str:
         """Return the fit as JSON text, the same bytes for the same table and seed."""
@@ -158,6 +161,7 @@ def fit_device_hours(runs: pd.DataFrame, config: FitConfig | None = None) -> Dev
     return DeviceHoursFit(
         config=config,
         runs_digest=digest(runs),
+        runs_used=len(selection.runs),
         groups=tuple(_group(group) for group in fitted),
         skipped=skipped,
         left_out=selection.left_out,
@@ -166,15 +170,17 @@ def fit_device_hours(runs: pd.DataFrame, config: FitConfig | None = None) -> Dev
 
 def _group(group: GroupFit) -> HoursGroup:
     """Return the laws of one group along its curves of equal hours."""
-    found = run_seconds(group.table)
-    if isinstance(found, str):
-        return HoursGroup(label=group.label, refusal=found)
+    try:
+        timed = timed_runs(group.table)
+        found = run_seconds(timed)
+    except TableError as error:
+        return HoursGroup(label=group.label, refusal=str(error))
     if found.scatter > MAX_SCATTER:
         reason = (
             f"runs scatter by {percent(found.scatter)} about {found.summary().split(', from')[0]}, more than "
             f"{percent(MAX_SCATTER)}: the machine was shared, or runs differ in more than tokens and loops"
         )
-        return HoursGroup(label=group.label, seconds=found, refusal=reason)
+        return HoursGroup(label=group.label, seconds=found, refusal=reason, timed=timed)
     shape, cells = group.geometry, group.inputs.cells
     by_hour = Geometry(
         static_params=shape.static_params,
@@ -191,6 +197,7 @@ def _group(group: GroupFit) -> HoursGroup:
     return HoursGroup(
         label=group.label,
         seconds=found,
+        timed=timed,
         refusal=fit.refusal,
         notes=(note,) if found.scatter > LARGE_SCATTER else (),
         laws={
@@ -199,52 +206,6 @@ def _group(group: GroupFit) -> HoursGroup:
             )
             for quantity in fit.laws
         },
-    )
-
-
-def run_seconds(runs: pd.DataFrame) -> RunSeconds | str:
-    """Return device-seconds as a function of tokens and recurrence, or why the runs do not give it.
-
-    The tokens are those that a run trained itself: steps taken over from a trunk cost it nothing.
-    """
-    from scipy.optimize import nnls
-
-    used = runs[runs["kind"].isin(["looped", "fixed"])]
-    seconds = used["device_s"].astype(float)
-    seconds = seconds.where(seconds.notna(), used["wall_s"].astype(float) * used["devices"].astype(float))
-    missing = ~(np.isfinite(seconds) & (seconds > 0))
-    if missing.any():
-        first = used["run_id"][missing].iloc[0]
-        return f"the seconds of {int(missing.sum())} of {len(used)} runs are missing ({first} is the first)"
-    kinds = sorted(
-        {
-            f"{device} ({kernels or 'kernels unknown'})"
-            for device, kernels in zip(used["device"].astype(str), used["kernels"].astype(str), strict=True)
-        }
-    )
-    if len(kinds) > 1:
-        return (
-            f"seconds were measured on {len(kinds)} kinds of device: {', '.join(kinds)}; keep one with where="
-        )
-    depth = used["mean_recurrence"].to_numpy(float)
-    own = used["tokens"].to_numpy(float) * (
-        1 - (used["trunk_steps"] / used["steps"]).fillna(0).to_numpy(float)
-    )
-    if len(used) < 4 or len(np.unique(depth)) < 2:
-        return f"{len(used)} runs at {len(np.unique(depth))} recurrences do not give seconds per loop"
-    design = np.stack([np.ones_like(own), own, own * depth], 1) / seconds.to_numpy(float)[:, None]
-    scale = design.mean(0)
-    best = nnls(design / scale, np.ones(len(own)))[0] / scale
-    if best[2] <= 0:
-        return "the seconds do not grow with the recurrence"
-    residual = 1 - design @ best
-    return RunSeconds(
-        overhead_s=float(best[0]),
-        fixed_s_per_token=float(best[1]),
-        per_loop_s_per_token=float(best[2]),
-        scatter=float(np.sqrt(residual @ residual / (len(own) - 3))),
-        runs=len(used),
-        device=kinds[0],
     )
 
 

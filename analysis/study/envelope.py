@@ -9,20 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
 
-from analysis.config import Array, FitConfig
+from analysis.config import FitConfig
 from analysis.format import number
 from analysis.isoflop.group import GroupFit, fit_groups
 from analysis.stats.noise import NoiseFloor
 from analysis.study.cross_run_laws import CrossRunLaw, iso_depth_laws
+from analysis.study.least_losses import Cell, at_edge, compared_cells, noise_of_runs
 from analysis.tables.arms import CELL_COLUMNS, Value, axes, axis_values, name_of, without_axis
 from analysis.tables.schema import TableError
 from analysis.tables.selection import groups
-
-RESAMPLES = 4000  # standard normal errors behind the shortfall of a minimum
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +141,7 @@ def envelope(
     config: FitConfig,
 ) -> Envelope:
     """Return the envelope over some axes together (see `envelopes`)."""
-    sd, freedom, source = _noise(arms, floor)
+    sd, freedom, source = noise_of_runs(arms, floor)
     cells, least = least_losses(runs, names, sd, freedom, config.confidence)
     base = Envelope(axes=tuple(names), noise_nats=sd, noise_source=source, cells=cells)
     if sd is None:
@@ -175,7 +172,7 @@ def least_losses(
     neutral = neutral.assign(arm=[tried.index(one) for one in tuples])
     kept, best = [], []
     for label, frame in groups(neutral):
-        for cell in _compare(frame, sd or 0.0):
+        for cell in compared_cells(frame, CELL_COLUMNS, sd or 0.0):
             arms = [tried[arm] for arm in cell.means.index]
             if len(arms) > 1:
                 best.append(_best_value(label, names, arms, cell, (sd, freedom), confidence))
@@ -184,104 +181,25 @@ def least_losses(
     return tuple(best), pd.concat(kept).sort_values("run_id", kind="stable").reset_index(drop=True)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Cell:
-    """One cell: its arms with mean losses, the runs of the best one and the shortfall of its loss."""
-
-    means: pd.DataFrame  # by arm: nats and seeds
-    rows: pd.DataFrame
-    shortfall: float
-
-
-def _compare(frame: pd.DataFrame, sd: float) -> list[_Cell]:
-    """Return the cells of one group. `frame` has the column arm."""
-    split = [cell for _, cell in frame.groupby(list(CELL_COLUMNS), sort=True)]
-    named = {"nats": ("val_loss_nats", "mean"), "seeds": ("seed", "size")}
-    means = [cell.groupby("arm", sort=True).agg(**named) for cell in split]
-    share, cells = true_share(means, sd), []
-    for cell, table in zip(split, means, strict=True):
-        nats, errors = table["nats"].to_numpy(float), sd / np.sqrt(table["seeds"].to_numpy(float))
-        rows = cell[cell["arm"] == table.index[int(nats.argmin())]]
-        cells.append(_Cell(means=table, rows=rows, shortfall=shortfall(nats, errors, share)))
-    return cells
-
-
-def true_share(means: Sequence[pd.DataFrame], sd: float) -> float:
-    """Return the share of the scatter between the arms of a cell that is not noise, pooled over cells."""
-    squares = noise = 0.0
-    for table in means:
-        nats, count = table["nats"].to_numpy(float), len(table)
-        squares += float(np.square(nats - nats.mean()).sum())
-        noise += sd**2 * (count - 1) * float((1 / table["seeds"].to_numpy(float)).mean())
-    return max(0.0, 1 - noise / squares) if squares else 0.0
-
-
-def shortfall(nats: Array, errors: Array, share: float) -> float:
-    """Return by how much the least of noisy losses is expected to lie below the least true one.
-
-    Parameters
-    ----------
-    nats : losses of the arms of one cell [arms].
-    errors : their standard errors [arms].
-    share : of their scatter that is true (see `true_share`).
-
-    Notes
-    -----
-    The bias of the minimum in a parametric bootstrap about the losses, which are first drawn towards their
-    mean by the root of `share`: losses as seen scatter more than true ones, and a bootstrap about them would
-    find two thirds of the bias of equal arms.
-    """
-    if len(nats) < 2:
-        return 0.0
-    centre = nats.mean() + np.sqrt(share) * (nats - nats.mean())
-    noise = np.random.default_rng(0).standard_normal((RESAMPLES, len(nats)))
-    drawn = np.concatenate([centre + errors * noise, centre - errors * noise])  # of mean zero
-    return max(0.0, float(centre.min() - drawn.min(axis=1).mean()))
-
-
 def _best_value(
     label: str,
     names: Sequence[str],
     tried: Sequence[tuple[Value, ...]],
-    cell: _Cell,
+    cell: Cell,
     noise: tuple[float | None, int],
     confidence: float,
 ) -> BestValue:
-    sd, freedom = noise
-    gap = (cell.means["nats"] - cell.means["nats"].min()).to_numpy(float)
-    seeds = cell.means["seeds"].to_numpy(float)
-    own = seeds[int(gap.argmin())]
-    within = 0
-    if sd is not None:
-        limit = float(stdtrit(freedom, (1 + confidence) / 2)) * sd * np.sqrt(1 / seeds + 1 / own)
-        within = int((gap <= limit).sum())
-    best = tried[int(gap.argmin())]
-    edge = any(
-        len(set(column)) > 2 and not isinstance(value, str) and value in (min(column), max(column))
-        for column, value in zip(zip(*tried, strict=True), best, strict=True)
-    )
+    best = tried[int(cell.means["nats"].argmin())]
     first = cell.rows.iloc[0]
     return BestValue(
         group=label,
         kind=str(first["kind"]),
         mean_recurrence=float(first["mean_recurrence"]),
         budget_flops=float(first["target_flops"]),
-        values=len(gap),
+        values=len(tried),
         best=", ".join(name_of(name, value) for name, value in zip(names, best, strict=True)),
-        within_noise=within,
-        at_edge=edge,
+        within_noise=cell.within_noise(*noise, confidence),
+        at_edge=at_edge(tried, best),
         loss_nats=float(cell.means["nats"].min()) + cell.shortfall,
         shortfall_nats=cell.shortfall,
     )
-
-
-def _noise(arms: Sequence[GroupFit], floor: NoiseFloor) -> tuple[float | None, int, str]:
-    """Return the noise of a run with its degrees of freedom and source."""
-    if floor.sd_nats is not None:
-        return floor.sd_nats, floor.degrees_of_freedom, "replicate seeds"
-    levels = [level for fit in arms if (level := fit.estimator().noise) is not None]
-    freedom = sum(level.degrees_of_freedom for level in levels)
-    if not freedom:
-        return None, 0, "unknown"
-    squares = sum(level.degrees_of_freedom * level.sd_nats**2 for level in levels)
-    return float(np.sqrt(squares / freedom)), freedom, "residuals of the arms' curves"

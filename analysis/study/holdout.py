@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.config import FitConfig
+from analysis.config import MIN_SURFACE_RUNS, FitConfig
 from analysis.format import error, number
 from analysis.isoflop.estimator import Array
 from analysis.isoflop.group import GroupFit
@@ -23,14 +23,12 @@ from analysis.laws.depth_curve import fit_depth_curves
 from analysis.laws.fit import fit_law
 from analysis.laws.newton import EXACT
 from analysis.laws.objective import PUBLISHED_DELTA, Objective, minimise, predict
-from analysis.laws.registry import LAWS
 from analysis.laws.result import FLAT, columns
 from analysis.study.cross_run_laws import CrossRunLaw
 from analysis.study.depth import DepthStudy
 from analysis.tables.schema import TableError
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
-MIN_FITTED = len(LAWS["surface"].parameters) + 3
 MIN_BUDGETS = 3  # below the extrapolated ones
 
 
@@ -92,8 +90,8 @@ class _Cells:
     def without(self, out: Mask, name: str) -> HoldoutPrediction:
         """Fit the surface without the marked cells and predict them."""
         count, rest = int(out.sum()), int((~out).sum())
-        if rest < MIN_FITTED:
-            reason = f"{rest} runs are left to fit, at least {MIN_FITTED} are needed"
+        if rest < MIN_SURFACE_RUNS:
+            reason = f"{rest} runs are left to fit, at least {MIN_SURFACE_RUNS} are needed"
             return HoldoutPrediction(group=self.label, left_out=name, points=count, refusal=reason)
         data = {"params": self.params, "tokens": self.tokens}
         try:

@@ -9,11 +9,12 @@ has no token counts of its own. Other laws of such a table are in `points_laws`.
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -25,13 +26,18 @@ from analysis.isoflop.estimator import DEFAULT_ESTIMATOR
 from analysis.isoflop.exponents import IsoflopResult
 from analysis.isoflop.group import GroupFit
 from analysis.isoflop.points import fit_points, isoflop_points, regrouped
+from analysis.serialize import WHEN_SET
 from analysis.study.holdout import Holdout, holdout
+from analysis.study.points_envelope import PointsEnvelope, least_over
 from analysis.study.sensitivity import Variant, sensitivity, variants_summary
 from analysis.tables.budgets import Budgets
 from analysis.tables.points import Axis, LeftOutRows, PointsTable, points_table
 from analysis.tables.readers import read_source
 from analysis.tables.schema import TableError
-from analysis.tables.units import implied
+from analysis.tables.units import implied, in_plausible_units
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -44,6 +50,7 @@ class IsoflopFit(IsoflopResult):
     budgets: Budgets
     notes: tuple[str, ...]  # what was converted, what contradicts, what counts once
     left_out: tuple[LeftOutRows, ...]
+    envelope: PointsEnvelope | None = field(default=None, metadata=WHEN_SET)
     group: GroupFit
     validation: Holdout | None = None  # None: not asked for
     sensitivity: tuple[Variant, ...] | None = None
@@ -65,7 +72,8 @@ class IsoflopFit(IsoflopResult):
         rows = [item.summary() for item in self.left_out]
         floor = self.group.inputs.floor
         noise = [in_unit(floor.summary(), self.unit)] if floor.sd_nats is not None else []
-        return [self.budgets.summary(), *noise, *self.notes, *rows]
+        least = [in_unit(self.envelope.summary(), self.unit)] if self.envelope else []
+        return [self.budgets.summary(), *noise, *least, *self.notes, *rows]
 
     def fitted_groups(self) -> tuple[GroupFit, ...]:
         """Return the one group."""
@@ -116,11 +124,31 @@ def read_points(
     return points_table(frame, columns, where=where, x=x, unit=unit, name=Path(path).name)
 
 
+def _said_of_frames(function: Callable[P, T]) -> Callable[P, T]:
+    """Let errors on a DataFrame speak of its columns and of functions, not of the command's options."""
+
+    @functools.wraps(function)
+    def called(*args: P.args, **options: P.kwargs) -> T:
+        try:
+            return function(*args, **options)
+        except TableError as error:
+            if isinstance([*args, *options.values()][0], PointsTable):
+                raise
+            text = re.sub(r"say (columns\.\w+=NAME ?)+", "rename columns of the frame ", str(error))
+            text = re.sub(r"columns\.(\w+)=(NAME)?", r"a column \1", text)
+            text = text.replace("law=surface", 'fit_law("surface", ...)')
+            raise TableError(text) from error
+
+    return called
+
+
+@_said_of_frames
 def isoflop(
     points: PointsTable | pd.DataFrame,
     *,
     x: Axis | None = None,
     budget_tolerance: float | None = None,
+    envelope: Sequence[str] = (),
     config: FitConfig | None = None,
 ) -> IsoflopFit:
     """Fit all isoFLOP estimators to a table of points.
@@ -133,6 +161,7 @@ def isoflop(
     x : what is swept; None: the table's own statement, else the size.
     budget_tolerance : largest relative distance of a point from the middle of its budget; None: budgets are
         found by the gaps between them.
+    envelope : settings, such as a learning rate, over which the least loss is taken at each budget and size.
 
     Raises
     ------
@@ -141,7 +170,10 @@ def isoflop(
     config = config or FitConfig()
     table, axis = with_axis(points, x)
     used = _complete(table, axis)
+    taken = None
     try:
+        if envelope:
+            used, taken = least_over(used, envelope, axis, budget_tolerance, config)
         prepared = isoflop_points(used, axis, budget_tolerance)
     except TableError as error:
         raise TableError("; ".join([str(error), *(item.summary() for item in used.left_out)])) from error
@@ -153,6 +185,7 @@ def isoflop(
         budgets=prepared.budgets,
         notes=(*used.notes, *prepared.notes),
         left_out=used.left_out,
+        envelope=taken,
         group=group,
     )
     if not config.validation:
@@ -177,9 +210,11 @@ def in_unit(text: str, unit: str) -> str:
 
 
 def keys_in_unit(value: Any, unit: str) -> Any:
-    """Return JSON values whose keys name the unit of the loss: loss_nats becomes loss_bits_per_byte."""
+    """Return JSON values whose keys and texts name the unit: loss_nats becomes loss_bits_per_byte."""
     if unit == "nats":
         return value
+    if isinstance(value, str):
+        return in_unit(value, unit)
     if isinstance(value, dict):
         ending = "_" + unit.replace("/", "_per_").replace(" ", "_")
         return {re.sub("_nats$", ending, key): keys_in_unit(item, unit) for key, item in value.items()}
@@ -221,4 +256,9 @@ def _complete(table: PointsTable, axis: Axis) -> PointsTable:
     """Return the points usable for isoFLOP curves; raises TableError that names what to map."""
     columns = ["compute", "params", "tokens", "loss", *(["recurrence"] if axis == "recurrence" else [])]
     columns += [name for name in ("budget", "block") if name in table.frame]
-    return with_columns(table, columns, axis)
+    used = with_columns(table, columns, axis)
+    names = {"compute": {"compute", "flops"}, "params": {"params"}, "tokens": {"tokens"}}
+    names.get(axis, set()).add("x")
+    stated = [name for name, columns_of in names.items() if columns_of & set(table.frame.columns)]
+    frame, notes = in_plausible_units(used.frame, stated)
+    return replace(used, frame=frame, notes=(*used.notes, *notes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -16,9 +17,10 @@ from analysis.laws.function_law import as_law
 from analysis.laws.result import LawFit
 from analysis.laws.task_score import TASK_LAW, TaskLaw, fit_task_score
 from analysis.study.points import in_unit, keys_in_unit, with_axis, with_columns
-from analysis.tables.points import Axis, PointsTable
+from analysis.tables.points import ROLES, Axis, PointsTable
 from analysis.tables.schema import TableError
-from analysis.tables.units import implied
+from analysis.tables.settings import differing_losses, varied_setting
+from analysis.tables.units import implausible, implied
 
 MOST_POINTS = 50_000  # of one law
 MANY_POINTS = 2_000  # above, linear theory is as good as resampled points
@@ -102,6 +104,8 @@ def fit_law_to_points(
     if label is not None and label not in implied(table.frame, axis):
         raise TableError(f"resampling={how} needs columns.{label}")
     used = with_columns(table, [*model.columns, "loss", *([label] if label else [])], axis)
+    remarks = (*implausible(used.frame, model.columns), *_arms(used.frame, model.columns))
+    used = replace(used, notes=(*used.notes, *remarks))
     count = len(used.frame)
     if count > MOST_POINTS:
         raise TableError(
@@ -126,6 +130,15 @@ def fit_law_to_points(
         theory = f"linear theory of {count} points, which need no resamples"
         fitted = replace(fitted, intervals=spans, resampling=theory)
     return PointsLawFit(**_fields(LawFit, fitted), table=used)
+
+
+def _arms(frame: pd.DataFrame, columns: Sequence[str]) -> tuple[str, ...]:
+    """Return a note on a setting that the law does not have and that moves the loss."""
+    cells = [frame[name].to_numpy() for name in columns]
+    others = [name for name in map(str, frame) if name not in (*columns, *ROLES, "seed")]
+    name = varied_setting(frame, cells, others)
+    found = differing_losses(frame, cells, name) if name else None
+    return (f"points of equal {', '.join(columns)} differ in {found}",) if found else ()
 
 
 def _ends(*ends: float) -> tuple[float | None, float | None]:

@@ -22,12 +22,13 @@ def axes(runs: pd.DataFrame) -> list[str]:
     cells = runs.groupby(["scale", "accounting", *CELL_COLUMNS, "seed"], dropna=False)
     keys = sorted({key for text in set(runs["recipe"]) for key in _settings(str(text))})
     candidates = [name for name in RECIPE if name != "recipe"] + keys
-    found = []
+    cell = cells.ngroup()
+    varied = []
     for name in candidates:
         values = axis_values(runs, name)
-        if values.nunique() > 1 and bool((values.groupby(cells.ngroup()).nunique() > 1).any()):
-            found.append(name)
-    return found
+        if values.nunique() > 1 and bool((values.groupby(cell).nunique() > 1).any()):
+            varied.append(name)
+    return varied
 
 
 def axis_values(runs: pd.DataFrame, axis: str) -> pd.Series:
@@ -38,7 +39,9 @@ def axis_values(runs: pd.DataFrame, axis: str) -> pd.Series:
     column = column_of(axis)
     if column in runs:
         return runs[column]
-    values = runs["recipe"].map(lambda text: _settings(str(text)).get(_key(runs, axis), "default"))
+    key = _key(runs, axis)
+    of_recipe = {text: _settings(str(text)).get(key, "default") for text in set(runs["recipe"])}
+    values = runs["recipe"].map(of_recipe)
     if values.nunique() == 1 and values.iloc[0] == "default":
         listed = ", ".join(axes(runs)) or "none"
         raise TableError(

@@ -122,18 +122,20 @@ class PointsTable:
         values = self.frame[column]
         if column in LABELS:
             return pd.Series(f"without {column}", index=values.index[values.isna()], dtype=object)
-        found = dict(self.wrong.get(column, pd.Series(dtype=object)))
+        reasons = dict(self.wrong.get(column, pd.Series(dtype=object)))
         allowed = (values > 0) | ((column in MAY_BE_ZERO) & (values == 0)) | (column in ANY_SIGN)
         bad = ~(np.isfinite(values) & allowed)
         bad |= values.abs() > LARGEST
         for row, value in values[bad].items():
             seen = f"without {column}" if np.isnan(value) else f"{column} = {number(value)}"
-            found.setdefault(row, f"{seen} is out of range" if value > 0 else seen)
+            reasons.setdefault(row, f"{seen} is out of range" if value > 0 else seen)
         if column == "loss":
             high = OUT_OF_SCALE * values[~bad].median()
             for row, value in values[~bad & (values > high)].items():
-                found[row] = f"loss = {number(value)}, {number(value / high * OUT_OF_SCALE)} times the median"
-        return pd.Series(found, dtype=object)
+                reasons[row] = (
+                    f"loss = {number(value)}, {number(value / high * OUT_OF_SCALE)} times the median"
+                )
+        return pd.Series(reasons, dtype=object)
 
 
 def points_table(
@@ -272,10 +274,10 @@ def _finished(frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[LeftOutRows, ...
 
 def _numbers(values: pd.Series, role: str) -> tuple[pd.Series, pd.Series]:
     """Return a column as floats, NaN where it holds none, and those cells with what they hold."""
-    found = pd.to_numeric(values, errors="coerce").astype(float)
-    if found.isna().all() and len(found):
+    numbers = pd.to_numeric(values, errors="coerce").astype(float)
+    if numbers.isna().all() and len(numbers):
         # 1,000,000 in quotes
-        found = pd.to_numeric(values.astype("string").str.replace(",", ""), errors="coerce").astype(float)
-    held = values[found.isna() & values.notna()]
+        numbers = pd.to_numeric(values.astype("string").str.replace(",", ""), errors="coerce").astype(float)
+    held = values[numbers.isna() & values.notna()]
     text = held.map(lambda value: f"{role} = {str(value)[:40]!r} is no number")
-    return found, text[held.astype("string").str.lower() != "nan"]
+    return numbers, text[held.astype("string").str.lower() != "nan"]

@@ -84,11 +84,11 @@ def _mapping(value: Any) -> Mapping[str, Any]:
         return value
     for read in (json.loads, ast.literal_eval) if isinstance(value, str) else ():
         try:
-            found = read(value)
+            mapping = read(value)
         except (ValueError, SyntaxError):
             continue
-        if isinstance(found, Mapping):
-            return found
+        if isinstance(mapping, Mapping):
+            return mapping
     return {}
 
 

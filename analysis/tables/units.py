@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -42,6 +42,9 @@ NAMES = {
     1e12: "trillions",
 }
 PLAUSIBLE = {"compute": (1e9, 1e29), "params": (1e3, 1e14), "tokens": (1e4, 1e16)}
+LEAST_RATIO, LARGEST_RATIO = 1e-2, 1e5  # of tokens to parameters, within which they are plausible together
+USUAL_RATIO = 20.0  # Hoffmann et al. 2022
+MOST_READINGS = 3  # named in a message
 
 
 def loss_unit(column: str, unit: str | None) -> str | None:
@@ -131,10 +134,10 @@ def _contradiction(columns: Mapping[str, pd.Series]) -> tuple[dict[str, float], 
         return {}, None
     ratio = float(each.median())
     if not 1 / NEAR**2 < ratio < NEAR**2:
-        found = _conversions(medians, ratio)
-        if len(found) == 1:
-            said = " and ".join(f"{name} in {_named(scale)}" for name, scale in found[0].items())
-            return found[0], f"{said}: 6 N D was {number(ratio)} times the compute; converted"
+        readings = _conversions(medians, ratio)
+        if len(readings) == 1:
+            said = " and ".join(map(_reading, readings[0].items()))
+            return readings[0], f"{said}: 6 N D was {number(ratio)} times the compute; converted"
         return {}, f"6 N D is {number(ratio)} times the compute: which column is in another unit? {HINT}"
     low, high = (number(float(end)) for end in (each.min(), each.max()))
     share = low if low == high else f"{low} to {high}"
@@ -144,28 +147,101 @@ def _contradiction(columns: Mapping[str, pd.Series]) -> tuple[dict[str, float], 
 HINT = "write it as columns.params='N * 1e6', columns.compute='pf_days * 8.64e19'"
 
 
-def implausible(points: pd.DataFrame) -> tuple[str, ...]:
-    """Return a note where compute, params or tokens have no plausible size, as N in millions has not."""
-    for name, (low, high) in PLAUSIBLE.items():
-        middle = float(points[name].median())
-        if not low <= middle <= high:
-            text = f"{name} near {number(middle)} is no plausible number: is a column in another unit?"
-            return (f"{text} {HINT}",)
-    return ()
+def in_plausible_units(points: pd.DataFrame, stated: Sequence[str]) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Return points whose compute, params and tokens are plausible, and what was converted with the factor.
+
+    Of two stated sizes the third follows, so one in another unit makes it wrong: N in millions leaves a
+    million times the tokens. A size is converted where one reading alone is plausible.
+
+    Parameters
+    ----------
+    points : compute, params and tokens.
+    stated : those of the three that the table has; the third follows from them.
+
+    Raises
+    ------
+    TableError : a size is not plausible, and several readings are, or none.
+    """
+    medians = {name: float(points[name].median()) for name in SCALES}
+    if _plausible(medians):
+        return points, ()
+    odd = [name for name in stated if not _within(name, medians[name])]
+    seen = _seen({name: medians[name] for name in odd})
+    if not odd:
+        ratio = number(medians["tokens"] / medians["params"])
+        return points, (f"tokens are {ratio} times the parameters: is a column in another unit? {HINT}",)
+    if len(stated) == 3:
+        return points, (f"{seen}: is a column in another unit? {HINT}",)
+    readings = _conversions({name: medians[name] for name in stated})
+    if len(readings) != 1:
+        several = "; ".join(" and ".join(map(_reading, one.items())) for one in readings[:MOST_READINGS])
+        first = (readings or [{}])[0].items()
+        written = " ".join(f"columns.{name}='NAME * {number(scale)}'" for name, scale in first)
+        hint = f"possible is {several}; for the first, {written}" if readings else f"another unit? {HINT}"
+        raise TableError(f"{seen}: {hint}")
+    said = "; ".join(
+        f"{name} near {number(medians[name])} was read as {_named(scale)}: multiplied by {number(scale)}"
+        for name, scale in readings[0].items()
+    )
+    scaled = points[list(stated)] * pd.Series({**dict.fromkeys(stated, 1.0), **readings[0]})
+    return points.assign(**_completed({name: scaled[name] for name in stated})), (said,)
 
 
-def _conversions(medians: Mapping[str, float], ratio: float) -> list[dict[str, float]]:
-    """Return the fewest conversions that bring 6 N D to the compute and every column to a plausible size."""
-    found: list[dict[str, float]] = []
-    for scales in product(*([1.0, *SCALES[name]] for name in SCALES)):
-        chosen = dict(zip(SCALES, scales, strict=True))
-        left = ratio * chosen["params"] * chosen["tokens"] / chosen["compute"]
-        sizes = {name: medians[name] * chosen[name] for name in SCALES}
-        plausible = all(low <= sizes[name] <= high for name, (low, high) in PLAUSIBLE.items())
-        if 1 / NEAR < left < NEAR and plausible and 1e-2 < sizes["tokens"] / sizes["params"] < 1e5:
-            found.append({name: scale for name, scale in chosen.items() if scale != 1})
-    fewest = min(map(len, found), default=0)
-    return [one for one in found if len(one) == fewest]
+def implausible(points: pd.DataFrame, columns: Sequence[str]) -> tuple[str, ...]:
+    """Return a note where a law of sizes is fitted to some that are not plausible."""
+    medians = {name: float(points[name].median()) for name in SCALES if name in columns}
+    odd = {name: value for name, value in medians.items() if not _within(name, value)}
+    return (f"{_seen(odd)}: the law is in the table's own units. {HINT}",) if odd else ()
+
+
+def _within(name: str, value: float) -> bool:
+    low, high = PLAUSIBLE[name]
+    return low <= value <= high
+
+
+def _seen(odd: Mapping[str, float]) -> str:
+    listed = " and ".join(f"{name} near {number(value)}" for name, value in odd.items())
+    return f"{listed} {'is' if len(odd) == 1 else 'are'} not plausible"
+
+
+def _plausible(sizes: Mapping[str, float]) -> bool:
+    """Return True if compute, params and tokens are those of a language model that somebody trained."""
+    within = all(_within(name, sizes[name]) for name in PLAUSIBLE)
+    return within and LEAST_RATIO < sizes["tokens"] / sizes["params"] < LARGEST_RATIO
+
+
+def _completed(sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return compute, params and tokens where two or three of them are given."""
+    full = dict(sizes)
+    if "compute" not in full:
+        full["compute"] = 6 * full["params"] * full["tokens"]
+    for missing, other in (("tokens", "params"), ("params", "tokens")):
+        if missing not in full:
+            full[missing] = full["compute"] / 6 / full[other]
+    return full
+
+
+def _conversions(medians: Mapping[str, float], ratio: float | None = None) -> list[dict[str, float]]:
+    """Return the fewest conversions of two or three sizes that make all three plausible, the likeliest first.
+
+    Parameters
+    ----------
+    ratio : 6 N D over C, typical of the table, which the conversions must bring near one.
+    """
+    readings: list[tuple[float, dict[str, float]]] = []
+    for scales in product(*([1.0, *SCALES[name]] for name in medians)):
+        chosen = dict(zip(medians, scales, strict=True))
+        sizes = _completed({name: value * chosen[name] for name, value in medians.items()})
+        left = 1.0 if ratio is None else ratio * chosen["params"] * chosen["tokens"] / chosen["compute"]
+        if 1 / NEAR < left < NEAR and _plausible(sizes):
+            distance = abs(np.log(sizes["tokens"] / sizes["params"] / USUAL_RATIO))
+            readings.append((distance, {name: scale for name, scale in chosen.items() if scale != 1}))
+    fewest = min((len(one) for _, one in readings), default=0)
+    return [one for _, one in sorted(readings, key=lambda pair: pair[0]) if len(one) == fewest]
+
+
+def _reading(item: tuple[str, float]) -> str:
+    return f"{item[0]} in {_named(item[1])}"
 
 
 def _named(scale: float) -> str:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,11 +18,12 @@ Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
 Progress = Callable[[str, float], None]  # called with a stage and the share of it that is done
 
-# Keys that belong to one source alone; refused for another one.
+# Keys that belong to some sources alone; refused for another one.
 SOURCE_KEYS = {
-    "installed_python": ("packages", "validation_packages"),
-    "text": ("path",),
-    "huggingface": ("repository", "subset", "revision", "max_documents"),
+    ("installed_python", "installed_prose"): ("packages",),
+    ("installed_python",): ("validation_packages",),
+    ("text",): ("path",),
+    ("huggingface",): ("repository", "subset", "revision", "max_documents"),
 }
 
 
@@ -38,9 +39,9 @@ class DataConfig:
     """
 
     name: Annotated[str, MinLen(1)]
-    source: Literal["installed_python", "text", "huggingface"]
+    source: Literal["installed_python", "installed_prose", "text", "huggingface"]
 
-    # installed_python: import names of installed packages; "stdlib" is the standard library.
+    # installed_python, installed_prose: import names of installed packages; "stdlib" is the standard library.
     packages: list[str] = field(default_factory=list)
     validation_packages: list[str] = field(default_factory=list)
 
@@ -55,7 +56,7 @@ class DataConfig:
     max_tokens: Annotated[int, Gt(0)] | None = None
     max_documents: Annotated[int, Gt(0)] | None = None
 
-    # text and huggingface: the column that holds a document, and the share of documents held out.
+    # text and huggingface: the column that holds a document; with installed_prose: the share held out.
     text_field: Annotated[str, MinLen(1)] = "text"
     validation_fraction: Annotated[float, Ge(0), Lt(1)] = 0.02
 
@@ -78,6 +79,8 @@ class DataConfig:
         match self.source:
             case "installed_python":
                 self._check_packages()
+            case "installed_prose":
+                self._check_packages(["packages"])
             case "text" if not self.path:
                 raise ValueError("data.path is not set: name a file or a folder of .txt, .jsonl or .parquet")
             case "huggingface" if not self.repository:
@@ -86,17 +89,17 @@ class DataConfig:
                 raise ValueError("a streamed data set has no end: set data.max_tokens or data.max_documents")
 
     def _check_others_unset(self) -> None:
-        for source, keys in SOURCE_KEYS.items():
-            for key in keys if source != self.source else ():
+        for sources, keys in SOURCE_KEYS.items():
+            for key in keys if self.source not in sources else ():
                 value = getattr(self, key)
                 if value not in (None, []):
                     raise ValueError(
-                        f"data.{key}={value} is a key of data.source={source}, not of {self.source}: "
+                        f"data.{key}={value} is a key of data.source={sources[0]}, not of {self.source}: "
                         "drop it or change the source"
                     )
 
-    def _check_packages(self) -> None:
-        for key in ("packages", "validation_packages"):
+    def _check_packages(self, keys: Sequence[str] = ("packages", "validation_packages")) -> None:
+        for key in keys:
             if not getattr(self, key):
                 raise ValueError(f"data.{key} is empty: list import names of installed packages")
         both = sorted(set(self.packages) & set(self.validation_packages))

@@ -13,6 +13,7 @@ from typing import Any
 
 from harness.data.dataset import DataConfig, DataError, Split
 from harness.data.hub import HubStream, StreamPositions
+from harness.data.prose import prose_documents
 from harness.data.python_sources import package_fingerprint, python_files
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
@@ -51,6 +52,8 @@ def read_documents(
     match config.source:
         case "installed_python":
             return _installed_documents(config, left_out)
+        case "installed_prose":
+            return _prose_documents(config, left_out)
         case "text":
             return _text_documents(config, left_out)
         case "huggingface":
@@ -60,7 +63,7 @@ def read_documents(
 def fingerprint(config: DataConfig) -> Any:
     """Return JSON data that changes if the documents may have changed, without reading them."""
     match config.source:
-        case "installed_python":
+        case "installed_python" | "installed_prose":
             names = sorted({*config.packages, *config.validation_packages})
             return [[name, package_fingerprint(name)] for name in names]
         case "text":
@@ -95,6 +98,12 @@ def _installed_documents(config: DataConfig, left_out: Counter[str]) -> Iterator
                     yield Document(split=split, source=package, name=name, text=text)
                 else:
                     left_out["empty"] += 1
+
+
+def _prose_documents(config: DataConfig, left_out: Counter[str]) -> Iterator[Document]:
+    for source, name, text in prose_documents(config.packages, left_out):
+        split = _split_by_content(text, config.validation_fraction)
+        yield Document(split=split, source=source, name=name, text=text)
 
 
 def text_files(config: DataConfig) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -49,8 +50,13 @@ def open_rows(dataset: Dataset, split: Split, packing: PackingName, sequence_len
     """Return the rows of a split: blocks of the stream of documents, or documents packed best-fit."""
     tokens = dataset.train if split == "train" else dataset.validation
     if packing == "blocks":
-        return _Blocks(tokens, sequence_length)
-    return _Packed(dataset, split, tokens, sequence_length)
+        rows: Rows = _Blocks(tokens, sequence_length)
+    else:
+        rows = _Packed(dataset, split, tokens, sequence_length)
+    shard = getattr(tokens, "_mmap", None)  # numpy offers no other way to the mapping
+    if shard is not None and hasattr(mmap, "MADV_RANDOM"):
+        shard.madvise(mmap.MADV_RANDOM)  # rows lie anywhere: read-ahead would read megabytes around each
+    return rows
 
 
 class _Blocks:

@@ -90,6 +90,11 @@ def package_versions(packages: list[str]) -> dict[str, str | None]:
     return versions | ({STDLIB: platform.python_version()} if STDLIB in packages else {})
 
 
+def package_folder(package: str) -> Path | None:
+    """Return the folder of a package, None of a module of one file."""
+    return _locate(package)[0]
+
+
 def _locate(package: str) -> tuple[Path | None, Path | None]:
     """Return (folder, None) of a package or (None, file) of a module of one file."""
     if package == STDLIB:

@@ -49,13 +49,17 @@ def optimizer_for(
     return MuonAdamW([*adamw.values(), *muon.values()])
 
 
-def describe_groups(groups: list[dict[str, Any]]) -> str:
-    """Return a table of parameter groups: name, parameters, peak learning rate, weight decay, tensors."""
+def describe_groups(groups: list[dict[str, Any]], *, names: bool = True) -> str:
+    """Return a table of parameter groups: name, parameters, peak learning rate, weight decay, tensors.
+
+    The tensors are their names, or without `names` their number.
+    """
     lines = [f"{'group':<18} {'parameters':>13} {'peak lr':>9} {'decay':>6}  tensors"]
     for group in groups:
         count = sum(parameter.numel() for parameter in group["params"])
         rates = f"{group['peak_lr']:>9.3g} {group['peak_weight_decay']:>6.3g}"
-        lines.append(f"{group['name']:<18} {count:>13,} {rates}  {' '.join(group['param_names'])}")
+        tensors = " ".join(group["param_names"]) if names else str(len(group["param_names"]))
+        lines.append(f"{group['name']:<18} {count:>13,} {rates}  {tensors}")
     return "\n".join(lines)
 
 

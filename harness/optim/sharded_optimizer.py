@@ -65,9 +65,9 @@ class ShardedOptimizer:
         for parameter in (*self._parameters.values(), *self._working.values()):
             parameter.grad = None
 
-    def describe_groups(self) -> str:
+    def describe_groups(self, *, names: bool = True) -> str:
         """Return a table of the parameter groups that this process works on."""
-        return describe_groups(self._inner.param_groups)
+        return describe_groups(self._inner.param_groups, names=names)
 
     @torch.no_grad()
     def refresh_matrices(self) -> None:

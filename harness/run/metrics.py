@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import tempfile
@@ -21,7 +22,7 @@ from typing import Any, Literal
 
 from harness.run.config import LoggerConfig
 from harness.run.folder import RunFolder
-from harness.storage.files import read_json, write_json, write_text
+from harness.storage.files import read_json, write_json
 from model.config_validation import ConfigError
 
 Mode = Literal["offline", "online"]
@@ -47,6 +48,21 @@ def last_metrics(path: Path) -> dict[str, Any]:
     return dict(json.loads(whole[-1])) if whole else {}
 
 
+def cut_after(path: Path, step: int) -> None:
+    """Remove the lines after `step` and a last line cut off by a kill; reads no more than the file's end."""
+    if not path.exists() or not path.stat().st_size:
+        return
+    with path.open("r+b") as file:
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+            end = text.rfind(b"\n") + 1
+            while end:
+                start = text.rfind(b"\n", 0, end - 1) + 1
+                if json.loads(text[start:end])["step"] <= step:
+                    break
+                end = start
+        file.truncate(end)
+
+
 class MetricsLog:
     """Append the metrics of one run. On resume, lines past the checkpoint are removed first.
 
@@ -58,8 +74,7 @@ class MetricsLog:
     """
 
     def __init__(self, path: Path, *, resume_step: int, live: Any | None = None) -> None:
-        kept = [line for line in read_metrics(path) if line["step"] <= resume_step]
-        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        cut_after(path, resume_step)
         self._file = path.open("a", encoding="utf-8")
         self._live = live
 

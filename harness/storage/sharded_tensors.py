@@ -37,7 +37,10 @@ def unsharded(tensor: Tensor) -> TensorShard:
 def write_shards(path: Path, shards: Mapping[str, TensorShard]) -> Index:
     """Write shards to one file and return its part of the index. Shards without rows are left out."""
     kept = {name: shard for name, shard in shards.items() if shard.rows}
+    path.touch()
+    mode = path.stat().st_mode
     save_file({name: shard.tensor.detach().contiguous() for name, shard in kept.items()}, path)
+    path.chmod(mode)  # safetensors makes files that their owner alone may read, whatever the umask
     return {
         name: {"shape": list(shard.shape), "files": [[path.name, shard.first_row, shard.rows]]}
         for name, shard in kept.items()
@@ -54,7 +57,11 @@ def merge_indices(parts: Iterable[Index]) -> Index:
 
 
 class ShardReader:
-    """Read tensors, or rows of them, from the safetensors files of an index."""
+    """Read tensors, or rows of them, from the safetensors files of an index.
+
+    They are copied to memory that torch allocates. In a file they lie at any address, and a matrix product
+    may end in other bits where its operands are not aligned: a resumed run would not be the same.
+    """
 
     def __init__(self, folder: Path, index: Index) -> None:
         self._folder, self._index = folder, index
@@ -68,7 +75,7 @@ class ShardReader:
         """Return one tensor. Raises KeyError if a row of it is in no file."""
         shape = self._index[name]["shape"]
         if not shape:
-            return self._file(self._index[name]["files"][0][0]).get_tensor(name)
+            return self._file(self._index[name]["files"][0][0]).get_tensor(name).clone()
         return self.rows(name, 0, shape[0])
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
@@ -83,7 +90,7 @@ class ShardReader:
             raise KeyError(f"{name}: rows {start} to {stop} are missing from the files")
         if not parts:
             return torch.empty([0, *entry["shape"][1:]])
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return parts[0].clone() if len(parts) == 1 else torch.cat(parts)
 
     def _file(self, name: str) -> Any:
         if name not in self._open:
@@ -91,4 +98,4 @@ class ShardReader:
         return self._open[name]
 
 
-READ_ERRORS = (SafetensorError, KeyError, OSError)  # what reading a damaged file or index raises
+READ_ERRORS = (SafetensorError, KeyError, FileNotFoundError)  # what reading a damaged file or index raises

@@ -106,7 +106,13 @@ def checkpoint_folders(folder: Path) -> list[Path]:
 
 
 def load(path: Path, *, weights_only: bool = False) -> Checkpoint:
-    """Load a checkpoint; raises CheckpointError if a file is missing, truncated or altered."""
+    """Load a checkpoint.
+
+    Raises
+    ------
+    CheckpointError : a file is missing, truncated or altered.
+    OSError : a file cannot be read, for want of a permission or by an error of the file system.
+    """
     stored = open_checkpoint(path)
     try:
         model = {name: stored.model.tensor(name) for name in stored.model.names()}
@@ -156,9 +162,9 @@ def newest_intact(folder: Path) -> Path | None:
 
 
 def open_checkpoint(path: Path, *, check: bool = True) -> OpenCheckpoint:
-    """Open a checkpoint after verifying its checksums; raises CheckpointError if it is corrupt."""
+    """Open a checkpoint after verifying its checksums; raises like `load`."""
     try:
-        state = json.loads((path / "state.json").read_text())
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         if check:
             _check_sums(path, state["sha256"])
         return OpenCheckpoint(
@@ -167,9 +173,9 @@ def open_checkpoint(path: Path, *, check: bool = True) -> OpenCheckpoint:
             optimizer=ShardReader(path, state["optimizer"]),
             counters=state["counters"],
         )
-    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, CheckpointError):
-            raise
+    except CheckpointError:
+        raise
+    except (FileNotFoundError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(f"checkpoint {path} is corrupt: {error!r}") from error
 
 
@@ -222,8 +228,11 @@ def _check_sums(folder: Path, expected: dict[str, str]) -> None:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+    try:
+        with path.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:  # read errors do not name the file
+        raise type(error)(error.errno, error.strerror, str(path)) from None
 
 
 def _sync(path: Path) -> None:

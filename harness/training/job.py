@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import signal
 import time
@@ -26,6 +27,7 @@ from model.config_validation import ConfigError
 JOB_END = "LOOPSCALE_JOB_END_S"  # set in a job: when its time limit ends it, in seconds since the epoch
 BUSY = "busy"  # another process trains this run
 DISK_FULL = ("No space left on device", "Disk quota exceeded")  # safetensors does not raise OSError
+BROKEN_STORAGE = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EREMOTEIO)
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 _LIMIT_NEAR_S = 900.0  # SIGUSR2 within this time of a job's end means its time limit, earlier preemption
 _CAUSE_FIRST_S = 2.0  # how long a process that lost its peer waits for the peer to report the cause
@@ -43,7 +45,7 @@ def run_job(
     ----------
     cache : folder of the data sets, where the run's is looked up by its digest.
     stop_requested : called once per step.
-    watch : called with each line of the metrics.
+    watch : called with each line of the metrics and with the progress of the evaluation, see `train`.
 
     Returns
     -------
@@ -65,8 +67,8 @@ def run_job(
             status = _attempt(folder, begun, cache, ranks, stop_requested, watch)
         except BaseException as error:
             _log_error(folder, begun, ranks, error)
-            full = any(text in str(error) for text in DISK_FULL)
-            _report(folder, ranks, _failed(begun, "lost" if full else "code_error", error))
+            failure_class = "lost" if _is_storage_failure(error) else "code_error"
+            _report(folder, ranks, _failed(begun, failure_class, error))
             raise
         ended = str(_report(folder, ranks, status))
         if ranks.first:
@@ -129,6 +131,12 @@ def _attempt(
     return dataclasses.replace(status, state="done", step=status.steps)
 
 
+def _is_storage_failure(error: BaseException) -> bool:
+    """Return True for a full disk and for errors of the file system, which another attempt may not meet."""
+    broken = isinstance(error, OSError) and error.errno in BROKEN_STORAGE
+    return broken or any(text in str(error) for text in DISK_FULL)
+
+
 def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
@@ -157,7 +165,7 @@ def _log_error(folder: RunFolder, status: Status, ranks: Ranks, error: BaseExcep
     logs.mkdir(exist_ok=True)
     process = "" if ranks.first else f"_process_{ranks.rank}"
     text = "".join(traceback.format_exception(error))
-    (logs / f"error_{status.attempts}{process}.txt").write_text(text)
+    (logs / f"error_{status.attempts}{process}.txt").write_text(text, encoding="utf-8")
 
 
 def _reason(received: list[int]) -> str:

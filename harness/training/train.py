@@ -45,7 +45,8 @@ def train(
     ----------
     attempts : number of this attempt, for the record.
     stop_requested : called once per step.
-    watch : called with each line of the metrics, in the first process.
+    watch : called with each line of the metrics, and while the trained model is evaluated with the fraction
+        done as `evaluated`; in the first process.
 
     Raises
     ------
@@ -75,7 +76,7 @@ def train(
     if session.segment:
         _close_segment(folder, session, attempts)
     else:
-        _finish(folder, session, dataset, attempts)
+        _finish(folder, session, dataset, attempts, watch)
 
 
 def _take_steps(
@@ -158,12 +159,11 @@ def _line(session: Session, gradient: Gradient, done: int) -> Line:
 
 
 def _show_groups(folder: RunFolder, session: Session) -> None:
-    """Print the parameter groups to stderr and write them to the run's logs."""
-    text = session.optimizer.describe_groups()
+    """Print the parameter groups to stderr and write them, with the names of tensors, to the run's logs."""
     logs = folder.path / "logs"
     logs.mkdir(exist_ok=True)
-    write_text(logs / "parameter_groups.txt", text + "\n")
-    print(text, file=sys.stderr)
+    write_text(logs / "parameter_groups.txt", session.optimizer.describe_groups() + "\n")
+    print(session.optimizer.describe_groups(names=False), file=sys.stderr)
 
 
 def _close_segment(folder: RunFolder, session: Session, attempts: int) -> None:
@@ -177,12 +177,21 @@ def _close_segment(folder: RunFolder, session: Session, attempts: int) -> None:
     session.ranks.barrier()
 
 
-def _finish(folder: RunFolder, session: Session, dataset: Dataset, attempts: int) -> None:
+def _finish(folder: RunFolder, session: Session, dataset: Dataset, attempts: int, watch: Watch) -> None:
     """Evaluate the trained model and write depth curve and record."""
     run, model = session.run, session.replica.full_model()
-    evaluation = session.ranks.once(
-        lambda: evaluate(model, run.model, dataset, run.evaluation, training=run.training)
-    )
+
+    def evaluated() -> Evaluation:
+        return evaluate(
+            model,
+            run.model,
+            dataset,
+            run.evaluation,
+            training=run.training,
+            progress=lambda done: watch({"evaluated": done}),
+        )
+
+    evaluation = session.ranks.once(evaluated)
     own_loss = evaluation.loss_nats[evaluation.at(run.model.own_depth)]
     if not math.isfinite(own_loss):
         raise Diverged(f"validation loss {own_loss} after {run.steps} steps")

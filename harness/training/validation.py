@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -23,12 +24,14 @@ def evaluate(
     evaluation: EvaluationConfig,
     *,
     training: TrainingConfig | None = None,
+    progress: Callable[[float], None] = lambda done: None,
 ) -> Evaluation:
     """Return the validation loss of `model` at T = 1..max_depth, on the same blocks for every run of a study.
 
     Parameters
     ----------
     training : its packing and document mask apply to the validation data too; by default plain blocks.
+    progress : called with the fraction that is evaluated.
 
     Notes
     -----
@@ -58,6 +61,7 @@ def evaluate(
                 None if documents is None else documents[rows].to(device),
             )
         )
+        progress(rows.stop / evaluation.blocks)
     sums = torch.cat(parts, dim=1).double().cpu().numpy()  # [depth, block], nats
     per_block = sums / scored
     total = sums.sum(axis=1)

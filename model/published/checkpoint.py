@@ -120,7 +120,7 @@ def load_model(folder: Path) -> LoopedTransformer:
     ValueError : no weights, a config or tensors that do not fit our model.
     """
     try:
-        values = json.loads((folder / "config.json").read_text())
+        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{folder / 'config.json'} is not JSON: {error}") from None
     weights = [
@@ -153,6 +153,8 @@ def export_model(model: LoopedTransformer, folder: Path, *, published: bool = Fa
     }
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / ".model.safetensors.partial"
-    save_file(tensors, partial)
-    partial.replace(folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(values, indent=1) + "\n")
+    save_file(tensors, partial)
+    # safetensors makes files that their owner alone may read, whatever the umask.
+    partial.chmod((folder / "config.json").stat().st_mode)
+    partial.replace(folder / "model.safetensors")

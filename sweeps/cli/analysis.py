@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from analysis import Comparison, FitConfig, IsoflopFit, LawFit, StudyFit
-    from analysis.compare.arms import ArmComparison
+    from analysis.compare.arm_comparison import ArmComparison
     from analysis.laws.curve_laws import CurveLaws
     from analysis.laws.task_score import TaskLaw
     from analysis.published.comparison import PublishedComparison
@@ -42,6 +42,11 @@ def fit_sweep(settings: FitTableConfig) -> AnyFit:
     from sweeps.cli.progress import stage_progress
 
     source, config = _source(settings), _fit_config(settings)
+    if settings.envelope and not (isinstance(source, PointsTable) and settings.law == "isoflop"):
+        raise ConfigError(
+            f"envelope={','.join(settings.envelope)}: it is of isoFLOP points alone; a runs table shows "
+            "that of every axis"
+        )
     if settings.cost == "device_hours":
         from analysis.study.device_hours import fit_device_hours
 
@@ -50,7 +55,8 @@ def fit_sweep(settings: FitTableConfig) -> AnyFit:
         return fit_device_hours(source[0], config)
     if isinstance(source, PointsTable):
         if settings.law == "isoflop":
-            return isoflop(source, budget_tolerance=settings.budget_tolerance, config=config)
+            tolerance, envelope = settings.budget_tolerance, settings.envelope
+            return isoflop(source, budget_tolerance=tolerance, envelope=envelope, config=config)
         return fit_law_to_points(settings.law, source, config=config)
     if settings.law != "isoflop":
         return fit_law_to_runs(settings.law, *source, config)
@@ -72,11 +78,22 @@ def compare_data(settings: CompareConfig) -> AnyComparison:
 
 def compare_recipes(settings: CompareConfig) -> ArmComparison:
     """Compare the arms of an axis, or two sweeps; write arms.json and a figure beside a sweep's tables."""
+    from analysis.figures.arms import arms_figure
+    from analysis.figures.style import save_figure
+
+    comparison = _compare_arms(settings)
+    if settings.data is None:
+        write_result(settings.folder / "arms.json", comparison.to_json() + "\n")
+        if drawn := arms_figure(comparison):
+            save_figure(drawn, settings.folder)
+    return comparison
+
+
+def _compare_arms(settings: CompareConfig) -> ArmComparison:
+    """Compare the arms of an axis, or the sweep with that of `against`."""
     import pandas as pd
 
     from analysis.compare.arms import compare_arms
-    from analysis.figures.arms import arms_figure
-    from analysis.figures.style import save_figure
 
     source, axis = _source(settings), settings.arms or "sweep"
     if not isinstance(source, tuple):
@@ -90,12 +107,7 @@ def compare_recipes(settings: CompareConfig) -> ArmComparison:
             raise ConfigError(f"against={settings.against}: it is no runs table")
         runs = pd.concat([runs, joined[0]], ignore_index=True)
     reference = None if settings.reference is None else format(settings.reference, "")
-    comparison = compare_arms(runs, axis, _fit_config(settings), reference)
-    if settings.data is None:
-        write_result(settings.folder / "arms.json", comparison.to_json() + "\n")
-        if drawn := arms_figure(comparison):
-            save_figure(drawn, settings.folder)
-    return comparison
+    return compare_arms(runs, axis, _fit_config(settings), reference)
 
 
 def compare_sweep(settings: FitTableConfig) -> Comparison:
@@ -129,7 +141,7 @@ def compare_runs(settings: FitTableConfig) -> Comparison:
 def comparison_figures(settings: CompareConfig, comparison: AnyComparison) -> list[Path]:
     """Return the figures that `compare_data` wrote: those of a sweep, and none of other data."""
     from analysis import Comparison
-    from analysis.compare.arms import ArmComparison
+    from analysis.compare.arm_comparison import ArmComparison
     from analysis.figures.compare import names
 
     if settings.data is None and isinstance(comparison, ArmComparison):
@@ -139,13 +151,12 @@ def comparison_figures(settings: CompareConfig, comparison: AnyComparison) -> li
     return [settings.folder / f"{name}.pdf" for name in names(comparison)]
 
 
-def report_sweep(settings: FitTableConfig) -> tuple[Path, list[str]]:
+def report_sweep(settings: CompareConfig) -> tuple[Path, list[str]]:
     """Write the report with its figures; return the path of its page and one line per law.
 
-    A sweep's goes to `<sweep>/report/`, that of other data to `<root>/reports/NAME/`.
+    A sweep's goes to `<sweep>/report/`, that of other data to `<root>/reports/NAME/`. It compares the arms of
+    every axis, or of those that the settings name.
     """
-    if settings.cost != "flops":
-        raise ConfigError(f"cost={settings.cost}: a report shows laws over FLOPs; use loopscale fit")
     if settings.law != "isoflop":
         raise ConfigError(f"law={settings.law}: a report shows the isoFLOP laws; use loopscale fit")
     if settings.data == PUBLISHED:
@@ -153,15 +164,19 @@ def report_sweep(settings: FitTableConfig) -> tuple[Path, list[str]]:
 
         return parcae_report(_folder(settings))
     from analysis import StudyFit, report
-    from analysis.report.report import points_report
+    from analysis.report.report import device_hours_report, points_report
+    from analysis.study.device_hours import DeviceHoursFit
     from analysis.study.points import IsoflopFit
 
     source, fitted = _source(settings), fit_sweep(settings)
     folder, title = _folder(settings), settings.data or settings.sweep
     if isinstance(fitted, IsoflopFit):
         return points_report(fitted, folder, title=title), fitted.headlines()
+    if isinstance(fitted, DeviceHoursFit):
+        return device_hours_report(fitted, folder, title=title), fitted.headlines()
     assert isinstance(source, tuple) and isinstance(fitted, StudyFit)
-    page = report(*source, fitted, compare_runs(settings), folder, title=title)
+    arms = (_compare_arms(settings),) if settings.arms or settings.against else None
+    page = report(*source, fitted, compare_runs(settings), folder, title=title, arms=arms)
     return page, fitted.headlines()
 
 
@@ -184,10 +199,11 @@ def _source(settings: FitTableConfig) -> tuple[pd.DataFrame, pd.DataFrame] | Poi
 
 
 def _folder(settings: FitTableConfig) -> Path:
+    suffix = "" if settings.cost == "flops" else f"_{settings.cost}"
     if settings.data is None:
-        return settings.folder / "report"
+        return settings.folder / f"report{suffix}"
     name = settings.data.removeprefix("wandb:").rstrip("/")
-    return Path(settings.root) / "reports" / Path(name).stem
+    return Path(settings.root) / "reports" / f"{Path(name).stem}{suffix}"
 
 
 def _fit_config(settings: FitTableConfig) -> FitConfig:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from model.config_validation import ConfigError
 from sweeps.cli.help import Command
-from sweeps.config.commands import EvalConfig, FitTableConfig
+from sweeps.config.commands import CompareConfig, EvalConfig
 from sweeps.config.compose import compose_study, with_lists
 from sweeps.config.study import StudyConfig
 
@@ -59,7 +59,7 @@ def run_study(study: StudyConfig) -> Path:
 
         evaluate_tasks(EvalConfig(sweep=ledger.name, root=study.root, cache=study.cache, tasks=study.tasks))
     collect(folder)
-    page, headlines = report_sweep(FitTableConfig(sweep=ledger.name, root=study.root))
+    page, headlines = report_sweep(CompareConfig(sweep=ledger.name, root=study.root))
     print("\n".join([f"report: {page}", *headlines]))
     if not (frame["status"] == "done").all():
         raise ConfigError(unfinished)

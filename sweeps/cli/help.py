@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness.data.dataset import DataConfig
-from harness.run.config import LoggerConfig, OptimizerConfig, ScheduleConfig
-from model.config import ModelConfig
-from sweeps.config.cluster import ClusterConfig, RetryConfig
-from sweeps.config.compose import STUDY
-from sweeps.config.folders import CONF, choices, user_folders
-from sweeps.config.study import SweepConfig
+from sweeps.config.folders import CONF, STUDY, choices, user_folders
 
-GROUPS = {
-    "model": ModelConfig,
-    "data": DataConfig,
-    "optimizer": OptimizerConfig,
-    "schedule": ScheduleConfig,
-    "logger": LoggerConfig,
-    "sweep": SweepConfig,
-    "cluster": ClusterConfig,
-    "retry": RetryConfig,
+GROUPS = {  # the class of each group's keys; it is imported when they are shown
+    "sweep": "sweeps.config.study.SweepConfig",
+    "model": "model.config.ModelConfig",
+    "data": "harness.data.dataset.DataConfig",
+    "optimizer": "harness.run.config.OptimizerConfig",
+    "schedule": "harness.run.config.ScheduleConfig",
+    "logger": "harness.run.config.LoggerConfig",
+    "cluster": "sweeps.config.cluster.ClusterConfig",
+    "retry": "sweeps.config.cluster.RetryConfig",
 }
 
 
@@ -36,6 +31,7 @@ class Command:
     summary: str
     example: str
     settings: str = STUDY  # file under conf/ whose keys it takes
+    positional: str | None = None  # key that may be written as `KEY VALUE` or `VALUE` at the beginning
 
 
 def usage(commands: Mapping[str, Command]) -> str:
@@ -51,7 +47,7 @@ def usage(commands: Mapping[str, Command]) -> str:
             *lines,
             "",
             "Flags of every command:",
-            "--help            its settings and an example",
+            "--help            its settings and an example; --help all: every key",
             "--cfg job         the composed configuration",
             "--config-dir DIR  your configuration files; also LOOPSCALE_CONFIG=DIR and ./conf",
             "",
@@ -60,34 +56,48 @@ def usage(commands: Mapping[str, Command]) -> str:
     )
 
 
-def command_help(name: str, command: Command) -> str:
-    """Return the text of `loopscale COMMAND --help`: an example, the settings, the groups with their keys."""
-    text = (CONF / f"{command.settings}.yaml").read_text()
-    study = command.settings == STUDY
-    body = text[text.index("\nroot:") :] if study else text
-    return "\n".join(
-        [
-            f"loopscale {name}: {command.summary}",
-            "",
-            f"example: {command.example}",
-            "",
-            f"settings (key=value), from conf/{command.settings}.yaml:",
-            body.strip(),
-            *(_groups() if study else []),
-        ]
-    )
+def command_help(name: str, command: Command, *, whole: bool = False) -> str:
+    """Return the text of `loopscale COMMAND --help`: an example and the settings.
 
-
-def _groups() -> list[str]:
-    """Return every group with its choices, then its keys with their defaults."""
+    Commands on a study also have groups: first the keys of the sweep, then its settings, then the other
+    groups with their choices; if `whole`, with their keys.
+    """
+    text = (CONF / f"{command.settings}.yaml").read_text(encoding="utf-8")
+    head = [f"loopscale {name}: {command.summary}", "", f"example: {command.example}", ""]
+    settings = f"settings (key=value), from conf/{command.settings}.yaml:"
+    if command.settings != STUDY:
+        return "\n".join([*head, settings, text.strip()])
+    text = text[text.index("\nroot:") :]
+    sweep, *groups = GROUPS
     lines = [
-        "",
-        "groups (group=name) and their keys (group.key=value), with the defaults that files override:",
+        *head,
+        "the sweep, with the defaults that its file overrides (docs/sweeps.md explains the keys):",
     ]
-    for group, cls in GROUPS.items():
-        names = ", ".join(choices(group, [*user_folders(), CONF]))
-        lines += ["", *_wrapped(f"{group}=  {names}", "  "), *_wrapped(" ".join(_keys(cls, group)), "    ")]
-    return lines
+    lines += _group(sweep, keys=True)
+    lines += ["", settings, (text if whole else text[: text.index("\ntraining:")]).strip(), ""]
+    lines.append("groups (group=name)" + (" and their keys (group.key=value):" if whole else ":"))
+    for group in groups:
+        lines += _group(group, keys=whole)
+    if not whole:
+        lines += [
+            "",
+            f"loopscale {name} --help all adds training, guardrails, evaluation, assume and the groups' keys",
+        ]
+    return "\n".join(lines)
+
+
+def _group(group: str, *, keys: bool) -> list[str]:
+    """Return the choices of a group and its keys with their defaults."""
+    names = ", ".join(choices(group, [*user_folders(), CONF]))
+    lines = _wrapped(f"{group}=  {names}", "  ")
+    return [*lines, *_wrapped(" ".join(_keys(group_class(group), group)), "    ")] if keys else lines
+
+
+def group_class(group: str) -> type:
+    """Return the class of a group's keys."""
+    module, _, name = GROUPS[group].rpartition(".")
+    found: type = getattr(importlib.import_module(module), name)
+    return found
 
 
 def _wrapped(text: str, indent: str) -> list[str]:

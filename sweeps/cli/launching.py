@@ -156,7 +156,10 @@ def _status(overrides: list[str]) -> str:
     if settings.watch:
         from sweeps.cli.progress import watch_until_idle
 
-        watch_until_idle(settings.folder, settings.page)
+        try:
+            watch_until_idle(settings.folder, settings.page)
+        except KeyboardInterrupt:
+            print("no longer watched; the runs go on (loopscale cancel stops them)", file=sys.stderr)
     if settings.page is not None:
         from sweeps.cli.live_page import write_live_page
         from sweeps.state.status import status

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
+import io
+import itertools
 import os
 import sys
 from collections.abc import Sequence
 
 from model.config_validation import ConfigError, closest
 from sweeps.cli.help import Command, command_help, usage
-from sweeps.config.compose import composed_text
 from sweeps.config.folders import SEARCH_PATH
 
 # The commands in the order of the help, by the module of this folder that holds them.
 FAMILIES = {
     "training": ("data", "train"),
     "models": ("eval", "export", "generate"),
+    "new": ("new",),
     "planning": ("plan",),
     "launching": ("launch", "status", "cancel", "retry", "collect", "sync"),
     "analysis": ("fit", "report", "compare"),
     "demo": ("demo",),
+    "completion": ("completion",),
 }
 NAMES = tuple(name for names in FAMILIES.values() for name in names)
 DISTRIBUTED = ("train", "eval")  # may run as several processes, of which the first one prints
@@ -31,21 +33,33 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     LOOPSCALE_TRACEBACK=1 shows the traceback behind that line.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # whatever the locale: no result is lost for a µ
+            stream.reconfigure(encoding="utf-8", errors="replace")
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["--complete"]:  # asked for by the scripts of `loopscale completion`
+        from sweeps.cli.completion import candidates
+
+        print("\n".join(candidates(arguments[1], NAMES)))
+        return
     if not arguments or arguments[0] in ("--help", "-h", "help"):
         print(usage({name: _command(name) for name in NAMES}))
         return
     if arguments[0] == "--version":
+        import importlib.metadata
+
         print(f"loopscale {importlib.metadata.version('loopscale')}")
         return
     name, *overrides = arguments
     try:
         command = _command(name)
-        if "--help" in overrides or "-h" in overrides:
-            print(command_help(name, command))
+        if {"--help", "-h", "--help=all"} & set(overrides):
+            print(command_help(name, command, whole=bool({"all", "--help=all"} & set(overrides))))
             return
-        overrides, shown = _flags(overrides)
+        overrides, shown = _flags(_positional(command.positional, overrides))
         if shown:
+            from sweeps.config.compose import composed_text
+
             print(composed_text(command.settings, overrides))
             return
         text = command.run(overrides)
@@ -60,6 +74,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         print(f"loopscale: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+
+
+def _positional(key: str | None, arguments: list[str]) -> list[str]:
+    """Return the arguments with `KEY VALUE` or `VALUE` at their beginning as `KEY=VALUE`."""
+    words = list(itertools.takewhile(lambda text: "=" not in text and text[:1] not in "-~+", arguments[:2]))
+    if key is None or not words:
+        return arguments
+    used = 2 if words[0] == key and len(words) == 2 else 1
+    return [f"{key}={words[used - 1]}", *arguments[used:]]
 
 
 def _flags(arguments: Sequence[str]) -> tuple[list[str], bool]:

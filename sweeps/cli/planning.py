@@ -113,12 +113,12 @@ def _search(study: StudyConfig, overrides: Sequence[str], progress: Progress) ->
     head = [f"Found by loopscale plan {' '.join(overrides)}:", *kept]
     path = write_sweep(result.sweep, _parent(overrides), "design", head, rename=True)
     launch = _launch_command(path, overrides)
-    best = (result.planned[0], result.found[0])
+    best = (result.planned[0], result.searched[0])
     folder = write_design(best, _folder(study), "search", ("planned", "found"))
     if study.format == "json":
         return serialize.to_json({"search": result, "file": str(path), "launch": launch})
     files = [f"{folder}: search.json, search.pdf, search.png", f"{path}: {launch}"]
-    return "\n".join([*map(_resolution_text, result.found), result.summary(), *files])
+    return "\n".join([*map(_resolution_text, result.searched), result.summary(), *files])
 
 
 def _suggest(study: StudyConfig, overrides: Sequence[str], progress: Progress) -> str:

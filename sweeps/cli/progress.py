@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 from sweeps.cli import live_page
 from sweeps.cli.tables import clock
 from sweeps.state.eta import LOST, flops_left, flops_own, has_ended
 from sweeps.state.status import SweepStatus, is_worked_on, status
-
-if TYPE_CHECKING:
-    pass
 
 REFRESH_S = 1.0
 STARTING_S = 15.0  # a new worker imports torch before it takes its slot
@@ -30,12 +28,16 @@ PLAIN_EVERY_S = 15.0  # between lines where stderr is no terminal
 
 def _console() -> Console:
     # Progress goes to stderr: stdout is for results.
-    return Console(file=sys.stderr)
+    return Console(file=sys.stderr, markup=False, emoji=False)
 
 
 def _bar(console: Console, field: str = "") -> Progress:
-    columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%")]
-    extra = [TextColumn(field)] if field else []
+    columns = [
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+    ]
+    extra = [TextColumn(field, markup=False)] if field else []
     return Progress(
         *columns, TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(), *extra, console=console
     )
@@ -64,11 +66,19 @@ def stage_progress() -> Iterator[Callable[[str, float], None]]:
 
 @contextmanager
 def step_progress(title: str, steps: int) -> Iterator[Callable[[dict[str, float | None]], None]]:
-    """Show the steps of one run; yields the callback that takes each line of its metrics."""
+    """Show the steps and the evaluation of one run; yields the callback for the lines of its metrics."""
     with _bar(_console(), "{task.fields[loss]}") as bar:
-        task = bar.add_task(title, total=steps, loss="")
+        print(title, file=sys.stderr)
+        task = bar.add_task("training", total=steps, loss="")
+        evaluation: TaskID | None = None
 
         def update(line: dict[str, float | None]) -> None:
+            nonlocal evaluation
+            if "evaluated" in line:
+                if evaluation is None:
+                    evaluation = bar.add_task("evaluating", total=1.0, loss="")
+                bar.update(evaluation, completed=line["evaluated"])
+                return
             loss = line["train_loss_nats"]
             bar.update(task, completed=line["step"], loss="loss -" if loss is None else f"loss {loss:.4f}")
 
@@ -127,10 +137,15 @@ class _Meter:
         if done > before:
             eta = clock((total - done) * (now - began) / (done - before))
         finished = sum(row["status"] == "done" for row in state.rows)
-        running = [row["train_loss_nats"] for row in rows if row["status"] == "running"]
-        losses = ", ".join(f"{loss:.3f}" for loss in running if loss is not None)
+        losses = ", ".join(_loss(row) for row in rows if row["status"] == "running" and _loss(row))
         text = f"{finished}/{len(state.rows)} runs done, {100 * done / total:.0f} % of the FLOPs, ETA {eta}"
         return f"{text}, training losses now: {losses}" if losses else text
+
+
+def _loss(row: dict[str, Any]) -> str:
+    """Return the newest training loss of a run as text, empty before it has one."""
+    loss = row["train_loss_nats"]
+    return "" if loss is None or math.isnan(loss) else f"{loss:.3f}"
 
 
 def _live_view(state: SweepStatus, meter: _Meter) -> Group:
@@ -138,7 +153,7 @@ def _live_view(state: SweepStatus, meter: _Meter) -> Group:
     rows = [*state.rows, *state.trunks]
     busy = [row for row in rows if row["status"] in ("running", LOST)]
     for row in busy[:BUSY_ROWS]:
-        loss = f"loss {row['train_loss_nats']:.3f}" if row["train_loss_nats"] else ""
+        loss = f"loss {_loss(row)}" if _loss(row) else ""
         share = row["step"] / row["steps"]
         lines.append(Text(f"  {row['run_id']:<44} {'#' * round(30 * share):<30} {share:4.0%} {loss}"))
     if len(busy) > BUSY_ROWS:

@@ -49,7 +49,7 @@ def cell_text(name: str, value: Any) -> str:
     if name in ("target_flops", "nominal_flops", "budget_flops", "tokens"):
         return f"{value:.4g}"
     if name == "memory_bytes":
-        return f"{value / 2**30:.2f} GiB"
+        return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.1f} MiB"
     if name == "eta_s":
         return clock(value)
     if name in ("train_loss_nats", "val_loss_nats"):
@@ -85,7 +85,7 @@ def _rich_table(titles: list[str], rows: list[list[str]]) -> Table:
 def _rich_text(table: Table) -> str:
     from rich.console import Console
 
-    console = Console(width=220, highlight=False)
+    console = Console(width=220, highlight=False, markup=False, emoji=False)  # brackets in a message are text
     with console.capture() as capture:
         console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().splitlines())

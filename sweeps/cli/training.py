@@ -12,6 +12,7 @@ from typing import Any
 from model.config_validation import ConfigError
 from sweeps.backends.registry import current_job
 from sweeps.cli.help import Command
+from sweeps.cli.tables import clock
 from sweeps.config.compose import compose_study, multirun, single_run
 from sweeps.config.study import StudyConfig
 
@@ -62,6 +63,12 @@ def train_one(study: StudyConfig) -> dict[str, Any]:
             if ranks.first:
                 print(f"{folder.path} is done: nothing is trained again", file=sys.stderr)
             return folder.record()
+        if ranks.first and (run.steps or 0) < study.sweep.min_steps:
+            print(
+                f"this run has {run.steps} steps, too few for a law: a sweep drops cells of fewer than "
+                f"{study.sweep.min_steps} (sweep.min_steps)",
+                file=sys.stderr,
+            )
         with step_progress(folder.run_id, run.steps or 0) if ranks.first else nullcontext(_ignore) as watch:
             ended = run_job(folder.path, Path(study.cache), watch=watch)
     if ended == BUSY:
@@ -101,9 +108,24 @@ def _data(overrides: list[str]) -> str:
 
 def _train(overrides: list[str]) -> str:
     settings = [text for text in overrides if text not in MULTIRUN]
-    if settings == overrides:
-        return json.dumps(train_one(compose_study(settings)), indent=1)
-    return json.dumps([train_one(compose_study(one)) for one in multirun(settings)], indent=1)
+    several = settings != overrides
+    studies = [compose_study(one) for one in (multirun(settings) if several else [settings])]
+    records = [train_one(study) for study in studies]
+    if studies[0].format == "json":
+        return json.dumps(records if several else records[0], indent=1)
+    return "\n".join(map(_summary, studies, records))
+
+
+def _summary(study: StudyConfig, record: dict[str, Any]) -> str:
+    """Return what a finished run was and reached, and where it lies."""
+    folder = Path(study.root) / record["sweep"] / record["run_id"]
+    return (
+        f"{record['run_id']}: validation loss {record['val_loss_nats']:.4f} nats (standard error "
+        f"{record['val_loss_se_nats']:.2g}), {record['val_bits_per_byte']:.4f} bits per byte at µ = "
+        f"{record['mean_recurrence']:g}\n"
+        f"{record['steps']:,} steps, {record['tokens']:,} tokens, {record['executed_flops']:.3g} FLOPs in "
+        f"{clock(record['wall_s'])}; {folder} has record.json (format=json prints it) and depth_curve.json"
+    )
 
 
 COMMANDS = {

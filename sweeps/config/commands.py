@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Lt, MinLen
 
-from sweeps.config.study import Seed
+from sweeps.config.study import PositiveFloat, Seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +80,7 @@ class FitTableConfig(TableConfig):
     x: Literal["params", "tokens", "recurrence"] | None = None
     unit: str | None = None  # of the loss of points
     budget_tolerance: Annotated[float, Gt(0), Lt(1)] | None = None
+    envelope: list[str] = field(default_factory=list)  # settings of points
     bootstrap: int = 1000
     seed: int = 0
     confidence: float = 0.95
@@ -94,11 +95,31 @@ class FitTableConfig(TableConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig(FitTableConfig):
-    """`loopscale compare`: looped against fixed depth, or the arms of an axis against one of them."""
+    """`loopscale compare` and `report`: looped against fixed depth, and the arms of an axis."""
 
     arms: Annotated[str, MinLen(1)] | None = None
     reference: str | float | None = None
     against: Annotated[str, MinLen(1)] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewConfig:
+    """`loopscale new`; None is asked for on a terminal, else it is as in a shipped sweep of the scale."""
+
+    sweep: Annotated[str, MinLen(1)]
+    scale: str | None = None
+    budgets_flops: Annotated[list[PositiveFloat], MinLen(1)] | None = None
+    allowance: float | str | None = None
+    mean_recurrences: Annotated[list[Annotated[int, Ge(1)]], MinLen(1)] | None = None
+    data: str | None = None
+    path: str | None = None
+    cluster: str = "local"
+    root: str = "runs"
+    cache: str = "runs/.data"
+
+    def __post_init__(self) -> None:
+        if self.budgets_flops is not None and self.allowance is not None:
+            raise ValueError("budgets_flops and allowance both set the budgets: leave one out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,8 +188,17 @@ class EvalConfig:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class CompletionConfig:
+    """`loopscale completion`."""
+
+    shell: Literal["bash", "zsh", "fish"]
+
+
 # By command; the defaults are in conf/table/<command>.yaml.
 TABLES: dict[str, type] = {
+    "new": NewConfig,
+    "completion": CompletionConfig,
     "eval": EvalConfig,
     "export": ExportConfig,
     "generate": GenerateConfig,
@@ -178,6 +208,6 @@ TABLES: dict[str, type] = {
     "collect": CollectConfig,
     "sync": SyncConfig,
     "fit": FitTableConfig,
-    "report": FitTableConfig,
+    "report": CompareConfig,
     "compare": CompareConfig,
 }

@@ -10,26 +10,42 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from harness.run.config import RunConfig
 from harness.run.length import LENGTHS
 from model.config_validation import ConfigError, build, closest
 from sweeps.config.cluster import ClusterConfig, RetryConfig
 from sweeps.config.commands import TABLES
-from sweeps.config.folders import CONF, SEARCH_PATH, choices, searched
+from sweeps.config.folders import CONF, SEARCH_PATH, STUDY, choices, searched
 from sweeps.config.study import StudyConfig, SweepConfig
 
-STUDY = "loopscale"  # the file of conf/ that holds the keys of a study
 # Keys whose value is text, a path or the name of a column: taken as it is written, outside Hydra's grammar.
 _TEXT_KEYS = (
-    *("prompt", "where", "columns.*", "data", "path", "data.path", "data.tokenizer", "root", "cache", "run"),
+    *(
+        "prompt",
+        "where",
+        "columns.*",
+        "data",
+        "path",
+        "sweep.name",
+        "data.path",
+        "data.tokenizer",
+        "root",
+        "cache",
+        "run",
+    ),
     *("checkpoint", "folder", "bundle", "cluster.python", "assume.noise_from"),
 )
 FLAGS = "--help, --version, --config-dir DIR, --cfg job and, for train, -m"
 _PATH_LISTS = ("also", "assume.law")  # keys of one such value, or several between commas
 _QUOTED = re.compile(r"[\[{('\"]")  # in a value that is not a plain list
-EVAL_LISTS = ("tasks", "depths", "seeds")  # keys of `eval` whose value is always a list
+LISTS = {  # keys whose value is always a list, by command
+    "eval": ("tasks", "depths", "seeds"),
+    "fit": ("envelope",),
+    "report": ("envelope",),
+    "new": ("budgets_flops", "mean_recurrences"),
+}
 _STUDY_KEYS = (
     *("root", "cache", "format", "confirm", "quick", "retry_failed", "dry_run", "calibrate", "run", "tasks"),
     *("design", "suggest", "allowance", "assume"),
@@ -73,8 +89,19 @@ def _run(mapping: dict[str, Any], scale: str) -> RunConfig:
     fields = {key: value for key, value in mapping.items() if key not in others}
     for key in fields:
         if key not in known:
-            raise ConfigError(f"unknown key {key}{closest(key, [*known, *others])}")
+            raise ConfigError(f"unknown key {key}{_inside(key) or closest(key, [*known, *others])}")
     return build(RunConfig, fields | {"scale": scale})
+
+
+def _inside(key: str) -> str:
+    """Return a hint if a group has a key of this very name, such as sweep.seeds for seeds."""
+    parts = {"sweep": SweepConfig, "cluster": ClusterConfig} | get_type_hints(RunConfig)
+    named = [
+        f"{part}.{key}"
+        for part, cls in parts.items()
+        if dataclasses.is_dataclass(cls) and key in (item.name for item in dataclasses.fields(cls))
+    ]
+    return f" (did you mean {' or '.join(named)}?)" if named else ""
 
 
 def compose_table(command: str, overrides: Any) -> Any:
@@ -89,7 +116,8 @@ def compose_table(command: str, overrides: Any) -> Any:
     if isinstance(overrides, TABLES[command]):
         return overrides
     if command == "eval":
-        overrides = with_lists([text.removeprefix("eval.") for text in overrides], EVAL_LISTS)
+        overrides = [text.removeprefix("eval.") for text in overrides]
+    overrides = with_lists(overrides, LISTS.get(command, ()))
     mapping, _ = _compose(CONF / "table", command, overrides)
     for key, value in mapping.items():
         if value == "???":

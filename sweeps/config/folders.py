@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from hydra.core.config_search_path import ConfigSearchPath
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
+STUDY = "loopscale"  # the file of conf/ that holds the keys of a study
 VARIABLE = "LOOPSCALE_CONFIG"
 SUFFIXES = (".yaml", ".yml")
 SEARCH_PATH = "hydra.searchpath"  # an override that names further folders, first
 _SEARCHED: list[Path] = []  # by Hydra, while it composes
-_NAME = re.compile(r"[\w.-]+")  # of a file, as Hydra's grammar takes it without quotes
+NAME = re.compile(r"[\w.-]+")  # of a file, as Hydra's grammar takes it without quotes
 
 
 def user_folders(overrides: Sequence[str] = ()) -> list[Path]:
@@ -123,7 +124,7 @@ def _linked(path: Path, group: str, folder: Path) -> str:
     """Copy a user's file into `folder` under its group and return its name."""
     if not path.is_file():
         raise ConfigError(f"{group}={path}: there is no such file (seen from {Path.cwd()})")
-    if not _NAME.fullmatch(path.stem):
+    if not NAME.fullmatch(path.stem):
         raise ConfigError(f"{group}={path}: name the file with letters, digits, '_', '-' and '.' alone")
     (folder / group).mkdir(exist_ok=True)
     shutil.copyfile(path, folder / group / f"{path.stem}.yaml")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, MinLen
 
 from harness.run.config import RunConfig
-from model.config_validation import ConfigError
+from model.config_validation import ConfigError, check_name
 from sweeps.config.cluster import ClusterConfig, RetryConfig
 
 PositiveFloat = Annotated[float, Gt(0)]
@@ -58,6 +58,10 @@ class SweepConfig:
     trunk: TrunkMode = "auto"
 
     def __post_init__(self) -> None:
+        if self.name is not None:
+            check_name("sweep.name", self.name)
+        for scale in self.scales:
+            check_name("sweep.scales", scale)
         for scale, own in self.per_scale.items():
             if both := sorted(set(own) & set(self.axes)):
                 raise ConfigError(

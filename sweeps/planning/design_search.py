@@ -43,27 +43,27 @@ class SearchedGrid:
     sweep: SweepConfig
     allowance_flops: float
     planned: tuple[PowerAnalysis, ...]
-    found: tuple[PowerAnalysis, ...]
+    searched: tuple[PowerAnalysis, ...]
     considered: int
     target_flops: float | None = None  # of the optimum that was narrowed, None: the exponent
 
     @property
     def keeps_minima_inside(self) -> bool:
         """Return True if all minima lie inside the grid in enough studies, under every law."""
-        return min(item.all_inside for item in self.found) >= REQUIRED_INSIDE
+        return min(item.all_inside for item in self.searched) >= REQUIRED_INSIDE
 
     def summary(self) -> str:
         """Return the grid and the comparison as text."""
         lines = [
             f"best of {self.considered} simulated grids within {number(self.allowance_flops)} FLOPs: "
-            f"{self.found[0].runs} looped runs, {number(self.found[0].nominal_flops)} FLOPs",
+            f"{self.searched[0].runs} looped runs, {number(self.searched[0].nominal_flops)} FLOPs",
             *(
                 f"  {number(item.lengths[0])} FLOPs: µ = {', '.join(str(mu) for mu in item.mean_recurrences)}"
                 + (f", seeds {', '.join(map(str, item.seeds))}" if len(item.seeds) > 1 else "")
                 for item in self.sweep.cells.values()
             ),
         ]
-        for before, after in zip(self.planned, self.found, strict=True):
+        for before, after in zip(self.planned, self.searched, strict=True):
             change = _interval_change(before, after, self.target_flops)
             lines.append(f"  {change}; minima all inside in {percent(after.all_inside)}")
         if not self.keeps_minima_inside:
@@ -125,7 +125,7 @@ def search(
         sweep=sweep,
         allowance_flops=spend,
         planned=tuple(analyse_power(grid, law, noise, config, progress) for law in truths),
-        found=tuple(analyse_power(other, law, noise, config, progress) for law in truths),
+        searched=tuple(analyse_power(other, law, noise, config, progress) for law in truths),
         considered=len(tried),
         target_flops=target,
     )

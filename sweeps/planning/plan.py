@@ -18,6 +18,7 @@ from sweeps.config.compose import without_garbage_collection
 from sweeps.config.study import StudyConfig
 from sweeps.grid.cells import Cell, memory_bytes, plan_cells
 from sweeps.grid.trunks import Trunks, cell_name, shareable, trajectories, why_nothing_is_shared
+from sweeps.planning.bound_refusals import bound_refusals
 from sweeps.planning.cost import add_hours, describe_sources
 from sweeps.state.ledger import read_ledger, trunks_of
 
@@ -130,7 +131,7 @@ def plan(study: StudyConfig) -> Plan:
         notes += missed_savings(study, planned, rows)
     frame = pd.DataFrame(rows)
     if study.sweep.budgets_flops:
-        notes += bound_refusals(frame)
+        notes += bound_refusals(frame, max(cell.run.evaluation.max_depth for cell in planned))
     return Plan(
         frame=frame,
         axes=list(study.sweep.axes),
@@ -168,31 +169,6 @@ def _row(cell: Cell, folder: Path, existing: set[str], cluster: ClusterConfig) -
     if cell.run_id in existing:
         row["status"] = str(RunFolder(folder / str(cell.run_id)).status())
     return row
-
-
-def bound_refusals(frame: pd.DataFrame) -> list[str]:
-    """Return a note for each scale whose isoFLOP law `fit` is bound to refuse, by the rule of `fit` itself.
-
-    Cells of one recipe make a curve per budget: their recurrences on the continuous curve f(µ, µ / 2).
-    """
-    from analysis.isoflop.geometry import MIN_BUDGETS, MIN_SWEPT, backprop_share, on_isoflop_curve
-    from analysis.tables.selection import groups
-
-    looped = frame[(frame["verdict"] == "OK") & (frame["kind"] == "looped")]
-    notes = []
-    for scale, cells in looped.groupby("scale", sort=False):
-        enough = 0  # budgets with a whole curve, in the recipe that has most
-        for _, group in groups(cells):
-            curve = group[on_isoflop_curve(group, backprop_share(group))]
-            swept = curve.groupby("target_flops")["mean_recurrence"].nunique()
-            enough = max(enough, int((swept >= MIN_SWEPT).sum()))
-        if enough < MIN_BUDGETS:
-            notes.append(
-                f"{scale}: fit is bound to refuse a law of the optimal recurrence. It needs {MIN_BUDGETS} "
-                f"budgets with {MIN_SWEPT} or more recurrences on the curve (even µ); {enough} of "
-                f"{cells['target_flops'].nunique()} have them"
-            )
-    return notes
 
 
 def truncated_curves(planned: list[Cell]) -> list[str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import warnings
+
 from sweeps.backends.base import Elements, JobElement, JobState
 
 QUEUE_FORMAT = "%j|%K|%T|%r|%N|%L|%F"  # of squeue, as `parse_queue` reads it
@@ -36,10 +39,22 @@ def job_state(native: str, reason: str = "") -> JobState:
 
 
 def parse_queue(text: str) -> Elements:
-    """Return the elements in the lines of `squeue --array`, in `QUEUE_FORMAT`."""
+    """Return the elements in the lines of `squeue --array`, in `QUEUE_FORMAT`.
+
+    The record of an array whose waiting elements were cancelled has no index (N/A) and is no element. Any
+    other line that cannot be read is passed over with a warning.
+    """
     elements = {}
     for line in text.splitlines():
-        name, index, native, reason, node, left, job = line.split("|")
+        try:
+            name, index, native, reason, node, left, job = line.split("|")
+        except ValueError:
+            _pass_over("squeue", line)
+            continue
+        if not index.isdigit():
+            if index != "N/A":
+                _pass_over("squeue", line)
+            continue
         elements[name, int(index)] = JobElement(
             state=job_state(native, reason),
             native_state=native,
@@ -54,25 +69,54 @@ def parse_queue(text: str) -> Elements:
 def parse_accounting(text: str) -> Elements:
     """Return the elements in the lines of sacct, in `ACCOUNTING_FORMAT`.
 
-    A step that ran out of memory decides for its job, whose own line says only that it failed.
+    Elements that never ran are one line, with ranges of indices; while they wait, the queue knows them. A
+    step that ran out of memory decides for its job, whose own line says only that it failed. A line that
+    cannot be read is passed over with a warning.
     """
     elements: Elements = {}
     places: dict[str, tuple[str, int]] = {}
     for line in text.splitlines():
-        job, name, state, node = line.split("|")
+        try:
+            job, name, state, node = line.split("|")
+        except ValueError:
+            _pass_over("sacct", line)
+            continue
         element, _, step = job.partition(".")
         native = state.split()[0] if state else ""
         job_id, _, index = element.partition("_")
-        if not step and index.isdigit():
-            places[element] = (name, int(index))
-        elif not (step and native == "OUT_OF_MEMORY" and element in places):
+        if index.startswith("[") and native in QUEUED:
             continue
-        else:
+        if step:
+            if native != "OUT_OF_MEMORY" or element not in places:
+                continue
             node = elements[places[element]].node
-        elements[places[element]] = JobElement(
-            state=job_state(native), native_state=native, node=node, job_id=job_id
-        )
+        else:
+            places |= {f"{job_id}_{number}": (name, number) for number in indices(index)}
+        owner = places[element][0] if step else name
+        for number in indices(index):
+            elements[owner, number] = JobElement(
+                state=job_state(native), native_state=native, node=node, job_id=job_id
+            )
     return elements
+
+
+def indices(text: str) -> list[int]:
+    """Return the indices in an element's id: "7", or "[0-3,8-12:2%4]" of elements that wait.
+
+    SLURM may cut a long list and end it with "..."; what it names is returned. A job without an index has
+    none.
+    """
+    numbers: list[int] = []
+    for part in text.strip("[]").partition("%")[0].split(","):
+        if match := re.fullmatch(r"(\d+)(?:-(\d+)(?::(\d+))?)?", part):
+            first, last, step = (int(value) if value else None for value in match.groups())
+            assert first is not None
+            numbers += range(first, (first if last is None else last) + 1, step or 1)
+    return numbers
+
+
+def _pass_over(command: str, line: str) -> None:
+    warnings.warn(f"{command} printed a line that is not understood and passed over: {line}", stacklevel=3)
 
 
 def parse_duration(text: str) -> float | None:

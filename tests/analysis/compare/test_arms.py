@@ -11,6 +11,7 @@ from analysis import FitConfig, TableError
 from analysis.compare.arm_differences import mean_difference, paired_cells, phi_difference
 from analysis.compare.arms import compare_arms
 from analysis.figures.arms import arms_figure
+from analysis.tables import arms
 from analysis.tables.arms import axes, axis_values, without_axis
 from analysis.tables.selection import groups
 from tests.analysis.figures import extents
@@ -128,6 +129,22 @@ def test_a_setting_of_the_recipe_is_an_axis():
     assert len(groups(runs)) == 2 and len(groups(without_axis(runs, "lanes"))) == 1
     (pair,) = compare_arms(runs, "lanes", QUICK, "default").pairs
     assert pair.arm == "lanes=4" and pair.groups[0].nats.value < 0
+
+
+def test_the_axes_of_many_runs_cost_no_more_readings_of_a_recipe_than_those_of_few(monkeypatch):
+    """A sweep of ten thousand runs has few recipes."""
+    runs = arms_of({"a": Truth(), "b": Saving()}, column="code_version")
+    runs["recipe"] = np.where(runs["code_version"] == "b", "model.heads=2 model.lanes=4", "model.heads=2")
+    read = []
+    settings = arms._settings
+    monkeypatch.setattr(arms, "_settings", lambda text: read.append(text) or settings(text))
+    counts = []
+    for repeats in (1, 20):
+        many = pd.concat([runs.assign(seed=seed) for seed in range(repeats)])
+        read.clear()
+        assert axes(many) == ["model.lanes"]
+        counts.append(len(read))
+    assert counts[0] == counts[1] < 50
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,16 @@ from importlib.metadata import version
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 
 from analysis import FitConfig, compare, fit, isoflop, plot, report
 from analysis.figures.power_law import power_law_figure
-from analysis.figures.study import points_figures, study_figures
+from analysis.figures.study import _in_unit, points_figures, study_figures
 from analysis.figures.style import save_figure, separated
 from analysis.isoflop.group import fit_groups
 from analysis.stats.noise import noise_floor
 from analysis.study.depth import depth_study
+from analysis.tables.points import points_table
 from tests.analysis.compare.test_score_difference import items_of
 from tests.analysis.figures import extents
 from tests.analysis.stats.test_bootstrap import points
@@ -119,6 +121,19 @@ def test_no_text_of_a_table_of_points_overlaps(case, swept):
     if swept == "tokens":
         table["x"] = table["compute"] / 6 / table["x"]
     assert extents.problems_of(points_figures(isoflop(table, x=swept, config=QUICK))) == []
+
+
+def test_no_text_or_key_of_a_table_in_bits_per_byte_names_nats():
+    table = points_table(points(noise=0.004), unit="bits_per_byte")
+    fit = isoflop(table, config=QUICK)
+    flag = "runs scatter by 0.004 nats"
+    flagged = replace(fit, group=replace(fit.group, flags=(flag,)))
+    assert "runs scatter by 0.004 bits/byte" in flagged.to_json() and "nats" not in flagged.to_json()
+    for drawn in points_figures(flagged):
+        drawn.figure.axes[0].set_title(flag)
+        texts = [text.get_text() for text in _in_unit(drawn, fit.unit).figure.findobj(Text)]
+        assert flag not in texts and "runs scatter by 0.004 bits/byte" in texts
+        assert "nats" not in " ".join([*texts, drawn.caption, *map(str, drawn.tables)])
 
 
 def test_the_check_sees_an_axis_without_its_unit():

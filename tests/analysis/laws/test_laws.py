@@ -7,6 +7,8 @@ import pandas as pd
 import pytest
 
 from analysis.laws.fit import fit_law
+from analysis.laws.identification import settle_vanished
+from analysis.laws.newton import Fit
 from analysis.laws.objective import Objective, log_terms, minimise
 from analysis.laws.registry import LAWS
 from analysis.tables.schema import TableError
@@ -150,7 +152,7 @@ def test_order_of_rows_and_units_do_not_matter():
     assert turned.to_json() == fit.to_json()
     millions = fit_law("surface", {"params": TRAIN["params"] / 1e6, "tokens": TRAIN["tokens"] / 1e6}, losses)
     for name in ("E", "alpha", "beta"):
-        assert millions.parameters[name] == pytest.approx(fit.parameters[name], rel=1e-10)
+        assert millions.parameters[name] == pytest.approx(fit.parameters[name], rel=1e-9)
     integers = {name: column.astype(np.int64) for name, column in TRAIN.items()}
     assert fit_law("surface", integers, losses).to_json() == fit.to_json()
 
@@ -214,6 +216,29 @@ def test_an_exponent_of_a_term_that_is_not_there_is_open():
     assert "beta = not identified: the amplitude of its term lies at a bound (best value" in fit.summary()
     low, high = fit.intervals["alpha"]
     assert low < 0.34 < high
+
+
+def test_a_vanished_term_is_left_at_its_bound_whatever_the_descent_did():
+    """The amplitude of nothing is no number: rounding alone would choose it, and its exponent."""
+    points, *_ = isoflops(data_amplitude=0.0)
+    law = LAWS["surface"]
+    terms = law.terms(points)
+    settled = []
+    for amplitude, beta in ((-25.0, 0.3), (-31.0, 2.0)):
+        theta = np.array([[0.5, 6.0, amplitude, 0.34, beta]])
+        assert [parameter.name for parameter in law.parameters] == ["E", "A", "B", "alpha", "beta"]
+        fit = Fit(
+            parameters=theta,
+            objective=np.zeros(1),
+            gradient=np.zeros(1),
+            curvature=np.zeros(1),
+            at_bound=np.zeros((1, 5), bool),
+        )
+        settled.append(settle_vanished(law, terms, fit))
+        assert settled[-1].at_bound.tolist() == [[False, False, True, False, False]]
+        assert settled[-1].parameters[0, [0, 1, 3]].tolist() == theta[0, [0, 1, 3]].tolist()
+        assert settled[-1].parameters[0, 2] == law.bounds[0][2]
+    assert settled[0].parameters[0, 4] == settled[1].parameters[0, 4]
 
 
 def test_an_end_that_a_bound_holds_is_open():

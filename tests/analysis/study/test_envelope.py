@@ -7,7 +7,8 @@ import pytest
 from analysis import FitConfig, fit
 from analysis.compare.compare import compare
 from analysis.report import html
-from analysis.study.envelope import least_losses, shortfall
+from analysis.study.envelope import least_losses
+from analysis.study.least_losses import shortfall
 from tests.analysis.synthetic import INSIDE, Truth, study
 
 QUICK = FitConfig(bootstrap=100, validation=False)

@@ -94,12 +94,43 @@ def test_a_unit_in_the_name_of_a_column_or_an_expression_is_read(capsys, saved):
     ):
         law = fitted(capsys, named, *columns, MAPPED[2])["group"]["estimators"][0]["laws"]["params"]
         assert law["coefficient"] == pytest.approx(AT_1E19, rel=1e-4)
-    unnamed = saved(table.assign(params=table["params"] / 1e6))
-    notes = fitted(capsys, unnamed, *MAPPED)["notes"]
-    assert (
-        "is no plausible number: is a column in another unit? write it as columns.params='N * 1e6'"
-        in notes[0]
-    )
+
+
+@pytest.mark.parametrize(
+    ("scales", "line"),
+    [
+        ({"params": 1e6}, ""),  # the only reading
+        ({"flops": 8.64e19}, "compute near 0.116 is not plausible: possible is compute in PF-days; "),
+        (
+            {"flops": 8.64e19, "params": 1e6},
+            "PF-days and params in millions; compute in ZFLOPs and params in millions; compute in EFLOPs and "
+            "params in millions; for the first, columns.compute='NAME * 8.64e19' columns.params='NAME * 1e6'",
+        ),
+    ],
+)
+def test_one_of_two_columns_in_another_unit_is_converted_or_refused(capsys, saved, scales, line):
+    """N in millions under FLOPs has one reading; compute of 0.1 has three, of which the table names none."""
+    table = points().drop(columns="tokens")
+    for name, scale in scales.items():
+        table[name] /= scale
+    data = saved(table)
+    if line:
+        assert line in refused(capsys, data, *MAPPED)
+        stated = ("columns.compute=flops * 8.64e19", f"columns.x=params * {scales.get('params', 1)}")
+        fit = fitted(capsys, data, *stated, MAPPED[2])
+    else:
+        fit = fitted(capsys, data, *MAPPED)
+        assert fit["notes"] == ["params near 228 was read as millions: multiplied by 1e6"]
+    laws = fit["group"]["estimators"][0]["laws"]
+    assert laws["params"]["coefficient"] == pytest.approx(AT_1E19, rel=1e-4)
+    assert laws["tokens"]["coefficient"] == pytest.approx(1e19 / 6 / AT_1E19, rel=1e-4)
+
+
+def test_a_law_of_sizes_in_other_units_says_so(capsys, saved):
+    table = points().assign(params=lambda frame: frame["params"] / 1e9)
+    loopscale.main(["fit", saved(table[["params", "tokens", "loss"]]), "law=surface", *QUICK[:2]])
+    text = capsys.readouterr().out
+    assert "params near 0.228 is not plausible: the law is in the table's own units" in text
 
 
 def test_budgets_that_jitter_by_three_per_cent_are_five(capsys, saved):
@@ -147,10 +178,70 @@ def test_equal_settings_with_other_losses_are_replicates(capsys, saved):
     )
 
 
-def test_points_of_two_learning_rates_are_no_replicates(capsys, saved):
-    table = pd.concat([points().assign(lr=0.02), points().assign(lr=0.04, loss=points()["loss"] + 0.1)])
+def rates():
+    """Three learning rates without noise: .02 is the best below 5e18 FLOPs, .04 above, .01 nowhere."""
+    tables = []
+    for rate, low, high in ((0.01, 0.1, 0.2), (0.02, 0.0, 0.03), (0.04, 0.05, 0.0)):
+        table = points()
+        extra = np.where(table["flops"] < 5e18, low, high)
+        tables.append(table.assign(lr=rate, loss=table["loss"] + extra))
+    return pd.concat(tables, ignore_index=True)
+
+
+def test_points_of_several_learning_rates_are_no_law_and_the_line_says_what_to_write(capsys, saved):
+    line = refused(capsys, saved(rates()), *MAPPED)
+    assert (
+        "points of equal compute and size differ in lr (0.01, 0.02, 0.04), and so do their losses: keep one, "
+        'where="lr == 0.01", or take the least loss over it, envelope=lr' in line
+    )
+    one = fitted(capsys, saved(rates()), *MAPPED, "where=lr == 0.01")
+    assert one["notes"] == ["where=lr == 0.01: 55 of 165 rows"]
+    loopscale.main(["fit", saved(rates()), "columns.compute=flops", "law=surface", *QUICK[:2]])
+    text = capsys.readouterr().out
+    assert 'differ in lr (0.01, 0.02, 0.04), and so do their losses: keep one, where="lr == 0.01"\n' in text
+
+
+def test_the_envelope_over_a_learning_rate_is_the_law_of_the_best(capsys, saved):
+    data = saved(rates())
+    fit = fitted(capsys, data, *MAPPED, "envelope=lr")
+    assert exponents(fit) == pytest.approx([A, 1 - A], abs=1e-6)
+    best = [(item["best"], item["at_edge"]) for item in fit["envelope"]["best"]]
+    assert best == [("lr=0.02", False)] * 2 + [("lr=0.04", True)] * 3
+    assert fit["envelope"]["cells"] == 55
+    loopscale.main(["fit", data, *MAPPED, *QUICK[:2], "envelope=lr"])
+    assert "envelope over lr: the least loss at each of 55 points" in capsys.readouterr().out
+    assert "has no column wd (it has compute, " in refused(capsys, data, *MAPPED, "envelope=lr,wd")
+    assert "it is of isoFLOP points alone" in refused(capsys, data, *MAPPED, "envelope=lr", "law=surface")
+    alone = saved(points().assign(lr=0.02))
+    assert "no two points of equal budget and size differ in it" in refused(
+        capsys, alone, *MAPPED, "envelope=lr"
+    )
+
+
+def test_the_least_of_equal_learning_rates_is_raised_to_their_loss(capsys, saved):
+    """The least of four of equal loss lies 1.03 standard deviations low on the mean (David 1981)."""
+    rng, sd = np.random.default_rng(5), 0.01
+    arms = [points().assign(lr=rate) for rate in (0.01, 0.02, 0.03, 0.04)]
+    table = pd.concat([arm.assign(loss=arm["loss"] + sd * rng.standard_normal(55)) for arm in arms])
+    fit = fitted(capsys, saved(table), *MAPPED, "envelope=lr", "unit=nats")
+    gaps = [
+        one["loss_nats"] - float(loss_of(size, one["budget_flops"] / 6 / size))
+        for one in fit["group"]["estimators"][0]["optima"]["params"]
+        for size in [OPTIMUM * one["budget_flops"] ** A]
+    ]
+    assert abs(np.mean(gaps)) < 0.6 * sd  # without, 1.03 sd low
+    assert max(fit["envelope"]["shortfalls_nats"]) < 1.2 * sd
+    assert fit["envelope"]["noise_nats"] == pytest.approx(sd, rel=0.1)
+
+
+def test_a_column_that_does_not_move_the_loss_is_named_and_pooled(capsys, saved):
+    rng = np.random.default_rng(6)
+    table = pd.concat([points().assign(host=name) for name in ("a", "b")])
+    table["loss"] += 0.003 * rng.standard_normal(len(table))
     fit = fitted(capsys, saved(table), *MAPPED)
-    assert fit["notes"] == ['points of equal compute and size differ in lr: take one, where="lr == 0.02"']
+    assert fit["notes"] == [
+        "points of equal compute and size differ in host, their losses by no more than noise"
+    ]
     assert "unknown" in fit["group"]["estimators"][0]["noise"]["source"]
 
 

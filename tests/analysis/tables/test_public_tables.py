@@ -125,6 +125,11 @@ def test_overtrained_models_give_the_law_that_scipy_finds(capsys):
             ("columns.compute=budget", "columns.x=N"),
             "points need loss: say columns.loss=NAME",
         ),
+        (
+            "synthetic_isodepth_truth",  # four recurrences in one
+            ("columns.compute=budget", "columns.params=N", "columns.loss=loss_true"),
+            "FLOPs per token are no line in the size, they scatter by 34 %: of several families take one",
+        ),
         ("gemstones_published_fits", (), "points need compute, x: say columns.compute=NAME columns.x=NAME"),
         ("MANIFEST", (), "(the table has file, rows, columns, source, license, note)"),
     ],

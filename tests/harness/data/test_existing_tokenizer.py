@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from harness.data.dataset import DataConfig, DataError, token_bytes
 from harness.data.prepare import prepare
@@ -74,6 +74,33 @@ def test_another_tokenizer_or_another_bos_is_another_data_set(corpus, foreign, t
     third = prepare(config(corpus, foreign, bos_token="<|endoftext|>"), tmp_path / "cache")
     assert third.bos == 400
     assert len({first, second.digest, third.digest}) == 3
+
+
+def test_a_tokenizer_saved_for_batches_of_one_length_loses_nothing(corpus, foreign, tmp_path):
+    """Truncation and padding belong to another use of it."""
+    clean = prepare(config(corpus, foreign), tmp_path / "clean")
+    tokenizer = Tokenizer.from_file(str(foreign))
+    tokenizer.enable_truncation(max_length=16)
+    tokenizer.enable_padding(length=64)
+    tokenizer.save(str(foreign))
+    batched = prepare(config(corpus, foreign), tmp_path / "batched")
+    assert batched.digest == clean.digest
+    np.testing.assert_array_equal(batched.train, clean.train)
+    assert json.loads((batched.folder / "tokenizer.json").read_text())["truncation"] is None
+
+
+def test_a_tokenizer_that_loses_text_is_refused_with_what_it_loses(corpus, foreign, tmp_path):
+    tokenizer = Tokenizer.from_file(str(foreign))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.save(str(tmp_path / "lower.json"))
+    with pytest.raises(DataError, match=r"lower\.json loses text: 'ABCD' becomes 'abcd'; use one that keeps"):
+        prepare(config(corpus, tmp_path / "lower.json"), tmp_path / "cache")
+    few = json.loads(foreign.read_text())
+    del few["model"]["vocab"]["Q"]
+    few["model"]["merges"] = [pair for pair in few["model"]["merges"] if "Q" not in "".join(pair)]
+    (tmp_path / "few.json").write_text(json.dumps(few))
+    with pytest.raises(DataError, match=r"few\.json loses text: 'QRST' becomes 'RSTU'"):
+        prepare(config(corpus, tmp_path / "few.json"), tmp_path / "cache")
 
 
 def test_a_vocabulary_past_65536_is_kept_in_32_bits(corpus, tmp_path):

@@ -1,3 +1,4 @@
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -259,3 +260,20 @@ def test_packed_validation_rows_are_full_and_distinct():
     assert ((batch.labels == IGNORED).sum(axis=1) <= 1).all()
     scored = batch.labels[batch.labels > 0]
     assert len(scored) == len(set(scored.tolist()))
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/smaps").exists(), reason="Linux alone shows what a mapping is advised"
+)
+def test_rows_are_read_without_read_ahead(tiny_run, cache):
+    """Read-ahead around rows at random places reads hundreds of times what a batch needs."""
+    loopscale.data(tiny_run)
+    data = prepare(loopscale.compose(tiny_run).runs["looped_40k"].data, cache)
+    training_rows(data, seed=0, batch_sequences=4, sequence_length=32, packing="best_fit")
+    maps = Path("/proc/self/smaps").read_text().split("VmFlags: ")
+    flags = [
+        after.splitlines()[0].split()
+        for before, after in pairwise(maps)
+        if str(data.folder / "train.bin") in before
+    ]
+    assert flags and "rr" in flags[-1]  # random read, see proc(5)

@@ -106,7 +106,10 @@ def test_torchrun_and_submitit_start_the_same_run(tiny, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     settings = [*tiny, "steps=10", "training.batch_sequences=4", "training.parallel=fsdp"]
     by_torchrun = subprocess.run(
-        [*command, "-m", "loopscale", "train", *settings], capture_output=True, text=True, check=False
+        [*command, "-m", "loopscale", "train", *settings, "format=json"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert by_torchrun.returncode == 0, by_torchrun.stderr[-2000:]
     record = json.loads(by_torchrun.stdout)  # of one process alone

@@ -46,3 +46,15 @@ def test_owners_carry_equal_loads():
     # By hand: 40 | 30, 20 to the second (50), 20 to the first (60), 10 to the second (60).
     assert [owners[f"m{i}"] for i in range(5)] == [0, 1, 1, 0, 1]
     assert set(assign_owners({"only": 5}, 4).values()) == {0}
+
+
+def test_what_is_read_lies_where_torch_puts_its_own(tmp_path):
+    """On AVX2, MKL's products end in other bits where an operand does not begin at a multiple of 64 bytes."""
+    tensors = {f"t{rows}": torch.randn(rows, 13) for rows in range(7, 13)} | {"steps": torch.tensor(7)}
+    index = write_shards(
+        tmp_path / "one.safetensors", {name: unsharded(tensor) for name, tensor in tensors.items()}
+    )
+    reader = ShardReader(tmp_path, index)
+    assert [reader.tensor(name).data_ptr() % 64 for name in tensors] == [0] * len(tensors)
+    rows = [reader.rows(name, 1, 5) for name in tensors if name != "steps"]
+    assert [part.data_ptr() % 64 for part in rows] == [0] * len(rows)

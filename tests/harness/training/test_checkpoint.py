@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 
 import pytest
@@ -82,3 +83,27 @@ def test_what_a_killed_save_left_behind_is_removed(tmp_path):
     (tmp_path / ".step_00000003.4711").mkdir(parents=True)
     save(tmp_path, checkpoint(4), keep=2)
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000004"]
+
+
+def test_a_file_that_the_system_does_not_give_is_no_corruption(tmp_path):
+    """A lost permission or a stale mount passes; advice to delete would cost the run."""
+    save(tmp_path, checkpoint(1), keep=2)
+    file = save(tmp_path, checkpoint(2), keep=2) / "model.safetensors"
+    file.unlink()
+    file.symlink_to(file)  # root may read everything, but not this
+    with pytest.raises(
+        OSError, match=r"Too many levels of symbolic links: .*step_00000002/model\.safetensors"
+    ):
+        load_newest(tmp_path)
+
+
+def test_files_have_the_mode_that_the_umask_leaves(tmp_path):
+    """For colleagues of a group; safetensors writes for the owner alone."""
+    before = os.umask(0o002)
+    try:
+        files = list(save(tmp_path, checkpoint(1), keep=1).iterdir())
+    finally:
+        os.umask(before)
+    assert {file.name: file.stat().st_mode & 0o777 for file in files} == dict.fromkeys(
+        (file.name for file in files), 0o664
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -140,3 +141,21 @@ def test_bad_config_and_code_error(make, cache, monkeypatch):
         run_job(broken.path, cache)
     assert named(broken) == ("failed", "code_error")
     assert "1 / 0" in (broken.path / "logs" / "error_1.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("number", "failure_class"),
+    [(errno.EIO, "lost"), (errno.ESTALE, "lost"), (errno.ENOSPC, "lost"), (errno.EACCES, "code_error")],
+)
+def test_an_error_of_the_file_system_is_worth_another_attempt(
+    make, cache, monkeypatch, number, failure_class
+):
+    folder, _ = make("steps=2", parent=str(number))
+
+    def fails(*_):
+        raise OSError(number, os.strerror(number), "metrics.jsonl")
+
+    monkeypatch.setattr("harness.training.train.draw", fails)
+    with pytest.raises(OSError, match=r"metrics\.jsonl"):
+        run_job(folder.path, cache)
+    assert folder.status().failure_class == failure_class and "metrics.jsonl" in folder.status().message

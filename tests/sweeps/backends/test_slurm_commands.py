@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +16,9 @@ import loopscale
 from model.config_validation import ConfigError
 from sweeps.backends.base import CurrentJob, JobElement, JobState, SchedulerError
 from sweeps.backends.job_array import JobArray, Submitted, read_arrays, write_array, write_submitted
-from sweeps.backends.registry import current_job
+from sweeps.backends.registry import current_job, open_backend
 from sweeps.backends.slurm.cluster import Slurm
-from sweeps.backends.slurm.states import parse_accounting, parse_duration, parse_queue
+from sweeps.backends.slurm.states import indices, parse_accounting, parse_duration, parse_queue
 from sweeps.config.cluster import ClusterConfig, Resources
 from sweeps.launch.code_snapshot import take_snapshot
 from sweeps.planning.cost import ESTIMATED, MEASURED, SIMILAR, Throughputs, known_throughputs, shape_of
@@ -89,6 +90,29 @@ def test_a_lost_answer_is_not_sent_twice(commands, batch, tmp_path):
     assert len(sent()) == 1 and "--name=s-abc" in asked()[0]
 
 
+OF_A_JOB = {
+    "SLURM_JOB_ID": "7", "SLURM_MEM_PER_CPU": "100", "SBATCH_MEM": "1", "SUBMITIT_EXECUTOR": "slurm",
+    "RANK": "1", "WORLD_SIZE": "2", "MASTER_PORT": "5", "TORCHELASTIC_RUN_ID": "x",
+}  # fmt: skip
+
+
+def test_a_launch_from_within_a_job_hands_nothing_of_it_on(commands, batch, tmp_path, monkeypatch):
+    """What memory that job has contradicts what the new one asks for, and its rank is no rank of theirs."""
+    kept = {"SLURM_CONF": "/etc/slurm.conf", "HOME": str(tmp_path)}
+    for name, value in (OF_A_JOB | kept).items():
+        monkeypatch.setenv(name, value)
+    commands("sbatch", f"env > {tmp_path / 'seen'}; echo 'Submitted batch job 5'")
+    commands("squeue", "true")
+    assert Slurm(ClusterConfig(kind="slurm")).submit(tmp_path, batch, "1") == "5"
+    seen = dict(line.split("=", 1) for line in (tmp_path / "seen").read_text().splitlines() if "=" in line)
+    assert not OF_A_JOB.keys() & seen.keys() and kept.items() <= seen.items()
+    assert OF_A_JOB.items() <= os.environ.items(), "and this process is as it was"
+    started = {}
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **how: started.update(how["env"]))
+    open_backend(ClusterConfig(parallel_runs=1)).start_workers(tmp_path)
+    assert not OF_A_JOB.keys() & started.keys() and kept.items() <= started.items()
+
+
 def test_what_never_arrived_is_sent_again(commands, batch, tmp_path):
     once = tmp_path / "once"
     script = (
@@ -132,6 +156,58 @@ def test_squeue_is_asked_once_and_read_by_name_and_index(commands, batch):
 def test_a_job_that_a_failing_node_could_not_start_is_not_waited_for():
     (stuck,) = parse_queue("s-abc|0|PENDING|launch failed requeued held||1:00|12").values()
     assert not stuck.is_live and stuck.is_stuck and stuck.failure_class == "node_failure"
+
+
+def test_the_record_of_a_cancelled_array_is_no_element():
+    """What squeue prints for minutes after the waiting elements of an array were cancelled."""
+    text = "s-abc|N/A|CANCELLED|None||1:00|12\ns-abc|1|RUNNING|None|n7|5:00|12\n"
+    assert list(parse_queue(text)) == [("s-abc", 1)]
+
+
+@pytest.mark.parametrize(
+    ("parse", "line"),
+    [
+        (parse_queue, "s-abc|1|RUNNING"),
+        (parse_queue, "s-abc|first|RUNNING|None|n7|5:00|12"),
+        (parse_accounting, "a new headline of this version"),
+    ],
+)
+def test_a_line_that_is_not_understood_is_named_and_passed_over(parse, line):
+    known = {
+        parse_queue: "s-abc|2|RUNNING|None|n7|5:00|12",
+        parse_accounting: "12_2|s-abc|COMPLETED|n7",
+    }
+    with pytest.warns(UserWarning, match=f"not understood and passed over: {re.escape(line)}"):
+        elements = parse(f"{line}\n{known[parse]}\n")
+    assert list(elements) == [("s-abc", 2)]
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("7", [7]),
+        ("[0-3,8-12:2%4]", [0, 1, 2, 3, 8, 10, 12]),
+        ("[5,9-10]", [5, 9, 10]),
+        ("[1-2,...", [1, 2]),
+        ("", []),
+    ],
+)
+def test_ranges_of_waiting_elements_are_expanded(text, numbers):
+    assert indices(text) == numbers
+
+
+def test_accounting_names_elements_that_never_ran_in_one_line():
+    text = (
+        "12_[2-4%2]|s-abc|CANCELLED by 0|None assigned\n12_[5-9]|s-abc|PENDING|None assigned\n"
+        "12_0|s-abc|FAILED|n7\n12_0.batch|batch|OUT_OF_MEMORY|n7\n"
+        "12_1|s-abc|CANCELLED by 0|n8\n12_1.extern|extern|COMPLETED|n8\n"
+    )
+    states = {place: element.state for place, element in parse_accounting(text).items()}
+    assert states == {
+        ("s-abc", 0): JobState.OUT_OF_MEMORY,
+        ("s-abc", 1): JobState.CANCELLED,
+        **{("s-abc", index): JobState.CANCELLED for index in (2, 3, 4)},
+    }
 
 
 def test_the_time_left_is_read_as_squeue_prints_it():

@@ -1,12 +1,15 @@
 """fit and report on data that is no sweep, from the command line."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 import loopscale
+from analysis.figures.style import ReportFigure
 from tests.analysis.compare.test_score_difference import items_of
 from tests.analysis.stats.test_bootstrap import points
 from tests.analysis.synthetic import INSIDE, study
@@ -74,6 +77,59 @@ def test_reports_of_points_and_of_published_numbers_are_written(csv, tmp_path, c
     assert "Optimal parameters: N* = " in page.read_text()
     table = pd.read_csv(page.parent / "figures" / "isoflop_points.csv")
     assert np.isfinite(table["params"]).all()
+
+
+@pytest.fixture
+def blank_curves(monkeypatch):
+    """Leave the figures of isoFLOP groups blank, which take most of a report's time."""
+    blank = ReportFigure(name="blank", caption="", figure=Figure(figsize=(1, 1)), tables={})
+    for name in ("isoflop_figure", "isoflop_by_budget_figure", "power_law_figure", "frontier_figure"):
+        monkeypatch.setattr(f"analysis.figures.study.{name}", lambda *_: blank)
+
+
+@pytest.mark.parametrize(
+    ("named", "arm", "gap"),
+    [((), "linear", 0.025), (("arms=injection", "reference=linear"), "diagonal", -0.025)],
+)
+def test_a_report_compares_the_arms_of_its_axes_or_those_that_are_named(
+    named, arm, gap, tmp_path, capsys, blank_curves
+):
+    runs = study(budgets=INSIDE[:2], recurrences=(2, 4), fixed=False)[0]
+    other = runs.assign(injection="linear", run_id=runs["run_id"] + "b")
+    other["val_loss_nats"] += 0.025
+    pd.concat([runs, other]).to_csv(tmp_path / "arms.csv", index=False)
+    loopscale.main(["report", f"data={tmp_path / 'arms.csv'}", *named, *QUICK, f"root={tmp_path}"])
+    page = Path(capsys.readouterr().out.strip())
+    drawn = pd.read_csv(page.parent / "figures" / "arms_differences.csv")
+    assert drawn["nats"].tolist() == pytest.approx([gap] * 2)
+    text = page.read_text()
+    assert "<h2>Arms of injection</h2>" in text and f"<td>injection={arm}</td>" in text
+    assert text.count(f"<td>{gap:+.4f} [{gap:+.4f}, {gap:+.4f}]</td>") == 3  # budgets and their mean
+    assert 'id="arms"' in text
+
+
+def test_a_report_over_device_hours_shows_the_laws_of_the_fit(tmp_path, capsys, drawn_glyphs):
+    runs = study(budgets=INSIDE, fixed=False)[0]
+    seconds = 30 + runs["tokens"] * (2e-6 + 0.9e-6 * runs["mean_recurrence"])
+    runs.assign(device_s=seconds, kernels="reference").to_csv(tmp_path / "timed.csv", index=False)
+    hours = [f"data={tmp_path / 'timed.csv'}", "cost=device_hours", *QUICK]
+    loopscale.main(["fit", *hours, "format=json"])
+    (group,) = json.loads(capsys.readouterr().out)["groups"]
+    loopscale.main(["report", *hours, f"root={tmp_path}"])
+    page = Path(capsys.readouterr().out.strip())
+    assert page.parent.name == "timed_device_hours"
+    optima = pd.read_csv(page.parent / "figures" / "device_hours_optima.csv")
+    expected = [one["value"] for law in group["laws"].values() for one in law["optima"]]
+    assert optima["value"].to_numpy() == pytest.approx(np.array(expected, float), nan_ok=True)
+    clock = pd.read_csv(page.parent / "figures" / "device_hours_seconds.csv")
+    assert clock["us_per_token"].to_numpy() == pytest.approx(2 + 0.9 * clock["mean_recurrence"].to_numpy())
+    text = page.read_text()
+    for law in group["laws"].values():
+        assert f"^{law['exponent']:.3f} [" in text and law["isoflop_exponent"] in text
+    line = "law=surface: a report shows the isoFLOP laws"
+    with pytest.raises(SystemExit):
+        loopscale.main(["report", *hours, "law=surface"])
+    assert line in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

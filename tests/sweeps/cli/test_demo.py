@@ -13,7 +13,7 @@ import pytest
 
 import loopscale
 from sweeps.cli import demo
-from sweeps.config.commands import FitTableConfig
+from sweeps.config.commands import CompareConfig
 from sweeps.state.ledger import read_ledger
 from tests.waiting import wait_for
 
@@ -57,8 +57,8 @@ def test_a_killed_demo_continues_and_reports(overrides, tmp_path, capsys, monkey
     done = {
         run.run_id: run.record() for run in read_ledger(folder).runs(folder) if run.status().state == "done"
     }
-    quick = functools.partial(FitTableConfig, bootstrap=100, validation=False)
-    monkeypatch.setattr(demo, "FitTableConfig", quick)
+    quick = functools.partial(CompareConfig, bootstrap=100, validation=False)
+    monkeypatch.setattr(demo, "CompareConfig", quick)
     page = loopscale.demo(overrides)
     out = capsys.readouterr().out.splitlines()
     runs = read_ledger(folder).runs(folder)

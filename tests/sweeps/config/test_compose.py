@@ -101,3 +101,30 @@ def test_null_still_means_none_and_a_column_may_hold_any_signs():
     assert compose_table("fit", ["data=null"]).data is None
     column = "val/loss (nats), last = final"
     assert compose_table("fit", [f"columns.loss={column}"]).columns == {"loss": column}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../outside",
+        "/absolute",
+        "a\\b",
+        "a|b",
+        "a,b",
+        "%j",
+        ".hidden",
+        "-option",
+        " blank",
+        "blank ",
+        "two\nlines",
+        "",
+    ],
+)
+def test_a_sweep_is_not_called_by_what_leads_elsewhere(name):
+    with pytest.raises(ConfigError, match=r"^sweep\.name=.* becomes a folder and a job's name: it may not"):
+        loopscale.compose(["sweep=demo", f"sweep.name={name}" if name else "sweep.name=''"])
+
+
+@pytest.mark.parametrize("name", ["a b", "it's", "größe", "x$(id)", "a=b", "v1.2-c", "[1]"])
+def test_other_letters_and_signs_are_taken_as_they_are(name):
+    assert loopscale.compose(["sweep=demo", f"sweep.name={name}"]).sweep.name == name

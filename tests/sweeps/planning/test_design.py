@@ -169,7 +169,7 @@ def test_a_search_for_the_optimum_tells_the_width_of_the_optimum(place, monkeypa
     few = ["assume.recurrences=[2,4,6,10,16]", "assume.max_runs=20", "assume.seed_nats=0.001"]
     asked = ["assume.quantity=optimum", "assume.target_flops=1e20", "assume.analysts=1", "assume.max_seeds=1"]
     result = search.search(loopscale.compose([*place, *SMALL, *QUICK, *few, *asked, "allowance=3e20"]))
-    resolved = result.found[0].resolved["shared shape"]
+    resolved = result.searched[0].resolved["shared shape"]
     (other,) = (i for i in resolved if i.at_flops == 1e20 and i.quantity == "mean_recurrence")
     assert f"interval of µ* at 1e20 FLOPs a factor of {np.exp(other.interval):.3g}" in result.summary()
 

@@ -22,6 +22,7 @@ from harness.storage.files import exclusive
 from model.config_validation import ConfigError
 from sweeps.backends import local
 from sweeps.backends.local import LocalPool, slot
+from sweeps.cli import progress
 from sweeps.config.cluster import ClusterConfig
 from sweeps.launch.launch import write_ledger
 from sweeps.state.eta import LOST
@@ -206,7 +207,7 @@ def test_one_run_is_shown_whole_and_repeated_by_its_command(finished, table, cap
         line for line in json.loads(capsys.readouterr().out)["repeat"].splitlines() if "train" in line
     ]
     words = shlex.split(command)
-    loopscale.main(words[words.index("train") :])
+    loopscale.main([*words[words.index("train") :], "format=json"])
     again = json.loads(capsys.readouterr().out)
     assert again["val_loss_nats"] == run.record()["val_loss_nats"] and again["run_id"] == run.run_id
     assert again["sweep"] == "single"
@@ -216,6 +217,24 @@ def test_a_finished_sweep_is_watched_to_its_end(finished, table, capsys):
     capsys.readouterr()
     loopscale.main(["status", *table, "watch=true"])
     assert "6 done" in capsys.readouterr().out
+
+
+def test_ctrl_c_ends_the_watching_and_says_that_the_runs_go_on(finished, table, capsys, monkeypatch):
+    def interrupted(folder, page):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sweeps.cli.progress.watch_until_idle", interrupted)
+    loopscale.main(["status", *table, "watch=true"])
+    out, err = capsys.readouterr()
+    assert "no longer watched; the runs go on" in err and "interrupted" not in err and "6 done" in out
+
+
+def test_a_run_without_a_loss_yet_is_watched_without_one(finished):
+    state = status(finished)
+    state.rows[0].update(status="running", train_loss_nats=float("nan"), step=0)
+    state.rows[1].update(status="running", train_loss_nats=2.5)
+    text = progress._Meter().line(state)
+    assert text.endswith("training losses now: 2.500") and "nan" not in text
 
 
 def test_one_failed_run_is_retried_alone(finished, table):

@@ -1,0 +1,176 @@
+"""`loopscale new`: a commented sweep file from a few answers, priced and simulated."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.storage.files import write_text
+from model.config_validation import ConfigError
+from sweeps.cli.help import Command
+from sweeps.config.commands import NewConfig
+from sweeps.config.compose import compose_study, compose_table
+from sweeps.config.folders import CONF, NAME, choices, find, user_folders
+
+if TYPE_CHECKING:
+    from sweeps.config.study import StudyConfig
+    from sweeps.planning.new_sweep import Reference
+
+FOLDER = Path("conf") / "sweep"
+BRIEF = {"studies": 200, "analysts": 10, "bootstrap": 100}  # a simulation of seconds
+
+
+def new_sweep(settings: NewConfig) -> tuple[Path, StudyConfig, Reference]:
+    """Write the sweep file that `settings` describe; return it, its study and the sweep it follows.
+
+    Raises
+    ------
+    ConfigError : the name is taken, or the scale or the budgets are not given; nothing is written.
+    """
+    from sweeps.planning import new_sweep as new
+
+    _check_name(settings.sweep)
+    scale = _required(settings.scale, "scale", "a file of conf/model, e.g. looped_30k")
+    model = new.looped_model(scale)
+    reference = new.closest_reference(scale, model)
+    content = new.recipe(scale, model, reference, settings.data)
+    if settings.path is not None:
+        content = dataclasses.replace(content, path=str(Path(settings.path).expanduser().resolve()))
+    recurrences = sorted(set(settings.mean_recurrences or reference.settings["sweep"]["mean_recurrences"]))
+
+    def composed(budgets: list[float], folder: Path) -> tuple[str, StudyConfig]:
+        cells = new.noise_cells(recurrences, budgets)
+        grid = {"mean_recurrences": recurrences, "budgets_flops": budgets, "cells": cells}
+        text = new.sweep_text(settings.sweep, _command(settings), content, grid)
+        path = folder / f"{settings.sweep}.yaml"
+        path.write_text(text, encoding="utf-8")
+        places = [f"cluster={settings.cluster}", f"root={settings.root}", f"cache={settings.cache}"]
+        return text, compose_study([f"sweep={path}", *places])
+
+    with tempfile.TemporaryDirectory() as trial:  # a file that does not compose is not left behind
+        if settings.allowance is not None:
+            _, study = composed([1.0], Path(trial))
+            flops = new.allowance_in_flops(study, settings.allowance)
+            budgets = new.ladder(flops, recurrences)
+        elif settings.budgets_flops:
+            budgets = sorted(set(settings.budgets_flops))
+        elif scale == reference.scale:
+            budgets = [float(flops) for flops in reference.settings["sweep"]["budgets_flops"]]
+        else:
+            raise ConfigError(
+                f"no shipped sweep has budgets for {scale}: give budgets_flops=1e12,2e12,... or "
+                "allowance=..., FLOPs or device-hours as 20h"
+            )
+        text, study = composed(budgets, Path(trial))
+    path = FOLDER / f"{settings.sweep}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, text)
+    return path, study, reference
+
+
+def _check_name(name: str) -> None:
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"sweep={name}: name it with letters, digits, '_', '-' and '.' alone")
+    if (taken := find("sweep", name)) is not None:
+        raise ConfigError(f"sweep={name}: {taken} exists already; choose another name, or edit that file")
+
+
+def _required(value: str | None, key: str, meaning: str) -> str:
+    if value is None:
+        raise ConfigError(f"{key} is not set: {key}=..., {meaning}")
+    return value
+
+
+def _command(settings: NewConfig) -> str:
+    """Return the command that writes the same file."""
+    words = ["loopscale", "new", "sweep", settings.sweep]
+    for item in dataclasses.fields(settings)[1:]:
+        value = getattr(settings, item.name)
+        if value not in (None, item.default):
+            values = value if isinstance(value, list) else [value]
+            written = ",".join(one if isinstance(one, str) else f"{one:.12g}" for one in values)
+            words.append(shlex.quote(f"{item.name}={written}"))
+    return " ".join(words)
+
+
+def _new(overrides: list[str]) -> str:
+    settings = compose_table("new", overrides)
+    if sys.stdin.isatty():
+        settings = _asked(settings, overrides)
+    path, study, reference = new_sweep(settings)
+    from sweeps.planning.plan import plan
+
+    planned = plan(study)
+    places = [
+        f"{key}={getattr(settings, key)}"
+        for key in ("cluster", "root", "cache")
+        if getattr(settings, key) != getattr(NewConfig, key)
+    ]
+    following = " ".join(["loopscale launch", f"sweep={settings.sweep}", *map(shlex.quote, places)])
+    source = f"as the shipped sweep {reference.name}; the comments in the file say what was carried over"
+    return "\n".join(
+        [f"{path}: {source}", planned.summary(), *_designed(study, reference), f"next: {following}"]
+    )
+
+
+def _designed(study: StudyConfig, reference: Reference) -> list[str]:
+    """Return what the grid would resolve under a known law of its scale, or why that is not known."""
+    from analysis.tables.schema import TableError
+    from sweeps.planning.design import design
+
+    (scale,) = study.runs
+    assume: dict[str, Any] = dict(BRIEF)
+    option = ""
+    if scale == reference.scale and reference.study is not None:
+        folder = str(reference.study)
+        assume |= {"law": f"{folder}/laws.json", "noise_from": folder}
+        option = f" assume.law={folder}/laws.json assume.noise_from={folder}"
+    study = dataclasses.replace(study, assume=dataclasses.replace(study.assume, **assume))
+    more = f"loopscale plan sweep={study.sweep.name} design=true{option}"
+    try:
+        (result,) = design(study)
+    except (ConfigError, TableError) as error:
+        return [f"design: {error}"]
+    return [
+        result.summary(),
+        f"this was a brief simulation; {more} has the figure and intervals of a full one",
+    ]
+
+
+def _asked(settings: NewConfig, overrides: Sequence[str]) -> NewConfig:
+    """Return the settings with answers to what is not given; an empty answer is the default."""
+    answers: list[str] = []
+
+    def ask(question: str) -> str:
+        print(f"{question}: ", end="", file=sys.stderr, flush=True)
+        return sys.stdin.readline().strip().replace(" ", "")
+
+    if settings.scale is None:
+        names = [name for name in choices("model", [*user_folders(), CONF]) if "transformer" not in name]
+        answers.append("scale=" + ask(f"scale ({', '.join(names)})"))
+    if settings.budgets_flops is None and settings.allowance is None:
+        given = ask(
+            "FLOP budgets, as 1e12,2e12,4e12; or one allowance for all runs, FLOPs as 1e14 or device-hours "
+            "as 20h (empty: the budgets of the shipped sweep of that scale)"
+        )
+        if given:
+            answers.append(f"{'budgets_flops' if ',' in given else 'allowance'}={given}")
+    if settings.mean_recurrences is None and (given := ask("mean recurrences µ (empty: 2,4,6,8,10,12)")):
+        answers.append(f"mean_recurrences={given}")
+    return compose_table("new", [*overrides, *answers])
+
+
+COMMANDS = {
+    "new": Command(
+        run=_new,
+        summary="write a commented sweep file for a scale, priced and simulated",
+        example="loopscale new sweep NAME scale=looped_30k allowance=2e14",
+        settings="table/new",
+        positional="sweep",
+    )
+}

@@ -1,0 +1,130 @@
+"""What `fit` and `compare` are bound to refuse of a planned sweep, by their own rules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def bound_refusals(frame: pd.DataFrame, max_depth: int) -> list[str]:
+    """Return one line for each law or comparison that no loss of these runs can save.
+
+    Parameters
+    ----------
+    frame : the plan's cells on budgets, with their verdicts (see `plan`).
+    max_depth : largest test-time depth at which the runs will be evaluated.
+    """
+    used = frame[frame["verdict"] == "OK"]
+    looped = used[used["kind"] == "looped"]
+    if looped.empty:
+        return []
+    notes = [
+        f"{scale}: {note}"
+        for scale, cells in used.groupby("scale", sort=False)
+        if (cells["kind"] == "looped").any()
+        for note in (*_isoflop_laws(cells), *_unified_law(cells), *_control(cells))
+    ]
+    return [*notes, *_iso_depth_law(used), *_depth_curves(looped, max_depth), *_noise(used)]
+
+
+def _isoflop_laws(cells: pd.DataFrame) -> Iterator[str]:
+    """Yield the refusals of one scale. Cells of one recipe make a curve per budget on f(µ, µ / 2)."""
+    from analysis.config import MIN_SURFACE_RUNS, MIN_SURFACE_VALUES
+    from analysis.isoflop.geometry import MIN_BUDGETS, MIN_SWEPT, backprop_share, on_isoflop_curve
+    from analysis.tables.selection import groups
+
+    enough = runs = values = 0  # of the recipe that has most
+    looped = cells[cells["kind"] == "looped"]
+    for _, group in groups(looped):
+        curve = group[on_isoflop_curve(group, backprop_share(group))]
+        swept = curve.groupby("target_flops")["mean_recurrence"].nunique()
+        enough = max(enough, int((swept >= MIN_SWEPT).sum()))
+        runs = max(runs, len(group))
+        values = max(values, min(group[name].nunique() for name in ("mean_recurrence", "tokens")))
+    if enough < MIN_BUDGETS:
+        yield (
+            f"fit is bound to refuse laws of the optimal recurrence and tokens. They need {MIN_BUDGETS} "
+            f"budgets with {MIN_SWEPT} or more recurrences on the curve (even µ); {enough} of "
+            f"{looped['target_flops'].nunique()} have them"
+        )
+    if runs < MIN_SURFACE_RUNS or values < MIN_SURFACE_VALUES:
+        yield (
+            f"fit is bound to refuse the surface. It needs {MIN_SURFACE_RUNS} looped runs of one recipe at "
+            f"{MIN_SURFACE_VALUES} recurrences and token counts; there are {runs} at {values}"
+        )
+
+
+def _unified_law(cells: pd.DataFrame) -> Iterator[str]:
+    from analysis.config import MIN_CURVES
+    from analysis.tables.selection import groups
+
+    curves = max(len(group) for _, group in groups(cells[cells["kind"] == "looped"]))
+    if curves < MIN_CURVES:
+        yield (
+            f"fit is bound to refuse the unified law of depth curves. It needs {MIN_CURVES} looped runs of "
+            f"one recipe; there are {curves}"
+        )
+
+
+def _control(cells: pd.DataFrame) -> Iterator[str]:
+    kinds = cells.groupby("target_flops")["kind"].unique()
+    looped = [set(found) for found in kinds if "looped" in found]
+    alone = sum("fixed" not in found for found in looped)
+    if alone:
+        yield (
+            f"compare is bound to leave out {alone} of {len(looped)} budgets, which have no fixed-depth "
+            "control: sweep.control=fixed"
+        )
+
+
+def _iso_depth_law(used: pd.DataFrame) -> Iterator[str]:
+    """Yield what the runs of no accounting and arm determine."""
+    from analysis.config import MIN_ISO_DEPTH_RUNS
+    from analysis.tables.arms import axes, axis_values
+
+    arms = [axis_values(used, name).astype(str) for name in axes(used)]
+    pools = [pool for _, pool in used.groupby([used["accounting"], *arms], sort=False)]
+    runs = max(map(len, pools))
+    sizes, recurrences = (
+        max(pool[name].nunique() for pool in pools) for name in ("scale", "mean_recurrence")
+    )
+    if runs < MIN_ISO_DEPTH_RUNS:
+        yield (
+            f"fit is bound to refuse the iso-depth law. It needs {MIN_ISO_DEPTH_RUNS} runs of one recipe; "
+            f"there are {runs}"
+        )
+    elif sizes < 2 or recurrences < 2:
+        yield (
+            "fit is bound to leave phi of the iso-depth law undetermined. It needs two sizes and two "
+            f"recurrences of one recipe; there are {sizes} and {recurrences}"
+        )
+
+
+def _depth_curves(looped: pd.DataFrame, max_depth: int) -> Iterator[str]:
+    from analysis.config import MIN_DEPTHS, MIN_RATE_RECURRENCES, MIN_RATES
+
+    if max_depth < MIN_DEPTHS:
+        yield (
+            f"fit is bound to refuse every law of test-time depth. It needs {MIN_DEPTHS} depths; "
+            f"evaluation.max_depth={max_depth}"
+        )
+        return
+    recurrences = looped["mean_recurrence"].nunique()
+    if len(looped) < MIN_RATES or recurrences < MIN_RATE_RECURRENCES:
+        yield (
+            f"fit is bound to refuse the law of the depth rate z over µ. It needs {MIN_RATES} looped runs at "
+            f"{MIN_RATE_RECURRENCES} recurrences; there are {len(looped)} at {recurrences}"
+        )
+
+
+def _noise(used: pd.DataFrame) -> Iterator[str]:
+    from analysis.tables.selection import CELL
+
+    if (used.groupby(list(CELL), dropna=False)["seed"].nunique() < 2).all():
+        yield (
+            "compare is bound to give no interval and no verdict: no cell has two seeds, which measure the "
+            "training noise"
+        )

@@ -1,0 +1,238 @@
+"""A new sweep file for a scale, with the vocabulary, batch and rates of the closest shipped sweep."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from model.config import ModelConfig
+from model.config_validation import ConfigError
+from model.flops import flops_per_token
+from sweeps.config.compose import compose_study
+from sweeps.config.folders import CONF, find
+from sweeps.config.study import StudyConfig
+from sweeps.planning.design import allowance_flops
+from sweeps.planning.plan import plan
+
+# Shipped sweeps whose rates were tuned or published for their scale.
+REFERENCES = ("demo", "study_15k", "study_30k", "study_60k", "isoflop_140m", "isoflop_370m")
+SIMILAR = 2.0  # ratio of two widths below which the same vocabulary is taken
+LADDER = 5  # budgets from an allowance, a factor of two apart
+REPLICATES = [1, 2]  # further seeds of two cells
+_OF_A_SHAPE = ("micro_batch", "threads")  # training keys that fit one scale on one machine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """A shipped sweep: the groups that it chooses, its settings by section, and its model file."""
+
+    name: str
+    groups: dict[str, str]  # such as {"model": "looped_30k"}
+    settings: dict[str, dict[str, Any]]  # by section: sweep, optimizer, data, ...
+    model: dict[str, Any]
+
+    @property
+    def scale(self) -> str:
+        """Return the scale that it trains."""
+        return self.groups["model"]
+
+    @property
+    def study(self) -> Path | None:
+        """Return the folder of its committed results, None if there are none."""
+        folder = CONF.parent / "docs" / "study" / self.name
+        return folder if (folder / "laws.json").exists() else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a sweep file holds beside its grid."""
+
+    groups: dict[str, str]
+    sections: dict[str, dict[str, Any]]
+    comments: dict[str, str]  # of the sections: where the values come from
+    path: str | None = None  # of the text, for data=text
+
+
+def looped_model(scale: str) -> ModelConfig:
+    """Return the model of a scale; raises ConfigError if it is unknown or has no loop."""
+    (run,) = compose_study([f"model={scale}"]).runs.values()
+    if run.model.kind != "looped":
+        raise ConfigError(f"scale={scale}: its kind is {run.model.kind}; choose a looped model of conf/model")
+    return run.model
+
+
+def closest_reference(scale: str, model: ModelConfig) -> Reference:
+    """Return the shipped sweep of this scale, else of the same layout and the most similar width."""
+    alone = model.prelude_layers + model.coda_layers == 0
+
+    def distance(reference: Reference) -> tuple[bool, bool, float]:
+        outside = reference.model["prelude_layers"] + reference.model["coda_layers"]
+        ratio = abs(math.log(reference.model["width"] / model.width))
+        return reference.scale != scale, (outside == 0) != alone, ratio
+
+    return min(map(_reference, REFERENCES), key=distance)
+
+
+def recipe(scale: str, model: ModelConfig, reference: Reference, data: str | None) -> Recipe:
+    """Return the groups and sections of a sweep file but its grid: those of `reference`, fitted to `scale`.
+
+    AdamW's rates are carried over to another width by `optimizer.lr_scaling=mup_width`.
+    """
+    source, width = f"conf/sweep/{reference.name}.yaml", reference.model["width"]
+    groups = reference.groups | {"model": scale} | ({"data": data} if data else {})
+    sections = {name: dict(keys) for name, keys in reference.settings.items() if name != "sweep"}
+    sections["optimizer"] = optimizer = _rates(reference) | sections.get("optimizer", {})
+    comments = dict.fromkeys(sections, f"as in {source}")
+    comments["optimizer"] = f"the rates of {source}, chosen for this scale; the same for every cell"
+    if scale != reference.scale:
+        training = sections.get("training", {})
+        sections["training"] = {key: value for key, value in training.items() if key not in _OF_A_SHAPE}
+        comments["optimizer"] = f"the rates of {source}, chosen for {reference.scale}; not tuned here"
+    if model.width != width:
+        optimizer |= {"lr_scaling": "mup_width", "lr_base_width": width}
+        comments["optimizer"] += f", carried over from width {width}"
+    sections["data"], comments["data"] = _data(scale, model, reference, groups)
+    sections = {name: keys for name, keys in sections.items() if keys}
+    return Recipe(groups=groups, sections=sections, comments=comments)
+
+
+def _data(
+    scale: str, model: ModelConfig, reference: Reference, groups: Mapping[str, str]
+) -> tuple[dict[str, Any], str]:
+    """Return the data settings and their source: a vocabulary that fits the scale."""
+    settings, width = dict(reference.settings.get("data", {})), reference.model["width"]
+    source = f"as in conf/sweep/{reference.name}.yaml"
+    if max(model.width, width) >= SIMILAR * min(model.width, width):
+        settings.pop("vocabulary_size", None)
+        source = f"the vocabulary of conf/data/{groups['data']}.yaml"
+    if isinstance(fixed := model_file(scale).get("vocabulary_size"), int):
+        settings["vocabulary_size"] = fixed
+        source = f"the vocabulary of conf/model/{scale}.yaml"
+    chosen = [f"model={scale}", f"data={groups['data']}"]
+    chosen += [f"data.{key}={value}" for key, value in settings.items()]
+    (run,) = compose_study(chosen).runs.values()
+    flops, middle = flops_per_token(run.model, "paper"), 4
+    head = 6 * run.model.width * run.model.vocabulary_size / flops.at(middle, middle / 2)
+    settings["vocabulary_size"] = run.data.vocabulary_size
+    return settings, f"{source}; the unembedding takes {head:.0%} of the FLOPs at µ = {middle}"
+
+
+def noise_cells(recurrences: list[int], budgets: list[float]) -> dict[str, dict[str, Any]]:
+    """Return further seeds of a middle recurrence at the lowest and at the middle budget."""
+    middle = recurrences[(len(recurrences) - 1) // 2]
+    lengths = {"noise_middle": budgets[(len(budgets) - 1) // 2], "noise_low": budgets[0]}
+    names = {length: name for name, length in lengths.items()}  # one where the budgets are one or two
+    return {
+        name: {"mean_recurrences": [middle], "lengths": [length], "seeds": REPLICATES}
+        for length, name in sorted(names.items())
+    }
+
+
+def allowance_in_flops(study: StudyConfig, allowance: float | str) -> float:
+    """Return an allowance in FLOPs; device-hours, as 20h, are converted at the speed of the study's runs."""
+    (run,), sweep = study.runs.values(), study.sweep
+    flops, deepest = flops_per_token(run.model, run.accounting), max(sweep.mean_recurrences)
+    shortest = flops.at(deepest, math.ceil(deepest / 2)) * run.batch_tokens * sweep.min_steps
+    priced = dataclasses.replace(sweep, budgets_flops=[2 * shortest], cells={})
+    study = dataclasses.replace(study, sweep=priced, allowance=allowance)
+    return allowance_flops(study, plan(study).frame, math.nan)
+
+
+def ladder(allowance_flops: float, recurrences: list[int]) -> list[float]:
+    """Return `LADDER` budgets whose grid, control and further seeds cost at most `allowance_flops`.
+
+    The least has two significant digits; each of the others is twice the one before.
+    """
+    factors = [2.0**k for k in range(LADDER)]
+    repeated = (factors[0] + factors[(LADDER - 1) // 2]) * len(REPLICATES)
+    least = allowance_flops / (sum(factors) * (len(recurrences) + 1) + repeated)
+    unit = 10.0 ** (math.floor(math.log10(least)) - 1)
+    rounded = math.floor(least / unit + 1e-9) * unit
+    return [float(f"{rounded * factor:.6g}") for factor in factors]
+
+
+def sweep_text(name: str, command: str, content: Recipe, grid: Mapping[str, Any]) -> str:
+    """Return the commented file of a sweep; `grid` is its section `sweep`."""
+    lines = [
+        "# @package _global_",
+        f"# {name}: loss of {content.groups['model']} over mean recurrence at equal FLOPs. Written by",
+        f"# {command}",
+        "# Every value may be changed; docs/sweeps.md explains the keys. Those that are not here have the",
+        f"# defaults that loopscale plan sweep={name} --cfg job prints.",
+        "defaults: # files of conf/model, conf/data, ...; the command line overrules them",
+        *(f"  - override /{group}: {value}" for group, value in content.groups.items()),
+        *_grid_lines(name, grid),
+    ]
+    if content.path is not None:
+        lines.append(f"path: {_flow(content.path)} # of the text")
+    for section, keys in content.sections.items():
+        lines.append(f"{section}: # {content.comments[section]}")
+        lines += [f"  {key}: {_flow(value)}" for key, value in keys.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _grid_lines(name: str, grid: Mapping[str, Any]) -> Iterator[str]:
+    yield "sweep:"
+    yield f"  name: {name} # its folder below root"
+    yield f"  mean_recurrences: {_flow(grid['mean_recurrences'])} # µ; even ones lie on isoFLOP curves"
+    yield "  control: fixed # the same model at exactly one loop, at every budget"
+    yield f"  budgets_flops: {_flow(grid['budgets_flops'])} # of one run each; one curve per budget"
+    yield "  cells: # further seeds, which measure the noise of training: intervals and verdicts need it"
+    for cell, keys in grid["cells"].items():
+        listed = ", ".join(f"{key}: {_flow(value)}" for key, value in keys.items())
+        yield f"    {cell}: {{ {listed} }}"
+
+
+def _reference(name: str) -> Reference:
+    groups, settings = _read(CONF / "sweep" / f"{name}.yaml")
+    return Reference(name=name, groups=groups, settings=settings, model=model_file(groups["model"]))
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
+    """Return the groups that a sweep file chooses and its sections, those of its parents included."""
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    groups: dict[str, str] = {}
+    sections: dict[str, dict[str, Any]] = {}
+    for item in [*content.pop("defaults", []), "_self_"]:
+        if isinstance(item, dict):
+            groups |= {key.removeprefix("override /"): value for key, value in item.items()}
+        elif item != "_self_":
+            more, sections = _read(path.parent / f"{item}.yaml")
+            groups |= more
+    for name, keys in content.items():
+        sections[name] = sections.get(name, {}) | keys
+    return groups, sections
+
+
+def _rates(reference: Reference) -> dict[str, float]:
+    """Return the learning rates that a reference has from its optimizer profile."""
+    path = CONF / "optimizer" / f"{reference.groups.get('optimizer', 'muon_adamw')}.yaml"
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for parent in content.get("defaults", []):
+        content = yaml.safe_load((path.parent / f"{parent}.yaml").read_text(encoding="utf-8")) | content
+    return {key: content[key] for key in ("muon_learning_rate", "adamw_learning_rate")}
+
+
+def model_file(scale: str) -> dict[str, Any]:
+    """Return the content of a model file."""
+    path = find("model", scale)
+    if path is None:
+        raise ConfigError(f"scale={scale} is no file of conf/model")
+    return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def _flow(value: Any) -> str:
+    """Return a value as YAML on one line; large numbers as 1e12, which Hydra reads as numbers."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_flow, value))}]"
+    if isinstance(value, int) and value >= 1e5:
+        return f"{value:_}"
+    if isinstance(value, float) and value >= 1e6:
+        return f"{value:.6g}".replace("e+", "e")
+    return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()

@@ -56,12 +56,26 @@ def to_json(value: Any) -> str:
     return json.dumps(to_jsonable(value), indent=2, ensure_ascii=False, allow_nan=False)
 
 
-class Result:
-    """A result that prints itself; a subclass has `summary` and may have `headline` and `to_frame`."""
+class Printed:
+    """A result that prints itself by its `summary`, in a notebook too."""
 
     def summary(self) -> str:
         """Return the result as plain text."""
         raise NotImplementedError
+
+    def __repr__(self) -> str:
+        lines = self.summary().split("\n")
+        if len(lines) > REPR_LINES:
+            lines = [*lines[: REPR_LINES - 1], f"... {len(lines) - REPR_LINES + 1} more lines: summary()"]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """Return the summary for a notebook, its columns aligned."""
+        return f"<pre>{html.escape(self.summary())}</pre>"
+
+
+class Result(Printed):
+    """A result that has its numbers as a frame as well; a subclass has `to_frame` and may have `headline`."""
 
     def to_frame(self) -> pd.DataFrame:
         """Return the result's numbers as a frame, one row per number with its interval."""
@@ -87,12 +101,6 @@ class Result:
         head, *body = (" & ".join(row) + r" \\" for row in rows)
         ends = rf"\begin{{tabular}}{{{'l' * frame.shape[1]}}}", r"\end{tabular}"
         return "\n".join([ends[0], r"\toprule", head, r"\midrule", *body, r"\bottomrule", ends[1]])
-
-    def __repr__(self) -> str:
-        lines = self.summary().split("\n")
-        if len(lines) > REPR_LINES:
-            lines = [*lines[: REPR_LINES - 1], f"... {len(lines) - REPR_LINES + 1} more lines: summary()"]
-        return "\n".join(lines)
 
     def _repr_html_(self) -> str:
         """Return the headline and `to_frame` for a notebook."""

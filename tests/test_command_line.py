@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -196,6 +197,15 @@ def test_a_damaged_run_folder_is_one_line_and_stays_as_it_is(capsys, tiny, cache
     (folder / "config.yaml").write_text(config)
     code, out, _ = run(capsys, "eval", f"run={folder}", f"cache={cache}", "format=json")
     assert code == 0 and out.startswith("{")
+
+
+def test_a_result_is_printed_in_any_locale():
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+    study = Path(__file__).resolve().parents[1] / "docs" / "study" / "study_15k"
+    command = [sys.executable, "-m", "loopscale", "fit", f"data={study / 'runs.csv'}", "bootstrap=100"]
+    quick = ["validation=false"]
+    done = subprocess.run([*command, *quick], env=environment, capture_output=True, check=False)
+    assert done.returncode == 0 and "µ* = " in done.stdout.decode("utf-8"), done.stderr[-500:]
 
 
 def test_brackets_in_a_message_are_text():

@@ -78,8 +78,8 @@ class ArmPair:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ArmComparison:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ArmComparison(serialize.Printed):
     """Every arm of an axis against the reference."""
 
     config: FitConfig

@@ -32,8 +32,8 @@ VERDICTS_ON_SCORE = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Comparison(serialize.Printed):
     """All budgets that have looped runs and a fixed control."""
 
     config: FitConfig

@@ -117,7 +117,7 @@ def fitted(path: Path, runs: pd.DataFrame, count: ParameterCount) -> GroundTruth
     N is counted as the file's own settings say, else as `count` does. Raises TableError where the file holds
     no such law.
     """
-    saved = json.loads(Path(path).read_text())
+    saved = json.loads(Path(path).read_text(encoding="utf-8"))
     if "groups" in saved:
         count = saved["config"]["parameter_count"]
         names = {str(runs[column].iloc[0]) for column in ("scale", "accounting")}

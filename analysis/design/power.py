@@ -91,8 +91,8 @@ class Outlook:
     power_known: float | None  # were the training noise known
 
 
-@dataclass(frozen=True, kw_only=True)
-class PowerAnalysis:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class PowerAnalysis(serialize.Printed):
     """What a grid resolves under one law."""
 
     law: str

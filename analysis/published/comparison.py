@@ -93,8 +93,8 @@ class SizeEquivalent:
     multiplier: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class PublishedComparison:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class PublishedComparison(serialize.Printed):
     """The paper's rows and what they support together."""
 
     rows: tuple[PublishedRow, ...]

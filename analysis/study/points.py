@@ -9,11 +9,12 @@ has no token counts of its own. Other laws of such a table are in `points_laws`.
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -34,6 +35,9 @@ from analysis.tables.points import Axis, LeftOutRows, PointsTable, points_table
 from analysis.tables.readers import read_source
 from analysis.tables.schema import TableError
 from analysis.tables.units import implied, in_plausible_units
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -120,6 +124,25 @@ def read_points(
     return points_table(frame, columns, where=where, x=x, unit=unit, name=Path(path).name)
 
 
+def _said_of_frames(function: Callable[P, T]) -> Callable[P, T]:
+    """Let errors on a DataFrame speak of its columns and of functions, not of the command's options."""
+
+    @functools.wraps(function)
+    def called(*args: P.args, **options: P.kwargs) -> T:
+        try:
+            return function(*args, **options)
+        except TableError as error:
+            if isinstance([*args, *options.values()][0], PointsTable):
+                raise
+            text = re.sub(r"say (columns\.\w+=NAME ?)+", "rename columns of the frame ", str(error))
+            text = re.sub(r"columns\.(\w+)=(NAME)?", r"a column \1", text)
+            text = text.replace("law=surface", 'fit_law("surface", ...)')
+            raise TableError(text) from error
+
+    return called
+
+
+@_said_of_frames
 def isoflop(
     points: PointsTable | pd.DataFrame,
     *,

@@ -147,7 +147,7 @@ def _write_aside(path: Path, text: str, mark: str, sync: bool) -> str:
 @contextmanager
 def exclusive(path: Path, *, wait: bool) -> Iterator[bool]:
     """Lock `path`, creating it if absent; yield False if another process holds it and `wait` is false."""
-    with path.open("w") as handle:
+    with path.open("w", encoding="utf-8") as handle:
         if wait:
             fcntl.flock(handle, fcntl.LOCK_EX)
         elif not _try_lock(handle):
@@ -166,7 +166,7 @@ def is_held(path: Path) -> bool:
     """Return True if a process holds the lock `path`."""
     if not path.exists():
         return False
-    with path.open("w") as handle:
+    with path.open("w", encoding="utf-8") as handle:
         return not _try_lock(handle)
 
 

@@ -164,7 +164,7 @@ def newest_intact(folder: Path) -> Path | None:
 def open_checkpoint(path: Path, *, check: bool = True) -> OpenCheckpoint:
     """Open a checkpoint after verifying its checksums; raises like `load`."""
     try:
-        state = json.loads((path / "state.json").read_text())
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         if check:
             _check_sums(path, state["sha256"])
         return OpenCheckpoint(

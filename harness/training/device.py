@@ -160,15 +160,17 @@ def suits_cpu(sequences: int, length: int, tokens_per_thread: int) -> bool:
 
 def available_bytes() -> int:
     """Return the memory available to this process: the machine's, or the limit of its control groups."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    fields = dict(
+        line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    )
     free = int(fields["MemAvailable"].split()[0]) * 1024
-    limits = [file.read_text().strip() for file in _limit_files() if file.exists()]
+    limits = [file.read_text(encoding="utf-8").strip() for file in _limit_files() if file.exists()]
     return min([free, *(int(limit) for limit in limits if limit != "max")])
 
 
 def _limit_files() -> Iterator[Path]:
     """Yield the memory limit files of this process's control group and of those above it."""
-    for line in _OWN_GROUPS.read_text().splitlines():
+    for line in _OWN_GROUPS.read_text(encoding="utf-8").splitlines():
         number, controllers, path = line.split(":", 2)
         if number == "0" or "memory" in controllers.split(","):
             root = _CGROUPS if number == "0" else _CGROUPS / "memory"

@@ -165,7 +165,7 @@ def _log_error(folder: RunFolder, status: Status, ranks: Ranks, error: BaseExcep
     logs.mkdir(exist_ok=True)
     process = "" if ranks.first else f"_process_{ranks.rank}"
     text = "".join(traceback.format_exception(error))
-    (logs / f"error_{status.attempts}{process}.txt").write_text(text)
+    (logs / f"error_{status.attempts}{process}.txt").write_text(text, encoding="utf-8")
 
 
 def _reason(received: list[int]) -> str:

@@ -120,7 +120,7 @@ def load_model(folder: Path) -> LoopedTransformer:
     ValueError : no weights, a config or tensors that do not fit our model.
     """
     try:
-        values = json.loads((folder / "config.json").read_text())
+        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{folder / 'config.json'} is not JSON: {error}") from None
     weights = [

@@ -118,6 +118,10 @@ class Backend(ABC):
     simulated: ClassVar[bool] = False  # no job exists and nothing is trained
     has_job_files: ClassVar[bool] = True
     signal_lead_s: ClassVar[float] = 0.0  # a job may get the signal before its time limit this much earlier
+    job_variables: ClassVar[
+        tuple[str, ...]
+    ] = ()  # beginnings of names that are set in the environment of jobs
+    kept_variables: ClassVar[tuple[str, ...]] = ()  # of those, what its commands need outside of jobs too
 
     def __init__(self, config: ClusterConfig) -> None:
         self.config = config

@@ -14,6 +14,7 @@ from harness.storage.files import is_held
 from model.config_validation import ConfigError
 from sweeps.backends.base import Backend, Elements
 from sweeps.backends.job_array import JobArray
+from sweeps.backends.registry import environment_outside_jobs
 
 WORKER = "sweeps.workers.local_pool"  # the module that every worker process runs
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,7 +58,7 @@ class LocalPool(Backend):
 
     def start_workers(self, sweep: Path, *, owner: int | None = None) -> list[subprocess.Popen[bytes]]:
         folder = sweep.resolve()
-        environment = os.environ | {"OMP_NUM_THREADS": str(self.config.threads_per_run)}
+        environment = environment_outside_jobs() | {"OMP_NUM_THREADS": str(self.config.threads_per_run)}
         arguments = [str(owner)] if owner is not None else []
         workers = []
         for number in range(self.size):
@@ -79,7 +80,9 @@ class LocalPool(Backend):
 
     def workers(self, sweep: Path) -> list[str]:
         return [
-            path.read_text() for path in sweep.glob(".worker_*.pid") if is_held(path.with_suffix(".lock"))
+            path.read_text(encoding="utf-8")
+            for path in sweep.glob(".worker_*.pid")
+            if is_held(path.with_suffix(".lock"))
         ]
 
     def is_working(self, sweep: Path) -> bool:

@@ -144,7 +144,7 @@ def _values(words: Sequence[str], key: str) -> list[str]:
 def _written_values(command: str, key: str) -> list[str]:
     """Return the values that the configuration file lists beside a key, or those of a switch."""
     parent, _, name = key.rpartition(".")
-    text = _file(command).read_text()
+    text = _file(command).read_text(encoding="utf-8")
     if parent:
         text = text.partition(f"\n{parent}:")[2]
     line = next((line for line in text.splitlines() if line.strip().startswith(f"{name}:")), "")
@@ -158,7 +158,7 @@ def _written_values(command: str, key: str) -> list[str]:
 def _settings(command: str) -> dict[str, Any]:
     import yaml
 
-    content = yaml.safe_load(_file(command).read_text())
+    content = yaml.safe_load(_file(command).read_text(encoding="utf-8"))
     return {key: value for key, value in content.items() if key != "defaults"}
 
 

@@ -62,7 +62,7 @@ def command_help(name: str, command: Command, *, whole: bool = False) -> str:
     Commands on a study also have groups: first the keys of the sweep, then its settings, then the other
     groups with their choices; if `whole`, with their keys.
     """
-    text = (CONF / f"{command.settings}.yaml").read_text()
+    text = (CONF / f"{command.settings}.yaml").read_text(encoding="utf-8")
     head = [f"loopscale {name}: {command.summary}", "", f"example: {command.example}", ""]
     settings = f"settings (key=value), from conf/{command.settings}.yaml:"
     if command.settings != STUDY:

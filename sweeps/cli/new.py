@@ -48,7 +48,7 @@ def new_sweep(settings: NewConfig) -> tuple[Path, StudyConfig, Reference]:
         grid = {"mean_recurrences": recurrences, "budgets_flops": budgets, "cells": cells}
         text = new.sweep_text(settings.sweep, _command(settings), content, grid)
         path = folder / f"{settings.sweep}.yaml"
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
         places = [f"cluster={settings.cluster}", f"root={settings.root}", f"cache={settings.cache}"]
         return text, compose_study([f"sweep={path}", *places])
 
@@ -93,7 +93,9 @@ def _command(settings: NewConfig) -> str:
         value = getattr(settings, item.name)
         if value not in (None, item.default):
             values = value if isinstance(value, list) else [value]
-            written = ",".join(one if isinstance(one, str) else f"{one:.12g}" for one in values)
+            written = ",".join(
+                one if isinstance(one, str) else f"{one:.12g}".replace("e+", "e") for one in values
+            )
             words.append(shlex.quote(f"{item.name}={written}"))
     return " ".join(words)
 

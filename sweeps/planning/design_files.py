@@ -72,7 +72,7 @@ def write_sweep(
     folder, number = sweep_folder(parent), 1
     while (path := folder / f"{sweep.name}_{suffix}{number}.yaml").exists():
         number += 1
-    content: dict[str, Any] = yaml.safe_load(parent.read_text())
+    content: dict[str, Any] = yaml.safe_load(parent.read_text(encoding="utf-8"))
     grid = {name: getattr(sweep, name) for name in GRID}
     grid["name"] = path.stem if rename else sweep.name
     grid["cells"] = {name: _changed(cells) for name, cells in sweep.cells.items()}

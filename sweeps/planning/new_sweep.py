@@ -196,7 +196,7 @@ def _reference(name: str) -> Reference:
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
     """Return the groups that a sweep file chooses and its sections, those of its parents included."""
-    content = yaml.safe_load(path.read_text())
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
     groups: dict[str, str] = {}
     sections: dict[str, dict[str, Any]] = {}
     for item in [*content.pop("defaults", []), "_self_"]:
@@ -213,9 +213,9 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
 def _rates(reference: Reference) -> dict[str, float]:
     """Return the learning rates that a reference has from its optimizer profile."""
     path = CONF / "optimizer" / f"{reference.groups.get('optimizer', 'muon_adamw')}.yaml"
-    content = yaml.safe_load(path.read_text())
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
     for parent in content.get("defaults", []):
-        content = yaml.safe_load((path.parent / f"{parent}.yaml").read_text()) | content
+        content = yaml.safe_load((path.parent / f"{parent}.yaml").read_text(encoding="utf-8")) | content
     return {key: content[key] for key in ("muon_learning_rate", "adamw_learning_rate")}
 
 
@@ -224,7 +224,7 @@ def model_file(scale: str) -> dict[str, Any]:
     path = find("model", scale)
     if path is None:
         raise ConfigError(f"scale={scale} is no file of conf/model")
-    return dict(yaml.safe_load(path.read_text()))
+    return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
 def _flow(value: Any) -> str:

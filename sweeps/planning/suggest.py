@@ -16,6 +16,7 @@ from analysis.design.ground_truth import GroundTruth
 from analysis.design.simulate import Grid
 from analysis.format import number
 from analysis.laws.surface import fit_surface, refit
+from analysis.serialize import Printed
 from analysis.stats.noise import noise_floor
 from analysis.tables.readers import read_tables
 from analysis.tables.selection import select
@@ -39,8 +40,8 @@ LAWS_OF_RUNS = 4  # resampled laws beside the fitted one that a suggestion has t
 BEYOND = 4.0  # times the largest budget: how far new budgets go
 
 
-@dataclass(frozen=True, kw_only=True)
-class Suggestion:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Suggestion(Printed):
     """The runs to do next, and how far they are expected to narrow the interval."""
 
     cells: tuple[tuple[int, float, int], ...]  # mean recurrence, budget in FLOPs, seed

@@ -105,7 +105,7 @@ def _tables(folder: Path, target: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
             continue
         runs.append(_row(run))
         if runs[-1]["status"] == "done":
-            depths.extend(json.loads(run.depth_curve.read_text()))
+            depths.extend(json.loads(run.depth_curve.read_text(encoding="utf-8")))
     runs_table, depths_table = _frame(runs, RUNS), _frame(depths, DEPTHS)
     if before is not None:
         runs_table = pd.concat([before[0][before[0]["run_id"].isin(kept)], runs_table])

@@ -165,7 +165,9 @@ def is_worked_on(folder: Path) -> bool:
 def attempts_of(run: RunFolder) -> list[dict[str, Any]]:
     """Return where each attempt of a run ran: job, node, process, start."""
     path = run.path / "logs" / "attempts.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return (
+        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    )
 
 
 def shown_status(run: RunFolder, state: Status, element: JobElement | None) -> str:

@@ -172,7 +172,7 @@ def _record_attempt(run: RunFolder, job: CurrentJob, gpu: str | None) -> None:
     }
     run.ensure_created()
     (run.path / "logs").mkdir(exist_ok=True)
-    with (run.path / "logs" / "attempts.jsonl").open("a") as handle:
+    with (run.path / "logs" / "attempts.jsonl").open("a", encoding="utf-8") as handle:
         handle.write(json.dumps(line) + "\n")
 
 
@@ -185,14 +185,14 @@ def _gpu(slot: int, slots: int) -> str | None:
 def _out_of_memory_kills() -> int:
     """Return how many processes of this job's control group the kernel has killed for memory."""
     total = 0
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
+    for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
         number, controllers, path = line.split(":", 2)
         mount = Path("/sys/fs/cgroup")
         file = mount / path.lstrip("/") / "memory.events" if number == "0" else None
         if controllers == "memory":
             file = mount / "memory" / path.lstrip("/") / "memory.oom_control"
         if file is not None and file.exists():
-            words = file.read_text().split()
+            words = file.read_text(encoding="utf-8").split()
             total += int(words[words.index("oom_kill") + 1]) if "oom_kill" in words else 0
     return total
 

@@ -63,7 +63,7 @@ def _child(path: Path, cache: Path, stop_requested: Callable[[], bool], gpu: str
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     RunFolder(path).ensure_created()
     (path / "logs").mkdir(exist_ok=True)
-    log = (path / "logs" / "output.txt").open("a", buffering=1)
+    log = (path / "logs" / "output.txt").open("a", buffering=1, encoding="utf-8")
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
     parent = os.getppid()

@@ -86,14 +86,14 @@ def largest_width() -> int:
 @cache
 def _cpuinfo() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.read_text() if cpuinfo.exists() else ""
+    return cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else ""
 
 
 def _compiled() -> Path:
     """Return the path of the compiled library."""
     command = [*shlex.split(os.environ.get("CXX", "g++")), *_FLAGS]
     features = {line for line in _cpuinfo().splitlines() if line.startswith(("flags", "Features"))}
-    sources = [source.read_text() for source in _SOURCES]
+    sources = [source.read_text(encoding="utf-8") for source in _SOURCES]
     parts = [*sources, *command, platform.machine(), *platform.libc_ver(), *sorted(features)]
     name = f"kernels-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}.so"
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loopscale"
@@ -103,7 +103,7 @@ def _compiled() -> Path:
             made = Path(scratch) / name
             command += [str(_SOURCES[0]), "-o", str(made)]
             subprocess.run(command, check=True, capture_output=True, text=True)
-            with made.open() as whole:
+            with made.open(encoding="utf-8") as whole:
                 os.fsync(whole.fileno())
             with contextlib.suppress(FileExistsError):
                 (folder / name).hardlink_to(made)  # of several processes the first one's stays: it is in use

@@ -15,6 +15,7 @@ from typing import TypeVar
 from model.config_validation import ConfigError
 from sweeps.backends.base import Backend, CurrentJob, Elements, Requeue, SchedulerError
 from sweeps.backends.job_array import JobArray, array_folder
+from sweeps.backends.registry import outside_jobs
 from sweeps.backends.slurm.states import ACCOUNTING_FORMAT, QUEUE_FORMAT, parse_accounting, parse_queue
 
 T = TypeVar("T")
@@ -33,6 +34,8 @@ class Slurm(Backend):
 
     display_name = "SLURM"
     signal_lead_s = 60.0  # as sbatch documents --signal
+    job_variables = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SUBMITIT_")
+    kept_variables = ("SLURM_CONF", "SLURM_CONF_SERVER")
 
     @cached_property
     def settings(self) -> dict[str, str]:
@@ -80,7 +83,8 @@ class Slurm(Backend):
                 return job_id
             sent += 1
             try:
-                return executor.submit_array()
+                with outside_jobs():
+                    return executor.submit_array()
             except FailedJobError as error:
                 for draft in folder.glob(".submission_file_*"):
                     draft.unlink()

@@ -69,8 +69,9 @@ def parse_queue(text: str) -> Elements:
 def parse_accounting(text: str) -> Elements:
     """Return the elements in the lines of sacct, in `ACCOUNTING_FORMAT`.
 
-    Elements that wait are one line, with ranges of indices. A step that ran out of memory decides for its
-    job, whose own line says only that it failed. A line that cannot be read is passed over with a warning.
+    Elements that never ran are one line, with ranges of indices; while they wait, the queue knows them. A
+    step that ran out of memory decides for its job, whose own line says only that it failed. A line that
+    cannot be read is passed over with a warning.
     """
     elements: Elements = {}
     places: dict[str, tuple[str, int]] = {}
@@ -83,6 +84,8 @@ def parse_accounting(text: str) -> Elements:
         element, _, step = job.partition(".")
         native = state.split()[0] if state else ""
         job_id, _, index = element.partition("_")
+        if index.startswith("[") and native in QUEUED:
+            continue
         if step:
             if native != "OUT_OF_MEMORY" or element not in places:
                 continue

@@ -143,3 +143,18 @@ def test_bad_tables_are_one_line(tmp_path):
         TableError, match=r"^none of 55 points of the table can be used: 55 left out, loss = -1"
     ):
         isoflop(points().assign(loss=-1.0))
+
+
+def test_a_frame_is_answered_in_words_of_python_and_a_file_in_those_of_the_command(tmp_path):
+    frame = pd.DataFrame({"a": [1.0, 2.0, 3.0], "b": [1.0, 2.0, 3.0]})
+    with pytest.raises(
+        TableError, match=r"points need compute, x, loss: rename columns of the frame \(the"
+    ) as error:
+        isoflop(frame)
+    assert "columns." not in str(error.value)
+    apart = pd.DataFrame({"compute": [1e9, 2e9, 3e9], "params": [1e3, 2e3, 3e3], "loss": [3.0, 2.0, 1.0]})
+    with pytest.raises(TableError, match=r'fit_law\("surface", \.\.\.\)\), or .*a column budget\)'):
+        isoflop(apart)
+    frame.to_csv(tmp_path / "points.csv", index=False)
+    with pytest.raises(TableError, match=r"say columns\.compute=NAME"):
+        isoflop(read_points(tmp_path / "points.csv"))

@@ -16,7 +16,7 @@ import loopscale
 from model.config_validation import ConfigError
 from sweeps.backends.base import CurrentJob, JobElement, JobState, SchedulerError
 from sweeps.backends.job_array import JobArray, Submitted, read_arrays, write_array, write_submitted
-from sweeps.backends.registry import current_job
+from sweeps.backends.registry import current_job, open_backend
 from sweeps.backends.slurm.cluster import Slurm
 from sweeps.backends.slurm.states import indices, parse_accounting, parse_duration, parse_queue
 from sweeps.config.cluster import ClusterConfig, Resources
@@ -88,6 +88,29 @@ def test_a_lost_answer_is_not_sent_twice(commands, batch, tmp_path):
     asked = commands("squeue", "echo 77; echo 77")
     assert Slurm(ClusterConfig(kind="slurm")).submit(tmp_path, batch, "1") == "77"
     assert len(sent()) == 1 and "--name=s-abc" in asked()[0]
+
+
+OF_A_JOB = {
+    "SLURM_JOB_ID": "7", "SLURM_MEM_PER_CPU": "100", "SBATCH_MEM": "1", "SUBMITIT_EXECUTOR": "slurm",
+    "RANK": "1", "WORLD_SIZE": "2", "MASTER_PORT": "5", "TORCHELASTIC_RUN_ID": "x",
+}  # fmt: skip
+
+
+def test_a_launch_from_within_a_job_hands_nothing_of_it_on(commands, batch, tmp_path, monkeypatch):
+    """What memory that job has contradicts what the new one asks for, and its rank is no rank of theirs."""
+    kept = {"SLURM_CONF": "/etc/slurm.conf", "HOME": str(tmp_path)}
+    for name, value in (OF_A_JOB | kept).items():
+        monkeypatch.setenv(name, value)
+    commands("sbatch", f"env > {tmp_path / 'seen'}; echo 'Submitted batch job 5'")
+    commands("squeue", "true")
+    assert Slurm(ClusterConfig(kind="slurm")).submit(tmp_path, batch, "1") == "5"
+    seen = dict(line.split("=", 1) for line in (tmp_path / "seen").read_text().splitlines() if "=" in line)
+    assert not OF_A_JOB.keys() & seen.keys() and kept.items() <= seen.items()
+    assert OF_A_JOB.items() <= os.environ.items(), "and this process is as it was"
+    started = {}
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **how: started.update(how["env"]))
+    open_backend(ClusterConfig(parallel_runs=1)).start_workers(tmp_path)
+    assert not OF_A_JOB.keys() & started.keys() and kept.items() <= started.items()
 
 
 def test_what_never_arrived_is_sent_again(commands, batch, tmp_path):
@@ -173,16 +196,17 @@ def test_ranges_of_waiting_elements_are_expanded(text, numbers):
     assert indices(text) == numbers
 
 
-def test_accounting_names_waiting_elements_in_one_line_and_their_steps_below():
+def test_accounting_names_elements_that_never_ran_in_one_line():
     text = (
-        "12_[2-4%2]|s-abc|PENDING|None assigned\n12_0|s-abc|FAILED|n7\n12_0.batch|batch|OUT_OF_MEMORY|n7\n"
+        "12_[2-4%2]|s-abc|CANCELLED by 0|None assigned\n12_[5-9]|s-abc|PENDING|None assigned\n"
+        "12_0|s-abc|FAILED|n7\n12_0.batch|batch|OUT_OF_MEMORY|n7\n"
         "12_1|s-abc|CANCELLED by 0|n8\n12_1.extern|extern|COMPLETED|n8\n"
     )
     states = {place: element.state for place, element in parse_accounting(text).items()}
     assert states == {
         ("s-abc", 0): JobState.OUT_OF_MEMORY,
         ("s-abc", 1): JobState.CANCELLED,
-        **{("s-abc", index): JobState.QUEUED for index in (2, 3, 4)},
+        **{("s-abc", index): JobState.CANCELLED for index in (2, 3, 4)},
     }
 
 

@@ -93,7 +93,9 @@ def _command(settings: NewConfig) -> str:
         value = getattr(settings, item.name)
         if value not in (None, item.default):
             values = value if isinstance(value, list) else [value]
-            written = ",".join(one if isinstance(one, str) else f"{one:.12g}" for one in values)
+            written = ",".join(
+                one if isinstance(one, str) else f"{one:.12g}".replace("e+", "e") for one in values
+            )
             words.append(shlex.quote(f"{item.name}={written}"))
     return " ".join(words)
 

@@ -254,7 +254,10 @@ def _check(overrides: Sequence[str], folders: Sequence[Path]) -> None:
     for text in overrides:
         key, equals, value = text.partition("=")
         if key in ("-m", "--multirun"):
-            raise ConfigError(f"{key} works for train: several values of another command are a sweep's axes")
+            raise ConfigError(
+                f"{key} works for train; for a sweep write the values as an axis, sweep.axes={{KEY:[1,2]}}, "
+                "other commands take one value at a time"
+            )
         if key.startswith("-"):
             raise ConfigError(f"{key} is no flag: write key=value; the flags are {FLAGS}")
         if key.lstrip("+~").startswith("hydra."):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -95,17 +96,23 @@ def _tables(folder: Path, target: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     kept: list[str] = []
     ids = []
     for run in folders:
-        ids.append(run.run_id)
         if (
             run.run_id in known
             and run.exists()
             and (run.path / "record.json").stat().st_mtime_ns < known[run.run_id]
         ):
             kept.append(run.run_id)
+            ids.append(run.run_id)
             continue
-        runs.append(_row(run))
-        if runs[-1]["status"] == "done":
-            depths.extend(json.loads(run.depth_curve.read_text(encoding="utf-8")))
+        try:
+            row = _row(run)
+            curve = json.loads(run.depth_curve.read_text(encoding="utf-8")) if row["status"] == "done" else []
+        except (ValueError, FileNotFoundError) as error:
+            warnings.warn(f"{run.run_id} is left out, it cannot be read: {error}", stacklevel=4)
+            continue
+        runs.append(row)
+        depths.extend(curve)
+        ids.append(run.run_id)
     runs_table, depths_table = _frame(runs, RUNS), _frame(depths, DEPTHS)
     if before is not None:
         runs_table = pd.concat([before[0][before[0]["run_id"].isin(kept)], runs_table])
@@ -125,7 +132,7 @@ def trunk_shares(ledger: Ledger, folder: Path, trunk_steps: Mapping[str, int]) -
     further segments: the runs' costs add up to what was executed. A run with a deleted segment is left out,
     even if the segment is planned again.
     """
-    lineages = {run: ledger.lineage(run) for run in ledger.parents if trunk_steps[run]}
+    lineages = {run: ledger.lineage(run) for run in ledger.parents if trunk_steps.get(run, 1)}
     users = Counter(name for lineage in lineages.values() for name in lineage)
     there = [segment for name in users if (segment := RunFolder(folder / name)).status().state == "done"]
     rows = {segment.run_id: segment.record() for segment in there}

@@ -113,6 +113,7 @@ def test_the_configuration_is_printed_composed_and_a_key_can_be_removed(here, ca
             ["plan", "-m", "sweep=demo"],
             "-m works for train; for a sweep write the values as an axis, sweep.axes={KEY:[1,2]}",
         ),
+        (["plan", "sweep=demo", "seed=[1"], "seed=[1: no viable alternative"),
         (["plan", "--cfg", "all"], "write --cfg job"),
         (["status", "sweep=x", "--wait"], "--wait is no flag"),
         (["plan", "sweep=demo", "~nosuch"], "'nosuch' does not exist"),

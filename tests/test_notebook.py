@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import ast
+import html
 import json
 from typing import Any
 
+import pandas as pd
 import pytest
 
+import loopscale
+from analysis.compare.arm_comparison import ArmComparison
+from analysis.design.power import PowerAnalysis
+from analysis.serialize import Printed
+from harness.run.record import Evaluation
+from sweeps.cli.evaluate import TaskScores
+from sweeps.planning.suggest import Suggestion
 from tests.test_docs import ROOT
 
 NOTEBOOK = ROOT / "docs" / "notebook.ipynb"
@@ -30,6 +39,17 @@ def cells():
     content = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
     assert content["nbformat"] == 4
     return [cell for cell in content["cells"] if cell["cell_type"] == "code"]
+
+
+def test_results_of_other_functions_show_themselves_too():
+    published = loopscale.compare(["data=parcae_published"])
+    assert html.escape(published.summary()) in published._repr_html_()
+    losses = Evaluation(loss_nats=[3.0, 2.5], loss_se_nats=[0.1, 0.2], bits_per_byte=[1.0, 0.9], tokens=10)
+    assert "<tr><td>2<td>2.5000<td>0.2000<td>0.9000" in losses._repr_html_()
+    scores = TaskScores(frame=pd.DataFrame({"model": ["a"], "task": ["<x>"], "depth": [1]}), notes=("why",))
+    assert "&lt;x&gt;" in scores._repr_html_() and repr(scores).endswith("why")
+    for cls in (ArmComparison, PowerAnalysis, Suggestion):
+        assert issubclass(cls, Printed) and cls.__repr__ is Printed.__repr__
 
 
 def test_the_notebook_is_stored_without_outputs(cells):

@@ -53,7 +53,7 @@ def _seconds_panel(ax: Axes, group: HoursGroup, table: pd.DataFrame) -> None:
     ax.plot(fine, MICRO * group.seconds.per_token(fine), color=PROPS["color"])
     ax.set_xlim(0, 1.05 * depth.max())
     ax.set_ylim(0, 1.1 * max(table["us_per_token"].max(), MICRO * float(group.seconds.per_token(fine[-1]))))
-    ax.set_xlabel("mean recurrence µ")
+    ax.set_xlabel("mean recurrence µ (loops)")
     ax.set_ylabel("device time per token (µs)")
 
 
@@ -63,7 +63,7 @@ def _law_panel(ax: Axes, quantity: Quantity, law: HoursLaw, table: pd.DataFrame)
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_xlim(hours.min() / 1.4, hours.max() * 1.4)
-    ax.set_xlabel("device-hours of a run")
+    ax.set_xlabel("budget of a run (device-hours)")
     ax.set_ylabel(LABELS[quantity])
     style.plain_log_axis(ax.xaxis)
     if known.empty:

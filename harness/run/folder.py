@@ -21,9 +21,12 @@ from harness.run.identity import canonical_json, difference, identity, run_id
 from harness.run.pending_runs import Files, pending_file, pending_files, pending_lines, write_files
 from harness.run.record import planned_record
 from harness.storage.files import exclusive, is_held, read_json, read_text, write_json, write_text
-from model.config_validation import ConfigError
+from model.config_validation import ConfigError, build
 
 State = Literal["planned", "submitted", "running", "done", "failed"]
+
+
+POSITIVE = ("steps", "batch_tokens", "tokens", "nominal_flops")  # of a record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,11 +113,15 @@ class RunFolder:
             return read(path)  # another process may have created the folder in between
 
     def status(self) -> Status:
-        """Return the status, "planned" for a folder without one."""
+        """Return the status, "planned" for a folder without one.
+
+        Raises ConfigError naming the file, and the field that is not as it should be.
+        """
         try:
-            return Status(**self.content("status.json"))
+            content = self.content("status.json")
         except FileNotFoundError:
             return Status(state="planned")
+        return build(Status, content, f"{self.path}/status.json: ")
 
     def set_status(self, status: Status, *, sync: bool = True) -> None:
         self.ensure_created(sync=sync)
@@ -122,8 +129,16 @@ class RunFolder:
         write_json(self.path / "status.json", fields, sync=sync)
 
     def record(self) -> dict[str, Any]:
-        """Return the run's row of the runs table; its results are None until the run is done."""
-        return dict(self.content("record.json"))
+        """Return the run's row of the runs table; its results are None until the run is done.
+
+        Raises ConfigError naming the file, and the field that is not as it should be.
+        """
+        row = dict(self.content("record.json"))
+        for name in POSITIVE:
+            value = row.get(name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+                raise ConfigError(f"{self.path}/record.json: {name}={value!r} is no positive number")
+        return row
 
     def set_record(self, row: dict[str, Any], *, sync: bool = True) -> None:
         self.ensure_created(sync=sync)

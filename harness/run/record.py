@@ -48,6 +48,12 @@ class Evaluation:
         """Return the index of `depth`, at most that of the deepest one."""
         return min(depth, len(self.loss_nats)) - 1
 
+    def _repr_html_(self) -> str:
+        """Return the losses as a table for a notebook, one row per depth."""
+        rows = enumerate(zip(self.loss_nats, self.loss_se_nats, self.bits_per_byte, strict=True), start=1)
+        lines = [f"<tr><td>{depth}" + "".join(f"<td>{value:.4f}" for value in row) for depth, row in rows]
+        return "\n".join(["<table><tr><th>T<th>loss (nats)<th>±<th>bits/byte", *lines, "</table>"])
+
 
 def planned_columns(run: RunConfig) -> dict[str, Any]:
     """Return the columns that are known before a solved `run` starts."""

@@ -76,12 +76,12 @@ def write_text(path: Path, text: str, *, sync: bool = True) -> None:
     Without `sync` a power cut may lose the new content. A writer of thousands of files calls os.sync() once
     at the end.
     """
-    os.replace(_write_aside(path, text, str(os.getpid()), sync), path)  # noqa: PTH105
+    os.replace(_write_aside(path, text, sync), path)  # noqa: PTH105
 
 
 def write_once(path: Path, text: str, *, sync: bool = True) -> None:
     """Write a file atomically unless it exists; of several writers at once, on any node, one succeeds."""
-    temporary = _write_aside(path, text, secrets.token_hex(4), sync)
+    temporary = _write_aside(path, text, sync)
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -127,11 +127,11 @@ def _aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
 
 
-def _write_aside(path: Path, text: str, mark: str, sync: bool) -> str:
+def _write_aside(path: Path, text: str, sync: bool) -> str:
     """Write a temporary file beside `path` and return its name."""
     # Plain system calls: sweeps write and read tens of thousands of these files.
     folder, name = os.path.split(path)
-    temporary = os.path.join(folder, f".{name}.{mark}")  # noqa: PTH118
+    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(4)}")  # noqa: PTH118
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     try:
         content = memoryview(text.encode())

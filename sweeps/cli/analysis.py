@@ -69,6 +69,10 @@ def fit_sweep(settings: FitTableConfig) -> AnyFit:
 
 def compare_data(settings: CompareConfig) -> AnyComparison:
     """Compare looped with fixed depth in the sweep's runs, other runs or the published rows; or arms."""
+    if settings.cost != "flops":
+        raise ConfigError(
+            f"cost={settings.cost}: runs are compared at equal FLOPs; use loopscale fit or report"
+        )
     if settings.data == PUBLISHED:
         from analysis.published.comparison import published_comparison
 
@@ -168,6 +172,7 @@ def report_sweep(settings: CompareConfig) -> tuple[Path, list[str]]:
     from analysis.study.device_hours import DeviceHoursFit
     from analysis.study.points import IsoflopFit
 
+    arms = (_compare_arms(settings),) if settings.arms or settings.against else None
     source, fitted = _source(settings), fit_sweep(settings)
     folder, title = _folder(settings), settings.data or settings.sweep
     if isinstance(fitted, IsoflopFit):
@@ -175,7 +180,6 @@ def report_sweep(settings: CompareConfig) -> tuple[Path, list[str]]:
     if isinstance(fitted, DeviceHoursFit):
         return device_hours_report(fitted, folder, title=title), fitted.headlines()
     assert isinstance(source, tuple) and isinstance(fitted, StudyFit)
-    arms = (_compare_arms(settings),) if settings.arms or settings.against else None
     page = report(*source, fitted, compare_runs(settings), folder, title=title, arms=arms)
     return page, fitted.headlines()
 

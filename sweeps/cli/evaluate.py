@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from analysis.serialize import Printed
 from harness.distributed.process_group import Ranks, connected
 from harness.evaluation.bundle import Suite, read_suite
 from harness.evaluation.download import public_bundle
@@ -47,8 +48,8 @@ SCORE_COLUMNS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class TaskScores:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class TaskScores(Printed):
     """Scores of models on tasks, with the remarks that belong to them."""
 
     frame: pd.DataFrame  # one row per model, task and depth; the fields of harness.evaluation.scores.Score

@@ -20,19 +20,22 @@ from sweeps.config.folders import CONF, NAME, choices, find, user_folders
 if TYPE_CHECKING:
     from sweeps.config.study import StudyConfig
     from sweeps.planning.new_sweep import Reference
+    from sweeps.planning.plan import Plan
 
 FOLDER = Path("conf") / "sweep"
 BRIEF = {"studies": 200, "analysts": 10, "bootstrap": 100}  # a simulation of seconds
 
 
-def new_sweep(settings: NewConfig) -> tuple[Path, StudyConfig, Reference]:
-    """Write the sweep file that `settings` describe; return it, its study and the sweep it follows.
+def new_sweep(settings: NewConfig) -> tuple[Path, StudyConfig, Plan, Reference]:
+    """Write the sweep file that `settings` describe; return it, its study, its plan and the sweep it follows.
 
     Raises
     ------
-    ConfigError : the name is taken, or the scale or the budgets are not given; nothing is written.
+    ConfigError : the name is taken, the scale or the budgets are not given, or no cell would run; nothing is
+        written.
     """
     from sweeps.planning import new_sweep as new
+    from sweeps.planning.plan import plan
 
     _check_name(settings.sweep)
     scale = _required(settings.scale, "scale", "a file of conf/model, e.g. looped_30k")
@@ -67,10 +70,16 @@ def new_sweep(settings: NewConfig) -> tuple[Path, StudyConfig, Reference]:
                 "allowance=..., FLOPs or device-hours as 20h"
             )
         text, study = composed(budgets, Path(trial))
+    planned = plan(study)
+    if planned.accepted.empty:
+        longest = planned.frame.sort_values("target_flops")["reason"].iloc[-1]
+        raise ConfigError(
+            f"no cell would run at budgets of {budgets[0]:.3g} to {budgets[-1]:.3g} FLOPs: {longest}"
+        )
     path = FOLDER / f"{settings.sweep}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
-    return path, study, reference
+    return path, study, planned, reference
 
 
 def _check_name(name: str) -> None:
@@ -93,7 +102,9 @@ def _command(settings: NewConfig) -> str:
         value = getattr(settings, item.name)
         if value not in (None, item.default):
             values = value if isinstance(value, list) else [value]
-            written = ",".join(one if isinstance(one, str) else f"{one:.12g}" for one in values)
+            written = ",".join(
+                one if isinstance(one, str) else f"{one:.12g}".replace("e+", "e") for one in values
+            )
             words.append(shlex.quote(f"{item.name}={written}"))
     return " ".join(words)
 
@@ -102,10 +113,7 @@ def _new(overrides: list[str]) -> str:
     settings = compose_table("new", overrides)
     if sys.stdin.isatty():
         settings = _asked(settings, overrides)
-    path, study, reference = new_sweep(settings)
-    from sweeps.planning.plan import plan
-
-    planned = plan(study)
+    path, study, planned, reference = new_sweep(settings)
     places = [
         f"{key}={getattr(settings, key)}"
         for key in ("cluster", "root", "cache")

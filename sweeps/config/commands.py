@@ -101,6 +101,12 @@ class CompareConfig(FitTableConfig):
     reference: str | float | None = None
     against: Annotated[str, MinLen(1)] | None = None
 
+    def __post_init__(self) -> None:
+        if self.reference is not None and not (self.arms or self.against):
+            raise ValueError(
+                f"reference={self.reference} is a value of an axis: set arms=AXIS or against=SWEEP"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class NewConfig:

@@ -192,7 +192,7 @@ def without_garbage_collection() -> Iterator[None]:
 @without_garbage_collection()
 def _compose(folder: Path, name: str, overrides: Sequence[str]) -> tuple[dict[str, Any], str]:
     from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
+    from hydra.errors import HydraException, OverrideParseException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -207,6 +207,11 @@ def _compose(folder: Path, name: str, overrides: Sequence[str]) -> tuple[dict[st
             OmegaConf.set_struct(config, False)
             config.pop("hydra")
             mapping = OmegaConf.to_container(config, resolve=True)
+    except OverrideParseException as error:
+        said = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"{error.override.lstrip('+')}: {said}; a list is [1,2], text with brackets needs quotes"
+        ) from error
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_one_line(str(error))) from error
     assert isinstance(mapping, dict)
@@ -254,7 +259,10 @@ def _check(overrides: Sequence[str], folders: Sequence[Path]) -> None:
     for text in overrides:
         key, equals, value = text.partition("=")
         if key in ("-m", "--multirun"):
-            raise ConfigError(f"{key} works for train: several values of another command are a sweep's axes")
+            raise ConfigError(
+                f"{key} works for train; for a sweep write the values as an axis, sweep.axes={{KEY:[1,2]}}, "
+                "other commands take one value at a time"
+            )
         if key.startswith("-"):
             raise ConfigError(f"{key} is no flag: write key=value; the flags are {FLAGS}")
         if key.lstrip("+~").startswith("hydra."):

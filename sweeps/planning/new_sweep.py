@@ -149,6 +149,8 @@ def ladder(allowance_flops: float, recurrences: list[int]) -> list[float]:
 
     The least has two significant digits; each of the others is twice the one before.
     """
+    if not allowance_flops > 0:
+        raise ConfigError(f"allowance={allowance_flops:g}: give FLOPs or device-hours above 0")
     factors = [2.0**k for k in range(LADDER)]
     repeated = (factors[0] + factors[(LADDER - 1) // 2]) * len(REPLICATES)
     least = allowance_flops / (sum(factors) * (len(recurrences) + 1) + repeated)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from analysis.tables.schema import DEPTHS, ITEMS, RUNS, SCHEMA_VERSION, SCORES, Column, conform
 from harness.evaluation.scores import items_files, read_scores
 from harness.run.folder import RunFolder
+from harness.storage.files import new_file, read_json, write_json
 from model.config_validation import ConfigError
 from sweeps.state.ledger import Ledger, read_ledger
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Rows = list[dict[str, Any]]
+STAMPS = ".collected.json"  # what the tables were read from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,7 @@ def collect(folder: Path, also: Sequence[Path] = ()) -> Collected:
     """
     import pandas as pd
 
+    stamps = {run.run_id: _stamp(run.path / "record.json") for run in _runs(folder)}  # before they are read
     parts = [_tables(folder, folder), *(_tables(other, folder) for other in also)]
     runs = pd.concat([runs for runs, _ in parts], ignore_index=True)
     depths = pd.concat([depths for _, depths in parts], ignore_index=True)
@@ -64,6 +68,9 @@ def collect(folder: Path, also: Sequence[Path] = ()) -> Collected:
         depths = depths.drop_duplicates(["run_id", "depth"], ignore_index=True)
     _write(folder, "runs", runs)
     _write(folder, "depths", depths)
+    done = set(runs.loc[runs["status"] == "done", "run_id"])
+    kept = {run_id: stamp for run_id, stamp in stamps.items() if run_id in done}
+    write_json(folder / STAMPS, {"tables": _stamp(folder / "runs.parquet"), "records": kept})
     scores = pd.concat([_scores(one) for one in (folder, *also)], ignore_index=True)
     if len(scores):
         scores = scores.drop_duplicates(["run_id", "task", "depth"], ignore_index=True)
@@ -71,13 +78,15 @@ def collect(folder: Path, also: Sequence[Path] = ()) -> Collected:
     items = pd.concat([_items(one) for one in (folder, *also)], ignore_index=True)
     if len(items):
         items = items.drop_duplicates(["run_id", "suite", "task", "item"], ignore_index=True)
-        items.to_parquet(folder / "items.parquet", index=False)
+        with new_file(folder / "items.parquet") as temporary:
+            items.to_parquet(temporary, index=False)
     dictionary = [
         {"table": name, "column": column.name, "type": column.kind, "meaning": column.meaning}
         for name, columns in (("runs", RUNS), ("depths", DEPTHS), ("scores", SCORES), ("items", ITEMS))
         for column in columns
     ]
-    pd.DataFrame(dictionary).to_csv(folder / "dictionary.csv", index=False)
+    with new_file(folder / "dictionary.csv") as temporary:
+        pd.DataFrame(dictionary).to_csv(temporary, index=False)
     return Collected(runs=runs, depths=depths, scores=scores, items=items)
 
 
@@ -95,17 +104,19 @@ def _tables(folder: Path, target: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     kept: list[str] = []
     ids = []
     for run in folders:
-        ids.append(run.run_id)
-        if (
-            run.run_id in known
-            and run.exists()
-            and (run.path / "record.json").stat().st_mtime_ns < known[run.run_id]
-        ):
+        if run.run_id in known and _stamp(run.path / "record.json") == known[run.run_id]:
             kept.append(run.run_id)
+            ids.append(run.run_id)
             continue
-        runs.append(_row(run))
-        if runs[-1]["status"] == "done":
-            depths.extend(json.loads(run.depth_curve.read_text(encoding="utf-8")))
+        try:
+            row = _row(run)
+            curve = json.loads(run.depth_curve.read_text(encoding="utf-8")) if row["status"] == "done" else []
+        except (ValueError, FileNotFoundError) as error:
+            warnings.warn(f"{run.run_id} is left out, it cannot be read: {error}", stacklevel=4)
+            continue
+        runs.append(row)
+        depths.extend(curve)
+        ids.append(run.run_id)
     runs_table, depths_table = _frame(runs, RUNS), _frame(depths, DEPTHS)
     if before is not None:
         runs_table = pd.concat([before[0][before[0]["run_id"].isin(kept)], runs_table])
@@ -125,7 +136,7 @@ def trunk_shares(ledger: Ledger, folder: Path, trunk_steps: Mapping[str, int]) -
     further segments: the runs' costs add up to what was executed. A run with a deleted segment is left out,
     even if the segment is planned again.
     """
-    lineages = {run: ledger.lineage(run) for run in ledger.parents if trunk_steps[run]}
+    lineages = {run: ledger.lineage(run) for run in ledger.parents if trunk_steps.get(run, 1)}
     users = Counter(name for lineage in lineages.values() for name in lineage)
     there = [segment for name in users if (segment := RunFolder(folder / name)).status().state == "done"]
     rows = {segment.run_id: segment.record() for segment in there}
@@ -158,19 +169,31 @@ def _items(folder: Path) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True) if frames else _frame([], ITEMS)
 
 
-def _known(folder: Path) -> dict[str, int]:
-    """Return the finished runs of the tables in `folder`, with the time that those were written."""
+def _stamp(path: Path) -> list[int]:
+    """Return what changes whenever a file is replaced, [] without the file. Clocks of nodes may differ."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return []
+    return [found.st_mtime_ns, found.st_size, found.st_ino]
+
+
+def _known(folder: Path) -> dict[str, list[int]]:
+    """Return the stamps of the records that the tables in `folder` were read from, {} if they cannot serve.
+
+    Tables of another version, torn ones and those of another process are not read again.
+    """
     import pandas as pd
 
-    path = folder / "runs.parquet"
-    if not (path.exists() and (folder / "depths.parquet").exists()):
+    try:
+        stamps = read_json(folder / STAMPS)
+        if stamps["tables"] != _stamp(folder / "runs.parquet"):
+            return {}
+        versions = pd.read_parquet(folder / "runs.parquet", columns=["schema_version"])["schema_version"]
+        pd.read_parquet(folder / "depths.parquet", columns=["run_id"])
+    except (FileNotFoundError, KeyError, ValueError, OSError):  # of pyarrow, ArrowInvalid is a ValueError
         return {}
-    written = path.stat().st_mtime_ns
-    frame = pd.read_parquet(path)
-    if "schema_version" not in frame or not (frame["schema_version"] == SCHEMA_VERSION).all():
-        return {}
-    done = frame[(frame["status"] == "done") & (frame["sweep"] == folder.name)]
-    return dict.fromkeys(done["run_id"], written)
+    return dict(stamps["records"]) if (versions == SCHEMA_VERSION).all() else {}
 
 
 def _runs(folder: Path) -> list[RunFolder]:
@@ -205,9 +228,8 @@ def _frame(rows: Iterable[dict[str, Any]], columns: tuple[Column, ...]) -> pd.Da
 
 def _write(folder: Path, name: str, frame: pd.DataFrame) -> None:
     for suffix, write in ((".parquet", frame.to_parquet), (".csv", frame.to_csv)):
-        temporary = folder / f".{name}{suffix}"
-        write(temporary, index=False)
-        temporary.replace(folder / f"{name}{suffix}")
+        with new_file(folder / f"{name}{suffix}") as temporary:  # several may collect at once
+            write(temporary, index=False)
 
 
 def gaps(frame: pd.DataFrame) -> str:

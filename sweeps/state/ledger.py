@@ -50,6 +50,18 @@ class Ledger:
         """Return the segment that a run or segment starts from, "" if it starts by itself."""
         return self.segments[name].parent if name in self.segments else self.parents.get(name, "")
 
+    def __post_init__(self) -> None:
+        """Refuse segments that start from each other, along which `lineage` would have no end."""
+        rooted = {""}
+        for name in self.segments:
+            walked: dict[str, None] = {}
+            while name not in rooted:
+                if name in walked:
+                    raise ValueError(f"segments start from each other in a circle: {', '.join(walked)}")
+                walked[name] = None
+                name = self.parent_of(name)
+            rooted.update(walked)
+
     def lineage(self, name: str) -> list[str]:
         """Return the segments that a run or segment rests on, the nearest first."""
         segments = []

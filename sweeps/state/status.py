@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.run.folder import RunFolder, Status
 from harness.run.metrics import last_metrics
+from model.config_validation import ConfigError
 from sweeps.backends.base import Elements, JobElement, JobState
 from sweeps.backends.job_array import JobArray, array_folder, latest_elements, read_arrays, read_submitted
 from sweeps.backends.registry import open_backend
@@ -34,6 +35,9 @@ AXES = (
     "batch_tokens",
     "recipe",
 )
+
+
+UNREADABLE = "unreadable"  # failure class of a run whose files are damaged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,14 +127,14 @@ def status(folder: Path) -> SweepStatus:
     Raises ConfigError if nothing was launched there.
     """
     ledger = read_ledger(folder)
-    states = {run.run_id: (run, run.status()) for run in ledger.nodes(folder)}
+    states = {run.run_id: (run, _state(run)) for run in ledger.nodes(folder)}
     arrays = read_arrays(folder)
     latest = latest_elements(arrays)
     unfinished = [run for run, state in states.values() if state.state not in ("done", "failed")]
     asked = {latest[run.run_id][0].token: latest[run.run_id][0] for run in unfinished if run.run_id in latest}
     elements, notes = _ask(ledger, list(asked.values()))
     if asked:  # the scheduler may have taken seconds to answer, and runs go on meanwhile
-        states |= {run.run_id: (run, run.status()) for run in unfinished}
+        states |= {run.run_id: (run, _state(run)) for run in unfinished}
     jobs = {array.token: read_submitted(array_folder(folder, array)) for array in arrays}
     needed = required_segments(ledger, folder, {name: state for name, (_, state) in states.items()})
     rows = []
@@ -170,6 +174,16 @@ def attempts_of(run: RunFolder) -> list[dict[str, Any]]:
     )
 
 
+def _state(run: RunFolder) -> Status:
+    """Return a run's status; one that cannot be read is a failure of this run alone."""
+    try:
+        return run.status()
+    except ConfigError as error:
+        if not run.exists():  # what is damaged is a file of the whole sweep
+            raise
+        return Status(state="failed", failure_class=UNREADABLE, message=str(error))
+
+
 def shown_status(run: RunFolder, state: Status, element: JobElement | None) -> str:
     """Return the status of a run as it is shown: its folder's, or its job's where the folder cannot know."""
     if state.state == "running" and not run.is_held():
@@ -194,11 +208,14 @@ def _ask(ledger: Ledger, arrays: list[JobArray]) -> tuple[Elements, list[str]]:
 def _row(
     run: RunFolder, state: Status, element: JobElement | None, job: str, ledger: Ledger
 ) -> dict[str, Any]:
-    record = run.record()
+    try:
+        record = run.record()
+    except ConfigError as error:
+        return _unreadable(run, str(error))
     newest = {} if state.state in ("planned", "done") else last_metrics(run.metrics)
     shown = shown_status(run, state, element)
     step = state.steps if state.state == "done" else newest.get("step", 0)
-    rate = record["tokens_per_s"] or newest.get("tokens_per_s")
+    rate = record.get("tokens_per_s") or newest.get("tokens_per_s")
     message = state.message
     trunk_id, first_step, waits = _lineage(run, record, ledger, state)
     if waits and state.state != "running":
@@ -216,13 +233,28 @@ def _row(
         "step": step,
         "steps": record["steps"],
         "train_loss_nats": newest.get("train_loss_nats"),
-        "val_loss_nats": record["val_loss_nats"],
+        "val_loss_nats": record.get("val_loss_nats"),
         "tokens_per_s": rate,
         "eta_s": (record["steps"] - step) * record["batch_tokens"] / rate
         if shown == "running" and rate
         else None,
         "job": job,
         "node": element.node if element else "",
+        "message": message,
+    }
+
+
+def _unreadable(run: RunFolder, message: str) -> dict[str, Any]:
+    """Return the row of a run without a record."""
+    unknown = (*RECORD_COLUMNS, *AXES, "train_loss_nats", "val_loss_nats", "tokens_per_s", "eta_s")
+    return {
+        "run_id": run.run_id,
+        "trunk_id": "",
+        **dict.fromkeys(unknown),
+        **dict.fromkeys(("nominal_flops", "tokens", "attempts", "first_step", "step", "steps"), 0),
+        "status": f"failed:{UNREADABLE}",
+        "job": "",
+        "node": "",
         "message": message,
     }
 

@@ -7,12 +7,15 @@ library is set here too.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import hashlib
 import os
 import platform
 import shlex
+import shutil
+import stat
 import subprocess
 import tempfile
 import warnings
@@ -96,18 +99,40 @@ def _compiled() -> Path:
     sources = [source.read_text(encoding="utf-8") for source in _SOURCES]
     parts = [*sources, *command, platform.machine(), *platform.libc_ver(), *sorted(features)]
     name = f"kernels-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}.so"
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loopscale"
+    folder = _private(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loopscale")
+    if (folder / name).exists() and not _is_ours(folder / name):
+        (folder / name).unlink()
     if not (folder / name).exists():
-        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             made = Path(scratch) / name
             command += [str(_SOURCES[0]), "-o", str(made)]
             subprocess.run(command, check=True, capture_output=True, text=True)
-            with made.open(encoding="utf-8") as whole:
+            made.chmod(0o700)
+            with made.open("rb") as whole:
                 os.fsync(whole.fileno())
             with contextlib.suppress(FileExistsError):
                 (folder / name).hardlink_to(made)  # of several processes the first one's stays: it is in use
     return folder / name
+
+
+def _private(folder: Path) -> Path:
+    """Return `folder`, made if need be, where others can write nothing; a temporary one if it is another's.
+
+    What is loaded from there runs as this user.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if folder.stat().st_uid != os.geteuid():
+        temporary = Path(tempfile.mkdtemp(prefix="loopscale-"))
+        atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+        return temporary
+    folder.chmod(0o700)
+    return folder
+
+
+def _is_ours(path: Path) -> bool:
+    """Return True for a regular file of this user that no other may write."""
+    status = path.lstat()
+    return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022
 
 
 def keep_freed_memory() -> None:

@@ -15,7 +15,7 @@ from analysis.figures.style import ReportFigure, freeze_layout, styled
 # Units in brackets or in words. Parameters, tokens and loops are counts that name themselves; an exponent,
 # a cost of log losses or a ratio has no unit.
 UNIT = re.compile(
-    r"\((nats|nats per token|FLOPs|loops|per loop|([\w-]+ )?points|%|millions|loss units)\)$"
+    r"\((nats|nats per token|FLOPs|loops|per loop|([\w-]+ )?points|%|millions|loss units|µs|device-hours)\)$"
     r"|^(optimal )?(parameters N|training tokens D|tokens D)\*?$"
     r"|^exponent of|Huber cost of the log loss$|^T / µ$|^FLOPs of fixed / looped"
     r"|^(parameter|compute) multiplier$"

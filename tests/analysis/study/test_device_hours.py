@@ -5,8 +5,10 @@ import pytest
 from scipy.optimize import minimize_scalar
 
 from analysis import FitConfig, TableError
+from analysis.figures.device_hours import device_hours_figures
 from analysis.study.device_hours import fit_device_hours
 from analysis.study.run_seconds import run_seconds, timed_runs
+from tests.analysis.figures import extents
 from tests.analysis.synthetic import INSIDE, Truth, study
 
 QUICK = FitConfig(bootstrap=100, validation=False)
@@ -97,3 +99,10 @@ def test_without_device_seconds_wall_seconds_times_devices_are_taken():
 def test_a_shared_machine_is_no_clock():
     (group,) = fit_device_hours(timed(scatter=0.5, budgets=INSIDE[:3]), QUICK).groups
     assert "the machine was shared" in group.refusal and group.laws == {}
+
+
+@pytest.mark.parametrize("budgets", [INSIDE, INSIDE[:2]])
+def test_the_figure_of_hours_has_no_overlap(budgets):
+    (drawn,) = device_hours_figures(fit_device_hours(timed(budgets=budgets, recurrences=(2, 4, 6, 8)), QUICK))
+    assert extents.problems_of([drawn]) == []
+    assert set(drawn.tables) == {"seconds", "optima"}

@@ -48,7 +48,7 @@ def offline(tmp_path_factory):
 
 
 def is_finished(path):
-    """Say whether wandb's own process has written the whole file: it may go on when `finish` has returned."""
+    """Return True once wandb's own process has written the whole file, which may be after `finish`."""
     with contextlib.suppress(TableError):
         return set(read_wandb(str(path.parent))["state"]) == {"finished"}
     return False

@@ -160,6 +160,32 @@ def test_bad_requests_are_one_line(csv, arguments, line, capsys):
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            ["compare", "cost=device_hours"],
+            "cost=device_hours: runs are compared at equal FLOPs; use loopscale fit",
+        ),
+        (
+            ["compare", "reference=linear"],
+            "reference=linear is a value of an axis: set arms=AXIS or against=SWEEP",
+        ),
+        (
+            ["report", "reference=linear"],
+            "reference=linear is a value of an axis: set arms=AXIS or against=SWEEP",
+        ),
+        (["report", "law=surface"], "law=surface: a report shows the isoFLOP laws; use loopscale fit"),
+        (["report", "data={csv}", *MAPPED, "arms=lr"], "arms are compared in a runs table alone"),
+    ],
+)
+def test_settings_that_a_command_does_not_take_are_one_line(csv, arguments, line, capsys):
+    with pytest.raises(SystemExit) as ended:
+        loopscale.main([text.format(csv=csv) for text in arguments])
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and line in error and error.count("\n") == 1
+
+
 def test_answers_beside_other_peoples_tables_are_compared(tmp_path, capsys):
     runs, depths = study(budgets=INSIDE[:2], recurrences=(2, 4), replicates=((0, 0),))
     runs.to_parquet(tmp_path / "runs.parquet")

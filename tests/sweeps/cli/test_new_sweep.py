@@ -137,6 +137,8 @@ def test_what_is_not_given_is_asked_for_on_a_terminal(here, capsys, monkeypatch)
         (["sweep=x", "scale=looped_90k"], "no shipped sweep has budgets for looped_90k"),
         (["sweep=x", "scale=looped_30k", "allowance=20h"], "set cluster.device_peak_flops_per_s"),
         (["sweep=x", "scale=looped_30k", "allowance=1e13", "budgets_flops=1e12"], "leave one out"),
+        (["sweep=x", "scale=looped_30k", "allowance=-3"], "allowance=-3: give FLOPs or device-hours above 0"),
+        (["sweep=x", "scale=looped_30k", "allowance=1e6"], "no cell would run at budgets of"),
         (["sweep=x", "scale=looped_30k", "data=nosuch"], "data=nosuch is unknown"),
     ],
 )

@@ -109,7 +109,11 @@ def test_the_configuration_is_printed_composed_and_a_key_can_be_removed(here, ca
     [
         (["plan", "--foo=bar"], "--foo is no flag: write key=value"),
         (["plan", "hydra.run.dir=x"], "hydra.run.dir would change nothing: root=FOLDER"),
-        (["plan", "-m", "sweep=demo"], "-m works for train"),
+        (
+            ["plan", "-m", "sweep=demo"],
+            "-m works for train; for a sweep write the values as an axis, sweep.axes={KEY:[1,2]}",
+        ),
+        (["plan", "sweep=demo", "seed=[1"], "seed=[1: no viable alternative"),
         (["plan", "--cfg", "all"], "write --cfg job"),
         (["status", "sweep=x", "--wait"], "--wait is no flag"),
         (["plan", "sweep=demo", "~nosuch"], "'nosuch' does not exist"),

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from model.config_validation import ConfigError
 from sweeps.cli.help import Command
 from sweeps.config.commands import CompareConfig, EvalConfig
-from sweeps.config.compose import compose_study, with_lists
+from sweeps.config.compose import compose_study
+from sweeps.config.overrides import with_lists
 from sweeps.config.study import StudyConfig
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from model.config_validation import ConfigError
 from sweeps.backends.registry import current_job
 from sweeps.cli.help import Command
 from sweeps.cli.tables import clock
-from sweeps.config.compose import compose_study, multirun, single_run
+from sweeps.config.compose import compose_study, single_run
+from sweeps.config.overrides import multirun
 from sweeps.config.study import StudyConfig
 
 SINGLE = "single"  # the folder of runs that belong to no sweep

@@ -6,7 +6,8 @@ import pytest
 
 import loopscale
 from model.config_validation import ConfigError
-from sweeps.config.compose import compose_table, multirun
+from sweeps.config.compose import compose_table
+from sweeps.config.overrides import multirun
 from tests.shipped import SHIPPED
 
 GROUPS = ("model", "optimizer", "schedule", "logger", "cluster", "retry")

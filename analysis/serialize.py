@@ -123,7 +123,9 @@ class Result(Printed):
         frame = _shown(self.to_frame())
         head = f'<p style="max-width: 60em">{html.escape(self.headline())}</p>'
         table = frame.to_html(border=0, justify="left", classes="dataframe")
-        table = table.replace("<td>", '<td style="text-align: left; white-space: normal">')
+        table = table.replace(
+            "<td>", '<td style="text-align: left; white-space: normal; padding: 0 0.8em 0 0">'
+        )
         return f'<div style="overflow-x: auto">{head}\n{table}</div>'
 
 
@@ -150,11 +152,11 @@ def _shown(frame: pd.DataFrame) -> pd.DataFrame:
             "" if why or not np.isfinite(error) else number(error, 2)
             for error, why in zip(errors.tolist(), reasons, strict=True)
         ]
-    for name in frame.columns.difference(["value", "low", "high", "standard_error"], sort=False):
-        shown["remark" if name in ("identified", "refusal") else name] = (
-            reasons if name in ("identified", "refusal") else [_cell(value) for value in frame[name]]
-        )
-    return shown
+    told = ["value", "low", "high", "standard_error", "identified", "refusal"]
+    for name in frame.columns.difference(told, sort=False):
+        shown[name] = [_cell(value) for value in frame[name]]
+    unbroken = shown.map(lambda text: text.replace(" ", "\N{NO-BREAK SPACE}"))
+    return unbroken.assign(remark=reasons) if any(reasons) else unbroken
 
 
 def _end(value: float) -> float | None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
+from scipy.special import chdtri, stdtrit
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -223,6 +223,29 @@ def stability() -> dict[str, dict[str, dict[str, Any]]]:
     return table
 
 
+def scatter(runs: pd.DataFrame) -> dict[str, Any]:
+    """Return how far runs of equal settings scatter, and their cells about a smooth surface, in nats.
+
+    `seed_sd_nats` is pooled over the cells of recurrence and budget, with its 95 % interval (chi-squared);
+    `fit_rms_nats` is what is left of the cells' means beside a quadratic in log recurrence and log FLOPs.
+    """
+    cells = runs[runs["status"] == "done"].groupby(["mean_recurrence", "target_flops"])["val_loss_nats"]
+    freedom = int((cells.count() - 1).sum())
+    squares = float(cells.apply(lambda losses: np.square(losses - losses.mean()).sum()).sum())
+    ends = [float(np.sqrt(squares / chdtri(freedom, tail))) for tail in (0.025, 0.975)]
+    means = cells.mean().reset_index()
+    loops, flops = np.log(means["mean_recurrence"]), np.log(means["target_flops"])
+    x = np.stack([np.ones(len(means)), loops, loops**2, flops, flops**2, loops * flops], -1)
+    y = means["val_loss_nats"].to_numpy(float)
+    residual = y - x @ np.linalg.lstsq(x, y, rcond=None)[0]
+    return {
+        "runs": int(cells.count().sum()),
+        "degrees_of_freedom": freedom,
+        "seed_sd_nats": [float(np.sqrt(squares / freedom)), *ends],
+        "fit_rms_nats": float(np.sqrt(residual @ residual / (len(y) - x.shape[1]))),
+    }
+
+
 def main() -> None:
     """Write the reports and the summary of all sweeps whose tables are there."""
     tables = {path.parent.name: read_tables(path.parent) for path in sorted(STUDY.glob("*/runs.csv"))}
@@ -235,6 +258,9 @@ def main() -> None:
         "stability": stability(),
         "foretold": {name: foretold(name, *tables[name]) for name in GRIDS if name in tables},
         "worth_of_doubling": {name: worth_of_doubling(tables[name][0]) for name in GRIDS if name in tables},
+    }
+    numbers["scatter"] = {
+        path.stem: scatter(pd.read_csv(path)) for path in sorted(STUDY.glob("study_scatter/*.csv"))
     }
     for name, (corner_runs, _) in tables.items():
         if not name.endswith("_corners"):

@@ -120,8 +120,17 @@ def _paid(costs: list[dict[str, Any]]) -> list[str]:
     return [str(runs), number(flops), f"{hours:.2f}"]
 
 
+def scatter() -> list[list[str]]:
+    """Tabulate how far runs scatter on each data set."""
+    rows = [["data", "runs", "standard deviation over seeds, nats", "cells about a smooth surface, nats"]]
+    for name, found in sorted(_read("summary.json")["scatter"].items()):
+        spread = _span(*found["seed_sd_nats"], _decimals)
+        rows.append([name, str(found["runs"]), spread, _decimals(found["fit_rms_nats"])])
+    return rows
+
+
 TABLES: dict[str, Callable[..., list[list[str]]]] = {
-    made.__name__: made for made in (optima, exponents, looped_or_fixed, corners, stability, costs)
+    made.__name__: made for made in (optima, exponents, looped_or_fixed, corners, stability, costs, scatter)
 }
 
 

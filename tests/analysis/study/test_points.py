@@ -132,9 +132,8 @@ def test_bad_tables_are_one_line(tmp_path):
     )
     with pytest.raises(TableError, match=message):
         isoflop(read_points(path, {"compute": "flops", "x": "size"}))
-    with pytest.raises(
-        TableError, match=r"points need x: say columns\.x=NAME \(the table has compute, loss\)"
-    ):
+    message = r"points need x: rename columns of the frame \(the table has compute, loss\)"
+    with pytest.raises(TableError, match=message):
         isoflop(points().drop(columns="x"))
     scattered = points().iloc[[0, 12, 24, 36, 48]]
     with pytest.raises(TableError, match="make no isoFLOP curves: fit the surface law instead"):

@@ -146,7 +146,7 @@ class Sweep:
     def wait_for_step(self, step: int, number: int = 0) -> None:
         wait_for(lambda: self.folder.exists() and len(read_metrics(self.run(number).metrics)) >= step)
 
-    def wait_until_idle(self, seconds: float = 300.0) -> None:
+    def wait_until_idle(self, seconds: float = 900.0) -> None:
         """Wait until SLURM has no job of this sweep any more."""
         wait_for(lambda: not self.queue(), seconds, lambda: f"for {self.name}: {self.queue()}")
 

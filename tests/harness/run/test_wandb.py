@@ -17,6 +17,7 @@ from harness.run.folder import RunFolder
 from harness.run.metrics import read_metrics
 from model.config_validation import ConfigError
 from tests.harness.processes import join, start_held, wait_for_hold
+from tests.waiting import wait_for
 from tests.workers import in_processes
 
 pytestmark = in_processes  # what they share is made once
@@ -43,6 +44,17 @@ def history_file(folder):
     return found
 
 
+def whole_history(folder, reader):
+    """Return that file once wandb's own process has written all of it, which may be after `finish`."""
+
+    def has_ended():
+        records = reader.records(history_file(folder))
+        return any(record.WhichOneof("record_type") == "exit" for record in records)
+
+    wait_for(has_ended, what=lambda: f"for the end of {history_file(folder)}")
+    return history_file(folder)
+
+
 def test_a_run_killed_and_resumed_has_every_step_once_in_its_history(tiny, make, cache, tmp_path, reader):
     settings = ["tokens=3840", "logger=wandb", "training.checkpoint_every_s=0.01"]
     folder, _ = make(*settings, parent="runs/single")
@@ -52,19 +64,19 @@ def test_a_run_killed_and_resumed_has_every_step_once_in_its_history(tiny, make,
     join([child])
     assert folder.status().state == "running"
     assert loopscale.sync(["sweep=single", f"root={tmp_path / 'runs'}"])["wandb"].tolist() == ["rebuilt"]
-    part = reader.history(history_file(folder))
+    part = reader.history(whole_history(folder, reader))
     assert [line["_step"] for line in part] == [line["step"] for line in read_metrics(folder.metrics)]
     loopscale.train([*tiny, *settings])
 
-    lines = reader.history(history_file(folder))  # that of the first attempt is replaced
+    lines = reader.history(whole_history(folder, reader))  # that of the first attempt is replaced
     metrics = read_metrics(folder.metrics)
     assert [line["_step"] for line in lines] == list(range(1, 31)) == [line["step"] for line in metrics]
     assert [line["train_loss_nats"] for line in lines] == [line["train_loss_nats"] for line in metrics]
-    run = reader.run_record(history_file(folder))
+    run = reader.run_record(whole_history(folder, reader))
     assert (run.run_id, run.run_group, run.project) == (folder.run_id, "single", "loopscale")
     summary = {
         item.key or ".".join(item.nested_key): json.loads(item.value_json)
-        for record in reader.records(history_file(folder))
+        for record in reader.records(whole_history(folder, reader))
         if record.WhichOneof("record_type") == "summary"
         for item in record.summary.update
     }
@@ -84,11 +96,11 @@ def test_sync_takes_any_run_skips_what_is_unchanged_and_follows_what_has(tiny, t
     shutil.rmtree(first.parent)
     assert loopscale.sync(how)["wandb"].tolist() == ["rebuilt"]
     assert loopscale.sync([*how, "project=other"])["wandb"].tolist() == ["rebuilt"]
-    assert reader.run_record(history_file(folder)).project == "other"
+    assert reader.run_record(whole_history(folder, reader)).project == "other"
     with folder.metrics.open("a") as file:
         file.write('{"step": 6, "train_loss_nats": 1.0}\n{"step": 7, "train_lo')  # torn by a kill
     assert loopscale.sync([*how, "project=other"])["wandb"].tolist() == ["rebuilt"]
-    assert [line["_step"] for line in reader.history(history_file(folder))] == [1, 2, 3, 4, 5, 6]
+    assert [line["_step"] for line in reader.history(whole_history(folder, reader))] == [1, 2, 3, 4, 5, 6]
     with pytest.raises(ConfigError, match=rf"run=x is not in .*single \(choose from {folder.run_id}\)"):
         loopscale.sync([*how, "run=x"])
     with pytest.raises(ConfigError, match=r"no runs in .*nowhere: launch the sweep first, or set root"):
@@ -158,4 +170,4 @@ def test_no_network_call_is_made_without_mode_online(offline, tmp_path):
 def test_a_machine_without_a_network_trains_and_syncs(offline, reader):
     folder, said = offline
     assert re.findall(r"^.*single: 1 (\w+)$", said, re.MULTILINE) == ["unchanged", "rebuilt"]
-    assert len(reader.history(history_file(only_run(folder)))) == 5
+    assert len(reader.history(whole_history(only_run(folder), reader))) == 5

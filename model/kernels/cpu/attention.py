@@ -36,7 +36,7 @@ def _strided(tensor: Tensor) -> _Strided:
 
 def _call(function: str, query: Tensor, key: Tensor, *arguments: Any) -> None:
     batch, heads, length, dim = query.shape
-    library = load()
+    library = load(dim)
     assert library is not None and length == key.shape[2] > 0
     shape = _Shape(batch, heads, key.shape[1], length, dim)
     getattr(library, function)(ctypes.byref(shape), *arguments, torch.get_num_threads())

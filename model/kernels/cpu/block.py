@@ -116,6 +116,13 @@ def sizes_of(x: Tensor, weights: Sequence[Tensor], heads: int, kv_heads: int, ep
     return Sizes(batch, length, heads, kv_heads, width // heads, hidden, gate_channels, eps)
 
 
+def library_for(sizes: Sizes) -> ctypes.CDLL:
+    """Return the library whose tiles divide all sizes of a block."""
+    library = load(sizes.dim, sizes.hidden, sizes.gate_channels)
+    assert library is not None
+    return library
+
+
 def dense(*tensors: Tensor | None) -> list[Tensor | None]:
     """Return contiguous tensors, copies where need be."""
     return [None if tensor is None else tensor.contiguous() for tensor in tensors]
@@ -137,11 +144,11 @@ def _forward(
     eps: float,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    library = load()
-    assert library is not None and len(rope) >= x.shape[1]
+    sizes = sizes_of(x, weights, heads, kv_heads, eps)
+    library = library_for(sizes)
+    assert len(rope) >= x.shape[1]
     assert rows is None or rows.shape[:2] == x.shape[:2]
     given, matrices = dense(x, rope, rows), dense(*weights)
-    sizes = sizes_of(x, weights, heads, kv_heads, eps)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     kept = x.new_empty(library.kept_floats(ctypes.byref(sizes)) if keep else 0)
     enough = library.block_forward(
@@ -168,15 +175,15 @@ def _backward(
     kv_heads: int,
     eps: float,
 ) -> list[Tensor]:
-    library = load()
-    assert library is not None
+    sizes = sizes_of(x, weights, heads, kv_heads, eps)
+    library = library_for(sizes)
     given, matrices = dense(x, rope, rows), dense(*weights)
     grad = grad.contiguous()
     likes = (x, x.new_empty(0) if rows is None else rows, *weights)
     made = [torch.empty_like(like, memory_format=torch.contiguous_format) for like in likes]
     grad_x, grad_rows, *grad_weights = pointers(made)
     enough = library.block_backward(
-        ctypes.byref(sizes_of(x, weights, heads, kv_heads, eps)),
+        ctypes.byref(sizes),
         WeightPointers(*pointers(matrices)),
         _Given(*pointers(given)),
         *map(ctypes.c_void_p, (kept.data_ptr(), grad.data_ptr(), grad_x, grad_rows)),

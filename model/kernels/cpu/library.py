@@ -27,20 +27,31 @@ _SOURCES = [
     for name in ("kernels.cpp", "block.h", "cross_entropy.h", "products.h", "attention.h", "tiles.h")
 ]
 _FLAGS = ["-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-std=c++17", "-shared", "-fPIC"]
+_HALF = "-DHALF_VECTORS"  # AVX-512 takes a head of 16 channels in vectors of AVX2
+SMALLEST_TILE = 16  # COLUMNS of tiles.h with the vectors of AVX2
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
 
-@cache
-def load() -> ctypes.CDLL | None:
-    """Return the library, compiled first if need be; None, with a warning, where that fails."""
+def load(*channels: int) -> ctypes.CDLL | None:
+    """Return the library of the widest tiles that divide all `channels`, compiled first if need be.
+
+    Returns None, with a warning, where that fails.
+    """
     outcome = _attempt()
-    if isinstance(outcome, ctypes.CDLL):
-        return outcome
+    if isinstance(outcome, ctypes.CDLL) and any(size % outcome.columns() for size in channels):
+        outcome = _attempt(half=True)
+    if isinstance(outcome, str):
+        _warn(outcome)
+        return None
+    return outcome
+
+
+@cache
+def _warn(reason: str) -> None:
     warnings.warn(
-        f"without the kernels of model/kernels/cpu a step on the CPU takes half as long again: {outcome}",
-        stacklevel=2,
+        f"without the kernels of model/kernels/cpu a step on the CPU takes half as long again: {reason}",
+        stacklevel=3,
     )
-    return None
 
 
 def failure() -> str | None:
@@ -50,9 +61,9 @@ def failure() -> str | None:
 
 
 @cache
-def _attempt() -> ctypes.CDLL | str:
+def _attempt(*, half: bool = False) -> ctypes.CDLL | str:
     try:
-        library = ctypes.CDLL(str(_compiled()))
+        library = ctypes.CDLL(str(_compiled(half=half)))
     except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
         said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
         return next((line for line in said if "error" in line), said[-1])
@@ -65,8 +76,7 @@ def _attempt() -> ctypes.CDLL | str:
 @cache
 def columns() -> int:
     """Return the number of channels of which heads and widths must be multiples; 0 without the library."""
-    library = load()
-    return 0 if library is None else int(library.columns())
+    return 0 if load() is None else SMALLEST_TILE
 
 
 def takes_channels(channels: int) -> bool:
@@ -92,9 +102,9 @@ def _cpuinfo() -> str:
     return cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else ""
 
 
-def _compiled() -> Path:
-    """Return the path of the compiled library."""
-    command = [*shlex.split(os.environ.get("CXX", "g++")), *_FLAGS]
+def _compiled(*, half: bool = False) -> Path:
+    """Return the path of the compiled library, with `half` that of the narrower vectors."""
+    command = [*shlex.split(os.environ.get("CXX", "g++")), *_FLAGS, *([_HALF] if half else [])]
     features = {line for line in _cpuinfo().splitlines() if line.startswith(("flags", "Features"))}
     sources = [source.read_text(encoding="utf-8") for source in _SOURCES]
     parts = [*sources, *command, platform.machine(), *platform.libc_ver(), *sorted(features)]

@@ -19,11 +19,11 @@ from model.kernels.cpu.block import (
     WEIGHTS,
     WeightPointers,
     dense,
+    library_for,
     pointers,
     product_flops,
     sizes_of,
 )
-from model.kernels.cpu.library import load
 
 
 def suits_threads(loops: Sequence[int]) -> bool:
@@ -67,8 +67,7 @@ def _forward(
     kv_heads: int,
     eps: float,
 ) -> Tensor:
-    library = load()
-    assert library is not None and len(rope) >= first.shape[1]
+    assert len(rope) >= first.shape[1]
     assert drive.shape == first.shape and carry.shape == first.shape[2:] and len(loops) == len(first)
     states = first.clone(memory_format=torch.contiguous_format)
     shared, rows, weights = dense(rope, drive, carry), dense(*rows), dense(*weights)
@@ -76,7 +75,7 @@ def _forward(
     assert len(blocks) == len(rows)
     gated = next((block for block in blocks if block[-1] is not None), blocks[0])
     sizes = sizes_of(first, [weight for weight in gated if weight is not None], heads, kv_heads, eps)
-    enough = library.loops_forward(
+    enough = library_for(sizes).loops_forward(
         ctypes.byref(sizes),
         ctypes.c_int64(len(blocks)),
         (WeightPointers * len(blocks))(*(WeightPointers(*pointers(block)) for block in blocks)),

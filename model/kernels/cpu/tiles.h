@@ -24,7 +24,8 @@ namespace {
 // LANES floats are one vector register. A tile is two vectors wide: one number of A, broadcast, then feeds
 // two multiply-adds. Its ROWS are as many as registers allow. AVX-512 has 32: 12 x 2 sums, 2 for B, 1 for A.
 // AVX2 has 16: 6 x 2 sums, 2 for B, 1 for A. Both are more sums than the 8 to 10 multiply-adds in flight.
-#ifdef __AVX512F__
+// HALF_VECTORS are for sizes that the tiles of AVX-512 do not divide.
+#if defined(__AVX512F__) && !defined(HALF_VECTORS)
 constexpr int64_t LANES = 16, ROWS = 12;
 #else
 constexpr int64_t LANES = 8, ROWS = 6;

@@ -79,6 +79,8 @@ CASES = {
     "grouped": (replace(CONFIG, width=128, heads=4, kv_heads=2), 2, 33),
     "wide heads": (replace(CONFIG, width=192, heads=2, kv_heads=1), 2, 40),
     "narrow MLP": (replace(CONFIG, mlp_width=32), 2, 50),
+    "a head of half a vector": (replace(CONFIG, width=16, heads=1), 3, 40),
+    "a head of one and a half": (replace(CONFIG, width=48, heads=1), 2, 33),
     "widest": (replace(CONFIG, width=largest_width(), heads=4), 1, 20),
 }
 
@@ -150,6 +152,12 @@ def test_it_cannot_be_differentiated_twice():
     (slope,) = torch.autograd.grad(block(x, rope, rows).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         slope.sum().backward()
+
+
+def test_the_narrower_library_is_for_what_the_wider_one_does_not_divide():
+    wide = load().columns()
+    assert load(64, 128) is load(64) is load()
+    assert load(48).columns() == load(64, 16).columns() == 16 <= wide
 
 
 def test_what_is_kept_is_counted_beyond_two_billion():

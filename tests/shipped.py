@@ -13,6 +13,7 @@ SHIPPED = {
         "looped_30k",
         "looped_370m",
         "looped_40k",
+        "looped_5k",
         "looped_60k",
         "looped_770m",
         "looped_90k",

@@ -64,6 +64,24 @@ class Comparison(serialize.Printed):
         notes = [f"  {note}" for note in self.notes]
         return "\n".join([*lines, *notes, "", _filled(self.paragraph())])
 
+    def headline(self) -> str:
+        """Return at how many budgets which side has the lower loss, and the difference at the largest."""
+        if not self.rows:
+            return "Looped against fixed depth: no budget has looped runs beside a fixed-depth control"
+        verdicts = [row.difference.verdict for row in self.rows]
+        counts = ", ".join(
+            f"{verdict} at {verdicts.count(verdict)}" for verdict in VERDICTS_ON_LOSS if verdict in verdicts
+        )
+        largest = {
+            row.group: row for row in sorted(self.rows, key=lambda row: row.budget_flops)
+        }  # the last of each group stays
+        differences = "; ".join(
+            f"{row.difference.summary()} nats at µ = {row.mean_recurrence:.3g}{_location(row, self.rows)}"
+            for row in largest.values()
+        )
+        of = f"of {_budgets(len(verdicts))}"
+        return f"Looped minus fixed depth at equal FLOPs, {of}: {counts}; {differences}"
+
     def paragraph(self) -> str:
         """Return which side has the lower loss where and by how much, and what is not known."""
         suites = suite_names(self.rows)

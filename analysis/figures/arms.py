@@ -47,7 +47,7 @@ def arms_figure(comparison: ArmComparison) -> style.ReportFigure | None:
         reference = comparison.pairs[0].reference
         panels[0].set_ylabel("arm minus reference (nats per token)")
         panels[1].set_ylabel("compute multiplier")
-        fig.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        style.legend_outside(fig, 3, panels[0].get_legend_handles_labels()[0])
     caption = (
         f"Arms against {reference} at equal FLOPs. (a) Mean difference of validation loss over the "
         "recurrences that both trained; below zero the arm is better. (b) FLOPs of the reference over those "

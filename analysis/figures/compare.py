@@ -59,7 +59,7 @@ def compare_figure(comparison: Comparison) -> style.ReportFigure | None:
         panels[0].set_ylabel("looped minus fixed (nats per token)")
         _mark_sides(panels[-1], ("fixed better →", "← looped better"))
         handles = _handles(colours, {row.choice for row in comparison.rows})
-        fig.legend(handles=handles, loc="outside lower center", ncols=3 if len(groups) == 1 else 8)
+        style.legend_outside(fig, 3 if len(groups) == 1 else 8, handles)
     known = comparison.noise.sd_nats is not None
     caption = (
         "Validation loss of looped models minus that of the fixed-depth control at equal FLOPs and "
@@ -176,7 +176,7 @@ def _points_figure(comparison: Comparison, suite: str) -> style.ReportFigure:
         ]
         handles.append(Line2D([], [], **JUDGED, label="next to best µ"))
         ncols = 3 if len(groups) == 1 else 7
-        fig.legend(handles=handles, loc="outside lower center", ncols=ncols, title="budget C (FLOPs)")
+        style.legend_outside(fig, ncols, handles, title="budget C (FLOPs)")
     noise = "items alone" if table["seeds_se"].isna().any() else "items and training seeds"
     caption = (
         f"Points of {SUITE_TITLES.get(suite, suite)} ({table['tasks'].iloc[0]} tasks) of looped models minus "

@@ -41,7 +41,7 @@ def depth_figure(study: StudyFit) -> style.ReportFigure | None:
         if len(markers) > 1:
             base: dict[str, Any] = {"color": style.INK, "linestyle": "none", "markersize": 3}
             handles += [Line2D([], [], **base, marker=m, label=name) for name, m in markers.items()]
-        fig.legend(handles=handles, loc="outside lower center", ncols=min(8, len(handles)))
+        style.legend_outside(fig, min(8, len(handles)), handles)
     slope = study.depth.slope
     caption = (
         f"Test-time depth. (a) {_group(shown[0])}: validation loss over the number of loops T at the largest "

@@ -47,7 +47,7 @@ def design_figure(results: Sequence[PowerAnalysis], labels: Sequence[str] = ()) 
         right.set_ylabel("share of the studies (%)")
         right.set_ylim(bottom=0)
         handles = [*_handles(), *right.get_legend_handles_labels()[0]]
-        fig.legend(handles=handles, loc="outside lower center", ncols=3)
+        style.legend_outside(fig, 3, handles)
     return style.ReportFigure(
         name="design", caption=_caption(results), figure=fig, tables=_tables(results, names)
     )

@@ -27,7 +27,7 @@ def frontier_figure(group: GroupFit, rows: Sequence[BudgetRow], confidence: floa
             _ratios(panels[1], rows)
             for ax, letter in zip(panels, "ab", strict=True):
                 ax.set_title(letter)
-        fig.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5 if rows else 2)
+        style.legend_outside(fig, 5 if rows else 2, panels[0].get_legend_handles_labels()[0])
     caption = (
         f"{group.label}: least loss of each budget at the accepted optima of each estimator, "
         f"with {percent(confidence)} intervals (bands)"

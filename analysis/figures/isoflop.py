@@ -29,8 +29,8 @@ def isoflop_figure(group: GroupFit, noise: NoiseFloor) -> style.ReportFigure:
         for ax, quantity, letter in zip(panels, group.quantities, "ab", strict=True):
             plot_isoflop(group, quantity, ax, noise)
             ax.set_title(letter)
-        panels[1].set_ylabel("")
-        fig.legend(handles=_handles(group), loc="outside lower center", ncols=5)
+        style.share_loss_axis(panels)
+        style.legend_outside(fig, 5, _handles(group))
         ends = [(_right_end(group, budget), style.scientific(budget)) for budget in group.budgets_flops]
         style.end_labels(panels[0], ends, heading="FLOPs")
     control = (group.table["kind"] == "fixed").any()

@@ -9,7 +9,6 @@ import textwrap
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
@@ -29,8 +28,7 @@ def isoflop_by_budget_figure(group: GroupFit, noise: NoiseFloor) -> style.Report
     rows = -(-len(budgets) // PER_ROW)
     columns = -(-len(budgets) // rows)
     with style.styled():
-        fig = Figure(figsize=(style.PAGE_INCHES, 0.45 + 1.75 * rows), layout="constrained")
-        panels = fig.subplots(rows, columns, squeeze=False).ravel()
+        fig, panels = style.figure(columns, rows=rows, height=0.45 + 1.75 * rows)
         for k, ax in enumerate(panels):
             if k >= len(budgets):
                 ax.remove()
@@ -41,7 +39,7 @@ def isoflop_by_budget_figure(group: GroupFit, noise: NoiseFloor) -> style.Report
         unit = " (nats)" if group.cells.variable == "mean_recurrence" else "\n(unit of the table)"
         for ax in panels[::columns]:
             ax.set_ylabel(f"loss above lowest cell{unit}", fontsize=6.5)
-        fig.legend(handles=_handles(), loc="outside upper center", ncols=4)
+        style.legend_outside(fig, 4, _handles(), side="upper")
     caption = (
         f"{group.label}: each isoFLOP curve on its own scale, relative to its lowest cell"
         + (", with the training noise as bars" if noise.sd_nats else "; training noise unknown")

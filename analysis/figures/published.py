@@ -81,7 +81,7 @@ def recurrence_figure() -> style.ReportFigure:
             style.log_axis(ax.xaxis, flops.tolist())
             style.recurrence_axis(ax.yaxis, [1, 2, 4, 6, 8, 12, 20, 40])
         panels[0].set_ylabel("optimal mean recurrence µ* (loops)")
-        fig.legend(handles=_recurrence_handles(), loc="outside lower center", ncols=3)
+        style.legend_outside(fig, 3, _recurrence_handles())
     caption = (
         "Optimal recurrence over the budget. Dots: optima as printed, values of the grid; black line: the "
         "published power law; coloured lines: where the published training law is least, by what N(µ) counts "
@@ -128,7 +128,7 @@ def size_figure() -> style.ReportFigure:
             ax.set_xticks(range(len(sizes)), sizes)
             ax.set_xlim(-0.5, len(sizes) - 0.5)
             ax.set_xlabel("size of the looped model")
-        fig.legend(loc="outside lower center", ncols=5)
+        style.legend_outside(fig, 5)
     caption = (
         "Looped models (µ = 8) among Transformers of equal parameters and tokens. (a) Share of the gap to "
         "the next larger Transformer that the looped model closes; 100 % is that Transformer. Bars: 95 % "
@@ -248,7 +248,7 @@ def law_figure() -> style.ReportFigure:
             style.recurrence_axis(ax.xaxis, [1, 2, 4, 6, 8, 12, 16])
             style.end_labels(ax, ends, heading="FLOPs")
         panels[0].set_ylabel("loss of the published law (nats per token)")
-        fig.legend(handles=_law_handles(), loc="outside lower center", ncols=2)
+        style.legend_outside(fig, 2, _law_handles())
     caption = (
         "isoFLOP curves of the published training law, all parameters counted, FLOPs as released. Stars: "
         "minima of the law; a curve without one is least outside µ = 1 to 16. Dots: printed optima of the "
@@ -291,7 +291,7 @@ def test_time_figure() -> style.ReportFigure:
         ax.set_xlim(1e-7, 1e-4)
         ax.set_xlabel("average Huber cost of the log loss")
         style.decade_axis(ax.xaxis, 1e-7, 1e-4)
-        fig.legend(loc="outside lower center", ncols=2)
+        style.legend_outside(fig, 2)
     caption = (
         "Forms of the test-time law L(T), by printed Huber cost (δ = 1e-3): fitted and evaluated on all "
         "depths (filled), and fitted up to T = µ and evaluated beyond (open); sizes apart for legibility."

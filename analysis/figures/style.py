@@ -5,8 +5,11 @@ Figures are made without pyplot: the import stays cheap, and no global state is 
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -24,10 +27,12 @@ from analysis.serialize import rounded
 
 COLUMN_INCHES = 3.25
 PAGE_INCHES = 6.75
+NARROW_INCHES = 3.0  # on a phone, where 7 pt are 12 pixels
 PNG_DPI = 200
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 INK, FAINT, WARN = "#222222", "#666666", "#b2182b"
+NARROW: ContextVar[bool] = ContextVar("narrow", default=False)
 RC: dict[str, Any] = {
     "font.size": 7.0,
     "axes.titlesize": 7.5,
@@ -70,12 +75,46 @@ class ReportFigure:
 
 
 def figure(
-    columns: int = 1, *, width: float = PAGE_INCHES, height: float = 2.5, **kwargs: Any
+    columns: int = 1, *, rows: int = 1, width: float = PAGE_INCHES, height: float = 2.5, **kwargs: Any
 ) -> tuple[Figure, list[Axes]]:
-    """Return a figure and its panels, left to right."""
+    """Return a figure and its panels, row by row; `narrow` puts them below each other in one column."""
+    if NARROW.get():
+        width, height = NARROW_INCHES, max(height / rows, 2.0) * rows * columns
+        rows, columns = rows * columns, 1
     fig = Figure(figsize=(width, height), layout="constrained")
-    panels = fig.subplots(1, columns, squeeze=False, **kwargs)[0]
+    panels = fig.subplots(rows, columns, squeeze=False, **kwargs).ravel()
     return fig, list(panels)
+
+
+@contextmanager
+def narrow() -> Iterator[None]:
+    """Draw every figure one column wide, for the screen of a phone."""
+    token = NARROW.set(True)
+    try:
+        yield
+    finally:
+        NARROW.reset(token)
+
+
+def share_loss_axis(panels: Sequence[Axes]) -> None:
+    """Leave the label of the axis that panels share to the first, where they stand side by side."""
+    for ax in panels[1:]:
+        if not NARROW.get():
+            ax.set_ylabel("")
+
+
+def legend_outside(
+    fig: Figure,
+    columns: int,
+    handles: Sequence[Any] | None = None,
+    *,
+    side: str = "lower",
+    title: str | None = None,
+) -> None:
+    """Put one legend of all panels, or of `handles`, above or below them in at most `columns` columns."""
+    chosen: dict[str, Any] = {} if handles is None else {"handles": handles}
+    columns = min(columns, 2) if NARROW.get() else columns
+    fig.legend(**chosen, loc=cast(Any, f"outside {side} center"), ncols=columns, title=title)
 
 
 def styled() -> Any:
@@ -102,6 +141,14 @@ def save_figure(drawn: ReportFigure, folder: Path) -> bytes:
             dates = {"CreationDate": None} if path.suffix == ".pdf" else None
             drawn.figure.savefig(path, dpi=PNG_DPI, metadata=dates)
     return pictures[0].read_bytes()
+
+
+def png(fig: Figure) -> bytes:
+    """Return a figure as PNG."""
+    buffer = io.BytesIO()
+    with styled():
+        fig.savefig(buffer, format="png", dpi=PNG_DPI)
+    return buffer.getvalue()
 
 
 def _csv(table: pd.DataFrame) -> str:
@@ -164,11 +211,14 @@ def log_axis(axis: Any, values: Sequence[float], *, room: float = 0.19) -> None:
 
 def decade_axis(axis: Any, low: float, high: float, *, room: float = 0.19) -> None:
     """Label round numbers (1, 2, 5 x 10^n, finer if need be) of a log axis between `low` and `high`."""
-    _ticks(axis, _round(low, high, (1.0,), (1.0, 3.0)), room, lambda value, _: scientific(value))
+    _ticks(axis, round_numbers(low, high, (1.0,), (1.0, 3.0)), room, lambda value, _: scientific(value))
 
 
-def _round(low: float, high: float, *first: tuple[float, ...]) -> list[float]:
-    """Return round numbers from `low` to `high`, at least three where a step of a fifth allows it."""
+def round_numbers(low: float, high: float, *first: tuple[float, ...]) -> list[float]:
+    """Return round numbers from `low` to `high`, at least three where a step of a fifth allows it.
+
+    `first` are the mantissas to try before 1, 2, 5.
+    """
     steps = [tuple(np.arange(1.0, 10.0, step)) for step in (1.0, 0.2)]
     for subs in (*first, (1.0, 2.0, 5.0), *steps):
         ticks = [t for t in LogLocator(subs=subs).tick_values(low, high) if low <= t <= high]
@@ -184,7 +234,7 @@ def recurrence_axis(axis: Any, depths: Sequence[float], *, room: float = 0.06, f
 
 def plain_log_axis(axis: Any) -> None:
     """Label 1, 2 and 5 times powers of ten (finer if need be) as plain numbers on a log axis."""
-    ticks = _round(*sorted(axis.get_view_interval()))
+    ticks = round_numbers(*sorted(axis.get_view_interval()))
     _ticks(axis, ticks, 0.1, lambda value, _: f"{value:.2g}")
 
 

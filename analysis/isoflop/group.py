@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.config import FitConfig, Labels
-from analysis.format import number, percent
+from analysis.format import fixed, number, percent
 from analysis.isoflop.curves import QUANTITY_NAMES, Curves, Quantity, isoflop_curves
 from analysis.isoflop.estimator import DEFAULT_ESTIMATOR, LACK_OF_FIT_FLAG, EstimatorFit, Inputs, Points
 from analysis.isoflop.geometry import Geometry, geometry
@@ -74,11 +74,23 @@ class GroupFit:
         return "\n".join([*estimators, *(f"  flag: {flag}" for flag in self.flags)])
 
     def headline(self, quantity: Quantity) -> str:
-        """Return the default estimator's law, or its refusal with those of the budgets behind it."""
+        """Return the default estimator's law and the exponents of the others.
+
+        Where it is refused: the reason, with those of the budgets behind it.
+        """
         estimator = self.estimator()
         law = estimator.laws[quantity]
         if law.exponent is not None:
-            return law.summary()
+            others = [
+                (other.name, other.laws.get(quantity)) for other in self.estimators if other is not estimator
+            ]
+            exponents = [
+                f"{name} {fixed(other.exponent, 3)} "
+                f"[{fixed(other.exponent_low, 3)}, {fixed(other.exponent_high, 3)}]"
+                for name, other in others
+                if other and other.exponent is not None
+            ]
+            return "; ".join([f"{law.summary()} by {estimator.name}", *exponents])
         reasons: dict[str, list[str]] = {}
         for optimum in estimator.optima[quantity]:
             if optimum.refusal:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import importlib.metadata
 import platform
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,35 @@ import pandas as pd
 import scipy
 
 from analysis.figures import style
-from analysis.laws.objective import PUBLISHED_DELTA
 
+PAGE_PIXELS = 1080  # width of the widest figures on the page
 TEMPLATES = Path(__file__).parent / "templates"
+NUMERIC = re.compile(r"[-+−]?[\d.,]+(e[-+]?\d+)?( \[[-+−\d., eopn]+\])?( ± [\d.]+)?|–")
 
 
-def page(template: str, drawn: Sequence[tuple[style.ReportFigure, bytes]], **values: Any) -> str:
-    """Return a page that stands alone: figures are embedded as PNG."""
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """A figure as PNG, and as PNG for a narrow screen where it looks otherwise there."""
+
+    figure: style.ReportFigure
+    png: bytes
+    narrow_png: bytes | None = None
+
+
+def embedded(drawn: Drawn) -> dict[str, Any]:
+    """Return a figure as the templates embed it."""
+    share = min(1.0, drawn.figure.figure.get_figwidth() / style.PAGE_INCHES)
+    return {
+        "name": drawn.figure.name,
+        "caption": drawn.figure.caption,
+        "image": base64.b64encode(drawn.png).decode(),
+        "narrow": drawn.narrow_png and base64.b64encode(drawn.narrow_png).decode(),
+        "width": f"{share * PAGE_PIXELS:.0f}px",
+    }
+
+
+def page(template: str, figures: Sequence[Mapping[str, Any]], **values: Any) -> str:
+    """Return a page that stands alone; `figures` come from `embedded`."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -30,30 +54,23 @@ def page(template: str, drawn: Sequence[tuple[style.ReportFigure, bytes]], **val
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    figures = [
-        {
-            "name": one.name,
-            "caption": one.caption,
-            "image": base64.b64encode(png).decode(),
-            "width": f"{100 * one.figure.get_figwidth() / style.PAGE_INCHES:.0f}%",
-        }
-        for one, png in drawn
-    ]
+    environment.tests["numeric"] = lambda cell: NUMERIC.fullmatch(str(cell)) is not None
     return environment.get_template(template).render(
-        {"unit": "nats"} | values,
-        figures=figures,
-        versions=_versions(),
-        published_delta=PUBLISHED_DELTA,
+        {"unit": "nats"} | values, figures=figures, versions=_versions()
     )
 
 
-def _versions() -> dict[str, str]:
+def own_version() -> str:
+    """Return the version of loopscale that analyses."""
     try:
-        own = importlib.metadata.version("loopscale")
+        return importlib.metadata.version("loopscale")
     except importlib.metadata.PackageNotFoundError:
-        own = "not installed: run from its source"
+        return "not installed: run from its source"
+
+
+def _versions() -> dict[str, str]:
     return {
-        "loopscale": own,
+        "loopscale": own_version(),
         "python": platform.python_version(),
         "numpy": np.__version__,
         "scipy": scipy.__version__,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,8 @@ from analysis.study.study import StudyFit
 
 if TYPE_CHECKING:
     from analysis.figures.style import ReportFigure
+    from analysis.published.comparison import PublishedMean, Slope
+    from analysis.report.page import Drawn
 
 PARCAE_TITLE = "Parcae (arXiv 2604.12946), from its published numbers"
 
@@ -50,7 +52,7 @@ def report(
     not_compared: tuple[str, ...] = ()
     if arms is None:
         arms, not_compared = compare_every_axis(runs, study.config)
-    drawn = save_figures(study_figures(study, comparison, arms), folder)
+    drawn = save_figures(lambda: study_figures(study, comparison, arms), folder)
     text = html.render(runs, study, comparison, drawn, title, arms, not_compared)
     return write_page(folder, text)
 
@@ -60,7 +62,8 @@ def points_report(fit: IsoflopFit, folder: Path, *, title: str) -> Path:
     from analysis.figures.study import points_figures
     from analysis.report import html
 
-    return write_page(folder, html.render_points(fit, save_figures(points_figures(fit), folder), title))
+    drawn = save_figures(lambda: points_figures(fit), folder)
+    return write_page(folder, html.render_points(fit, drawn, title))
 
 
 def device_hours_report(fit: DeviceHoursFit, folder: Path, *, title: str) -> Path:
@@ -68,7 +71,7 @@ def device_hours_report(fit: DeviceHoursFit, folder: Path, *, title: str) -> Pat
     from analysis.figures.device_hours import device_hours_figures
     from analysis.report import html
 
-    drawn = save_figures(device_hours_figures(fit), folder)
+    drawn = save_figures(lambda: device_hours_figures(fit), folder)
     return write_page(folder, html.render_device_hours(fit, drawn, f"{title}, at equal device-hours"))
 
 
@@ -83,7 +86,7 @@ def parcae_report(folder: Path) -> tuple[Path, list[str]]:
     from analysis.published import parcae
     from analysis.published.claims import claims
     from analysis.published.comparison import published_comparison
-    from analysis.report.page import page
+    from analysis.report.page import embedded, page
     from analysis.tables.selection import digest
 
     found, comparison = claims(), published_comparison()
@@ -94,15 +97,16 @@ def parcae_report(folder: Path) -> tuple[Path, list[str]]:
     ]
     text = page(
         "published.html",
-        save_figures(parcae_figures(), folder),
+        [embedded(one) for one in save_figures(parcae_figures, folder)],
         title=PARCAE_TITLE,
         claims=found,
         differences=[
             [size, number(flops), f"{depth:g}"]
             + [f"{value:+.1f} ± {sd:.2f}" for value, sd in zip(points[::2], points[1::2], strict=True)]
             for size, flops, depth, *points in parcae.core_differences().to_numpy()
-        ],
-        comparison=comparison,
+        ]
+        + [["mean of the rows", "", "", *(_interval(m.points, m) for m in comparison.means)]]
+        + [["trend (points a decade)", "", "", *(_interval(t.slope, t) for t in comparison.trends.values())]],
         errors=[
             [size, count, *(f"{value:.3f}" for value in losses), f"{percent:.2f}"]
             for size, count, *losses, percent in parcae.held_out_errors().to_numpy()
@@ -112,13 +116,26 @@ def parcae_report(folder: Path) -> tuple[Path, list[str]]:
     return write_page(folder, text), [f"{item.claim} {item.verdict}: {item.support}" for item in found]
 
 
-def save_figures(drawn: Sequence[ReportFigure], folder: Path) -> list[tuple[ReportFigure, bytes]]:
-    """Write figures and their data below `folder`/figures; return each with its PNG."""
+def _interval(value: float, result: PublishedMean | Slope) -> str:
+    return f"{value:+.2f} [{result.low:+.2f}, {result.high:+.2f}]"
+
+
+def save_figures(draw: Callable[[], Sequence[ReportFigure]], folder: Path) -> list[Drawn]:
+    """Write the figures that `draw` makes, and their data, below `folder`/figures; return them as PNG.
+
+    They are drawn a second time for the page on a narrow screen.
+    """
     from analysis.figures import style
+    from analysis.report.page import Drawn
 
     figures = Path(folder) / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    return [(one, style.save_figure(one, figures)) for one in drawn]
+    with style.narrow():
+        on_phone = [style.png(one.figure) for one in draw()]
+    return [
+        Drawn(figure=one, png=style.save_figure(one, figures), narrow_png=narrow)
+        for one, narrow in zip(draw(), on_phone, strict=True)
+    ]
 
 
 def write_page(folder: Path, text: str) -> Path:

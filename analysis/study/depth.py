@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +11,11 @@ from scipy.optimize import brentq
 from scipy.special import stdtrit
 
 from analysis.config import MIN_RATE_RECURRENCES, MIN_RATES, Array, FitConfig
+from analysis.format import percent
 from analysis.laws.depth_curve import DepthFit, fit_depth_curves
 from analysis.tables.schema import TableError
+
+PLATEAU_SHARE = 0.99  # of the fall of the loss from T = 1, reached at the plateau
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +42,11 @@ class RateAtRecurrence:
     rate_times_recurrence: float | None
     rate_times_recurrence_sd: float | None  # None with fewer than two fitted runs
 
+    @property
+    def plateau(self) -> float | None:
+        """Return the depth T in loops at which 99 % of the fall of the loss from T = 1 is reached."""
+        return None if self.rate is None else 1 + math.log(1 / (1 - PLATEAU_SHARE)) / self.rate
+
     def summary(self) -> str:
         """Return the rate, or that none was identified."""
         if self.rate is None:
@@ -45,7 +54,8 @@ class RateAtRecurrence:
         sd = self.rate_times_recurrence_sd
         return (
             f"µ = {self.mean_recurrence:g}: z = {self.rate:.3f}, z µ = {self.rate_times_recurrence:.2f}"
-            f"{'' if sd is None else f' ± {sd:.2f}'} ({self.fitted} of {self.curves} curves)"
+            f"{'' if sd is None else f' ± {sd:.2f}'}, plateau at T = {self.plateau:.3g} "
+            f"({self.fitted} of {self.curves} curves)"
         )
 
 
@@ -69,8 +79,8 @@ class DepthStudy:
         return tuple(curve for curve in self.curves if curve.fit.refusal is None)
 
     def headline(self) -> str:
-        """Return how many curves were fitted and how the rate depends on mean recurrence."""
-        fitted = f"{len(self.fitted)} of {len(self.curves)} curves fitted"
+        """Return how many curves were fitted, where they plateau, and how the rate depends on µ."""
+        fitted = f"{len(self.fitted)} of {len(self.curves)} curves fitted{self._plateaus()}"
         if self.slope is None or self.slope_low is None or self.slope_high is None:
             return f"{fitted}; no law of z over µ: {self.refusal}"
         constant = self.slope_low <= -1 <= self.slope_high
@@ -86,6 +96,17 @@ class DepthStudy:
         lines += [f"  {rate.summary()}" for rate in self.by_recurrence]
         lines += [f"  refused: {curve.run_id}, {curve.fit.refusal}" for curve in self._refused()]
         return "\n".join(lines)
+
+    def _plateaus(self) -> str:
+        known = [(row.plateau, row.mean_recurrence) for row in self.by_recurrence if row.plateau]
+        if not known:
+            return ""
+        places = ", ".join(f"{depth:.2g} at µ = {recurrence:g}" for depth, recurrence in known)
+        ratios = sorted(depth / recurrence for depth, recurrence in known)
+        return (
+            f"; {percent(PLATEAU_SHARE)} of the fall from T = 1 is reached at T = {places} "
+            f"({ratios[0]:.2g} to {ratios[-1]:.2g} µ)"
+        )
 
     def _refused(self) -> list[DepthCurve]:
         return [curve for curve in self.curves if curve.fit.refusal is not None]

@@ -104,7 +104,7 @@ class StudyFit(IsoflopResult):
         if not lines:
             lines.append(f"No isoFLOP law: {'; '.join(self.skipped)}")
         lines += [line for item in self.envelopes for line in item.headlines()]
-        return [*lines, f"Test-time depth: {self.depth.headline()}; {self.noise.summary()}"]
+        return [*lines, f"Test-time depth: {self.depth.headline()}"]
 
     def predict(self, flops: Values, estimator: str = DEFAULT_ESTIMATOR) -> pd.DataFrame:
         """Return optimal recurrence and tokens at budgets of `flops`, and L* there, per group.

@@ -180,8 +180,10 @@ def report_sweep(settings: CompareConfig) -> tuple[Path, list[str]]:
     if isinstance(fitted, DeviceHoursFit):
         return device_hours_report(fitted, folder, title=title), fitted.headlines()
     assert isinstance(source, tuple) and isinstance(fitted, StudyFit)
-    page = report(*source, fitted, compare_runs(settings), folder, title=title, arms=arms)
-    return page, fitted.headlines()
+    comparison = compare_runs(settings)
+    page = report(*source, fitted, comparison, folder, title=title, arms=arms)
+    *laws, depth = fitted.headlines()
+    return page, [*laws, comparison.headline(), depth]
 
 
 def _source(settings: FitTableConfig) -> tuple[pd.DataFrame, pd.DataFrame] | PointsTable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,10 +62,17 @@ def run_study(study: StudyConfig) -> Path:
         evaluate_tasks(EvalConfig(sweep=ledger.name, root=study.root, cache=study.cache, tasks=study.tasks))
     collect(folder)
     page, headlines = report_sweep(CompareConfig(sweep=ledger.name, root=study.root))
-    print("\n".join([f"report: {page}", *headlines]))
+    print("\n".join([*headlines, f"report: {page}; next: {_next_command(study, ledger.name)}"]))
     if not (frame["status"] == "done").all():
         raise ConfigError(unfinished)
     return page
+
+
+def _next_command(study: StudyConfig, name: str) -> str:
+    if study.quick:
+        return "loopscale demo, since quick=true shows the works, not a law"
+    root = "" if study.root == "runs" else f" root={shlex.quote(study.root)}"
+    return f"loopscale plan sweep={name} suggest=6{root}"
 
 
 def _end(workers: list[subprocess.Popen[bytes]]) -> None:

@@ -10,7 +10,7 @@ from matplotlib.text import Text
 from analysis import FitConfig, compare, fit, isoflop, plot, report
 from analysis.figures.power_law import power_law_figure
 from analysis.figures.study import _in_unit, points_figures, study_figures
-from analysis.figures.style import save_figure, separated
+from analysis.figures.style import COLUMN_INCHES, NARROW_INCHES, narrow, save_figure, separated
 from analysis.isoflop.group import fit_groups
 from analysis.stats.noise import noise_floor
 from analysis.study.depth import depth_study
@@ -19,6 +19,7 @@ from tests.analysis.compare.test_score_difference import items_of
 from tests.analysis.figures import extents
 from tests.analysis.stats.test_bootstrap import points
 from tests.analysis.synthetic import INSIDE, PAPER_GRID, Truth, study
+from tests.browser import needs_chromium, problems
 
 pytestmark = pytest.mark.xdist_group("study")
 
@@ -80,6 +81,36 @@ def written(noisy, fitted, comparison, accepted, tmp_path_factory):
         return folder, report(*noisy, fitted, comparison, folder, title="A & B")
 
 
+@needs_chromium
+@pytest.mark.parametrize("width", [1400, 400])
+def test_the_page_fits_its_screen(written, width, tmp_path):
+    assert problems(written[1], width, tmp_path) == []
+
+
+@needs_chromium
+def test_the_browser_sees_what_does_not_fit(tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text(
+        '<div style="position:relative"><span style="position:absolute;top:0">one text</span>'
+        '<span style="position:absolute;top:2px">another</span></div><p style="margin-top:60px;font-size:9px">'
+        'tiny</p><svg viewBox="0 0 1000 90" width="300"><text y="50" font-size="20">small</text></svg>'
+        '<p style="width:600px">wide</p>' + "<p>enough text</p>" * 20
+    )
+    assert problems(page, 400, tmp_path) == [
+        "scrolls to 608 pixels",
+        "9.0 pixels: tiny",
+        "6.0 pixels: small",
+        "overlap: one text | another",
+    ]
+
+
+def test_no_text_overlaps_or_is_clipped_on_a_narrow_screen(fitted, comparison):
+    with narrow():
+        figures = study_figures(fitted, comparison)
+    assert extents.problems_of(figures) == []
+    assert {one.figure.get_figwidth() for one in figures} <= {NARROW_INCHES, COLUMN_INCHES}
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_no_text_overlaps_or_is_clipped(case):
     runs, depths = CASES[case]()
@@ -107,7 +138,7 @@ def test_points_are_drawn_and_listed_as_they_were_compared(written, comparison):
     for row in comparison.rows:
         score, depth = row.nearest().scores[0], row.nearest().mean_recurrence
         shown = f"{score.points:+.2f} [{score.low:+.2f}, {score.high:+.2f}] at µ = {depth:g}: {score.verdict}"
-        assert f"<td>{shown}</td>" in text
+        assert f"<span>{shown}</span>" in text
 
 
 @pytest.mark.parametrize("swept", ["params", "tokens"])
@@ -164,17 +195,18 @@ def test_a_report_stands_alone_and_has_every_figure_as_pdf_png_and_data(written)
     assert page == folder / "index.html"
     assert "<title>A &amp; B</title>" in text
     assert not re.search(r'(src|href)="(?!data:)', text)
-    assert text.count("data:image/png;base64,") == 8
+    assert text.count("data:image/png;base64,") == 2 * 8  # for a wide and for a narrow screen
     for heading in (
-        "Laws in words",
+        "The laws",
         "Prediction of runs left out",
         "How the exponents move with other choices",
     ):
         assert heading in text
     assert list(folder.glob("*.partial")) == []
-    assert "<td>200 (noise), 0, 0.95</td>" in text
-    assert "<tr><td>Huber delta of the surface's cost</td><td>0.001</td></tr>" in text
-    assert f"<tr><td>loopscale</td><td>{version('loopscale')}</td></tr>" in text
+    plain = " ".join(re.sub(r"<[^>]+>", " ", text).split())
+    assert "resamples, seed, confidence 200 (noise), 0, 0.95" in plain
+    assert "Huber delta of the surface&#39;s cost 0.001" in plain
+    assert f"loopscale {version('loopscale')}" in plain
     figures = folder / "figures"
     names = [
         "isoflop",

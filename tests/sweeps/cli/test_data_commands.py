@@ -103,8 +103,8 @@ def test_a_report_compares_the_arms_of_its_axes_or_those_that_are_named(
     drawn = pd.read_csv(page.parent / "figures" / "arms_differences.csv")
     assert drawn["nats"].tolist() == pytest.approx([gap] * 2)
     text = page.read_text()
-    assert "<h2>Arms of injection</h2>" in text and f"<td>injection={arm}</td>" in text
-    assert text.count(f"<td>{gap:+.4f} [{gap:+.4f}, {gap:+.4f}]</td>") == 3  # budgets and their mean
+    assert ">Arms of injection</h2>" in text and f"<span>injection={arm}</span>" in text
+    assert text.count(f"<span>{gap:+.4f} [{gap:+.4f}, {gap:+.4f}]</span>") == 3  # budgets and their mean
     assert 'id="arms"' in text
 
 

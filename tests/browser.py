@@ -44,7 +44,7 @@ document.querySelector("iframe").addEventListener("load", event => {{
       const [b, second] = boxes[j];
       const across = Math.min(a.right, b.right) - Math.max(a.left, b.left);
       const down = Math.min(a.bottom, b.bottom) - b.top;
-      if (across > 2 && down > 4) problems.push(`overlap: ${{first.slice(0, 60)}} | ${{second.slice(0, 60)}}`);
+      if (across > 2 && down > 4) problems.push(`overlap: ${{first}} | ${{second}}`);
     }}
   }});
   document.getElementById("result").textContent = JSON.stringify([boxes.length, [...new Set(problems)]]);

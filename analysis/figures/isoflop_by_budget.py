@@ -29,11 +29,12 @@ def isoflop_by_budget_figure(group: GroupFit, noise: NoiseFloor) -> style.Report
     columns = -(-len(budgets) // rows)
     with style.styled():
         fig, panels = style.figure(columns, rows=rows, height=0.45 + 1.75 * rows)
+        columns = 1 if style.NARROW.get() else columns
         for k, ax in enumerate(panels):
             if k >= len(budgets):
                 ax.remove()
                 continue
-            _panel(ax, group, k, noise, width=112 // columns)
+            _panel(ax, group, k, noise, width=112 // max(columns, 2))
             if k + columns >= len(budgets):
                 ax.set_xlabel(AXIS_LABELS[group.cells.variable])
         unit = " (nats)" if group.cells.variable == "mean_recurrence" else "\n(unit of the table)"

@@ -92,9 +92,11 @@ def test_the_browser_sees_what_does_not_fit(tmp_path):
     page = tmp_path / "page.html"
     page.write_text(
         '<div style="position:relative"><span style="position:absolute;top:0">one text</span>'
-        '<span style="position:absolute;top:2px">another</span></div><p style="margin-top:60px;font-size:9px">'
-        'tiny</p><svg viewBox="0 0 1000 90" width="300"><text y="50" font-size="20">small</text></svg>'
-        '<p style="width:600px">wide</p>' + "<p>enough text</p>" * 20
+        '<span style="position:absolute;top:2px">another</span></div>'
+        '<p style="margin-top:60px;font-size:9px">tiny</p><p style="width:600px">wide</p>'
+        '<svg viewBox="0 0 1000 90" width="300"><text y="50" font-size="20">small</text></svg>'
+        + "<p>enough text</p>"
+        * 20
     )
     assert problems(page, 400, tmp_path) == [
         "scrolls to 608 pixels",
@@ -194,7 +196,8 @@ def test_a_report_stands_alone_and_has_every_figure_as_pdf_png_and_data(written)
     text = page.read_text()
     assert page == folder / "index.html"
     assert "<title>A &amp; B</title>" in text
-    assert not re.search(r'(src|href)="(?!data:)', text)
+    assert not re.search(r'(src|href)="(?!data:|#)', text)
+    assert set(re.findall(r'href="#(\w+)"', text)) <= set(re.findall(r'id="(\w+)"', text))
     assert text.count("data:image/png;base64,") == 2 * 8  # for a wide and for a narrow screen
     for heading in (
         "The laws",

@@ -93,6 +93,10 @@ class SweepStatus:
             advice = f"; loopscale status {at} watch=true follows them"
         elif {"planned", LOST} & set(statuses):
             advice = f"; loopscale launch {at} continues what is missing"
+        elif all(status == "done" for status in statuses):
+            advice = f"; loopscale collect {at} makes the tables for fit, report and compare"
+        else:
+            advice = f"; loopscale retry {at} failed=true starts again what failed"
         lines = [f"{len(statuses)} runs: {text}{advice}"]
         if self.forecast.remaining_flops:
             lines.append(_remaining(self.forecast))

@@ -1,4 +1,4 @@
-"""Every command of README.md and docs/tutorial.md runs as it is written there, with small settings."""
+"""Every command of README.md, the tutorial and the gallery runs as it is written there, in small."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from pathlib import Path
 import pytest
 
 import loopscale
+from harness.run.length import solve
 from sweeps.cli.main import _positional
 from sweeps.config.commands import TABLES
-from sweeps.config.compose import compose_study, compose_table
+from sweeps.config.compose import compose_study, compose_table, single_run
 from sweeps.launch.launch import write_ledger
 from sweeps.state.collect import collect
 
 ROOT = Path(__file__).resolve().parents[3]
-README, TUTORIAL = ROOT / "README.md", ROOT / "docs" / "tutorial.md"
+README, TUTORIAL, GALLERY = ROOT / "README.md", ROOT / "docs" / "tutorial.md", ROOT / "docs" / "gallery.md"
 
 # Cells need more than the tests' text; a plan takes it as given while nothing is prepared.
 MUCH_TEXT = ["path=my_corpus", "data.unique_tokens=1_000_000_000_000", "cache=unprepared"]
@@ -57,6 +58,7 @@ RULES = [
     Rule(pattern=r"(status|cancel|retry|collect|sync) ", settings=FINISHED),
     Rule(pattern=r"(fit|report|compare) .*data=wandb:", composed=True, network=True),
     Rule(pattern=r"report data=parcae_published", composed=True),  # test_parcae.py runs it
+    Rule(pattern=r"report data=docs/study/", composed=True),  # make study-figures runs it
     Rule(pattern=r"(fit|report|compare) data=", settings=FEW),
     Rule(pattern=r"(fit|report|compare) ", settings=[*FINISHED, *FEW]),
     Rule(pattern=r"eval .*tasks=core.*", composed=True),
@@ -121,7 +123,10 @@ def small(command: Documented, names: dict[str, str], tiny: list[str]) -> list[s
 
 
 # What is the same command here, such as `status` of two sweeps, runs once.
-ALL = {tuple(small(command, {}, [])): command for command in [*documented(TUTORIAL), *documented(README)]}
+ALL = {
+    tuple(small(command, {}, [])): command
+    for command in [*documented(TUTORIAL), *documented(README), *documented(GALLERY)]
+}
 
 
 @pytest.fixture(scope="session")
@@ -177,7 +182,8 @@ def desk(desk_once, tmp_path, cache, tiny_study_in, monkeypatch, drawn_glyphs):
 def names(desk):
     """The placeholders of the pages and what stands for them here."""
     run = next(path.name for path in (desk / "runs" / "tiny").glob(A_RUN))
-    named = {"runs/demo/": "runs/tiny/", "RUN_ID": run, "run=ID": f"run={run}", "CLONE": str(ROOT)}
+    named = {"runs/demo/": "runs/tiny/", "RUN_ID": run, "run=ID": f"run={run}"}
+    named |= {"CLONE/": "", "docs/study/": f"{ROOT}/docs/study/"}
     return named | dict.fromkeys(("FOLDER", "my_model"), "export") | {"COMMAND": "plan", "NAME": "mine"}
 
 
@@ -196,6 +202,17 @@ def test_a_documented_command_runs(command, desk, names, cache, tiny_run, capsys
         return
     loopscale.main(words)
     assert capsys.readouterr().out
+
+
+def test_the_runs_of_the_pages_are_long_enough_for_a_law():
+    commands = [one.command for one in [*documented(README), *documented(TUTORIAL)]]
+    lengths = [
+        (solve(single_run(study)).steps, study.sweep.min_steps)
+        for words in map(shlex.split, commands)
+        if words[0] == "train" and any(word.startswith("budget_flops=") for word in words)
+        for study in [compose_study(words[1:])]
+    ]
+    assert lengths and all(steps >= least for steps, least in lengths)
 
 
 def test_a_command_without_a_rule_fails():

@@ -45,7 +45,7 @@ class DataConfig:
     packages: list[str] = field(default_factory=list)
     validation_packages: list[str] = field(default_factory=list)
 
-    # text: a file or a folder of .txt, .jsonl, .jsonl.gz and .parquet files.
+    # text: a file or a folder of .txt, .jsonl and .parquet files, the first two also as .gz and .zst.
     path: str | None = None
 
     # huggingface: a data set of the hub (or a folder of data files), streamed until one of the limits is met.
@@ -59,6 +59,7 @@ class DataConfig:
     # text and huggingface: the column that holds a document; with installed_prose: the share held out.
     text_field: Annotated[str, MinLen(1)] = "text"
     validation_fraction: Annotated[float, Ge(0), Lt(1)] = 0.02
+    max_document_bytes: Annotated[int, Ge(16)] = 16_000_000  # a longer text is cut into several documents
 
     # An existing byte-level tokenizer.json; None: one of `vocabulary_size` tokens is trained.
     tokenizer: str | None = None
@@ -127,6 +128,7 @@ class Dataset:
     token_bytes: np.ndarray
     unigram_nats: float
     folder: Path
+    left_out: dict[str, int] = field(default_factory=dict)  # documents and files, by reason
 
     @property
     def unique_tokens(self) -> int:
@@ -166,6 +168,7 @@ def open_dataset(folder: Path, *, checksums: bool = False) -> Dataset:
         token_bytes=token_bytes(tokenizer.decode()),
         unigram_nats=index["unigram_nats"],
         folder=folder,
+        left_out=index.get("left_out", {}),
     )
 
 

@@ -80,6 +80,8 @@ def _key(config: DataConfig) -> str:
     # Paths do not count, only what they hold: the files in the fingerprint, the content of the tokenizer.
     for field in ("name", "unique_tokens", "path"):
         del fields[field]
+    if config.max_document_bytes == DataConfig.max_document_bytes:
+        del fields["max_document_bytes"]  # younger than the keys of most caches
     if config.tokenizer is not None:
         fields["tokenizer"] = hashlib.sha256(read_tokenizer(config).encode()).hexdigest()
     parts = [FORMAT_VERSION, importlib.metadata.version("tokenizers"), fields, fingerprint(config)]

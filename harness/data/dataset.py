@@ -148,28 +148,31 @@ def open_dataset(folder: Path, *, checksums: bool = False) -> Dataset:
         raise DataError(
             f"{folder} is not a prepared data set: it has no {Path(error.filename).name}"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(folder, f"index.json is not JSON ({error})") from None
-    if index["format_version"] != FORMAT_VERSION:
-        raise DataError(
-            f"{folder} has format {index['format_version']}, not {FORMAT_VERSION}: "
-            "delete the folder to prepare it again"
+    try:
+        if index["format_version"] != FORMAT_VERSION:
+            raise DataError(
+                f"{folder} has format {index['format_version']}, not {FORMAT_VERSION}: "
+                "delete the folder to prepare it again"
+            )
+        dtype = np.dtype(index["dtype"]).newbyteorder("<")
+        if hashlib.sha256(tokenizer).hexdigest() != index.get("tokenizer_sha256"):
+            raise _damaged(folder, "the checksum of tokenizer.json is wrong")
+        return Dataset(
+            name=index["name"],
+            digest=index["digest"],
+            vocabulary_size=index["vocabulary_size"],
+            bos=index["bos"],
+            train=_open_shard(folder, "train", dtype, index, checksums),
+            validation=_open_shard(folder, "validation", dtype, index, checksums),
+            token_bytes=token_bytes(tokenizer.decode()),
+            unigram_nats=index["unigram_nats"],
+            folder=folder,
+            left_out=index.get("left_out", {}),
         )
-    dtype = np.dtype(index["dtype"]).newbyteorder("<")
-    if hashlib.sha256(tokenizer).hexdigest() != index.get("tokenizer_sha256"):
-        raise _damaged(folder, "the checksum of tokenizer.json is wrong")
-    return Dataset(
-        name=index["name"],
-        digest=index["digest"],
-        vocabulary_size=index["vocabulary_size"],
-        bos=index["bos"],
-        train=_open_shard(folder, "train", dtype, index, checksums),
-        validation=_open_shard(folder, "validation", dtype, index, checksums),
-        token_bytes=token_bytes(tokenizer.decode()),
-        unigram_nats=index["unigram_nats"],
-        folder=folder,
-        left_out=index.get("left_out", {}),
-    )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _damaged(folder, f"index.json is not that of a data set ({error!r})") from None
 
 
 def _open_shard(

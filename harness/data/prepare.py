@@ -21,11 +21,11 @@ from harness.data.tokenizer import (
     BOS,
     Sample,
     find_bos,
-    read_tokenizer,
     tokenizer_digest,
     train_tokenizer,
     vocabulary_size,
 )
+from harness.data.tokenizer_file import read_tokenizer
 from harness.storage.files import exclusive, new_folder, read_json, write_json, write_text
 
 REPORT_BYTES = 1_000_000  # of text between two reports of progress

@@ -9,6 +9,7 @@ import pytest
 from harness.data.dataset import DataConfig, DataError
 from harness.data.documents import read_documents
 from harness.data.text_files import find_text_files, text_format
+from tests.permissions import permissions_hold
 
 
 def read(path):
@@ -75,18 +76,10 @@ def test_links_are_followed_once_whatever_circles_they_make(tmp_path):
     assert left_out == {"the same under another name, such as a_first": 4}
 
 
-def test_a_folder_that_cannot_be_listed_is_refused(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_listed_is_refused(tmp_path):
     (tmp_path / "a.txt").write_text("read")
-    (tmp_path / "closed").mkdir()
-    scandir = os.scandir
-
-    def closed_to_us(path):
-        if str(path).endswith("closed"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", closed_to_us)  # root, which runs tests, may list any folder
-    with pytest.raises(DataError, match=r"closed cannot be read \(Permission denied\): make it readable"):
+    (tmp_path / "closed").mkdir(mode=0)
+    with permissions_hold(), pytest.raises(DataError, match=r"closed cannot be read \(Permission denied\)"):
         read(tmp_path)
 
 

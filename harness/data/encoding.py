@@ -126,9 +126,14 @@ _encoder: Encoder | None = None  # of a worker process
 
 def _start_worker(tokenizer_json: str, dtype: np.dtype, bos: int) -> None:
     global _encoder
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it and ends the pool
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    end_with_parent()
     _encoder = Encoder(tokenizer_json, dtype, bos)
+
+
+def end_with_parent() -> None:
+    """Let this worker of a pool end when its parent is killed, and leave Ctrl-C to the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
 
 def _end_with(parent: int) -> None:

@@ -42,7 +42,9 @@ def _distinct(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     for row in rows:
         seeds.setdefault(settings(row), []).append(row["seed"])
     frame = pd.DataFrame(list(seeds), columns=list(CELL))
-    return frame.assign(seed=pd.Series(list(seeds.values()), dtype=object), runs=[len(each) for each in seeds.values()])
+    return frame.assign(
+        seed=pd.Series(list(seeds.values()), dtype=object), runs=[len(each) for each in seeds.values()]
+    )
 
 
 def _laws_of_one_recipe(looped: pd.DataFrame) -> Iterator[str]:

@@ -5,7 +5,6 @@ A job's record is the folder of its array, not a pickle: it does not need its la
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,12 @@ from typing import Any
 import submitit
 
 from harness.distributed.rendezvous import job_port
+from model.config_validation import ConfigError
 from sweeps.backends.job_array import JOBS, JobArray, array_folder, read_submitted
 from sweeps.backends.registry import JOB_BACKEND
+from sweeps.backends.slurm.states import STARTED
 from sweeps.config.cluster import ClusterConfig
+from sweeps.config.shell import quote
 
 TASK = "sweeps.workers.array_task"  # the module that every element runs
 
@@ -49,6 +51,8 @@ class Executor(submitit.SlurmExecutor):
 def executor_for(config: ClusterConfig, sweep: Path, array: JobArray, version: str) -> Executor:
     """Return the executor that submits `array`; `version` of the code is handed to the jobs."""
     folder = array_folder(sweep.resolve(), array)
+    if "%" in str(folder):
+        raise ConfigError(f"{sweep.resolve()}: SLURM replaces % in the paths of logs; choose another root")
     resources = array.resources
     torchrun = resources.ranks == "torchrun"
     executor = Executor(folder, _torchrun(config, array, folder) if torchrun else _task(config, folder))
@@ -80,7 +84,11 @@ def executor_for(config: ClusterConfig, sweep: Path, array: JobArray, version: s
         signal_delay_s=config.signal_s,
         array_parallelism=array.array_parallelism,
         stderr_to_stdout=True,
-        setup=[*config.setup, *_environment(config, sweep, array, version)],
+        setup=[
+            f'echo "{STARTED}$SLURMD_NODENAME"',
+            *config.setup,
+            *_environment(config, sweep, array, version),
+        ],
         additional_parameters=options,
         **{key: value for key, value in stated.items() if value is not None},
     )
@@ -127,8 +135,3 @@ def _torchrun(config: ClusterConfig, array: JobArray, folder: Path) -> str:
 def _python(config: ClusterConfig) -> str:
     """Return the shell words that start the interpreter; a profile may give several."""
     return config.python or quote(sys.executable)
-
-
-def quote(value: object) -> str:
-    """Return one shell word."""
-    return shlex.quote(str(value))

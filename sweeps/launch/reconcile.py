@@ -53,7 +53,7 @@ def reconcile(folder: Path, ledger: Ledger, arrays: list[JobArray], backend: Bac
     asked = {
         latest[run.run_id][0].token: latest[run.run_id][0] for run, _ in unfinished if run.run_id in latest
     }
-    elements = backend.states(_submitted_here(folder, list(asked.values()), backend.name))
+    elements = backend.states(submitted_here(folder, list(asked.values()), backend.name))
     stuck = {element_id(each.job_id, index) for (_, index), each in elements.items() if each.is_stuck}
     if stuck:
         backend.cancel(sorted(stuck))
@@ -144,7 +144,7 @@ def _has_begun(folder: Path, array: JobArray, index: int) -> bool:
     return any(attempt["job"] == job for run in runs for attempt in attempts_of(run))
 
 
-def _submitted_here(folder: Path, arrays: list[JobArray], cluster: str) -> list[JobArray]:
+def submitted_here(folder: Path, arrays: list[JobArray], cluster: str) -> list[JobArray]:
     """Return the arrays that this cluster has: another cluster's scheduler cannot be asked from here."""
     here = []
     for array in arrays:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import itertools
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,24 +14,21 @@ from model.config_validation import ConfigError
 from sweeps.backends.base import (
     Backend,
     JobState,
-    QueueFull,
     SchedulerError,
 )
 from sweeps.backends.job_array import (
     JobArray,
-    Submitted,
     array_folder,
     latest_elements,
     read_arrays,
     read_submitted,
-    write_array,
-    write_submitted,
 )
 from sweeps.launch.arrays import following_arrays, make_arrays, make_token, most_followed_first, share_cap
 from sweeps.launch.bad_nodes import avoid, bad_nodes
-from sweeps.launch.code_snapshot import Snapshot, record_environment, take_snapshot
+from sweeps.launch.code_snapshot import Snapshot, take_snapshot
 from sweeps.launch.outdated import outdated_jobs, remark
 from sweeps.launch.reconcile import Reconciled, reconcile, recover_unconfirmed
+from sweeps.launch.send import job_of, submit_arrays, submit_follow_up
 from sweeps.state.ledger import Ledger, is_open, unfinished_runs, waits_for
 
 SHOWN_MAX_ARRAY = 1001  # where job files are shown and the cluster does not answer
@@ -74,12 +70,17 @@ def submit_missing(folder: Path, ledger: Ledger, backend: Backend, *, resubmit: 
             return plan_arrays(ledger, part, backend.max_array, snapshot, arrays)
 
         wanted = first(len(reconciled.ready))
-        fitting, named = avoid(backend, _fitting(first, wanted, len(reconciled.ready), backend.room()), bad)
-        sent, full = _submit_arrays(folder, fitting, backend, snapshot)
-        jobs, runs = [_job_of(folder, array) for array in sent], _runs(sent)
+        follows = ledger.cluster.keep_submitting
+        fitting = _fitting(first, wanted, len(reconciled.ready), backend.room(), follows=follows)
+        fitting, named = avoid(backend, fitting, bad)
+        sent, full = submit_arrays(folder, fitting, backend, snapshot)
+        jobs, runs = [job_of(folder, array) for array in sent], _runs(sent)
         if waiting := _runs(wanted) - runs:
             why = full or "the queue holds as many of your jobs as it may"
-            named.append(f"{waiting} runs are not submitted yet, launch again submits them: {why}")
+            who = "launch again submits them"
+            if follows:
+                who = submit_follow_up(folder, ledger, backend, snapshot, [*arrays, *sent]) or who
+            named.append(f"{waiting} runs are not submitted yet, {who}: {why}")
         return Submission(jobs=jobs, runs=runs, notes=[*named, *notes])
 
 
@@ -104,41 +105,25 @@ def _reconcile(
 
 
 def _fitting(
-    first: Callable[[int], list[JobArray]], wanted: list[JobArray], count: int, room: int | None
+    first: Callable[[int], list[JobArray]],
+    wanted: list[JobArray],
+    count: int,
+    room: int | None,
+    *,
+    follows: bool,
 ) -> list[JobArray]:
-    """Return the arrays of as many of the `count` runs, the first ones, as there is room for in the queue."""
+    """Return the arrays of as many of the `count` runs, the first ones, as there is room for in the queue.
+
+    A job that `follows` needs room too.
+    """
 
     def size(arrays: list[JobArray]) -> int:
         return sum(len(array.elements) for array in arrays)
 
     if room is None or size(wanted) <= room:
         return wanted
+    room -= follows and room > 1
     return first(bisect.bisect_right(range(count + 1), room, key=lambda runs: size(first(runs))) - 1)
-
-
-def _submit_arrays(
-    folder: Path, arrays: list[JobArray], backend: Backend, snapshot: Snapshot
-) -> tuple[list[JobArray], QueueFull | None]:
-    """Submit arrays until the scheduler takes no more; return those submitted, and its answer.
-
-    Of the array that it refuses, halves are tried: nobody says how much there is room for.
-    """
-    sent: list[JobArray] = []
-    for array in arrays:
-        part, full = array, None
-        while part.elements:
-            try:
-                _submit(folder, part, backend, snapshot)
-            except QueueFull as error:
-                shutil.rmtree(array_folder(folder, part))
-                part = dataclasses.replace(array, elements=part.elements[: len(part.elements) // 2])
-                full = error
-                continue
-            sent.append(part)
-            break
-        if full is not None:
-            return sent, full
-    return sent, None
 
 
 def plan_arrays(
@@ -202,20 +187,6 @@ def show_job_files(folder: Path, ledger: Ledger, backend: Backend, show: Callabl
         path = array_folder(folder, array)
         show(f"# {path}: {len(array.runs)} runs in {len(array.elements)} jobs")
         show(backend.job_file(folder, array, snapshot.version))
-
-
-def _submit(folder: Path, array: JobArray, backend: Backend, snapshot: Snapshot) -> None:
-    write_array(folder, array)
-    record_environment(array_folder(folder, array))
-    job_id = backend.submit(folder, array, snapshot.version)
-    write_submitted(folder, array, Submitted(cluster=backend.name, job_id=job_id))
-
-
-def _job_of(folder: Path, array: JobArray) -> str:
-    """Return the qualified id of a submitted array."""
-    submitted = read_submitted(array_folder(folder, array))
-    assert submitted is not None
-    return f"{submitted.cluster}:{submitted.job_id}"
 
 
 def _notes(folder: Path, arrays: list[JobArray], cluster: str) -> list[str]:

@@ -23,10 +23,11 @@ def attempts_of(run: RunFolder) -> list[dict[str, Any]]:
 
 
 def never_began(run: RunFolder, status: Status, element_id: str) -> bool:
-    """Return True if no process of this element has reached the run, which is `status`."""
+    """Return True if no attempt of this element has come to mark the run, which is `status`, as running."""
     if status.state not in ("planned", "submitted") or status.message.startswith("stopped before it began"):
         return False
-    return all(attempt["job"] != element_id for attempt in attempts_of(run))
+    own = [attempt for attempt in attempts_of(run) if attempt["job"] == element_id]
+    return all(attempt["attempt"] > status.attempts for attempt in own)
 
 
 def ended_as(element: JobElement | None, output: JobOutput | None) -> JobElement | None:

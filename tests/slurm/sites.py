@@ -125,6 +125,7 @@ def slurm_conf(site: Site) -> str:
         else "JobRequeue=1\nMaxArraySize=2001"
     )
     grace = 0 if site.strict else 20
+    memory_mb = 2048 if site.strict else 512  # what is asked for by default, and enforced on a strict site
     partitions = (
         "PartitionName=scrap Nodes=ALL DefaultTime=10 PriorityTier=1 PreemptMode=CANCEL\n"
         f"PartitionName=brief Nodes=ALL MaxTime=2 DefaultTime=2 PriorityTier=1\n"
@@ -156,7 +157,7 @@ SwitchType=switch/none
 MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory
-DefMemPerCPU=512
+DefMemPerCPU={memory_mb}
 SchedulerType=sched/backfill
 SchedulerParameters=bf_interval=5,sched_min_interval=100000,batch_sched_delay=0
 PriorityType=priority/basic

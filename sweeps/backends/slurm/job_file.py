@@ -13,13 +13,11 @@ import submitit
 
 from harness.distributed.rendezvous import job_port
 from model.config_validation import ConfigError
-from sweeps.backends.job_array import JOBS, JobArray, array_folder, read_submitted
+from sweeps.backends.job_array import JOBS, TASK, JobArray, array_folder, read_submitted
 from sweeps.backends.registry import JOB_BACKEND
 from sweeps.backends.slurm.states import STARTED
 from sweeps.config.cluster import ClusterConfig
 from sweeps.config.shell import quote
-
-TASK = "sweeps.workers.array_task"  # the module that every element runs
 
 
 class Executor(submitit.SlurmExecutor):
@@ -55,7 +53,8 @@ def executor_for(config: ClusterConfig, sweep: Path, array: JobArray, version: s
         raise ConfigError(f"{sweep.resolve()}: SLURM replaces % in the paths of logs; choose another root")
     resources = array.resources
     torchrun = resources.ranks == "torchrun"
-    executor = Executor(folder, _torchrun(config, array, folder) if torchrun else _task(config, folder))
+    command = _torchrun(config, array, folder) if torchrun else _task(config, array, folder)
+    executor = Executor(folder, command)
     options: dict[str, Any] = {key.replace("_", "-"): value for key, value in resources.options.items()}
     if array.after:  # if that fails, the array is cancelled instead of waiting, and launch submits it again
         options["kill-on-invalid-dep"] = "yes"
@@ -102,6 +101,8 @@ def _dependency(sweep: Path, array: JobArray) -> str | None:
         return None
     submitted = read_submitted(sweep / JOBS / array.after)
     job = submitted.job_id if submitted else f"JOB_OF_{array.after}"  # not known yet in a dry run
+    if array.module != TASK:
+        return f"afterany:{job}"
     return f"aftercorr:{job}" if array.after_index is None else f"afterok:{job}_{array.after_index}"
 
 
@@ -118,8 +119,8 @@ def _environment(config: ClusterConfig, sweep: Path, array: JobArray, version: s
     ]
 
 
-def _task(config: ClusterConfig, folder: Path) -> str:
-    return f"{_python(config)} -u -m {TASK} {quote(folder)}"
+def _task(config: ClusterConfig, array: JobArray, folder: Path) -> str:
+    return f"{_python(config)} -u -m {array.module} {quote(folder)}"
 
 
 def _torchrun(config: ClusterConfig, array: JobArray, folder: Path) -> str:

@@ -33,6 +33,7 @@ ENDINGS = {
     r"CANCELLED AT .* DUE TO PREEMPTION": JobState.PREEMPTED,
     r"CANCELLED AT .* DUE TO TIME LIMIT": JobState.TIMEOUT,
     r"CANCELLED AT .* DUE TO NODE FAILURE": JobState.NODE_FAILURE,
+    r"JOB \S+ ON \S+ CANCELLED AT \S+ \*\*\*": JobState.CANCELLED,
 }
 STARTED = "loopscale: started on "  # and the node: what a job file prints first
 

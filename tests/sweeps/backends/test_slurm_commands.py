@@ -95,7 +95,7 @@ def test_a_launch_from_within_a_job_hands_nothing_of_it_on(commands, batch, tmp_
     assert not OF_A_JOB.keys() & started.keys() and kept.items() <= started.items()
 
 
-def test_what_never_arrived_is_sent_again(commands, batch, tmp_path):
+def test_what_never_arrived_is_sent_again_without_a_word(commands, batch, tmp_path, capfd):
     once = tmp_path / "once"
     script = (
         f"[ -e {once} ] && echo 'Submitted batch job 5' && exit; touch {once}; echo 'timed out' >&2; exit 1"
@@ -103,7 +103,7 @@ def test_what_never_arrived_is_sent_again(commands, batch, tmp_path):
     sent = commands("sbatch", script)
     commands("squeue", "true")
     assert Slurm(ClusterConfig(kind="slurm")).submit(tmp_path, batch, "1") == "5"
-    assert len(sent()) == 2
+    assert len(sent()) == 2 and capfd.readouterr().err == "", "the error was recovered from"
 
 
 def test_a_refusal_is_final_and_one_line(commands, batch, tmp_path):

@@ -45,7 +45,7 @@ AGAIN = "loopscale: started on loop2\n"
         (PREEMPTED, "loop7", JobState.PREEMPTED),
         (MEMORY, "loop8", JobState.OUT_OF_MEMORY),
         (REQUEUED, "loop3", None),
-        (CANCELLED, "loop1", None),
+        (CANCELLED, "loop1", JobState.CANCELLED),
         (PREEMPTED + AGAIN, "loop2", None),  # it speaks of the start before
         ("no line of ours", "", None),
         ("", "", None),

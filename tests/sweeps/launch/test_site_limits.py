@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 
 import pytest
 
 from model.config_validation import ConfigError
 from sweeps.backends.base import JobOutput, JobState, QueueFull, SchedulerError
-from sweeps.backends.job_array import read_arrays
+from sweeps.backends.job_array import JobArray, Submitted, read_arrays, write_array, write_submitted
 from sweeps.backends.slurm.cluster import Slurm
 from sweeps.backends.slurm.limits import array_limit, usable_nodes
 from sweeps.config.cluster import ClusterConfig, Resources
 from sweeps.launch.bad_nodes import bad_nodes, count_ends, forget
+from sweeps.launch.code_snapshot import take_snapshot
+from sweeps.launch.send import FOLLOW_UP
 from sweeps.launch.submit import submit_missing
 from tests.sweeps.launch.conftest import run_dry
 
@@ -50,6 +53,42 @@ def test_a_limit_that_only_the_refusal_tells_is_an_answer(entered, monkeypatch):
         run_dry(cluster)
         submission = submit_missing(folder, ledger, cluster)
     assert {run.status().attempts for run in ledger.runs(folder)} == {1}
+
+
+def test_a_job_follows_that_submits_the_rest(entered, monkeypatch):
+    folder, ledger, cluster = entered
+    ledger = dataclasses.replace(ledger, cluster=dataclasses.replace(ledger.cluster, keep_submitting=True))
+    monkeypatch.setattr(cluster, "room", lambda: 30)
+    first = submit_missing(folder, ledger, cluster)
+    assert first.runs == 29 and "171 runs are not submitted yet, job fake:2 submits them" in first.notes[0]
+    job = read_arrays(folder)[-1]
+    assert job.module == "sweeps.launch.follow_up" and job.runs == []
+    assert job.after == read_arrays(folder)[0].token
+    monkeypatch.setattr(cluster, "room", lambda: 0)
+    again = submit_missing(folder, ledger, cluster)
+    assert "job fake:2 submits them" in again.notes[0] and len(read_arrays(folder)) == 2, "there is one"
+    run_dry(cluster)
+    monkeypatch.setattr(cluster, "room", lambda: None)
+    assert submit_missing(folder, ledger, cluster).notes == [], "and none for nothing"
+
+
+def test_the_job_that_follows_waits_for_the_end_of_the_others(tmp_path):
+    first = JobArray(
+        token="one", sweep="s", elements=[["a"]], resources=Resources(), snapshot="x", array_parallelism=1
+    )
+    write_array(tmp_path / "s", first)
+    write_submitted(tmp_path / "s", first, Submitted(cluster="c", job_id="12"))
+    follows = dataclasses.replace(first, token="two", elements=[[]], after="one", module=FOLLOW_UP)
+    text = Slurm(ClusterConfig(kind="slurm")).job_file(tmp_path / "s", follows, "1")
+    assert "#SBATCH --dependency=afterany:12\n" in text
+    assert f"-m sweeps.launch.follow_up {tmp_path}/s/jobs/two" in text
+    importlib.import_module(FOLLOW_UP)
+
+
+def test_a_job_that_launches_keeps_the_code_that_it_runs(tmp_path):
+    sweep = tmp_path / "sweep"
+    taken = take_snapshot(sweep)
+    assert take_snapshot(sweep, (sweep / taken.path).resolve()) == taken
 
 
 LIMIT = (

@@ -100,7 +100,9 @@ def test_a_run_that_its_job_has_reached_is_not_said_to_have_never_begun(sweep, c
     run = read_ledger(sweep).runs(sweep)[0]
     commands("squeue", rows_of(sweep, "FAILED|NonZeroExitCode|n7|0:00"))
     (run.path / "logs").mkdir()
-    (run.path / "logs" / "attempts.jsonl").write_text('{"job": "5_0", "node": "n7"}\n')
+    (run.path / "logs" / "attempts.jsonl").write_text('{"job": "5_0", "node": "n7", "attempt": 1}\n')
+    assert "before it began" in status(sweep).rows[0]["message"], "its process died while it imported"
+    run.set_status(dataclasses.replace(run.status(), attempts=1))
     assert "before it began" not in status(sweep).rows[0]["message"]
 
 

@@ -175,7 +175,7 @@ def open_checkpoint(path: Path, *, check: bool = True) -> OpenCheckpoint:
         )
     except CheckpointError:
         raise
-    except (FileNotFoundError, KeyError, TypeError, AttributeError, ValueError) as error:
+    except (FileNotFoundError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"checkpoint {path} is corrupt: {error!r}") from error
 
 

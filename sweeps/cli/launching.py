@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import multiprocessing
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,30 +71,47 @@ def sync_sweep(settings: SyncConfig) -> pd.DataFrame:
     ------
     ConfigError : the sweep or run does not exist, or wandb refuses.
     """
+    from concurrent.futures import ProcessPoolExecutor
+
     import pandas as pd
 
-    from harness.run.metrics import rebuild_history
+    from harness.data.encoding import available_cores, end_with_parent
     from sweeps.cli.progress import stage_progress
 
     runs = _runs(settings)
+    synced = functools.partial(_synced, settings)
     rows = []
-    with stage_progress() as progress:
-        for number, run in enumerate(runs):
-            logger = run.config().logger
-            logger = dataclasses.replace(
-                logger,
-                name="wandb",
-                mode=settings.mode,
-                project=settings.project or logger.project,
-                entity=settings.entity or logger.entity,
-            )
-            if rebuild_history(run, logger, settings.mode):
-                outcome = "uploaded" if settings.mode == "online" else "rebuilt"
-            else:
-                outcome = "unchanged" if run.metrics.exists() else "nothing measured yet"
+    with ExitStack() as stack:
+        progress = stack.enter_context(stage_progress())
+        workers = min(available_cores(), len(runs))
+        if workers > 1:
+            # Processes, as wandb's own Python takes most of the time.
+            context = multiprocessing.get_context("spawn")
+            pool = stack.enter_context(ProcessPoolExecutor(workers, context, end_with_parent))
+            outcomes: Iterable[str] = pool.map(synced, runs)
+        else:
+            outcomes = map(synced, runs)
+        for number, (run, outcome) in enumerate(zip(runs, outcomes, strict=True), start=1):
             rows.append({"run_id": run.run_id, "status": str(run.status()), "wandb": outcome})
-            progress("wandb histories", (number + 1) / len(runs))
+            progress("wandb histories", number / len(runs))
     return pd.DataFrame(rows)
+
+
+def _synced(settings: SyncConfig, run: RunFolder) -> str:
+    """Make the wandb history of a run if it has changed; return what was done."""
+    from harness.run.metrics import rebuild_history
+
+    logger = run.config().logger
+    logger = dataclasses.replace(
+        logger,
+        name="wandb",
+        mode=settings.mode,
+        project=settings.project or logger.project,
+        entity=settings.entity or logger.entity,
+    )
+    if rebuild_history(run, logger, settings.mode):
+        return "uploaded" if settings.mode == "online" else "rebuilt"
+    return "unchanged" if run.metrics.exists() else "nothing measured yet"
 
 
 def _runs(settings: SyncConfig) -> list[RunFolder]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -77,6 +78,7 @@ class FitTableConfig(TableConfig):
     data: str | None = (
         None  # in place of the sweep: a CSV or Parquet file, a folder of tables, or wandb:ENTITY/PROJECT
     )
+    out: Annotated[str, MinLen(1)] | None = None  # folder of the results
     columns: dict[str, str] = field(default_factory=dict)
     where: str | None = None  # rows to keep, a query of pandas
     law: str = "isoflop"
@@ -95,6 +97,20 @@ class FitTableConfig(TableConfig):
     parameter_count: str = "non_embedding"
     validation: bool = True
     max_epochs: float = 1.0
+
+    @property
+    def results(self) -> Path:
+        """Return the folder of the results: `out`, the sweep's, or ./SWEEP where that may not be written."""
+        if self.out is not None:
+            return Path(self.out)
+        effective = os.access in os.supports_effective_ids
+        writable = os.access(self.folder, os.W_OK, effective_ids=effective)
+        return self.folder if writable else Path(self.sweep)
+
+    @property
+    def keeps_results(self) -> bool:
+        """Return True if results become files; those of other data than a sweep do where `out` is set."""
+        return self.data is None or self.out is not None
 
 
 @dataclass(frozen=True, kw_only=True)

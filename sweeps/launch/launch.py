@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from harness.data.dataset import DataConfig, Progress
+from harness.data.packed_files import keep_packings
 from harness.data.prepare import prepare
 from harness.run.config import CONFIG, RunConfig, config_text
 from harness.run.folder import RunFolder, create, initial_files, reconcile
@@ -29,20 +30,26 @@ from sweeps.state.retry import reopen
 
 
 def prepare_data(study: StudyConfig, progress: Progress | None = None) -> None:
-    """Prepare every data set that the study's scales and axes name, under `study.cache`."""
+    """Prepare and pack every data set that the study's scales and axes name, under `study.cache`."""
+    runs = _runs(study)
     for data in data_sets(study):
-        prepare(data, Path(study.cache), progress)
+        dataset = prepare(data, Path(study.cache), progress)
+        packed = (run for run in runs if run.data == data and run.training.packing == "best_fit")
+        for length in sorted({run.model.sequence_length for run in packed}):
+            keep_packings(dataset, length)  # here, as every job of a first array would do it again
 
 
 def data_sets(study: StudyConfig) -> list[DataConfig]:
     """Return the data sets of the study's scales and axes, each once."""
-    runs = list(study.runs.values())
-    if study.sweep.axes:
-        runs += [cell.run for cell in plan_cells(study)]
     known: list[DataConfig] = []
-    for run in runs:
+    for run in _runs(study):
         index_of(run.data, known)
     return known
+
+
+def _runs(study: StudyConfig) -> list[RunConfig]:
+    cells = plan_cells(study) if study.sweep.axes else []
+    return [*study.runs.values(), *(cell.run for cell in cells)]
 
 
 def write_ledger(study: StudyConfig, progress: Progress | None = None) -> Ledger:

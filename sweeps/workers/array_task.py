@@ -155,19 +155,19 @@ def _may_start(run: RunFolder) -> bool:
 
 
 def _record_restart(runs: list[RunFolder], retry: RetryConfig, cause: JobState | None) -> None:
-    """Count a failure for runs marked running: the scheduler has started this job again since.
+    """Count a failure for runs of an earlier start of this job that have none counted for its end.
 
     A `cause` that is not known has a class of its own.
     """
-    failure_class = JobElement(state=cause).failure_class if cause else ""
-    if failure_class in ("", "lost"):
-        failure_class = "restarted"
+    known = JobElement(state=cause).failure_class if cause else ""
+    restarted = "restarted" if known in ("", "lost") else known
     why = cause.value if cause else "for an unknown reason"
     for run in runs:
         status = run.status()
-        if status.state == "running" and not run.is_held():
+        uncounted = status.failure_class if status.state == "submitted" else ""  # of a stop cut short
+        if (status.state == "running" or uncounted) and not run.is_held():
             message = f"its job was started again in attempt {status.attempts}: {why}"
-            failed = status.failed(failure_class, message)
+            failed = status.failed(uncounted or restarted, message)
             keep = is_open(failed, retry)
             run.set_status(
                 dataclasses.replace(failed, state="submitted", failure_class="") if keep else failed

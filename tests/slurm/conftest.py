@@ -146,7 +146,7 @@ class Sweep:
         wait_for(lambda: not self.queue(), seconds, lambda: f"for {self.name}: {self.queue()}")
 
     def queue(self) -> list[str]:
-        lines = slurm("squeue", "-h", "-r", "-o", "%j %i %T %r").splitlines()
+        lines = slurm("squeue", "-h", "-r", "-o", "%j|%i|%T %r").splitlines()
         stuck = "launch failed requeued held"  # for ever, so launch is asked to deal with it
         return [line for line in lines if line.startswith(f"{self.name}-") and stuck not in line]
 
@@ -209,7 +209,7 @@ def sweep(site, data, tmp_path):
 
     yield make
     for each in made:
-        jobs = {line.split()[1].partition("_")[0] for line in each.queue()}
+        jobs = {line.split("|")[1].partition("_")[0] for line in each.queue()}
         if jobs:
             slurm("scancel", *jobs)
 

@@ -80,6 +80,17 @@ def test_a_silent_restart_asks_why(commands, tiny_study, tmp_path, log, sacct, f
     assert run.status().failures == failures and run.status().state == "submitted"
 
 
+def test_a_stop_that_was_killed_before_it_was_counted_is_counted(tiny_study, tmp_path):
+    folder = tmp_path / "runs" / write_ledger(tiny_study()).name
+    run = read_ledger(folder).runs(folder)[0]
+    stopped = dataclasses.replace(run.status(), state="submitted", failure_class="timeout", attempts=1)
+    run.set_status(stopped)
+    _record_restart([run], RetryConfig(), None)
+    assert run.status().failures == {"timeout": 1} and run.status().failure_class == ""
+    _record_restart([run], RetryConfig(), None)
+    assert run.status().failures == {"timeout": 1}, "once"
+
+
 def test_preemption_without_grace_time_never_gives_a_run_up(tiny_study, tmp_path):
     """As node failures, six of them did."""
     folder = tmp_path / "runs" / write_ledger(tiny_study()).name

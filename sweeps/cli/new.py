@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from sweeps.cli.help import Command, described, wrapped
 from sweeps.config.commands import NewConfig
 from sweeps.config.compose import compose_study, compose_table
 from sweeps.config.folders import CONF, NAME, choices, find, user_folders
+from sweeps.config.shell import quote
 
 if TYPE_CHECKING:
     from sweeps.config.study import StudyConfig
@@ -105,7 +105,7 @@ def _command(settings: NewConfig) -> str:
         if value not in (None, item.default):
             values = value if isinstance(value, list) else [value]
             written = ",".join(one if isinstance(one, str) else flow(one) for one in values)
-            words.append(shlex.quote(f"{item.name}={written}"))
+            words.append(quote(f"{item.name}={written}"))
     return " ".join(words)
 
 
@@ -121,7 +121,7 @@ def _new(overrides: list[str]) -> str:
         for key in ("cluster", "root", "cache")
         if getattr(settings, key) != getattr(NewConfig, key)
     ]
-    following = " ".join(["loopscale launch", f"sweep={settings.sweep}", *map(shlex.quote, places)])
+    following = " ".join(["loopscale launch", f"sweep={settings.sweep}", *map(quote, places)])
     source = f"as the shipped sweep {reference.name}; the comments in the file say what was carried over"
     return "\n".join(
         [

@@ -6,12 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 
 GATE_CHANNELS = 32  # a value-embedding gate reads at most this many leading channels of the normed stream
 
-Positive = Annotated[int, Gt(0)]
-Count = Annotated[int, Ge(0)]
+# The upper ends only stop what a damaged file may ask for before anything of that size is made.
+Positive = Annotated[int, Gt(0), Le(1 << 24)]
+Count = Annotated[int, Ge(0), Le(4096)]  # of layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class ModelConfig:
     core_layers: Count
     coda_layers: Count
     vocabulary_size: Positive
-    sequence_length: Positive  # tokens
+    sequence_length: Annotated[int, Gt(0), Le(1 << 20)]  # tokens
 
     injection: Literal["diagonal", "linear", "add"] = "diagonal"
     exact_zero_order_hold: bool = False  # input gain (1 - exp(-dt a)) / a in place of Euler's dt
@@ -44,15 +45,15 @@ class ModelConfig:
     readout: bool = True  # the matrix C between loop and coda
     state_init: Literal["like-init", "zero"] = "like-init"
 
-    mean_recurrence: Annotated[float | int, Ge(1)] = 8  # µ, mean number of loops
+    mean_recurrence: Annotated[float | int, Ge(1), Le(4096)] = 8  # µ, mean number of loops
     backprop_depth: Positive | None = None  # loops that carry gradient at most; None: ceil(µ / 2)
     depth_sampling: Literal["poisson", "poisson_lognormal", "stratified", "fixed"] = "poisson"
     depth_per: Literal["sequence", "batch"] = "sequence"
 
     value_embeddings: bool = True
     value_embedding_wiring: Literal["matched", "published"] = "matched"  # see `gated_layers`
-    rope_theta: Annotated[float, Gt(0)] = 50_000.0
-    norm_eps: Annotated[float, Gt(0)] = 1e-5
+    rope_theta: Annotated[float, Gt(0), Le(1e15)] = 50_000.0
+    norm_eps: Annotated[float, Gt(0), Le(1)] = 1e-5
 
     def __post_init__(self) -> None:
         if float(self.mean_recurrence).is_integer():  # 8 and 8.0 are one model, so they must be one identity

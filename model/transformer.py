@@ -6,7 +6,7 @@ First weights and states are drawn from counters: no global random state is read
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -196,13 +196,24 @@ class LoopedTransformer(nn.Module):
 
 
 def build_model(
-    config: ModelConfig, *, seed: int, device: torch.device | str = "cpu", kernels: Kernels = AUTO
+    config: ModelConfig, *, seed: int | None, device: torch.device | str = "cpu", kernels: Kernels = AUTO
 ) -> LoopedTransformer:
-    """Return the model with its first weights: equal seeds, equal bits; no global random state moves."""
+    """Return the model with its first weights: equal seeds, equal bits; no global random state moves.
+
+    With `seed=None` the weights have any value, for a caller that loads them: orthogonal ones take long.
+    """
     with torch.device(device):
         model = LoopedTransformer(config, kernels)
-    if torch.device(device).type != "meta":
+    if seed is not None and torch.device(device).type != "meta":
         initialise(model, config.width, seed)
+    return model
+
+
+def model_from_weights(config: ModelConfig, weights: Mapping[str, Tensor]) -> LoopedTransformer:
+    """Return the model that takes over these weights, one for each of its parameters, without a copy."""
+    model = build_model(config, seed=None, device="meta")
+    model.load_state_dict(dict(weights), assign=True)
+    model.rope = rotary_table(config.sequence_length, config.head_dim, config.rope_theta)
     return model
 
 

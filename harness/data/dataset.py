@@ -45,7 +45,7 @@ class DataConfig:
     packages: list[str] = field(default_factory=list)
     validation_packages: list[str] = field(default_factory=list)
 
-    # text: a file or a folder of .txt, .jsonl, .jsonl.gz and .parquet files.
+    # text: a file or a folder of .txt, .jsonl and .parquet files, the first two also as .gz and .zst.
     path: str | None = None
 
     # huggingface: a data set of the hub (or a folder of data files), streamed until one of the limits is met.
@@ -59,6 +59,7 @@ class DataConfig:
     # text and huggingface: the column that holds a document; with installed_prose: the share held out.
     text_field: Annotated[str, MinLen(1)] = "text"
     validation_fraction: Annotated[float, Ge(0), Lt(1)] = 0.02
+    max_document_bytes: Annotated[int, Ge(16)] = 16_000_000  # a longer text is cut into several documents
 
     # An existing byte-level tokenizer.json; None: one of `vocabulary_size` tokens is trained.
     tokenizer: str | None = None
@@ -82,7 +83,7 @@ class DataConfig:
             case "installed_prose":
                 self._check_packages(["packages"])
             case "text" if not self.path:
-                raise ValueError("data.path is not set: name a file or a folder of .txt, .jsonl or .parquet")
+                raise ValueError("path is not set: path=..., a file or folder of .txt, .jsonl or .parquet")
             case "huggingface" if not self.repository:
                 raise ValueError("data.repository is not set: name a data set of the Hugging Face hub")
             case "huggingface" if self.max_tokens is None and self.max_documents is None:
@@ -127,6 +128,7 @@ class Dataset:
     token_bytes: np.ndarray
     unigram_nats: float
     folder: Path
+    left_out: dict[str, int] = field(default_factory=dict)  # documents and files, by reason
 
     @property
     def unique_tokens(self) -> int:
@@ -146,27 +148,31 @@ def open_dataset(folder: Path, *, checksums: bool = False) -> Dataset:
         raise DataError(
             f"{folder} is not a prepared data set: it has no {Path(error.filename).name}"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(folder, f"index.json is not JSON ({error})") from None
-    if index["format_version"] != FORMAT_VERSION:
-        raise DataError(
-            f"{folder} has format {index['format_version']}, not {FORMAT_VERSION}: "
-            "delete the folder to prepare it again"
+    try:
+        if index["format_version"] != FORMAT_VERSION:
+            raise DataError(
+                f"{folder} has format {index['format_version']}, not {FORMAT_VERSION}: "
+                "delete the folder to prepare it again"
+            )
+        dtype = np.dtype(index["dtype"]).newbyteorder("<")
+        if hashlib.sha256(tokenizer).hexdigest() != index.get("tokenizer_sha256"):
+            raise _damaged(folder, "the checksum of tokenizer.json is wrong")
+        return Dataset(
+            name=index["name"],
+            digest=index["digest"],
+            vocabulary_size=index["vocabulary_size"],
+            bos=index["bos"],
+            train=_open_shard(folder, "train", dtype, index, checksums),
+            validation=_open_shard(folder, "validation", dtype, index, checksums),
+            token_bytes=token_bytes(tokenizer.decode()),
+            unigram_nats=index["unigram_nats"],
+            folder=folder,
+            left_out=index.get("left_out", {}),
         )
-    dtype = np.dtype(index["dtype"]).newbyteorder("<")
-    if hashlib.sha256(tokenizer).hexdigest() != index.get("tokenizer_sha256"):
-        raise _damaged(folder, "the checksum of tokenizer.json is wrong")
-    return Dataset(
-        name=index["name"],
-        digest=index["digest"],
-        vocabulary_size=index["vocabulary_size"],
-        bos=index["bos"],
-        train=_open_shard(folder, "train", dtype, index, checksums),
-        validation=_open_shard(folder, "validation", dtype, index, checksums),
-        token_bytes=token_bytes(tokenizer.decode()),
-        unigram_nats=index["unigram_nats"],
-        folder=folder,
-    )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _damaged(folder, f"index.json is not that of a data set ({error!r})") from None
 
 
 def _open_shard(

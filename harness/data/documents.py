@@ -1,12 +1,9 @@
 """Documents of a data set, read from their source in a fixed order."""
 
-import gzip
 import hashlib
 import itertools
-import json
-import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +12,13 @@ from harness.data.dataset import DataConfig, DataError, Split
 from harness.data.hub import HubStream, StreamPositions
 from harness.data.prose import prose_documents
 from harness.data.python_sources import package_fingerprint, python_files
+from harness.data.rows import rows_of
+from harness.data.text_files import find_text_files
 
-SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
-# A longer .txt is cut at line ends into several documents, so that one large file can give a validation set.
-TXT_CHARACTERS = 16_384
 POSITION_DOCUMENTS = 1_000  # documents between two recorded positions of a stream
+NO_TEXT = "no text"  # reason to leave out a row
+ROWS_PER_LOST = 100  # a file may lose one row in so many for want of a text
+ENOUGH_LOST = 10  # rows without text after which the file need not be read to its end
 SPLIT_NAMES: dict[str, Split] = {"train": "train", "val": "validation", "validation": "validation"}
 
 
@@ -67,10 +66,15 @@ def fingerprint(config: DataConfig) -> Any:
             names = sorted({*config.packages, *config.validation_packages})
             return [[name, package_fingerprint(name)] for name in names]
         case "text":
-            stats = [(path, path.stat()) for path in text_files(config)]
+            stats = [(path, path.stat()) for path in find_text_files(text_path(config)).files]
             return [[str(path.resolve()), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
         case "huggingface":
             return [config.repository, config.subset, config.repository_split, config.revision]
+
+
+def text_path(config: DataConfig) -> Path:
+    """Return the file or folder of a data set of source=text."""
+    return Path(str(config.path)).expanduser()
 
 
 def _installed_documents(config: DataConfig, left_out: Counter[str]) -> Iterator[Document]:
@@ -106,26 +110,15 @@ def _prose_documents(config: DataConfig, left_out: Counter[str]) -> Iterator[Doc
         yield Document(split=split, source=source, name=name, text=text)
 
 
-def text_files(config: DataConfig) -> list[Path]:
-    """Return the text files under `config.path` by relative path. Raises DataError if there are none."""
-    root = Path(str(config.path)).expanduser()
-    if root.is_file():
-        if not root.name.endswith(SUFFIXES):
-            raise DataError(f"cannot read {root}: data.path takes .txt, .jsonl, .jsonl.gz or .parquet files")
-        return [root]
-    if not root.is_dir():
-        raise DataError(f"data.path {root} does not exist: name a file or a folder of text")
-    files = [path for path in root.rglob("*") if path.name.endswith(SUFFIXES) and path.is_file()]
-    if not files:
-        raise DataError(f"no documents in {root}: put .txt, .jsonl, .jsonl.gz or .parquet files there")
-    return sorted(files, key=lambda path: path.relative_to(root).as_posix())
-
-
 def _text_documents(config: DataConfig, left_out: Counter[str]) -> Iterator[Document]:
-    root = Path(str(config.path)).expanduser()
-    for path in text_files(config):
-        source = path.name if path == root else path.relative_to(root).as_posix()
-        yield from _row_documents(config, source, _rows(path, config.text_field), left_out)
+    found = find_text_files(text_path(config))
+    left_out.update(found.counts())
+    for path in found.files:
+        source = path.relative_to(found.root).as_posix()
+        reader = _RowReader(config, source, left_out)
+        for place, row in rows_of(path, config):
+            yield from reader.documents(place, row)
+        reader.check_texts()
 
 
 def _streamed_documents(
@@ -134,116 +127,96 @@ def _streamed_documents(
     start = positions.start
     left_out.update(start.left_out)
     stream = HubStream(config, start.state)
-    rows = ((f"{config.repository} row {i}", row) for i, row in enumerate(stream, start=start.rows))
     rest = None if config.max_documents is None else config.max_documents - start.rows
-    documents = _row_documents(
-        config, str(config.repository), itertools.islice(rows, rest), left_out, first=start.rows
-    )
-    for number, document in enumerate(documents, start=start.documents + 1):
-        yield document
-        if number % POSITION_DOCUMENTS == 0:
-            row = int(document.name)
-            positions.add(documents=number, rows=row + 1, left_out=left_out, state=stream.state())
+    reader = _RowReader(config, str(config.repository), left_out, rows=start.rows)
+    number = start.documents
+    for row in itertools.islice(stream, rest):
+        documents = reader.documents(f"{config.repository} row {reader.rows}", row)
+        yield from documents
+        reached = number + len(documents)
+        if reached // POSITION_DOCUMENTS > number // POSITION_DOCUMENTS:
+            positions.add(documents=reached, rows=reader.rows, left_out=left_out, state=stream.state())
+        number = reached
+    reader.check_texts()
 
 
-def _row_documents(
-    config: DataConfig,
-    source: str,
-    rows: Iterable[tuple[str, dict[str, Any]]],
-    left_out: Counter[str],
-    first: int = 0,
-) -> Iterator[Document]:
-    """Yield documents from (place to name in an error, row) pairs; rows are numbered from `first`."""
-    for number, (place, row) in enumerate(rows, start=first):
-        text = row.get(config.text_field)
+class _RowReader:
+    """Make documents of the rows of one file or stream, in which `rows` were read before."""
+
+    def __init__(self, config: DataConfig, source: str, left_out: Counter[str], rows: int = 0) -> None:
+        self._config, self._source, self._left_out = config, source, left_out
+        self.rows = rows
+        self._without_text = left_out[NO_TEXT] if rows else 0
+        self._first = ""
+
+    def documents(self, place: str, row: dict[str, Any]) -> list[Document]:
+        """Return the documents of a row, none if it is empty; `place` names it in an error."""
+        number = self.rows
+        self.rows += 1
+        text = row.get(self._config.text_field)
         if not isinstance(text, str):
-            fields = ", ".join(map(str, row)) or "none"
-            field = config.text_field
-            raise DataError(
-                f"{place} has no text in field {field!r} (its fields: {fields}): set data.text_field"
-            )
+            self._note_without_text(place, row)
+            return []
         if not text.strip():
-            left_out["empty"] += 1
-            continue
-        # A lone surrogate is legal in JSON but not in UTF-8.
-        if not text.isascii():
-            text = text.encode("utf-8", "replace").decode("utf-8")
-        stated = row.get("split") if config.source == "text" else None
+            self._left_out["empty"] += 1
+            return []
+        split = self._stated_split(place, row)
+        return [
+            Document(
+                split=split or _split_by_content(part, self._config.validation_fraction),
+                source=self._source,
+                name=f"{number}.{at}" if at else f"{number}",
+                text=part,
+            )
+            for at, part in enumerate(_parts(text, self._config.max_document_bytes))
+        ]
+
+    def check_texts(self) -> None:
+        """Raise DataError if too many rows have no text for it to be an accident."""
+        if self._without_text * ROWS_PER_LOST > self.rows:
+            raise DataError(
+                f"{self._first or self._source} ({self._without_text} of {self.rows} rows are like it): "
+                "set data.text_field or mend the rows"
+            )
+
+    def _note_without_text(self, place: str, row: dict[str, Any]) -> None:
+        field = self._config.text_field
+        if not self._first:
+            held = f"holds {type(row[field]).__name__}" if row.get(field) is not None else "has no text"
+            self._first = (
+                f"{place} {held} in field {field!r} (its fields: {', '.join(map(str, row)) or 'none'})"
+            )
+        self._left_out[NO_TEXT] += 1
+        self._without_text += 1
+        if self._without_text > ENOUGH_LOST:  # do not read a terabyte of the wrong column first
+            self.check_texts()
+
+    def _stated_split(self, place: str, row: dict[str, Any]) -> Split | None:
+        stated = row.get("split") if self._config.source == "text" else None
         if stated is None:
-            split = _split_by_content(text, config.validation_fraction)
-        elif isinstance(stated, str) and stated in SPLIT_NAMES:
-            split = SPLIT_NAMES[stated]
-        else:
-            raise DataError(f"{place} has split {stated!r}: write train or val, or drop the field")
-        yield Document(split=split, source=source, name=str(number), text=text)
+            return None
+        if isinstance(stated, str) and stated in SPLIT_NAMES:
+            return SPLIT_NAMES[stated]
+        raise DataError(f"{place} has split {stated!r}: write train or val, or drop the field")
+
+
+def _parts(text: str, most_bytes: int) -> Iterator[str]:
+    """Yield `text` in parts of at most `most_bytes` of UTF-8, cut at a line end or a blank if possible."""
+    start = 0
+    while start < len(text):
+        part = text[start : start + most_bytes]
+        if not part.isascii():
+            # A lone surrogate is legal in JSON but not in UTF-8.
+            part = part.encode("utf-8", "replace")[:most_bytes].decode("utf-8", "ignore")
+        if start + len(part) < len(text):
+            half = len(part) // 2
+            end = part.rfind("\n", half) + 1 or part.rfind(" ", half)
+            part = part[: end if end > 0 else len(part)]
+        start += len(part)
+        yield part
 
 
 def _split_by_content(text: str, validation_fraction: float) -> Split:
     # By content, so that copies of a document fall on the same side.
     place = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
     return "validation" if place < validation_fraction else "train"
-
-
-def _rows(path: Path, text_field: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    if path.name.endswith(".parquet"):
-        return _parquet_rows(path, text_field)
-    if path.name.endswith(".txt"):
-        return _txt_rows(path, text_field)
-    return _json_rows(path)
-
-
-def _txt_rows(path: Path, text_field: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    lines: list[str] = []
-    size = 0
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            for line in file:
-                lines.append(line)
-                size += len(line)
-                if size >= TXT_CHARACTERS:
-                    yield str(path), {text_field: "".join(lines)}
-                    lines, size = [], 0
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 ({error.reason}): convert it, for example with iconv") from None
-    if lines:
-        yield str(path), {text_field: "".join(lines)}
-
-
-def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    opener = gzip.open if path.name.endswith(".gz") else open
-    try:
-        with opener(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                place = f"{path} line {number}"
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    raise DataError(
-                        f"{place} is not JSON ({error}): write one JSON object per line"
-                    ) from None
-                if not isinstance(row, dict):
-                    raise DataError(f"{place} is {type(row).__name__}: write one JSON object per line")
-                yield place, row
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path} is not a whole gzip file ({error}): compress it again") from None
-
-
-def _parquet_rows(path: Path, text_field: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            columns = [name for name in (text_field, "split") if name in file.schema_arrow.names]
-            if text_field not in columns:
-                fields = ", ".join(file.schema_arrow.names)
-                raise DataError(f"{path} has no column {text_field!r} (it has {fields}): set data.text_field")
-            number = 0
-            for batch in file.iter_batches(batch_size=1024, columns=columns):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path} row {number}", row
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} is not a whole Parquet file ({str(error).splitlines()[0]})") from None

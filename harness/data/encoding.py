@@ -1,6 +1,5 @@
 """Encoding of documents: each word is encoded once and then looked up; large data uses all cores."""
 
-import itertools
 import multiprocessing
 import os
 import re
@@ -26,7 +25,7 @@ ASCII_WORD = re.compile(
 # words, numbers and signs end before a line end.
 LINE_START = re.compile(r"(?<=\n)(?=[^\S\r\n]*+\S)")
 CACHED_WORDS = 1_000_000
-CHUNK_DOCUMENTS = 128
+CHUNK_DOCUMENTS, CHUNK_CHARACTERS = 128, 1_000_000  # sent to a worker at once
 PARENT_POLL_S = 0.5
 
 
@@ -89,13 +88,25 @@ def encode_documents(
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, _start_worker, (tokenizer_json, dtype, bos)) as pool:
         running: deque[tuple[list[Document], Future[list[bytes]]]] = deque()
-        stream = iter(documents)
-        while chunk := list(itertools.islice(stream, CHUNK_DOCUMENTS)):
+        for chunk in _chunks(documents):
             running.append((chunk, pool.submit(_encode_chunk, [document.text for document in chunk])))
             if len(running) > 2 * workers:
                 yield from _finished(running)
         while running:
             yield from _finished(running)
+
+
+def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    chunk: list[Document] = []
+    characters = 0
+    for document in documents:
+        chunk.append(document)
+        characters += len(document.text)
+        if len(chunk) == CHUNK_DOCUMENTS or characters >= CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
 
 
 def available_cores() -> int:
@@ -115,9 +126,14 @@ _encoder: Encoder | None = None  # of a worker process
 
 def _start_worker(tokenizer_json: str, dtype: np.dtype, bos: int) -> None:
     global _encoder
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it and ends the pool
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    end_with_parent()
     _encoder = Encoder(tokenizer_json, dtype, bos)
+
+
+def end_with_parent() -> None:
+    """Let this worker of a pool end when its parent is killed, and leave Ctrl-C to the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
 
 def _end_with(parent: int) -> None:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal, Protocol
 
 import numpy as np
 
 from harness.data.dataset import DataError, Dataset, Split
-from harness.data.packing import stored_packing
+from harness.data.order import ordered_rows
+from harness.data.packed_files import stored_packing
 
 IGNORED = -100  # label of a target that is not scored
 PackingName = Literal["blocks", "best_fit"]
-_ORDER = 0x6F72646572  # separates the data order from other uses of a seed
+SPAN_ROWS = 1 << 22  # counted at once
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,9 +85,7 @@ class _Packed:
 
     def __init__(self, dataset: Dataset, split: Split, tokens: np.ndarray, sequence_length: int) -> None:
         self._tokens, self._bos = tokens, dataset.bos
-        self._packing = stored_packing(
-            tokens, folder=dataset.folder, split=split, bos=dataset.bos, sequence_length=sequence_length
-        )
+        self._packing = stored_packing(dataset, split, sequence_length)
 
     def __len__(self) -> int:
         return len(self._packing)
@@ -129,16 +127,23 @@ class TrainingRows:
     def padded_tokens(self, steps: int) -> int:
         """Return the number of labels of the first `steps` batches that are padding."""
         epochs, rest = divmod(steps * self.batch_sequences, len(self.rows))
-        whole = self.rows.padded(np.arange(len(self.rows))) if epochs else 0
-        return epochs * whole + self.rows.padded(_order(self.seed, epochs, len(self.rows))[:rest])
+        whole = sum(map(self.rows.padded, _spans(len(self.rows)))) if epochs else 0
+        last = (ordered_rows(self.seed, epochs, len(self.rows), span) for span in _spans(rest))
+        return epochs * whole + sum(map(self.rows.padded, last))
 
     def _chosen(self, places: np.ndarray) -> np.ndarray:
         epochs, within = np.divmod(places, len(self.rows))
         chosen = np.empty(len(places), np.int64)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            chosen[here] = _order(self.seed, int(epoch), len(self.rows))[within[here]]
+            chosen[here] = ordered_rows(self.seed, int(epoch), len(self.rows), within[here])
         return chosen
+
+
+def _spans(rows: int) -> Iterator[np.ndarray]:
+    """Yield 0 to `rows` - 1 in parts."""
+    for first in range(0, rows, SPAN_ROWS):
+        yield np.arange(first, min(first + SPAN_ROWS, rows))
 
 
 def training_rows(
@@ -174,10 +179,3 @@ def validation_rows(
             "ask for fewer or shorter blocks, or hold out more text"
         )
     return rows.batch(full[np.arange(blocks) * len(full) // blocks])
-
-
-@lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, rows: int) -> np.ndarray:
-    # Raw bits of Philox are the same in every version of numpy, which permutation() does not promise.
-    bits = np.random.Philox(np.random.SeedSequence([_ORDER, seed, epoch])).random_raw(rows)
-    return np.argsort(bits, kind="stable")

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
+import multiprocessing
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from harness.data.dataset import DataError
-from harness.storage.files import new_folder
+from harness.data.encoding import end_with_parent
 
-ARRAYS = ("pieces", "rows", "filled")  # of a packing, a file each
-PACKING_VERSION = 1  # part of the name of the files that keep a packing
 WINDOW_DOCUMENTS = 1 << 20  # packed together; bounds the memory that a large data set takes
+SORTED_DOCUMENTS = 1 << 23  # in memory at once while their order is drawn
+DRAWN_DOCUMENTS = 1 << 22  # drawn at once
+COARSE_BITS = 16
 _SHUFFLE = 0x7061636B  # sets the order of documents apart from other uses of a seed
+
+# Pieces [P, 2] of a window row by row, the number of pieces of each row, and the slots that it fills.
+Window = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,17 +74,78 @@ def pack(starts: np.ndarray, total: int, slots: int) -> Packing:
     assert len(starts), "a data set has documents"
     if slots < 3:
         raise DataError(f"best-fit packing needs sequences of at least 2 tokens, not {slots - 1}")
-    bits = np.random.Philox(np.random.SeedSequence([_SHUFFLE])).random_raw(len(starts))
-    order = np.argsort(bits, kind="stable")
-    lengths = np.diff(starts, append=total)
-    parts = []
-    for first in range(0, len(order), WINDOW_DOCUMENTS):
-        window = order[first : first + WINDOW_DOCUMENTS]
-        full, rest = _cut(starts[window], lengths[window], slots)
-        parts.append((full, np.ones(len(full), np.int64), np.full(len(full), slots)))
-        parts.append(_best_fit(rest, slots))
+    parts = packed_windows(starts, total, slots)
     pieces, counts, filled = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     return Packing(slots=slots, pieces=pieces, rows=np.concatenate([[0], np.cumsum(counts)]), filled=filled)
+
+
+def packed_windows(starts: np.ndarray, total: int, slots: int, workers: int = 1) -> Iterator[Window]:
+    """Yield the packing window by window; several workers are separate processes."""
+    windows = (
+        (starts[chosen], _ends(starts, total, chosen) - starts[chosen], slots)
+        for chosen in _random_windows(len(starts))
+    )
+    if workers == 1:
+        yield from itertools.starmap(_pack_window, windows)
+        return
+    context = multiprocessing.get_context("spawn")  # a fork of a process that holds threads can hang
+    with ProcessPoolExecutor(workers, context, end_with_parent) as pool:
+        running: deque[Future[Window]] = deque()
+        for window in windows:
+            running.append(pool.submit(_pack_window, *window))
+            if len(running) > workers:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+
+
+def _ends(starts: np.ndarray, total: int, chosen: np.ndarray) -> np.ndarray:
+    last = chosen == len(starts) - 1
+    return np.where(last, total, starts[np.minimum(chosen + 1, len(starts) - 1)])
+
+
+def _pack_window(starts: np.ndarray, lengths: np.ndarray, slots: int) -> Window:
+    full, rest = _cut(starts, lengths, slots)
+    pieces, counts, filled = _best_fit(rest, slots)
+    return (
+        np.concatenate([full, pieces]),
+        np.concatenate([np.ones(len(full), np.int64), counts]),
+        np.concatenate([np.full(len(full), slots), filled]),
+    )
+
+
+def _random_windows(documents: int) -> Iterator[np.ndarray]:
+    """Yield all documents in a fixed random order, by windows, holding `SORTED_DOCUMENTS` or so at once.
+
+    They are sorted by bits that are drawn again for each group, in which the highest bits lie in one range.
+    """
+    counts = np.zeros(1 << COARSE_BITS, np.int64)
+    for _, bits in _document_bits(documents):
+        counts += np.bincount(_coarse(bits), minlength=len(counts))
+    group_of = np.cumsum(counts) // SORTED_DOCUMENTS
+    left = np.zeros(0, np.int64)
+    for group in np.unique(group_of):
+        parts = []
+        for first, bits in _document_bits(documents):
+            chosen = np.flatnonzero(group_of[_coarse(bits)] == group)
+            parts.append((first + chosen, bits[chosen]))
+        numbers, bits = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+        left = np.concatenate([left, numbers[np.argsort(bits, kind="stable")]])
+        while len(left) >= WINDOW_DOCUMENTS:
+            yield left[:WINDOW_DOCUMENTS]
+            left = left[WINDOW_DOCUMENTS:]
+    if len(left):
+        yield left
+
+
+def _document_bits(documents: int) -> Iterator[tuple[int, np.ndarray]]:
+    stream = np.random.Philox(np.random.SeedSequence([_SHUFFLE]))
+    for first in range(0, documents, DRAWN_DOCUMENTS):
+        yield first, stream.random_raw(min(DRAWN_DOCUMENTS, documents - first))
+
+
+def _coarse(bits: np.ndarray) -> np.ndarray:
+    return (bits >> np.uint64(64 - COARSE_BITS)).astype(np.int64)
 
 
 def _cut(starts: np.ndarray, lengths: np.ndarray, slots: int) -> tuple[np.ndarray, np.ndarray]:
@@ -128,34 +197,3 @@ def _best_fit(rest: np.ndarray, slots: int) -> tuple[np.ndarray, np.ndarray, np.
         counts.append(len(placed) - before)
         filled.append(slots - gap)
     return np.array(placed, np.int64).reshape(-1, 2), np.array(counts, np.int64), np.array(filled, np.int64)
-
-
-def stored_packing(
-    tokens: np.ndarray, *, folder: Path, split: str, bos: int, sequence_length: int
-) -> Packing:
-    """Return the packing of a split, stored in the data set's `folder` on first use if it is writable.
-
-    Raises DataError if the stored files do not belong to these tokens.
-    """
-    slots = sequence_length + 1  # inputs and, one on, targets
-    place = folder / f"packed-{PACKING_VERSION}-{split}-{sequence_length}"
-    if not place.is_dir():
-        packing = pack(document_starts(tokens, bos), len(tokens), slots)
-        try:
-            with new_folder(place) as scratch:
-                for name in ARRAYS:
-                    np.save(scratch / f"{name}.npy", getattr(packing, name))
-        except OSError:
-            return packing
-    arrays = {name: np.load(place / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
-    packing = Packing(slots=slots, **arrays)
-    if packing.rows[-1] != len(packing.pieces) or int(packing.pieces[:, 1].sum()) != len(tokens):
-        raise DataError(f"{place} does not fit its data set: delete that folder and run again")
-    return packing
-
-
-def document_starts(tokens: np.ndarray, bos: int) -> np.ndarray:
-    """Return the starts of documents: the positions of `bos`, which occurs nowhere else."""
-    step = 1 << 24
-    parts = [np.flatnonzero(tokens[at : at + step] == bos) + at for at in range(0, len(tokens), step)]
-    return np.concatenate(parts) if parts else np.zeros(0, np.int64)

@@ -21,11 +21,11 @@ from harness.data.tokenizer import (
     BOS,
     Sample,
     find_bos,
-    read_tokenizer,
     tokenizer_digest,
     train_tokenizer,
     vocabulary_size,
 )
+from harness.data.tokenizer_file import read_tokenizer
 from harness.storage.files import exclusive, new_folder, read_json, write_json, write_text
 
 REPORT_BYTES = 1_000_000  # of text between two reports of progress
@@ -80,6 +80,8 @@ def _key(config: DataConfig) -> str:
     # Paths do not count, only what they hold: the files in the fingerprint, the content of the tokenizer.
     for field in ("name", "unique_tokens", "path"):
         del fields[field]
+    if config.max_document_bytes == DataConfig.max_document_bytes:
+        del fields["max_document_bytes"]  # younger than the keys of most caches
     if config.tokenizer is not None:
         fields["tokenizer"] = hashlib.sha256(read_tokenizer(config).encode()).hexdigest()
     parts = [FORMAT_VERSION, importlib.metadata.version("tokenizers"), fields, fingerprint(config)]

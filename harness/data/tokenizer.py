@@ -4,12 +4,10 @@ import hashlib
 import heapq
 import json
 import math
-import unicodedata
 from collections.abc import Iterable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from harness.data.dataset import DataConfig, DataError
+from harness.data.dataset import DataError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -98,59 +96,6 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> "Tokenizer":
     return tokenizer
 
 
-def read_tokenizer(config: DataConfig) -> str:
-    """Return the text of `config.tokenizer`, with truncation and padding off.
-
-    Raises DataError unless it is a tokenizer.json of the tokenizers library whose tokens are the bytes of any
-    text, as bits per byte and lossless shards need.
-    """
-    from tokenizers import Tokenizer
-
-    path = Path(str(config.tokenizer)).expanduser()
-    try:
-        text = path.read_text(encoding="utf-8")
-        library = Tokenizer.from_str(text)
-    except OSError as error:
-        raise DataError(
-            f"data.tokenizer {path} cannot be read ({error.strerror}): name a tokenizer.json"
-        ) from None
-    except Exception as error:  # the library raises nothing more special
-        reason = " ".join(str(error).split())[:100]
-        raise DataError(f"data.tokenizer {path} is not a tokenizer.json ({reason})") from None
-    tokenizer = json.loads(text)
-    if not _mentions(tokenizer["pre_tokenizer"], "ByteLevel") or not isinstance(
-        tokenizer["model"]["vocab"], dict
-    ):
-        raise DataError(
-            f"data.tokenizer {path} is not byte-level: use one like that of GPT-2, Llama 3 or Qwen"
-        )
-    if tokenizer.get("truncation") or tokenizer.get("padding"):  # saved with the settings of another use
-        text = json.dumps(tokenizer | {"truncation": None, "padding": None}, ensure_ascii=False)
-    _check_lossless(library, path)
-    return text
-
-
-def _check_lossless(tokenizer: "Tokenizer", path: Path) -> None:
-    """Raise DataError where a text with every byte of UTF-8 does not come back from its tokens."""
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    points = [*range(1, 0x800), *range(0x800, 0xD800, 0x400), *range(0xE000, 0x110000, 0x4000)]
-    text = unicodedata.normalize("NFC", "".join(map(chr, points)))  # which a tokenizer may do to any text
-    tokenizer.encode_special_tokens = True
-    decoded = tokenizer.decode(
-        tokenizer.encode(text, add_special_tokens=False).ids, skip_special_tokens=False
-    )
-    if decoded.removeprefix(" ") == text.removeprefix(" "):
-        return
-    at = next(
-        (i for i, (one, other) in enumerate(zip(text, decoded, strict=False)) if one != other), len(decoded)
-    )
-    raise DataError(
-        f"data.tokenizer {path} loses text: {text[at : at + 4]!r} becomes {decoded[at : at + 4]!r}; "
-        "use one that keeps every byte, like that of GPT-2, Llama 3 or Qwen"
-    )
-
-
 def vocabulary_size(tokenizer_json: str) -> int:
     """Return one more than the largest id, added tokens included."""
     tokenizer = json.loads(tokenizer_json)
@@ -210,10 +155,3 @@ def tokenizer_digest(tokenizer_json: str, bos: int) -> str:
     tokenizer = json.loads(tokenizer_json)
     decisive = [tokenizer[key] for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")]
     return hashlib.sha256(json.dumps([bos, *decisive], sort_keys=True).encode()).hexdigest()
-
-
-def _mentions(step: Any, kind: str) -> bool:
-    """Return True if a step of a tokenizer, or a step inside it, is of type `kind`."""
-    if not isinstance(step, dict):
-        return False
-    return step.get("type") == kind or any(_mentions(inner, kind) for inner in step.get("pretokenizers", []))

@@ -16,10 +16,12 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from model.config_validation import ConfigError, closest
+from model.config_validation import ConfigError, check_name, closest
+from model.outside_files import check_regular
 
 Kind = Literal["multiple_choice", "schema", "language_modeling"]
 EXTENDED = Path(__file__).parent / "core_extended.yaml"  # the tasks that Core-Extended adds to Core
+MOST_SHOTS = 1000
 # The fields of an item, by kind of task: before the delimiter, and after it.
 _FIELDS: dict[Kind, tuple[str, str]] = {
     "multiple_choice": ("query", "choices"),
@@ -96,7 +98,7 @@ def read_suite(bundle: Path, name: str) -> Suite:
     if not tasks:
         options = ["core", "core_extended", "symbolic", *(task.label for task in known)]
         raise ConfigError(f"tasks={name} is unknown{closest(name, options) or f' in {bundle}'}")
-    present = [task for task in tasks if (bundle / "eval_data" / task.file).exists()]
+    present = [task for task in tasks if (bundle / "eval_data" / task.file).is_file()]
     absent = [task.label for task in tasks if task not in present]
     return Suite(name=name, tasks=tuple(present), absent=tuple(absent))
 
@@ -110,13 +112,15 @@ def read_items(bundle: Path, task: Task) -> list[Item]:
         out of range; the message names file and line.
     """
     path = bundle / "eval_data" / task.file
+    check_regular(path)
     items = []
     with path.open("rb") as handle:
         for number, line in enumerate(handle, start=1):
             try:
                 items.append(_item(json.loads(line), task.kind))
-            except ValueError as error:
-                reason = "not JSON" if isinstance(error, json.JSONDecodeError | UnicodeDecodeError) else error
+            except (ValueError, RecursionError) as error:
+                foreign = isinstance(error, json.JSONDecodeError | UnicodeDecodeError | RecursionError)
+                reason = "not JSON" if foreign else error
                 raise ConfigError(f"{path}:{number}: {reason}") from None
     if len(items) <= task.shots:
         raise ConfigError(f"{path}: {len(items)} items, {task.label} needs more than its {task.shots} shots")
@@ -132,35 +136,45 @@ def data_digest(bundle: Path, task: Task) -> str:
 def _tasks(path: Path, bundle: Path) -> list[Task]:
     """Return the tasks listed in a file like core.yaml, with the baselines of the bundle."""
     try:
+        for file in (path, bundle / "eval_meta_data.csv"):
+            check_regular(file)
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))["icl_tasks"]
         baselines = _baselines(bundle / "eval_meta_data.csv")
         return [_task(entry, baselines) for entry in entries]
     except FileNotFoundError as error:
         name = Path(error.filename).name
         raise ConfigError(f"{bundle} is no evaluation bundle: it has no {name}") from None
-    except (yaml.YAMLError, KeyError, TypeError, IndexError) as error:
+    except (yaml.YAMLError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise ConfigError(f"{path} is no list of tasks: {' '.join(str(error).split())}") from None
 
 
 def _task(entry: dict[str, Any], baselines: dict[str, float]) -> Task:
-    kind, file = entry["icl_task_type"], Path(entry["dataset_uri"])
+    label, kind, shots = entry["label"], entry["icl_task_type"], entry["num_fewshot"][0]
+    delimiter = entry.get("continuation_delimiter", " ")
+    if not isinstance(label, str) or not isinstance(delimiter, str):
+        raise ConfigError(f"task {label}: label and continuation_delimiter={delimiter!r} must be texts")
+    check_name("label", label)  # part of the names of result files
     if kind not in get_args(Kind):
-        raise ConfigError(f"task {entry['label']}: icl_task_type={kind}, not {', '.join(get_args(Kind))}")
+        raise ConfigError(f"task {label}: icl_task_type={kind}, not {', '.join(get_args(Kind))}")
+    file = Path(entry["dataset_uri"])
     if file.is_absolute() or ".." in file.parts:
-        raise ConfigError(f"task {entry['label']}: dataset_uri={file} leads out of the bundle")
-    return Task(
-        label=entry["label"],
-        file=str(file),
-        kind=kind,
-        shots=int(entry["num_fewshot"][0]),
-        delimiter=entry.get("continuation_delimiter", " "),
-        baseline=baselines.get(entry["label"]),
-    )
+        raise ConfigError(f"task {label}: dataset_uri={file} leads out of the bundle")
+    if type(shots) is not int or not 0 <= shots <= MOST_SHOTS:
+        raise ConfigError(f"task {label}: num_fewshot={shots!r}, an integer from 0 to {MOST_SHOTS} is needed")
+    baseline = baselines.get(label)
+    if baseline is not None and not 0 <= baseline < 1:
+        raise ConfigError(f"task {label}: its random baseline is {100 * baseline:g}, not from 0 to below 100")
+    return Task(label=label, file=str(file), kind=kind, shots=shots, delimiter=delimiter, baseline=baseline)
 
 
 def _baselines(path: Path) -> dict[str, float]:
-    with path.open(encoding="utf-8", newline="") as handle:
-        return {row["Eval Task"]: float(row["Random baseline"]) / 100 for row in csv.DictReader(handle)}
+    try:
+        with path.open(encoding="utf-8", newline="") as handle:
+            return {row["Eval Task"]: float(row["Random baseline"]) / 100 for row in csv.DictReader(handle)}
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise ConfigError(
+            f"{path} is no table of baselines ({error}): it needs the columns Eval Task and Random baseline"
+        ) from None
 
 
 def _item(fields: Any, kind: Kind) -> Item:
@@ -183,4 +197,11 @@ def _texts(fields: dict[str, Any], name: str) -> tuple[str, ...]:
     texts: Sequence[Any] = value if many and isinstance(value, list) else [value]
     if not texts or not all(isinstance(text, str) for text in texts) or many != isinstance(value, list):
         raise ValueError(f"{name} must be {'a list of texts' if many else 'a text'}, got {str(value)[:40]}")
+    for text in texts:
+        if name in ("choices", "continuation") and not text.strip():
+            raise ValueError(f"{name} has an empty text, whose probability is 1 for every model")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{name} has half a surrogate pair, which no text has: {text[:40]!a}") from None
     return tuple(texts)

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from harness.data.tokenizer import SPECIAL_TOKENS
-from harness.evaluation.weights import open_tokenizer
+from harness.data.tokenizer_file import open_tokenizer
+from harness.evaluation.weights import tokenizer_text
 from model.config_validation import ConfigError
 from model.depth import counter_seed
 from model.generate import stream_tokens
@@ -43,7 +44,7 @@ def complete(
     A prompt starts with the beginning-of-document token, as documents do in training. Prompts with the same
     number of tokens share a batch.
     """
-    tokenizer = open_tokenizer(tokenizer_file, model)
+    tokenizer = open_tokenizer(tokenizer_text(tokenizer_file, model), tokenizer_file)
     bos = tokenizer.token_to_id(SPECIAL_TOKENS[0])
     if bos is None:
         raise ConfigError(f"{tokenizer_file} has no token {SPECIAL_TOKENS[0]}, which begins every document")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from harness.data.tokenizer_file import open_tokenizer, read_tokenizer_file
 from harness.evaluation.weights import load_weights, tokenizer_file
 from harness.run.folder import RunFolder
 from harness.run.record import Evaluation
@@ -45,8 +46,6 @@ def evaluate_folder(
 
 
 def _same_tokenizer(mine: Path, other: Path) -> None:
-    from tokenizers import Tokenizer
-
-    first, second = (Tokenizer.from_file(str(path)).to_str() for path in (mine, other))
+    first, second = (open_tokenizer(read_tokenizer_file(path), path).to_str() for path in (mine, other))
     if first != second:
         raise ConfigError(f"{mine} differs from {other}: the token ids of that data stand for other text")

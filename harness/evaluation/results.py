@@ -141,8 +141,7 @@ def load_result(path: Path, task: Task) -> TaskResult | None:
         with np.load(path) as stored:
             about = json.loads(str(stored["about"]))
             arrays = {name: stored[name] for name in (*_BY_DEPTH, "options")}
-    except (FileNotFoundError, zipfile.BadZipFile, ValueError, KeyError):
+        seed, depths, cropped = about["seed"], tuple(about["depths"]), about["cropped"]
+    except (FileNotFoundError, EOFError, zipfile.BadZipFile, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return TaskResult(
-        task=task, seed=about["seed"], depths=tuple(about["depths"]), cropped=about["cropped"], **arrays
-    )
+    return TaskResult(task=task, seed=seed, depths=depths, cropped=cropped, **arrays)

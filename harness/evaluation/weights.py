@@ -14,14 +14,15 @@ import numpy as np
 import torch
 
 from harness.data.dataset import token_bytes
-from harness.data.tokenizer import find_bos
+from harness.data.tokenizer import find_bos, vocabulary_size
+from harness.data.tokenizer_file import open_tokenizer, read_tokenizer_file
 from harness.distributed.process_group import ALONE, Ranks
 from harness.run.folder import RunFolder
 from harness.training.checkpoint import load_newest
 from harness.training.device import device_named, prepare_process
 from model.config_validation import ConfigError
-from model.published.checkpoint import export_model, load_model
-from model.transformer import LoopedTransformer, build_model
+from model.published.checkpoint import check_weights, export_model, load_model
+from model.transformer import LoopedTransformer, model_from_weights
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -58,30 +59,33 @@ def load_tokenized(path: Path, cache: Path, *, device: str = "auto", ranks: Rank
     ConfigError : `path` holds no model, or the tokenizer is not the model's.
     """
     model, file = load_weights(path), tokenizer_file(path, cache)
-    tokenizer = open_tokenizer(file, model)
-    text = file.read_text(encoding="utf-8")
+    text = tokenizer_text(file, model)
     place = device_named(device, ranks)
     prepare_process(place)
     return TokenizedModel(
         model=model.to(place),
-        tokenizer=tokenizer,
+        tokenizer=open_tokenizer(text, file),
         bos=RunFolder(path).dataset(cache).bos if is_run(path) else find_bos(text, None),
         token_bytes=token_bytes(text),
         digest=_digest(model, text),
     )
 
 
-def open_tokenizer(file: Path, model: LoopedTransformer) -> Tokenizer:
-    """Open the tokenizer of a model; raises ConfigError if it has more tokens than the model."""
-    from tokenizers import Tokenizer
+def tokenizer_text(file: Path, model: LoopedTransformer) -> str:
+    """Return the text of a model's tokenizer.json.
 
-    tokenizer = Tokenizer.from_file(str(file))
-    if tokenizer.get_vocab_size() > model.config.vocabulary_size:
+    Raises
+    ------
+    DataError : it is damaged or not byte-level.
+    ConfigError : it has more tokens than the model.
+    """
+    text = read_tokenizer_file(file)
+    if (tokens := vocabulary_size(text)) > model.config.vocabulary_size:
         raise ConfigError(
-            f"{file} has {tokenizer.get_vocab_size()} tokens, the model only "
-            f"{model.config.vocabulary_size}: this is not its tokenizer"
+            f"{file} has {tokens} tokens, the model only {model.config.vocabulary_size}: this is not its "
+            "tokenizer"
         )
-    return tokenizer
+    return text
 
 
 def _digest(model: LoopedTransformer, tokenizer_json: str) -> str:
@@ -109,8 +113,8 @@ def load_run(folder: RunFolder) -> LoopedTransformer:
     checkpoint = load_newest(folder.checkpoints, weights_only=True)
     if checkpoint is None:
         raise ConfigError(f"{folder.path} has no checkpoint: train it first")
-    model = build_model(run.model, seed=run.seed)
-    model.load_state_dict(checkpoint.model)
+    check_weights(run.model, checkpoint.model, str(folder.checkpoints))
+    model = model_from_weights(run.model, checkpoint.model)
     if checkpoint.step != run.steps:
         warnings.warn(f"{folder.path.name} stands at step {checkpoint.step} of {run.steps}", stacklevel=2)
     return model

@@ -139,11 +139,12 @@ def rebuild_history(folder: RunFolder, logger: LoggerConfig, mode: Mode) -> bool
     ------
     ConfigError : wandb or its server refuses the metrics.
     """
-    lines = read_metrics(folder.metrics)
     stamp = {"source": _digest(folder), "mode": mode, "project": logger.project, "entity": logger.entity}
     target = folder.path / "wandb"
     exists = mode == "online" or any(target.glob(f"offline-run-*-{folder.run_id}"))
-    if not lines or (exists and (target / STAMP).exists() and read_json(target / STAMP) == stamp):
+    if exists and (target / STAMP).exists() and read_json(target / STAMP) == stamp:
+        return False
+    if not (lines := read_metrics(folder.metrics)):
         return False
     with tempfile.TemporaryDirectory(prefix=".wandb-", dir=folder.path) as scratch:
         _write(folder, logger, mode, Path(scratch), lines)

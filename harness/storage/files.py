@@ -30,7 +30,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
     """Return the JSON object in `path`. Raises ConfigError naming the file if it is damaged."""
     try:
         content = json.loads(read_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is damaged: {error}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path} is damaged: it holds no JSON object")
@@ -139,6 +139,10 @@ def _write_aside(path: Path, text: str, sync: bool) -> str:
             content = content[os.write(descriptor, content) :]
         if sync:
             os.fsync(descriptor)
+    except OSError as error:  # a full disk is reported without the file
+        error.filename = str(path)
+        os.unlink(temporary)  # noqa: PTH108
+        raise
     finally:
         os.close(descriptor)
     return temporary
@@ -163,11 +167,13 @@ def exclusive(path: Path, *, wait: bool) -> Iterator[bool]:
 
 
 def is_held(path: Path) -> bool:
-    """Return True if a process holds the lock `path`."""
-    if not path.exists():
+    """Return True if a process holds the lock `path`, which need not be writable."""
+    try:
+        handle = path.open(encoding="utf-8")
+    except FileNotFoundError:
         return False
-    with path.open("w", encoding="utf-8") as handle:
-        return not _try_lock(handle)
+    with handle:  # shared, as the exclusive lock of some network file systems needs an open for writing
+        return not _try_lock(handle, fcntl.LOCK_SH)
 
 
 def drop_inherited() -> None:
@@ -177,9 +183,9 @@ def drop_inherited() -> None:
     _held.clear()
 
 
-def _try_lock(handle: IO[str]) -> bool:
+def _try_lock(handle: IO[str], kind: int = fcntl.LOCK_EX) -> bool:
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

@@ -175,14 +175,15 @@ def open_checkpoint(path: Path, *, check: bool = True) -> OpenCheckpoint:
         )
     except CheckpointError:
         raise
-    except (FileNotFoundError, KeyError, TypeError, AttributeError, ValueError) as error:
+    except (FileNotFoundError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"checkpoint {path} is corrupt: {error!r}") from error
 
 
 def _clear(folder: Path, temporary: Path) -> None:
     for torn in folder.glob(".step_*"):
         shutil.rmtree(torn)
-    temporary.mkdir(parents=True)
+    folder.mkdir(exist_ok=True)  # not its parents: a run's folder that is gone is not made anew
+    temporary.mkdir()
 
 
 def _write_shards(

@@ -16,7 +16,7 @@ from harness.run.config import RunConfig
 from harness.run.folder import RunFolder
 from harness.run.length import origin
 from harness.storage.sharded_tensors import ShardReader, TensorShard, unsharded
-from harness.training.checkpoint import Checkpoint, open_newest, save
+from harness.training.checkpoint import Checkpoint, OpenCheckpoint, open_newest, save
 from harness.training.device import (
     demand_determinism,
     device_named,
@@ -145,17 +145,14 @@ class Session:
             local_rows(tensor).copy_(stored.rows(name, *rows))
 
     @torch.no_grad()
-    def restore(self, folder: RunFolder) -> None:
-        """Load the newest intact checkpoint of `folder`, if it has one."""
-        newest = open_newest(folder.checkpoints, self.ranks)
-        if newest is None:
-            return
-        self._restore_model(newest.model)
-        self.optimizer.load(newest.optimizer)
+    def restore(self, stored: OpenCheckpoint) -> None:
+        """Load a checkpoint of this run."""
+        self._restore_model(stored.model)
+        self.optimizer.load(stored.optimizer)
         self.optimizer.refresh_matrices()
-        self.first_step = newest.step
-        self.counters = Counters(**newest.counters["totals"])
-        self.guard = LossGuard(**newest.counters["guard"])
+        self.first_step = stored.step
+        self.counters = Counters(**stored.counters["totals"])
+        self.guard = LossGuard(**stored.counters["guard"])
 
 
 class Stopped(RuntimeError):
@@ -218,7 +215,9 @@ def open_session(folder: RunFolder, run: RunConfig, ranks: Ranks) -> Session:
     demand_determinism(compiled=run.training.compile)
     workload = workload_of(run, device)
     kernels = kernels_for(run.training.kernels, workload)
-    model = build_model(run.model, seed=run.seed, device=device, kernels=kernels)
+    newest = open_newest(folder.checkpoints, ranks)
+    seed = run.seed if newest is None else None  # first weights take long, and a checkpoint replaces them
+    model = build_model(run.model, seed=seed, device=device, kernels=kernels)
     if run.training.compile:
         compile_blocks(model.all_blocks())
     replica = replicate(model, ranks, run.training.parallel)
@@ -232,7 +231,8 @@ def open_session(folder: RunFolder, run: RunConfig, ranks: Ranks) -> Session:
         kernels=name_in_use(kernels, workload),
         segment=origin(folder).segment,
     )
-    session.restore(folder)
+    if newest is not None:
+        session.restore(newest)
     # The micro-batch of an earlier attempt is kept, because another one would round differently.
     if run.training.micro_batch is not None or not session.counters.micro_batch:
         session.counters.micro_batch = find_micro_batch(run, replica)

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
-import pickle
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.config_validation import build
+from model.config_validation import ConfigError, build
+from model.outside_files import check_regular, read_json_object
 from model.published.config import config_from_published, config_to_published
-from model.transformer import LoopedTransformer, build_model
+from model.transformer import LoopedTransformer, build_model, model_from_weights
+
+LISTED = 20  # names of tensors in an error
 
 _EXACT = {
     "transformer.wte.weight": "embedding",
@@ -62,30 +63,48 @@ def published_name(ours: str, kind: str) -> str:
     raise ValueError(f"no published name for parameter {ours}")
 
 
-def build_from_tensors(config: ModelConfig, tensors: Mapping[str, Tensor], source: str) -> LoopedTransformer:
-    """Return a model with these weights, under our names.
+def check_weights(config: ModelConfig, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Check that these tensors are the weights of a model, under our names.
 
     Raises
     ------
-    ValueError : missing, unexpected or wrongly shaped tensors, all of them named.
+    ConfigError : missing, unexpected or wrongly shaped tensors, all of them named; a tensor of something else
+        than floating-point numbers, or whose numbers are not finite.
     """
-    model = build_model(config, seed=0, device="meta")
+    _check_shapes(config, tensors, source)
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.device.type != "cpu":
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise ConfigError(
+                f"{source}: {name} holds {kind}, a dense array of floating-point numbers is needed"
+            )
+        if not torch.isfinite(tensor).all():
+            raise ConfigError(f"{source}: {name} holds numbers that are not finite: its training diverged")
+
+
+def _check_shapes(config: ModelConfig, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raise ConfigError unless names and shapes are those of the model."""
+    if config.layers > len(tensors):  # every layer has several; a damaged config may ask for any number
+        raise ConfigError(f"{source} has {len(tensors)} tensors, too few for {config.layers} layers")
+    model = build_model(config, seed=None, device="meta")
     expected = {name: tuple(value.shape) for name, value in model.named_parameters()}
     given = {name: tuple(value.shape) for name, value in tensors.items()}
-    if given != expected:
-        missing, unexpected = sorted(expected.keys() - given), sorted(given.keys() - expected)
-        misshaped = [
-            f"{name} {given[name]} instead of {expected[name]}"
-            for name in sorted(expected.keys() & given)
-            if given[name] != expected[name]
-        ]
-        raise ValueError(
-            f"{source} does not fit its config: missing {missing}, unexpected {unexpected}, "
-            f"misshaped {misshaped}"
-        )
-    loaded = LoopedTransformer(config)
-    loaded.load_state_dict(dict(tensors))
-    return loaded
+    if given == expected:
+        return
+    misshaped = [
+        f"{name} {given[name]} instead of {expected[name]}"
+        for name in sorted(expected.keys() & given)
+        if given[name] != expected[name]
+    ]
+    raise ConfigError(
+        f"{source} does not fit its config: missing {_listed(expected.keys() - given)}, unexpected "
+        f"{_listed(given.keys() - expected)}, misshaped {_listed(misshaped)}"
+    )
+
+
+def _listed(names: Collection[str]) -> str:
+    first = sorted(names)[:LISTED]
+    return str(first) + (f" and {len(names) - len(first)} more" if len(names) > len(first) else "")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -93,20 +112,28 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     Raises
     ------
-    ValueError : a damaged file, or one that holds more than tensors.
+    ConfigError : a damaged file, or one that holds more than tensors.
+    OSError : it cannot be read.
     """
+    check_regular(path)
     try:
         if path.suffix == ".safetensors":
             tensors: Any = load_file(path)
         else:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is damaged or holds more than tensors, nothing was run: {reason}") from None
+    except OSError:
+        raise
+    except Exception as error:  # damaged bytes raise anything, from KeyError to struct.error
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise ConfigError(
+            f"{path} is damaged or holds more than tensors, nothing was run: {reason}"
+        ) from None
     if isinstance(tensors, dict) and isinstance(tensors.get("model"), dict):
         tensors = tensors["model"]
-    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise ValueError(
+    if not isinstance(tensors, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in tensors.items()
+    ):
+        raise ConfigError(
             f"{path} holds no state dict: expected names with tensors, got {type(tensors).__name__}"
         )
     return tensors
@@ -117,25 +144,31 @@ def load_model(folder: Path) -> LoopedTransformer:
 
     Raises
     ------
-    ValueError : no weights, a config or tensors that do not fit our model.
+    ConfigError : no weights, a config or tensors that do not fit our model.
     """
+    values = read_json_object(folder / "config.json")
+    paths = [folder / name for name in ("model.safetensors", "pytorch_model.bin")]
+    source = next((path for path in paths if path.exists()), None)
+    if source is None:
+        raise ConfigError(f"{folder} holds neither model.safetensors nor pytorch_model.bin")
+    published = "n_embd" in values
     try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{folder / 'config.json'} is not JSON: {error}") from None
-    weights = [
-        folder / name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).exists()
-    ]
-    if not weights:
-        raise ValueError(f"{folder} holds neither model.safetensors nor pytorch_model.bin")
-    tensors = read_tensors(weights[0])
-    if "n_embd" not in values:
-        return build_from_tensors(build(ModelConfig, values), tensors, str(weights[0]))
-    renamed = {}
-    for name, value in tensors.items():
-        if name.removeprefix("transformer.") not in _LEFT_OUT:
-            renamed[our_name(name) or name] = value.float()
-    return build_from_tensors(config_from_published(values), renamed, str(weights[0]))
+        config = config_from_published(values) if published else build(ModelConfig, values)
+    except ConfigError as error:
+        raise ConfigError(f"{folder / 'config.json'}: {error}") from None
+    tensors = read_tensors(source)
+    if published:
+        kept = {name: value for name, value in tensors.items() if not _is_left_out(name)}
+        tensors = {our_name(name) or name: value for name, value in kept.items()}
+    check_weights(config, tensors, str(source))
+    # Copied, as the file may be written again, and in it tensors lie at any address, where a matrix product
+    # may end in other bits.
+    weights = {name: value.to(torch.float32, copy=True) for name, value in tensors.items()}
+    return model_from_weights(config, weights)
+
+
+def _is_left_out(name: str) -> bool:
+    return name.removeprefix("transformer.") in _LEFT_OUT
 
 
 def export_model(model: LoopedTransformer, folder: Path, *, published: bool = False) -> None:

@@ -74,12 +74,15 @@ def config_from_published(values: Mapping[str, Any]) -> ModelConfig:
     renamed = {**_SHARED, **(_LOOP if looped else {"n_layer": "prelude_layers"})}
     fields = {ours: _need(values, theirs) for theirs, ours in renamed.items()}
     fields["vocabulary_size"] = values.get("padded_vocab_size") or _padded(values)
-    fields["rope_theta"] = values.get("rope_settings", {}).get("rope_base", 50_000.0)
+    rope = values.get("rope_settings", {})
+    if not isinstance(rope, Mapping):
+        raise ConfigError(f"published config: rope_settings={rope!r} must be a group of keys")
+    fields["rope_theta"] = rope.get("rope_base", 50_000.0)
     if not looped:
         return build(ModelConfig, {**fields, "kind": "transformer", "core_layers": 0, "coda_layers": 0})
     for theirs, (ours, choices) in _CHOICES.items():
         value = _need(values, theirs)
-        if value not in choices:
+        if not isinstance(value, str) or value not in choices:
             raise ConfigError(
                 f"published config: {theirs}={value!r} is not supported, only {', '.join(choices)}"
             )
@@ -138,5 +141,8 @@ def _need(values: Mapping[str, Any], key: str) -> Any:
 
 
 def _padded(values: Mapping[str, Any]) -> int:
-    multiple = values.get("padding_multiple", 1)
-    return -(-int(_need(values, "vocab_size")) // multiple) * multiple
+    sizes = {"vocab_size": _need(values, "vocab_size"), "padding_multiple": values.get("padding_multiple", 1)}
+    for key, size in sizes.items():
+        if type(size) is not int or size < 1:
+            raise ConfigError(f"published config: {key}={size!r} must be a positive integer")
+    return -(-sizes["vocab_size"] // sizes["padding_multiple"]) * int(sizes["padding_multiple"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -31,7 +32,7 @@ PUBLISHED = "parcae_published"
 
 
 def fit_sweep(settings: FitTableConfig) -> AnyFit:
-    """Fit the sweep's tables and write laws.json beside them; with `data`, fit that and write nothing.
+    """Fit the sweep's tables and write laws.json beside them; with `data`, fit that and write to `out` alone.
 
     Points without runs give isoFLOP laws, or the one law that `law` names.
     """
@@ -62,8 +63,8 @@ def fit_sweep(settings: FitTableConfig) -> AnyFit:
         return fit_law_to_runs(settings.law, *source, config)
     with stage_progress() as progress:
         study = fit(*source, config, progress)
-    if settings.data is None:
-        write_result(settings.folder / "laws.json", study.to_json() + "\n")
+    if settings.keeps_results:
+        write_result(_results(settings) / "laws.json", study.to_json() + "\n")
     return study
 
 
@@ -86,10 +87,10 @@ def compare_recipes(settings: CompareConfig) -> ArmComparison:
     from analysis.figures.style import save_figure
 
     comparison = _compare_arms(settings)
-    if settings.data is None:
-        write_result(settings.folder / "arms.json", comparison.to_json() + "\n")
+    if settings.keeps_results:
+        write_result(_results(settings) / "arms.json", comparison.to_json() + "\n")
         if drawn := arms_figure(comparison):
-            save_figure(drawn, settings.folder)
+            save_figure(drawn, settings.results)
     return comparison
 
 
@@ -120,9 +121,9 @@ def compare_sweep(settings: FitTableConfig) -> Comparison:
     from analysis.figures.style import save_figure
 
     comparison = compare_runs(settings)
-    if settings.data is None:
+    if settings.keeps_results:
         for drawn in compare_figures(comparison):
-            save_figure(drawn, settings.folder)
+            save_figure(drawn, settings.results)
     return comparison
 
 
@@ -137,29 +138,29 @@ def compare_runs(settings: FitTableConfig) -> Comparison:
     folder = settings.folder if settings.data is None else Path(settings.data)
     items = read_items(folder) if folder.is_dir() else None
     comparison = compare(source[0], _fit_config(settings), items)
-    if settings.data is None:
-        write_result(settings.folder / "comparison.json", comparison.to_json() + "\n")
+    if settings.keeps_results:
+        write_result(_results(settings) / "comparison.json", comparison.to_json() + "\n")
     return comparison
 
 
 def comparison_figures(settings: CompareConfig, comparison: AnyComparison) -> list[Path]:
-    """Return the figures that `compare_data` wrote: those of a sweep, and none of other data."""
+    """Return the figures that `compare_data` wrote: none of other data than a sweep, unless `out` is set."""
     from analysis import Comparison
     from analysis.compare.arm_comparison import ArmComparison
     from analysis.figures.compare import names
 
-    if settings.data is None and isinstance(comparison, ArmComparison):
-        return [path for path in [settings.folder / "arms.pdf"] if path.exists()]
-    if settings.data is not None or not isinstance(comparison, Comparison):
+    if settings.keeps_results and isinstance(comparison, ArmComparison):
+        return [path for path in [settings.results / "arms.pdf"] if path.exists()]
+    if not settings.keeps_results or not isinstance(comparison, Comparison):
         return []
-    return [settings.folder / f"{name}.pdf" for name in names(comparison)]
+    return [settings.results / f"{name}.pdf" for name in names(comparison)]
 
 
 def report_sweep(settings: CompareConfig) -> tuple[Path, list[str]]:
     """Write the report with its figures; return the path of its page and one line per law.
 
-    A sweep's goes to `<sweep>/report/`, that of other data to `<root>/reports/NAME/`. It compares the arms of
-    every axis, or of those that the settings name.
+    A sweep's goes to `<sweep>/report/`, that of other data to `<root>/reports/NAME/`, with `out` both to
+    `<out>/report/`. It compares the arms of every axis, or of those that the settings name.
     """
     if settings.law != "isoflop":
         raise ConfigError(f"law={settings.law}: a report shows the isoFLOP laws; use loopscale fit")
@@ -204,10 +205,19 @@ def _source(settings: FitTableConfig) -> tuple[pd.DataFrame, pd.DataFrame] | Poi
     )
 
 
+def _results(settings: FitTableConfig) -> Path:
+    """Return the folder of the results, made if it is not there."""
+    folder = settings.results
+    if settings.out is None and folder != settings.folder and not folder.is_dir():
+        print(f"{settings.folder} may not be written: results go to ./{folder}", file=sys.stderr)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def _folder(settings: FitTableConfig) -> Path:
     suffix = "" if settings.cost == "flops" else f"_{settings.cost}"
-    if settings.data is None:
-        return settings.folder / f"report{suffix}"
+    if settings.out is not None or settings.data is None:
+        return _results(settings) / f"report{suffix}"
     name = settings.data.removeprefix("wandb:").rstrip("/")
     return Path(settings.root) / "reports" / f"{Path(name).stem}{suffix}"
 

@@ -69,11 +69,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit("interrupted; run the same command again to continue")
     except BrokenPipeError:  # the reader of stdout, for example head, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError) as error:
-        if os.environ.get("LOOPSCALE_TRACEBACK"):
+    except Exception as error:
+        if os.environ.get("LOOPSCALE_TRACEBACK") or not _is_answer(error):
             raise
-        print(f"loopscale: {' '.join(str(error).split())}", file=sys.stderr)
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"loopscale: {message}", file=sys.stderr)
         sys.exit(2)
+
+
+def _is_answer(error: Exception) -> bool:
+    """Return True for what a user's files or settings cause; anything else is a fault of this program."""
+    # Named, as importing safetensors here would slow every command.
+    return (
+        isinstance(error, ValueError | OSError | RecursionError | MemoryError)
+        or type(error).__name__ == "SafetensorError"
+    )
 
 
 def _positional(key: str | None, arguments: list[str]) -> list[str]:

@@ -104,6 +104,9 @@ def _data(overrides: list[str]) -> str:
             f"{len(dataset.validation):,} validation tokens, vocabulary {dataset.vocabulary_size}, "
             f"in {dataset.folder}"
         )
+        if dataset.left_out:
+            reasons = "; ".join(f"{count:,} {reason}" for reason, count in dataset.left_out.items())
+            lines.append(f"left out: {reasons}")
     return "\n".join(lines)
 
 

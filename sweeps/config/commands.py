@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Lt, MinLen
 
+from model.config_validation import check_name
 from sweeps.config.study import PositiveFloat, Seed
 
 
@@ -18,6 +20,9 @@ class TableConfig:
     sweep: Annotated[str, MinLen(1)]
     root: str = "runs"
     format: Literal["text", "json"] = "text"
+
+    def __post_init__(self) -> None:
+        check_name("sweep", self.sweep)
 
     @property
     def folder(self) -> Path:
@@ -73,6 +78,7 @@ class FitTableConfig(TableConfig):
     data: str | None = (
         None  # in place of the sweep: a CSV or Parquet file, a folder of tables, or wandb:ENTITY/PROJECT
     )
+    out: Annotated[str, MinLen(1)] | None = None  # folder of the results
     columns: dict[str, str] = field(default_factory=dict)
     where: str | None = None  # rows to keep, a query of pandas
     law: str = "isoflop"
@@ -92,6 +98,20 @@ class FitTableConfig(TableConfig):
     validation: bool = True
     max_epochs: float = 1.0
 
+    @property
+    def results(self) -> Path:
+        """Return the folder of the results: `out`, the sweep's, or ./SWEEP where that may not be written."""
+        if self.out is not None:
+            return Path(self.out)
+        effective = os.access in os.supports_effective_ids
+        writable = os.access(self.folder, os.W_OK, effective_ids=effective)
+        return self.folder if writable else Path(self.sweep)
+
+    @property
+    def keeps_results(self) -> bool:
+        """Return True if results become files; those of other data than a sweep do where `out` is set."""
+        return self.data is None or self.out is not None
+
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig(FitTableConfig):
@@ -102,6 +122,7 @@ class CompareConfig(FitTableConfig):
     against: Annotated[str, MinLen(1)] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.reference is not None and not (self.arms or self.against):
             raise ValueError(
                 f"reference={self.reference} is a value of an axis: set arms=AXIS or against=SWEEP"

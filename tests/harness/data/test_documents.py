@@ -1,11 +1,14 @@
 import gzip
+import itertools
 import json
 import sys
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from harness.data.dataset import DataConfig, DataError
@@ -14,6 +17,7 @@ from harness.data.hub import StreamPositions
 from harness.data.python_sources import package_versions, python_files
 
 TORN_GZIP = gzip.compress(b'{"text": "x"}\n' * 99, mtime=0)[:-9]
+TORN_ZSTD = pa.compress(b'{"text": "x"}\n' * 99, codec="zstd", asbytes=True)[:-9]
 
 
 @pytest.fixture
@@ -160,7 +164,9 @@ def test_lone_surrogates_of_json_become_encodable(tmp_path):
     ("name", "content", "message"),
     [
         ("a.jsonl", b'{"text": "x"}\n{"body": "y"}\n', r"a\.jsonl line 2 has no text in field 'text' .*body"),
-        ("a.jsonl", b'{"text": 3}\n', r"a\.jsonl line 1 has no text in field 'text'"),
+        ("a.jsonl", b'{"text": 3}\n', r"a\.jsonl line 1 holds int in field 'text'"),
+        ("a.jsonl", b'{"text": null}\n', r"a\.jsonl line 1 has no text in field 'text'"),
+        ("a.jsonl", b'{"text": "x", "meta": ' + b"[" * 100_000, r"a\.jsonl line 1 is nested too deeply"),
         ("a.jsonl", b'{"text": "x"}\n\n{"text": \n', r"a\.jsonl line 3 is not JSON"),
         ("a.jsonl", b'{"text": "\xe9"}\n', r"a\.jsonl line 1 is not JSON"),
         ("a.jsonl", b'["x"]\n', r"a\.jsonl line 1 is list: write one JSON object per line"),
@@ -168,6 +174,8 @@ def test_lone_surrogates_of_json_become_encodable(tmp_path):
         ("a.jsonl", b'{"text": "x", "split": ["a"]}', r"line 1 has split \['a'\]"),
         ("a.jsonl.gz", b"not gzip", r"a\.jsonl\.gz is not a whole gzip file"),
         ("a.jsonl.gz", TORN_GZIP, r"a\.jsonl\.gz is not a whole gzip file"),
+        ("a.jsonl.zst", b"not zstd", r"a\.jsonl\.zst is not a whole zstd file"),
+        ("a.jsonl.zst", TORN_ZSTD, r"a\.jsonl\.zst is not a whole zstd file"),
         ("a.txt", b"caf\xe9", r"a\.txt is not UTF-8"),
         ("a.parquet", b"PAR1 torn", r"a\.parquet is not a whole Parquet file"),
     ],
@@ -186,8 +194,68 @@ def test_parquet_without_the_column_lists_its_columns(tmp_path):
     assert read(text(tmp_path, text_field="body"))[0].text == "x"
 
 
+def test_parquet_with_a_column_of_another_type_names_it(tmp_path):
+    pd.DataFrame({"text": [1, 2], "body": ["x", "y"]}).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"column 'text' holds int64, not text: set data.text_field"):
+        read(text(tmp_path))
+
+
+def test_a_row_in_a_hundred_without_text_is_counted_and_more_are_refused(tmp_path):
+    rows = [{"text": f"row {i}"} for i in range(200)]
+    rows[50] = {"text": None}
+    rows[150] = {"other": 1}
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    left_out = Counter()
+    documents = list(read_documents(text(tmp_path), left_out))
+    assert [d.name for d in documents] == [str(i) for i in range(200) if i not in (50, 150)]
+    assert left_out == {"no text": 2}
+    rows[199] = {"text": ["row"]}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=r"a\.jsonl line 51 has no text .* \(3 of 200 rows are like it\)"):
+        read(text(tmp_path))
+
+
+def test_rows_of_a_wrong_column_are_refused_before_all_are_read(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"body": "x"}\n' * 11 + "not JSON\n")
+    with pytest.raises(DataError, match=r"line 1 has no text .* \(11 of 11 rows are like it\)"):
+        read(text(tmp_path))
+
+
+@pytest.mark.parametrize("letters", ["x", "é", "日"])
+def test_a_long_text_is_cut_into_documents_that_join_to_it(tmp_path, letters):
+    words = [letters * (1 + i % 9) for i in range(400)]
+    content = " ".join(words[:200]) + "\n" + " ".join(words[200:]) + letters * 500
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": content}) + '\n{"text": "next"}\n')
+    *parts, following = read(text(tmp_path, max_document_bytes=100, validation_fraction=0.0))
+    assert "".join(part.text for part in parts) == content
+    assert max(len(part.text.encode()) for part in parts) <= 100
+    assert [part.name for part in parts[:3]] == ["0", "0.1", "0.2"]
+    assert following.name == "1"
+    ends = itertools.pairwise(part.text for part in parts[:6])
+    assert all(one[-1].isspace() or other[0].isspace() for one, other in ends)  # cut between words
+
+
+def test_lines_of_any_length_are_read_in_bounded_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("harness.data.rows.LINE_BYTES", 1_600_000)
+    limit = 100_000
+    with gzip.open(tmp_path / "a.jsonl.gz", "wb") as file:
+        file.write(b'{"text": "' + b"x" * 30_000_000 + b'"}\n')
+    with gzip.open(tmp_path / "b.txt.gz", "wb") as file:
+        file.write(b"y" * 30_000_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r"jsonl\.gz line 1 is longer than 1,600,000 bytes: split it"):
+            read(text(tmp_path / "a.jsonl.gz", max_document_bytes=limit))
+        config = text(tmp_path / "b.txt.gz", max_document_bytes=limit)
+        assert sum(len(d.text) for d in read_documents(config, Counter())) == 30_000_000
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+
+
 def test_missing_path_and_empty_folder_are_told_apart(tmp_path):
-    with pytest.raises(DataError, match=r"no documents in .*: put \.txt, \.jsonl, \.jsonl\.gz or \.parquet"):
+    with pytest.raises(DataError, match=r"no documents in .*: put files there that are \.txt, \.jsonl"):
         read(text(tmp_path))
     with pytest.raises(DataError, match=r"data\.path .*nowhere does not exist"):
         read(text(tmp_path / "nowhere"))

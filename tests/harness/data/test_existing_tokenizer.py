@@ -1,4 +1,5 @@
 import json
+import os
 import sysconfig
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from harness.data.dataset import DataConfig, DataError, token_bytes
 from harness.data.prepare import prepare
 from harness.data.tokenizer import find_bos, splits_like_ours
+from harness.data.tokenizer_file import read_tokenizer_file
 
 TEXT = (Path(sysconfig.get_path("stdlib")) / "argparse.py").read_text("utf-8")
 TEXTS = [*TEXT.split("\n\n"), "naïve “quotes” 日本\n", "a document that says <|endoftext|> in its text"]
@@ -148,3 +150,53 @@ def test_a_bos_that_is_not_there_is_refused_with_those_that_are(foreign):
     text = foreign.read_text()
     with pytest.raises(DataError, match=r"data\.bos_token=<x> is no special .* \(it has <\|endoftext\|>\)"):
         find_bos(text, "<x>")
+
+
+def changed(change):
+    def make(path):
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+
+    return make
+
+
+def vocabulary_of(value):
+    return changed(lambda content: content["model"].update(vocab=value))
+
+
+def added(token):
+    return changed(lambda content: content["added_tokens"].append(token))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.write_bytes(b"\xff"), "is not JSON"),
+        (lambda path: path.write_text("[" * 100_000), "nested too deeply"),
+        (lambda path: path.write_text("[]"), "holds list, not a JSON object"),
+        (lambda path: (path.unlink(), os.mkfifo(path)), "is no regular file"),
+        (changed(lambda content: content.pop("model")), "it has no model with a vocab of tokens"),
+        (changed(lambda content: content.update(model=[])), "it has no model with a vocab of tokens"),
+        (vocabulary_of({}), "it has no model with a vocab of tokens"),
+        (vocabulary_of({"a": -1}), "the token 'a' has the id -1, not one from 0 to 16777215"),
+        (vocabulary_of({"a": 10**9}), "the token 'a' has the id 1000000000, not one from 0"),
+        (vocabulary_of({"a": 1.5}), "the token 'a' has the id 1.5, not one"),
+        (vocabulary_of({"a": True}), "the token 'a' has the id True, not one"),
+        (vocabulary_of({"a": None}), "the token 'a' has the id None, not one"),
+        (changed(lambda content: content.pop("added_tokens")), "it has no list of added_tokens"),
+        (changed(lambda content: content.update(added_tokens={})), "it has no list of added_tokens"),
+        (added("x"), "an added token has no content"),
+        (added({"id": 1, "content": 5, "special": True}), "an added token has no content"),
+        (added({"id": "1", "content": "x", "special": True}), "the token 'x' has the id '1', not one"),
+        (added({"id": 1, "content": "x"}), "does not say whether it is special"),
+        (changed(lambda content: content.update(pre_tokenizer=None)), "is not byte-level"),
+        (changed(lambda content: content.update(pre_tokenizer=5)), r"is not a tokenizer\.json \("),
+        (changed(lambda content: content["model"].update(merges=[["no", "such"]])), r"is not a tokenizer"),
+    ],
+)
+def test_a_damaged_tokenizer_is_refused_in_one_line(foreign, make, message):
+    make(foreign)
+    with pytest.raises(DataError, match=message) as caught:
+        read_tokenizer_file(foreign)
+    assert "\n" not in str(caught.value) and str(foreign) in str(caught.value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.server
 import json
+import os
 import random
 import threading
 import zipfile
@@ -72,6 +73,9 @@ def test_the_suites_have_their_tasks_and_name_the_absent_ones():
         ({**GOOD, "choices": "blue"}, "choices must be a list of texts, got blue"),
         ({**GOOD, "choices": ["blue", 3]}, "choices must be a list of texts"),
         ({**GOOD, "query": None}, "query must be a text, got None"),
+        ({**GOOD, "choices": ["blue", " "]}, "choices has an empty text, whose probability is 1"),
+        ({**GOOD, "query": "half \ud800"}, r"query has half a surrogate pair, .*: 'half \\ud800'"),
+        ('{"query": ' + "[" * 100_000, "not JSON"),
     ],
 )
 def test_a_bad_line_is_refused_with_file_and_line(tmp_path, line, reason):
@@ -92,6 +96,49 @@ def test_what_is_no_bundle_or_no_task_is_refused(tmp_path):
     outside = CORE_YAML.replace("world/colours", "../../colours")
     with pytest.raises(ConfigError, match="leads out of the bundle"):
         read_suite(write_bundle(tmp_path / "c", core=outside), "core")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("num_fewshot: [1]", "num_fewshot: [-1]", "task colours: num_fewshot=-1, an integer from 0 to 1000"),
+        ("num_fewshot: [1]", "num_fewshot: [0.5]", "task colours: num_fewshot=0.5, an integer"),
+        ("num_fewshot: [1]", "num_fewshot: []", "core.yaml is no list of tasks"),
+        ("label: colours", "label: ../colours", "label='../colours' becomes a folder"),
+        ("label: colours", "label: [colours]", "label and continuation_delimiter=.* must be texts"),
+        ("icl_tasks:", "icl_task:", r"core\.yaml is no list of tasks: 'icl_tasks'"),
+        ("-\n  label: colours", "- " * 3000 + "x", r"core\.yaml is no list of tasks"),
+    ],
+)
+def test_a_bad_list_of_tasks_is_refused(tmp_path, old, new, reason):
+    assert old in CORE_YAML
+    with pytest.raises(ConfigError, match=reason) as caught:
+        read_suite(write_bundle(tmp_path, core=CORE_YAML.replace(old, new)), "core")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("colours,100", "task colours: its random baseline is 100, not from 0 to below 100"),
+        ("colours,-1", "its random baseline is -1"),
+        ("colours,nan", "its random baseline is nan"),
+        ("colours,half", r"eval_meta_data\.csv is no table of baselines \(could not convert string to float"),
+    ],
+)
+def test_a_baseline_that_no_score_can_be_centred_at_is_refused(tmp_path, row, reason):
+    bundle = write_bundle(tmp_path)
+    (bundle / "eval_meta_data.csv").write_text(f"Eval Task,Random baseline\n{row}\n")
+    with pytest.raises(ConfigError, match=reason):
+        read_suite(bundle, "core")
+
+
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path):
+    bundle = write_bundle(tmp_path)
+    (bundle / "core.yaml").unlink()
+    os.mkfifo(bundle / "core.yaml")
+    with pytest.raises(ConfigError, match=r"core\.yaml is no regular file"):
+        read_suite(bundle, "core")
 
 
 def test_examples_are_drawn_as_by_the_definition():

@@ -254,11 +254,11 @@ def _end_of_job(
     return {"node": ended.node, "message": describe(ended, output, backend.display_name)}
 
 
-def _silence(run: RunFolder, newest: Mapping[str, Any], record: Mapping[str, Any]) -> float:
+def _silence(run: RunFolder, state: Status, newest: Mapping[str, Any], record: Mapping[str, Any]) -> float:
     """Return for how many seconds a run has measured nothing, 0 if that is no longer than usual."""
     if not newest or newest["step"] >= record["steps"]:  # it prepares, or evaluates
         return 0.0
-    silent_s = time.time() - run.metrics.stat().st_mtime
+    silent_s = time.time() - max(run.metrics.stat().st_mtime, state.updated_s)
     if silent_s < STALLED_S:
         return 0.0
     rate = newest.get("tokens_per_s")
@@ -283,7 +283,7 @@ def _row(
         message = waits
     elif element is not None and element.state is JobState.QUEUED:
         message = "; ".join(filter(None, (message, f"waits: {element.reason}")))
-    if shown == "running" and (silent_s := _silence(run, newest, record)):
+    if shown == "running" and (silent_s := _silence(run, state, newest, record)):
         shown, message = STALLED, f"no step for {silent_s / 60:.0f} min"
     return {
         "run_id": run.run_id,

@@ -262,7 +262,11 @@ def _collect(overrides: list[str]) -> str:
     if settings.format == "json":
         return as_json(collected.runs)
     written = ", ".join(f"{name}.parquet ({count} rows)" for name, count in collected.rows.items())
-    return f"{settings.folder}: {written}\n{gaps(collected.runs)}"
+    lines = [f"{settings.folder}: {written}", gaps(collected.runs)]
+    if (collected.runs["status"] == "done").any():
+        at = f"sweep={settings.sweep}" + ("" if settings.root == "runs" else f" root={settings.root}")
+        lines.append(f"next: loopscale report {at} for laws and figures in one page; also fit, compare")
+    return "\n".join(lines)
 
 
 def _sync(overrides: list[str]) -> str:

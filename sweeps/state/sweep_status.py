@@ -63,8 +63,10 @@ class SweepStatus:
         statuses = [row["status"] for row in self.rows]
         text = ", ".join(f"{count} {name}" for name, count in counts(statuses).items())
         advice, at = "", f"sweep={self.sweep}" + ("" if root == "runs" else f" root={root}")
-        if all(map(has_ended, statuses)):
-            advice = f"; loopscale collect {at} makes their tables" if "done" in statuses else ""
+        if all(status == "done" for status in statuses):
+            advice = f"; loopscale collect {at} makes the tables for fit, report and compare"
+        elif all(map(has_ended, statuses)):
+            advice = f"; loopscale retry {at} failed=true starts again what failed"
         elif worked_on or set(UNDER_WAY) & set(statuses):
             advice = f"; loopscale status {at} watch=true follows them"
         elif {"planned", LOST} & set(statuses):

@@ -81,8 +81,9 @@ def select(runs: pd.DataFrame, max_epochs: float) -> Selection:
         if reason is not None
     )
     if not keep.any():
+        again = "" if (runs["status"] == "done").any() else "; collect the sweep again once runs are done"
         raise TableError(
-            f"none of {len(runs)} runs can be used: {left_out[0].run_id} is {left_out[0].reason}"
+            f"none of {len(runs)} runs can be used: {left_out[0].run_id} is {left_out[0].reason}{again}"
         )
     used = runs[keep].reset_index(drop=True)
     _refuse_mixed_data(used)

@@ -85,7 +85,8 @@ class Plan:
         ]
         if self.accepted["data_digest"].isna().any():
             lines.append(
-                "the data is not prepared yet, so runs have no id: run loopscale data with the same settings"
+                "the data is not prepared yet, so runs have no id: launch prepares it, or loopscale data "
+                "with the same settings"
             )
         if self.trunks is not None:
             lines.append(self.trunks.summary())

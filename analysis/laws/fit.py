@@ -90,8 +90,9 @@ def fit_law(
         weights = resampling_weights(resampling, len(losses), ordered, bootstrap, seed)
         repeated = np.broadcast_to(losses, weights.shape)
         draws = minimise_resamples(objective, repeated, fitted, law.bounds, weights).parameters
-    ends = intervals(law, terms, fitted, draws, few, confidence) if bootstrap else {}
-    known = identification(law, terms, point, ends)
+    covariance = linear_covariance(law, objective, losses, point)
+    ends = intervals(law, terms, fitted, draws, few, confidence, covariance) if bootstrap else {}
+    known = identification(law, terms, point, ends, covariance)
     return LawFit(
         law=law.name,
         formula=law.formula,
@@ -110,7 +111,7 @@ def fit_law(
         few=few,
         draws=draws,
         fitted=fitted,
-        covariance=linear_covariance(law, objective, losses, point),
+        covariance=covariance,
         model=law,
         data=given,
         losses=observed,

@@ -11,14 +11,14 @@ INSTALLED := $(VENV)/.installed
 STUDY := study_60k_rates study_60k_rates_longer study_60k_pilot study_60k study_60k_probe \
 	study_30k_rates study_30k study_30k_corners study_15k_rates study_15k study_15k_corners
 
-.PHONY: help install demo test validate study study-figures docs lint format slurm-up test-slurm slurm-down
+.PHONY: help install demo test validate study study-figures docs lint format slurm-up test-slurm slurm-down browser
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## create .venv with the pinned lock
 
-demo: $(INSTALLED) ## run a whole small study on this machine (about 7 minutes on 2 cores)
+demo: $(INSTALLED) ## run a whole small study on this machine (about 6 minutes on 2 cores)
 	$(BIN)/loopscale demo $(ARGS)
 
 test: $(INSTALLED) ## run the tests
@@ -39,6 +39,11 @@ study: $(INSTALLED) ## the study of docs/study from nothing (about 6 hours on 2 
 
 study-figures: $(INSTALLED) ## every figure and number of docs/study, from its tables
 	$(BIN)/python docs/study/summary.py
+
+browser: ## install headless Chromium, for the tests of the pages (root on Debian)
+	@command -v chromium > /dev/null || { \
+		apt-get -o DPkg::Lock::Timeout=300 -qq update && \
+		apt-get -o DPkg::Lock::Timeout=300 -qq install --no-install-recommends chromium > /dev/null; }
 
 slurm-up: $(INSTALLED) ## start a real SLURM cluster on this machine (root installs its Debian packages)
 	$(BIN)/python tests/slurm/cluster.py up

@@ -1,6 +1,6 @@
 """Give every command hostile input: settings, models, tokenizers, text, state, tables and bundles, damaged.
 
-python validation/fuzz.py [--inputs 2200] [--workers 2] [--minutes 600] [--root runs/validation/fuzz]
+python validation/fuzz.py [--inputs 2000] [--workers 2] [--minutes 600] [--root runs/validation/fuzz]
 
 Each input is drawn from its kind and number, and read by one command in a process of its own. It must end in
 success or in one line that names the file or setting; within 20 s and 2 GB; with nothing executed and nothing
@@ -30,7 +30,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 def main() -> None:
     """Judge what is missing and write the summary; exit code 75 asks to be called again."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--inputs", type=int, default=2200)
+    parser.add_argument("--inputs", type=int, default=2000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=600)
     parser.add_argument("--root", type=Path, default=REPOSITORY / "runs" / "validation" / "fuzz")

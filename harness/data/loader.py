@@ -93,12 +93,12 @@ class _Packed:
     def batch(self, chosen: np.ndarray) -> Batch:
         try:
             rows = self._packing.fill(self._tokens, chosen, self._bos)
+            empty = np.arange(1, rows.shape[1]) >= self._packing.filled[chosen][:, None]
+            return Batch(tokens=rows[:, :-1], labels=np.where(empty, IGNORED, rows[:, 1:]))
         except (IndexError, ValueError):
             raise DataError(
                 f"the packing in {self._folder} is damaged: delete its packed-* folders and run again"
             ) from None
-        empty = np.arange(1, rows.shape[1]) >= self._packing.filled[chosen][:, None]
-        return Batch(tokens=rows[:, :-1], labels=np.where(empty, IGNORED, rows[:, 1:]))
 
     def padded(self, chosen: np.ndarray) -> int:
         return int((self._packing.slots - self._packing.filled[chosen]).sum())

@@ -135,7 +135,10 @@ def _check_types(rows: Any, columns: tuple[Column, ...], name: str) -> None:
     """Raise ConfigError naming the file and the field if a value of a run is not of its column's type."""
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ConfigError(f"{name} is damaged: it holds no rows")
+    known = {column.name for column in columns}
     for row in rows:
+        if unknown := row.keys() - known:
+            raise ConfigError(f"{name} has the unknown field {min(unknown)[:60]!r}")
         for column in columns:
             value, kind = row.get(column.name), str if column.kind == "string" else int | float
             if value is not None and not isinstance(value, kind):

@@ -203,7 +203,8 @@ def _sweep_file(draw: random.Random, base: Path, folder: Path) -> Case:
     else:
         path.write_text(text)
         damage(path, draw)
-    return Case(command=["plan", "sweep=mine"], named=["mine", *_flat(yaml.safe_load(text))])
+    groups = ("sweep", "model", "data", "cluster", "retry", "optimizer", "training", "evaluation")
+    return Case(command=["plan", "sweep=mine"], named=["mine", *groups, *_flat(yaml.safe_load(text))])
 
 
 def _run_files(*patterns: str) -> Callable[[random.Random, Path, Path], list[str]]:

@@ -96,21 +96,21 @@ def plan(cfg: Overrides | StudyConfig = ()) -> pd.DataFrame:
     """
     from sweeps.planning.plan import plan
 
-    return plan(compose(cfg)).frame
+    return plan(_study(cfg)).frame
 
 
 def design(cfg: Overrides | StudyConfig = ()) -> tuple[PowerAnalysis, ...]:
     """Return what the planned grid would resolve under each assumed law; writes nothing."""
     from sweeps.planning.design import design
 
-    return design(compose(cfg))
+    return design(_study(cfg))
 
 
 def suggest(cfg: Overrides | StudyConfig = ()) -> Suggestion:
     """Return the runs (suggest=N) that narrow a collected sweep's interval most; writes nothing."""
     from sweeps.planning.suggest import suggest
 
-    return suggest(compose(cfg))
+    return suggest(_study(cfg))
 
 
 def launch(cfg: Overrides | StudyConfig = ()) -> pd.DataFrame:
@@ -123,8 +123,8 @@ def launch(cfg: Overrides | StudyConfig = ()) -> pd.DataFrame:
     from sweeps.cli.launching import launch_sweep
     from sweeps.state.status import status
 
-    folder, notes = launch_sweep(compose(cfg))
-    for note in notes:
+    folder, submission = launch_sweep(_study(cfg))
+    for note in submission.notes:
         warnings.warn(note, stacklevel=2)
     return status(folder).frame
 
@@ -200,6 +200,12 @@ def demo(cfg: Overrides = ()) -> Path:
     from sweeps.cli.demo import run_demo
 
     return run_demo(cfg)
+
+
+def _study(cfg: Overrides | StudyConfig) -> StudyConfig:
+    from sweeps.state.profile import study_of
+
+    return study_of(cfg)
 
 
 def _settings(command: str, cfg: Overrides) -> Any:

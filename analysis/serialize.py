@@ -88,9 +88,14 @@ class Result(Printed):
         """Return `to_frame`."""
         return self.to_frame()
 
-    def conf_int(self) -> pd.DataFrame:
-        """Return the intervals (low, high) of `to_frame`, at the level of the fit."""
-        return self.to_frame()[["low", "high"]]
+    def at_level(self, level: float) -> Result:
+        """Return the result with its intervals at another level of confidence."""
+        raise NotImplementedError
+
+    def conf_int(self, level: float | None = None) -> pd.DataFrame:
+        """Return the intervals (low, high) of `to_frame`, at the level of the fit or at another one."""
+        shown = self if level is None else self.at_level(level)
+        return shown.to_frame()[["low", "high"]]
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the result on a matplotlib axis and return it (see `analysis.plot`)."""

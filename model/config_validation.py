@@ -18,6 +18,7 @@ T = TypeVar("T")
 # Separators of paths and of a scheduler's lists, its patterns for file names, and what hides a file or looks
 # like an option.
 _NO_NAME = re.compile(r"[/\\,|%\x00-\x1f\x7f]|^[.\-\s]|\s$|^$")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _UNKNOWN = "unexpected_keyword_argument"  # pydantic's types of complaints
 _MISSING, _NO_GROUP, _REFUSED = "missing", "dataclass_type", "value_error"
 
@@ -41,6 +42,14 @@ def check_name(key: str, name: str) -> None:
         raise ConfigError(
             f"{key}={_shown(ascii(name))} becomes a folder and a job's name: it may not be empty, begin with "
             "a dot, a dash or a blank, end with a blank, or hold / \\ , | % or a control character"
+        )
+
+
+def check_line(key: str, text: str) -> None:
+    """Raise ConfigError unless `text` can be part of a line of a job file: without control characters."""
+    if _CONTROL.search(text):
+        raise ConfigError(
+            f"{key}={_shown(ascii(text))} is written into a line: it may hold no control character"
         )
 
 

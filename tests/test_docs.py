@@ -54,6 +54,13 @@ def test_relative_links_of_a_page_resolve(page):
     assert [link for link in local if link and not (page.parent / link).exists()] == []
 
 
+def test_the_gallery_shows_every_figure():
+    gallery = ROOT / "docs" / "gallery.md"
+    shown = re.findall(r"!\[.+?\]\(([^)\s]+)\)", gallery.read_text(encoding="utf-8"))
+    figures = (ROOT / "docs").rglob("*.png")
+    assert sorted(shown) == sorted(str(path.relative_to(ROOT / "docs")) for path in figures)
+
+
 def test_the_site_builds_without_a_dead_link(tmp_path, monkeypatch):
     monkeypatch.setenv("NO_MKDOCS_2_WARNING", "1")
     command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path)]

@@ -26,6 +26,19 @@ def device_hours_figures(fit: DeviceHoursFit) -> list[style.ReportFigure]:
     ]
 
 
+def plot_device_hours(fit: DeviceHoursFit, ax: Axes | None = None) -> Axes:
+    """Draw the optimal recurrence of the first group with laws over device-hours (see `analysis.plot`)."""
+    shown = [group for group in fit.groups if group.seconds and not group.refusal]
+    if not shown:
+        raise ValueError(f"nothing to draw: {fit.headline()}")
+    quantity, law = next(iter(shown[0].laws.items()))
+    table = _laws_table(shown[0])
+    with style.styled():
+        ax = style.figure(1, height=2.5)[1][0] if ax is None else ax
+        _law_panel(ax, quantity, law, table[table["quantity"] == quantity])
+    return ax
+
+
 def _figure(group: HoursGroup, confidence: float, suffix: str) -> style.ReportFigure:
     seconds, laws = _seconds_table(group), _laws_table(group)
     with style.styled():

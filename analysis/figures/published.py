@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from analysis.figures import style
 from analysis.published import parcae
-from analysis.published.comparison import SCORES, published_comparison, size_equivalents
+from analysis.published.comparison import SCORES, PublishedComparison, published_comparison, size_equivalents
 
 SIZES = ("140M", "370M")
 LEAST = 0.8  # recurrence where the panels of optima begin
@@ -48,6 +48,22 @@ def parcae_figures() -> list[style.ReportFigure]:
         law_figure(),
         test_time_figure(),
     ]
+
+
+def plot_published(comparison: PublishedComparison, ax: Axes | None = None) -> Axes:
+    """Draw the published differences of both scores over the budget (see `analysis.plot`)."""
+    ax = style.figure(1, width=style.COLUMN_INCHES)[1][0] if ax is None else ax
+    for score in comparison.trends:
+        rows = [row for row in comparison.rows if row.score == score]
+        budgets, points = [row.budget_flops for row in rows], [row.points for row in rows]
+        spread = [row.evaluation_sd for row in rows]
+        ax.errorbar(budgets, points, spread, **MEASURES[score], linestyle="none", markersize=4, label=score)
+    ax.axhline(0, color=style.INK, linewidth=0.6)
+    ax.set_xscale("log")
+    ax.set_xlabel("training budget C (FLOPs)")
+    ax.set_ylabel("looped minus fixed (points)")
+    ax.legend()
+    return ax
 
 
 def recurrence_figure() -> style.ReportFigure:

@@ -16,17 +16,21 @@ from analysis.figures import style
 from analysis.figures.arms import arms_figure
 from analysis.figures.compare import compare_figures
 from analysis.figures.depth import depth_figure
+from analysis.figures.device_hours import plot_device_hours
 from analysis.figures.frontier import frontier_figure
 from analysis.figures.isoflop import isoflop_figure, plot_isoflop
 from analysis.figures.isoflop_by_budget import isoflop_by_budget_figure
 from analysis.figures.law import plot_curve_laws, plot_law, plot_task_law
 from analysis.figures.power_law import power_law_figure
+from analysis.figures.published import plot_published
 from analysis.isoflop.exponents import IsoflopResult
 from analysis.laws.curve_laws import CurveLaws
 from analysis.laws.result import LawFit
 from analysis.laws.task_score import TaskLaw
+from analysis.published.comparison import PublishedComparison
 from analysis.serialize import Result
 from analysis.stats.noise import NoiseFloor
+from analysis.study.device_hours import DeviceHoursFit
 from analysis.study.points import IsoflopFit, in_unit, keys_in_unit
 from analysis.study.study import StudyFit
 
@@ -39,6 +43,10 @@ def plot(result: Result, ax: Axes | None = None) -> Axes:
         return plot_curve_laws(result, ax)
     if isinstance(result, TaskLaw):
         return plot_task_law(result, ax)
+    if isinstance(result, DeviceHoursFit):
+        return plot_device_hours(result, ax)
+    if isinstance(result, PublishedComparison):
+        return plot_published(result, ax)
     if not isinstance(result, IsoflopResult):
         raise TypeError(f"{type(result).__name__} has no plot: its figures are those of report")
     if not result.fitted_groups():

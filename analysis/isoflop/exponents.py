@@ -82,10 +82,7 @@ class IsoflopResult(Result):
             for quantity, law in fit.laws.items()
             if law.exponent is not None
         }
-        matrix = pd.DataFrame(drawn).cov()
-        labels = matrix.index.get_level_values(0).to_numpy() if len(matrix) else np.empty(0)
-        apart = labels[:, None] != labels[None]  # groups are independent
-        return matrix.mask(apart, 0.0)
+        return independent_groups(pd.DataFrame(drawn).cov())
 
     @property
     def resid(self) -> pd.Series:
@@ -105,3 +102,9 @@ class IsoflopResult(Result):
                 }
         index = pd.MultiIndex.from_tuples(list(parts), names=["group", "run_id"]) if parts else None
         return pd.Series(list(parts.values()), index=index, name="residual", dtype=float)
+
+
+def independent_groups(covariance: pd.DataFrame) -> pd.DataFrame:
+    """Return a covariance by group, and others, with zeros between different groups."""
+    labels = covariance.index.get_level_values(0).to_numpy() if len(covariance) else np.empty(0)
+    return covariance.mask(labels[:, None] != labels[None], 0.0)

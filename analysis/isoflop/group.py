@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
@@ -28,6 +28,7 @@ from analysis.tables.selection import groups
 Values = float | np.ndarray[Any, Any]
 Estimator = Callable[[Inputs], EstimatorFit]
 ESTIMATORS: tuple[Estimator, ...] = (fit_shared, fit_parabolas, fit_parametric)
+NAMES = ("shared shape", "parabola", "surface")  # of `ESTIMATORS`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,13 @@ class GroupFit:
         if spelled not in named:
             raise ValueError(f"estimator={name} is unknown: choose from {', '.join(named)}")
         return named[spelled]
+
+    def at_level(self, level: float) -> GroupFit:
+        """Return the group with its intervals at another level of confidence, from the same resamples."""
+        inputs = replace(self.inputs, config=replace(self.inputs.config, confidence=level))
+        shown = {item.name for item in self.estimators}
+        fits = (fit(inputs) for fit, name in zip(ESTIMATORS, NAMES, strict=True) if name in shown)
+        return replace(self, inputs=inputs, estimators=tuple(fits))
 
     def summary(self) -> str:
         """Return the results of every estimator and the flags."""

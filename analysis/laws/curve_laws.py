@@ -5,7 +5,7 @@ Curves of different runs share no parameter and are never pooled: one run gives 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,10 @@ class CurveLaw:
     intervals: dict[str, tuple[float | None, float | None]]  # None: an open end
     rms_nats: float | None
     refusal: str | None = None
-    points: pd.DataFrame = field(  # depth and loss
+    points: pd.DataFrame = field(  # depth, loss and, where known, loss_se
+        default_factory=pd.DataFrame, repr=False, compare=False, metadata=HIDDEN
+    )
+    cov: pd.DataFrame = field(  # of the parameters, by linear theory
         default_factory=pd.DataFrame, repr=False, compare=False, metadata=HIDDEN
     )
 
@@ -126,6 +129,26 @@ class CurveLaws(Result):
                 rows.append((curve.run_id, name, value, *ends, curve.refusal or ""))
         names = ["run_id", "parameter", "value", "low", "high", "refusal"]
         return pd.DataFrame(rows, columns=names).set_index(names[:2])
+
+    def at_level(self, level: float) -> CurveLaws:
+        """Return the laws with their intervals at another level of confidence."""
+        curves = (
+            _Curve(
+                run_id=curve.run_id,
+                mean_recurrence=curve.mean_recurrence,
+                depths=curve.points["depth"].to_numpy(float),
+                losses=curve.points["loss"].to_numpy(float),
+                errors=curve.points["loss_se"].to_numpy(float) if "loss_se" in curve.points else None,
+            )
+            for curve in self.curves
+        )
+        return replace(self, curves=tuple(_curve_law(self.law, curve, level) for curve in curves))
+
+    @property
+    def cov(self) -> pd.DataFrame:
+        """Return the covariance of the parameters by linear theory; curves are independent of each other."""
+        parts = [curve.cov for curve in self.curves if len(curve.cov)]
+        return pd.concat(parts).reindex(columns=[name for part in parts for name in part]).fillna(0.0)
 
     @property
     def resid(self) -> pd.Series:
@@ -226,8 +249,22 @@ def _curve_law(name: str, curve: _Curve, confidence: float) -> CurveLaw:
         intervals={key: ends for key, ends in _intervals(fit, confidence).items() if key in names},
         rms_nats=fit.rms_nats,
         refusal=fit.refusal,
-        points=pd.DataFrame({"depth": curve.depths, "loss": curve.losses}),
+        points=pd.DataFrame(
+            {"depth": curve.depths, "loss": curve.losses}
+            | ({} if curve.errors is None else {"loss_se": curve.errors})
+        ),
+        cov=_covariance(curve.run_id, fit, names),
     )
+
+
+def _covariance(run_id: str, fit: DepthFit, names: list[str]) -> pd.DataFrame:
+    """Return the covariance of a law's parameters by run and name; empty where the curve has no law."""
+    if fit.floor_nats is None or fit.amplitude_nats is None:
+        return pd.DataFrame()
+    labels = pd.MultiIndex.from_product([[run_id], ["L_inf", "Z", "z"]], names=["run_id", "parameter"])
+    matrix = pd.DataFrame(fit.covariance, index=labels, columns=labels)
+    own = [(run_id, name) for name in names]
+    return matrix.loc[own, own]
 
 
 def _intervals(fit: DepthFit, confidence: float) -> dict[str, tuple[float | None, float | None]]:

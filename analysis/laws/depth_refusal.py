@@ -25,6 +25,7 @@ from analysis.format import percent
 MATERIAL_RANGE, MATERIAL_LOSS = 0.01, 0.001
 SIGNIFICANCE = 0.04  # of all tests of fit together; curvature of the law in z takes it to 0.05 (validation)
 SIMULATED = 2000  # curves of pure noise behind the test against the scatter
+MANY = 100  # times the scatter, above which the multiple is not printed
 CLEAR = 5.0  # a fall or a rise is clear from this multiple of the noise
 NAMES = {
     "saturating": "saturating exponential",
@@ -111,7 +112,9 @@ class Optimum:
             return f"{size}, {self.rms / self.stated.mean():.2g} times the stated error"
         slopes = derivatives(self.term, self.slope, self.amplitude) / self.losses[:, None]
         if scatter_test(self.depths, self.residual / self.losses, slopes) < level:
-            return f"{size}, {self.rms / max(self.scatter, 1e-300):.2g} times the scatter between depths"
+            far = self.rms > MANY * self.scatter  # where depths agree to rounding, its size says nothing
+            times = f"over {MANY}" if far else f"{self.rms / self.scatter:.2g}"
+            return f"{size}, {times} times the scatter between depths"
         return None
 
     @property

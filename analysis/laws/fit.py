@@ -13,11 +13,12 @@ from analysis.laws.function_law import Function, as_law
 from analysis.laws.identification import identification, settle_vanished
 from analysis.laws.intervals import describe_resampling, intervals, linear_covariance, student
 from analysis.laws.law import Data, Law
-from analysis.laws.newton import Fit
+from analysis.laws.newton import Fit, row_chunks
 from analysis.laws.objective import (
     Objective,
     Terms,
     best_fit,
+    evaluation_bytes,
     log_terms,
     minimise,
     minimise_resamples,
@@ -89,8 +90,9 @@ def fit_law(
         weights = resampling_weights(resampling, len(losses), ordered, bootstrap, seed)
         repeated = np.broadcast_to(losses, weights.shape)
         draws = minimise_resamples(objective, repeated, fitted, law.bounds, weights).parameters
-    ends = intervals(law, terms, fitted, draws, few, confidence) if bootstrap else {}
-    known = identification(law, terms, point, ends)
+    covariance = linear_covariance(law, objective, losses, point)
+    ends = intervals(law, terms, fitted, draws, few, confidence, covariance) if bootstrap else {}
+    known = identification(law, terms, point, ends, covariance)
     return LawFit(
         law=law.name,
         formula=law.formula,
@@ -109,7 +111,7 @@ def fit_law(
         few=few,
         draws=draws,
         fitted=fitted,
-        covariance=linear_covariance(law, objective, losses, point),
+        covariance=covariance,
         model=law,
         data=given,
         losses=observed,
@@ -159,36 +161,52 @@ def projected_starts(law: Law, terms: Terms, losses: Array) -> Array:
     A negative amplitude has no logarithm and is replaced by a small share of the loss.
     """
     places = [i for i, parameter in enumerate(law.parameters) if parameter.kind == "amplitude"]
-    others = [i for i in range(len(law.parameters)) if i not in places]
-    logs_of = [law.parameters[i].log for i in others]
-    grid = np.array(list(product(*(law.parameters[i].grid for i in others)))).reshape(-1, len(others))
-    if len(grid) > MAX_GRID:
-        grid = np.random.default_rng(0).permutation(grid)[:MAX_GRID]
-    positive = np.array([law.parameters[i].log for i in places], bool)
-    theta = np.zeros((len(grid), len(law.parameters)))
-    theta[:, others] = np.where(logs_of, np.log(np.where(logs_of, grid, 1.0)), grid)
-    theta[:, places] = np.where(positive, 0.0, 1.0)  # amplitudes of one
-    starts, errors = theta.copy(), np.full(len(grid), np.inf)
-    for row in range(len(grid)):
-        with np.errstate(all="ignore"):
-            logs, slopes = log_terms(terms, theta[row : row + 1])
-            slopes = slopes[0] if slopes.ndim == 4 else slopes
-            parts = np.exp(logs[0])
-            design = np.stack([(parts * slopes[..., i]).sum(0) for i in places], -1) if places else None
-        if design is None or not np.isfinite(design).all():
-            errors[row] = np.square(logs[0].sum(0) - np.log(losses)).sum() if design is None else np.inf
-            continue
-        scale = np.maximum(np.abs(design).max(0), 1e-300)
-        rest = parts.sum(0) - design.sum(1) if law.function else 0.0  # what no amplitude multiplies
-        solved = np.linalg.lstsq(design / scale, losses - rest, rcond=None)[0]
-        solved = np.where(positive, np.maximum(solved, 1e-3 * losses.mean()), solved)
-        predicted = np.maximum(design / scale @ solved + rest, 1e-3 * losses.min())
-        errors[row] = np.square(np.log(predicted) - np.log(losses)).sum()
-        starts[row, places] = np.where(positive, np.log(np.where(positive, solved, 1.0)), solved) - np.where(
-            positive, np.log(scale), 0.0
-        )
-        starts[row, places] /= np.where(positive, 1.0, scale)
+    starts = _grid(law, places)
+    errors = np.full(len(starts), np.inf)
+    row_bytes = evaluation_bytes(Objective(terms=terms), starts[:1])
+    for rows in row_chunks(len(starts), row_bytes):
+        starts[rows], errors[rows] = _projected(law, terms, losses, starts[rows], places)
     usable = np.flatnonzero(np.isfinite(errors))
     if not len(usable):
         raise TableError(f"the {law.name} law gives no finite loss at any start: give starts and bounds")
     return starts[usable][np.argsort(errors[usable], kind="stable")[:STARTS]]
+
+
+def _grid(law: Law, places: list[int]) -> Array:
+    """Return the combinations of starting values [rows, parameters] with amplitudes of one at `places`."""
+    others = [i for i in range(len(law.parameters)) if i not in places]
+    grid = np.array(list(product(*(law.parameters[i].grid for i in others)))).reshape(-1, len(others))
+    if len(grid) > MAX_GRID:
+        grid = np.random.default_rng(0).permutation(grid)[:MAX_GRID]
+    theta = np.zeros((len(grid), len(law.parameters)))
+    logs_of = [law.parameters[i].log for i in others]
+    theta[:, others] = np.where(logs_of, np.log(np.where(logs_of, grid, 1.0)), grid)
+    theta[:, places] = [0.0 if law.parameters[i].log else 1.0 for i in places]
+    return theta
+
+
+def _projected(law: Law, terms: Terms, losses: Array, theta: Array, places: list[int]) -> tuple[Array, Array]:
+    """Return `theta` [rows, parameters] with least-squares amplitudes, and its squared errors [rows]."""
+    with np.errstate(all="ignore"):
+        logs, slopes = log_terms(terms, theta)
+        if not places:
+            return theta, np.square(logs.sum(1) - np.log(losses)).sum(1)
+        parts = np.exp(logs)
+        design = np.stack([(parts * slopes[..., i]).sum(1) for i in places], -1)
+    finite = np.isfinite(design).all((1, 2))
+    theta, parts, design = theta.copy(), parts[finite], design[finite]
+    rest = parts.sum(1) - design.sum(2) if law.function else np.zeros(design.shape[:2])
+    scale = np.maximum(np.abs(design).max(1), 1e-300)
+    design /= scale[:, None]
+    rows = [
+        np.linalg.lstsq(each, losses - other, rcond=None)[0] for each, other in zip(design, rest, strict=True)
+    ]
+    positive = np.array([law.parameters[i].log for i in places], bool)
+    solved = np.array(rows).reshape(-1, len(places))
+    solved = np.where(positive, np.maximum(solved, 1e-3 * losses.mean()), solved)
+    predicted = np.maximum((design @ solved[..., None])[..., 0] + rest, 1e-3 * losses.min())
+    errors = np.full(len(theta), np.inf)
+    errors[finite] = np.square(np.log(predicted) - np.log(losses)).sum(1)
+    logs_of = np.log(np.where(positive, solved, 1.0)) - np.log(scale)
+    theta[np.ix_(finite, places)] = np.where(positive, logs_of, solved / scale)
+    return theta, errors

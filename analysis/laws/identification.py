@@ -4,7 +4,8 @@ A parameter is not identified where a bound determines it, where the loss is fla
 points tell it only together with others of its term. The last holds for the iso-depth law on one model size:
 all points lie on one curve over the recurrence, and any phi has an alpha that fits it about as well.
 Resamples move along this valley and stop where its curvature and the bounds let them. Neither their
-percentiles nor a profile covers there, so the interval is open.
+percentiles nor a profile covers there, so the interval is open. So it is for a floor and an exponent where
+the noise hardly bounds the floor, as on two sizes 1.1 apart.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ ABSENT = 1e-9  # slope, over the largest, of a parameter that does not act in a 
 AT_BOUND = "it lies at a bound"
 LOG_VANISHED = np.log(1e-9)  # log share of the loss below which a term has vanished
 FLOORS = ("E", "L_inf")
+LOOSE_FLOOR = 0.25  # relative standard error of a floor above which what trades off with it is not identified
 Ends = tuple[float | None, float | None]  # None: the interval is open on that side
 Intervals = dict[str, Ends]
 
@@ -51,14 +53,18 @@ class Identification:
         return (*apart, *self.together)
 
 
-def identification(law: Law, terms: Terms, point: Fit, ends: Intervals) -> Identification:
+def identification(
+    law: Law, terms: Terms, point: Fit, ends: Intervals, covariance: Array | None = None
+) -> Identification:
     """Return what the points do not determine; `ends` are the intervals, if any.
+
+    `covariance` is that of the fitted form by linear theory (see `linear_covariance`).
 
     An amplitude and its own exponent always trade off, by an amount that depends on the units of the column.
     Amplitudes other than the floor are therefore left out of the combinations.
     """
     fitted = point.parameters[0]
-    apart = unidentified(law, terms, fitted, point.at_bound[0])
+    apart = unidentified(law, terms, fitted, point.at_bound[0], covariance)
     shown = [i for i in _compared(law) if law.parameters[i].name not in apart]
     for name, interval in ends.items():
         if None in interval and name not in apart:
@@ -66,9 +72,9 @@ def identification(law: Law, terms: Terms, point: Fit, ends: Intervals) -> Ident
     lost = fixed_by_bounds(law, slopes_at(terms, fitted), point.at_bound)[0]
     free = np.flatnonzero(~lost)
     normal, _ = normal_matrix(log_slopes(terms, fitted)[:, free])
-    covariance = np.linalg.pinv(normal, hermitian=True)
-    spread = np.sqrt(np.maximum(np.diagonal(covariance), 1e-300))
-    correlation = covariance / np.outer(spread, spread)
+    inverse = np.linalg.pinv(normal, hermitian=True)
+    spread = np.sqrt(np.maximum(np.diagonal(inverse), 1e-300))
+    correlation = inverse / np.outer(spread, spread)
     phrases = []
     for first, second in combinations(shown, 2):
         together = correlation[np.searchsorted(free, first), np.searchsorted(free, second)]
@@ -78,13 +84,16 @@ def identification(law: Law, terms: Terms, point: Fit, ends: Intervals) -> Ident
     return Identification(not_identified=apart, together=tuple(phrases))
 
 
-def unidentified(law: Law, terms: Terms, fitted: Array, at_bound: Mask) -> dict[str, str]:
+def unidentified(
+    law: Law, terms: Terms, fitted: Array, at_bound: Mask, covariance: Array | None = None
+) -> dict[str, str]:
     """Return why the points do not identify a parameter, by its name.
 
     Parameters
     ----------
     fitted : parameters of the fit [parameters].
     at_bound : which of them are at a bound [parameters].
+    covariance : of the fitted form, by linear theory; without it the noise of the points is not looked at.
     """
     names = [parameter.name for parameter in law.parameters]
     lost = fixed_by_bounds(law, slopes_at(terms, fitted), at_bound[None])[0]
@@ -97,6 +106,8 @@ def unidentified(law: Law, terms: Terms, fitted: Array, at_bound: Mask) -> dict[
     for group in _only_together(law, terms, fitted):
         if not any(at_bound[i] for i in group if law.parameters[i].kind == "amplitude"):
             why |= _trading_off(law, jacobian, group)
+    if covariance is not None:
+        why = _loose_floors(law, terms, fitted, covariance) | why
     for i in np.flatnonzero(lost):
         why[names[i]] = AT_BOUND if at_bound[i] else "the amplitude of its term lies at a bound"
     return {name: why[name] for name in names if name in why}
@@ -130,6 +141,30 @@ def _trading_off(law: Law, jacobian: Array, group: Sequence[int]) -> dict[str, s
         others = " and ".join(law.parameters[k].name for k in exponents if k != i)
         reasons[law.parameters[i].name] = f"it is determined only together with {others}"
     return reasons
+
+
+def _loose_floors(law: Law, terms: Terms, fitted: Array, covariance: Array) -> dict[str, str]:
+    """Return the reason for a floor, an exponent that trades off with it, and the amplitudes of its term.
+
+    Most fits have such a pair, and its intervals cover. Where the noise leaves the floor a wide range, the
+    pair lies on a curved valley. Resamples stay near the fit, wherever on the valley that is.
+    """
+    acts = (slopes_at(terms, fitted) != 0).any(1)  # [terms, parameters]
+    error = np.sqrt(np.diagonal(covariance))
+    compared, why = _compared(law), dict[str, str]()
+    for floor in (i for i in compared if law.parameters[i].name in FLOORS and error[i] > LOOSE_FLOOR):
+        for i in compared:
+            if i == floor or abs(covariance[floor, i]) <= TRADE_OFF * error[floor] * error[i]:
+                continue
+            name, other = law.parameters[floor].name, law.parameters[i].name
+            term = acts[acts[:, i]].any(0)
+            lost = [
+                p.name for p, own in zip(law.parameters, term, strict=True) if own and p.kind == "amplitude"
+            ]
+            reason = f"it is determined only together with {name}"
+            why |= dict.fromkeys((other, *lost), reason)
+            why[name] = f"it is determined only together with {other}"
+    return why
 
 
 def _compared(law: Law) -> list[int]:

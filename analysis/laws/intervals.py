@@ -66,7 +66,13 @@ def student(points: int, parameters: int, blocks: int) -> Student | None:
 
 
 def intervals(
-    law: Law, terms: Terms, fitted: Array, draws: Array, few: Student | None, confidence: float
+    law: Law,
+    terms: Terms,
+    fitted: Array,
+    draws: Array,
+    few: Student | None,
+    confidence: float,
+    covariance: Array | None = None,
 ) -> Intervals:
     """Return percentile intervals, or Student's where `few` units were resampled.
 
@@ -78,6 +84,7 @@ def intervals(
     ----------
     terms : of the fitted points.
     fitted, draws : the fit of the data [parameters] and those of the resamples [resamples, parameters].
+    covariance : of the fitted form, by linear theory.
     """
     if few:
         low, high = (law.public(end) for end in few.interval(fitted, draws, confidence))
@@ -86,7 +93,7 @@ def intervals(
         ends = {name: interval(value, confidence) for name, value in law.public(draws).items()}
     least, most = law.bounds
     at_bound = (draws <= least) | (draws >= most)
-    lost = unidentified(law, terms, fitted, (fitted <= least) | (fitted >= most))
+    lost = unidentified(law, terms, fitted, (fitted <= least) | (fitted >= most), covariance)
     unknown = np.array([parameter.name in lost for parameter in law.parameters])
     tail, slopes = (1 - confidence) / 2, slopes_at(terms, fitted)
     by_amplitude = fixed_by_bounds(law, slopes, at_bound) & ~at_bound

@@ -60,6 +60,9 @@ def row_chunks(rows: int, row_bytes: int) -> Iterator[Indices]:
     The rows are independent of each other, so their results do not depend on the chunks.
     """
     count = max(1, CHUNK_BYTES // max(row_bytes, 1))
+    # glibc gives freed arrays back to the system, and maps the next ones page by page, if they are larger
+    # than any that was freed before.
+    np.empty(min(CHUNK_BYTES, rows * row_bytes), np.uint8)
     for first in range(0, rows, count):
         yield np.arange(first, min(first + count, rows))
 

@@ -206,10 +206,9 @@ def evaluate(objective: Objective, losses: Array, weights: Array, theta: Array) 
         mean = np.einsum("btn,btnp->bnp", share, slopes)
     if objective.log_loss:
         residual = log_prediction - np.log(losses)
-        first, outer = np.ones_like(residual), np.zeros_like(residual)
     else:
         prediction = np.exp(log_prediction)
-        residual, first, outer = prediction - losses, prediction, prediction
+        residual = prediction - losses
     size = np.abs(residual)
     inside = np.where(size <= objective.delta, weights, 0.0)
     if logs.shape[1] == 1 and objective.log_loss:
@@ -220,12 +219,15 @@ def evaluate(objective: Objective, losses: Array, weights: Array, theta: Array) 
         inside = np.where(few, majorising, inside)
     psi = np.clip(residual, -objective.delta, objective.delta) * weights
     capped = np.minimum(size, objective.delta)
-    cost = capped * (size - capped / 2)
-    # d2 pred = first * (sum_j s_j phi phi' - g g') + outer * g g', with g the gradient of the log prediction
-    value = (weights * cost).sum(1)
-    gradient = np.matmul((psi * first)[:, None, :], mean)[:, 0]
-    spread = _spread(objective, (psi * first)[:, None, :] * share, slopes)
-    factor = inside * first**2 - psi * first + psi * outer
+    value = (weights * (capped * (size - capped / 2))).sum(1)
+    # The second derivative of the loss is L sum_j s_j phi phi', with s_j the share of a term and phi its
+    # slopes. That of the log loss is the sum less g g', with g the gradient of the log loss.
+    if objective.log_loss:
+        pull, factor = psi, inside - psi
+    else:
+        pull, factor = psi * prediction, inside * prediction**2
+    gradient = np.matmul(pull[:, None, :], mean)[:, 0]
+    spread = _spread(objective, pull[:, None, :] * share, slopes)
     hessian = spread + np.matmul(mean.transpose(0, 2, 1), mean * factor[..., None])
     return value, gradient, hessian
 
@@ -243,4 +245,6 @@ def _spread(objective: Objective, weight: Array, slopes: Array) -> Array:
     for term, (i, j, products) in enumerate(objective.products):
         # Not by BLAS, which sums in an order that depends on the number of rows.
         upper[:, i, j] += np.einsum("bn,pn->bp", weight[:, term], products)
-    return upper + np.triu(upper, 1).transpose(0, 2, 1)
+    for row in range(1, count):
+        upper[:, row, :row] = upper[:, :row, row]
+    return upper

@@ -113,20 +113,22 @@ class LawFit(Result):
         """Return loss minus fitted loss of the points, in the order of `data`."""
         return pd.Series(self.losses - self.predict(self.data), name="residual")
 
-    def conf_int(self, level: float = 0.95) -> pd.DataFrame:
-        """Return the interval of every parameter (low, high), infinite where it is open.
+    def conf_int(self, level: float | None = None) -> pd.DataFrame:
+        """Return the interval of every parameter (low, high), infinite where it is open; 0.95 by default.
 
         It is that of the resamples, or for bootstrap=0 Student's by the covariance of linear theory.
         """
+        level = level or 0.95
         terms = self.model.terms(self.data)
         if len(self.draws):
-            return _frame(intervals(self.model, terms, self.fitted, self.draws, self.few, level))
+            resampled = (self.draws, self.few, level, self.covariance)
+            return _frame(intervals(self.model, terms, self.fitted, *resampled))
         quantile = float(stdtrit(max(self.points - len(self.fitted), 1), (1 + level) / 2))
         half = quantile * np.sqrt(np.diagonal(self.covariance))
         low, high = (self.model.public(self.fitted + side * half) for side in (-1, 1))
         least, most = self.model.bounds
         at_bound = (self.fitted <= least) | (self.fitted >= most)
-        lost = unidentified(self.model, terms, self.fitted, at_bound)
+        lost = unidentified(self.model, terms, self.fitted, at_bound, self.covariance)
         return _frame({n: (None, None) if n in lost else (float(low[n][0]), float(high[n][0])) for n in low})
 
     def to_frame(self) -> pd.DataFrame:

@@ -99,6 +99,14 @@ class TaskLaw(Result):
         rows = {name: (value, *self.intervals[name]) for name, value in self.parameters.items()}
         return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high"], dtype=float)
 
+    def at_level(self, level: float) -> TaskLaw:
+        """Return the law with its intervals at another level; raises ValueError where it is refused."""
+        fit = self._fit()
+        resampled = (fit.draws, None, level, fit.covariance)
+        ends = intervals(fit.model, fit.model.terms(fit.data), fit.fitted, *resampled)
+        fit = replace(fit, intervals=ends)
+        return replace(self, fit=fit, intervals=_of_the_score(fit, level)[1])
+
     @property
     def cov(self) -> pd.DataFrame:
         """Return the covariance of the parameters over the resamples; raises ValueError where refused."""
@@ -202,7 +210,7 @@ def _with_noise(fit: LawFit, config: FitConfig) -> LawFit:
     errors = fitted + size[:, None] * rng.standard_normal((config.bootstrap, len(fitted)))
     objective = Objective(terms=terms, delta=np.inf, log_loss=False)
     draws = minimise_resamples(objective, errors, fit.fitted, fit.model.bounds, None).parameters
-    ends = intervals(fit.model, terms, fit.fitted, draws, None, config.confidence)
+    ends = intervals(fit.model, terms, fit.fitted, draws, None, config.confidence, fit.covariance)
     return replace(fit, draws=draws, intervals=ends, resampling=f"{config.bootstrap} resamples of noise")
 
 

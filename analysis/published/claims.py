@@ -56,7 +56,7 @@ def _parameter_efficiency() -> Claim:
         claim="Looped models close 23.3 to 87.5 % of the gap in Core to the next larger Transformer (29.9 to "
         "58.2 % in Core-Extended).",
         verdict="in part",
-        support=f"The arithmetic holds: (25.07 − 22.42) / (25.45 − 22.42) = 0.875. From 140M, 370M and 770M "
+        support=f"The arithmetic holds: (25.07 - 22.42) / (25.45 - 22.42) = 0.875. From 140M, 370M and 770M "
         f"the shares are {shares('Core')} in Core, {shares('Core-Extended')} in Core-Extended and "
         f"{shares('validation loss')} of the gap in nats, so 87.5 % is the largest of nine. Models that "
         f"others trained again with this recipe have a standard deviation of {core:.2f} points of Core and "
@@ -261,7 +261,7 @@ def _stability() -> Claim:
     return Claim(
         claim="Training is stable by construction, because the diagonal decay keeps ρ(Ā) below 1.",
         verdict="in part",
-        support="By construction the linear part contracts: exp(−Δ exp(log A)) lies between 0 and 1. That "
+        support="By construction the linear part contracts: exp(-Δ exp(log A)) lies between 0 and 1. That "
         "does not bound the model, whose loop also adds the blocks' output: a 1.3B run exploded after about "
         "150,000 steps with ρ(Ā) in order, until the prelude was normalised. What is printed is a wider "
         f"range: it converges at all {len(rates)} learning rates to "

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 from scipy.special import stdtr, stdtrit
 
 from analysis import serialize
@@ -94,12 +95,25 @@ class SizeEquivalent:
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class PublishedComparison(serialize.Printed):
+class PublishedComparison(serialize.Result):
     """The paper's rows and what they support together."""
 
     rows: tuple[PublishedRow, ...]
     means: tuple[PublishedMean, ...]
     trends: dict[str, Slope]  # of each score over log10 C, in points a decade
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the mean of each score and its trend over log10 C in points: value, low and high."""
+        values = {(mean.score, "mean"): (mean.points, mean.low, mean.high) for mean in self.means}
+        values |= {
+            (score, "trend"): (trend.slope, trend.low, trend.high) for score, trend in self.trends.items()
+        }
+        index = pd.MultiIndex.from_tuples(list(values), names=["score", "number"])
+        return pd.DataFrame(list(values.values()), index=index, columns=["value", "low", "high"])
+
+    def at_level(self, level: float) -> PublishedComparison:
+        """Return the comparison with its intervals at another level of confidence."""
+        return published_comparison(level)
 
     def summary(self) -> str:
         """Return the comparison as plain text."""
@@ -124,10 +138,6 @@ class PublishedComparison(serialize.Printed):
             "of the rows, which holds the training noise. The recurrence of a row is the best of several."
         )
         return "\n".join(lines)
-
-    def to_json(self) -> str:
-        """Return the comparison as JSON text."""
-        return serialize.to_json(self)
 
 
 def published_comparison(confidence: float = 0.95) -> PublishedComparison:

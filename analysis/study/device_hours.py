@@ -12,15 +12,15 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pandas as pd
 
-from analysis import serialize
 from analysis.config import Array, FitConfig
 from analysis.format import number, percent, span
 from analysis.isoflop.curves import QUANTITY_NAMES, SYMBOLS, Optimum, Quantity
+from analysis.isoflop.exponents import independent_groups
 from analysis.isoflop.geometry import Geometry
 from analysis.isoflop.group import GroupFit, fit_groups
 from analysis.isoflop.power_law import PowerLaw
 from analysis.isoflop.surface_estimator import fit_parametric
-from analysis.serialize import HIDDEN
+from analysis.serialize import HIDDEN, Result
 from analysis.stats.noise import noise_floor
 from analysis.study.run_seconds import RunSeconds, run_seconds, timed_runs
 from analysis.tables.schema import TableError
@@ -59,6 +59,7 @@ class HoursLaw:
     refusal: str | None
     optima: tuple[HoursOptimum, ...]
     isoflop_exponent: str  # of the same surface at equal FLOPs, as text
+    draws: Array = field(repr=False, compare=False, metadata=HIDDEN)  # of `PowerLaw`
 
     def summary(self) -> str:
         """Return the law with the interval of its exponent, or the refusal."""
@@ -95,6 +96,9 @@ class HoursGroup:
     timed: pd.DataFrame = field(  # of `timed_runs`
         default_factory=pd.DataFrame, repr=False, compare=False, metadata=HIDDEN
     )
+    resid: pd.Series = field(  # loss minus the surface by run
+        default_factory=lambda: pd.Series(dtype=float), repr=False, compare=False, metadata=HIDDEN
+    )
 
     def summary(self) -> str:
         """Return the group's laws as text."""
@@ -106,8 +110,8 @@ class HoursGroup:
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
 
-@dataclass(frozen=True, kw_only=True)
-class DeviceHoursFit:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class DeviceHoursFit(Result):
     """The laws of a study with device-hours in place of FLOPs as the budget."""
 
     config: FitConfig
@@ -116,6 +120,50 @@ class DeviceHoursFit:
     groups: tuple[HoursGroup, ...]
     skipped: tuple[str, ...]
     left_out: tuple[LeftOut, ...]
+    runs: pd.DataFrame = field(compare=False, metadata=HIDDEN)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the exponents over hours by group and quantity: value, low, high and refusal."""
+        rows = [
+            (
+                group.label,
+                str(quantity),
+                law.exponent,
+                law.exponent_low,
+                law.exponent_high,
+                law.refusal or "",
+            )
+            for group in self.groups
+            for quantity, law in group.laws.items()
+        ]
+        names = ["group", "quantity", "value", "low", "high", "refusal"]
+        frame = pd.DataFrame(rows, columns=names).astype({"value": float, "low": float, "high": float})
+        return frame.set_index(names[:2])
+
+    def at_level(self, level: float) -> DeviceHoursFit:
+        """Return the fit with its intervals at another level of confidence."""
+        return fit_device_hours(self.runs, replace(self.config, confidence=level))
+
+    @property
+    def cov(self) -> pd.DataFrame:
+        """Return the covariance of the exponents over the resamples; groups are independent."""
+        drawn = {
+            (group.label, str(quantity)): pd.Series(law.draws[:, 1])
+            for group in self.groups
+            for quantity, law in group.laws.items()
+            if law.exponent is not None
+        }
+        return independent_groups(pd.DataFrame(drawn).cov())
+
+    @property
+    def resid(self) -> pd.Series:
+        """Return loss minus the surface of every run on an isoFLOP curve, by group and run."""
+        parts = {group.label: group.resid for group in self.groups if len(group.resid)}
+        return (
+            pd.concat(parts, names=["group", "run_id"]).rename("residual")
+            if parts
+            else pd.Series(dtype=float)
+        )
 
     def summary(self) -> str:
         """Return the laws as plain text."""
@@ -139,10 +187,6 @@ class DeviceHoursFit:
                 lines.append(f"{name}, {group.label}: {law.summary()}")
         return lines or [f"No law over device-hours: {'; '.join(self.skipped)}"]
 
-    def to_json(self) -> str:
-        """Return the fit as JSON text, the same bytes for the same table and seed."""
-        return serialize.to_json(self)
-
 
 def fit_device_hours(runs: pd.DataFrame, config: FitConfig | None = None) -> DeviceHoursFit:
     """Fit the optimal recurrence and tokens over device-hours.
@@ -165,6 +209,7 @@ def fit_device_hours(runs: pd.DataFrame, config: FitConfig | None = None) -> Dev
         groups=tuple(_group(group) for group in fitted),
         skipped=skipped,
         left_out=selection.left_out,
+        runs=runs,
     )
 
 
@@ -199,6 +244,11 @@ def _group(group: GroupFit) -> HoursGroup:
         seconds=found,
         timed=timed,
         refusal=fit.refusal,
+        resid=pd.Series(
+            cells.loss_nats - fit.across(cells.values, seconds)[0] if fit.across else [],
+            index=inputs.run_ids[cells.rows] if fit.across else [],
+            dtype=float,
+        ),
         notes=(note,) if found.scatter > LARGE_SCATTER else (),
         laws={
             quantity: _law(
@@ -233,4 +283,5 @@ def _law(law: PowerLaw, optima: tuple[Optimum, ...], isoflop: PowerLaw) -> Hours
             for one in optima
         ),
         isoflop_exponent=same,
+        draws=law.draws,
     )

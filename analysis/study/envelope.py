@@ -13,6 +13,7 @@ import pandas as pd
 
 from analysis.config import FitConfig
 from analysis.format import number
+from analysis.isoflop.exponents import IsoflopResult
 from analysis.isoflop.group import GroupFit, fit_groups
 from analysis.stats.noise import NoiseFloor
 from analysis.study.cross_run_laws import CrossRunLaw, iso_depth_laws
@@ -43,8 +44,8 @@ class BestValue:
         return f"{values}{'~' * (self.within_noise > 1)}{'!' * self.at_edge}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Envelope:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Envelope(IsoflopResult):
     """The least loss over one or several axes at every cell, and its isoFLOP laws; or why there is none."""
 
     axes: tuple[str, ...]
@@ -60,6 +61,14 @@ class Envelope:
     def title(self) -> str:
         """Return the axes in words."""
         return " and ".join(self.axes)
+
+    def at_level(self, level: float) -> Envelope:
+        """Return the envelope with the intervals of its isoFLOP laws at another level of confidence."""
+        return replace(self, groups=tuple(group.at_level(level) for group in self.groups))
+
+    def fitted_groups(self) -> tuple[GroupFit, ...]:
+        """Return the groups of the least losses."""
+        return self.groups
 
     def summary(self) -> str:
         """Return the best values and the laws as plain text."""

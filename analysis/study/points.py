@@ -75,6 +75,10 @@ class IsoflopFit(IsoflopResult):
         least = [in_unit(self.envelope.summary(), self.unit)] if self.envelope else []
         return [self.budgets.summary(), *noise, *least, *self.notes, *rows]
 
+    def at_level(self, level: float) -> IsoflopFit:
+        """Return the fit with its intervals at another level of confidence."""
+        return replace(self, group=self.group.at_level(level))
+
     def fitted_groups(self) -> tuple[GroupFit, ...]:
         """Return the one group."""
         return (self.group,)

@@ -91,6 +91,10 @@ class StudyFit(IsoflopResult):
         parts.append("\n".join(["Checks", *(f"  {check.summary()}" for check in self.checks)]))
         return "\n".join([*lines, *(line for part in parts for line in ("", part))])
 
+    def at_level(self, level: float) -> StudyFit:
+        """Return the study with the intervals of its isoFLOP laws at another level of confidence."""
+        return replace(self, groups=tuple(group.at_level(level) for group in self.groups))
+
     def fitted_groups(self) -> tuple[GroupFit, ...]:
         """Return the groups."""
         return self.groups

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.tables.schema import RUNS, TableError
-from analysis.tables.selection import VARIANT
+from analysis.tables.selection import VARIANT, by_columns
 
 Value = str | float
 CELL_COLUMNS = ("kind", "mean_recurrence", "target_flops")  # of one group; the arms of a cell are compared
@@ -19,16 +19,14 @@ def axes(runs: pd.DataFrame) -> list[str]:
 
     A column of the recipe (an injection, a learning rate) or a key within its text.
     """
-    cells = runs.groupby(["scale", "accounting", *CELL_COLUMNS, "seed"], dropna=False)
-    keys = sorted({key for text in set(runs["recipe"]) for key in _settings(str(text))})
+    keys = sorted({key for text in runs["recipe"].unique() for key in _settings(str(text))})
     candidates = [name for name in RECIPE if name != "recipe"] + keys
-    cell = cells.ngroup()
-    varied = []
-    for name in candidates:
-        values = axis_values(runs, name)
-        if values.nunique() > 1 and bool((values.groupby(cell).nunique() > 1).any()):
-            varied.append(name)
-    return varied
+    values = {name: axis_values(runs, name) for name in candidates}
+    varied = {name: column for name, column in values.items() if column.nunique() > 1}
+    if not varied:
+        return []
+    cell = by_columns(runs, ("scale", "accounting", *CELL_COLUMNS, "seed")).ngroup()
+    return [name for name, column in varied.items() if (column.groupby(cell).nunique() > 1).any()]
 
 
 def axis_values(runs: pd.DataFrame, axis: str) -> pd.Series:
@@ -40,7 +38,7 @@ def axis_values(runs: pd.DataFrame, axis: str) -> pd.Series:
     if column in runs:
         return runs[column]
     key = _key(runs, axis)
-    of_recipe = {text: _settings(str(text)).get(key, "default") for text in set(runs["recipe"])}
+    of_recipe = {text: _settings(str(text)).get(key, "default") for text in runs["recipe"].unique()}
     values = runs["recipe"].map(of_recipe)
     if values.nunique() == 1 and values.iloc[0] == "default":
         listed = ", ".join(axes(runs)) or "none"
@@ -85,6 +83,6 @@ def _settings(recipe: str) -> dict[str, str]:
 
 def _key(runs: pd.DataFrame, axis: str) -> str:
     """Return the recipe's key that an axis names in full or by its last part."""
-    keys: set[Any] = {key for text in set(runs["recipe"]) for key in _settings(str(text))}
+    keys: set[Any] = {key for text in runs["recipe"].unique() for key in _settings(str(text))}
     named = [key for key in keys if key == axis or key.rpartition(".")[2] == axis]
     return named[0] if len(named) == 1 else axis

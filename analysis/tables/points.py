@@ -188,10 +188,10 @@ def points_table(
     numbers, more = in_plain_units(numbers)
     shown = loss_unit(loss, unit)
     if "loss" in numbers:
-        numbers["loss"], printed, said = in_printed_unit(numbers["loss"], shown)
+        numbers["loss"], printed, said = in_printed_unit(numbers["loss"], shown, loss)
         notes = *notes, *said
     else:
-        printed = in_printed_unit(pd.Series(dtype=float), shown)[1]
+        printed = in_printed_unit(pd.Series(dtype=float), shown, loss)[1]
     rest = {str(c): kept[c] for c in kept if str(c) not in numbers and c not in columns.values()}
     return PointsTable(
         name=name,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -79,8 +81,9 @@ def select(runs: pd.DataFrame, max_epochs: float) -> Selection:
         if reason is not None
     )
     if not keep.any():
+        again = "" if (runs["status"] == "done").any() else "; collect the sweep again once runs are done"
         raise TableError(
-            f"none of {len(runs)} runs can be used: {left_out[0].run_id} is {left_out[0].reason}"
+            f"none of {len(runs)} runs can be used: {left_out[0].run_id} is {left_out[0].reason}{again}"
         )
     used = runs[keep].reset_index(drop=True)
     _refuse_mixed_data(used)
@@ -107,12 +110,18 @@ def _refuse_mixed_data(runs: pd.DataFrame) -> None:
         )
 
 
+def by_columns(runs: pd.DataFrame, columns: Sequence[str]) -> Any:
+    """Return the runs grouped by `columns`, sorted; columns with a single value cost no time."""
+    varied = [name for name in columns if runs[name].nunique(dropna=False) > 1]
+    return runs.groupby(varied or [columns[0]], sort=True, dropna=False)
+
+
 def groups(runs: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """Return the groups of runs that may share a law: one scale, one accounting, one training recipe.
 
     A group's label names scale and accounting, and any recipe column that differs between groups of a scale.
     """
-    split = [frame for _, frame in runs.groupby(list(VARIANT), sort=True, dropna=False)]
+    split = [frame for _, frame in by_columns(runs, VARIANT)]
     extra = VARIANT[2:]
     labels = []
     for frame in split:
@@ -120,7 +129,7 @@ def groups(runs: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
         siblings = runs[(runs["scale"] == scale) & (runs["accounting"] == accounting)]
         varied = [name for name in extra if siblings[name].nunique(dropna=False) > 1]
         recipe = [f"{name}={frame[name].iloc[0]}" for name in varied if name != "recipe"]
-        common = set.intersection(*(set(text.split()) for text in siblings["recipe"]))
+        common = set.intersection(*(set(text.split()) for text in siblings["recipe"].unique()))
         recipe += [text for text in frame["recipe"].iloc[0].split() if text not in common]
         parts = [f"{scale}", f"{accounting} FLOPs", *recipe]
         labels.append(", ".join(parts))

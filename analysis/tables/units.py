@@ -21,6 +21,7 @@ LOSS_UNITS = {
     "bits": ("nats", r"bits?"),
 }
 UNKNOWN_UNIT = "loss units"
+OWN_UNIT = "units of its column"  # of what is no loss, such as the sizes of a power law
 NEAR = 2.0  # 6 N D and C agree up to this factor where the units are right: accountings differ by less
 # Multiples in which tables give a quantity, by the words of its column, and the range of plausible values.
 SCALES: dict[str, dict[float, str]] = {
@@ -54,9 +55,12 @@ def loss_unit(column: str, unit: str | None) -> str | None:
     return unit or next((name for name, (_, words) in LOSS_UNITS.items() if _says(column, words)), None)
 
 
-def in_printed_unit(losses: pd.Series, unit: str | None) -> tuple[pd.Series, str, tuple[str, ...]]:
+def in_printed_unit(
+    losses: pd.Series, unit: str | None, column: str
+) -> tuple[pd.Series, str, tuple[str, ...]]:
     """Return losses in the unit that is printed, its name, and a note where they were converted.
 
+    A column that names neither a unit nor a loss keeps its own.
     Bits per byte stay: nats per token would need the tokens per byte.
     """
     if unit == "bits":
@@ -64,7 +68,9 @@ def in_printed_unit(losses: pd.Series, unit: str | None) -> tuple[pd.Series, str
     if unit == "perplexity":
         logs = np.log(losses.where(losses > 1))
         return logs, "nats", ("of perplexities the logarithm was taken: nats",)
-    return losses, LOSS_UNITS[unit][0] if unit else UNKNOWN_UNIT, ()
+    if unit:
+        return losses, LOSS_UNITS[unit][0], ()
+    return losses, UNKNOWN_UNIT if "loss" in column.lower() else OWN_UNIT, ()
 
 
 def named_scale(role: str, column: str, values: pd.Series) -> float:

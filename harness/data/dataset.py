@@ -86,7 +86,7 @@ class DataConfig:
             case "installed_prose":
                 self._check_packages(["packages"])
             case "text" if not self.path:
-                raise ValueError("data.path is not set: name a file or a folder of .txt, .jsonl or .parquet")
+                raise ValueError("path is not set: path=..., a file or folder of .txt, .jsonl or .parquet")
             case "huggingface" if not self.repository:
                 raise ValueError("data.repository is not set: name a data set of the Hugging Face hub")
             case "huggingface" if self.max_tokens is None and self.max_documents is None:

@@ -150,9 +150,10 @@ def check_splits(config: DataConfig, documents: Mapping[str, int]) -> None:
     if config.source == "installed_python":
         raise DataError(f"the {missing[0]} packages have no documents of their own: list others")
     where = config.path or config.repository
+    change = "raise" if missing[0] == "validation" else "lower"
     raise DataError(
         f"none of the {sum(documents.values())} documents of {where} is for {missing[0]}: "
-        f"change data.validation_fraction (now {config.validation_fraction:g}) or give more text"
+        f"{change} data.validation_fraction (now {config.validation_fraction:g}) or give more text"
     )
 
 

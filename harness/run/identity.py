@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from functools import cache
+from collections.abc import Iterable
+from functools import cache, lru_cache
 from typing import Any
 
 from harness.run.config import RunConfig
@@ -29,14 +30,13 @@ def identity(run: RunConfig, data_digest: str) -> Identity:
     Fields at their default are left out. A new field with a default therefore renames no run.
     """
     assert run.steps is not None, "solve the run first"
-    training = _changed(run.training)
     return {
         "identity_version": IDENTITY_VERSION,
         "model": _changed(run.model),
         "data_digest": data_digest,
         "optimizer": _changed(run.optimizer),
         "schedule": _changed(run.schedule),
-        "training": {k: training[k] for k in TRAINING_SCIENCE if k in training},
+        "training": _changed(run.training, TRAINING_SCIENCE),
         "steps": run.steps,
         "seed": run.seed,
     }
@@ -44,18 +44,13 @@ def identity(run: RunConfig, data_digest: str) -> Identity:
 
 def recipe(run: RunConfig) -> str:
     """Return the science fields with values other than the default that have no column in the runs table."""
-    sections = {
-        "model": run.model,
-        "optimizer": run.optimizer,
-        "schedule": run.schedule,
-        "training": run.training,
-    }
-    return " ".join(
-        f"{section}.{key}={value}"
-        for section, config in sections.items()
-        for key, value in _changed(config).items()
-        if key not in SHOWN and (section != "training" or key in TRAINING_SCIENCE)
-    )
+    parts = [
+        _recipe("model", run.model),
+        _recipe("optimizer", run.optimizer),
+        _recipe("schedule", run.schedule),
+        _words("training", _changed(run.training, TRAINING_SCIENCE)),
+    ]
+    return " ".join(filter(None, parts))
 
 
 def run_id(run: RunConfig, data_digest: str) -> str:
@@ -83,12 +78,22 @@ def difference(ours: Identity, theirs: Identity) -> str:
     return ", ".join(f"{key}: {a.get(key, 'default')} / {b.get(key, 'default')}" for key in keys)
 
 
-def _changed(config: Any) -> dict[str, Any]:
-    """Return the fields that differ from their defaults."""
+@lru_cache(maxsize=4096)  # of sections that the runs of a sweep share
+def _recipe(section: str, config: Any) -> str:
+    return _words(section, _changed(config))
+
+
+def _words(section: str, fields: dict[str, Any]) -> str:
+    return " ".join(f"{section}.{key}={value}" for key, value in fields.items() if key not in SHOWN)
+
+
+def _changed(config: Any, names: Iterable[str] = ()) -> dict[str, Any]:
+    """Return the fields, or those of `names`, that differ from their defaults."""
+    defaults = _defaults(config.__class__)
     changed = {}
-    for name, default in _defaults(config.__class__).items():
+    for name in names or defaults:
         value = getattr(config, name)
-        if value != default:
+        if value != defaults[name]:
             # 8 and 8.0 are the same mean recurrence and must give the same hash.
             changed[name] = int(value) if isinstance(value, float) and value.is_integer() else value
     return changed

@@ -84,6 +84,6 @@ def write_files(folder: Path, files: Files, *, keep: bool, sync: bool = True) ->
     With `keep` existing files are kept, which allows several processes to call it at once.
     """
     write = write_once if keep else write_text
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=not keep, exist_ok=True)  # a sweep's folder that is gone is not made anew
     for name, content in files.items():
         write(folder / name, content if isinstance(content, str) else json_text(content), sync=sync)

@@ -62,7 +62,7 @@ def planned_columns(run: RunConfig) -> dict[str, Any]:
     counts = parameter_counts(model)
     flops = flops_per_token(model, run.accounting)
     tokens = run.steps * run.batch_tokens
-    nominal = tokens * run.nominal_flops_per_token
+    nominal = tokens * flops.at(model.mean_recurrence, model.resolved_backprop_depth)
     return {
         "scale": run.scale,
         "kind": model.table_kind,

@@ -150,6 +150,10 @@ def _write_aside(path: Path, text: str, sync: bool) -> str:
             content = content[os.write(descriptor, content) :]
         if sync:
             os.fsync(descriptor)
+    except OSError as error:  # a full disk is reported without the file
+        error.filename = str(path)
+        os.unlink(temporary)  # noqa: PTH108
+        raise
     finally:
         os.close(descriptor)
     return temporary

@@ -182,7 +182,8 @@ def open_checkpoint(path: Path, *, check: bool = True) -> OpenCheckpoint:
 def _clear(folder: Path, temporary: Path) -> None:
     for torn in folder.glob(".step_*"):
         shutil.rmtree(torn)
-    temporary.mkdir(parents=True)
+    folder.mkdir(exist_ok=True)  # not its parents: a run's folder that is gone is not made anew
+    temporary.mkdir()
 
 
 def _write_shards(

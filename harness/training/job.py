@@ -66,9 +66,14 @@ def run_job(
         try:
             status = _attempt(folder, begun, cache, ranks, stop_requested, watch)
         except BaseException as error:
+            if not folder.path.exists():
+                raise ConfigError(
+                    f"{path} is gone, it was renamed or deleted while its run was trained: it stops here, "
+                    "and launch continues it where its folder is now"
+                ) from error
             _log_error(folder, begun, ranks, error)
             failure_class = "lost" if _is_storage_failure(error) else "code_error"
-            _report(folder, ranks, _failed(begun, failure_class, error))
+            _report(folder, ranks, _failed(folder, begun, failure_class, error))
             raise
         ended = str(_report(folder, ranks, status))
         if ranks.first:
@@ -119,14 +124,14 @@ def _attempt(
                 status, state="submitted", failure_class=failure_class, message=str(stopped)
             )
         except Diverged as error:
-            return _failed(status, "diverged", error)
+            return _failed(folder, status, "diverged", error)
         except (DataError, ConfigError) as error:
-            return _failed(status, "bad_config", error)
+            return _failed(folder, status, "bad_config", error)
         except (MemoryError, RuntimeError) as error:
             if _is_out_of_memory(error):
-                return _failed(status, "oom", error)
+                return _failed(folder, status, "oom", error)
             if ranks.world > 1 and is_peer_loss(error):
-                return _failed(status, "node_failure", error)
+                return _failed(folder, status, "node_failure", error)
             raise
     return dataclasses.replace(status, state="done", step=status.steps)
 
@@ -141,9 +146,11 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _failed(status: Status, failure_class: str, error: BaseException) -> Status:
-    message = str(error).strip().splitlines()
-    return status.failed(failure_class, message[0] if message else type(error).__name__)
+def _failed(folder: RunFolder, status: Status, failure_class: str, error: BaseException) -> Status:
+    message = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if any(text in message for text in DISK_FULL) and str(folder.path) not in message:
+        message += f": while writing to {folder.path}"
+    return status.failed(failure_class, message)
 
 
 def _report(folder: RunFolder, ranks: Ranks, status: Status) -> Status:

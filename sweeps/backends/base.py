@@ -10,8 +10,9 @@ from enum import Enum
 from pathlib import Path
 from typing import ClassVar
 
+from model.config_validation import ConfigError
 from sweeps.backends.job_array import JobArray, element_id
-from sweeps.config.cluster import ClusterConfig
+from sweeps.config.cluster import ClusterConfig, Resources
 
 
 class JobState(Enum):
@@ -19,6 +20,7 @@ class JobState(Enum):
 
     QUEUED = "queued"
     RUNNING = "running"
+    SUSPENDED = "suspended"  # stopped where it is, and goes on by itself
     UNSTARTABLE = "held in the queue"  # its node could not start it, and it is not tried elsewhere
     ORPHANED = "waiting for a failed job"
     DONE = "done"
@@ -28,6 +30,8 @@ class JobState(Enum):
     TIMEOUT = "timeout"
     PREEMPTED = "preempted"
     NODE_FAILURE = "node failure"
+    FORGOTTEN = "no longer listed"  # the scheduler answered without it
+    UNKNOWN = "not known"  # it is not in the queue, and what became of it could not be asked
 
 
 # The failure class of a run that was running in such a job; "lost" for all others.
@@ -46,6 +50,10 @@ class SchedulerError(OSError):
     """The scheduler does not answer, or refuses."""
 
 
+class QueueFull(ConfigError):
+    """The scheduler takes no more jobs of this user now."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class JobElement:
     """One element of a job array as the scheduler sees it."""
@@ -60,7 +68,7 @@ class JobElement:
     @property
     def is_live(self) -> bool:
         """Return True if it is running, or queued and will start."""
-        return self.state in (JobState.QUEUED, JobState.RUNNING)
+        return self.state in (JobState.QUEUED, JobState.RUNNING, JobState.SUSPENDED)
 
     @property
     def is_stuck(self) -> bool:
@@ -79,6 +87,15 @@ class JobElement:
 
 
 Elements = dict[tuple[str, int], JobElement]  # by array name and index
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobOutput:
+    """What an element printed from its last start on."""
+
+    lines: list[str]
+    node: str = ""
+    cause: JobState | None = None  # why it was ended, if it says so
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +153,10 @@ class Backend(ABC):
     def max_array(self) -> int:
         """Return the number of elements that one array may have; a real cluster may have to be asked."""
 
+    def room(self) -> int | None:
+        """Return how many more elements may be submitted now; None where that is not limited or not known."""
+        return None
+
     @abstractmethod
     def submit(self, sweep: Path, array: JobArray, version: str) -> str:
         """Submit an array once and return its job id.
@@ -170,9 +191,17 @@ class Backend(ABC):
         """Return the job file that `submit` submits."""
         raise NotImplementedError(f"{self.display_name} has no job files")
 
-    def job_log(self, folder: Path, index: int) -> Path | None:
-        """Return the newest output of an element of the array in `folder`, None if there is none."""
+    def job_output(self, folder: Path, index: int) -> JobOutput | None:
+        """Return what an element of the array in `folder` has printed, None if there is nothing of it."""
         return None
+
+    def restart_cause(self, folder: Path, job: CurrentJob) -> JobState | None:
+        """Return why the job that this process is in was started again, None if nobody knows."""
+        return None
+
+    def nodes_to_avoid(self, resources: Resources, nodes: set[str]) -> set[str]:
+        """Return `nodes`, or none of them if a job with these resources could not start without them."""
+        return nodes
 
     def concurrency(self, scales: Iterable[str]) -> list[tuple[set[str], int]]:
         """Return groups of scales that share places, each with how many of its runs go on side by side.

@@ -10,6 +10,7 @@ from harness.storage.files import read_json, write_json
 from model.config_validation import build
 from sweeps.config.cluster import Resources
 
+TASK = "sweeps.workers.array_task"  # trains the runs of an element
 JOBS = "jobs"  # folder of the arrays inside a sweep's
 
 
@@ -28,8 +29,9 @@ class JobArray:
     snapshot: str
     array_parallelism: int
     exclude: list[str] = field(default_factory=list)
-    after: str = ""  # token of the array that it waits for, element by element
+    after: str = ""  # token of the array that it waits for, element by element, or, without runs, all of it
     after_index: int | None = None  # all of it waits for this element instead
+    module: str = TASK  # what every element runs, given the array's folder
     created_s: float = 0.0  # seconds since the epoch
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import itertools
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ class Command:
     example: str
     settings: str = STUDY  # file under conf/ whose keys it takes
     positional: str | None = None  # key that may be written as `KEY VALUE` or `VALUE` at the beginning
+    more: Callable[[], list[str]] | None = None  # further lines of the help
 
 
 def usage(commands: Mapping[str, Command]) -> str:
@@ -66,7 +68,7 @@ def command_help(name: str, command: Command, *, whole: bool = False) -> str:
     head = [f"loopscale {name}: {command.summary}", "", f"example: {command.example}", ""]
     settings = f"settings (key=value), from conf/{command.settings}.yaml:"
     if command.settings != STUDY:
-        return "\n".join([*head, settings, text.strip()])
+        return "\n".join([*head, settings, text.strip(), *(command.more() if command.more else [])])
     text = text[text.index("\nroot:") :]
     sweep, *groups = GROUPS
     lines = [
@@ -89,8 +91,8 @@ def command_help(name: str, command: Command, *, whole: bool = False) -> str:
 def _group(group: str, *, keys: bool) -> list[str]:
     """Return the choices of a group and its keys with their defaults."""
     names = ", ".join(choices(group, [*user_folders(), CONF]))
-    lines = _wrapped(f"{group}=  {names}", "  ")
-    return [*lines, *_wrapped(" ".join(_keys(group_class(group), group)), "    ")] if keys else lines
+    lines = wrapped(f"{group}=  {names}", "  ")
+    return [*lines, *wrapped(" ".join(_keys(group_class(group), group)), "    ")] if keys else lines
 
 
 def group_class(group: str) -> type:
@@ -100,8 +102,22 @@ def group_class(group: str) -> type:
     return found
 
 
-def _wrapped(text: str, indent: str) -> list[str]:
-    return textwrap.wrap(text, 100, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+def described(group: str) -> dict[str, str]:
+    """Return the names of a group's files with the comment at the head of each, the user's files first."""
+    found: dict[str, str] = {}
+    for folder in [*user_folders(), CONF]:
+        for path in sorted((folder / group).glob("*.yaml")):
+            lines = path.read_text(encoding="utf-8").splitlines()
+            head = itertools.takewhile(lambda line: line.startswith("#"), lines)
+            text = " ".join(line.lstrip("# ").strip() for line in head)
+            found.setdefault(path.stem, text.removeprefix("scale: "))
+    return found
+
+
+def wrapped(text: str, indent: str, further: str | None = None) -> list[str]:
+    """Return the lines of a text at most 100 characters wide; `further` indents those after the first."""
+    further = indent if further is None else further
+    return textwrap.wrap(text, 100, initial_indent=indent, subsequent_indent=further, break_on_hyphens=False)
 
 
 def _keys(configuration: Any, prefix: str) -> Iterator[str]:

@@ -15,13 +15,15 @@ from model.config_validation import ConfigError, closest
 from sweeps.cli.help import Command
 from sweeps.cli.tables import as_json, as_text, to_json
 from sweeps.config.commands import StatusConfig, SyncConfig
-from sweeps.config.compose import compose_study, compose_table
+from sweeps.config.compose import compose_table
 from sweeps.config.study import StudyConfig
+from sweeps.state.profile import study_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from harness.run.folder import RunFolder
+    from sweeps.launch.submit import Submission
 
 STATUS_COLUMNS = {
     "run_id": "run",
@@ -41,17 +43,18 @@ STATUS_COLUMNS = {
 }
 
 
-def launch_sweep(study: StudyConfig) -> tuple[Path, list[str]]:
-    """Launch the study's sweep with a progress bar; return its folder and remarks.
+def launch_sweep(study: StudyConfig) -> tuple[Path, Submission]:
+    """Launch the study's sweep with a progress bar; return its folder and what was submitted.
 
     On a simulated cluster it is rehearsed to its end, in a folder of its own.
     """
     from sweeps.backends.registry import open_backend
+    from sweeps.launch.submit import Submission
 
     if open_backend(study.cluster).simulated:
         from sweeps.launch.rehearsal import rehearse
 
-        return rehearse(study), []
+        return rehearse(study), Submission(jobs=[], notes=[])
     from sweeps.cli.progress import stage_progress
     from sweeps.launch.launch import launch
 
@@ -130,7 +133,7 @@ def _runs(settings: SyncConfig) -> list[RunFolder]:
 
 
 def _launch(overrides: list[str]) -> str | None:
-    study = compose_study(overrides)
+    study = study_of(overrides)
     if study.dry_run:
         from sweeps.launch.launch import dry_run
 
@@ -138,22 +141,24 @@ def _launch(overrides: list[str]) -> str | None:
         return None
     if study.confirm and not _confirm(study):
         return None
-    folder, notes = launch_sweep(study)
+    folder, submission = launch_sweep(study)
     if study.format == "json":
-        return _status_json(folder, notes)
-    return _launched_text(folder, notes, study.root)
+        return _status_json(folder, submission.notes, submitted=submission.jobs)
+    return _launched_text(folder, [str(submission), *submission.notes], study.root)
 
 
 def _confirm(study: StudyConfig) -> bool:
     """Return True if the launch may start: a person agrees to the plan's cost, or there is no cost."""
     from sweeps.backends.registry import open_backend
+    from sweeps.launch.move import check_move
     from sweeps.planning.plan import plan
 
     if open_backend(study.cluster).simulated:
         return True
 
+    moved = check_move(Path(study.root) / str(study.sweep.name), study.cluster)
     planned = plan(study)
-    print(planned.summary(), file=sys.stderr)
+    print("\n".join(filter(None, (planned.summary(), moved))), file=sys.stderr)
     if planned.is_done:
         return True
     if not sys.stdin.isatty():
@@ -164,9 +169,13 @@ def _confirm(study: StudyConfig) -> bool:
 
 def _launched_text(folder: Path, notes: Sequence[str], root: str) -> str:
     """Return the state of a sweep that was just launched, with the remarks of the launch."""
+    from sweeps.backends.registry import open_backend
+    from sweeps.state.ledger import read_ledger
     from sweeps.state.status import status
 
-    return status(folder).summary(root, worked_on=True, notes=notes)
+    # Its workers take some seconds to begin.
+    worked_on = open_backend(read_ledger(folder).cluster).pulls_runs
+    return status(folder).summary(root, worked_on=worked_on, notes=notes)
 
 
 def _status(overrides: list[str]) -> str:
@@ -199,7 +208,7 @@ def _status_text(settings: StatusConfig) -> str:
     return f"{as_text(state.frame_with_trunks, columns)}\n{text}"
 
 
-def _status_json(folder: Path, notes: Sequence[str] = ()) -> str:
+def _status_json(folder: Path, notes: Sequence[str] = (), **more: object) -> str:
     from sweeps.state.eta import counts
     from sweeps.state.status import status
 
@@ -210,6 +219,7 @@ def _status_json(folder: Path, notes: Sequence[str] = ()) -> str:
         notes=[*notes, *state.notes],
         forecast=state.forecast,
         trunks=state.trunks,
+        **more,
     )
 
 
@@ -252,7 +262,11 @@ def _collect(overrides: list[str]) -> str:
     if settings.format == "json":
         return as_json(collected.runs)
     written = ", ".join(f"{name}.parquet ({count} rows)" for name, count in collected.rows.items())
-    return f"{settings.folder}: {written}\n{gaps(collected.runs)}"
+    lines = [f"{settings.folder}: {written}", gaps(collected.runs)]
+    if (collected.runs["status"] == "done").any():
+        at = f"sweep={settings.sweep}" + ("" if settings.root == "runs" else f" root={settings.root}")
+        lines.append(f"next: loopscale report {at} for laws and figures in one page; also fit, compare")
+    return "\n".join(lines)
 
 
 def _sync(overrides: list[str]) -> str:

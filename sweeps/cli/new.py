@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
+import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from harness.storage.files import write_text
 from model.config_validation import ConfigError
-from sweeps.cli.help import Command
+from sweeps.cli.help import Command, described, wrapped
 from sweeps.config.commands import NewConfig
 from sweeps.config.compose import compose_study, compose_table
 from sweeps.config.folders import CONF, NAME, choices, find, user_folders
+from sweeps.config.shell import quote
 
 if TYPE_CHECKING:
     from sweeps.config.study import StudyConfig
@@ -41,9 +42,8 @@ def new_sweep(settings: NewConfig) -> tuple[Path, StudyConfig, Plan, Reference]:
     scale = _required(settings.scale, "scale", "a file of conf/model, e.g. looped_30k")
     model = new.looped_model(scale)
     reference = new.closest_reference(scale, model)
-    content = new.recipe(scale, model, reference, settings.data)
-    if settings.path is not None:
-        content = dataclasses.replace(content, path=str(Path(settings.path).expanduser().resolve()))
+    text_path = None if settings.path is None else str(Path(settings.path).expanduser().resolve())
+    content = new.recipe(scale, model, reference, settings.data, text_path)
     recurrences = sorted(set(settings.mean_recurrences or reference.settings["sweep"]["mean_recurrences"]))
 
     def composed(budgets: list[float], folder: Path) -> tuple[str, StudyConfig]:
@@ -63,7 +63,7 @@ def new_sweep(settings: NewConfig) -> tuple[Path, StudyConfig, Plan, Reference]:
         elif settings.budgets_flops:
             budgets = sorted(set(settings.budgets_flops))
         elif scale == reference.scale:
-            budgets = [float(flops) for flops in reference.settings["sweep"]["budgets_flops"]]
+            budgets = reference.budgets_flops
         else:
             raise ConfigError(
                 f"no shipped sweep has budgets for {scale}: give budgets_flops=1e12,2e12,... or "
@@ -97,19 +97,21 @@ def _required(value: str | None, key: str, meaning: str) -> str:
 
 def _command(settings: NewConfig) -> str:
     """Return the command that writes the same file."""
+    from sweeps.planning.new_sweep import flow
+
     words = ["loopscale", "new", "sweep", settings.sweep]
     for item in dataclasses.fields(settings)[1:]:
         value = getattr(settings, item.name)
         if value not in (None, item.default):
             values = value if isinstance(value, list) else [value]
-            written = ",".join(
-                one if isinstance(one, str) else f"{one:.12g}".replace("e+", "e") for one in values
-            )
-            words.append(shlex.quote(f"{item.name}={written}"))
+            written = ",".join(one if isinstance(one, str) else flow(one) for one in values)
+            words.append(quote(f"{item.name}={written}"))
     return " ".join(words)
 
 
 def _new(overrides: list[str]) -> str:
+    from sweeps.planning import new_sweep as new
+
     settings = compose_table("new", overrides)
     if sys.stdin.isatty():
         settings = _asked(settings, overrides)
@@ -119,10 +121,17 @@ def _new(overrides: list[str]) -> str:
         for key in ("cluster", "root", "cache")
         if getattr(settings, key) != getattr(NewConfig, key)
     ]
-    following = " ".join(["loopscale launch", f"sweep={settings.sweep}", *map(shlex.quote, places)])
+    following = " ".join(["loopscale launch", f"sweep={settings.sweep}", *map(quote, places)])
     source = f"as the shipped sweep {reference.name}; the comments in the file say what was carried over"
     return "\n".join(
-        [f"{path}: {source}", planned.summary(), *_designed(study, reference), f"next: {following}"]
+        [
+            f"{path}: {source}",
+            planned.summary(),
+            *new.too_short(study, planned),
+            *_designed(study, reference),
+            *new.other_budgets(study, reference),
+            f"next: {following}",
+        ]
     )
 
 
@@ -153,14 +162,19 @@ def _designed(study: StudyConfig, reference: Reference) -> list[str]:
 def _asked(settings: NewConfig, overrides: Sequence[str]) -> NewConfig:
     """Return the settings with answers to what is not given; an empty answer is the default."""
     answers: list[str] = []
+    folders = [*user_folders(), CONF]
 
     def ask(question: str) -> str:
         print(f"{question}: ", end="", file=sys.stderr, flush=True)
         return sys.stdin.readline().strip().replace(" ", "")
 
     if settings.scale is None:
-        names = [name for name in choices("model", [*user_folders(), CONF]) if "transformer" not in name]
-        answers.append("scale=" + ask(f"scale ({', '.join(names)})"))
+        answers.append("scale=" + ask(f"scale ({', '.join(_scales())}; new --help describes them)"))
+    if settings.data is None and settings.path is None:
+        profiles = choices("data", folders)
+        question = f"text: a file or folder of yours, or one of {', '.join(profiles)} (empty: as shipped)"
+        if given := ask(question):
+            answers += [f"data={given}"] if given in profiles else ["data=text", f"path={given}"]
     if settings.budgets_flops is None and settings.allowance is None:
         given = ask(
             "FLOP budgets, as 1e12,2e12,4e12; or one allowance for all runs, FLOPs as 1e14 or device-hours "
@@ -173,6 +187,28 @@ def _asked(settings: NewConfig, overrides: Sequence[str]) -> NewConfig:
     return compose_table("new", [*overrides, *answers])
 
 
+def _scales() -> dict[str, str]:
+    """Return the names of the looped models with what each is, the smallest first."""
+    models = {name: text for name, text in described("model").items() if not name.startswith("transformer")}
+
+    def size(name: str) -> float:
+        number = re.search(r"_(\d+)([km])$", name)
+        return int(number[1]) * {"k": 1e3, "m": 1e6}[number[2]] if number else 0.0
+
+    return {name: models[name] for name in sorted(models, key=size)}
+
+
+def _choices() -> list[str]:
+    """Return the lines of the help on what can be chosen."""
+    lines: list[str] = []
+    for key, named in (("scale", _scales()), ("data", described("data")), ("cluster", described("cluster"))):
+        lines += ["", f"{key}=, yours included (conf/, LOOPSCALE_CONFIG, --config-dir):"]
+        width = max(map(len, named))
+        for name, text in named.items():
+            lines += wrapped(f"{name:<{width}}  {text}", "  ", " " * (width + 4))
+    return lines
+
+
 COMMANDS = {
     "new": Command(
         run=_new,
@@ -180,5 +216,6 @@ COMMANDS = {
         example="loopscale new sweep NAME scale=looped_30k allowance=2e14",
         settings="table/new",
         positional="sweep",
+        more=_choices,
     )
 }

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from model.config_validation import ConfigError
 from sweeps.cli.help import Command
 from sweeps.cli.tables import as_json, as_text
-from sweeps.config.compose import compose_study
 from sweeps.config.folders import find
 from sweeps.config.study import StudyConfig
+from sweeps.state.profile import study_of
 
 if TYPE_CHECKING:
     from analysis.config import Progress
@@ -52,7 +52,7 @@ DESIGN_COLUMNS = {
 
 
 def _plan(overrides: list[str]) -> str:
-    study = compose_study(overrides)
+    study = study_of(overrides)
     if study.allowance is not None and study.design != "search" and not study.suggest:
         raise ConfigError("allowance is for design=search and suggest=N: add one of them or leave it out")
     if study.design and study.suggest:

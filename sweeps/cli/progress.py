@@ -17,7 +17,7 @@ from rich.text import Text
 
 from sweeps.cli import live_page
 from sweeps.cli.tables import clock
-from sweeps.state.eta import LOST, flops_left, flops_own, has_ended
+from sweeps.state.eta import LOST, STALLED, SUSPENDED, UNDER_WAY, flops_left, flops_own, has_ended
 from sweeps.state.status import SweepStatus, is_worked_on, status
 
 REFRESH_S = 1.0
@@ -114,7 +114,7 @@ def watch_until_idle(folder: Path, page: Path | None = None) -> None:
     began = time.monotonic()
 
     def alive(state: SweepStatus) -> bool:
-        active = any(row["status"] in ("submitted", "running") for row in state.rows)
+        active = any(row["status"] in UNDER_WAY for row in state.rows)
         queued = active and any(row["job"] for row in state.rows)
         return queued or time.monotonic() - began < STARTING_S or is_worked_on(folder)
 
@@ -151,7 +151,7 @@ def _loss(row: dict[str, Any]) -> str:
 def _live_view(state: SweepStatus, meter: _Meter) -> Group:
     lines = [Text(meter.line(state), style="bold")]
     rows = [*state.rows, *state.trunks]
-    busy = [row for row in rows if row["status"] in ("running", LOST)]
+    busy = [row for row in rows if row["status"] in ("running", SUSPENDED, STALLED, LOST)]
     for row in busy[:BUSY_ROWS]:
         loss = f"loss {_loss(row)}" if _loss(row) else ""
         share = row["step"] / row["steps"]

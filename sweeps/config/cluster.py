@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt
 
-from model.config_validation import ConfigError, build, closest
+from model.config_validation import ConfigError, build, check_line, check_name, closest
 
+_OPTION = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 Count = Annotated[int, Gt(0)]
 PositiveFloat = Annotated[float, Gt(0)]
 
@@ -41,6 +43,12 @@ class Resources:
     parallel_runs: Count = 1  # of a job's runs, side by side
 
     def __post_init__(self) -> None:
+        for key in ("partition", "qos", "account", "constraint"):
+            check_line(f"resources.{key}", str(getattr(self, key)))
+        for name, value in self.options.items():
+            check_line(f"resources.options.{name}", str(value))
+            if not _OPTION.fullmatch(name):
+                raise ConfigError(f"resources.options has {name!a}: an option is written as mail-type")
         if self.world_size > 1 and self.parallel_runs > 1:
             raise ConfigError(
                 f"parallel_runs={self.parallel_runs} with {self.world_size} ranks: runs side by side have "
@@ -87,9 +95,13 @@ class ClusterConfig:
     resources: Resources = field(default_factory=Resources)
     per_scale: dict[str, dict[str, Any]] = field(default_factory=dict)  # fields of resources, by scale
     array_parallelism: Count = 256  # jobs of one resource shape that run at once
+    max_array_tasks: Count | None = None  # elements in one array; None: as the scheduler says
+    max_queued: Count | None = None  # elements of all the user's arrays in the queue; None: as the site says
+    keep_submitting: bool = False  # what finds no room in the queue is submitted by a job that follows
     signal_s: Count = 90  # a job gets a signal this long before its time limit, and saves a checkpoint
     requeue: bool | None = None  # a stopped job queues itself again; None: if the site allows it
     patience_s: Annotated[float, Ge(0)] = 120.0  # how long to wait for a scheduler that does not answer
+    bad_node_after: Count = 3  # jobs that end on a node before they begin, after which the sweep avoids it
     python: str | None = None  # None: the launching interpreter; or e.g. apptainer exec --nv image.sif python
     setup: list[str] = field(default_factory=list)  # shell lines before the run, e.g. module load cuda
 
@@ -102,6 +114,9 @@ class ClusterConfig:
     device_utilisation: Annotated[float, Gt(0), Lt(1)] = 0.4  # of that peak, until it is measured
 
     def __post_init__(self) -> None:
+        if self.name is not None:
+            check_name("cluster.name", self.name)
+        check_line("cluster.python", self.python or "")  # not setup, which is a script
         if self.kind not in BACKENDS:
             raise ConfigError(f"cluster.kind={self.kind} is not known{closest(self.kind, BACKENDS)}")
         for scale in self.per_scale:
@@ -136,6 +151,8 @@ class RetryConfig:
     timeout: RetryRule = RetryRule(retries=100)
     preempted: RetryRule = RetryRule(retries=1000)
     node_failure: RetryRule = RetryRule(retries=5, action="exclude_node")
+    restarted: RetryRule = RetryRule(retries=100)
+    not_started: RetryRule = RetryRule(retries=10)
     lost: RetryRule = RetryRule(retries=2)
     diverged: RetryRule = RetryRule()
     bad_config: RetryRule = RetryRule()

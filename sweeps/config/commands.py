@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Lt, MinLen
 
+from model.config_validation import check_name
 from sweeps.config.study import PositiveFloat, Seed
 
 
@@ -19,6 +20,9 @@ class TableConfig:
     sweep: Annotated[str, MinLen(1)]
     root: str = "runs"
     format: Literal["text", "json"] = "text"
+
+    def __post_init__(self) -> None:
+        check_name("sweep", self.sweep)
 
     @property
     def folder(self) -> Path:
@@ -118,6 +122,7 @@ class CompareConfig(FitTableConfig):
     against: Annotated[str, MinLen(1)] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.reference is not None and not (self.arms or self.against):
             raise ValueError(
                 f"reference={self.reference} is a value of an axis: set arms=AXIS or against=SWEEP"

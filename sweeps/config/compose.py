@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, get_type_hints
 
 from harness.run.config import RunConfig
 from harness.run.length import LENGTHS
-from model.config_validation import ConfigError, build, closest
+from model.config_validation import ConfigError, build, check_name, closest
 from sweeps.config.cluster import ClusterConfig, RetryConfig
 from sweeps.config.commands import TABLES
 from sweeps.config.folders import CONF, STUDY, check_files, searched
@@ -24,8 +25,21 @@ LISTS = {  # keys whose value is always a list, by command
     "report": ("envelope",),
     "new": ("budgets_flops", "mean_recurrences"),
 }
+PROFILE = re.compile(r"[+~]{0,2}cluster[.@=]")  # overrides that choose or change a cluster profile
 _STUDY_KEYS = (
-    *("root", "cache", "format", "confirm", "quick", "retry_failed", "dry_run", "calibrate", "run", "tasks"),
+    *(
+        "root",
+        "cache",
+        "format",
+        "confirm",
+        "quick",
+        "retry_failed",
+        "resubmit",
+        "dry_run",
+        "calibrate",
+        "run",
+        "tasks",
+    ),
     *("design", "suggest", "allowance", "assume"),
 )
 
@@ -62,7 +76,10 @@ def compose_study(overrides: Sequence[str] | StudyConfig) -> StudyConfig:
             fields, _ = _compose(CONF, STUDY, [*rest, *own])
         runs[scale] = _run(fields, scale)
     settings = build(StudyConfig, {key: mapping[key] for key in _STUDY_KEYS} | {"runs": {}})
-    return dataclasses.replace(settings, runs=runs, sweep=sweep, cluster=cluster, retry=retry)
+    profile = [text for text in overrides if PROFILE.match(text)]
+    return dataclasses.replace(
+        settings, runs=runs, sweep=sweep, cluster=cluster, retry=retry, profile=profile
+    )
 
 
 def _run(mapping: dict[str, Any], scale: str) -> RunConfig:
@@ -72,6 +89,7 @@ def _run(mapping: dict[str, Any], scale: str) -> RunConfig:
     for key in fields:
         if key not in known:
             raise ConfigError(f"unknown key {key}{_inside(key) or closest(key, [*known, *others])}")
+    check_name("model", scale)
     return build(RunConfig, fields | {"scale": scale})
 
 

@@ -104,12 +104,14 @@ class StudyConfig:
     sweep: SweepConfig = field(default_factory=SweepConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     retry: RetryConfig = field(default_factory=RetryConfig)
+    profile: list[str] = field(default_factory=list)  # the overrides that chose the cluster
     root: str = "runs"
     cache: str = "runs/.data"
     format: Literal["text", "json"] = "text"
     confirm: bool = True
     quick: bool = False
     retry_failed: bool = False
+    resubmit: bool = False
     dry_run: bool = False
     calibrate: bool = False
     run: str | None = None

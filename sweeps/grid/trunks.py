@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
-from harness.run.config import RunConfig, TrainingConfig
+from harness.run.config import RunConfig, ScheduleConfig, TrainingConfig
 from harness.run.identity import Identity, identity, run_name
 from harness.run.length import SEGMENT, segment_run, stable_steps, trunk_id, unshared_reason
 from model.config_validation import ConfigError
@@ -133,20 +133,15 @@ def why_nothing_is_shared(cells: Sequence[Cell]) -> str:
     return "no two runs differ in length alone: give several budgets"
 
 
-def shareable(cells: Sequence[Cell]) -> list[Cell]:
-    """Return the cells as they would be with a weight decay that lets them share a trunk."""
-    changed = {
-        schedule: dataclasses.replace(schedule, weight_decay="follow")
-        for schedule in {cell.run.schedule for cell in cells}
-    }
-    return [
-        dataclasses.replace(cell, run=dataclasses.replace(cell.run, schedule=changed[cell.run.schedule]))
-        for cell in cells
-    ]
+def trajectories(
+    cells: Sequence[Cell], weight_decay: Literal["follow"] | None = None
+) -> dict[str, list[tuple[str, int, Cell]]]:
+    """Return name, last stable step and cell of those with a stable phase, by trunk, shared or not.
 
-
-def trajectories(cells: Sequence[Cell]) -> dict[str, list[tuple[str, int, Cell]]]:
-    """Return name, last stable step and cell of those with a stable phase, by trunk, shared or not."""
+    `weight_decay` is taken in place of that of the cells, to learn what they would share with it.
+    """
+    # One object per schedule: a study has few, and thousands of cells.
+    schedules: dict[ScheduleConfig, ScheduleConfig] = {}
     groups: dict[str, list[tuple[str, int, Cell]]] = {}
     trunk_ids: dict[object, str] = {}  # by the fields that cells of one trunk have in common
     trainings: list[TrainingConfig] = []
@@ -155,11 +150,17 @@ def trajectories(cells: Sequence[Cell]) -> dict[str, list[tuple[str, int, Cell]]
             continue
         run = cell.run
         assert run.steps is not None
-        point = stable_steps(run.schedule, run.steps)
-        if point > run.schedule.warmup_steps:
+        schedule = run.schedule
+        if weight_decay and schedule not in schedules:
+            schedules[schedule] = replace(schedule, weight_decay=weight_decay)
+        schedule = schedules.get(schedule, schedule) if weight_decay else schedule
+        point = stable_steps(schedule, run.steps)
+        if point > schedule.warmup_steps:
             training = index_of(run.training, trainings)
-            key = (run.model, run.optimizer, run.schedule, training, run.seed, _digest(cell))
-            trunk = trunk_ids.get(key) or trunk_ids.setdefault(key, trunk_id(run, _digest(cell)))
+            key = (run.model, run.optimizer, schedule, training, run.seed, _digest(cell))
+            if key not in trunk_ids:
+                trunk_ids[key] = trunk_id(replace(run, schedule=schedule), _digest(cell))
+            trunk = trunk_ids[key]
             groups.setdefault(trunk, []).append((cell_name(cell, number), point, cell))
     return groups
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from harness.run.record import VERSION
-from harness.storage.files import write_json, write_text
+from harness.storage.files import read_json, write_json, write_text
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 CODE = "code"  # folder of the snapshots inside a sweep's
@@ -40,6 +40,9 @@ def take_snapshot(sweep: Path, checkout: Path = CHECKOUT, *, write: bool = True)
     beside it as changes.diff. Elsewhere the rooms are copied as they are. Nothing is refused. `write=False`
     only names it.
     """
+    own = checkout / "snapshot.json"
+    if own.exists() and checkout.parent == (sweep / CODE).resolve():  # a job of the sweep launches
+        return Snapshot(**read_json(own))
     commit = _git(checkout, "rev-parse", "HEAD").decode().strip()
     # Only when the checkout is the repository itself, not a folder inside of somebody else's.
     if not commit or Path(_git(checkout, "rev-parse", "--show-toplevel").decode().strip()) != checkout:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 from pathlib import Path
 
 from harness.run.folder import RunFolder
@@ -13,6 +14,7 @@ from sweeps.backends.base import Backend
 from sweeps.backends.job_array import array_folder, element_id, latest_elements, read_arrays, read_submitted
 from sweeps.backends.registry import open_backend
 from sweeps.config.commands import ChangeConfig
+from sweeps.launch.bad_nodes import forget
 from sweeps.launch.launch import start_missing
 from sweeps.state.ledger import Ledger, read_ledger
 from sweeps.state.retry import reopen
@@ -38,21 +40,26 @@ def find_run(folder: Path, ledger: Ledger, name: str) -> RunFolder:
 def cancel(settings: ChangeConfig) -> list[str]:
     """Stop the sweep, or one run of it; return what was cancelled, one line for each job or process.
 
+    It is stopped on every kind of cluster where it was launched.
     Jobs leave the queue; running ones save a checkpoint first. Nothing is lost: launch continues them.
     """
     folder = settings.folder
     ledger = read_ledger(folder)
-    backend = open_backend(ledger.cluster)
     chosen = {run.run_id for run in ledger.nodes(folder)}
     if settings.run is not None:
         chosen = {find_run(folder, ledger, settings.run).run_id}
-    if not backend.pulls_runs:
-        return _cancel_jobs(folder, backend, chosen)
-    if settings.run is not None:
-        raise ConfigError(f"{backend.display_name} is cancelled as a whole: leave run=... out")
-    workers = backend.workers(folder)
-    backend.cancel(workers)
-    return [f"worker process {worker}" for worker in workers]
+    cancelled = []
+    for cluster in ledger.clusters:
+        backend = open_backend(cluster)
+        if not backend.pulls_runs:
+            cancelled += _cancel_jobs(folder, backend, chosen, is_earlier=cluster is not ledger.cluster)
+            continue
+        workers = backend.workers(folder)
+        if settings.run is not None and (workers or cluster is ledger.cluster):
+            raise ConfigError(f"{backend.display_name} is cancelled as a whole: leave run=... out")
+        backend.cancel(workers)
+        cancelled += [f"worker process {worker}" for worker in workers]
+    return cancelled
 
 
 def retry(settings: ChangeConfig) -> tuple[list[str], list[str]]:
@@ -69,16 +76,23 @@ def retry(settings: ChangeConfig) -> tuple[list[str], list[str]]:
     if settings.run and not failed:
         raise ConfigError(f"run={settings.run} has not failed: it is {chosen[0].status()}")
     with exclusive(folder / ".launch.lock", wait=True):
+        forget(folder)
         for run in failed:
             reopen(run)
-    notes = start_missing(folder) if failed else []
+    notes = start_missing(folder).notes if failed else []
     return [run.run_id for run in failed], notes
 
 
-def _cancel_jobs(folder: Path, backend: Backend, chosen: set[str]) -> list[str]:
+def _cancel_jobs(folder: Path, backend: Backend, chosen: set[str], *, is_earlier: bool) -> list[str]:
     with exclusive(folder / ".launch.lock", wait=True):
         arrays = read_arrays(folder)
-        elements = backend.states(arrays)
+        try:
+            elements = backend.states(arrays)
+        except ConfigError as error:
+            if not is_earlier:
+                raise
+            warnings.warn(f"jobs on {backend.display_name}, if any, are not cancelled: {error}", stacklevel=3)
+            return []
         latest = latest_elements(arrays)
         jobs: dict[str, list[str]] = {}
         for run_id in sorted(chosen & latest.keys()):

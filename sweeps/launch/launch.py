@@ -18,11 +18,14 @@ from harness.run.pending_runs import pending_file, pending_files, pending_line, 
 from harness.storage.files import exclusive, write_json
 from model.config_validation import ConfigError
 from sweeps.backends.registry import open_backend
+from sweeps.config.cluster import ClusterConfig
 from sweeps.config.study import StudyConfig
 from sweeps.grid.cells import Cell, index_of, plan_cells
 from sweeps.grid.trunks import Segment, Trunks, cell_name
-from sweeps.launch.submit import show_job_files, submit_missing
-from sweeps.state.ledger import Ledger, read_ledger, required_segments, trunks_of
+from sweeps.launch.bad_nodes import forget
+from sweeps.launch.move import check_move
+from sweeps.launch.submit import Submission, show_job_files, submit_missing
+from sweeps.state.ledger import LOCK, Ledger, read_ledger, required_segments, trunks_of
 from sweeps.state.retry import reopen
 
 
@@ -54,35 +57,42 @@ def write_ledger(study: StudyConfig, progress: Progress | None = None) -> Ledger
     return register(study, _planned(study, progress))
 
 
-def launch(study: StudyConfig, progress: Progress | None = None) -> tuple[Path, list[str]]:
-    """Register the study's runs and start or submit what is missing; return the sweep's folder and remarks.
+def launch(study: StudyConfig, progress: Progress | None = None) -> tuple[Path, Submission]:
+    """Register the study's runs and start or submit what is missing; return the sweep's folder and what was.
 
     With `retry_failed`, failed runs are opened again; otherwise they stay as they are.
     """
+    folder = Path(study.root) / str(study.sweep.name)
+    moved = check_move(folder, study.cluster)
     planned = _planned(study, progress)
     ledger = register(study, planned)
-    folder = Path(study.root) / ledger.name
     if study.retry_failed:
+        forget(folder)
         for run in ledger.nodes(folder):
             reopen(run)
     dropped = [cell.reason for cell in planned if cell.verdict != "OK"]
-    notes = []
+    notes = [moved] if moved else []
     if dropped:
         counted = f"{len(dropped)} of {len(planned)} cells were dropped"
         notes.append(f"{counted}, which loopscale plan shows; the first: {dropped[0]}")
-    return folder, [*notes, *start_missing(folder)]
+    submission = start_missing(folder, resubmit=study.resubmit)
+    return folder, replace(submission, notes=[*notes, *submission.notes])
 
 
-def start_missing(folder: Path) -> list[str]:
-    """Start or submit what is missing of a launched sweep, as its ledger says; return remarks."""
+def start_missing(folder: Path, *, resubmit: bool = False) -> Submission:
+    """Start or submit what is missing of a launched sweep, as its ledger says.
+
+    With `resubmit`, queued jobs that ask for what the profile said before are replaced.
+    """
     ledger = read_ledger(folder)
     backend = open_backend(ledger.cluster)
     if backend.simulated:
-        return [f"{backend.display_name} starts nothing: launch the sweep to rehearse it"]
+        note = f"{backend.display_name} starts nothing: launch the sweep to rehearse it"
+        return Submission(jobs=[], notes=[note])
     if not backend.pulls_runs:
-        return submit_missing(folder, ledger, backend).notes
-    backend.start_workers(folder)
-    return []
+        return submit_missing(folder, ledger, backend, resubmit=resubmit)
+    workers = backend.start_workers(folder)
+    return Submission(jobs=[f"worker process {worker.pid}" for worker in workers], notes=[])
 
 
 def dry_run(study: StudyConfig, show: Callable[[str], None]) -> None:
@@ -116,7 +126,7 @@ def register(study: StudyConfig, cells: list[Cell]) -> Ledger:
     assert study.sweep.name is not None
     folder = Path(study.root) / study.sweep.name
     folder.mkdir(parents=True, exist_ok=True)
-    with exclusive(folder / ".ledger.lock", wait=True):
+    with exclusive(folder / LOCK, wait=True):
         before = read_ledger(folder) if (folder / "sweep.json").exists() else None
         names = before.run_ids if before else []
         scales = before.scales if before else {}
@@ -135,6 +145,8 @@ def register(study: StudyConfig, cells: list[Cell]) -> Ledger:
             nonce=before.nonce if before else secrets.token_hex(4),
             segments=trunks.segments,
             parents=trunks.parents,
+            profile=study.profile,
+            earlier=_earlier(before, study),
         )
         if trunks.segments:
             states = {run.run_id: run.status() for run in ledger.nodes(folder)}
@@ -173,6 +185,13 @@ def _register_runs(folder: Path, cells: list[Cell], trunks: Trunks, known: set[s
             lines[cell.run_id] = pending_line(cell.run_id, origin | files)
     if lines != before:
         write_pending(folder, lines)
+
+
+def _earlier(before: Ledger | None, study: StudyConfig) -> dict[str, ClusterConfig]:
+    """Return the clusters of other kinds where the sweep was launched before, by kind."""
+    clusters = {cluster.kind: cluster for cluster in before.clusters} if before else {}
+    clusters.pop(study.cluster.kind, None)
+    return clusters
 
 
 def would_register(study: StudyConfig, cells: list[Cell]) -> Ledger:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-def bound_refusals(frame: pd.DataFrame, max_depth: int) -> list[str]:
+def bound_refusals(rows: Sequence[Mapping[str, Any]], max_depth: int) -> list[str]:
     """Return one line for each law or comparison that no loss of these runs can save.
 
     Parameters
     ----------
-    frame : the plan's cells on budgets, with their verdicts (see `plan`).
+    rows : the plan's cells on budgets, with their verdicts (see `plan`).
     max_depth : largest test-time depth at which the runs will be evaluated.
     """
-    used = frame[frame["verdict"] == "OK"]
+    used = _distinct([row for row in rows if row["verdict"] == "OK"])
     looped = used[used["kind"] == "looped"]
     if looped.empty:
         return []
@@ -25,24 +26,39 @@ def bound_refusals(frame: pd.DataFrame, max_depth: int) -> list[str]:
         f"{scale}: {note}"
         for scale, cells in used.groupby("scale", sort=False)
         if (cells["kind"] == "looped").any()
-        for note in (*_isoflop_laws(cells), *_unified_law(cells), *_control(cells))
+        for note in (*_laws_of_one_recipe(cells[cells["kind"] == "looped"]), *_control(cells))
     ]
     return [*notes, *_iso_depth_law(used), *_depth_curves(looped, max_depth), *_noise(used)]
 
 
-def _isoflop_laws(cells: pd.DataFrame) -> Iterator[str]:
+def _distinct(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Return the cells, each once: its settings, the list `seed` and the number of `runs`."""
+    import pandas as pd
+
+    from analysis.tables.selection import CELL
+
+    seeds: dict[tuple[Any, ...], list[int]] = {}
+    settings = itemgetter(*CELL)
+    for row in rows:
+        seeds.setdefault(settings(row), []).append(row["seed"])
+    frame = pd.DataFrame(list(seeds), columns=list(CELL))
+    return frame.assign(
+        seed=pd.Series(list(seeds.values()), dtype=object), runs=[len(each) for each in seeds.values()]
+    )
+
+
+def _laws_of_one_recipe(looped: pd.DataFrame) -> Iterator[str]:
     """Yield the refusals of one scale. Cells of one recipe make a curve per budget on f(µ, µ / 2)."""
-    from analysis.config import MIN_SURFACE_RUNS, MIN_SURFACE_VALUES
+    from analysis.config import MIN_CURVES, MIN_SURFACE_RUNS, MIN_SURFACE_VALUES
     from analysis.isoflop.geometry import MIN_BUDGETS, MIN_SWEPT, backprop_share, on_isoflop_curve
     from analysis.tables.selection import groups
 
     enough = runs = values = 0  # of the recipe that has most
-    looped = cells[cells["kind"] == "looped"]
     for _, group in groups(looped):
         curve = group[on_isoflop_curve(group, backprop_share(group))]
         swept = curve.groupby("target_flops")["mean_recurrence"].nunique()
         enough = max(enough, int((swept >= MIN_SWEPT).sum()))
-        runs = max(runs, len(group))
+        runs = max(runs, int(group["runs"].sum()))
         values = max(values, min(group[name].nunique() for name in ("mean_recurrence", "tokens")))
     if enough < MIN_BUDGETS:
         yield (
@@ -55,17 +71,10 @@ def _isoflop_laws(cells: pd.DataFrame) -> Iterator[str]:
             f"fit is bound to refuse the surface. It needs {MIN_SURFACE_RUNS} looped runs of one recipe at "
             f"{MIN_SURFACE_VALUES} recurrences and token counts; there are {runs} at {values}"
         )
-
-
-def _unified_law(cells: pd.DataFrame) -> Iterator[str]:
-    from analysis.config import MIN_CURVES
-    from analysis.tables.selection import groups
-
-    curves = max(len(group) for _, group in groups(cells[cells["kind"] == "looped"]))
-    if curves < MIN_CURVES:
+    if runs < MIN_CURVES:
         yield (
             f"fit is bound to refuse the unified law of depth curves. It needs {MIN_CURVES} looped runs of "
-            f"one recipe; there are {curves}"
+            f"one recipe; there are {runs}"
         )
 
 
@@ -85,9 +94,11 @@ def _iso_depth_law(used: pd.DataFrame) -> Iterator[str]:
     from analysis.config import MIN_ISO_DEPTH_RUNS
     from analysis.tables.arms import axes, axis_values
 
-    arms = [axis_values(used, name).astype(str) for name in axes(used)]
+    # Without seeds, which make the table long, more axes may seem to vary, never fewer.
+    varied = axes(used.assign(seed=0)) and axes(used.explode("seed"))
+    arms = [axis_values(used, name).astype(str) for name in varied]
     pools = [pool for _, pool in used.groupby([used["accounting"], *arms], sort=False)]
-    runs = max(map(len, pools))
+    runs = max(int(pool["runs"].sum()) for pool in pools)
     sizes, recurrences = (
         max(pool[name].nunique() for pool in pools) for name in ("scale", "mean_recurrence")
     )
@@ -113,17 +124,16 @@ def _depth_curves(looped: pd.DataFrame, max_depth: int) -> Iterator[str]:
         )
         return
     recurrences = looped["mean_recurrence"].nunique()
-    if len(looped) < MIN_RATES or recurrences < MIN_RATE_RECURRENCES:
+    runs = int(looped["runs"].sum())
+    if runs < MIN_RATES or recurrences < MIN_RATE_RECURRENCES:
         yield (
             f"fit is bound to refuse the law of the depth rate z over µ. It needs {MIN_RATES} looped runs at "
-            f"{MIN_RATE_RECURRENCES} recurrences; there are {len(looped)} at {recurrences}"
+            f"{MIN_RATE_RECURRENCES} recurrences; there are {runs} at {recurrences}"
         )
 
 
 def _noise(used: pd.DataFrame) -> Iterator[str]:
-    from analysis.tables.selection import CELL
-
-    if (used.groupby(list(CELL), dropna=False)["seed"].nunique() < 2).all():
+    if used["seed"].map(lambda seeds: len(set(seeds)) < 2).all():
         yield (
             "compare is bound to give no interval and no verdict: no cell has two seeds, which measure the "
             "training noise"

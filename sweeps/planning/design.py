@@ -156,7 +156,8 @@ def allowance_flops(study: StudyConfig, frame: pd.DataFrame, otherwise: float) -
         if np.isnan(total):
             raise ConfigError(
                 f"allowance={allowance}: the speed of the plan's runs is unknown; "
-                "set cluster.device_peak_flops_per_s, or give FLOPs"
+                "set cluster.device_peak_flops_per_s (in the cluster's file), time a sweep of that scale "
+                "(loopscale plan sweep=NAME calibrate=true), or give FLOPs"
             )
         allowance = float(hours) * float(frame["nominal_flops"].sum()) / total
     return float(allowance)

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from harness.run.config import RunConfig
 from model.config import ModelConfig
 from model.config_validation import ConfigError
 from model.flops import flops_per_token
 from sweeps.config.compose import compose_study
 from sweeps.config.folders import CONF, find
-from sweeps.config.study import StudyConfig
+from sweeps.config.study import StudyConfig, SweepConfig
 from sweeps.planning.design import allowance_flops
-from sweeps.planning.plan import plan
+from sweeps.planning.plan import Plan, plan
 
 # Shipped sweeps whose rates were tuned or published for their scale.
 REFERENCES = ("demo", "study_15k", "study_30k", "study_60k", "isoflop_140m", "isoflop_370m")
@@ -41,6 +42,11 @@ class Reference:
     def scale(self) -> str:
         """Return the scale that it trains."""
         return self.groups["model"]
+
+    @property
+    def budgets_flops(self) -> list[float]:
+        """Return its budgets."""
+        return [float(flops) for flops in self.settings["sweep"]["budgets_flops"]]
 
     @property
     def study(self) -> Path | None:
@@ -79,10 +85,13 @@ def closest_reference(scale: str, model: ModelConfig) -> Reference:
     return min(map(_reference, REFERENCES), key=distance)
 
 
-def recipe(scale: str, model: ModelConfig, reference: Reference, data: str | None) -> Recipe:
+def recipe(
+    scale: str, model: ModelConfig, reference: Reference, data: str | None, path: str | None = None
+) -> Recipe:
     """Return the groups and sections of a sweep file but its grid: those of `reference`, fitted to `scale`.
 
-    AdamW's rates are carried over to another width by `optimizer.lr_scaling=mup_width`.
+    `data` and `path` are the text that the user chose, None for that of `reference`. AdamW's rates are
+    carried over to another width by `optimizer.lr_scaling=mup_width`.
     """
     source, width = f"conf/sweep/{reference.name}.yaml", reference.model["width"]
     groups = reference.groups | {"model": scale} | ({"data": data} if data else {})
@@ -94,16 +103,18 @@ def recipe(scale: str, model: ModelConfig, reference: Reference, data: str | Non
         training = sections.get("training", {})
         sections["training"] = {key: value for key, value in training.items() if key not in _OF_A_SHAPE}
         comments["optimizer"] = f"the rates of {source}, chosen for {reference.scale}; not tuned here"
+    elif groups.get("data") != reference.groups.get("data"):
+        comments["optimizer"] += f"; chosen on {reference.groups['data']}"
     if model.width != width:
         optimizer |= {"lr_scaling": "mup_width", "lr_base_width": width}
         comments["optimizer"] += f", carried over from width {width}"
-    sections["data"], comments["data"] = _data(scale, model, reference, groups)
+    sections["data"], comments["data"] = _data(scale, model, reference, groups, path)
     sections = {name: keys for name, keys in sections.items() if keys}
-    return Recipe(groups=groups, sections=sections, comments=comments)
+    return Recipe(groups=groups, sections=sections, comments=comments, path=path)
 
 
 def _data(
-    scale: str, model: ModelConfig, reference: Reference, groups: Mapping[str, str]
+    scale: str, model: ModelConfig, reference: Reference, groups: Mapping[str, str], path: str | None
 ) -> tuple[dict[str, Any], str]:
     """Return the data settings and their source: a vocabulary that fits the scale."""
     settings, width = dict(reference.settings.get("data", {})), reference.model["width"]
@@ -116,6 +127,7 @@ def _data(
         source = f"the vocabulary of conf/model/{scale}.yaml"
     chosen = [f"model={scale}", f"data={groups['data']}"]
     chosen += [f"data.{key}={value}" for key, value in settings.items()]
+    chosen += ["path=."] if path else []  # where the text is decides nothing here
     (run,) = compose_study(chosen).runs.values()
     flops, middle = flops_per_token(run.model, "paper"), 4
     head = 6 * run.model.width * run.model.vocabulary_size / flops.at(middle, middle / 2)
@@ -137,9 +149,7 @@ def noise_cells(recurrences: list[int], budgets: list[float]) -> dict[str, dict[
 def allowance_in_flops(study: StudyConfig, allowance: float | str) -> float:
     """Return an allowance in FLOPs; device-hours, as 20h, are converted at the speed of the study's runs."""
     (run,), sweep = study.runs.values(), study.sweep
-    flops, deepest = flops_per_token(run.model, run.accounting), max(sweep.mean_recurrences)
-    shortest = flops.at(deepest, math.ceil(deepest / 2)) * run.batch_tokens * sweep.min_steps
-    priced = dataclasses.replace(sweep, budgets_flops=[2 * shortest], cells={})
+    priced = dataclasses.replace(sweep, budgets_flops=[2 * _shortest_flops(run, sweep)], cells={})
     study = dataclasses.replace(study, sweep=priced, allowance=allowance)
     return allowance_flops(study, plan(study).frame, math.nan)
 
@@ -151,12 +161,52 @@ def ladder(allowance_flops: float, recurrences: list[int]) -> list[float]:
     """
     if not allowance_flops > 0:
         raise ConfigError(f"allowance={allowance_flops:g}: give FLOPs or device-hours above 0")
+    rounded = _two_digits(allowance_flops / _least_budgets(recurrences), math.floor)
+    return [float(f"{rounded * 2**k:.6g}") for k in range(LADDER)]
+
+
+def too_short(study: StudyConfig, planned: Plan) -> list[str]:
+    """Return a line on the cells that `sweep.min_steps` drops and on what the whole grid would take."""
+    frame, sweep, (run,) = planned.frame, study.sweep, study.runs.values()
+    short = int(((frame["verdict"] == "DROP") & (frame["steps"] < sweep.min_steps)).sum())
+    if not short:
+        return []
+    deepest = max(sweep.mean_recurrences)
+    least = _two_digits(_shortest_flops(run, sweep), math.ceil)
+    return [
+        f"{short} of {len(frame)} cells are dropped as too short: {sweep.min_steps} steps (sweep.min_steps) "
+        f"at µ = {deepest} take {flow(least)} FLOPs. Start the budgets there (an allowance of "
+        f"{flow(least * _least_budgets(sweep.mean_recurrences))} does), or leave the largest µ out"
+    ]
+
+
+def other_budgets(study: StudyConfig, reference: Reference) -> list[str]:
+    """Return a line on the budgets of the shipped sweep of the same scale where the study has others."""
+    (scale,), shipped = study.runs, reference.budgets_flops
+    if scale != reference.scale or set(shipped) == set(study.sweep.budgets_flops):
+        return []
+    return [
+        f"the shipped sweep {reference.name} of this scale has budgets_flops={','.join(map(flow, shipped))}"
+    ]
+
+
+def _least_budgets(recurrences: Sequence[float]) -> float:
+    """Return the cost of a ladder's grid, control and further seeds in units of its least budget."""
     factors = [2.0**k for k in range(LADDER)]
     repeated = (factors[0] + factors[(LADDER - 1) // 2]) * len(REPLICATES)
-    least = allowance_flops / (sum(factors) * (len(recurrences) + 1) + repeated)
-    unit = 10.0 ** (math.floor(math.log10(least)) - 1)
-    rounded = math.floor(least / unit + 1e-9) * unit
-    return [float(f"{rounded * factor:.6g}") for factor in factors]
+    return sum(factors) * (len(recurrences) + 1) + repeated
+
+
+def _two_digits(value: float, rounding: Callable[[float], int]) -> float:
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return rounding(value / unit + (1e-9 if rounding is math.floor else -1e-9)) * unit
+
+
+def _shortest_flops(run: RunConfig, sweep: SweepConfig) -> float:
+    """Return the FLOPs of `sweep.min_steps` steps at the largest recurrence."""
+    deepest = max(sweep.mean_recurrences)
+    per_token = flops_per_token(run.model, run.accounting).at(deepest, math.ceil(deepest / 2))
+    return float(per_token * run.batch_tokens * sweep.min_steps)
 
 
 def sweep_text(name: str, command: str, content: Recipe, grid: Mapping[str, Any]) -> str:
@@ -172,22 +222,22 @@ def sweep_text(name: str, command: str, content: Recipe, grid: Mapping[str, Any]
         *_grid_lines(name, grid),
     ]
     if content.path is not None:
-        lines.append(f"path: {_flow(content.path)} # of the text")
+        lines.append(f"path: {flow(content.path)} # of the text")
     for section, keys in content.sections.items():
         lines.append(f"{section}: # {content.comments[section]}")
-        lines += [f"  {key}: {_flow(value)}" for key, value in keys.items()]
+        lines += [f"  {key}: {flow(value)}" for key, value in keys.items()]
     return "\n".join(lines) + "\n"
 
 
 def _grid_lines(name: str, grid: Mapping[str, Any]) -> Iterator[str]:
     yield "sweep:"
     yield f"  name: {name} # its folder below root"
-    yield f"  mean_recurrences: {_flow(grid['mean_recurrences'])} # µ; even ones lie on isoFLOP curves"
+    yield f"  mean_recurrences: {flow(grid['mean_recurrences'])} # µ; even ones lie on isoFLOP curves"
     yield "  control: fixed # the same model at exactly one loop, at every budget"
-    yield f"  budgets_flops: {_flow(grid['budgets_flops'])} # of one run each; one curve per budget"
+    yield f"  budgets_flops: {flow(grid['budgets_flops'])} # of one run each; one curve per budget"
     yield "  cells: # further seeds, which measure the noise of training: intervals and verdicts need it"
     for cell, keys in grid["cells"].items():
-        listed = ", ".join(f"{key}: {_flow(value)}" for key, value in keys.items())
+        listed = ", ".join(f"{key}: {flow(value)}" for key, value in keys.items())
         yield f"    {cell}: {{ {listed} }}"
 
 
@@ -229,10 +279,10 @@ def model_file(scale: str) -> dict[str, Any]:
     return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
-def _flow(value: Any) -> str:
+def flow(value: Any) -> str:
     """Return a value as YAML on one line; large numbers as 1e12, which Hydra reads as numbers."""
     if isinstance(value, list):
-        return f"[{', '.join(map(_flow, value))}]"
+        return f"[{', '.join(map(flow, value))}]"
     if isinstance(value, int) and value >= 1e5:
         return f"{value:_}"
     if isinstance(value, float) and value >= 1e6:

@@ -17,7 +17,7 @@ from sweeps.config.cluster import ClusterConfig
 from sweeps.config.compose import without_garbage_collection
 from sweeps.config.study import StudyConfig
 from sweeps.grid.cells import Cell, memory_bytes, plan_cells
-from sweeps.grid.trunks import Trunks, cell_name, shareable, trajectories, why_nothing_is_shared
+from sweeps.grid.trunks import Trunks, cell_name, trajectories, why_nothing_is_shared
 from sweeps.planning.bound_refusals import bound_refusals
 from sweeps.planning.cost import add_hours, describe_sources
 from sweeps.state.ledger import read_ledger, trunks_of
@@ -85,7 +85,8 @@ class Plan:
         ]
         if self.accepted["data_digest"].isna().any():
             lines.append(
-                "the data is not prepared yet, so runs have no id: run loopscale data with the same settings"
+                "the data is not prepared yet, so runs have no id: launch prepares it, or loopscale data "
+                "with the same settings"
             )
         if self.trunks is not None:
             lines.append(self.trunks.summary())
@@ -131,7 +132,7 @@ def plan(study: StudyConfig) -> Plan:
         notes += missed_savings(study, planned, rows)
     frame = pd.DataFrame(rows)
     if study.sweep.budgets_flops:
-        notes += bound_refusals(frame, max(cell.run.evaluation.max_depth for cell in planned))
+        notes += bound_refusals(rows, max(cell.run.evaluation.max_depth for cell in planned))
     return Plan(
         frame=frame,
         axes=list(study.sweep.axes),
@@ -194,11 +195,10 @@ def missed_savings(study: StudyConfig, cells: Sequence[Cell], rows: Sequence[Row
     reason = why_nothing_is_shared(cells)
     if study.sweep.trunk is False or "weight_decay" not in reason:
         return []
-    changed = shareable(cells)
-    names = (cell_name(cell, number) for number, cell in enumerate(changed))
+    names = (cell_name(cell, number) for number, cell in enumerate(cells))
     costs = {name: row["nominal_flops"] for name, row in zip(names, rows, strict=True)}
     saved = 0.0
-    for members in trajectories(changed).values():
+    for members in trajectories(cells, weight_decay="follow").values():
         # The longest stable phase is trained once for all of them.
         shared = sorted(costs[name] * point / (cell.run.steps or 1) for name, point, cell in members)
         saved += sum(shared[:-1])

@@ -10,6 +10,9 @@ from typing import Any
 
 Row = Mapping[Any, Any]  # by column, as pandas types its own
 LOST = "lost"  # its process is gone; the next launch resumes it
+SUSPENDED = "suspended"  # the scheduler has stopped its job for a while
+STALLED = "stalled"  # its process is there and measures nothing
+UNDER_WAY = ("submitted", "running", SUSPENDED, STALLED)
 UNNEEDED = "unneeded"  # a segment from which nothing unfinished has yet to start
 
 

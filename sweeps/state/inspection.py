@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -11,8 +10,10 @@ from typing import Any
 from harness.run.folder import RunFolder
 from sweeps.backends.job_array import array_folder, latest_elements, read_arrays
 from sweeps.backends.registry import open_backend
+from sweeps.config.shell import quote
+from sweeps.state.ended_jobs import attempts_of
 from sweeps.state.ledger import Ledger
-from sweeps.state.status import attempts_of, status
+from sweeps.state.status import status
 
 LOG_LINES = 20
 
@@ -29,7 +30,7 @@ def inspect_run(folder: Path, ledger: Ledger, run: RunFolder) -> dict[str, Any]:
         "failures": state.failures,
         "micro_batch_changed": run.record().get("micro_batch_changed", 0),
         "places": attempts_of(run),
-        "log": log_tail(run, newest_job_log(folder, ledger, run)),
+        "log": log_tail(run, job_lines(folder, ledger, run)),
         "repeat": repeat_command(folder, ledger, run),
     }
 
@@ -51,8 +52,8 @@ def as_text(details: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def log_tail(run: RunFolder, job_log: Path | None) -> list[str]:
-    """Return the last lines of the run's newest log: its traceback or output, else the output of its job."""
+def log_tail(run: RunFolder, printed: list[str]) -> list[str]:
+    """Return the last lines of the run's newest log: its traceback or output, else what its job `printed`."""
     logs = run.path / "logs"
     own = [
         path
@@ -62,26 +63,27 @@ def log_tail(run: RunFolder, job_log: Path | None) -> list[str]:
     if own:
         newest = max(own, key=lambda path: path.stat().st_mtime)
         return newest.read_text(errors="replace").splitlines()[-LOG_LINES:]
-    return job_log.read_text(errors="replace").splitlines()[-LOG_LINES:] if job_log else []
+    return printed[-LOG_LINES:]
 
 
-def newest_job_log(folder: Path, ledger: Ledger, run: RunFolder) -> Path | None:
-    """Return the output of the job that the run was last in, None if there is none."""
+def job_lines(folder: Path, ledger: Ledger, run: RunFolder) -> list[str]:
+    """Return what the job that the run was last in has printed."""
     latest = latest_elements(read_arrays(folder)).get(run.run_id)
     if latest is None:
-        return None
+        return []
     array, index = latest
-    return open_backend(ledger.cluster).job_log(array_folder(folder, array), index)
+    output = open_backend(ledger.cluster).job_output(array_folder(folder, array), index)
+    return output.lines if output else []
 
 
 def repeat_command(folder: Path, ledger: Ledger, run: RunFolder) -> str:
     """Return the command that trains the run again from the start, with the same code, elsewhere."""
     latest = latest_elements(read_arrays(folder)).get(run.run_id)
     code = (folder / latest[0].snapshot).resolve() if latest else Path(__file__).resolve().parents[2]
-    shown = shlex.quote(str(code))
-    cache = shlex.quote(str((folder / ledger.cache).resolve()))
+    shown = quote(code)
+    cache = quote((folder / ledger.cache).resolve())
     return (
         f"cd {shown} && PYTHONPATH={shown} OMP_NUM_THREADS={ledger.cluster.threads_per_run} "
-        f"{shlex.quote(sys.executable)} -m loopscale train run={shlex.quote(str(run.path.resolve()))} "
+        f"{quote(sys.executable)} -m loopscale train run={quote(run.path.resolve())} "
         f"root=/tmp/repeat cache={cache}"
     )

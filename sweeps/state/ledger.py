@@ -14,6 +14,7 @@ from sweeps.config.study import StudyConfig
 from sweeps.grid.cells import Cell
 from sweeps.grid.trunks import Segment, Trunks, grow, in_order
 
+LOCK = ".ledger.lock"  # in the folder of every launched sweep
 Unfinished = list[tuple[RunFolder, Status]]
 
 
@@ -33,6 +34,15 @@ class Ledger:
     nonce: str = ""  # drawn once: another sweep of this name, before or elsewhere, has other job names
     segments: dict[str, Segment] = field(default_factory=dict)  # of trunks, by folder
     parents: dict[str, str] = field(default_factory=dict)  # by run id: the segment that it starts from
+    profile: list[str] | None = (
+        None  # the overrides that chose `cluster`; None: an earlier version wrote this
+    )
+    earlier: dict[str, ClusterConfig] = field(default_factory=dict)  # by kind: where it was launched before
+
+    @property
+    def clusters(self) -> list[ClusterConfig]:
+        """Return the clusters that may have jobs of the sweep, one of each kind, the newest first."""
+        return [self.cluster, *(self.earlier[kind] for kind in self.earlier if kind != self.cluster.kind)]
 
     def runs(self, folder: Path) -> list[RunFolder]:
         """Return the folders of the runs, without the segments of trunks."""
@@ -74,6 +84,11 @@ def read_ledger(folder: Path) -> Ledger:
     """Return the ledger of the sweep in `folder`; raises ConfigError if none was launched."""
     path = folder / "sweep.json"
     if not path.exists():
+        if (folder / LOCK).exists():
+            raise ConfigError(
+                f"{path} is lost: loopscale launch sweep={folder.name}, with the settings of before, writes "
+                "it anew and trains nothing twice"
+            )
         if any(folder.glob("*/record.json")):
             raise ConfigError(
                 f"{folder} holds runs but no launched sweep: tabulate them with "

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.run.folder import RunFolder, Status
 from harness.run.metrics import last_metrics
 from model.config_validation import ConfigError
-from sweeps.backends.base import Elements, JobElement, JobState
-from sweeps.backends.job_array import JobArray, array_folder, latest_elements, read_arrays, read_submitted
+from sweeps.backends.base import Backend, Elements, JobElement, JobState
+from sweeps.backends.job_array import (
+    JobArray,
+    Submitted,
+    array_folder,
+    latest_elements,
+    read_arrays,
+    read_submitted,
+)
 from sweeps.backends.registry import open_backend
-from sweeps.state.eta import LOST, UNNEEDED, Forecast, counts, forecast
+from sweeps.state.ended_jobs import describe, ended_as, never_began
+from sweeps.state.eta import (
+    LOST,
+    STALLED,
+    SUSPENDED,
+    UNDER_WAY,
+    UNNEEDED,
+    Forecast,
+    counts,
+    forecast,
+    has_ended,
+)
 from sweeps.state.ledger import Ledger, held_back_by, read_ledger, required_segments, waits_for
 
 if TYPE_CHECKING:
@@ -36,6 +53,8 @@ AXES = (
     "recipe",
 )
 
+STALLED_S = 600.0  # without a line of metrics, and
+STALLED_LINES = 20  # as long as so many lines took: no run that goes on is silent for both
 
 UNREADABLE = "unreadable"  # failure class of a run whose files are damaged
 
@@ -49,7 +68,8 @@ class SweepStatus:
     rows : one per run, by column: run_id, trunk_id, scale, kind, mean_recurrence, target_flops,
         nominal_flops, seed, `axes`, tokens, status, attempts, first_step (where it takes over from a trunk),
         step, steps, train_loss_nats, val_loss_nats, tokens_per_s, eta_s, job, node, message. A run that is
-        marked running while no process holds it and no job is at it has the status `lost`.
+        marked running while no process holds it and no job is at it has the status `lost`; one whose job is
+        suspended `suspended`; one that has measured nothing for long `stalled`.
     trunks : a row like these for each segment of a trunk; `unneeded` is one from which nothing unfinished has
         yet to start.
     axes : the settings in which the runs differ: learning rates, injection, data and others.
@@ -89,10 +109,16 @@ class SweepStatus:
         statuses = [row["status"] for row in self.rows]
         text = ", ".join(f"{count} {name}" for name, count in counts(statuses).items())
         advice, at = "", f"sweep={self.sweep}" + ("" if root == "runs" else f" root={root}")
-        if worked_on or {"submitted", "running"} & set(statuses):
+        if all(map(has_ended, statuses)):
+            advice = f"; loopscale collect {at} makes their tables" if "done" in statuses else ""
+        elif worked_on or set(UNDER_WAY) & set(statuses):
             advice = f"; loopscale status {at} watch=true follows them"
         elif {"planned", LOST} & set(statuses):
             advice = f"; loopscale launch {at} continues what is missing"
+        elif all(status == "done" for status in statuses):
+            advice = f"; loopscale collect {at} makes the tables for fit, report and compare"
+        else:
+            advice = f"; loopscale retry {at} failed=true starts again what failed"
         lines = [f"{len(statuses)} runs: {text}{advice}"]
         if self.forecast.remaining_flops:
             lines.append(_remaining(self.forecast))
@@ -132,10 +158,12 @@ def status(folder: Path) -> SweepStatus:
     latest = latest_elements(arrays)
     unfinished = [run for run, state in states.values() if state.state not in ("done", "failed")]
     asked = {latest[run.run_id][0].token: latest[run.run_id][0] for run in unfinished if run.run_id in latest}
-    elements, notes = _ask(ledger, list(asked.values()))
+    jobs = {array.token: read_submitted(array_folder(folder, array)) for array in arrays}
+    backend = open_backend(replace(ledger.cluster, patience_s=0.0))
+    elements, notes = _ask(backend, list(asked.values()), jobs)
+    idle = backend.pulls_runs and not backend.is_working(folder)
     if asked:  # the scheduler may have taken seconds to answer, and runs go on meanwhile
         states |= {run.run_id: (run, _state(run)) for run in unfinished}
-    jobs = {array.token: read_submitted(array_folder(folder, array)) for array in arrays}
     needed = required_segments(ledger, folder, {name: state for name, (_, state) in states.items()})
     rows = []
     for run_id, (run, state) in states.items():
@@ -143,7 +171,9 @@ def status(folder: Path) -> SweepStatus:
         element = elements.get((array.name, index)) if array else None
         job = jobs[array.token] if array else None
         where = job.element(index) if job and job.job_id else ""
-        row = _row(run, state, element, where, ledger)
+        row = _row(run, state, element, where, ledger, idle=idle)
+        if array and row["status"] == "planned" and never_began(run, state, where.partition(":")[2]):
+            row |= _end_of_job(folder, array, index, element, backend)
         if run_id in ledger.segments and run_id not in needed and row["status"] in ("planned", LOST):
             row |= {"status": UNNEEDED, "message": ""}
         rows.append(row)
@@ -166,14 +196,6 @@ def is_worked_on(folder: Path) -> bool:
     return open_backend(read_ledger(folder).cluster).is_working(folder)
 
 
-def attempts_of(run: RunFolder) -> list[dict[str, Any]]:
-    """Return where each attempt of a run ran: job, node, process, start."""
-    path = run.path / "logs" / "attempts.jsonl"
-    return (
-        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-    )
-
-
 def _state(run: RunFolder) -> Status:
     """Return a run's status; one that cannot be read is a failure of this run alone."""
     try:
@@ -184,44 +206,89 @@ def _state(run: RunFolder) -> Status:
         return Status(state="failed", failure_class=UNREADABLE, message=str(error))
 
 
-def shown_status(run: RunFolder, state: Status, element: JobElement | None) -> str:
-    """Return the status of a run as it is shown: its folder's, or its job's where the folder cannot know."""
+def shown_status(run: RunFolder, state: Status, element: JobElement | None, *, idle: bool = False) -> str:
+    """Return the status of a run as it is shown: its folder's, or its job's where the folder cannot know.
+
+    `idle`: its cluster has no queue, and no worker is at the sweep.
+    """
+    if element and element.state is JobState.UNKNOWN:
+        element = None
     if state.state == "running" and not run.is_held():
         state = run.status()  # it may have ended since it was read
         if state.state == "running":
             return "submitted" if element and element.is_live else LOST
-    if state.state in ("planned", "submitted") and element:
-        return "submitted" if element.is_live else "planned"
+    if state.state == "running" and element and element.state is JobState.SUSPENDED:
+        return SUSPENDED
+    if state.state in ("planned", "submitted") and (element or idle):
+        return "submitted" if element and element.is_live else "planned"
     return str(state)
 
 
-def _ask(ledger: Ledger, arrays: list[JobArray]) -> tuple[Elements, list[str]]:
-    """Ask the scheduler once about the arrays of unfinished runs; no answer is a remark, not an error."""
+def _ask(
+    backend: Backend, arrays: list[JobArray], jobs: Mapping[str, Submitted | None]
+) -> tuple[Elements, list[str]]:
+    """Ask the scheduler once about the arrays of unfinished runs; no answer is a remark, not an error.
+
+    What it does not list although it has answered is FORGOTTEN, unless another cluster has the array or
+    somebody is submitting it now.
+    """
     if not arrays:
         return {}, []
     try:
-        return open_backend(ledger.cluster).states(arrays, patient=False), []
+        elements = dict(backend.states(arrays, patient=False))
+        for array in arrays:
+            absent = [i for i in range(len(array.elements)) if (array.name, i) not in elements]
+            job = jobs[array.token] if absent else None
+            if job and (not job.job_id or job.cluster == backend.name):
+                elements |= {(array.name, i): JobElement(state=JobState.FORGOTTEN) for i in absent}
     except (OSError, ValueError) as error:
         return {}, [f"the scheduler was not asked, so a queued run may be shown as planned: {error}"]
+    unknown = {element.reason for element in elements.values() if element.state is JobState.UNKNOWN}
+    return elements, [f"what is no longer queued may be shown as submitted: {why}" for why in sorted(unknown)]
+
+
+def _end_of_job(
+    folder: Path, array: JobArray, index: int, element: JobElement | None, backend: Backend
+) -> dict[str, str]:
+    """Return node and message of a run whose job ended before it began, {} if the run is only to start."""
+    output = backend.job_output(array_folder(folder, array), index)
+    ended = ended_as(element, output)
+    if ended is None or not ended.failure_class or (ended.state is JobState.FORGOTTEN and output is None):
+        return {}
+    return {"node": ended.node, "message": describe(ended, output, backend.display_name)}
+
+
+def _silence(run: RunFolder, newest: Mapping[str, Any], record: Mapping[str, Any]) -> float:
+    """Return for how many seconds a run has measured nothing, 0 if that is no longer than usual."""
+    if not newest or newest["step"] >= record["steps"]:  # it prepares, or evaluates
+        return 0.0
+    silent_s = time.time() - run.metrics.stat().st_mtime
+    if silent_s < STALLED_S:
+        return 0.0
+    rate = newest.get("tokens_per_s")
+    usual_s = run.config().training.log_every * record["batch_tokens"] / rate if rate else 0.0
+    return silent_s if silent_s > STALLED_LINES * usual_s else 0.0
 
 
 def _row(
-    run: RunFolder, state: Status, element: JobElement | None, job: str, ledger: Ledger
+    run: RunFolder, state: Status, element: JobElement | None, job: str, ledger: Ledger, *, idle: bool
 ) -> dict[str, Any]:
     try:
         record = run.record()
     except ConfigError as error:
         return _unreadable(run, str(error))
     newest = {} if state.state in ("planned", "done") else last_metrics(run.metrics)
-    shown = shown_status(run, state, element)
+    shown = shown_status(run, state, element, idle=idle)
     step = state.steps if state.state == "done" else newest.get("step", 0)
     rate = record.get("tokens_per_s") or newest.get("tokens_per_s")
     message = state.message
     trunk_id, first_step, waits = _lineage(run, record, ledger, state)
     if waits and state.state != "running":
         message = waits
-    if element is not None and element.state is JobState.QUEUED:
-        message = message or f"waits: {element.reason}"
+    elif element is not None and element.state is JobState.QUEUED:
+        message = "; ".join(filter(None, (message, f"waits: {element.reason}")))
+    if shown == "running" and (silent_s := _silence(run, newest, record)):
+        shown, message = STALLED, f"no step for {silent_s / 60:.0f} min"
     return {
         "run_id": run.run_id,
         "trunk_id": trunk_id,

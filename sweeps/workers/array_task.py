@@ -22,7 +22,7 @@ from harness.distributed.rendezvous import export_rendezvous
 from harness.run.folder import RunFolder
 from harness.run.length import origin
 from model.config_validation import ConfigError
-from sweeps.backends.base import Backend, CurrentJob, Requeue
+from sweeps.backends.base import Backend, CurrentJob, JobElement, JobState, Requeue
 from sweeps.backends.job_array import JobArray, read_array, read_submitted
 from sweeps.backends.registry import backend_of_job
 from sweeps.config.cluster import RetryConfig
@@ -57,8 +57,11 @@ def main(arguments: list[str]) -> int:
     if array.resources.world_size > 1:
         export_rendezvous()
     if _is_first_rank() and job.restarts:
-        _record_node_failures(runs, ledger.retry)
+        _record_restart(runs, ledger.retry, backend.restart_cause(folder, job))
     started = work_through(runs, sweep / ledger.cache, array, ledger.retry, stop_requested, job)
+    if not folder.exists():
+        print(f"{sweep} is gone, it was renamed or deleted: this job ends, launch continues its runs")
+        return STOPPED
     if not _is_first_rank():  # the first rank reports how the runs ended
         return 0
     if stop_requested():
@@ -91,8 +94,12 @@ def work_through(
     active: list[tuple[BaseProcess, RunFolder, int]] = []
     started: set[str] = set()
     memory = _out_of_memory_kills()
-    while active or (waiting and not stop_requested()):
-        while waiting and free and not stop_requested():
+
+    def may_start() -> bool:
+        return not stop_requested() and all(run.path.parent.exists() for run in waiting[:1])
+
+    while active or (waiting and may_start()):
+        while waiting and free and may_start():
             run = waiting.pop(0)
             if not alone or prepare_attempt(run, run.status(), retry):
                 slot = free.pop(0)
@@ -110,7 +117,7 @@ def work_through(
             active = [other for other in active if other is not entry]
             free.append(slot)
             killed = child.exitcode is not None and child.exitcode < 0 and not stop_requested()
-            if killed:
+            if killed and run.path.exists():
                 now = _out_of_memory_kills()
                 record_kill(run, child.exitcode or 0, out_of_memory=now > memory)
                 memory = now
@@ -147,12 +154,20 @@ def _may_start(run: RunFolder) -> bool:
     return False
 
 
-def _record_node_failures(runs: list[RunFolder], retry: RetryConfig) -> None:
-    """Count a node failure for runs marked running: the scheduler has started this job again since."""
+def _record_restart(runs: list[RunFolder], retry: RetryConfig, cause: JobState | None) -> None:
+    """Count a failure for runs of an earlier start of this job that have none counted for its end.
+
+    A `cause` that is not known has a class of its own.
+    """
+    known = JobElement(state=cause).failure_class if cause else ""
+    restarted = "restarted" if known in ("", "lost") else known
+    why = cause.value if cause else "for an unknown reason"
     for run in runs:
         status = run.status()
-        if status.state == "running" and not run.is_held():
-            failed = status.failed("node_failure", f"its node was lost in attempt {status.attempts}")
+        uncounted = status.failure_class if status.state == "submitted" else ""  # of a stop cut short
+        if (status.state == "running" or uncounted) and not run.is_held():
+            message = f"its job was started again in attempt {status.attempts}: {why}"
+            failed = status.failed(uncounted or restarted, message)
             keep = is_open(failed, retry)
             run.set_status(
                 dataclasses.replace(failed, state="submitted", failure_class="") if keep else failed

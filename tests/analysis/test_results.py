@@ -16,10 +16,13 @@ from analysis.compare.arms import compare_arms
 from analysis.laws.curve_laws import fit_curves
 from analysis.laws.function_law import as_law
 from analysis.laws.task_score import fit_task_score
+from analysis.published.comparison import published_comparison
+from analysis.study.device_hours import fit_device_hours
 from tests.analysis.synthetic import INSIDE, Truth, study
 
 QUICK = FitConfig(bootstrap=100, validation=False, profiles=False)
-DRAWN = ("law", "own", "one_column", "curves", "task", "points", "study")  # results with figures of their own
+# Results with figures of their own.
+DRAWN = ("law", "own", "one_column", "curves", "task", "points", "study", "envelope", "hours", "published")
 
 
 def own(params, tokens, *, E, A, alpha, B, beta):
@@ -60,6 +63,23 @@ def result(name):
     runs, depths = study(budgets=INSIDE[:3], noise_nats=0.002)
     if name == "study":
         return fit(runs, depths, QUICK)
+    if name == "hours":
+        looped = runs[runs["kind"] == "looped"]
+        per_token = 2e-5 + 1e-6 * looped["mean_recurrence"]
+        return fit_device_hours(looped.assign(device_s=looped["tokens"] * per_token), QUICK)
+    if name == "published":
+        return published_comparison()
+    if name == "envelope":
+        rates = [
+            runs.assign(
+                adamw_learning_rate=rate,
+                run_id=runs["run_id"] + f"-{rate}",
+                val_loss_nats=runs["val_loss_nats"] + worse,
+            )
+            for rate, worse in ((0.001, 0.02), (0.002, 0.0))
+        ]
+        (one,) = fit(pd.concat(rates, ignore_index=True), depths[:0], QUICK).envelopes
+        return one
     if name == "compare":
         return compare(runs, QUICK)
     other = runs.assign(injection="linear", run_id=runs["run_id"] + "-linear")
@@ -101,6 +121,33 @@ def test_a_result_has_frames_text_and_a_plot(name):
     ax = found.plot()
     assert analysis.plot(found, ax) is ax
     assert ax.get_xlabel() and ax.get_ylabel() and (ax.lines or ax.collections)
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_intervals_at_another_level_are_wider_or_narrower_by_it(name):
+    """Normal: 1.64 of 1.96 standard errors hold 90 %. Open ends stay open."""
+    found = result(name)
+    pd.testing.assert_frame_equal(found.conf_int(0.95), found.conf_int())
+    width = found.conf_int().diff(axis=1)["high"]
+    narrow = found.conf_int(0.5).diff(axis=1)["high"]
+    closed = np.isfinite(width) & np.isfinite(narrow)
+    assert closed.any()
+    assert (narrow[closed] < width[closed]).all()
+
+
+@pytest.mark.parametrize("name", [name for name in DRAWN if name != "published"])
+def test_a_result_has_residuals_and_a_covariance(name):
+    found = result(name)
+    covariance, frame = found.cov, found.to_frame()
+    assert list(covariance.index) == list(covariance.columns)
+    assert set(covariance.index) <= set(frame.index)
+    known = frame.loc[covariance.index]
+    width = (known["high"] - known["low"]).to_numpy(float)
+    errors = np.sqrt(np.diagonal(covariance.to_numpy(float)))
+    inside = np.isfinite(width) & (width > 0)
+    assert inside.any()
+    assert np.median(width[inside] / errors[inside]) == pytest.approx(2 * 1.96, rel=0.5)
+    assert np.isfinite(found.resid).mean() > 0.9
 
 
 def test_residuals_and_covariances_are_those_of_the_noise():

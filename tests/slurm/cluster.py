@@ -1,11 +1,12 @@
-"""A real SLURM cluster on this one machine: several slurmd, accounting, preemption, GPUs in name.
+"""Two real SLURM clusters on this one machine: several slurmd, accounting, preemption, GPUs in name.
 
 python tests/slurm/cluster.py up | down | wipe | env
 
+The first is a generous site; the second forgets, limits and refuses what sites may (`sites.slurm_conf`).
 `up` starts what does not run yet (on Debian it first installs what is missing, as root), `down` stops what
-`up` started, `wipe` also deletes its files, `env` prints the line that points a shell at it. Everything
-listens on 127.0.0.1 and lives under one folder. Environment variables, with their defaults, change the site:
-SITE_ROOT=/tmp/loopscale-slurm SITE_PORT=47300 SITE_ACCOUNTING=1 SITE_REQUEUE=1 SITE_CGROUP=0.
+`up` started, `wipe` also deletes its files, `env` prints the line that points a shell at the first.
+Everything listens on 127.0.0.1 and lives under two folders. Environment variables, with their defaults,
+change the first site: SITE_ROOT=/tmp/loopscale-slurm SITE_PORT=47300 SITE_ACCOUNTING=1 SITE_CGROUP=0.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.slurm.sites import NODES, Site, name_nodes, write_files
+from tests.slurm.sites import Site, name_nodes, write_files
 
 PACKAGES = {"slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client", "munged": "munge"}
 ACCOUNTING_PACKAGES = {"slurmdbd": "slurmdbd", "mariadbd": "mariadb-server"}
@@ -177,9 +178,8 @@ def start_accounting(site: Site, daemons: Daemons) -> None:
     wait_for("mariadbd", lambda: listens(site.port + 2), 60)
     daemons.start("slurmdbd", "slurmdbd", "-D")
     wait_for("slurmdbd", lambda: listens(site.port + 1), 60)
-    name = site.root.name.replace("-", "_")
-    if name not in slurm(site, "sacctmgr", "-nP", "show", "cluster", "format=cluster").split():
-        slurm(site, "sacctmgr", "-i", "add", "cluster", name)
+    if site.name not in slurm(site, "sacctmgr", "-nP", "show", "cluster", "format=cluster").split():
+        slurm(site, "sacctmgr", "-i", "add", "cluster", site.name)
 
 
 def slurm(site: Site, *command: str) -> str:
@@ -194,7 +194,7 @@ def up(site: Site) -> None:
     site.root.mkdir(parents=True, exist_ok=True)
     with (site.root / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        name_nodes()
+        name_nodes(site.nodes)
         write_files(site)
         daemons = Daemons(site)
         daemons.start(
@@ -206,10 +206,10 @@ def up(site: Site) -> None:
         if site.accounting:
             start_accounting(site, daemons)
         daemons.start_controller()
-        for node in NODES:
+        for node in site.nodes:
             daemons.start_node(node)
-        wait_for("the nodes", lambda: usable(site) == len(NODES), 60)
-    print(f"{len(NODES)} nodes up; {environment_line(site)}")
+        wait_for("the nodes", lambda: usable(site) == len(site.nodes), 60)
+    print(f"{len(site.nodes)} nodes up; {environment_line(site)}")
 
 
 def usable(site: Site) -> int:
@@ -231,7 +231,7 @@ def down(site: Site) -> None:
         if jobs:
             slurm(site, "scancel", *jobs)
             became(lambda: not slurm(site, "squeue", "-h", "-t", "R,CG,S"), 20)
-    for node in NODES:
+    for node in site.nodes:
         daemons.stop(f"slurmd.{node}")
     for pid in step_daemons(site):
         with contextlib.suppress(ProcessLookupError):
@@ -258,15 +258,18 @@ def environment_line(site: Site) -> str:
 
 def main(command: str) -> None:
     """Run one of up, down, wipe and env."""
-    site = Site.from_environment()
+    first = Site.from_environment()
+    sites = (first, first.second())
     if command == "up":
-        up(site)
+        for site in sites:
+            up(site)
     elif command in ("down", "wipe"):
-        down(site)
-        if command == "wipe":
-            shutil.rmtree(site.root, ignore_errors=True)
+        for site in sites:
+            down(site)
+            if command == "wipe":
+                shutil.rmtree(site.root, ignore_errors=True)
     elif command == "env":
-        print(environment_line(site))
+        print(environment_line(first))
     else:
         sys.exit(f"unknown command {command!r} (choose from up, down, wipe, env)")
 

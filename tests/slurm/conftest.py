@@ -24,7 +24,7 @@ from sweeps.state.ledger import read_ledger
 from tests.waiting import wait_for
 
 from .cluster import Daemons
-from .sites import NODES, Site
+from .sites import Site
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -68,22 +68,17 @@ def daemons(site) -> Iterator[Daemons]:
     found = Daemons(site)
     yield found
     found.start_controller()
-    for node in NODES:
+    for node in site.nodes:
         found.start_node(node)
 
 
 @pytest.fixture
-def bare_site(tmp_path, monkeypatch):
-    """A second cluster: no accounting, no requeue."""
-    root = Path("/tmp/loopscale-slurm-bare")
-    environment = os.environ | {
-        "SITE_ROOT": str(root), "SITE_PORT": "47400", "SITE_ACCOUNTING": "0", "SITE_REQUEUE": "0",
-    }  # fmt: skip
-    script = [sys.executable, str(HERE / "cluster.py")]
-    subprocess.run([*script, "up"], env=environment, check=True, stdout=subprocess.DEVNULL)
-    monkeypatch.setenv("SLURM_CONF", str(root / "etc" / "slurm.conf"))
-    yield root
-    subprocess.run([*script, "wipe"], env=environment, check=True)
+def strict_site(site, monkeypatch) -> Site:
+    """The second cluster, which this process's commands reach during a test."""
+    strict = site.second()
+    monkeypatch.setenv("SLURM_CONF", str(strict.conf))
+    wait_for(lambda: _answers("sinfo", "-h", "-o", "%D"), 30, lambda: "for the cluster: make slurm-up")
+    return strict
 
 
 def slurm(*command: str) -> str:
@@ -151,7 +146,7 @@ class Sweep:
         wait_for(lambda: not self.queue(), seconds, lambda: f"for {self.name}: {self.queue()}")
 
     def queue(self) -> list[str]:
-        lines = slurm("squeue", "-h", "-r", "-o", "%j %i %T %r").splitlines()
+        lines = slurm("squeue", "-h", "-r", "-o", "%j|%i|%T %r").splitlines()
         stuck = "launch failed requeued held"  # for ever, so launch is asked to deal with it
         return [line for line in lines if line.startswith(f"{self.name}-") and stuck not in line]
 
@@ -214,7 +209,7 @@ def sweep(site, data, tmp_path):
 
     yield make
     for each in made:
-        jobs = {line.split()[1].partition("_")[0] for line in each.queue()}
+        jobs = {line.split("|")[1].partition("_")[0] for line in each.queue()}
         if jobs:
             slurm("scancel", *jobs)
 

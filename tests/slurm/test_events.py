@@ -16,7 +16,8 @@ import pytest
 import loopscale
 from harness.run.metrics import read_metrics
 from sweeps.backends.job_array import read_array
-from sweeps.state.status import attempts_of, status
+from sweeps.state.ended_jobs import attempts_of
+from sweeps.state.status import status
 from tests.waiting import wait_for
 
 from .cluster import step_daemons
@@ -249,10 +250,12 @@ def test_a_full_disk(sweep, calm, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:submitted before on another cluster")
-def test_a_site_without_requeue_and_accounting_and_a_sweep_that_moves_there(sweep, calm, tmp_path, bare_site):
+def test_a_sweep_that_moves_to_a_site_without_requeue_and_accounting(
+    sweep, calm, tmp_path, site, strict_site
+):
     made = sweep("moved", *EVENT, SLOW)
     with pytest.MonkeyPatch.context() as elsewhere:
-        elsewhere.setenv("SLURM_CONF", os.environ["SLURM_CONF"].replace("-bare", ""))
+        elsewhere.setenv("SLURM_CONF", str(site.conf))
         made.launch()
         made.wait_for_step(8)
         assert loopscale.cancel([f"root={made.root}", "sweep=moved"])
@@ -274,6 +277,6 @@ def test_a_site_without_requeue_and_accounting_and_a_sweep_that_moves_there(swee
     made.finish()
     assert made.losses() == calm
     assert {place["cluster"] for place in attempts_of(made.run())} == {
-        "loopscale_slurm",
-        "loopscale_slurm_bare",
+        site.name,
+        strict_site.name,
     }

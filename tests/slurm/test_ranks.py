@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sweeps.state.status import attempts_of
+from sweeps.state.ended_jobs import attempts_of
 
 from .conftest import EVENT
 

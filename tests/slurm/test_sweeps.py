@@ -13,7 +13,7 @@ import pytest
 import loopscale
 from sweeps.backends.job_array import read_array
 from sweeps.launch.code_snapshot import SOURCES
-from sweeps.state.status import attempts_of
+from sweeps.state.ended_jobs import attempts_of
 
 from .conftest import EVENT, ROOT, eventually, fault, slurm
 

@@ -10,8 +10,8 @@ import pytest
 
 from harness.run.folder import RunFolder
 from harness.run.metrics import read_metrics
+from sweeps.state.ended_jobs import attempts_of
 from sweeps.state.ledger import read_ledger
-from sweeps.state.status import attempts_of
 from tests.waiting import wait_for
 
 from .conftest import eventually, fault, slurm, undisturbed

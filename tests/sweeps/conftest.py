@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import pytest
@@ -43,3 +44,36 @@ def finished(finished_once, tmp_path, tiny_study):
     folder = shutil.copytree(finished_once, tmp_path / "runs" / "tiny")
     write_ledger(tiny_study())
     return folder
+
+
+@pytest.fixture
+def commands(tmp_path, monkeypatch):
+    """Put shell scripts on PATH under the names of SLURM's commands; each call is logged."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    log = tmp_path / "calls"
+
+    def put(name: str, script: str):
+        path = folder / name
+        path.write_text(f'#!/bin/sh\necho "{name} $*" >> {log}\n{script}\n')
+        path.chmod(0o755)
+        return lambda: [line for line in log.read_text().splitlines() if line.startswith(name)]
+
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    put("scontrol", "echo 'ClusterName = somewhere'; echo 'MaxArraySize = 50'")
+    return put
+
+
+@pytest.fixture
+def queued(commands, tiny, tmp_path):
+    """A function that launches a sweep of two runs on stand-ins for SLURM; returns folder and overrides."""
+
+    def launch(*more: str):
+        commands("squeue", "true")
+        commands("sbatch", "echo 'Submitted batch job 5'")
+        grid = ["sweep.name=queued", "sweep.tokens=[640]", "sweep.min_steps=5", "sweep.control=none"]
+        overrides = [*tiny, *grid, "sweep.mean_recurrences=[2]", "sweep.seeds=[0,1]", "confirm=false"]
+        loopscale.launch([*overrides, "cluster=slurm", *more])
+        return tmp_path / "runs" / "queued", overrides
+
+    return launch

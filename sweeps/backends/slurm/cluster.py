@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import getpass
+import io
+import math
 import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable
 from functools import cached_property
@@ -13,10 +18,31 @@ from pathlib import Path
 from typing import TypeVar
 
 from model.config_validation import ConfigError
-from sweeps.backends.base import Backend, CurrentJob, Elements, Requeue, SchedulerError
+from sweeps.backends.base import (
+    Backend,
+    CurrentJob,
+    Elements,
+    JobElement,
+    JobOutput,
+    JobState,
+    QueueFull,
+    Requeue,
+    SchedulerError,
+)
 from sweeps.backends.job_array import JobArray, array_folder
 from sweeps.backends.registry import outside_jobs
-from sweeps.backends.slurm.states import ACCOUNTING_FORMAT, QUEUE_FORMAT, parse_accounting, parse_queue
+from sweeps.backends.slurm.limits import FULL, array_limit, submit_limit, usable_nodes
+from sweeps.backends.slurm.states import (
+    ACCOUNTING_FORMAT,
+    QUEUE_FORMAT,
+    QUEUED,
+    STARTED,
+    job_state,
+    parse_accounting,
+    parse_log,
+    parse_queue,
+)
+from sweeps.config.cluster import Resources
 
 T = TypeVar("T")
 # What commands print when the controller is away or overloaded; any other error is final.
@@ -25,6 +51,7 @@ OUTAGE = re.compile(
     r"|standby|temporarily|not respond|unable to connect|slurmdbd.*(down|error)|try again",
     re.IGNORECASE,
 )
+ACCOUNTING_PATIENCE_S = 15.0  # the queue has answered, which is enough to go on
 BACK_OFF_S = (1.0, 2.0, 4.0, 8.0, 15.0)  # and 15 s from then on
 CANCEL_AT_ONCE = 500  # ids in one call of scancel
 
@@ -51,7 +78,22 @@ class Slurm(Backend):
 
     @property
     def max_array(self) -> int:
-        return int(self.settings["MaxArraySize"])
+        return min(array_limit(self.settings), self.config.max_array_tasks or sys.maxsize)
+
+    def room(self) -> int | None:
+        limit = self.config.max_queued
+        if limit is None and self.has_accounting:
+            limit = submit_limit(_run, getpass.getuser(), self.name, self.config)
+        if limit is None:
+            return None
+        listing = (
+            "--noheader",
+            "--array",
+            f"--user={getpass.getuser()}",
+            "--states=PD,R,CF,S",
+            "--format=%i",
+        )
+        return max(0, limit - len(self.call("squeue", *listing).split()))
 
     @property
     def has_accounting(self) -> bool:
@@ -83,7 +125,8 @@ class Slurm(Backend):
                 return job_id
             sent += 1
             try:
-                with outside_jobs():
+                # submitit prints what it raises, even where the next attempt succeeds.
+                with outside_jobs(), contextlib.redirect_stderr(io.StringIO()):
                     return executor.submit_array()
             except FailedJobError as error:
                 for draft in folder.glob(".submission_file_*"):
@@ -103,7 +146,8 @@ class Slurm(Backend):
     def states(self, arrays: Iterable[JobArray], *, patient: bool = True) -> Elements:
         """Return the state of every element of the arrays that SLURM still knows.
 
-        One call of squeue; one of sacct if that does not know all and there is accounting.
+        One call of squeue; one of sacct if that does not know all and there is accounting. Where that does
+        not answer, the queue's answer stands, and what it lacks is UNKNOWN.
         """
         known = {array.name: array for array in arrays}
         if not known:
@@ -121,17 +165,42 @@ class Slurm(Backend):
         since = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(min(missing.values()) - 60))
         # Not --array, which SLURM before 23.02 does not know: ranges of indices are expanded here.
         listing = ("--noheader", "--parsable2", f"--starttime={since}")
-        text = call("sacct", *listing, f"--name={','.join(missing)}", f"--format={ACCOUNTING_FORMAT}")
-        return parse_accounting(text) | queued
+        command = ("sacct", *listing, f"--name={','.join(missing)}", f"--format={ACCOUNTING_FORMAT}")
+        try:
+            return parse_accounting(self.call(*command, seconds=ACCOUNTING_PATIENCE_S * patient)) | queued
+        except (SchedulerError, ConfigError) as error:
+            unknown = JobElement(state=JobState.UNKNOWN, reason=str(error))
+            places = ((name, index) for name in missing for index in range(len(known[name].elements)))
+            return dict.fromkeys(places, unknown) | queued
 
     def cancel(self, jobs: Iterable[str]) -> None:
         ids = list(jobs)
         for start in range(0, len(ids), CANCEL_AT_ONCE):
             self.call("scancel", *ids[start : start + CANCEL_AT_ONCE])
 
-    def job_log(self, folder: Path, index: int) -> Path | None:
-        logs = sorted(folder.glob(f"*_{index}_*_log.out"))
-        return logs[-1] if logs else None
+    def job_output(self, folder: Path, index: int) -> JobOutput | None:
+        text = _log(folder, index)
+        return parse_log(text) if text else None
+
+    def restart_cause(self, folder: Path, job: CurrentJob) -> JobState | None:
+        text = _log(folder, job.index or 0)
+        before = parse_log(text, start=-2).cause if text.count(STARTED) > 1 else None
+        if before is not None:
+            return before
+        listing = ("--noheader", "--parsable2", "--allocations", "--duplicates", "--format=State")
+        try:
+            records = _run("sacct", *listing, f"--jobs={job.element_id}").splitlines()
+        except (SchedulerError, ConfigError):
+            return None
+        states = [job_state(record.split()[0]) for record in records if record.strip()]
+        ended = [state for state in states if state not in (JobState.QUEUED, JobState.RUNNING)]
+        return ended[-1] if ended else None
+
+    def nodes_to_avoid(self, resources: Resources, nodes: set[str]) -> set[str]:
+        if not nodes:
+            return nodes
+        usable = usable_nodes(self.call("sinfo", "--noheader", "--Node", "--format=%P %N %T"), resources)
+        return nodes if len(usable - nodes) >= resources.nodes else set()
 
     def current_job(self) -> CurrentJob | None:
         environment = os.environ
@@ -150,33 +219,44 @@ class Slurm(Backend):
 
     def requeue(self, job: CurrentJob) -> Requeue:
         try:
-            listing = ("--noheader", f"--jobs={job.element_id}", "--states=all", "--format=%T")
-            state = self.call("squeue", *listing).strip()
-            if state in ("PENDING", "REQUEUED"):
-                return Requeue(message="queued again by SLURM")
-            if state != "RUNNING":
+            text = self.call("scontrol", "--oneliner", "show", "job", job.element_id)
+            shown = dict(part.partition("=")[::2] for part in text.split())
+            # Of a job that is stopping the state is COMPLETING, whatever comes next.
+            if shown["JobState"] in QUEUED or int(shown.get("Restarts", 0)) > job.restarts:
+                reason = shown.get("Reason", "").replace("_", " ")
+                held = "held" in reason.lower()
+                return Requeue(message=f"held in the queue: {reason}" if held else "queued again by SLURM")
+            if shown["JobState"] != "RUNNING":
+                if shown.get("PreemptTime", "None") != "None":
+                    return Requeue(message="preempted for good; launch continues it")
                 return Requeue(message="cancelled; launch continues it", cancelled=True)
             self.call("scontrol", "requeue", job.element_id)
-        except (ValueError, OSError) as error:
+        except (KeyError, ValueError, OSError) as error:
             return Requeue(message=f"not requeued, launch continues it: {error}")
         return Requeue(message="queued again")
 
-    def call(self, *command: str) -> str:
-        """Return what a command prints; waits for a controller that does not answer."""
-        return self.patiently(lambda: _run(*command))
+    def call(self, *command: str, seconds: float = math.inf) -> str:
+        """Return what a command prints; waits for a controller that does not answer, as `patiently`."""
+        return self.patiently(lambda: _run(*command), seconds)
 
-    def patiently(self, action: Callable[[], T]) -> T:
-        """Repeat `action` with growing pauses while the controller is away, as long as the profile allows."""
-        until = time.monotonic() + self.config.patience_s
+    def patiently(self, action: Callable[[], T], seconds: float = math.inf) -> T:
+        """Repeat `action` with growing pauses while the controller is away.
+
+        It ends after `seconds`, or as soon as the profile says.
+        """
+        patience_s = min(seconds, self.config.patience_s)
+        until = time.monotonic() + patience_s
         for tried in range(10_000):
             try:
                 return action()
             except SchedulerError as error:
+                if FULL.search(str(error)):
+                    raise QueueFull(f"SLURM takes no more jobs now: {error}") from error
                 if not OUTAGE.search(str(error)):
                     raise ConfigError(f"SLURM refuses: {error}") from error
                 pause = BACK_OFF_S[min(tried, len(BACK_OFF_S) - 1)]
                 if time.monotonic() + pause > until:
-                    waited = f"{self.config.patience_s:g} s"
+                    waited = f"{patience_s:g} s"
                     raise SchedulerError(
                         f"SLURM does not answer for {waited} ({error}): run the same command again later"
                     ) from error
@@ -192,6 +272,12 @@ def _run(*command: str) -> str:
     if done.returncode:
         raise SchedulerError(_sentence(done.stderr or f"{command[0]} ended with code {done.returncode}"))
     return done.stdout
+
+
+def _log(folder: Path, index: int) -> str:
+    """Return the newest output of an element of the array in `folder`, "" if there is none."""
+    logs = sorted(folder.glob(f"*_{index}_*_log.out"))
+    return logs[-1].read_text(encoding="utf-8", errors="replace") if logs else ""
 
 
 def _require(program: str) -> None:

@@ -5,7 +5,6 @@ A job's record is the folder of its array, not a pickle: it does not need its la
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,12 @@ from typing import Any
 import submitit
 
 from harness.distributed.rendezvous import job_port
-from sweeps.backends.job_array import JOBS, JobArray, array_folder, read_submitted
+from model.config_validation import ConfigError
+from sweeps.backends.job_array import JOBS, TASK, JobArray, array_folder, read_submitted
 from sweeps.backends.registry import JOB_BACKEND
+from sweeps.backends.slurm.states import STARTED
 from sweeps.config.cluster import ClusterConfig
-
-TASK = "sweeps.workers.array_task"  # the module that every element runs
+from sweeps.config.shell import quote
 
 
 class Executor(submitit.SlurmExecutor):
@@ -49,9 +49,12 @@ class Executor(submitit.SlurmExecutor):
 def executor_for(config: ClusterConfig, sweep: Path, array: JobArray, version: str) -> Executor:
     """Return the executor that submits `array`; `version` of the code is handed to the jobs."""
     folder = array_folder(sweep.resolve(), array)
+    if "%" in str(folder):
+        raise ConfigError(f"{sweep.resolve()}: SLURM replaces % in the paths of logs; choose another root")
     resources = array.resources
     torchrun = resources.ranks == "torchrun"
-    executor = Executor(folder, _torchrun(config, array, folder) if torchrun else _task(config, folder))
+    command = _torchrun(config, array, folder) if torchrun else _task(config, array, folder)
+    executor = Executor(folder, command)
     options: dict[str, Any] = {key.replace("_", "-"): value for key, value in resources.options.items()}
     if array.after:  # if that fails, the array is cancelled instead of waiting, and launch submits it again
         options["kill-on-invalid-dep"] = "yes"
@@ -80,7 +83,11 @@ def executor_for(config: ClusterConfig, sweep: Path, array: JobArray, version: s
         signal_delay_s=config.signal_s,
         array_parallelism=array.array_parallelism,
         stderr_to_stdout=True,
-        setup=[*config.setup, *_environment(config, sweep, array, version)],
+        setup=[
+            f'echo "{STARTED}$SLURMD_NODENAME"',
+            *config.setup,
+            *_environment(config, sweep, array, version),
+        ],
         additional_parameters=options,
         **{key: value for key, value in stated.items() if value is not None},
     )
@@ -94,6 +101,8 @@ def _dependency(sweep: Path, array: JobArray) -> str | None:
         return None
     submitted = read_submitted(sweep / JOBS / array.after)
     job = submitted.job_id if submitted else f"JOB_OF_{array.after}"  # not known yet in a dry run
+    if array.module != TASK:
+        return f"afterany:{job}"
     return f"aftercorr:{job}" if array.after_index is None else f"afterok:{job}_{array.after_index}"
 
 
@@ -110,8 +119,8 @@ def _environment(config: ClusterConfig, sweep: Path, array: JobArray, version: s
     ]
 
 
-def _task(config: ClusterConfig, folder: Path) -> str:
-    return f"{_python(config)} -u -m {TASK} {quote(folder)}"
+def _task(config: ClusterConfig, array: JobArray, folder: Path) -> str:
+    return f"{_python(config)} -u -m {array.module} {quote(folder)}"
 
 
 def _torchrun(config: ClusterConfig, array: JobArray, folder: Path) -> str:
@@ -127,8 +136,3 @@ def _torchrun(config: ClusterConfig, array: JobArray, folder: Path) -> str:
 def _python(config: ClusterConfig) -> str:
     """Return the shell words that start the interpreter; a profile may give several."""
     return config.python or quote(sys.executable)
-
-
-def quote(value: object) -> str:
-    """Return one shell word."""
-    return shlex.quote(str(value))

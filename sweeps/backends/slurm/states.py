@@ -5,17 +5,18 @@ from __future__ import annotations
 import re
 import warnings
 
-from sweeps.backends.base import Elements, JobElement, JobState
+from sweeps.backends.base import Elements, JobElement, JobOutput, JobState
 
 QUEUE_FORMAT = "%j|%K|%T|%r|%N|%L|%F"  # of squeue, as `parse_queue` reads it
 ACCOUNTING_FORMAT = "JobID,JobName,State,NodeList"  # of sacct, as `parse_accounting` reads it
 
 QUEUED = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
-RUNNING = ("CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED")
+RUNNING = ("CONFIGURING", "RUNNING", "COMPLETING")
 CHANGING = ("RESIZING", "SIGNALING", "STAGE_OUT")
 STATES = {
     **dict.fromkeys(QUEUED, JobState.QUEUED),
     **dict.fromkeys((*RUNNING, *CHANGING), JobState.RUNNING),
+    **dict.fromkeys(("SUSPENDED", "STOPPED"), JobState.SUSPENDED),
     "COMPLETED": JobState.DONE,
     "CANCELLED": JobState.CANCELLED,
     "OUT_OF_MEMORY": JobState.OUT_OF_MEMORY,
@@ -25,6 +26,16 @@ STATES = {
     "NODE_FAIL": JobState.NODE_FAILURE,
     "BOOT_FAIL": JobState.NODE_FAILURE,
 }
+
+# What a job's log says about its end, by slurmstepd.
+ENDINGS = {
+    r"exceeded (job |step )?memory limit|oom[-_ ]kill": JobState.OUT_OF_MEMORY,
+    r"CANCELLED AT .* DUE TO PREEMPTION": JobState.PREEMPTED,
+    r"CANCELLED AT .* DUE TO TIME LIMIT": JobState.TIMEOUT,
+    r"CANCELLED AT .* DUE TO NODE FAILURE": JobState.NODE_FAILURE,
+    r"JOB \S+ ON \S+ CANCELLED AT \S+ \*\*\*": JobState.CANCELLED,
+}
+STARTED = "loopscale: started on "  # and the node: what a job file prints first
 
 
 def job_state(native: str, reason: str = "") -> JobState:
@@ -98,6 +109,15 @@ def parse_accounting(text: str) -> Elements:
                 state=job_state(native), native_state=native, node=node, job_id=job_id
             )
     return elements
+
+
+def parse_log(text: str, *, start: int = -1) -> JobOutput:
+    """Return what a job printed after one of its starts, by default the last one."""
+    starts = text.split(STARTED)
+    node, _, printed = starts[start].partition("\n") if len(starts) > 1 else ("", "", text)
+    causes = [state for words, state in ENDINGS.items() if re.search(words, printed, re.IGNORECASE)]
+    lines = [line for line in printed.splitlines() if line.strip()]
+    return JobOutput(lines=lines, node=node.strip(), cause=causes[0] if causes else None)
 
 
 def indices(text: str) -> list[int]:

@@ -175,3 +175,9 @@ def test_a_table_of_points_is_refused_as_a_sweep_is(losses, reason):
     points = pd.DataFrame({"depth": DEPTHS, "loss": losses})
     curve = fit_law_to_points("saturating", points).curves[0]
     assert curve.parameters == {} and reason in curve.refusal
+
+
+def test_a_tail_that_is_flat_to_rounding_gives_no_meaningless_multiple():
+    losses = np.array([3.9, 3.1, 3.3] + [3.0] * 21)
+    refusal = fit_depth_curve(np.arange(1.0, 25.0), losses).refusal
+    assert refusal and refusal.endswith("over 100 times the scatter between depths)")

@@ -1,6 +1,7 @@
 """Parameters that the points tell only together are named, and have no closed interval."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from analysis.laws.fit import fit_law
@@ -74,6 +75,19 @@ def test_two_sizes_give_phi_and_alpha():
         assert high - low < 0.2
         covered.append(low < 0.46 < high)
     assert any(covered)
+
+
+@pytest.mark.parametrize(("seed", "lost"), [(1, set()), (3, {"E", "A", "alpha"})])
+def test_a_floor_that_the_noise_hardly_bounds_has_no_closed_interval(seed, lost):
+    """On two sizes 1.1 apart resamples stay near the fit: E was [1.20, 1.66], not 2.66."""
+    points = grid((1, 1.1), EVEN)
+    fit = fit_law("iso_depth", points, noisy(points, 0.005, seed), bootstrap=40)
+    assert set(fit.not_identified) == lost
+    ends = fit.conf_int()
+    pd.testing.assert_frame_equal(ends[["low", "high"]], fit.params[["low", "high"]], check_names=False)
+    for name in ("E", "alpha"):
+        assert ends.loc[name, "low"] <= TRUTH[name] <= ends.loc[name, "high"]
+    assert np.isfinite(ends.loc["phi"]).all()
 
 
 def test_an_exponent_and_the_floor_trade_off_in_most_fits_and_keep_their_intervals():

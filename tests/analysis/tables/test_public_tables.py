@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.optimize
@@ -136,3 +138,15 @@ def test_overtrained_models_give_the_law_that_scipy_finds(capsys):
 )
 def test_published_tables_without_isoflop_points_say_what_is_missing(capsys, name, arguments, line):
     assert line in refused(capsys, *published(name, *arguments))
+
+
+def test_a_power_law_of_sizes_has_no_loss_unit(capsys):
+    loopscale.main(["fit", *published("nanochat_isoflop_optima", *NANOCHAT, "bootstrap=100")])
+    text = capsys.readouterr().out
+    assert "units of its column" in text and "loss units" not in text and "nats" not in text
+
+
+def test_every_published_table_is_among_these():
+    text = Path(__file__).read_text()
+    tables = [path.stem for path in public_data.FOLDER.glob("*.csv")]
+    assert [name for name in tables if f'"{name}"' not in text] == []

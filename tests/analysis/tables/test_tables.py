@@ -70,7 +70,8 @@ def test_empty_and_hopeless_tables_are_refused():
     with pytest.raises(TableError, match="the runs table is empty"):
         fit(runs.iloc[:0], depths)
     runs["status"] = "running"
-    with pytest.raises(TableError, match=r"none of 7 runs can be used: .* is not done \(status running\)"):
+    said = r"none of 7 runs can be used: .* is not done \(status running\); collect the sweep again once"
+    with pytest.raises(TableError, match=said):
         fit(runs, depths)
 
 

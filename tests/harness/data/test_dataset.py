@@ -242,7 +242,7 @@ def test_text_without_validation_documents_is_refused(tmp_path):
     (tmp_path / "a.txt").write_text("a short text\n")
     config = DataConfig(name="test", source="text", path=str(tmp_path / "a.txt"))
     with pytest.raises(
-        DataError, match=r"none of the 1 documents of .*a\.txt is for validation: change data\.val"
+        DataError, match=r"none of the 1 documents of .*a\.txt is for validation: raise data\.val"
     ):
         prepare(config, tmp_path / "cache")
     with pytest.raises(DataError, match="is for train: "):

@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from harness.run.folder import RunFolder
 from harness.run.metrics import read_metrics
+from harness.storage.files import write_json
 from harness.training.job import JOB_END, run_job
 from harness.training.step import GradientOfStep
+from model.config_validation import ConfigError
 from tests.harness.processes import CONTEXT, join, let_go, start_held, wait_for_hold
 from tests.harness.runs import assert_same_bits
 from tests.workers import in_processes
@@ -159,3 +162,40 @@ def test_an_error_of_the_file_system_is_worth_another_attempt(
     with pytest.raises(OSError, match=r"metrics\.jsonl"):
         run_job(folder.path, cache)
     assert folder.status().failure_class == failure_class and "metrics.jsonl" in folder.status().message
+
+
+def test_a_full_disk_is_named_with_what_was_being_written(make, cache, monkeypatch, tmp_path):
+    """The kernel does not say which file it was, nor does safetensors."""
+    folder, _ = make("steps=2", parent="full")
+
+    def fails(*_):
+        raise RuntimeError("Error while serializing: No space left on device (os error 28)")
+
+    monkeypatch.setattr("harness.training.train.draw", fails)
+    with pytest.raises(RuntimeError):
+        run_job(folder.path, cache)
+    assert named(folder) == ("failed", "lost") and str(folder.path) in folder.status().message
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("harness.storage.files.os.write", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*new\.json'"):
+        write_json(tmp_path / "new.json", {})
+    assert not list(tmp_path.glob(".new.json*")), "no torn file stays behind"
+
+
+def test_a_run_whose_folder_is_renamed_stops_and_makes_no_other(make, whole, cache):
+    folder, _ = make("steps=30", "training.checkpoint_every_s=0.02", parent="before")
+    before, after = folder.path.parent, folder.path.parent.with_name("after")
+
+    def rename(line):
+        if line.get("step") == 10:
+            before.rename(after)
+
+    with pytest.raises(ConfigError, match="is gone, it was renamed or deleted while its run was trained"):
+        run_job(folder.path, cache, watch=rename)
+    assert not before.exists()
+    moved = RunFolder(after / folder.run_id)
+    assert run_job(moved.path, cache) == "done" and moved.status().attempts == 2
+    assert_same_bits(whole, moved)

@@ -1,7 +1,7 @@
 """Faults for jobs under test, put on their PYTHONPATH by a profile's lines; LOOPSCALE_FAULT says which.
 
-slow=SECONDS sleeps at every micro-batch, memory=SEQUENCES has room for no more of them at once, error
-raises.
+slow=SECONDS sleeps at every micro-batch, memory=SEQUENCES has room for no more of them at once, takes=GIB
+takes so much memory, error raises.
 """
 
 from __future__ import annotations
@@ -43,6 +43,9 @@ def wrap(model) -> None:
             import torch
 
             raise torch.OutOfMemoryError(f"no memory for {len(inputs)} sequences")
+        if "takes" in FAULTS:
+            self.taken = b"x" * int(float(FAULTS["takes"]) * 2**30)
+            time.sleep(30)
         if "error" in FAULTS:
             raise ZeroDivisionError("the training function is broken")
         return loss(self, inputs, *rest, **named)

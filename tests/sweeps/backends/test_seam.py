@@ -70,4 +70,6 @@ def test_every_neutral_state_is_live_stuck_or_ended_with_a_known_failure_class()
     assert set(states.STATES.values()) | {JobState.FAILED} == set(JobState) - {
         JobState.UNSTARTABLE,
         JobState.ORPHANED,
+        JobState.FORGOTTEN,
+        JobState.UNKNOWN,
     }

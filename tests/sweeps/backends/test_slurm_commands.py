@@ -29,24 +29,6 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
-def commands(tmp_path, monkeypatch):
-    """Put shell scripts on PATH under the names of SLURM's commands; each call is logged."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    log = tmp_path / "calls"
-
-    def put(name: str, script: str):
-        path = folder / name
-        path.write_text(f'#!/bin/sh\necho "{name} $*" >> {log}\n{script}\n')
-        path.chmod(0o755)
-        return lambda: [line for line in log.read_text().splitlines() if line.startswith(name)]
-
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    put("scontrol", "echo 'ClusterName = somewhere'; echo 'MaxArraySize = 50'")
-    return put
-
-
-@pytest.fixture
 def batch(tmp_path):
     """A batch of two jobs in a sweep's folder."""
     made = JobArray(
@@ -113,7 +95,7 @@ def test_a_launch_from_within_a_job_hands_nothing_of_it_on(commands, batch, tmp_
     assert not OF_A_JOB.keys() & started.keys() and kept.items() <= started.items()
 
 
-def test_what_never_arrived_is_sent_again(commands, batch, tmp_path):
+def test_what_never_arrived_is_sent_again_without_a_word(commands, batch, tmp_path, capfd):
     once = tmp_path / "once"
     script = (
         f"[ -e {once} ] && echo 'Submitted batch job 5' && exit; touch {once}; echo 'timed out' >&2; exit 1"
@@ -121,7 +103,7 @@ def test_what_never_arrived_is_sent_again(commands, batch, tmp_path):
     sent = commands("sbatch", script)
     commands("squeue", "true")
     assert Slurm(ClusterConfig(kind="slurm")).submit(tmp_path, batch, "1") == "5"
-    assert len(sent()) == 2
+    assert len(sent()) == 2 and capfd.readouterr().err == "", "the error was recovered from"
 
 
 def test_a_refusal_is_final_and_one_line(commands, batch, tmp_path):
@@ -382,14 +364,31 @@ def test_a_process_knows_the_job_that_it_is_in(monkeypatch):
     assert job.element_id == "12_2" and (job.node, job.restarts) == ("n7", 1)
 
 
-def test_a_job_is_queued_again_unless_it_was_cancelled(commands):
-    job, slurm = CurrentJob(job_id="12", index=2), Slurm(ClusterConfig(kind="slurm"))
-    asked = commands("squeue", "echo RUNNING")
-    requested = commands("scontrol", "true")
-    assert slurm.requeue(job).message == "queued again" and "--jobs=12_2" in asked()[0]
-    assert requested() == ["scontrol requeue 12_2"]
-    commands("squeue", "echo COMPLETING")
-    assert slurm.requeue(job).cancelled and len(requested()) == 1
+SHOWN = "JobId=12 ArrayJobId=12 ArrayTaskId=2 JobState={} Reason={} Requeue=1 Restarts={} PreemptTime={}"
+
+
+@pytest.mark.parametrize(
+    ("shown", "message", "cancelled"),
+    [
+        (("RUNNING", "None", 1, "None"), "queued again", False),
+        (("COMPLETING", "None", 2, "None"), "queued again by SLURM", False),
+        (("PENDING", "BeginTime", 2, "None"), "queued again by SLURM", False),
+        (
+            ("COMPLETING", "job_requeued_in_held_state", 2, "None"),
+            "held in the queue: job requeued in held state",
+            False,
+        ),
+        (("COMPLETING", "None", 1, "None"), "cancelled; launch continues it", True),
+        (("COMPLETING", "None", 1, "2026-11-30T15:10:18"), "preempted for good; launch continues it", False),
+    ],
+)
+def test_a_stopping_job_knows_what_comes_next(commands, shown, message, cancelled):
+    """The state is COMPLETING in each of these cases but two, as SLURM 22.05 prints them."""
+    job, slurm = CurrentJob(job_id="12", index=2, restarts=1), Slurm(ClusterConfig(kind="slurm"))
+    calls = commands("scontrol", f"echo '{SHOWN.format(*shown)}'")
+    answer = slurm.requeue(job)
+    assert (answer.message, answer.cancelled) == (message, cancelled)
+    assert ("scontrol requeue 12_2" in calls()) is (message == "queued again")
 
 
 def test_runs_side_by_side_see_one_device_each(monkeypatch):

@@ -22,8 +22,9 @@ from sweeps.backends.base import Backend, CurrentJob, JobElement, JobState, Requ
 from sweeps.backends.job_array import array_folder, element_id, latest_elements, read_arrays
 from sweeps.backends.registry import register_backend
 from sweeps.config.cluster import BACKENDS
+from sweeps.state.ended_jobs import attempts_of
 from sweeps.state.ledger import read_ledger
-from sweeps.state.status import attempts_of, status
+from sweeps.state.status import status
 from sweeps.workers import array_task
 from tests.harness.processes import CONTEXT
 from tests.waiting import wait_for

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import re
 
 import pytest
 import yaml
@@ -114,16 +115,48 @@ def test_three_recurrences_cannot_give_a_law_and_the_command_says_so(here, capsy
     assert "design: no curve of the grid can be fitted: 3 recurrences, at least 4 are needed" in out
 
 
-def test_what_is_not_given_is_asked_for_on_a_terminal(here, capsys, monkeypatch):
+def test_what_is_not_given_is_asked_for_on_a_terminal(here, corpus, capsys, monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self):
             return True
 
-    monkeypatch.setattr("sys.stdin", Terminal("looped_15k\n1e12, 2e12, 4e12\n\n"))
+    monkeypatch.setattr("sys.stdin", Terminal(f"looped_15k\n{corpus}\n1e12, 2e12, 4e12\n\n"))
     code, _, err = command(capsys, "new", "sweep", "asked")
     assert code == 0 and "scale (" in err and "FLOP budgets" in err and "mean recurrences" in err
-    sweep = loopscale.compose(["sweep=asked"]).sweep
+    assert "a file or folder of yours, or one of fineweb_edu" in err
+    study = loopscale.compose(["sweep=asked"])
+    sweep, (run,) = study.sweep, study.runs.values()
+    assert (run.data.source, run.data.path) == ("text", str(corpus))
     assert sweep.budgets_flops == [1e12, 2e12, 4e12] and sweep.mean_recurrences == [2, 4, 6, 8, 10, 12]
+
+
+def test_a_sweep_on_own_text_keeps_its_place_and_says_on_what_the_rates_were_chosen(here, corpus):
+    path = loopscale.new(["sweep=own", "scale=looped_15k", "data=text", f"path={corpus}"])
+    (run,) = loopscale.compose(["sweep=own"]).runs.values()
+    assert (run.data.source, run.data.path) == ("text", str(corpus)) and run.data.vocabulary_size == 512
+    assert "chosen for this scale; the same for every cell; chosen on installed_python" in path.read_text()
+
+
+def test_an_allowance_that_is_too_small_names_one_that_keeps_every_cell(here, capsys):
+    code, out, _ = command(capsys, "new", "sweep", "small", "scale=looped_15k", "allowance=3e12")
+    # docs/study: 111,360 + 82,432 µ FLOPs per token; a batch has 2,048 tokens
+    least = 20 * 2048 * (111_360 + 82_432 * 12)
+    assert code == 0 and least == pytest.approx(4.508e10, rel=1e-3)
+    assert "are dropped as too short: 20 steps (sweep.min_steps) at µ = 12 take 4.6e10 FLOPs" in out
+    enough = re.search(r"an allowance of (\S+) does", out)[1]
+    assert "the shipped sweep study_15k of this scale has budgets_flops=5e11,1e12,2e12,4e12,8e12" in out
+    code, out, _ = command(capsys, "new", "sweep", "whole", "scale=looped_15k", f"allowance={enough}")
+    assert "39 cells: 39 OK, 0 dropped" in out and "too short" not in out
+
+
+def test_the_help_describes_what_can_be_chosen_yours_included(here, capsys):
+    (here / "conf" / "cluster").mkdir(parents=True)
+    (here / "conf" / "cluster" / "ours.yaml").write_text("# our machine room\nkind: slurm\n")
+    code, out, _ = command(capsys, "new", "--help")
+    assert code == 0 and re.search(r"\n  ours +our machine room\n", out)
+    assert out.index("  looped_15k ") < out.index("  looped_140m ") and "transformer_140m" not in out
+    for name in ("looped_15k", "installed_python", "text", "slurm_h100"):
+        assert re.search(rf"\n  {name} +\S", out)
 
 
 @pytest.mark.parametrize(
@@ -140,6 +173,7 @@ def test_what_is_not_given_is_asked_for_on_a_terminal(here, capsys, monkeypatch)
         (["sweep=x", "scale=looped_30k", "allowance=-3"], "allowance=-3: give FLOPs or device-hours above 0"),
         (["sweep=x", "scale=looped_30k", "allowance=1e6"], "no cell would run at budgets of"),
         (["sweep=x", "scale=looped_30k", "data=nosuch"], "data=nosuch is unknown"),
+        (["sweep=x", "scale=looped_30k", "data=text"], "path is not set: path=..., a file or folder"),
     ],
 )
 def test_a_mistake_writes_nothing(here, settings, said):

@@ -98,4 +98,6 @@ def test_the_schema_is_the_one_of_its_version():
 def test_gaps_are_named(finished, tiny_study, tmp_path, capsys):
     write_ledger(tiny_study("sweep.tokens=[1280,2560,3840]"))
     loopscale.main(["collect", "sweep=tiny", f"root={tmp_path / 'runs'}"])
-    assert "3 of 9 runs are not done: looped_40k-" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "3 of 9 runs are not done: looped_40k-" in out
+    assert f"next: loopscale report sweep=tiny root={tmp_path / 'runs'} " in out

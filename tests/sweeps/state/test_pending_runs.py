@@ -20,8 +20,8 @@ from model.config_validation import ConfigError
 from sweeps.backends.job_array import JobArray, array_folder, write_array
 from sweeps.config.cluster import Resources
 from sweeps.launch.launch import write_ledger
+from sweeps.state.ended_jobs import attempts_of
 from sweeps.state.ledger import read_ledger
-from sweeps.state.status import attempts_of
 from sweeps.workers.local_pool import work
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -216,7 +216,8 @@ def test_one_run_is_shown_whole_and_repeated_by_its_command(finished, table, cap
 def test_a_finished_sweep_is_watched_to_its_end(finished, table, capsys):
     capsys.readouterr()
     loopscale.main(["status", *table, "watch=true"])
-    assert "6 done" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "6 done; loopscale collect sweep=tiny root=" in out
 
 
 def test_ctrl_c_ends_the_watching_and_says_that_the_runs_go_on(finished, table, capsys, monkeypatch):

@@ -1,0 +1,59 @@
+"""What a site allows: elements in an array, jobs in the queue, nodes that take jobs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+
+from model.config_validation import ConfigError
+from sweeps.backends.base import SchedulerError
+from sweeps.config.cluster import ClusterConfig, Resources
+
+# What sbatch prints when the queue holds as many jobs of the user, account or QOS as it may.
+FULL = re.compile(r"MaxSubmit\w*Limit|MaxSubmitJob|GrpSubmitJob", re.IGNORECASE)
+CLOSED = ("down", "drain", "fail", "maint", "power", "unk", "inval", "futr", "future")  # states of nodes
+
+
+def array_limit(settings: Mapping[str, str]) -> int:
+    """Return the number of elements that one array may have, by the controller's configuration."""
+    size = int(settings["MaxArraySize"])
+    tasks = re.search(r"max_array_tasks=(\d+)", settings.get("SchedulerParameters", ""))
+    return min(size, int(tasks[1])) if tasks else size
+
+
+def submit_limit(run: Callable[..., str], user: str, cluster: str, config: ClusterConfig) -> int | None:
+    """Return how many jobs the user may have in the queue, by associations and QOS; None for any number.
+
+    What accounting does not tell is not known here: the answer to a submission will tell it.
+    """
+    wanted = [config.resources, *(config.resources_of(scale) for scale in config.per_scale)]
+    accounts = {each.account for each in wanted}
+    listing = ("--noheader", "--parsable2", "show")
+    owner = (f"user={user}", f"cluster={cluster}")
+    try:
+        associations = run(
+            "sacctmgr", *listing, "assoc", "where", *owner, "format=Account,DefaultQOS,QOS,MaxSubmitJobs"
+        )
+        levels = run("sacctmgr", *listing, "qos", "format=Name,MaxSubmitJobsPerUser")
+    except (SchedulerError, ConfigError):
+        return None
+    limits, names = [], {each.qos for each in wanted if each.qos}
+    for line in associations.splitlines():
+        account, default, allowed, jobs = (*line.split("|"), "", "", "", "")[:4]
+        if accounts == {None} or account in accounts:
+            limits.append(jobs)
+            names |= {default or allowed.split(",")[0]} if not names else set()
+    limits += [line.partition("|")[2] for line in levels.splitlines() if line.partition("|")[0] in names]
+    return min((int(limit) for limit in limits if limit.isdigit()), default=None)
+
+
+def usable_nodes(text: str, resources: Resources) -> set[str]:
+    """Return the nodes that take jobs of these resources, from lines of sinfo: partition, node, state."""
+    wanted = (resources.partition or "").split(",")
+    nodes = set()
+    for line in text.splitlines():
+        partition, node, state = (*line.split(), "", "")[:3]
+        chosen = partition.endswith("*") if wanted == [""] else partition.rstrip("*") in wanted
+        if chosen and not state.lower().startswith(CLOSED) and not state.endswith("*"):
+            nodes.add(node)
+    return nodes

@@ -20,7 +20,7 @@ from harness.run.folder import RunFolder
 from harness.storage.files import write_text
 from sweeps.cli.tables import clock
 from sweeps.state.eta import counts, flops_left, flops_own
-from sweeps.state.status import SweepStatus
+from sweeps.state.sweep_status import SweepStatus
 
 REFRESH_S = 5
 CURVES = 60  # runs whose loss curve is drawn: those that run, then the longest

@@ -18,7 +18,8 @@ from rich.text import Text
 from sweeps.cli import live_page
 from sweeps.cli.tables import clock
 from sweeps.state.eta import LOST, STALLED, SUSPENDED, UNDER_WAY, flops_left, flops_own, has_ended
-from sweeps.state.status import SweepStatus, is_worked_on, status
+from sweeps.state.status import is_worked_on, status
+from sweeps.state.sweep_status import SweepStatus
 
 REFRESH_S = 1.0
 STARTING_S = 15.0  # a new worker imports torch before it takes its slot

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,17 +26,14 @@ from sweeps.state.eta import (
     LOST,
     STALLED,
     SUSPENDED,
-    UNDER_WAY,
     UNNEEDED,
-    Forecast,
-    counts,
     forecast,
-    has_ended,
 )
 from sweeps.state.ledger import Ledger, held_back_by, read_ledger, required_segments, waits_for
+from sweeps.state.sweep_status import SweepStatus
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 RECORD_COLUMNS = ("scale", "kind", "mean_recurrence", "target_flops", "nominal_flops", "seed")
 # Of these a sweep shows the ones in which its runs differ.
@@ -57,94 +54,6 @@ STALLED_S = 600.0  # without a line of metrics, and
 STALLED_LINES = 20  # as long as so many lines took: no run that goes on is silent for both
 
 UNREADABLE = "unreadable"  # failure class of a run whose files are damaged
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepStatus:
-    """How a sweep stands.
-
-    Attributes
-    ----------
-    rows : one per run, by column: run_id, trunk_id, scale, kind, mean_recurrence, target_flops,
-        nominal_flops, seed, `axes`, tokens, status, attempts, first_step (where it takes over from a trunk),
-        step, steps, train_loss_nats, val_loss_nats, tokens_per_s, eta_s, job, node, message. A run that is
-        marked running while no process holds it and no job is at it has the status `lost`; one whose job is
-        suspended `suspended`; one that has measured nothing for long `stalled`.
-    trunks : a row like these for each segment of a trunk; `unneeded` is one from which nothing unfinished has
-        yet to start.
-    axes : the settings in which the runs differ: learning rates, injection, data and others.
-    notes : why the scheduler could not be asked.
-    """
-
-    sweep: str
-    rows: list[dict[str, Any]]
-    trunks: list[dict[str, Any]]
-    axes: list[str]
-    notes: list[str]
-    forecast: Forecast
-
-    @property
-    def frame(self) -> pd.DataFrame:
-        """The rows of the runs as a table."""
-        import pandas as pd
-
-        return pd.DataFrame(self.rows)
-
-    @property
-    def frame_with_trunks(self) -> pd.DataFrame:
-        """The rows of the runs, then those of the segments, as a table."""
-        import pandas as pd
-
-        return (
-            pd.concat([self.frame, pd.DataFrame(self.trunks)], ignore_index=True)
-            if self.trunks
-            else self.frame
-        )
-
-    def summary(self, root: str, *, worked_on: bool, notes: Sequence[str] = ()) -> str:
-        """Return the counts with the next command, what is left, the trunks, and all remarks.
-
-        `root` is the parent folder as the commands take it. With `worked_on`, something is at the sweep.
-        """
-        statuses = [row["status"] for row in self.rows]
-        text = ", ".join(f"{count} {name}" for name, count in counts(statuses).items())
-        advice, at = "", f"sweep={self.sweep}" + ("" if root == "runs" else f" root={root}")
-        if all(map(has_ended, statuses)):
-            advice = f"; loopscale collect {at} makes their tables" if "done" in statuses else ""
-        elif worked_on or set(UNDER_WAY) & set(statuses):
-            advice = f"; loopscale status {at} watch=true follows them"
-        elif {"planned", LOST} & set(statuses):
-            advice = f"; loopscale launch {at} continues what is missing"
-        elif all(status == "done" for status in statuses):
-            advice = f"; loopscale collect {at} makes the tables for fit, report and compare"
-        else:
-            advice = f"; loopscale retry {at} failed=true starts again what failed"
-        lines = [f"{len(statuses)} runs: {text}{advice}"]
-        if self.forecast.remaining_flops:
-            lines.append(_remaining(self.forecast))
-        if self.trunks:
-            lines.append(self._trunks_in_words(at))
-        return "\n".join([*lines, *notes, *self.notes])
-
-    def _trunks_in_words(self, at: str) -> str:
-        shown = counts(row["status"] for row in self.trunks)
-        counted = ", ".join(f"{count} {name}" for name, count in shown.items())
-        failed = [row["run_id"] for row in self.trunks if row["status"].startswith("failed")]
-        text = f"{len(self.trunks)} trunk segments: {counted}"
-        if failed:
-            text += f"; what starts from {', '.join(failed[:3])} is held back"
-            text += f": loopscale retry {at} failed=true"
-        return text
-
-
-def _remaining(left: Forecast) -> str:
-    hours = left.remaining_run_hours
-    cost = f", {hours:.3g} run-hours at the measured speed" if hours is not None else ""
-    end = ""
-    if left.ends_in_s is not None:
-        clock = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + left.ends_in_s))
-        end = f"; expected end {clock} with {left.running} side by side"
-    return f"remaining {left.remaining_flops:.3g} nominal FLOPs{cost}{end}"
 
 
 def status(folder: Path) -> SweepStatus:
@@ -258,11 +167,11 @@ def _end_of_job(
     return {"node": ended.node, "message": describe(ended, output, backend.display_name)}
 
 
-def _silence(run: RunFolder, newest: Mapping[str, Any], record: Mapping[str, Any]) -> float:
+def _silence(run: RunFolder, state: Status, newest: Mapping[str, Any], record: Mapping[str, Any]) -> float:
     """Return for how many seconds a run has measured nothing, 0 if that is no longer than usual."""
     if not newest or newest["step"] >= record["steps"]:  # it prepares, or evaluates
         return 0.0
-    silent_s = time.time() - run.metrics.stat().st_mtime
+    silent_s = time.time() - max(run.metrics.stat().st_mtime, state.updated_s)
     if silent_s < STALLED_S:
         return 0.0
     rate = newest.get("tokens_per_s")
@@ -287,7 +196,7 @@ def _row(
         message = waits
     elif element is not None and element.state is JobState.QUEUED:
         message = "; ".join(filter(None, (message, f"waits: {element.reason}")))
-    if shown == "running" and (silent_s := _silence(run, newest, record)):
+    if shown == "running" and (silent_s := _silence(run, state, newest, record)):
         shown, message = STALLED, f"no step for {silent_s / 60:.0f} min"
     return {
         "run_id": run.run_id,

@@ -7,9 +7,6 @@ import getpass
 import io
 import math
 import os
-import re
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -25,13 +22,13 @@ from sweeps.backends.base import (
     JobElement,
     JobOutput,
     JobState,
-    QueueFull,
     Requeue,
     SchedulerError,
 )
 from sweeps.backends.job_array import JobArray, array_folder
 from sweeps.backends.registry import outside_jobs
-from sweeps.backends.slurm.limits import FULL, array_limit, submit_limit, usable_nodes
+from sweeps.backends.slurm.commands import patiently, require, run, sentence
+from sweeps.backends.slurm.limits import array_limit, submit_limit, usable_nodes
 from sweeps.backends.slurm.states import (
     ACCOUNTING_FORMAT,
     QUEUE_FORMAT,
@@ -45,14 +42,7 @@ from sweeps.backends.slurm.states import (
 from sweeps.config.cluster import Resources
 
 T = TypeVar("T")
-# What commands print when the controller is away or overloaded; any other error is final.
-OUTAGE = re.compile(
-    r"unable to contact|timed out|connection refused|connection reset|zero bytes|communication connection"
-    r"|standby|temporarily|not respond|unable to connect|slurmdbd.*(down|error)|try again",
-    re.IGNORECASE,
-)
 ACCOUNTING_PATIENCE_S = 15.0  # the queue has answered, which is enough to go on
-BACK_OFF_S = (1.0, 2.0, 4.0, 8.0, 15.0)  # and 15 s from then on
 CANCEL_AT_ONCE = 500  # ids in one call of scancel
 
 
@@ -67,7 +57,7 @@ class Slurm(Backend):
     @cached_property
     def settings(self) -> dict[str, str]:
         """Return the controller's configuration."""
-        _require("scontrol")
+        require("scontrol")
         text = self.call("scontrol", "show", "config")
         pairs = (line.partition("=") for line in text.splitlines() if "=" in line)
         return {key.strip(): value.strip() for key, _, value in pairs}
@@ -83,7 +73,7 @@ class Slurm(Backend):
     def room(self) -> int | None:
         limit = self.config.max_queued
         if limit is None and self.has_accounting:
-            limit = submit_limit(_run, getpass.getuser(), self.name, self.config)
+            limit = submit_limit(run, getpass.getuser(), self.name, self.config)
         if limit is None:
             return None
         listing = (
@@ -114,7 +104,7 @@ class Slurm(Backend):
 
         from sweeps.backends.slurm.job_file import executor_for
 
-        _require("sbatch")
+        require("sbatch")
         executor = executor_for(self.config, sweep, array, version)
         folder = array_folder(sweep, array)
         sent = 0
@@ -131,7 +121,7 @@ class Slurm(Backend):
             except FailedJobError as error:
                 for draft in folder.glob(".submission_file_*"):
                     draft.unlink()
-                raise SchedulerError(_sentence(str(error))) from error
+                raise SchedulerError(sentence(str(error))) from error
 
         return self.patiently(attempt)
 
@@ -152,7 +142,7 @@ class Slurm(Backend):
         known = {array.name: array for array in arrays}
         if not known:
             return {}
-        call = self.call if patient else _run
+        call = self.call if patient else run
         selection = ("--noheader", "--array", "--states=all", f"--name={','.join(known)}")
         queued = parse_queue(call("squeue", *selection, f"--format={QUEUE_FORMAT}"))
         missing = {
@@ -189,7 +179,7 @@ class Slurm(Backend):
             return before
         listing = ("--noheader", "--parsable2", "--allocations", "--duplicates", "--format=State")
         try:
-            records = _run("sacct", *listing, f"--jobs={job.element_id}").splitlines()
+            records = run("sacct", *listing, f"--jobs={job.element_id}").splitlines()
         except (SchedulerError, ConfigError):
             return None
         states = [job_state(record.split()[0]) for record in records if record.strip()]
@@ -237,55 +227,14 @@ class Slurm(Backend):
 
     def call(self, *command: str, seconds: float = math.inf) -> str:
         """Return what a command prints; waits for a controller that does not answer, as `patiently`."""
-        return self.patiently(lambda: _run(*command), seconds)
+        return self.patiently(lambda: run(*command), seconds)
 
     def patiently(self, action: Callable[[], T], seconds: float = math.inf) -> T:
-        """Repeat `action` with growing pauses while the controller is away.
-
-        It ends after `seconds`, or as soon as the profile says.
-        """
-        patience_s = min(seconds, self.config.patience_s)
-        until = time.monotonic() + patience_s
-        for tried in range(10_000):
-            try:
-                return action()
-            except SchedulerError as error:
-                if FULL.search(str(error)):
-                    raise QueueFull(f"SLURM takes no more jobs now: {error}") from error
-                if not OUTAGE.search(str(error)):
-                    raise ConfigError(f"SLURM refuses: {error}") from error
-                pause = BACK_OFF_S[min(tried, len(BACK_OFF_S) - 1)]
-                if time.monotonic() + pause > until:
-                    waited = f"{patience_s:g} s"
-                    raise SchedulerError(
-                        f"SLURM does not answer for {waited} ({error}): run the same command again later"
-                    ) from error
-                time.sleep(pause)
-        raise AssertionError("unreachable")
-
-
-def _run(*command: str) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True)
-    except FileNotFoundError:
-        raise ConfigError(f"{command[0]} is not on PATH: is this a login node of the cluster?") from None
-    if done.returncode:
-        raise SchedulerError(_sentence(done.stderr or f"{command[0]} ended with code {done.returncode}"))
-    return done.stdout
+        """Repeat `action` while the controller is away, for `seconds` or as long as the profile says."""
+        return patiently(action, min(seconds, self.config.patience_s))
 
 
 def _log(folder: Path, index: int) -> str:
     """Return the newest output of an element of the array in `folder`, "" if there is none."""
     logs = sorted(folder.glob(f"*_{index}_*_log.out"))
     return logs[-1].read_text(encoding="utf-8", errors="replace") if logs else ""
-
-
-def _require(program: str) -> None:
-    if shutil.which(program) is None:
-        raise ConfigError(f"{program} is not on PATH: is this a login node of the cluster?")
-
-
-def _sentence(text: str) -> str:
-    """Return the lines of an error that name it, as one line."""
-    lines = [line.strip() for line in text.splitlines() if "error" in line.lower()]
-    return "; ".join(dict.fromkeys(lines)) or " ".join(text.split())

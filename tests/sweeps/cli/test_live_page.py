@@ -11,7 +11,7 @@ import pytest
 from sweeps.cli.live_page import grid, live_page, write_live_page
 from sweeps.config.commands import StatusConfig
 from sweeps.state.eta import Forecast
-from sweeps.state.status import SweepStatus
+from sweeps.state.sweep_status import SweepStatus
 
 VOID = {"meta", "line", "input", "br", "hr", "img", "link"}
 

@@ -10,6 +10,7 @@ import pytest
 
 import loopscale
 from harness.run.folder import RunFolder
+from harness.storage.files import write_json
 from sweeps.backends.job_array import Submitted, array_folder, read_arrays, write_submitted
 from sweeps.cli import progress
 from sweeps.launch.launch import write_ledger
@@ -121,17 +122,23 @@ def test_a_suspended_job_is_shown_as_such(sweep, commands):
 def test_a_process_that_is_there_and_measures_nothing_is_shown_as_stalled(tiny_study, tmp_path):
     folder = tmp_path / "runs" / write_ledger(tiny_study()).name
     run = read_ledger(folder).runs(folder)[0]
+
+    def silent(seconds: float, step_s: float):
+        """Return the run's row, with a last line and a start so long ago, at a step in so many seconds."""
+        rate = run.record()["batch_tokens"] / step_s
+        run.metrics.write_text(f'{{"step": 3, "tokens_per_s": {rate}}}\n')
+        os.utime(run.metrics, (time.time() - seconds,) * 2)
+        write_json(run.path / "status.json", vars(run.status()) | {"updated_s": time.time() - seconds})
+        return next(row for row in status(folder).rows if row["run_id"] == run.run_id)
+
     with held(run):
-        batch_tokens = run.record()["batch_tokens"]
-        run.metrics.write_text(f'{{"step": 3, "tokens_per_s": {batch_tokens / 10}}}\n')  # a step in 10 s
-        for silent_s, state in ((100, "running"), (2000, "stalled")):
-            os.utime(run.metrics, (time.time() - silent_s,) * 2)
-            row = next(row for row in status(folder).rows if row["run_id"] == run.run_id)
-            assert row["status"] == state
-        assert row["message"] == "no step for 33 min"
-        run.metrics.write_text(f'{{"step": 3, "tokens_per_s": {batch_tokens / 1000}}}\n')
-        os.utime(run.metrics, (time.time() - 2000,) * 2)
-        assert "running" in shown(folder), "its steps take 17 minutes each"
+        assert silent(100, 10)["status"] == "running"
+        row = silent(2000, 10)
+        assert row["status"] == "stalled" and row["message"] == "no step for 33 min"
+        assert silent(2000, 1000)["status"] == "running", "its steps take 17 minutes each"
+        silent(2000, 10)
+        run.set_status(run.status())
+        assert status(folder).rows[0]["status"] == "running", "it was resumed a moment ago"
 
 
 def test_a_pool_without_workers_has_stopped(tiny_study, tmp_path):

@@ -1,0 +1,99 @@
+"""The status of a sweep as a result: rows, forecast, and the next command."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sweeps.state.eta import LOST, UNDER_WAY, Forecast, counts, has_ended
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepStatus:
+    """How a sweep stands.
+
+    Attributes
+    ----------
+    rows : one per run, by column: run_id, trunk_id, scale, kind, mean_recurrence, target_flops,
+        nominal_flops, seed, `axes`, tokens, status, attempts, first_step (where it takes over from a trunk),
+        step, steps, train_loss_nats, val_loss_nats, tokens_per_s, eta_s, job, node, message. A run that is
+        marked running while no process holds it and no job is at it has the status `lost`; one whose job is
+        suspended `suspended`; one that has measured nothing for long `stalled`.
+    trunks : a row like these for each segment of a trunk; `unneeded` is one from which nothing unfinished has
+        yet to start.
+    axes : the settings in which the runs differ: learning rates, injection, data and others.
+    notes : why the scheduler could not be asked.
+    """
+
+    sweep: str
+    rows: list[dict[str, Any]]
+    trunks: list[dict[str, Any]]
+    axes: list[str]
+    notes: list[str]
+    forecast: Forecast
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The rows of the runs as a table."""
+        import pandas as pd
+
+        return pd.DataFrame(self.rows)
+
+    @property
+    def frame_with_trunks(self) -> pd.DataFrame:
+        """The rows of the runs, then those of the segments, as a table."""
+        import pandas as pd
+
+        return (
+            pd.concat([self.frame, pd.DataFrame(self.trunks)], ignore_index=True)
+            if self.trunks
+            else self.frame
+        )
+
+    def summary(self, root: str, *, worked_on: bool, notes: Sequence[str] = ()) -> str:
+        """Return the counts with the next command, what is left, the trunks, and all remarks.
+
+        `root` is the parent folder as the commands take it. With `worked_on`, something is at the sweep.
+        """
+        statuses = [row["status"] for row in self.rows]
+        text = ", ".join(f"{count} {name}" for name, count in counts(statuses).items())
+        advice, at = "", f"sweep={self.sweep}" + ("" if root == "runs" else f" root={root}")
+        if all(status == "done" for status in statuses):
+            advice = f"; loopscale collect {at} makes the tables for fit, report and compare"
+        elif all(map(has_ended, statuses)):
+            advice = f"; loopscale retry {at} failed=true starts again what failed"
+        elif worked_on or set(UNDER_WAY) & set(statuses):
+            advice = f"; loopscale status {at} watch=true follows them"
+        elif {"planned", LOST} & set(statuses):
+            advice = f"; loopscale launch {at} continues what is missing"
+        lines = [f"{len(statuses)} runs: {text}{advice}"]
+        if self.forecast.remaining_flops:
+            lines.append(_remaining(self.forecast))
+        if self.trunks:
+            lines.append(self._trunks_in_words(at))
+        return "\n".join([*lines, *notes, *self.notes])
+
+    def _trunks_in_words(self, at: str) -> str:
+        shown = counts(row["status"] for row in self.trunks)
+        counted = ", ".join(f"{count} {name}" for name, count in shown.items())
+        failed = [row["run_id"] for row in self.trunks if row["status"].startswith("failed")]
+        text = f"{len(self.trunks)} trunk segments: {counted}"
+        if failed:
+            text += f"; what starts from {', '.join(failed[:3])} is held back"
+            text += f": loopscale retry {at} failed=true"
+        return text
+
+
+def _remaining(left: Forecast) -> str:
+    hours = left.remaining_run_hours
+    cost = f", {hours:.3g} run-hours at the measured speed" if hours is not None else ""
+    end = ""
+    if left.ends_in_s is not None:
+        clock = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + left.ends_in_s))
+        end = f"; expected end {clock} with {left.running} side by side"
+    return f"remaining {left.remaining_flops:.3g} nominal FLOPs{cost}{end}"

@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 STUDY := study_60k_rates study_60k_rates_longer study_60k_pilot study_60k study_60k_probe \
 	study_30k_rates study_30k study_30k_corners study_15k_rates study_15k study_15k_corners
 
-.PHONY: help install demo test validate study study-figures docs lint format slurm-up test-slurm slurm-down browser
+.PHONY: help install demo test validate study study-figures docs lint format lock slurm-up test-slurm slurm-down browser
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,11 @@ lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+lock: ## pin what pyproject.toml asks for, with hashes; pins that are there stay (needs uv)
+	uv pip compile pyproject.toml --quiet --extra dev --universal --generate-hashes --python-version 3.11.5 --no-annotate \
+		--no-python-downloads --custom-compile-command "make lock (CPython 3.11.5 to 3.14; Linux x86-64 and aarch64, macOS arm64: docs/install.md)" \
+		--constraint requirements.lock --output-file requirements.lock
+
 format: $(INSTALLED) ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -71,9 +76,10 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed: make PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile --no-deps --requirement requirements.lock
-	@# A CUDA build of torch names libraries of its own, which the lock leaves out.
-	$(BIN)/python -m pip install --quiet --no-compile --constraint requirements.lock torch
+	@# torch apart, in the build that pip finds here: its hashes are those of the CUDA build.
+	awk '/^[a-z0-9]/ {skip = /^(torch|triton|cuda-|nvidia-)/} !skip' requirements.lock > $(VENV)/hashed.txt
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps --require-hashes --requirement $(VENV)/hashed.txt
+	$(BIN)/python -m pip install --quiet --no-compile "$$(grep -o '^torch==[^ ]*' requirements.lock)"
 	@# By its path: with setuptools' import hook, a clone that is called loopscale hides the module beside it.
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable . --config-settings editable_mode=compat
 	@# On all cores, where pip would use one; packages may hold sources that are meant for another Python.

@@ -65,11 +65,14 @@ def build(cls: type[T], mapping: Mapping[str, Any], path: str = "") -> T:
         dataclass itself refuses.
     """
     from pydantic import ValidationError
-    from pydantic_core import to_json
+    from pydantic_core import PydanticSerializationError, to_json
 
     try:
         # As JSON: of Python objects, strict validation takes instances of nested dataclasses alone.
         (built,) = _adapter(cls).validate_json(to_json([mapping], fallback=str))  # type: ignore[arg-type]
+    except PydanticSerializationError:
+        key = next((key for key, value in mapping.items() if not _is_plain(value)), "a setting")
+        raise ConfigError(f"{path}{key} holds half a character or is nested too deeply") from None
     except ValidationError as error:
         complaints = error.errors()
     else:
@@ -77,6 +80,16 @@ def build(cls: type[T], mapping: Mapping[str, Any], path: str = "") -> T:
         return result
     unknown = (complaint for complaint in complaints if complaint["type"] == _UNKNOWN)
     raise _config_error(next(unknown, complaints[0]), cls, mapping, path)
+
+
+def _is_plain(value: Any) -> bool:
+    from pydantic_core import PydanticSerializationError, to_json
+
+    try:
+        to_json(value, fallback=str)
+    except PydanticSerializationError:
+        return False
+    return True
 
 
 @cache

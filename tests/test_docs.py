@@ -74,3 +74,26 @@ def test_the_map_of_the_code_is_checked():
     assert sum(bool(PATH.match(span)) for span in spans) > 30
     assert sum(bool(DOTTED.match(span)) for span in spans) >= 3
     assert not resolves("analysis.laws.no_such_module") and not resolves("model.config.NoSuchClass")
+
+
+def test_every_pin_has_hashes_and_no_address():
+    """The lock can be installed with --require-hashes from any index, and pins torch without a build."""
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    pins = [number for number, line in enumerate(lines) if line[:1].isalnum()]
+    assert len(pins) > 100
+    for number in pins:
+        assert re.fullmatch(r"[a-z0-9._-]+==[^ +]+( ;.*)? \\", lines[number]), lines[number]
+        assert lines[number + 1].startswith("    --hash=sha256:"), lines[number]
+    assert not [line for line in lines if "://" in line or line.startswith(("-", " -i"))]
+
+
+def test_pages_and_pictures_that_are_made_are_not_committed():
+    """Reports and PDFs come from the tables; the repository holds each figure once, as PNG."""
+    tracked = subprocess.run(
+        ["git", "ls-files", "docs"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    names = tracked.stdout.split()
+    if tracked.returncode != 0:
+        pytest.skip("not a checkout of git")
+    assert names and not [name for name in names if name.endswith((".html", ".pdf", ".svg"))]
+    assert sum((ROOT / name).stat().st_size for name in names) < 8 << 20

@@ -10,7 +10,7 @@ RESULTS = {path.stem: json.loads(path.read_text()) for path in (ROOT / "docs/val
 
 
 def test_every_study_has_a_result():
-    assert set(RESULTS) == {path.stem for path in (ROOT / "validation").glob("*.py")}
+    assert set(RESULTS) == {"scale", *(path.stem for path in (ROOT / "validation").glob("*.py"))}
 
 
 @pytest.mark.parametrize("name", RESULTS)
@@ -64,3 +64,10 @@ def test_committed_results_support_what_is_claimed():
     assert len(RESULTS["core"]["tasks"]) == 12
     assert sum(task["items"] for task in RESULTS["core"]["tasks"]) == 12_478
     assert all(task["other_predictions"] == 0 for task in RESULTS["core"]["tasks"])
+
+
+def test_hostile_inputs_all_ended_well():
+    fuzz = RESULTS["fuzz"]
+    assert fuzz["wrong"] == []
+    assert sum(count for kind in fuzz["kinds"].values() for count in kind.values()) == fuzz["inputs"]
+    assert fuzz["longest_s"] <= 20 and fuzz["largest_gb"] <= 2.15

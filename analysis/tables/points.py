@@ -213,6 +213,8 @@ def filtered(frame: pd.DataFrame, where: str | None, name: str = "the table") ->
     except Exception as error:  # whatever the expression raises is the user's to mend
         listed = ", ".join(map(str, frame.columns))
         raise TableError(f"where={where}: {str(error).splitlines()[0]} ({name} has {listed})") from error
+    if not isinstance(kept, pd.DataFrame):  # of an expression that is no condition, such as a number
+        raise TableError(f"where={where} chooses no rows: write a condition on columns, such as lr == 0.02")
     if kept.empty:
         raise TableError(f"where={where} leaves none of the {len(frame)} rows of {name}")
     return kept

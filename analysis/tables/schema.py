@@ -170,16 +170,23 @@ class TableError(ValueError):
 
 def migrate(frame: pd.DataFrame) -> pd.DataFrame:
     """Return a runs table of any earlier version as one of this version; other tables as they are."""
-    if "schema_version" not in frame or not (frame["schema_version"] < SCHEMA_VERSION).any():
+    if "schema_version" not in frame or not (_versions(frame) < SCHEMA_VERSION).any():
         return frame
     frame = frame.copy()
     for version, columns in ADDED.items():
-        older = frame["schema_version"] < version
+        older = _versions(frame) < version
         for name, value in columns.items():
             if name not in frame:
                 frame[name] = value
             frame.loc[older & frame[name].isna(), name] = value
     return frame.assign(schema_version=SCHEMA_VERSION)
+
+
+def _versions(frame: pd.DataFrame) -> pd.Series:
+    """Return the versions of the rows, NaN where a damaged table has something else there."""
+
+    versions: pd.Series = pd.to_numeric(frame["schema_version"], errors="coerce")
+    return versions
 
 
 def conform(frame: pd.DataFrame, columns: tuple[Column, ...]) -> pd.DataFrame:
@@ -188,7 +195,7 @@ def conform(frame: pd.DataFrame, columns: tuple[Column, ...]) -> pd.DataFrame:
     Raises TableError for a missing or unknown column, for a value that does not fit its type and, in a
     runs table, for a schema version newer than this one.
     """
-    if "schema_version" in frame and len(frame) and frame["schema_version"].max() > SCHEMA_VERSION:
+    if "schema_version" in frame and len(frame) and _versions(frame).max() > SCHEMA_VERSION:
         raise TableError(
             f"schema_version {frame['schema_version'].max()} is newer than {SCHEMA_VERSION}: update loopscale"
         )

@@ -10,6 +10,9 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from annotated_types import Ge, Gt, Lt, MinLen
 
+from model.config_validation import ConfigError
+from model.outside_files import check_regular
+
 FORMAT_VERSION = 1
 FILES = ("train.bin", "validation.bin", "tokenizer.json", "index.json")
 BYTE_TOKENS = 256
@@ -142,12 +145,16 @@ def open_dataset(folder: Path, *, checksums: bool = False) -> Dataset:
     With `checksums` their content is checked too. Raises DataError if a file is missing or damaged.
     """
     try:
+        for name in FILES:
+            check_regular(folder / name)
         index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
         tokenizer = (folder / "tokenizer.json").read_bytes()
     except FileNotFoundError as error:
         raise DataError(
             f"{folder} is not a prepared data set: it has no {Path(error.filename).name}"
         ) from None
+    except ConfigError as error:
+        raise _damaged(folder, str(error)) from None
     except (ValueError, RecursionError) as error:
         raise _damaged(folder, f"index.json is not JSON ({error})") from None
     try:

@@ -84,16 +84,21 @@ class _Packed:
     """Rows that start with <|bos|> and hold whole documents where they fit."""
 
     def __init__(self, dataset: Dataset, split: Split, tokens: np.ndarray, sequence_length: int) -> None:
-        self._tokens, self._bos = tokens, dataset.bos
+        self._tokens, self._bos, self._folder = tokens, dataset.bos, dataset.folder
         self._packing = stored_packing(dataset, split, sequence_length)
 
     def __len__(self) -> int:
         return len(self._packing)
 
     def batch(self, chosen: np.ndarray) -> Batch:
-        rows = self._packing.fill(self._tokens, chosen, self._bos)
-        empty = np.arange(1, rows.shape[1]) >= self._packing.filled[chosen][:, None]
-        return Batch(tokens=rows[:, :-1], labels=np.where(empty, IGNORED, rows[:, 1:]))
+        try:
+            rows = self._packing.fill(self._tokens, chosen, self._bos)
+            empty = np.arange(1, rows.shape[1]) >= self._packing.filled[chosen][:, None]
+            return Batch(tokens=rows[:, :-1], labels=np.where(empty, IGNORED, rows[:, 1:]))
+        except (IndexError, ValueError):
+            raise DataError(
+                f"the packing in {self._folder} is damaged: delete its packed-* folders and run again"
+            ) from None
 
     def padded(self, chosen: np.ndarray) -> int:
         return int((self._packing.slots - self._packing.filled[chosen]).sum())

@@ -14,7 +14,9 @@ from harness.data.dataset import SPLITS, DataError, Dataset, Split
 from harness.data.encoding import available_cores
 from harness.data.packing import WINDOW_DOCUMENTS, Packing, pack, packed_windows
 from harness.storage.files import exclusive, new_folder, read_json, write_json
+from model.outside_files import check_regular
 
+ARRAYS = ("pieces", "rows", "filled")  # of a packing, a file each
 PACKING_VERSION = 1  # part of the name of the files that keep a packing
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
 SCANNED_TOKENS = 1 << 24  # looked through for documents at once
@@ -35,12 +37,22 @@ def stored_packing(dataset: Dataset, split: Split, sequence_length: int) -> Pack
     place = _keep(dataset, split, sequence_length, workers=1)
     if place is None:
         return pack(_document_starts(tokens, dataset.bos), len(tokens), slots)
-    names = ("pieces", "rows", "filled")
-    arrays = {name: np.load(place / f"{name}.npy", mmap_mode="r") for name in names}
-    packing = Packing(slots=slots, **arrays)
-    if packing.rows[-1] != len(packing.pieces) or _packed_tokens(place, packing) != len(tokens):
+    try:
+        packing = Packing(slots=slots, **{name: _mapped(place / f"{name}.npy") for name in ARRAYS})
+        fits = packing.rows[-1] == len(packing.pieces) and _packed_tokens(place, packing) == len(tokens)
+    except (FileNotFoundError, EOFError, ValueError, LookupError, TypeError):  # a damaged file
+        fits = False
+    if not fits:
         raise DataError(f"{place} does not fit its data set: delete that folder and run again")
     return packing
+
+
+def _mapped(path: Path) -> np.ndarray:
+    check_regular(path)
+    array: np.ndarray = np.load(path, mmap_mode="r")
+    if array.dtype != np.int64:
+        raise ValueError(f"{path} holds {array.dtype}")
+    return array
 
 
 def _packed_tokens(place: Path, packing: Packing) -> int:
@@ -73,7 +85,7 @@ def _write(folder: Path, tokens: np.ndarray, bos: int, slots: int, workers: int)
     with ExitStack() as stack:
         pieces, rows, filled = (
             stack.enter_context(_growing(folder / f"{name}.npy", columns))
-            for name, columns in (("pieces", 2), ("rows", None), ("filled", None))
+            for name, columns in zip(ARRAYS, (2, None, None), strict=True)
         )
         last = np.zeros(1, np.int64)
         rows.add(last)

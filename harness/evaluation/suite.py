@@ -71,7 +71,7 @@ def evaluate_suite(
     Every process must call this; each scores its share of a task's items, and all return the whole result.
     """
     pairs = [(task, seed) for task in suite.tasks for seed in protocol.seeds]
-    total = sum(_work(bundle, task) for task, _ in pairs)
+    total = sum(_work(bundle, task) for task, _ in pairs) or 1.0  # of empty files, which are refused below
     results: list[TaskResult] = []
     done = 0.0
     for task, seed in pairs:

@@ -197,11 +197,14 @@ def parse_config(text: str, path: Path) -> RunConfig:
     """Return the configuration in `text`. Raises ConfigError naming `path` if it is damaged."""
     try:
         fields = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is damaged: {' '.join(str(error).split())}") from None
     if not isinstance(fields, dict):
         raise ConfigError(f"{path} is damaged: it holds no settings")
-    return build(RunConfig, fields)
+    try:
+        return build(RunConfig, fields)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def config_text(run: RunConfig) -> str:

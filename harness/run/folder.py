@@ -166,7 +166,10 @@ class RunFolder:
         write_text(self.path / CONFIG, config_text(run))
 
     def data_digest(self) -> str:
-        return str(self._identity()["data_digest"])
+        digest = self._identity().get("data_digest")
+        if not isinstance(digest, str) or not digest.isalnum():
+            raise ConfigError(f"{self.path}/identity.json: data_digest={digest!r} is no digest")
+        return digest
 
     def dataset(self, cache: Path) -> Dataset:
         """Return the data set that the run was planned with. Raises DataError if it is not in `cache`."""

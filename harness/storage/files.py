@@ -5,11 +5,13 @@ A lock is exclusive; the kernel releases it when the process that holds it dies.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +32,8 @@ def read_json(path: str | Path) -> dict[str, Any]:
     """Return the JSON object in `path`. Raises ConfigError naming the file if it is damaged."""
     try:
         content = json.loads(read_text(path))
+    except ConfigError:
+        raise
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is damaged: {error}") from None
     if not isinstance(content, dict):
@@ -38,14 +42,21 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 
 def read_text(path: str | Path) -> str:
-    """Return the text in `path`."""
+    """Return the text in `path`. Raises ConfigError if it is a pipe or a device, which might have no end."""
     # Plain system calls, as in write_text.
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise ConfigError(f"{path} is no regular file")
         parts = []
         while part := os.read(descriptor, 1 << 16):
             parts.append(part)
         return b"".join(parts).decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is damaged: {error}") from None
     finally:
         os.close(descriptor)
 

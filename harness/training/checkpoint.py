@@ -21,7 +21,7 @@ from typing import Any
 from torch import Tensor
 
 from harness.distributed.process_group import ALONE, Ranks
-from harness.storage.files import write_json
+from harness.storage.files import read_text, write_json
 from harness.storage.sharded_tensors import (
     READ_ERRORS,
     Index,
@@ -164,7 +164,7 @@ def newest_intact(folder: Path) -> Path | None:
 def open_checkpoint(path: Path, *, check: bool = True) -> OpenCheckpoint:
     """Open a checkpoint after verifying its checksums; raises like `load`."""
     try:
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        state = json.loads(read_text(path / "state.json"))
         if check:
             _check_sums(path, state["sha256"])
         return OpenCheckpoint(
@@ -229,6 +229,8 @@ def _check_sums(folder: Path, expected: dict[str, str]) -> None:
 
 
 def _sha256(path: Path) -> str:
+    if path.exists() and not path.is_file():  # to open a pipe would wait for ever
+        raise CheckpointError(f"checkpoint {path.parent} is corrupt: {path.name} is no regular file")
     try:
         with path.open("rb") as handle:
             return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -15,7 +15,7 @@ from harness.run.length import LENGTHS
 from model.config_validation import ConfigError, build, check_name, closest
 from sweeps.config.cluster import ClusterConfig, RetryConfig
 from sweeps.config.commands import TABLES
-from sweeps.config.folders import CONF, STUDY, searched
+from sweeps.config.folders import CONF, STUDY, check_files, searched
 from sweeps.config.overrides import check_overrides, forced, one_line, with_lists
 from sweeps.config.study import StudyConfig, SweepConfig
 
@@ -56,6 +56,10 @@ def compose_study(overrides: Sequence[str] | StudyConfig) -> StudyConfig:
     if isinstance(overrides, StudyConfig):
         return overrides
     mapping, chosen = _compose(CONF, STUDY, overrides)
+    for group in ("sweep", "cluster", "retry"):
+        if not isinstance(mapping.get(group), dict):
+            check_files(overrides)
+            raise ConfigError(f"{group} has no settings: its file or {group}=... leaves it empty")
     # Hydra merges a mapping on the command line into the file's; only null removes the file's cells.
     fields = mapping["sweep"] | {"cells": mapping["sweep"].get("cells") or {}}
     sweep = build(SweepConfig, fields, "sweep.")
@@ -156,6 +160,7 @@ def _compose(folder: Path, name: str, overrides: Sequence[str]) -> tuple[dict[st
     from hydra.errors import HydraException, OverrideParseException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     try:
         with (
@@ -173,7 +178,10 @@ def _compose(folder: Path, name: str, overrides: Sequence[str]) -> tuple[dict[st
         raise ConfigError(
             f"{error.override.lstrip('+')}: {said}; a list is [1,2], text with brackets needs quotes"
         ) from error
-    except (HydraException, OmegaConfBaseException) as error:
+    except ConfigError:
+        raise
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError, RecursionError) as error:
+        check_files(overrides)
         raise ConfigError(one_line(str(error))) from error
     assert isinstance(mapping, dict)
     return {str(key): value for key, value in mapping.items()}, chosen

@@ -53,6 +53,22 @@ def find(group: str, value: str, overrides: Sequence[str] = ()) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
+def check_files(overrides: Sequence[str]) -> None:
+    """Raise ConfigError naming the first chosen file that is no configuration; Hydra does not name it."""
+    from omegaconf import OmegaConf
+
+    for group, _, value in (text.partition("=") for text in overrides):
+        path = find(group.lstrip("+"), value, overrides) if NAME.fullmatch(group.lstrip("+")) else None
+        if path is None:
+            continue
+        try:
+            content = OmegaConf.to_container(OmegaConf.load(path))
+            if not isinstance(content, dict) or not content:
+                raise ValueError("it holds no settings")
+        except Exception as error:  # of YAML, of OmegaConf, of the file system
+            raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+
+
 def sweep_folder(parent: Path) -> Path:
     """Return the folder for a sweep derived from the file `parent`: the user's or the project's."""
     folder = (user_folders() or [CONF])[0] / "sweep"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from analysis.tables.schema import DEPTHS, ITEMS, RUNS, SCHEMA_VERSION, SCORES, Column, conform
 from harness.evaluation.scores import items_files, read_scores
 from harness.run.folder import RunFolder
-from harness.storage.files import new_file, read_json, write_json
+from harness.storage.files import new_file, read_json, read_text, write_json
 from model.config_validation import ConfigError
 from sweeps.state.ledger import Ledger, read_ledger
 
@@ -110,8 +110,10 @@ def _tables(folder: Path, target: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
             continue
         try:
             row = _row(run)
-            curve = json.loads(run.depth_curve.read_text(encoding="utf-8")) if row["status"] == "done" else []
-        except (ValueError, FileNotFoundError) as error:
+            curve = json.loads(read_text(run.depth_curve)) if row["status"] == "done" else []
+            _check_types([row], RUNS, "record.json")
+            _check_types(curve, DEPTHS, run.depth_curve.name)
+        except (ValueError, FileNotFoundError, RecursionError) as error:
             warnings.warn(f"{run.run_id} is left out, it cannot be read: {error}", stacklevel=4)
             continue
         runs.append(row)
@@ -127,6 +129,20 @@ def _tables(folder: Path, target: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         fresh = pd.Series(shares).reindex(runs_table.index)
         runs_table["trunk_share_flops"] = fresh.fillna(runs_table["trunk_share_flops"])
     return runs_table.reset_index(drop=True), depths_table
+
+
+def _check_types(rows: Any, columns: tuple[Column, ...], name: str) -> None:
+    """Raise ConfigError naming the file and the field if a value of a run is not of its column's type."""
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ConfigError(f"{name} is damaged: it holds no rows")
+    known = {column.name for column in columns}
+    for row in rows:
+        if unknown := row.keys() - known:
+            raise ConfigError(f"{name} has the unknown field {min(unknown)[:60]!r}")
+        for column in columns:
+            value, kind = row.get(column.name), str if column.kind == "string" else int | float
+            if value is not None and not isinstance(value, kind):
+                raise ConfigError(f"{name}: {column.name}={value!r} does not fit its column")
 
 
 def trunk_shares(ledger: Ledger, folder: Path, trunk_steps: Mapping[str, int]) -> dict[str, float]:

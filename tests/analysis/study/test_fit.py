@@ -199,7 +199,10 @@ def test_headlines_are_three_lines_at_most_and_name_the_refusals():
     assert all("\n" not in line for line in refused)
     assert "no law, 2 budgets are not enough for an exponent with an interval" in refused[0]
     assert "at 6.4e19 FLOPs the minimum lies above the swept range, which ends at µ = 12" in refused[0]
-    assert refused[2] == "Test-time depth: 0 of 0 curves fitted; no law of z over µ: no curve"
+    assert refused[2] == (
+        "Test-time depth: 0 of 0 curves fitted; no law of z over µ: 0 identified rates at 0 recurrences, "
+        "at least 4 rates at 3 are needed"
+    )
     scales = [study(budgets=INSIDE[:3], scale=scale)[0] for scale in ("140M", "370M")]
     both = fit(pd.concat(scales), depths.iloc[:0], QUICK)
     assert len(both.headlines()) == 3

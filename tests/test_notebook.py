@@ -43,7 +43,7 @@ def cells():
 
 def test_results_of_other_functions_show_themselves_too():
     published = loopscale.compare(["data=parcae_published"])
-    assert html.escape(published.summary()) in published._repr_html_()
+    assert html.escape(published.headline()) in published._repr_html_() and "<td" in published._repr_html_()
     losses = Evaluation(loss_nats=[3.0, 2.5], loss_se_nats=[0.1, 0.2], bits_per_byte=[1.0, 0.9], tokens=10)
     assert "<tr><td>2<td>2.5000<td>0.2000<td>0.9000" in losses._repr_html_()
     scores = TaskScores(frame=pd.DataFrame({"model": ["a"], "task": ["<x>"], "depth": [1]}), notes=("why",))

@@ -147,6 +147,7 @@ def png(fig: Figure) -> bytes:
     """Return a figure as PNG."""
     buffer = io.BytesIO()
     with styled():
+        freeze_layout(fig)
         fig.savefig(buffer, format="png", dpi=PNG_DPI)
     return buffer.getvalue()
 

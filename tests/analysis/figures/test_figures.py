@@ -91,9 +91,9 @@ def test_the_page_fits_its_screen(written, width, tmp_path):
 def test_the_browser_sees_what_does_not_fit(tmp_path):
     page = tmp_path / "page.html"
     page.write_text(
-        '<div style="position:relative"><span style="position:absolute;top:0">one text</span>'
+        '<div style="position:relative;height:60px"><span style="position:absolute;top:0">one text</span>'
         '<span style="position:absolute;top:2px">another</span></div>'
-        '<p style="margin-top:60px;font-size:9px">tiny</p><p style="width:600px">wide</p>'
+        '<p style="font-size:9px">tiny</p><p style="width:600px">wide</p>'
         '<svg viewBox="0 0 1000 90" width="300"><text y="50" font-size="20">small</text></svg>'
         + "<p>enough text</p>"
         * 20

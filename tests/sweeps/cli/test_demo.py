@@ -36,6 +36,7 @@ def overrides(corpus, cache, tmp_path):
         "sweep.budgets_flops=[4e8,8e8]",
         "sweep.mean_recurrences=[2,4,6,8]",
         "sweep.cells.noise_low.lengths=[4e8]",
+        "sweep.cells.noise_low.mean_recurrences=[4]",
         "sweep.cells.noise_high.lengths=[8e8]",
         "sweep.min_steps=2",
         "training.log_every=1",
@@ -66,7 +67,16 @@ def test_a_killed_demo_continues_and_reports(overrides, tmp_path, capsys, monkey
     assert all(
         run.status().attempts == 1 and run.record() == done[run.run_id] for run in runs if run.run_id in done
     )
-    assert "<html" in page.read_text() and 0 < len(out[out.index(f"report: {page}") + 1 :]) <= 3
+    *_, recurrence, tokens, verdict, plateau, last = out
+    for line, start in (
+        (recurrence, "Optimal mean recurrence, "),
+        (tokens, "Optimal tokens, "),
+        (verdict, "Looped minus fixed depth at equal FLOPs, of 2 budgets: "),
+        (plateau, "Test-time depth: "),
+    ):
+        assert line.startswith(start)
+    assert last == f"report: {page}; next: loopscale plan sweep=small suggest=6 root={tmp_path / 'runs'}"
+    assert "<html" in page.read_text()
     figures = {path.suffix for path in (page.parent / "figures").iterdir()}
     assert figures == {".pdf", ".png", ".csv"}
     laws = loopscale.fit([f"root={tmp_path / 'runs'}", "sweep=small", "bootstrap=100", "validation=false"])

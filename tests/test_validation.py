@@ -66,6 +66,21 @@ def test_committed_results_support_what_is_claimed():
     assert all(task["other_predictions"] == 0 for task in RESULTS["core"]["tasks"])
 
 
+def test_the_demo_ends_in_laws_with_every_seed():
+    page = (ROOT / "docs" / "demo.md").read_text(encoding="utf-8")
+    for seed, result in RESULTS["demo"]["seeds"].items():
+        for name, quantities in result["estimators"].items():
+            cells = [
+                f"{e:.2f} [{low:.2f}, {high:.2f}]"
+                for e, low, high in (q["exponent"] for q in quantities.values())
+            ]
+            optima = quantities["mean_recurrence"]["optima"]
+            assert len(optima) == 3 and None not in optima
+            row = [seed, name, *cells, ", ".join(f"{value:.1f}" for value in optima)]
+            assert f"| {' | '.join(row)} |" in page
+        assert len(result["looped_minus_fixed"]) == 3
+
+
 def test_hostile_inputs_all_ended_well():
     fuzz = RESULTS["fuzz"]
     assert fuzz["wrong"] == []

@@ -12,6 +12,7 @@ from sweeps.cli.live_page import grid, live_page, write_live_page
 from sweeps.config.commands import StatusConfig
 from sweeps.state.eta import Forecast
 from sweeps.state.sweep_status import SweepStatus
+from tests.browser import needs_chromium, problems
 
 VOID = {"meta", "line", "input", "br", "hr", "img", "link"}
 
@@ -121,3 +122,11 @@ def test_the_page_is_written_where_the_user_says(tmp_path):
     path = StatusConfig(sweep="s", html=str(tmp_path / "page.html")).page
     write_live_page(state(), tmp_path, path, live=False)
     assert path.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [1400, 400])
+def test_the_page_fits_its_screen(width, tmp_path):
+    page = tmp_path / "status.html"
+    write_live_page(state(), tmp_path, page, live=False)
+    assert problems(page, width, tmp_path) == []

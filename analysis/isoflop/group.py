@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,14 @@ import pandas as pd
 from analysis.config import FitConfig, Labels
 from analysis.format import fixed, number, percent
 from analysis.isoflop.curves import QUANTITY_NAMES, Curves, Quantity, isoflop_curves
-from analysis.isoflop.estimator import DEFAULT_ESTIMATOR, LACK_OF_FIT_FLAG, EstimatorFit, Inputs, Points
+from analysis.isoflop.estimator import (
+    DEFAULT_ESTIMATOR,
+    LACK_OF_FIT_FLAG,
+    EstimatorFit,
+    EstimatorName,
+    Inputs,
+    Points,
+)
 from analysis.isoflop.geometry import Geometry, geometry
 from analysis.isoflop.parabola import fit_parabolas
 from analysis.isoflop.screening import screen
@@ -28,7 +35,7 @@ from analysis.tables.selection import groups
 Values = float | np.ndarray[Any, Any]
 Estimator = Callable[[Inputs], EstimatorFit]
 ESTIMATORS: tuple[Estimator, ...] = (fit_shared, fit_parabolas, fit_parametric)
-NAMES = ("shared shape", "parabola", "surface")  # of `ESTIMATORS`
+NAMES: tuple[str, ...] = get_args(EstimatorName)  # of `ESTIMATORS`
 
 
 @dataclass(frozen=True, kw_only=True)

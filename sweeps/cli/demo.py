@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from sweeps.cli.help import Command
 from sweeps.config.commands import CompareConfig, EvalConfig
 from sweeps.config.compose import compose_study
 from sweeps.config.overrides import with_lists
+from sweeps.config.shell import quote
 from sweeps.config.study import StudyConfig
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def run_study(study: StudyConfig) -> Path:
 def _next_command(study: StudyConfig, name: str) -> str:
     if study.quick:
         return "loopscale demo, since quick=true shows the works, not a law"
-    root = "" if study.root == "runs" else f" root={shlex.quote(study.root)}"
+    root = "" if study.root == "runs" else f" root={quote(study.root)}"
     return f"loopscale plan sweep={name} suggest=6{root}"
 
 

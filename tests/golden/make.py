@@ -49,7 +49,7 @@ def main() -> None:
         data = cases.corpus_data(folder, folder / "cache")
         write("data", cases.digests(folder, folder / "cache"))
         plans = {sweep: cases.planned(sweep, data) for sweep in SWEEPS}
-        entered = {sweep: cases.segments(sweep, data, folder / "rehearsed") for sweep in REHEARSED}
+        entered = {sweep: cases.segments(sweep, data, folder / f"rehearsed_{sweep}") for sweep in REHEARSED}
         write("plans", {"planned": plans, "entered": entered})
         write("bits", bits(folder, data))
         make_old(folder)

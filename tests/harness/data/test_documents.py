@@ -346,7 +346,7 @@ def test_hub_data_without_the_library_names_the_extra(monkeypatch):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"source": "text"}, r"data\.path is not set"),
+        ({"source": "text"}, r"path is not set: path="),
         ({"source": "huggingface"}, r"data\.repository is not set"),
         ({"source": "huggingface", "repository": "org/set"}, r"set data\.max_tokens or data\.max_documents"),
         (

@@ -101,7 +101,8 @@ def _child(command: Sequence[str], folder: Path, out: Path, broken: Path) -> Non
             os.dup2(output, stream)
         sys.stdout, sys.stderr = (open(stream, "w", closefd=False) for stream in (1, 2))  # noqa: SIM115
         os.chdir(folder)
-        os.environ |= {name: str(folder) for name in ("TMPDIR", "MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR")}
+        os.environ |= {"TMPDIR": str(folder), "MPLCONFIGDIR": str(folder)}
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
         tempfile.tempdir = None
         space = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (space + 4 * MOST_BYTES, space + 4 * MOST_BYTES))

@@ -55,7 +55,7 @@ def test_what_the_queue_has_forgotten_is_planned_and_goes_on(sweep, calm, strict
     assert "loopscale launch sweep=forgotten" in summary(made)
     loopscale.launch([text for text in made.overrides if text != "cluster=slurm"])
     made.finish()
-    assert made.losses() == calm and all(run.status().failures == {} for run in made.runs())
+    assert made.losses() == calm and all(set(run.status().failures) <= {"lost"} for run in made.runs())
 
 
 @pytest.mark.alone

@@ -1,4 +1,4 @@
-"""Give every command hostile input: settings, models, tokenizers, text, state, tables and bundles, damaged.
+"""Run every command on hostile input: settings, models, tokenizers, text, state, tables and bundles, damaged.
 
 python validation/fuzz.py [--inputs 2000] [--workers 2] [--minutes 600] [--root runs/validation/fuzz]
 

@@ -27,7 +27,7 @@ def bad_nodes(folder: Path, after: int) -> dict[str, int]:
 
 
 def forget(folder: Path) -> None:
-    """Give all nodes another chance."""
+    """Forget all nodes that were left out, so that they are used again."""
     (folder / FILE).unlink(missing_ok=True)
 
 

@@ -32,7 +32,11 @@ WORDS = [
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory) -> Path:
     """A folder of 60 small text files in which every word depends on the one before."""
-    folder = tmp_path_factory.mktemp("corpus")
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def write_corpus(folder: Path) -> Path:
+    """Write those files into `folder` and return it."""
     for number in range(60):
         draw = random.Random(number)
         at, words = draw.randrange(len(WORDS)), []

@@ -26,6 +26,7 @@ from model.config_validation import ConfigError, build
 State = Literal["planned", "submitted", "running", "done", "failed"]
 
 
+RESUMES = "delete {}, and the next launch goes on from the run's last checkpoint"
 POSITIVE = ("steps", "batch_tokens", "tokens", "nominal_flops")  # of a record
 
 
@@ -100,7 +101,7 @@ class RunFolder:
         return True
 
     def content(self, name: str, read: Callable[[str], Any] = read_json) -> Any:
-        """Return the content of the file `name`, for a pending run the content that it will have.
+        """Return the content of the file `name`; while it is missing, what a pending run's will be.
 
         Raises FileNotFoundError if there is none.
         """
@@ -108,7 +109,7 @@ class RunFolder:
         try:
             return read(path)
         except FileNotFoundError:
-            if not self.exists() and (pending := pending_file(self.path, name)) is not None:
+            if (pending := pending_file(self.path, name)) is not None:
                 return pending
             return read(path)  # another process may have created the folder in between
 
@@ -118,10 +119,11 @@ class RunFolder:
         Raises ConfigError naming the file, and the field that is not as it should be.
         """
         try:
-            content = self.content("status.json")
+            return build(Status, self.content("status.json"), f"{self.path}/status.json: ")
         except FileNotFoundError:
             return Status(state="planned")
-        return build(Status, content, f"{self.path}/status.json: ")
+        except ConfigError as error:
+            raise ConfigError(f"{error}; {RESUMES.format('it')}") from None
 
     def set_status(self, status: Status, *, sync: bool = True) -> None:
         self.ensure_created(sync=sync)
@@ -133,11 +135,16 @@ class RunFolder:
 
         Raises ConfigError naming the file, and the field that is not as it should be.
         """
-        row = dict(self.content("record.json"))
-        for name in POSITIVE:
-            value = row.get(name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-                raise ConfigError(f"{self.path}/record.json: {name}={value!r} is no positive number")
+        try:
+            row = dict(self.content("record.json"))
+            for name in POSITIVE:
+                value = row.get(name)
+                if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+                    raise ConfigError(f"{self.path}/record.json: {name}={value!r} is no positive number")
+        except FileNotFoundError:
+            raise ConfigError(f"{self.path}/record.json is lost; {RESUMES.format('status.json')}") from None
+        except ConfigError as error:
+            raise ConfigError(f"{error}; {RESUMES.format('it and status.json')}") from None
         return row
 
     def set_record(self, row: dict[str, Any], *, sync: bool = True) -> None:

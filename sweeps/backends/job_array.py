@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from harness.storage.files import read_json, write_json
-from model.config_validation import build
+from model.config_validation import ConfigError, build
 from sweeps.config.cluster import Resources
 
 TASK = "sweeps.workers.array_task"  # trains the runs of an element
@@ -90,9 +90,12 @@ def write_submitted(sweep: Path, array: JobArray, submitted: Submitted) -> None:
 
 
 def read_submitted(folder: Path) -> Submitted | None:
-    """Return the scheduler's answer for the array in `folder`, None if it was lost."""
+    """Return the scheduler's answer for the array in `folder`, None if it was lost or is damaged."""
     path = folder / "job.json"
-    return Submitted(**read_json(path)) if path.exists() else None
+    try:
+        return Submitted(**read_json(path)) if path.exists() else None
+    except (ConfigError, TypeError):
+        return None  # the next launch asks for it again
 
 
 def latest_elements(arrays: list[JobArray]) -> dict[str, tuple[JobArray, int]]:

@@ -16,7 +16,7 @@ from sweeps.backends.registry import open_backend
 from sweeps.config.commands import ChangeConfig
 from sweeps.launch.bad_nodes import forget
 from sweeps.launch.launch import start_missing
-from sweeps.state.ledger import Ledger, read_ledger
+from sweeps.state.ledger import UNREADABLE, Ledger, read_ledger, state_of
 from sweeps.state.retry import reopen
 
 
@@ -72,7 +72,10 @@ def retry(settings: ChangeConfig) -> tuple[list[str], list[str]]:
     if settings.failed == (settings.run is not None):
         raise ConfigError("retry what? failed=true for all failed runs, or run=ID for one")
     chosen = [find_run(folder, ledger, settings.run)] if settings.run else ledger.nodes(folder)
-    failed = [run for run in chosen if run.status().state == "failed"]
+    states = {run: state_of(run) for run in chosen}
+    failed = [
+        run for run, state in states.items() if state.state == "failed" and state.failure_class != UNREADABLE
+    ]
     if settings.run and not failed:
         raise ConfigError(f"run={settings.run} has not failed: it is {chosen[0].status()}")
     with exclusive(folder / ".launch.lock", wait=True):
@@ -101,13 +104,13 @@ def _cancel_jobs(folder: Path, backend: Backend, chosen: set[str], *, is_earlier
             submitted = read_submitted(array_folder(folder, array))
             if not (element and element.is_live and submitted):
                 continue
-            if RunFolder(folder / run_id).status().state != "done":
+            if state_of(RunFolder(folder / run_id)).state != "done":
                 jobs.setdefault(element_id(submitted.job_id, index), []).append(run_id)
         backend.cancel(jobs)
         for run_id in (run_id for runs in jobs.values() for run_id in runs):
             run = RunFolder(folder / run_id)
             run.ensure_created(sync=False)  # first: a network file system may still show an older status
-            if (status := run.status()).state == "planned":
+            if (status := state_of(run)).state == "planned":
                 run.set_status(dataclasses.replace(status, message="cancelled"), sync=False)
         os.sync()  # once for what may be thousands of folders
     return [f"{backend.name}:{job} ({', '.join(runs)})" for job, runs in jobs.items()]

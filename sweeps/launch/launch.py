@@ -25,7 +25,7 @@ from sweeps.grid.trunks import Segment, Trunks, cell_name
 from sweeps.launch.bad_nodes import forget
 from sweeps.launch.move import check_move
 from sweeps.launch.submit import Submission, show_job_files, submit_missing
-from sweeps.state.ledger import LOCK, Ledger, read_ledger, required_segments, trunks_of
+from sweeps.state.ledger import LOCK, Ledger, read_ledger, required_segments, state_of, trunks_of
 from sweeps.state.retry import reopen
 
 
@@ -149,7 +149,7 @@ def register(study: StudyConfig, cells: list[Cell]) -> Ledger:
             earlier=_earlier(before, study),
         )
         if trunks.segments:
-            states = {run.run_id: run.status() for run in ledger.nodes(folder)}
+            states = {run.run_id: state_of(run) for run in ledger.nodes(folder)}
             needed = required_segments(ledger, folder, states, failed_too=True)
             for name, segment, training, cell in trunks.training():
                 scales[name] = training.scale

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from harness.run.folder import RunFolder, Status
 from sweeps.backends.base import JobElement, JobOutput, JobState
 
+ATTEMPTS = "logs/attempts.jsonl"  # in a run's folder
 SHOWN_LINES, SHOWN_CHARACTERS = 3, 300  # of a job's log, in a message
 # What the end of a job leaves open and its log may tell.
 OPEN = (JobState.FAILED, JobState.CANCELLED, JobState.FORGOTTEN, JobState.UNKNOWN)
 
 
 def attempts_of(run: RunFolder) -> list[dict[str, Any]]:
-    """Return where each attempt of a run ran: job, node, process, start."""
-    path = run.path / "logs" / "attempts.jsonl"
-    return (
-        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-    )
+    """Return where each attempt of a run ran: job, node, process, start; without a line that was cut off."""
+    path, attempts = run.path / ATTEMPTS, []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            attempts.append(json.loads(line))
+    return attempts
+
+
+def add_attempt(run: RunFolder, attempt: Mapping[str, Any]) -> None:
+    """Add where an attempt runs to the run's logs, on a line of its own even after one that was cut off."""
+    path = run.path / ATTEMPTS
+    path.parent.mkdir(exist_ok=True)
+    with path.open("a+b") as file:
+        file.seek(max(0, file.tell() - 1))
+        begin = b"" if file.read() in (b"", b"\n") else b"\n"
+        file.write(begin + json.dumps(attempt).encode() + b"\n")
 
 
 def never_began(run: RunFolder, status: Status, element_id: str) -> bool:

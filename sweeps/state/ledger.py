@@ -80,6 +80,9 @@ class Ledger:
         return segments
 
 
+UNREADABLE = "unreadable"  # failure class of a run whose files are damaged
+
+
 def read_ledger(folder: Path) -> Ledger:
     """Return the ledger of the sweep in `folder`; raises ConfigError if none was launched."""
     path = folder / "sweep.json"
@@ -112,6 +115,19 @@ def trunks_of(study: StudyConfig, before: Ledger | None, cells: Sequence[Cell]) 
     trunks = grow(cells, study.sweep.trunk, before=before.segments, settled=set(before.run_ids))
     trunks.parents.update(before.parents)
     return trunks
+
+
+def state_of(run: RunFolder) -> Status:
+    """Return a run's status; a damaged file is a failure of this run alone, which is not retried."""
+    try:
+        status = run.status()
+        if status.state != "done":
+            run.record()  # its next attempt needs it
+        return status
+    except ConfigError as error:
+        if not run.exists():  # what is damaged is a file of the whole sweep
+            raise
+        return Status(state="planned").failed(UNREADABLE, str(error))
 
 
 def is_open(status: Status, retry: RetryConfig) -> bool:
@@ -179,7 +195,7 @@ def unfinished_runs(ledger: Ledger, folder: Path, *, registered: bool = True) ->
     is left out; `registered=False` keeps it, for a ledger that is not written yet.
     """
     names = [*in_order(ledger.segments), *ledger.run_ids]
-    states = {name: RunFolder(folder / name).status() for name in names}
+    states = {name: state_of(RunFolder(folder / name)) for name in names}
     segments = required_segments(ledger, folder, states)
     return [
         (RunFolder(folder / name), states[name])

@@ -6,6 +6,7 @@ import dataclasses
 
 from harness.run.folder import RunFolder, Status
 from sweeps.config.cluster import RetryConfig
+from sweeps.state.ledger import UNREADABLE, state_of
 
 
 def prepare_attempt(run: RunFolder, status: Status, retry: RetryConfig) -> bool:
@@ -36,7 +37,7 @@ def halve_micro_batch(run: RunFolder) -> bool:
 
 
 def reopen(run: RunFolder) -> None:
-    """Open a failed run again with no failures counted; its checkpoints stay."""
-    status = run.status()
-    if status.state == "failed":
+    """Open a failed run again with no failures counted; its checkpoints stay, and a damaged run."""
+    status = state_of(run)
+    if status.state == "failed" and status.failure_class != UNREADABLE:
         run.set_status(dataclasses.replace(status, state="submitted", failure_class="", failures={}))

@@ -29,7 +29,15 @@ from sweeps.state.eta import (
     UNNEEDED,
     forecast,
 )
-from sweeps.state.ledger import Ledger, held_back_by, read_ledger, required_segments, waits_for
+from sweeps.state.ledger import (
+    UNREADABLE,
+    Ledger,
+    held_back_by,
+    read_ledger,
+    required_segments,
+    state_of,
+    waits_for,
+)
 from sweeps.state.sweep_status import SweepStatus
 
 if TYPE_CHECKING:
@@ -50,10 +58,9 @@ AXES = (
     "recipe",
 )
 
+NAMED = 3  # damaged runs in the remarks
 STALLED_S = 600.0  # without a line of metrics, and
 STALLED_LINES = 20  # as long as so many lines took: no run that goes on is silent for both
-
-UNREADABLE = "unreadable"  # failure class of a run whose files are damaged
 
 
 def status(folder: Path) -> SweepStatus:
@@ -62,7 +69,7 @@ def status(folder: Path) -> SweepStatus:
     Raises ConfigError if nothing was launched there.
     """
     ledger = read_ledger(folder)
-    states = {run.run_id: (run, _state(run)) for run in ledger.nodes(folder)}
+    states = {run.run_id: (run, state_of(run)) for run in ledger.nodes(folder)}
     arrays = read_arrays(folder)
     latest = latest_elements(arrays)
     unfinished = [run for run, state in states.values() if state.state not in ("done", "failed")]
@@ -72,7 +79,7 @@ def status(folder: Path) -> SweepStatus:
     elements, notes = _ask(backend, list(asked.values()), jobs)
     idle = backend.pulls_runs and not backend.is_working(folder)
     if asked:  # the scheduler may have taken seconds to answer, and runs go on meanwhile
-        states |= {run.run_id: (run, _state(run)) for run in unfinished}
+        states |= {run.run_id: (run, state_of(run)) for run in unfinished}
     needed = required_segments(ledger, folder, {name: state for name, (_, state) in states.items()})
     rows = []
     for run_id, (run, state) in states.items():
@@ -86,6 +93,7 @@ def status(folder: Path) -> SweepStatus:
         if run_id in ledger.segments and run_id not in needed and row["status"] in ("planned", LOST):
             row |= {"status": UNNEEDED, "message": ""}
         rows.append(row)
+    notes += [row["message"] for row in rows if row["status"] == f"failed:{UNREADABLE}"][:NAMED]
     segments = len(rows) - len(ledger.run_ids)
     axes = [name for name in AXES if len({row[name] for row in rows[segments:]}) > 1]
     hidden = set(AXES) - set(axes)
@@ -103,16 +111,6 @@ def status(folder: Path) -> SweepStatus:
 def is_worked_on(folder: Path) -> bool:
     """Return True if a worker process is at the sweep in `folder` now."""
     return open_backend(read_ledger(folder).cluster).is_working(folder)
-
-
-def _state(run: RunFolder) -> Status:
-    """Return a run's status; one that cannot be read is a failure of this run alone."""
-    try:
-        return run.status()
-    except ConfigError as error:
-        if not run.exists():  # what is damaged is a file of the whole sweep
-            raise
-        return Status(state="failed", failure_class=UNREADABLE, message=str(error))
 
 
 def shown_status(run: RunFolder, state: Status, element: JobElement | None, *, idle: bool = False) -> str:

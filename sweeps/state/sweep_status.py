@@ -8,9 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sweeps.state.eta import LOST, UNDER_WAY, Forecast, counts, has_ended
+from sweeps.state.ledger import UNREADABLE
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+DAMAGED = f"failed:{UNREADABLE}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +69,8 @@ class SweepStatus:
         advice, at = "", f"sweep={self.sweep}" + ("" if root == "runs" else f" root={root}")
         if all(status == "done" for status in statuses):
             advice = f"; loopscale collect {at} makes the tables for fit, report and compare"
+        elif all(status in ("done", DAMAGED) for status in statuses):
+            pass  # the remarks say what helps
         elif all(map(has_ended, statuses)):
             advice = f"; loopscale retry {at} failed=true starts again what failed"
         elif worked_on or set(UNDER_WAY) & set(statuses):

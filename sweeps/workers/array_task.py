@@ -8,7 +8,6 @@ itself again if the cluster allows it; if not, the next launch continues it.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import platform
 import signal
@@ -26,7 +25,8 @@ from sweeps.backends.base import Backend, CurrentJob, JobElement, JobState, Requ
 from sweeps.backends.job_array import JobArray, read_array, read_submitted
 from sweeps.backends.registry import backend_of_job
 from sweeps.config.cluster import RetryConfig
-from sweeps.state.ledger import Ledger, has_begun, is_open, read_ledger
+from sweeps.state.ended_jobs import add_attempt
+from sweeps.state.ledger import Ledger, has_begun, is_open, read_ledger, state_of
 from sweeps.state.retry import prepare_attempt
 
 POLL_S = 0.1
@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> int:
         return 0
     if stop_requested():
         _report_stop(runs, started, ledger, backend, job, time.monotonic() - began, array)
-    states = {run.status().state for run in runs}
+    states = {state_of(run).state for run in runs}
     return 0 if states == {"done"} else 1 if "failed" in states else STOPPED
 
 
@@ -89,7 +89,7 @@ def work_through(
     if job.ends_s is not None:
         os.environ[JOB_END] = str(job.ends_s)
     alone = array.resources.world_size == 1
-    waiting = [run for run in runs if is_open(run.status(), retry) and _may_start(run)]
+    waiting = [run for run in runs if is_open(state_of(run), retry) and _may_start(run)]
     free = list(range(array.resources.parallel_runs))
     active: list[tuple[BaseProcess, RunFolder, int]] = []
     started: set[str] = set()
@@ -186,9 +186,7 @@ def _record_attempt(run: RunFolder, job: CurrentJob, gpu: str | None) -> None:
         "gpus": gpu or os.environ.get("CUDA_VISIBLE_DEVICES", ""),
     }
     run.ensure_created()
-    (run.path / "logs").mkdir(exist_ok=True)
-    with (run.path / "logs" / "attempts.jsonl").open("a", encoding="utf-8") as handle:
-        handle.write(json.dumps(line) + "\n")
+    add_attempt(run, line)
 
 
 def _gpu(slot: int, slots: int) -> str | None:
@@ -235,7 +233,7 @@ def _report_stop(
         keep = is_open(failed, ledger.retry)
         run.set_status(dataclasses.replace(failed, state="submitted", failure_class="") if keep else failed)
     for run in runs:
-        if (status := run.status()).state == "planned":
+        if (status := state_of(run)).state == "planned":
             run.set_status(dataclasses.replace(status, message="stopped before it began"))
 
 

@@ -1,7 +1,8 @@
 """Faults for jobs under test, put on their PYTHONPATH by a profile's lines; LOOPSCALE_FAULT says which.
 
 slow=SECONDS sleeps at every micro-batch, memory=SEQUENCES has room for no more of them at once, takes=GIB
-takes so much memory, error raises.
+takes so much memory, error raises, trace=FOLDER notes the time and a checksum of every micro-batch that is
+trained, in a file for each run and process.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import importlib.machinery
 import os
 import sys
 import time
+import zlib
+from pathlib import Path
 
 FAULTS = dict(part.partition("=")[::2] for part in os.environ.get("LOOPSCALE_FAULT", "").split(",") if part)
 
@@ -48,6 +51,10 @@ def wrap(model) -> None:
             time.sleep(30)
         if "error" in FAULTS:
             raise ZeroDivisionError("the training function is broken")
+        if "trace" in FAULTS and self.training:
+            run = Path("/proc/self/fd/1").readlink().parts[-3]  # its output is RUN/logs/output.txt
+            with Path(FAULTS["trace"], f"{run}.{os.getpid()}").open("a") as trace:
+                trace.write(f"{time.time()} {zlib.crc32(inputs.cpu().numpy().tobytes())}\n")
         return loss(self, inputs, *rest, **named)
 
     model.loss = faulty

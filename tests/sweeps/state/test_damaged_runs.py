@@ -13,6 +13,7 @@ import loopscale
 from harness.run.folder import RunFolder
 from model.config_validation import ConfigError
 from sweeps.state.collect import collect
+from sweeps.state.ended_jobs import add_attempt, attempts_of
 
 
 def change(path, **fields):
@@ -72,6 +73,17 @@ def test_the_run_is_shown_as_unreadable_and_the_others_as_they_are(finished, tmp
     with pytest.warns(UserWarning, match=rf"{victim} is left out, it cannot be read: .*{message}"):
         runs, depths = loopscale.collect(table)
     assert set(runs["run_id"]) == set(before["run_id"]) - {victim} == set(depths["run_id"])
+
+
+def test_an_attempt_is_noted_on_a_line_of_its_own_after_one_that_was_cut_off(tmp_path):
+    run = RunFolder(tmp_path)
+    for number in (1, 2):
+        add_attempt(run, {"attempt": number, "job": f"7_{number}"})
+    path = tmp_path / "logs" / "attempts.jsonl"
+    os.truncate(path, path.stat().st_size - 5)
+    assert [attempt["attempt"] for attempt in attempts_of(run)] == [1]
+    add_attempt(run, {"attempt": 3, "job": "7_3"})
+    assert [attempt["attempt"] for attempt in attempts_of(run)] == [1, 3]
 
 
 def test_torn_tables_are_made_anew(finished, tmp_path):

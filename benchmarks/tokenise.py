@@ -5,9 +5,10 @@
     python benchmarks/tokenise.py --workers 1 --vocabulary 32768
 
 "ours" is what `loopscale data` runs: documents to token ids in its worker processes, in order, with the start
-of those processes. "library" is `Tokenizer.encode_batch_fast` of the documents on as many threads; "tiktoken", where it is installed,
-its `encode_ordinary_batch` with the same merges. They take turns; medians of the speeds and of the paired ratios
-are printed, by the clock and by CPU seconds, which other work on the machine leaves alone; --result keeps them.
+of those processes. "library" is `Tokenizer.encode_batch_fast` of the documents on as many threads;
+"tiktoken", where it is installed, its `encode_ordinary_batch` with the same merges. They take turns; medians
+of the speeds and of the paired ratios are printed, by the clock and by CPU seconds, which depend less on other work on the
+machine; --result keeps them.
 """
 
 import argparse
@@ -57,7 +58,7 @@ def corpus(args):
 
 
 def tiktoken_encoding(tokenizer):
-    """The tokenizer as tiktoken's, None if that is not installed; its ids lack the special tokens before them."""
+    """The tokenizer as tiktoken's, whose ids lack the special tokens before them; None without tiktoken."""
     try:
         import tiktoken
     except ImportError:

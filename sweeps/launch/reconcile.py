@@ -21,7 +21,7 @@ from sweeps.backends.job_array import (
 )
 from sweeps.launch.bad_nodes import count_ends
 from sweeps.state.ended_jobs import attempts_of, describe, ended_as, never_began
-from sweeps.state.ledger import Ledger, is_open, unfinished_runs
+from sweeps.state.ledger import Ledger, is_open, state_of, unfinished_runs
 from sweeps.state.retry import prepare_attempt
 
 
@@ -70,7 +70,7 @@ def reconcile(folder: Path, ledger: Ledger, arrays: list[JobArray], backend: Bac
                 continue
             # A network file system may still show the folder as it was before its node wrote it.
             materialised |= run.ensure_created(sync=False)
-            status = run.status()  # it may have ended while the scheduler was asked
+            status = state_of(run)  # it may have ended while the scheduler was asked
         if status.state == "done":
             continue
         began, output = True, None

@@ -126,7 +126,7 @@ class Scene:
     def live(self) -> list[str]:
         """Return the runs of the elements in the queue."""
         arrays = {array.name: array for array in (read_array(p.parent) for p in self.made.batches())}
-        lines = slurm("squeue", "-h", "-r", "-t", "PD,R,S", "-o", "%j|%K").splitlines()
+        lines = slurm("squeue", "-h", "-r", "-t", "PD,R,S,CF,RH", "-o", "%j|%K").splitlines()
         parts = [line.split("|") for line in lines if line.partition("|")[0] in arrays]
         return [run for name, index in parts if index.isdigit() for run in arrays[name].elements[int(index)]]
 

@@ -14,6 +14,8 @@ from tests.sweeps.launch.conftest import run_dry
 def test_a_damaged_run_is_passed_over_until_its_file_is_deleted(entered, name):
     folder, ledger, cluster = entered
     run = ledger.runs(folder)[3]
+    submit_missing(folder, ledger, cluster)
+    cluster.cancel(f"{element.job_id}_{index}" for (_, index), element in cluster.elements.items())
     run.ensure_created()
     (run.path / name).write_text('{"state": "plan')
     assert submit_missing(folder, ledger, cluster).runs == 199

@@ -7,8 +7,8 @@
 "ours" is what `loopscale data` runs: documents to token ids in its worker processes, in order, with the start
 of those processes. "library" is `Tokenizer.encode_batch_fast` of the documents on as many threads;
 "tiktoken", where it is installed, its `encode_ordinary_batch` with the same merges. They take turns; medians
-of the speeds and of the paired ratios are printed, by the clock and by CPU seconds, which depend less on other work on the
-machine; --result keeps them.
+of the speeds and of the paired ratios are printed, by the clock and by CPU seconds, which depend
+less on other work on the machine; --result keeps them.
 """
 
 import argparse

@@ -245,6 +245,7 @@ def judged(
     """
     from validation.kill_storm import different  # imports torch
 
+    apart = ["micro_batch_changed"] if micro_batches > 1 else []
     status = run.status()
     steps = [line["step"] for line in read_metrics(run.metrics)]
     lost = status.state != "done" or sorted(set(steps)) != list(range(1, STEPS + 1)) or not ids[run.run_id]
@@ -264,7 +265,7 @@ def judged(
         "doubled": bool(twice or at_once or max(again) > MOST_AGAIN),
         "trained_again": sum(again),
         "most_again": max(again),
-        "different": ["not done"] if lost else different(calm, run),
+        "different": ["not done"] if lost else different(calm, run, *apart),
     }
 
 

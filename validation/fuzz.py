@@ -63,7 +63,7 @@ def main() -> None:
     rows = _done(arguments.root)
     if len(rows) < len(cases):
         sys.exit(75)
-    wrong = _summarise(rows, arguments.result)
+    wrong = _summarise(rows, arguments.result, arguments.inputs)
     sys.exit(int(bool(wrong)))
 
 
@@ -86,7 +86,7 @@ def _done(root: Path) -> dict[tuple[str, int], dict]:
     return {(row["kind"], row["number"]): row for row in map(json.loads, lines)}
 
 
-def _summarise(rows: dict, result: Path) -> list:
+def _summarise(rows: dict, result: Path, inputs: int) -> list:
     kinds = {
         kind: dict(sorted(Counter(row["outcome"] for row in rows.values() if row["kind"] == kind).items()))
         for kind in KINDS
@@ -95,7 +95,7 @@ def _summarise(rows: dict, result: Path) -> list:
     write_json(
         result,
         {
-            "command": "python validation/fuzz.py",
+            "command": f"python validation/fuzz.py --inputs {inputs}",
             "seed": "kind and number of each input",
             "inputs": len(rows),
             "kinds": kinds,

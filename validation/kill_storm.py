@@ -238,15 +238,15 @@ def _train(path: Path, cache: Path) -> None:
     run_job(path, cache)
 
 
-def different(reference: RunFolder, folder: RunFolder) -> list[str]:
-    """Name what is not equal in two finished runs of one configuration."""
+def different(reference: RunFolder, folder: RunFolder, *apart: str) -> list[str]:
+    """Name what is not equal in two finished runs of one configuration, columns `apart` from it."""
     wrong = []
     ours, theirs = (checkpoint_folders(run.checkpoints)[-1] for run in (reference, folder))
     for name in ("model.safetensors", "optimizer.safetensors"):
         if (ours / name).read_bytes() != (theirs / name).read_bytes():
             wrong.append(name)
     # The checkout becomes dirty when this script writes its first result.
-    volatile = {*MEASURED, "attempts", "sweep", "code_version"}
+    volatile = {*MEASURED, "attempts", "sweep", "code_version", *apart}
     records = [{k: v for k, v in run.record().items() if k not in volatile} for run in (reference, folder)]
     lines = [
         [{k: v for k, v in line.items() if k not in volatile} for line in read_metrics(run.metrics)]

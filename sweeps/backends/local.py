@@ -13,6 +13,7 @@ from harness.data.encoding import available_cores
 from harness.storage.files import is_held
 from model.config_validation import ConfigError
 from sweeps.backends.base import Backend, Elements
+from sweeps.backends.gpus import gpu_of, visible_gpus
 from sweeps.backends.job_array import JobArray
 from sweeps.backends.registry import environment_outside_jobs
 
@@ -35,8 +36,8 @@ class LocalPool(Backend):
 
     @property
     def size(self) -> int:
-        """Return the number of workers, by default one for each run that fits on this machine's CPU cores."""
-        fitting = max(1, available_cores() // self.config.threads_per_run)
+        """Return the number of workers: by default one per GPU, or as many runs as the CPU cores hold."""
+        fitting = len(visible_gpus()) or max(1, available_cores() // self.config.threads_per_run)
         return self.config.parallel_runs or fitting
 
     def submit(self, sweep: Path, array: JobArray, version: str) -> str:
@@ -62,12 +63,14 @@ class LocalPool(Backend):
         arguments = [str(owner)] if owner is not None else []
         workers = []
         for number in range(self.size):
+            gpu = gpu_of(number, self.size)
+            own = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
             with (folder / f"worker_{number}.log").open("ab") as log:
                 workers.append(
                     subprocess.Popen(
                         [sys.executable, "-m", WORKER, str(folder), str(number), *arguments],
                         cwd=ROOT,
-                        env=environment,
+                        env=environment | own,
                         stdin=subprocess.DEVNULL,
                         stdout=log,
                         stderr=log,

@@ -55,6 +55,10 @@ def test_committed_results_support_what_is_claimed():
         assert set(storm) == {"sigkill", "sigterm", "sigusr2", "truncation"}
         assert storm["sigkill"]["landed"] >= 49 and storm["truncation"]["truncations"] == 20
         assert all(part["lost"] == 0 and part["different"] == [] for part in storm.values())
+    chaos = RESULTS["chaos"]["summary"]
+    assert chaos["events"] == chaos["survived"] == len(RESULTS["chaos"]["events"]) >= 60
+    assert not any(chaos[name] for name in ("lost", "doubled", "bits_differ", "messages_wrong"))
+    assert {event["site"] for event in RESULTS["chaos"]["events"]} == {"generous", "strict"}
     compared = {(row["kind"], row["entry"]): row for row in RESULTS["compare"]["rows"]}
     for kind in ("law", "seeds"):
         for entry in ("best recurrence", "each recurrence"):

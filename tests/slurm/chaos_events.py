@@ -157,7 +157,8 @@ def requeued_and_held(s: Scene, n: int) -> None:
     wait_for(lambda: not s.made.run(n).is_held(), 60)
     wait_for(lambda: "held" in s.row(n)["message"], 60, lambda: s.row(n))
     s.says(s.row(n)["message"], "cancelled" not in s.row(n)["message"], "held")
-    s.says(s.launch(), s.made.run(n).run_id in s.live(), "that it is in the queue still")
+    batches = len(s.made.batches())
+    s.says(s.launch(), len(s.made.batches()) == batches, "that nothing more is submitted")
     slurm("scontrol", "release", element)
     s.wait_for_attempt(n, attempts)
 

@@ -14,9 +14,9 @@ budgets, the shallowest at two high ones).
 For each estimator: how many studies had an exponent accepted, how often its 95 % interval held the slope of
 the true law, and the median width over the spread of the estimates (their central 95 %). The true slope is
 taken over the five budgets whose true optimum lies inside the grid, and again over the budgets that the
-study itself accepted. Studies are kept in `folder`, so that an interrupted run continues; the summary is
-written to docs/validation/coverage.json or coverage_robust.json (or `out`). If the run was stopped, the
-summary covers the studies so far and says how many there are of how many.
+study itself accepted. Studies are kept in `folder`, by noise and estimator, so that an interrupted run
+continues; the summary is written to docs/validation/coverage.json or coverage_robust.json (or `out`). If the
+run was stopped, the summary covers the studies so far and says how many there are of how many.
 """
 
 from __future__ import annotations
@@ -41,9 +41,7 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from analysis.config import FitConfig
-from analysis.isoflop.group import ESTIMATORS, fit_groups
-from analysis.isoflop.shared_shape import fit_shared
-from analysis.isoflop.surface_estimator import fit_parametric
+from analysis.isoflop.group import ESTIMATORS, NAMES, fit_groups
 from analysis.stats.noise import noise_floor
 from analysis.tables.selection import select
 from tests.analysis.synthetic import INSIDE, PAPER_GRID, Truth, study
@@ -55,6 +53,7 @@ RESAMPLES, FEW_RESAMPLES = 400, 200
 CHUNK, ROUND = 10, 100
 GAUSSIAN = "gaussian"
 ROBUST = ("outlier", "low_budgets", "t3", "missing")
+BY_NAME = dict(zip(NAMES, ESTIMATORS, strict=True))
 OUTLIER_NATS = 0.1
 TRUTH = Truth()
 OPTIMA = {flops: TRUTH.optimum(flops) for flops in PAPER_GRID}
@@ -94,8 +93,8 @@ def runs_of(noise: str) -> pd.DataFrame:
     return runs[~(low & (depth == depth.max())) & ~(high & (depth == depth.min()))].reset_index(drop=True)
 
 
-def simulate(noise: str, numbers: range) -> list[Record]:
-    """Fit some studies; return one record per study, estimator and quantity."""
+def simulate(noise: str, name: str, numbers: range) -> list[Record]:
+    """Fit some studies by one estimator; return one record per study and quantity."""
     runs = runs_of(noise)
     clean, floor, found = runs["val_loss_nats"].to_numpy(float), noise_floor(runs), []
     flops = runs["target_flops"].to_numpy(float)
@@ -103,21 +102,20 @@ def simulate(noise: str, numbers: range) -> list[Record]:
         runs["val_loss_nats"] = clean + errors(noise, number, flops)
         resamples = RESAMPLES if noise == GAUSSIAN else FEW_RESAMPLES
         config = FitConfig(bootstrap=resamples, seed=number, validation=False)
-        estimators = ESTIMATORS if noise == GAUSSIAN else (fit_shared, fit_parametric)
-        for estimator in fit_groups(runs, floor, config, estimators)[0][0].estimators:
-            for quantity, law in estimator.laws.items():
-                found.append(
-                    {
-                        "study": number,
-                        "estimator": estimator.name,
-                        "quantity": quantity,
-                        "exponent": law.exponent,
-                        "low": law.exponent_low,
-                        "high": law.exponent_high,
-                        "budgets": law.budgets_flops,
-                        "refusal": law.refusal,
-                    }
-                )
+        (fit,) = fit_groups(runs, floor, config, (BY_NAME[name],))[0][0].estimators
+        for quantity, law in fit.laws.items():
+            found.append(
+                {
+                    "study": number,
+                    "estimator": name,
+                    "quantity": quantity,
+                    "exponent": law.exponent,
+                    "low": law.exponent_low,
+                    "high": law.exponent_high,
+                    "budgets": law.budgets_flops,
+                    "refusal": law.refusal,
+                }
+            )
     return found
 
 
@@ -152,7 +150,7 @@ def records(paths: Iterable[Path]) -> list[Record]:
     return [record for path in paths for record in json.loads(path.read_text())]
 
 
-def summarise(records: list[Record], studies: int) -> list[Record]:
+def summarise(records: list[Record]) -> list[Record]:
     """Return coverage, bias, spread and width per estimator and quantity."""
     rows = []
     for name, quantity in sorted({(r["estimator"], r["quantity"]) for r in records}):
@@ -169,7 +167,7 @@ def summarise(records: list[Record], studies: int) -> list[Record]:
             {
                 "estimator": name,
                 "quantity": quantity,
-                "studies": studies,
+                "studies": len(mine),
                 "accepted": len(kept),
                 "refused": dict(Counter(r["refusal"] for r in mine if r["exponent"] is None)),
                 "budgets_accepted": dict(sorted(Counter(len(r["budgets"]) for r in kept).items())),
@@ -220,19 +218,18 @@ def main(
     out: str = "",
 ) -> None:
     """Simulate, print one line per estimator and quantity, and write the summary."""
-    kinds = (GAUSSIAN,) if noise == GAUSSIAN else ROBUST
-    rows, places = [], {kind: Path(folder) / kind for kind in kinds}
+    kinds, names = (ROBUST, ("shared shape", "surface")) if noise != GAUSSIAN else ((GAUSSIAN,), NAMES)
+    rows = []
+    places = {(kind, name): Path(folder) / kind / name for kind in kinds for name in names}
     try:
         # Some studies of every kind before the next: if the run is stopped, all kinds have about as many.
         for so_far in sorted({*range(ROUND, studies, ROUND), studies}):
-            for kind, place in places.items():
-                run(partial(simulate, kind), so_far, processes, place)
+            for (kind, name), place in places.items():
+                run(partial(simulate, kind, name), so_far, processes, place)
     except KeyboardInterrupt:
         print("stopped: the summary covers the studies so far", file=sys.stderr)
-    for kind, place in places.items():
-        found = records(sorted(place.glob("*.json")))
-        done = len({record["study"] for record in found})
-        rows += [{"noise": kind, **row} for row in summarise(found, done)]
+    for (kind, _), place in places.items():
+        rows += [{"noise": kind, **row} for row in summarise(records(sorted(place.glob("*.json"))))]
     for row in rows:
         print(f"{row['noise']:>11} {show(row)}")
     name = "coverage" if noise == GAUSSIAN else "coverage_robust"

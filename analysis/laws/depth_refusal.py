@@ -20,12 +20,13 @@ from scipy.special import chdtrc, fdtri
 
 from analysis.config import Array
 from analysis.format import percent
+from analysis.stats.noise import ROUNDING
 
 # A misfit is material where the rms residual exceeds both shares, of the curve's range and of the loss.
 MATERIAL_RANGE, MATERIAL_LOSS = 0.01, 0.001
 SIGNIFICANCE = 0.04  # of all tests of fit together; curvature of the law in z takes it to 0.05 (validation)
 SIMULATED = 2000  # curves of pure noise behind the test against the scatter
-MANY = 100  # times the scatter, above which the multiple is not printed
+MANY = 100  # times the noise, above which the multiple is not printed
 CLEAR = 5.0  # a fall or a rise is clear from this multiple of the noise
 NAMES = {
     "saturating": "saturating exponential",
@@ -109,12 +110,12 @@ class Optimum:
         level = SIGNIFICANCE / 2 if self.known else SIGNIFICANCE
         freedom = len(self.losses) - 3
         if self.known and chdtrc(freedom, float(np.sum((self.residual / self.stated) ** 2))) < level:
-            return f"{size}, {self.rms / self.stated.mean():.2g} times the stated error"
+            return f"{size}, {_multiple(self.rms / self.stated.mean())} times the stated error"
         slopes = derivatives(self.term, self.slope, self.amplitude) / self.losses[:, None]
         if scatter_test(self.depths, self.residual / self.losses, slopes) < level:
-            far = self.rms > MANY * self.scatter  # where depths agree to rounding, its size says nothing
-            times = f"over {MANY}" if far else f"{self.rms / self.scatter:.2g}"
-            return f"{size}, {times} times the scatter between depths"
+            if self.scatter <= ROUNDING * self.losses.min():
+                return f"{size}, where neighbouring depths agree to rounding"
+            return f"{size}, {_multiple(self.rms / self.scatter)} times the scatter between depths"
         return None
 
     @property
@@ -132,6 +133,11 @@ class Optimum:
             return None
         rise = f"{last - least:.2g} nats higher at T = {self.depths[-1]:g}"
         return f"overthinking: the loss is least at T = {self.depths[best]:g} and {rise}"
+
+
+def _multiple(ratio: float) -> str:
+    """Return a multiple of the noise; above `MANY` its size says nothing."""
+    return f"over {MANY}" if ratio > MANY else f"{ratio:.2g}"
 
 
 def scatter_test(depths: Array, residual: Array, slopes: Array) -> float:

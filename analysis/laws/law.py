@@ -83,10 +83,11 @@ class Law:
     def public(self, fitted: Array) -> dict[str, Array]:
         """Return parameters by name [rows] from their fitted form [rows, parameters]."""
         columns = np.moveaxis(np.atleast_2d(fitted), -1, 0)
-        return {
-            parameter.name: np.exp(column) if parameter.log else column
-            for parameter, column in zip(self.parameters, columns, strict=True)
-        }
+        with np.errstate(over="ignore"):  # an end of an interval beyond the range of floats is open
+            return {
+                parameter.name: np.exp(column) if parameter.log else column
+                for parameter, column in zip(self.parameters, columns, strict=True)
+            }
 
     def fitted(self, public: Mapping[str, float]) -> Array:
         """Return the fitted form [parameters] of parameters given by name."""

@@ -150,10 +150,8 @@ class LawFit(Result):
 
     def headline(self) -> str:
         """Return the law, the points and their scatter in one line."""
-        return (
-            f"{self.law}: L = {self.formula} ({self.source}), {self.points} points, "
-            f"rms {self.rms_nats:.4f} nats"
-        )
+        rms = f"{self.rms_nats:.4f}" if self.rms_nats < 10 else number(self.rms_nats, 4)
+        return f"{self.law}: L = {self.formula} ({self.source}), {self.points} points, rms {rms} nats"
 
     def summary(self) -> str:
         """Return the fit as plain text."""

@@ -96,7 +96,12 @@ class SizeEquivalent:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class PublishedComparison(serialize.Result):
-    """The paper's rows and what they support together."""
+    """The paper's rows and what they support together.
+
+    It has no `cov` and `resid`: no one model is fitted. Means take the rows as scattered about one level,
+    trends about a level per size, and both scores are of the same runs. The scatter is in `sd_points` of the
+    means and `residual_sd` of the trends.
+    """
 
     rows: tuple[PublishedRow, ...]
     means: tuple[PublishedMean, ...]

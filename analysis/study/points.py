@@ -34,7 +34,7 @@ from analysis.tables.budgets import Budgets
 from analysis.tables.points import Axis, LeftOutRows, PointsTable, points_table
 from analysis.tables.readers import read_source
 from analysis.tables.schema import TableError
-from analysis.tables.units import implied, in_plausible_units
+from analysis.tables.units import OWN_UNIT, implied, in_plausible_units
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -210,7 +210,7 @@ def isoflop(
 
 def in_unit(text: str, unit: str) -> str:
     """Return a text about losses with their unit in place of nats."""
-    return text if unit == "nats" else re.sub(r"\bnats\b", unit, text)
+    return text if unit == "nats" else re.sub(r"\bnats\b", lambda _: unit, text)
 
 
 def keys_in_unit(value: Any, unit: str) -> Any:
@@ -220,7 +220,8 @@ def keys_in_unit(value: Any, unit: str) -> Any:
     if isinstance(value, str):
         return in_unit(value, unit)
     if isinstance(value, dict):
-        ending = "_" + unit.replace("/", "_per_").replace(" ", "_")
+        plain = OWN_UNIT + "its column" if unit.startswith(OWN_UNIT) else unit
+        ending = "_" + plain.replace("/", "_per_").replace(" ", "_")
         return {re.sub("_nats$", ending, key): keys_in_unit(item, unit) for key, item in value.items()}
     return [keys_in_unit(item, unit) for item in value] if isinstance(value, list) else value
 

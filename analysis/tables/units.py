@@ -21,7 +21,7 @@ LOSS_UNITS = {
     "bits": ("nats", r"bits?"),
 }
 UNKNOWN_UNIT = "loss units"
-OWN_UNIT = "units of its column"  # of what is no loss, such as the sizes of a power law
+OWN_UNIT = "units of "  # its column: of what is no loss, such as the sizes of a power law
 NEAR = 2.0  # 6 N D and C agree up to this factor where the units are right: accountings differ by less
 # Multiples in which tables give a quantity, by the words of its column, and the range of plausible values.
 SCALES: dict[str, dict[float, str]] = {
@@ -70,7 +70,7 @@ def in_printed_unit(
         return logs, "nats", ("of perplexities the logarithm was taken: nats",)
     if unit:
         return losses, LOSS_UNITS[unit][0], ()
-    return losses, UNKNOWN_UNIT if "loss" in column.lower() else OWN_UNIT, ()
+    return losses, UNKNOWN_UNIT if "loss" in column.lower() else OWN_UNIT + column, ()
 
 
 def named_scale(role: str, column: str, values: pd.Series) -> float:

@@ -180,4 +180,10 @@ def test_a_table_of_points_is_refused_as_a_sweep_is(losses, reason):
 def test_a_tail_that_is_flat_to_rounding_gives_no_meaningless_multiple():
     losses = np.array([3.9, 3.1, 3.3] + [3.0] * 21)
     refusal = fit_depth_curve(np.arange(1.0, 25.0), losses).refusal
-    assert refusal and refusal.endswith("over 100 times the scatter between depths)")
+    assert refusal and refusal.endswith("where neighbouring depths agree to rounding)")
+
+
+def test_a_stated_error_far_below_the_misfit_gives_no_meaningless_multiple():
+    losses = np.array([3.9, 3.1, 3.3] + [3.0] * 21)
+    refusal = fit_depth_curve(np.arange(1.0, 25.0), losses, errors=np.full(24, 1e-9)).refusal
+    assert refusal and refusal.endswith("over 100 times the stated error)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -143,7 +144,8 @@ def test_published_tables_without_isoflop_points_say_what_is_missing(capsys, nam
 def test_a_power_law_of_sizes_has_no_loss_unit(capsys):
     loopscale.main(["fit", *published("nanochat_isoflop_optima", *NANOCHAT, "bootstrap=100")])
     text = capsys.readouterr().out
-    assert "units of its column" in text and "loss units" not in text and "nats" not in text
+    assert re.search(r" points, rms [\d.]+e\d+ units of N_opt$", text, re.MULTILINE)
+    assert "loss units" not in text and "nats" not in text
 
 
 def test_every_published_table_is_among_these():

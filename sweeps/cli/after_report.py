@@ -1,4 +1,4 @@
-"""What comes after the report of a launched sweep: the runs that narrow its law, or a grid that can give one."""
+"""What comes after the report of a launched sweep: runs that narrow its law, or a grid that can give one."""
 
 from __future__ import annotations
 

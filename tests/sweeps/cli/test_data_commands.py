@@ -202,6 +202,20 @@ def test_answers_beside_other_peoples_tables_are_compared(tmp_path, capsys):
     assert points == [[], [pytest.approx(100.0)] * 4]
 
 
+def test_fit_names_its_file_and_the_next_command_and_refuses_in_one_line(tmp_path, capsys):
+    folder = tmp_path / "small"
+    folder.mkdir()
+    runs, depths = study(budgets=INSIDE[:2], recurrences=(2, 4), replicates=((0, 0),))
+    runs.to_parquet(folder / "runs.parquet")
+    depths.to_parquet(folder / "depths.parquet")
+    loopscale.main(["fit", "sweep=small", f"root={tmp_path}", "bootstrap=100"])
+    out = capsys.readouterr().out
+    assert out.count("–") == 1 and "140M, paper FLOPs: no law under any of " in out
+    *_, written, following = out.splitlines()
+    assert written == f"written: {folder}/laws.json" and (folder / "laws.json").is_file()
+    assert following == f"next: loopscale compare sweep=small root={tmp_path}"
+
+
 def test_a_sweep_gets_its_comparison_with_figures_beside_it_and_other_data_below_root(
     tmp_path, capsys, drawn_glyphs
 ):

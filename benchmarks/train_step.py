@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from harness.optim.parameter_groups import build_optimizer
 from harness.run.config import OptimizerConfig
-from harness.training.device import largest_fitting, suits_cpu
+from harness.training.micro_batch import largest_fitting, suits_cpu
 from model.config import ModelConfig
 from model.depth import draw_depths, expected_depths
 from model.flops import flops_per_token
@@ -159,7 +159,7 @@ def time_steps(args):
         model = build_model(config, seed=0, kernels=kernels)
         optimizer = build_optimizer(model, OptimizerConfig())
         if not args.eager:
-            compile_blocks(model.all_blocks())
+            compile_blocks(model.all_blocks(), largest_batch=args.batch)
 
         def step(depths):
             model.zero_grad()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,7 @@ from harness.distributed.process_group import Ranks
 from model.config import ModelConfig, gated_layers, value_table_layers
 from model.config_validation import ConfigError
 from model.flops import flops_per_token
+from model.kernels import autocast
 from model.transformer import LoopedTransformer, build_model
 
 
@@ -94,7 +96,12 @@ def local_rows(tensor: Tensor) -> Tensor:
     return local
 
 
-def replicate(model: LoopedTransformer, ranks: Ranks, parallel: str) -> Replica:
+def replicate(
+    model: LoopedTransformer,
+    ranks: Ranks,
+    parallel: str,
+    precision: Literal["float32", "bfloat16"] = "float32",
+) -> Replica:
     """Return `model` wrapped for `ranks` by `parallel`; a single process wraps nothing."""
     loss = SummedLoss(model)
     if ranks.world == 1:
@@ -105,7 +112,8 @@ def replicate(model: LoopedTransformer, ranks: Ranks, parallel: str) -> Replica:
     unread = set(gated_layers(model.config)) != set(value_table_layers(model.config))
     forward = DistributedDataParallel(loss, find_unused_parameters=unread, gradient_as_bucket_view=True)
     replica = Replica(model=model, forward=forward, ranks=ranks)
-    _fix_bucket_layout(replica)
+    with autocast(model.embedding.device, precision):  # else compiled blocks would be compiled twice
+        _fix_bucket_layout(replica)
     return replica
 
 

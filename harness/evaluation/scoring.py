@@ -6,7 +6,6 @@ Prompts become prefixes with branches, which are batched by length under a token
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 from harness.evaluation.prompts import Ids, Scored, common_length
 from harness.evaluation.results import Array
 from model.depth import counter_seed
+from model.kernels import autocast
 from model.prefix_scoring import BranchBatch, branch_scores, state_table
 from model.transformer import LoopedTransformer
 
@@ -60,7 +60,7 @@ def score_options(
     states = state_table(model, counter_seed("options", seed))
     budget = token_budget or TOKEN_BUDGET["cpu" if device.type == "cpu" else "other"]
     for batch in batches_by_length(group_by_prefix(enumerate(items)), budget):
-        with torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext():
+        with autocast(device, "bfloat16" if bfloat16 else "float32"):
             scores = branch_scores(model, branch_batch(batch).to(device), depths, states)
         sums, counts, hits = _by_branch(scores, [len(b.targets) for group in batch for b in group.branches])
         first = 0

@@ -1,28 +1,32 @@
-"""The device of a run: which one, its peak speed and memory, and how many sequences it computes at once."""
+"""The device of a run: which one, its peak speed, its memory, and what computes on it."""
 
 from __future__ import annotations
 
-import math
 import os
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from harness.distributed.parallel import Replica
 from harness.distributed.process_group import Ranks
 from harness.run.config import RunConfig, TrainingConfig
 from model.config_validation import ConfigError
 from model.kernels import Workload, keep_freed_memory
-from model.memory import memory_estimate_bytes
 
-_SHARE = 0.9  # of the memory, for a step; the optimiser and other users need some too
 _CGROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 _PRODUCT = {"cpu": 768, "cuda": 8192}  # side of the matrices whose product measures a device
 _REPEATS = 4
+
+# Words of errors for want of memory, by torch, cuBLAS, cuDNN, NCCL and the allocator of the CPU.
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "_status_alloc_failed",
+    "cudaerrormemoryallocation",
+)
 
 
 def device_named(name: str, ranks: Ranks, *, key: str = "device") -> torch.device:
@@ -56,6 +60,8 @@ def demand_determinism(*, compiled: bool) -> None:
     `use_deterministic_algorithms` also covers compiled code, but imports the compiler, which takes seconds.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
+    # Nothing here reads what it did not write; else every empty tensor would first be filled with NaN.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     if compiled:
         torch.use_deterministic_algorithms(True)
     else:
@@ -93,6 +99,28 @@ def measured_flops_per_s(device: torch.device, precision: str) -> float:
     return 2.0 * side**3 / best
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return True if an error says that the memory of a device or of the machine did not suffice."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(phrase in text for phrase in _OUT_OF_MEMORY)
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Return the memory of the device, or what is available to this process on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return available_bytes()
+
+
+def forget_peak_memory(device: torch.device) -> None:
+    """Free what the allocator of a GPU keeps, and let `peak_memory_bytes` start anew. None of it on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """Return the peak memory of the device, or of this process on a CPU."""
     if device.type == "cuda":
@@ -105,43 +133,6 @@ def _wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def find_micro_batch(run: RunConfig, replica: Replica) -> int:
-    """Return the micro-batch, the same for all processes. Every process must call it.
-
-    Raises
-    ------
-    ConfigError : not even one sequence fits the memory.
-
-    Notes
-    -----
-    Without a configured number, the share of a process is halved until a step fits memory. On a GPU a step is
-    tried, on a CPU its memory is estimated, and `suits_cpu` limits it further.
-    """
-    share = run.training.batch_sequences // replica.ranks.world
-    if run.training.micro_batch is not None:
-        return min(run.training.micro_batch, share)
-    device = next(replica.model.parameters()).device
-    fits = _tried(run, replica, device) if device.type == "cuda" else _estimated(run, replica)
-    size = largest_fitting(share, lambda sequences: not replica.ranks.any([not fits(sequences)])[0])
-    if size is None:
-        raise ConfigError(
-            f"training.batch_sequences={run.training.batch_sequences}: not even one sequence of "
-            f"{run.model.sequence_length} tokens fits the memory of {device}; use a smaller model, "
-            "shorter sequences or training.parallel=fsdp over more processes"
-        )
-    return size
-
-
-def largest_fitting(share: int, fits: Callable[[int], bool]) -> int | None:
-    """Halve `share`, rounding up, until it fits; None if not even 1 does."""
-    size = share
-    while not fits(size):
-        if size == 1:
-            return None
-        size = math.ceil(size / 2)
-    return size
-
-
 def workload_of(run: RunConfig, device: torch.device) -> Workload:
     """Return the properties of a step on which the choice of kernels depends."""
     training = run.training
@@ -151,11 +142,6 @@ def workload_of(run: RunConfig, device: torch.device) -> Workload:
         precision=training.precision,
         document_mask=training.document_mask,
     )
-
-
-def suits_cpu(sequences: int, length: int, tokens_per_thread: int) -> bool:
-    """Return True unless a CPU, of two threads at least, is faster with fewer sequences at once."""
-    return sequences == 1 or sequences * length <= tokens_per_thread * max(2, torch.get_num_threads())
 
 
 def available_bytes() -> int:
@@ -177,40 +163,3 @@ def _limit_files() -> Iterator[Path]:
             folder = root / path.lstrip("/")
             name = "memory.max" if number == "0" else "memory.limit_in_bytes"
             yield from (each / name for each in (folder, *folder.parents) if each.is_relative_to(root))
-
-
-def _estimated(run: RunConfig, replica: Replica) -> Callable[[int], bool]:
-    """Return a test by the planner's memory estimate; all processes are assumed to share one machine."""
-    room, precision = _SHARE * available_bytes() / replica.ranks.world, run.training.precision
-    tokens = replica.model.kernels.tokens_at_once(workload_of(run, torch.device("cpu")))
-
-    def fits(size: int) -> bool:
-        suits = suits_cpu(size, run.model.sequence_length, tokens)
-        return suits and memory_estimate_bytes(run.model, size, precision=precision).total <= room
-
-    return fits
-
-
-def _tried(run: RunConfig, replica: Replica, device: torch.device) -> Callable[[int], bool]:
-    """Return a test by the peak memory of a forward and backward pass at the deepest backpropagation."""
-
-    def fits(size: int) -> bool:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-        tokens = torch.zeros(size, run.model.sequence_length, dtype=torch.int64, device=device)
-        depths = [run.model.resolved_backprop_depth] * size
-        autocast = torch.autocast("cuda", torch.bfloat16, enabled=run.training.precision == "bfloat16")
-        try:
-            with replica.micro_batch(last=True):
-                with autocast:
-                    nats = replica.forward(tokens, tokens, depths, list(range(size)))
-                replica.backward(nats, tokens.numel())
-        except torch.OutOfMemoryError:
-            return False
-        finally:
-            for parameter in replica.model.parameters():
-                parameter.grad = None
-        peak = torch.cuda.max_memory_allocated(device)
-        return peak <= _SHARE * torch.cuda.get_device_properties(device).total_memory
-
-    return fits

@@ -12,13 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-import torch
-
 from harness.data.dataset import DataError
 from harness.distributed.process_group import Ranks, connected, is_peer_loss
 from harness.run.folder import RunFolder, Status
 from harness.run.metrics import write_offline_history
 from harness.training.branch import start_from_trunk
+from harness.training.device import is_out_of_memory
 from harness.training.diagnostics import Diverged
 from harness.training.session import Stopped
 from harness.training.train import Watch, train
@@ -128,7 +127,7 @@ def _attempt(
         except (DataError, ConfigError) as error:
             return _failed(folder, status, "bad_config", error)
         except (MemoryError, RuntimeError) as error:
-            if _is_out_of_memory(error):
+            if is_out_of_memory(error):
                 return _failed(folder, status, "oom", error)
             if ranks.world > 1 and is_peer_loss(error):
                 return _failed(folder, status, "node_failure", error)
@@ -140,10 +139,6 @@ def _is_storage_failure(error: BaseException) -> bool:
     """Return True for a full disk and for errors of the file system, which another attempt may not meet."""
     broken = isinstance(error, OSError) and error.errno in BROKEN_STORAGE
     return broken or any(text in str(error) for text in DISK_FULL)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _failed(folder: RunFolder, status: Status, failure_class: str, error: BaseException) -> Status:

@@ -20,12 +20,12 @@ from harness.training.checkpoint import Checkpoint, OpenCheckpoint, open_newest,
 from harness.training.device import (
     demand_determinism,
     device_named,
-    find_micro_batch,
     peak_memory_bytes,
     prepare_process,
     workload_of,
 )
 from harness.training.diagnostics import LossGuard
+from harness.training.micro_batch import find_micro_batch
 from model.config_validation import ConfigError
 from model.kernels import compile_blocks, kernels_for, name_in_use
 from model.transformer import build_model
@@ -219,8 +219,13 @@ def open_session(folder: RunFolder, run: RunConfig, ranks: Ranks) -> Session:
     seed = run.seed if newest is None else None  # first weights take long, and a checkpoint replaces them
     model = build_model(run.model, seed=seed, device=device, kernels=kernels)
     if run.training.compile:
-        compile_blocks(model.all_blocks())
-    replica = replicate(model, ranks, run.training.parallel)
+        largest = max(run.training.batch_sequences // ranks.world, run.evaluation.batch_blocks)
+        compile_blocks(model.all_blocks(), largest_batch=largest)
+    # The micro-batch of an earlier attempt is kept, because another one would round differently.
+    micro_batch = newest.counters["totals"]["micro_batch"] if newest is not None else 0
+    if run.training.micro_batch is not None or not micro_batch:
+        micro_batch = find_micro_batch(run, model, ranks)
+    replica = replicate(model, ranks, run.training.parallel, run.training.precision)
     optimizer = ShardedOptimizer(replica, run.optimizer)
     session = Session(
         run=run,
@@ -233,9 +238,7 @@ def open_session(folder: RunFolder, run: RunConfig, ranks: Ranks) -> Session:
     )
     if newest is not None:
         session.restore(newest)
-    # The micro-batch of an earlier attempt is kept, because another one would round differently.
-    if run.training.micro_batch is not None or not session.counters.micro_batch:
-        session.counters.micro_batch = find_micro_batch(run, replica)
+    session.counters.micro_batch = micro_batch
     if ranks.first:
         folder.set_micro_batch(session.counters.micro_batch)  # a retry after oom halves it
     return session

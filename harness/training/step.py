@@ -10,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Generic, Self, TypeVar
@@ -25,7 +24,7 @@ from harness.run.config import RunConfig
 from harness.training.diagnostics import GradientNorms, StateProbe
 from model.depth import counter_seed, draw_depths
 from model.flops import executed_flops
-from model.kernels import IGNORE
+from model.kernels import IGNORE, autocast
 
 T = TypeVar("T")
 
@@ -139,6 +138,7 @@ class GradientOfStep:
 
     def _accumulate(self, draws: Draws, batch: Batch, probe: bool) -> tuple[Tensor, Tensor]:
         """Accumulate the gradient of all processes; return this one's total nats and scored labels."""
+        precision = self._run.training.precision
         x, y, documents = self._on_device(batch.tokens, batch.labels, self._documents(batch))
         depths = [draws.depths[index] for index in draws.own]
         nats = torch.zeros((), device=self._device)
@@ -147,7 +147,7 @@ class GradientOfStep:
             inputs = (x[part], y[part], depths[part], draws.state_seeds[part])
             masked = {"documents": documents[part]} if len(documents) else {}
             with self._replica.micro_batch(last=start + self._micro_batch >= len(x)):
-                with _autocast(self._run, self._device), self._probe.probing(depths[part], probe):
+                with autocast(self._device, precision), self._probe.probing(depths[part], probe):
                     loss = self._replica.forward(*inputs, **masked)
                 self._replica.backward(loss, self._run.batch_tokens)
             nats += loss.detach()
@@ -158,9 +158,3 @@ class GradientOfStep:
 
     def _on_device(self, *arrays: np.ndarray) -> list[Tensor]:
         return [torch.from_numpy(array).to(self._device, non_blocking=True) for array in arrays]
-
-
-def _autocast(run: RunConfig, device: torch.device) -> AbstractContextManager[object]:
-    if run.training.precision == "float32":
-        return nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)

@@ -14,6 +14,7 @@ from harness.run.config import EvaluationConfig, TrainingConfig
 from harness.run.record import Evaluation
 from model.config import ModelConfig
 from model.depth import counter_seed
+from model.kernels import autocast, eager_fallback
 from model.transformer import LoopedTransformer
 
 
@@ -30,7 +31,7 @@ def evaluate(
 
     Parameters
     ----------
-    training : its packing and document mask apply to the validation data too; by default plain blocks.
+    training : its packing, document mask and precision apply here too; by default plain blocks in float32.
     progress : called with the fraction that is evaluated.
 
     Notes
@@ -52,15 +53,15 @@ def evaluate(
     parts = []
     for start in range(0, evaluation.blocks, evaluation.batch_blocks):
         rows = slice(start, min(start + evaluation.batch_blocks, evaluation.blocks))
-        parts.append(
-            model.depth_losses(
+        with autocast(device, training.precision), eager_fallback():
+            losses = model.depth_losses(
                 torch.from_numpy(batch.tokens[rows]).to(device),
                 torch.from_numpy(labels[rows]).to(device),
                 deepest,
                 [counter_seed("evaluation", index) for index in range(rows.start, rows.stop)],
                 None if documents is None else documents[rows].to(device),
             )
-        )
+        parts.append(losses)
         progress(rows.stop / evaluation.blocks)
     sums = torch.cat(parts, dim=1).double().cpu().numpy()  # [depth, block], nats
     per_block = sums / scored

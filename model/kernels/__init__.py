@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import Literal
 
 from model.config_validation import ConfigError
-from model.kernels.compilation import compile_blocks
+from model.kernels.compilation import compile_blocks, eager_fallback
 from model.kernels.cpu import CpuKernels
 from model.kernels.cpu.library import keep_freed_memory
-from model.kernels.functional import half_squared_relu, rms_norm, rotated_norm, summed_nats
+from model.kernels.functional import autocast, half_squared_relu, rms_norm, rotated_norm, summed_nats
 from model.kernels.interface import IGNORE, BlockWeights, Context, Kernels, LoopInputs, Workload
 from model.kernels.reference import ReferenceKernels, run_loops
 
@@ -26,7 +26,9 @@ __all__ = [
     "Kernels",
     "LoopInputs",
     "Workload",
+    "autocast",
     "compile_blocks",
+    "eager_fallback",
     "half_squared_relu",
     "keep_freed_memory",
     "kernels_for",

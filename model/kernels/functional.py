@@ -6,13 +6,21 @@ instead, which the compiler fuses.
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from model.kernels.interface import Kernels
+
+
+def autocast(
+    device: torch.device, precision: Literal["float32", "bfloat16"]
+) -> AbstractContextManager[object]:
+    """Return the context in which a model's products are computed in `precision`."""
+    return nullcontext() if precision == "float32" else torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -80,7 +88,7 @@ class _RotatedNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, rope: Tensor) -> Tensor:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        inverse = _inverse_rms(wide, torch.finfo(x.dtype).eps)
+        inverse = _inverse_rms(wide, torch.finfo(wide.dtype).eps)  # as F.rms_norm under autocast
         y = _rotate(wide, rope).mul_(inverse).to(x.dtype)
         ctx.save_for_backward(y, inverse, rope)
         return y

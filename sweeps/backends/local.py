@@ -13,6 +13,7 @@ from harness.data.encoding import available_cores
 from harness.storage.files import is_held, locked_for_child
 from model.config_validation import ConfigError
 from sweeps.backends.base import Backend, Elements
+from sweeps.backends.gpus import gpu_of, visible_gpus
 from sweeps.backends.job_array import JobArray
 from sweeps.backends.registry import environment_outside_jobs
 
@@ -35,8 +36,8 @@ class LocalPool(Backend):
 
     @property
     def size(self) -> int:
-        """Return the number of workers, by default one for each run that fits on this machine's CPU cores."""
-        fitting = max(1, available_cores() // self.config.threads_per_run)
+        """Return the number of workers: by default one per GPU, or as many runs as the CPU cores hold."""
+        fitting = len(visible_gpus()) or max(1, available_cores() // self.config.threads_per_run)
         return self.config.parallel_runs or fitting
 
     def submit(self, sweep: Path, array: JobArray, version: str) -> str:
@@ -61,14 +62,15 @@ class LocalPool(Backend):
         environment = environment_outside_jobs() | {"OMP_NUM_THREADS": str(self.config.threads_per_run)}
         workers = []
         for number in range(self.size):
-            at = slot(folder, number)
+            gpu, at = gpu_of(number, self.size), slot(folder, number)
+            own = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
             # Its slot is held from now on: a worker takes seconds to import torch.
             with (folder / f"worker_{number}.log").open("ab") as log, locked_for_child(at) as lock:
                 arguments = (folder, number, owner or 0, lock or 0)
                 worker = subprocess.Popen(
                     [sys.executable, "-m", WORKER, *map(str, arguments)],
                     cwd=ROOT,
-                    env=environment,
+                    env=environment | own,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,

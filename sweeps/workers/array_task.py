@@ -23,6 +23,7 @@ from harness.run.folder import RunFolder
 from harness.run.length import origin
 from model.config_validation import ConfigError
 from sweeps.backends.base import Backend, CurrentJob, JobElement, JobState, Requeue
+from sweeps.backends.gpus import gpu_of, visible_gpus
 from sweeps.backends.job_array import JobArray, read_array, read_submitted
 from sweeps.backends.registry import backend_of_job
 from sweeps.config.cluster import RetryConfig
@@ -103,7 +104,7 @@ def work_through(
             run = waiting.pop(0)
             if not alone or prepare_attempt(run, run.status(), retry):
                 slot = free.pop(0)
-                gpu = _gpu(slot, array.resources.parallel_runs)
+                gpu = gpu_of(slot, array.resources.parallel_runs)
                 if _is_first_rank():
                     _record_attempt(run, job, gpu)
                 started.add(run.run_id)
@@ -183,18 +184,12 @@ def _record_attempt(run: RunFolder, job: CurrentJob, gpu: str | None) -> None:
         "node": job.node or platform.node(),
         "pid": os.getpid(),
         "started_s": time.time(),
-        "gpus": gpu or os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+        "gpus": gpu or ",".join(visible_gpus()),
     }
     run.ensure_created()
     (run.path / "logs").mkdir(exist_ok=True)
     with (run.path / "logs" / "attempts.jsonl").open("a", encoding="utf-8") as handle:
         handle.write(json.dumps(line) + "\n")
-
-
-def _gpu(slot: int, slots: int) -> str | None:
-    """Return the device of a slot if runs side by side share several, None if every run sees all."""
-    devices = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    return devices[slot % len(devices)] if len(devices) > 1 and slots > 1 else None
 
 
 def _out_of_memory_kills() -> int:

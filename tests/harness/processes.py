@@ -22,11 +22,24 @@ CONTEXT.set_forkserver_preload(["harness.training.job", "torch.distributed.fsdp"
 PATIENCE_S = 240  # for what takes a second on a quiet machine
 
 
-def start(world: int, folders: list[Path], cache: Path, hold_at: int | None = None) -> list[BaseProcess]:
-    """Start `world` processes that run the jobs of `folders` one after the other, held as by `hold`."""
+def as_it_is(rank: int) -> None:
+    """Prepare nothing."""
+
+
+def start(
+    world: int,
+    folders: list[Path],
+    cache: Path,
+    hold_at: int | None = None,
+    prepare: Callable[[int], None] = as_it_is,
+) -> list[BaseProcess]:
+    """Start `world` processes that run the jobs of `folders` one after the other, held as by `hold`.
+
+    Each calls `prepare` with its rank first, a function that can be pickled.
+    """
     port = free_port()
     processes = [
-        CONTEXT.Process(target=_member, args=(rank, world, port, folders, cache, hold_at))
+        CONTEXT.Process(target=_member, args=(rank, world, port, folders, cache, hold_at, prepare))
         for rank in range(world)
     ]
     for process in processes:
@@ -66,7 +79,15 @@ def run_together(world: int, folders: list[Path], cache: Path) -> None:
     assert join(start(world, folders, cache)) == [0] * world
 
 
-def _member(rank: int, world: int, port: int, folders: list[Path], cache: Path, hold_at: int | None) -> None:
+def _member(
+    rank: int,
+    world: int,
+    port: int,
+    folders: list[Path],
+    cache: Path,
+    hold_at: int | None,
+    prepare: Callable[[int], None],
+) -> None:
     os.environ |= {
         "RANK": str(rank),
         "WORLD_SIZE": str(world),
@@ -77,6 +98,7 @@ def _member(rank: int, world: int, port: int, folders: list[Path], cache: Path, 
     from harness.distributed.process_group import connected
     from harness.training.job import run_job
 
+    prepare(rank)
     with connected():
         for folder in folders:
             run_job(folder, cache, hold(folder, hold_at))

@@ -10,12 +10,15 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import loopscale
 from harness.distributed.rendezvous import job_port
 from harness.run.metrics import last_metrics, read_metrics
+from harness.training import micro_batch
 from harness.training.checkpoint import checkpoint_folders
 from harness.training.job import run_job
+from model.transformer import LoopedTransformer
 from tests.harness.processes import join, let_go, run_together, start, wait_for_hold
 from tests.harness.runs import assert_same_bits
 from tests.workers import in_processes
@@ -83,6 +86,33 @@ def test_a_lost_process_is_named_and_the_run_resumes_to_the_same_bits(make, cach
     assert len(list(checkpoint_folders(broken.checkpoints)[-1].glob("optimizer_*_of_00003.safetensors"))) == 3
     run_together(3, [broken.path, whole.path], cache)
     assert_same_bits(whole, broken)
+
+
+def full_on_the_second(rank):
+    """Let the second process run out of memory, as on a GPU, with more than two sequences."""
+    loss = LoopedTransformer.loss
+
+    def failing(self, tokens, *inputs, **options):
+        if rank == 1 and len(tokens) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return loss(self, tokens, *inputs, **options)
+
+    LoopedTransformer.loss = failing
+    micro_batch._is_tried = lambda device: True
+
+
+def test_a_process_that_runs_out_of_memory_in_the_search_leaves_gradients_right(make, cache):
+    settings = ("steps=6", "training.batch_sequences=8", "model.mean_recurrence=3")
+    runs = [make(*settings, f"training.parallel={way}", parent=way)[0] for way in ("ddp", "fsdp")]
+    alone, _ = make(*settings, parent="alone")
+    processes = start(2, [run.path for run in runs], cache, prepare=full_on_the_second)
+    run_job(alone.path, cache)
+    assert join(processes) == [0, 0]
+    for run in runs:
+        assert run.micro_batch() == 2
+        for name in ("train_loss_nats", "gradient_norm"):
+            ours, theirs = ([line[name] for line in read_metrics(each.metrics)] for each in (run, alone))
+            assert ours == pytest.approx(theirs, rel=1e-4), name
 
 
 def test_a_run_goes_on_with_another_number_of_processes(make, cache):

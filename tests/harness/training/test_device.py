@@ -1,78 +1,16 @@
-import dataclasses
-
 import pytest
 import torch
 
-import loopscale
-from harness.distributed.parallel import replicate
-from harness.distributed.process_group import ALONE
 from harness.run.config import TrainingConfig
 from harness.training import device, session
 from harness.training.device import (
     available_bytes,
-    find_micro_batch,
-    largest_fitting,
+    demand_determinism,
+    is_out_of_memory,
     measured_flops_per_s,
     peak_flops_per_s,
 )
 from harness.training.session import Counters, Meter
-from model.config_validation import ConfigError
-from model.memory import memory_estimate_bytes
-from model.transformer import build_model
-
-
-@pytest.mark.parametrize(("limit", "found"), [(32, 32), (31, 16), (5, 4), (1, 1), (0, None)])
-def test_the_share_is_halved_until_it_fits(limit, found):
-    assert largest_fitting(32, lambda size: size <= limit) == found
-
-
-def test_odd_shares_are_rounded_up():
-    tried = []
-    assert largest_fitting(7, lambda size: tried.append(size) or size == 1) == 1
-    assert tried == [7, 4, 2, 1]
-
-
-@pytest.fixture
-def run(tiny):
-    study = loopscale.compose([*tiny, "training.batch_sequences=16", "steps=5"])
-    return next(iter(study.runs.values()))
-
-
-def test_on_a_cpu_the_estimate_meets_the_memory_there_is(run, monkeypatch):
-    replica = replicate(build_model(run.model, seed=0), ALONE, "ddp")
-    assert find_micro_batch(run, replica) == 16 and available_bytes() > 2**20
-    room = memory_estimate_bytes(run.model, 4).total / 0.9 + 1
-    monkeypatch.setattr(device, "available_bytes", lambda: room)
-    assert find_micro_batch(run, replica) == 4
-    fixed = dataclasses.replace(run, training=dataclasses.replace(run.training, micro_batch=3))
-    assert find_micro_batch(fixed, replica) == 3
-    monkeypatch.setattr(device, "available_bytes", lambda: 1000)
-    with pytest.raises(ConfigError, match="not even one sequence of 32 tokens fits"):
-        find_micro_batch(run, replica)
-
-
-@pytest.mark.parametrize(
-    ("length", "width", "masked", "found"),
-    [
-        (64, 40, False, 16),
-        (256, 40, False, 8),
-        (4096, 40, False, 1),
-        (256, 64, False, 16),
-        (1024, 64, False, 8),
-        (4096, 64, False, 2),
-        (256, 64, True, 8),
-        (1024, 64, True, 2),
-    ],
-)
-def test_a_cpu_takes_a_few_thousand_tokens_at_once(run, monkeypatch, length, width, masked, found):
-    """More of them where each block is one operator, as at a width of 64 but not of 40, without a mask."""
-    model = dataclasses.replace(run.model, sequence_length=length, width=width, heads=2)
-    training = dataclasses.replace(run.training, document_mask=masked)
-    longer = dataclasses.replace(run, model=model, training=training)
-    monkeypatch.setattr(device, "available_bytes", lambda: 10**12)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    replica = replicate(build_model(longer.model, seed=0), ALONE, "ddp")
-    assert find_micro_batch(longer, replica) == found
 
 
 def test_the_control_group_of_a_job_limits_it_and_so_do_those_above(tmp_path, monkeypatch):
@@ -125,3 +63,42 @@ def test_a_window_gives_speed_utilisation_and_the_wait_for_data(monkeypatch):
         counters.executed_flops += 100.0
     assert meter.window(batch_tokens=8) == {"tokens_per_s": 2.0, "mfu": 0.25, "data_wait_share": 0.0}
     assert counters.train_s == 8.0 and counters.data_wait_s == 1.0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        torch.AcceleratorError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("NCCL error in: NCCLUtils.cpp:94, unhandled cuda error, Cuda failure 2 'out of memory'"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_want_of_memory_has_many_names(error):
+    assert is_out_of_memory(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("NCCL error: unhandled system error, Connection reset by peer"),
+        ValueError("out of memory"),  # of our own, about a setting
+    ],
+)
+def test_what_another_gpu_might_not_meet_is_no_want_of_memory(error):
+    assert not is_out_of_memory(error)
+
+
+def test_determinism_fills_no_memory_with_nan(monkeypatch):
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    before = torch.get_deterministic_debug_mode()
+    try:
+        demand_determinism(compiled=False)
+        assert torch.get_deterministic_debug_mode() == 2
+        assert not torch.empty(4096).isnan().any()
+    finally:
+        torch.set_deterministic_debug_mode(before)

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from model.kernels import compile_blocks
+from model.kernels import autocast, compile_blocks, eager_fallback
+from model.kernels.compilation import GRAPHS
 from model.kernels.reference import ReferenceKernels
 from tests.model.test_transformer import TINY, awake, batch, gradients
 from tests.workers import imports_compiler
@@ -21,7 +22,7 @@ def counted():
     torch._dynamo.reset()
     counter = CompileCounter()
     model = awake(TINY, kernels=ReferenceKernels())
-    compile_blocks(model.all_blocks(), backend=counter)  # a block that falls back to eager raises
+    compile_blocks(model.all_blocks(), largest_batch=6, backend=counter)
     yield model, counter
     torch._dynamo.reset()
 
@@ -47,3 +48,44 @@ def test_compiled_blocks_compute_the_same(counted):
     ours, expected = gradients(model, ours), gradients(plain, expected)
     for name, gradient in expected.items():
         assert (ours[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
+
+
+def test_a_document_mask_compiles_and_adds_a_graph_per_gradient_mode(counted):
+    model, counter = counted
+    before = counter.frame_count
+    tokens, labels = batch(TINY)
+    documents = torch.arange(16).div(5, rounding_mode="floor").expand(4, -1)
+    plain = awake(TINY, kernels=ReferenceKernels())
+    inputs = (tokens, labels, [5, 1, 3, 2], range(4))
+    ours, expected = (each.loss(*inputs, documents=documents) for each in (model, plain))
+    assert ours.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert 0 < counter.frame_count - before <= 4
+
+
+def test_every_graph_of_a_run_is_within_the_limit(counted):
+    """Training and evaluation, with and without a mask, in float32 and under autocast."""
+    model, counter = counted
+    tokens, labels = batch(TINY)
+    documents = torch.arange(16).div(5, rounding_mode="floor").expand(4, -1)
+    for precision in ("float32", "bfloat16"):
+        for mask in (None, documents):
+            with autocast(torch.device("cpu"), precision):
+                model.loss(tokens, labels, [5, 1, 3, 2], range(4), documents=mask).backward()
+                model.depth_losses(tokens, labels, 3, range(4), mask)
+    assert counter.frame_count <= GRAPHS == torch._dynamo.config.recompile_limit
+
+
+def test_a_block_that_cannot_be_compiled_is_evaluated_without():
+    def refuses(graph, inputs):
+        raise RuntimeError("no compiler here")
+
+    torch._dynamo.reset()
+    model, plain = (awake(TINY, kernels=ReferenceKernels()) for _ in range(2))
+    compile_blocks(model.all_blocks(), largest_batch=4, backend=refuses)
+    tokens, labels = batch(TINY)
+    with pytest.raises(RuntimeError, match="no compiler here"):
+        model.depth_losses(tokens, labels, 2, range(4))
+    with pytest.warns(UserWarning, match="evaluated without the compiler"), eager_fallback():
+        ours = model.depth_losses(tokens, labels, 2, range(4))
+    assert torch.equal(ours, plain.depth_losses(tokens, labels, 2, range(4)))
+    torch._dynamo.reset()

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch.autograd import gradcheck
 from torch.nn import functional as F
@@ -24,6 +25,21 @@ def test_rotated_norm_and_its_gradient():
     plain = F.rms_norm(_rotate_plainly(x, rope), (4,))
     torch.testing.assert_close(rotated_norm(x, rope), plain)
     assert gradcheck(rotated_norm, (x, rope))
+
+
+def test_rotated_norm_in_bfloat16_is_that_of_float32():
+    """Of small inputs too, whose mean square is near the epsilon of bfloat16."""
+    x = (0.1 * normal(2, 5, 3, 32)).detach().bfloat16().requires_grad_()
+    rope, upstream = rotary_table(5, 32, 50.0), normal(2, 5, 3, 32).detach().bfloat16()
+    y = rotated_norm(x, rope)
+    y.backward(upstream)
+    assert y.dtype == torch.bfloat16
+    assert y.float().square().mean().item() == pytest.approx(1.0, rel=0.01)
+    wide = x.detach().float().requires_grad_()
+    plain = F.rms_norm(_rotate_plainly(wide, rope), (32,))
+    plain.backward(upstream.float())
+    assert (y.float() - plain).norm() <= 0.01 * plain.norm()
+    assert (x.grad.float() - wide.grad).norm() <= 0.01 * wide.grad.norm()
 
 
 def test_rotated_norm_makes_scores_depend_on_distance_alone():

@@ -23,7 +23,6 @@ from sweeps.config.cluster import ClusterConfig, Resources
 from sweeps.launch.code_snapshot import take_snapshot
 from sweeps.planning.cost import ESTIMATED, MEASURED, SIMILAR, Throughputs, known_throughputs, shape_of
 from sweeps.state.ledger import read_ledger
-from sweeps.workers import array_task as task
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -389,11 +388,3 @@ def test_a_stopping_job_knows_what_comes_next(commands, shown, message, cancelle
     answer = slurm.requeue(job)
     assert (answer.message, answer.cancelled) == (message, cancelled)
     assert ("scontrol requeue 12_2" in calls()) is (message == "queued again")
-
-
-def test_runs_side_by_side_see_one_device_each(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    assert [task._gpu(slot, 3) for slot in range(3)] == ["4", "7", "4"]
-    assert task._gpu(0, 1) is None  # a run by itself sees all
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4")
-    assert task._gpu(1, 2) is None

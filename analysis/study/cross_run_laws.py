@@ -129,7 +129,7 @@ def fit_law_to_runs(
         scores = task_laws(used, config)
         if not scores:
             raise TableError(
-                f"law={name}: no run has a score: loopscale eval of the sweep with tasks=core gives them, then "
+                f"law={name}: no run has a score: loopscale eval with tasks=core gives them, then "
                 "collect it again"
             )
         return scores[0]

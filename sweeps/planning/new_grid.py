@@ -24,9 +24,7 @@ from sweeps.planning.plan import Plan, plan
 LADDER = 5  # budgets at most, a factor of two apart
 REPLICATES = [1, 2]  # further seeds of two cells
 EVERYWHERE = (0.0, math.inf)
-INSIDE = (
-    1.4  # factor between a curve's optimum and the ends of its recurrences, with which most seeds accept it
-)
+INSIDE = 1.4  # factor between an optimum and the ends of its curve at which most seeds accept it
 SEARCHED = (1e8, 1e26)  # FLOPs
 
 
@@ -105,10 +103,10 @@ def ladder(allowance_flops: float, recurrences: list[int], count: int = LADDER) 
 def known_window(study: StudyConfig, reference: Reference) -> tuple[float, float]:
     """Return the budgets between which the reference's law has its optimum well inside the recurrences.
 
-    `EVERYWHERE` if it is of another scale or its results are not there.
+    `EVERYWHERE` if it is of another scale, its results are not there or the recurrences lie close together.
     """
     (scale,), swept = study.runs, study.sweep.mean_recurrences
-    if scale != reference.scale or reference.study is None:
+    if scale != reference.scale or reference.study is None or max(swept) <= INSIDE**2 * min(swept):
         return EVERYWHERE
     runs, count = plan(_shortest(study)).accepted, FitConfig().parameter_count
     law = fitted(reference.study / "laws.json", runs, count)

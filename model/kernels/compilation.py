@@ -55,9 +55,12 @@ def eager_fallback() -> Iterator[None]:
 
 
 def _batch_symbol(largest: int) -> dict[str, Any]:
-    """Return what this torch can be told of a batch's symbol: that all inputs share it, and its bounds."""
+    """Return what this torch can be told of a batch's symbol: that all inputs share it, and its bounds.
+
+    It is never bounded to 1 alone, because the compiler would treat that as a number that it must prove.
+    """
     known = inspect.signature(torch._dynamo.decorators.mark_unbacked).parameters
-    wanted = {"shape_id": "batch", "min": 1, "max": largest, "hint_override": largest}
+    wanted = {"shape_id": "batch", "min": 1, "max": max(2, largest), "hint_override": largest}
     return {name: value for name, value in wanted.items() if name in known}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -10,9 +11,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 import loopscale
 from sweeps.cli.tables import as_text, cell_text
+from sweeps.config.folders import CONF
+from sweeps.config.study import SweepConfig
 
 
 def run(capsys, *arguments):
@@ -124,15 +128,21 @@ def test_an_empty_text_folder_is_one_line(capsys, tmp_path):
 
 def test_help_shows_the_keys_of_the_sweep_first_and_fits_a_screen(capsys):
     _, out, _ = run(capsys, "plan", "--help")
-    assert out.index("sweep.min_steps=20") < out.index("settings (key=value)")
-    assert out.count("\n") < 60 and "loopscale plan --help all" in out and "model.width" not in out
+    assert out.index("min_steps: 20 # a cell") < out.index("settings (key=value)") and "docs/" not in out
+    assert out.count("\n") < 65 and "loopscale plan --help all" in out and "model.width" not in out
+
+
+def test_help_shows_the_defaults_of_every_key_of_a_sweep():
+    shown = yaml.safe_load((CONF / "sweep" / "none.yaml").read_text())["sweep"]
+    assert list(shown) == [item.name for item in dataclasses.fields(SweepConfig)]
+    assert SweepConfig(**shown) == SweepConfig()
 
 
 @pytest.mark.parametrize("flag", [["--help", "all"], ["--help=all"]])
 def test_help_shows_the_keys_of_every_group(capsys, flag):
     _, out, _ = run(capsys, "plan", *flag)
     for key in (
-        "sweep.min_steps=20",
+        "min_steps:",
         "cluster.resources.time_min=60",
         "retry.oom.retries=6",
         "model.width=...",

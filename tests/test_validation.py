@@ -32,6 +32,15 @@ def test_robust_results_support_what_is_claimed():
         assert row["width_over_spread"] <= 1.3 * (1 + 1 / row["studies"] ** 0.5)
 
 
+def test_phi_on_one_or_two_sizes_is_open_or_held():
+    rows = [row for row in RESULTS["identification"]["rows"] if row["parameter"] in ("phi", "alpha")]
+    assert {row["sizes"] for row in rows} == {"1", "1 and 1.1", "1 and 1.3"} and len(rows) == 3 * 2 * 2
+    for row in rows:
+        error = (0.95 * 0.05 / row["studies"]) ** 0.5
+        assert row["coverage"] >= 0.95 - 4 * error
+        assert row["open"] == row["not_identified"] == 1 or row["sizes"] != "1"
+
+
 def test_committed_results_support_what_is_claimed():
     rows = [row for row in RESULTS["coverage"]["rows"] if row["estimator"] in ("shared shape", "surface")]
     assert {row["quantity"] for row in rows} == {"mean_recurrence", "tokens"}

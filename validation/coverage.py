@@ -49,7 +49,7 @@ from tests.analysis.synthetic import INSIDE, PAPER_GRID, Truth, study
 ROOT = Path(__file__).resolve().parents[1]
 SEED = 0
 NOISE_NATS = 0.005
-RESAMPLES, FEW_RESAMPLES = 400, 200
+RESAMPLES = 400
 CHUNK, ROUND = 10, 100
 GAUSSIAN = "gaussian"
 ROBUST = ("outlier", "low_budgets", "t3", "missing")
@@ -100,8 +100,7 @@ def simulate(noise: str, name: str, numbers: range) -> list[Record]:
     flops = runs["target_flops"].to_numpy(float)
     for number in numbers:
         runs["val_loss_nats"] = clean + errors(noise, number, flops)
-        resamples = RESAMPLES if noise == GAUSSIAN else FEW_RESAMPLES
-        config = FitConfig(bootstrap=resamples, seed=number, validation=False)
+        config = FitConfig(bootstrap=RESAMPLES, seed=number, validation=False)
         (fit,) = fit_groups(runs, floor, config, (BY_NAME[name],))[0][0].estimators
         for quantity, law in fit.laws.items():
             found.append(
@@ -237,7 +236,7 @@ def main(
         "command": f"python validation/{name}.py studies={studies}",
         "seed": SEED,
         "noise_nats": NOISE_NATS,
-        "resamples": RESAMPLES if noise == GAUSSIAN else FEW_RESAMPLES,
+        "resamples": RESAMPLES,
         "studies_wanted": studies,
         "true_optima": {f"{flops:g}": value for flops, value in OPTIMA.items()},
         "rows": rows,

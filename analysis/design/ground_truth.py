@@ -105,8 +105,8 @@ def _size(scale: str) -> str:
     size = next((name for name in sizes if name.lower() in scale.lower()), None)
     if size is None:
         raise TableError(
-            f"no law is published for {scale}, only for {' and '.join(sizes)}: give a fitted one, "
-            "assume.law=.../laws.json"
+            f"no law is published for {scale}, only for {' and '.join(sizes)}: set assume.law to the "
+            f"laws.json that loopscale fit wrote for a sweep of {scale}; without one, train a pilot first"
         )
     return size
 

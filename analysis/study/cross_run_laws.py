@@ -128,7 +128,10 @@ def fit_law_to_runs(
     if name == TASK_LAW:
         scores = task_laws(used, config)
         if not scores:
-            raise TableError(f"law={name}: no run has a score: loopscale eval sweep=NAME tasks=core, collect")
+            raise TableError(
+                f"law={name}: no run has a score: loopscale eval with tasks=core gives them, then "
+                "collect it again"
+            )
         return scores[0]
     # Only the grouping matters here, not the isoFLOP laws of the groups.
     base = replace(config, bootstrap=100, profiles=False, resampling="noise")

@@ -7,6 +7,7 @@ other, and the other estimators need budgets.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
@@ -84,7 +85,16 @@ def sensitivity(
 def variants_summary(variants: Sequence[Variant]) -> str:
     """Return the exponents under every choice as plain text."""
     heading = "Exponents under other choices (– where the law is refused)"
-    return "\n".join([heading, *(variant.summary() for variant in variants)])
+    lines = []
+    for group, members in itertools.groupby(variants, key=lambda variant: variant.group):
+        own = tuple(members)
+        if any(
+            value for variant in own for values in variant.exponents.values() for value in values.values()
+        ):
+            lines += [variant.summary() for variant in own]
+        else:
+            lines.append(f"  {group}: no law under any of {len(own)} choices, for the reasons above")
+    return "\n".join([heading, *lines])
 
 
 def _spelled(count: str) -> str:

@@ -6,6 +6,7 @@ import ast
 import codecs
 import json
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -96,8 +97,10 @@ def _read_collected(folder: Path, name: str, columns: tuple[Column, ...]) -> pd.
     files = [folder / f"{name}.parquet", folder / f"{name}.csv"]
     path = next((path for path in files if path.is_file()), None)
     if path is None:
+        words = [f"sweep={folder.name}", *([] if str(folder.parent) == "runs" else [f"root={folder.parent}"])]
         raise TableError(
-            f"no {name} table in {folder}{_collected_siblings(folder)}: run loopscale collect sweep=NAME"
+            f"no {name} table in {folder}{_collected_siblings(folder)}: "
+            f"run loopscale collect {shlex.join(words)}"
         )
     frame = _read_any(path, columns)
     return conform(frame if path.suffix == ".parquet" else _filled(frame, columns), columns)

@@ -118,13 +118,14 @@ class TrainingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GuardrailsConfig:
-    """Criteria of divergence and the interval of the spectral-radius probe."""
+    """Criteria of divergence and of a hang, and the interval of the spectral-radius probe."""
 
     max_skipped_steps: Annotated[int, Gt(0)] = 10  # in a row, for a loss or gradient that is not finite
     average_steps: Annotated[int, Gt(1)] = 50  # horizon of the running mean and spread of the loss
     spike_deviations: Annotated[float, Gt(0)] = 6.0  # a loss this many deviations above its mean is a spike
     max_rise_nats: Annotated[float, Gt(0)] | None = 3.0  # running mean above its lowest value; None: no limit
     spectral_radius_every: Annotated[int, Gt(0)] = 100  # steps
+    hang_s: Annotated[float, Gt(0)] = 600.0  # without a step, and 20 times its median time: the run hangs
 
 
 @dataclass(frozen=True, kw_only=True)

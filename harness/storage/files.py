@@ -177,6 +177,21 @@ def exclusive(path: Path, *, wait: bool) -> Iterator[bool]:
             _held.discard(handle)
 
 
+@contextmanager
+def locked_for_child(path: Path) -> Iterator[int | None]:
+    """Lock `path` until all descriptors are closed: the yielded one, and what a child process inherits of it.
+
+    Yields None if another process holds the lock.
+    """
+    with path.open("w", encoding="utf-8") as handle:
+        yield handle.fileno() if _try_lock(handle) else None
+
+
+def keep_inherited(descriptor: int) -> None:
+    """Hold the lock of `locked_for_child` in the child until it ends."""
+    _held.add(os.fdopen(descriptor, "w", encoding="utf-8"))
+
+
 def is_held(path: Path) -> bool:
     """Return True if a process holds the lock `path`, which need not be writable."""
     try:

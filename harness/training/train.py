@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from harness.storage.files import write_json, write_text
 from harness.training.checkpoint import keep_only
 from harness.training.device import device_name, peak_flops_per_s
 from harness.training.diagnostics import Diverged, spectral_radius
+from harness.training.hang import HangWatch, end_hung
 from harness.training.session import Meter, Saver, Session, open_session
 from harness.training.step import Draws, Gradient, GradientOfStep, Prefetch, draw
 from harness.training.validation import evaluate
@@ -58,9 +60,10 @@ def train(
     run = folder.check()
     check_dataset(run, dataset, folder.data_digest())
     session = open_session(folder, run, ranks)
+    hung = functools.partial(end_hung, folder, attempts, ranks.rank)
     if not ranks.first:
         saver = Saver(folder, session)
-        _take_steps(session, dataset, saver, stop_requested, write=lambda line: None)
+        _take_steps(session, dataset, saver, stop_requested, write=lambda line: None, hung=hung)
     else:
         _show_groups(folder, session)
         with MetricsLog(
@@ -72,7 +75,7 @@ def train(
                 watch(line)
 
             saver = Saver(folder, session, flush=log.sync)
-            _take_steps(session, dataset, saver, stop_requested, write)
+            _take_steps(session, dataset, saver, stop_requested, write, hung)
     if session.segment:
         _close_segment(folder, session, attempts)
     else:
@@ -80,7 +83,12 @@ def train(
 
 
 def _take_steps(
-    session: Session, dataset: Dataset, saver: Saver, stop_requested: Callable[[], bool], write: Watch
+    session: Session,
+    dataset: Dataset,
+    saver: Saver,
+    stop_requested: Callable[[], bool],
+    write: Watch,
+    hung: Callable[[str], None],
 ) -> None:
     """Take the remaining steps, with metrics and checkpoints where they are due."""
     run, ranks, counters = session.run, session.ranks, session.counters
@@ -88,8 +96,12 @@ def _take_steps(
     counters.peak_flops_per_s = ranks.world * peak_flops_per_s(run.training, session.device)
     meter, rows = Meter(counters), _rows(run, dataset)
     gradient_of_step = GradientOfStep(run, session.replica, counters.micro_batch, rows.bos)
-    with Prefetch(_inputs(run, rows, ranks), range(session.first_step, run.steps)) as inputs:
-        for step in range(session.first_step, run.steps):
+    steps = range(session.first_step, run.steps)
+    with (
+        Prefetch(_inputs(run, rows, ranks), steps) as inputs,
+        HangWatch(run.guardrails.hang_s, hung) as progress,
+    ):
+        for step in steps:
             saver.save_if_due(step, stop_requested)
             done = step + 1
             due = done % run.training.log_every == 0 or session.ends_at(done)
@@ -108,6 +120,7 @@ def _take_steps(
             if due:
                 figures = {"epoch": rows.epoch(done), **meter.window(run.batch_tokens)}
                 write({**_line(session, gradient, done), **figures})
+            progress.beat()
     saver.save(run.steps)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from harness.data.encoding import available_cores
-from harness.storage.files import is_held
+from harness.storage.files import is_held, locked_for_child
 from model.config_validation import ConfigError
 from sweeps.backends.base import Backend, Elements
 from sweeps.backends.gpus import gpu_of, visible_gpus
@@ -60,23 +60,26 @@ class LocalPool(Backend):
     def start_workers(self, sweep: Path, *, owner: int | None = None) -> list[subprocess.Popen[bytes]]:
         folder = sweep.resolve()
         environment = environment_outside_jobs() | {"OMP_NUM_THREADS": str(self.config.threads_per_run)}
-        arguments = [str(owner)] if owner is not None else []
         workers = []
         for number in range(self.size):
-            gpu = gpu_of(number, self.size)
+            gpu, at = gpu_of(number, self.size), slot(folder, number)
             own = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
-            with (folder / f"worker_{number}.log").open("ab") as log:
-                workers.append(
-                    subprocess.Popen(
-                        [sys.executable, "-m", WORKER, str(folder), str(number), *arguments],
-                        cwd=ROOT,
-                        env=environment | own,
-                        stdin=subprocess.DEVNULL,
-                        stdout=log,
-                        stderr=log,
-                        start_new_session=True,
-                    )
+            # Its slot is held from now on: a worker takes seconds to import torch.
+            with (folder / f"worker_{number}.log").open("ab") as log, locked_for_child(at) as lock:
+                arguments = (folder, number, owner or 0, lock or 0)
+                worker = subprocess.Popen(
+                    [sys.executable, "-m", WORKER, *map(str, arguments)],
+                    cwd=ROOT,
+                    env=environment | own,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                    pass_fds=() if lock is None else (lock,),
                 )
+                if lock is not None:
+                    at.with_suffix(".pid").write_text(str(worker.pid))
+                workers.append(worker)
         if owner is None:
             _DETACHED.extend(workers)
         return workers

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from analysis.result_files import write_result
 from model.config_validation import ConfigError, build
+from sweeps.cli.after_report import after_report
 from sweeps.cli.help import Command
 from sweeps.cli.tables import to_json
-from sweeps.config.commands import CompareConfig, FitTableConfig
+from sweeps.config.commands import LAWS, CompareConfig, FitTableConfig
 from sweeps.config.compose import compose_table
+from sweeps.config.next_command import next_command
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +66,7 @@ def fit_sweep(settings: FitTableConfig) -> AnyFit:
     with stage_progress() as progress:
         study = fit(*source, config, progress)
     if settings.keeps_results:
-        write_result(_results(settings) / "laws.json", study.to_json() + "\n")
+        write_result(_results(settings) / LAWS, study.to_json() + "\n")
     return study
 
 
@@ -231,25 +233,40 @@ def _fit_config(settings: FitTableConfig) -> FitConfig:
 
 
 def _fit(overrides: list[str]) -> str:
+    from analysis import StudyFit
+
     settings = compose_table("fit", overrides)
     fitted = fit_sweep(settings)
-    return str(fitted.to_json() if settings.format == "json" else fitted.summary())
+    if settings.format == "json":
+        return str(fitted.to_json())
+    lines = [str(fitted.summary()), ""]
+    is_study = isinstance(fitted, StudyFit)
+    if is_study and settings.keeps_results:
+        lines.append(f"written: {settings.results / LAWS}")
+    cost = [f"cost={settings.cost}"] if settings.cost != "flops" else []
+    return "\n".join([*lines, next_command("compare" if is_study else "report", overrides, *cost)])
 
 
 def _compare(overrides: list[str]) -> str:
     settings = compose_table("compare", overrides)
+    if settings.data not in (None, PUBLISHED) and settings.out is None and settings.format == "text":
+        settings = dataclasses.replace(settings, out=str(_folder(settings)))
     comparison = compare_data(settings)
     if settings.format == "json":
         return str(comparison.to_json())
-    figures = ", ".join(map(str, comparison_figures(settings, comparison)))
-    text = str(comparison.summary())
-    return f"{text}\n\nfigures (PNG and data as CSV beside them): {figures}" if figures else text
+    lines = [str(comparison.summary()), ""]
+    if figures := ", ".join(map(str, comparison_figures(settings, comparison))):
+        lines.append(f"figures (PNG and data as CSV beside them): {figures}")
+    arms = [text for text in overrides if text.startswith(("arms=", "reference=", "against="))]
+    return "\n".join([*lines, next_command("report", overrides, *arms)])
 
 
 def _report(overrides: list[str]) -> str:
     settings = compose_table("report", overrides)
     page = str(report_sweep(settings)[0])
-    return to_json({"path": page}) if settings.format == "json" else page
+    if settings.format == "json":
+        return to_json({"path": page})
+    return "\n".join([page, *after_report(settings)])
 
 
 COMMANDS = {

@@ -48,6 +48,9 @@ def usage(commands: Mapping[str, Command]) -> str:
             "",
             *lines,
             "",
+            "A study is new, plan, launch, status, collect, fit, compare, report, each of which ends with",
+            "the next command: begin with loopscale new --help.",
+            "",
             "Flags of every command:",
             "--help            its settings and an example; --help all: every key",
             "--cfg job         the composed configuration",
@@ -71,11 +74,9 @@ def command_help(name: str, command: Command, *, whole: bool = False) -> str:
         return "\n".join([*head, settings, text.strip(), *(command.more() if command.more else [])])
     text = text[text.index("\nroot:") :]
     sweep, *groups = GROUPS
-    lines = [
-        *head,
-        "the sweep, with the defaults that its file overrides (docs/sweeps.md explains the keys):",
-    ]
-    lines += _group(sweep, keys=True)
+    keys = (CONF / "sweep" / "none.yaml").read_text(encoding="utf-8").splitlines()[2:]
+    lines = [*head, "the sweep, a file or its name, and its keys (sweep.key=value), which the file sets:"]
+    lines += [*_group(sweep, keys=False), *keys]
     lines += ["", settings, (text if whole else text[: text.index("\ntraining:")]).strip(), ""]
     lines.append("groups (group=name)" + (" and their keys (group.key=value):" if whole else ":"))
     for group in groups:

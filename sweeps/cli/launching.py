@@ -16,6 +16,7 @@ from sweeps.cli.help import Command
 from sweeps.cli.tables import as_json, as_text, to_json
 from sweeps.config.commands import StatusConfig, SyncConfig
 from sweeps.config.compose import compose_table
+from sweeps.config.next_command import next_command
 from sweeps.config.study import StudyConfig
 from sweeps.state.profile import study_of
 
@@ -144,7 +145,7 @@ def _launch(overrides: list[str]) -> str | None:
     folder, submission = launch_sweep(study)
     if study.format == "json":
         return _status_json(folder, submission.notes, submitted=submission.jobs)
-    return _launched_text(folder, [str(submission), *submission.notes], study.root)
+    return _launched_text(study, folder, [str(submission), *submission.notes])
 
 
 def _confirm(study: StudyConfig) -> bool:
@@ -167,15 +168,18 @@ def _confirm(study: StudyConfig) -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def _launched_text(folder: Path, notes: Sequence[str], root: str) -> str:
-    """Return the state of a sweep that was just launched, with the remarks of the launch."""
+def _launched_text(study: StudyConfig, folder: Path, notes: Sequence[str]) -> str:
+    """Return the state of a sweep that was just launched or rehearsed, with the remarks of the launch."""
     from sweeps.backends.registry import open_backend
-    from sweeps.state.ledger import read_ledger
     from sweeps.state.status import status
 
-    # Its workers take some seconds to begin.
-    worked_on = open_backend(read_ledger(folder).cluster).pulls_runs
-    return status(folder).summary(root, worked_on=worked_on, notes=notes)
+    root = [] if study.root == StudyConfig.root else [f"root={study.root}"]
+    text = status(folder).summary([f"sweep={folder.name}", *root], notes=notes)
+    if not open_backend(study.cluster).simulated:
+        return text
+    *lines, _ = text.splitlines()  # what was rehearsed has no losses to collect
+    real = [override for override in study.overrides if override not in study.profile]
+    return "\n".join([*lines, next_command("launch", real)])
 
 
 def _status(overrides: list[str]) -> str:
@@ -195,15 +199,17 @@ def _status(overrides: list[str]) -> str:
 
         write_live_page(status(settings.folder), settings.folder, settings.page, live=False)
         return str(settings.page)
-    return _status_json(settings.folder) if settings.format == "json" else _status_text(settings)
+    if settings.format == "json":
+        return _status_json(settings.folder)
+    return _status_text(settings, [text for text in overrides if text.startswith(("sweep=", "root="))])
 
 
-def _status_text(settings: StatusConfig) -> str:
-    """Return the table of runs, the counts, the expected end and the next command."""
-    from sweeps.state.status import is_worked_on, status
+def _status_text(settings: StatusConfig, at: Sequence[str]) -> str:
+    """Return the table of runs, the counts, the expected end and the next command of the sweep `at`."""
+    from sweeps.state.status import status
 
     state = status(settings.folder)
-    text = state.summary(settings.root, worked_on=is_worked_on(settings.folder))
+    text = state.summary(at)
     columns = {"run_id": "run"} | dict.fromkeys(state.axes, "") | STATUS_COLUMNS
     return f"{as_text(state.frame_with_trunks, columns)}\n{text}"
 
@@ -264,8 +270,7 @@ def _collect(overrides: list[str]) -> str:
     written = ", ".join(f"{name}.parquet ({count} rows)" for name, count in collected.rows.items())
     lines = [f"{settings.folder}: {written}", gaps(collected.runs)]
     if (collected.runs["status"] == "done").any():
-        at = f"sweep={settings.sweep}" + ("" if settings.root == "runs" else f" root={settings.root}")
-        lines.append(f"next: loopscale report {at} for laws and figures in one page; also fit, compare")
+        lines.append(next_command("fit", overrides))
     return "\n".join(lines)
 
 

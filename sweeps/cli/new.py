@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import re
+import functools
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.storage.files import write_text
 from model.config_validation import ConfigError
-from sweeps.cli.help import Command, described, wrapped
+from sweeps.cli.help import Command
+from sweeps.cli.new_choices import asked, listed_choices, scales
 from sweeps.config.commands import NewConfig
 from sweeps.config.compose import compose_study, compose_table
-from sweeps.config.folders import CONF, NAME, choices, find, user_folders
+from sweeps.config.folders import NAME, find
+from sweeps.config.next_command import command_line, next_command
 from sweeps.config.shell import quote
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from sweeps.planning.plan import Plan
 
 FOLDER = Path("conf") / "sweep"
+PLACES = ("cluster", "root", "cache")
+PUBLISHED = ("looped_140m", "looped_370m")  # scales whose law the paper prints
 BRIEF = {"studies": 200, "analysts": 10, "bootstrap": 100}  # a simulation of seconds
 
 
@@ -32,45 +36,26 @@ def new_sweep(settings: NewConfig) -> tuple[Path, StudyConfig, Plan, Reference]:
 
     Raises
     ------
-    ConfigError : the name is taken, the scale or the budgets are not given, or no cell would run; nothing is
-        written.
+    ConfigError : the name is taken, the scale is not given, the allowance is too small for a law, or no cell
+        would run; nothing is written.
     """
     from sweeps.planning import new_sweep as new
     from sweeps.planning.plan import plan
+    from sweeps.planning.text_needed import lacks_text, sufficient_text
 
     _check_name(settings.sweep)
-    scale = _required(settings.scale, "scale", "a file of conf/model, e.g. looped_30k")
-    model = new.looped_model(scale)
-    reference = new.closest_reference(scale, model)
-    text_path = None if settings.path is None else str(Path(settings.path).expanduser().resolve())
-    content = new.recipe(scale, model, reference, settings.data, text_path)
-    recurrences = sorted(set(settings.mean_recurrences or reference.settings["sweep"]["mean_recurrences"]))
-
-    def composed(budgets: list[float], folder: Path) -> tuple[str, StudyConfig]:
-        cells = new.noise_cells(recurrences, budgets)
-        grid = {"mean_recurrences": recurrences, "budgets_flops": budgets, "cells": cells}
-        text = new.sweep_text(settings.sweep, _command(settings), content, grid)
-        path = folder / f"{settings.sweep}.yaml"
-        path.write_text(text, encoding="utf-8")
-        places = [f"cluster={settings.cluster}", f"root={settings.root}", f"cache={settings.cache}"]
-        return text, compose_study([f"sweep={path}", *places])
-
-    with tempfile.TemporaryDirectory() as trial:  # a file that does not compose is not left behind
-        if settings.allowance is not None:
-            _, study = composed([1.0], Path(trial))
-            flops = new.allowance_in_flops(study, settings.allowance)
-            budgets = new.ladder(flops, recurrences)
-        elif settings.budgets_flops:
-            budgets = sorted(set(settings.budgets_flops))
-        elif scale == reference.scale:
-            budgets = reference.budgets_flops
-        else:
-            raise ConfigError(
-                f"no shipped sweep has budgets for {scale}: give budgets_flops=1e12,2e12,... or "
-                "allowance=..., FLOPs or device-hours as 20h"
-            )
-        text, study = composed(budgets, Path(trial))
-    planned = plan(study)
+    scale = _one_scale(settings.scale)
+    reference = new.closest_reference(scale, new.looped_model(scale))
+    with tempfile.TemporaryDirectory() as folder:  # a file that does not compose is not left behind
+        trial = functools.partial(_trial, settings, scale, reference, Path(folder))
+        recurrences, budgets = _grid(settings, trial, reference)
+        text, study = trial(recurrences, budgets)
+        planned = plan(study)
+        if settings.data is None and settings.path is None and lacks_text(planned.frame):
+            longest, vocabulary = planned.frame["tokens"].max(), planned.frame["vocabulary_size"].max()
+            if better := sufficient_text(longest, vocabulary):
+                text, study = trial(recurrences, budgets, better)
+                planned = plan(study)
     if planned.accepted.empty:
         longest = planned.frame.sort_values("target_flops")["reason"].iloc[-1]
         raise ConfigError(
@@ -82,6 +67,50 @@ def new_sweep(settings: NewConfig) -> tuple[Path, StudyConfig, Plan, Reference]:
     return path, study, planned, reference
 
 
+def _trial(
+    settings: NewConfig,
+    scale: str,
+    reference: Reference,
+    folder: Path,
+    recurrences: list[int],
+    budgets: list[float],
+    data: str | None = None,
+) -> tuple[str, StudyConfig]:
+    """Write a sweep file of this grid into `folder`; return its text and its study."""
+    from sweeps.planning import new_grid
+    from sweeps.planning import new_sweep as new
+
+    text_path = None if settings.path is None else str(Path(settings.path).expanduser().resolve())
+    content = new.recipe(scale, new.looped_model(scale), reference, data or settings.data, text_path)
+    cells = new_grid.noise_cells(recurrences, budgets)
+    grid = {"mean_recurrences": recurrences, "budgets_flops": budgets, "cells": cells}
+    text = new.sweep_text(settings.sweep, _command(settings), content, grid)
+    path = folder / f"{settings.sweep}.yaml"
+    path.write_text(text, encoding="utf-8")
+    places = [f"{key}={getattr(settings, key)}" for key in PLACES]
+    study = compose_study([f"sweep={path}", *places])
+    return text, dataclasses.replace(study, overrides=_overrides(settings))
+
+
+def _grid(
+    settings: NewConfig, trial: Callable[..., tuple[str, StudyConfig]], reference: Reference
+) -> tuple[list[int], list[float]]:
+    """Return the recurrences and budgets that are given, else those that an allowance or the scale gives."""
+    from sweeps.planning import new_grid
+
+    recurrences = sorted(set(settings.mean_recurrences or reference.settings["sweep"]["mean_recurrences"]))
+    if settings.budgets_flops:
+        return recurrences, sorted(set(settings.budgets_flops))
+    _, study = trial(recurrences, [1.0])
+    if settings.allowance is not None:
+        flops = new_grid.allowance_in_flops(study, settings.allowance, reference)
+        window = new_grid.known_window(study, reference)
+        return new_grid.fitted_grid(flops, recurrences, study, window, vary=settings.mean_recurrences is None)
+    if settings.scale == reference.scale:
+        return recurrences, reference.budgets_flops
+    return recurrences, new_grid.alike_budgets(study, reference)
+
+
 def _check_name(name: str) -> None:
     if not NAME.fullmatch(name):
         raise ConfigError(f"sweep={name}: name it with letters, digits, '_', '-' and '.' alone")
@@ -89,10 +118,22 @@ def _check_name(name: str) -> None:
         raise ConfigError(f"sweep={name}: {taken} exists already; choose another name, or edit that file")
 
 
-def _required(value: str | None, key: str, meaning: str) -> str:
-    if value is None:
-        raise ConfigError(f"{key} is not set: {key}=..., {meaning}")
-    return value
+def _one_scale(scale: str | None) -> str:
+    if scale is None:
+        raise ConfigError(f"scale is not set: scale=..., one of {', '.join(scales())}")
+    if "," in scale:
+        first, *others = scale.split(",")
+        raise ConfigError(
+            f"scale={scale}: a new file has one scale, to which its budgets fit. Write it with scale={first} "
+            f"and add the line `scales: [{first}, {', '.join(others)}]` below `sweep:`, for its grid at each"
+        )
+    return scale
+
+
+def _overrides(settings: NewConfig) -> list[str]:
+    """Return the overrides that choose the written sweep and the places that are not the default ones."""
+    places = [key for key in PLACES if getattr(settings, key) != getattr(NewConfig, key)]
+    return [f"sweep={settings.sweep}", *(f"{key}={getattr(settings, key)}" for key in places)]
 
 
 def _command(settings: NewConfig) -> str:
@@ -110,27 +151,23 @@ def _command(settings: NewConfig) -> str:
 
 
 def _new(overrides: list[str]) -> str:
-    from sweeps.planning import new_sweep as new
+    from sweeps.planning.new_grid import known_window, other_budgets, outside_window, too_short, unused
 
     settings = compose_table("new", overrides)
     if sys.stdin.isatty():
-        settings = _asked(settings, overrides)
+        settings = asked(settings, overrides)
     path, study, planned, reference = new_sweep(settings)
-    places = [
-        f"{key}={getattr(settings, key)}"
-        for key in ("cluster", "root", "cache")
-        if getattr(settings, key) != getattr(NewConfig, key)
-    ]
-    following = " ".join(["loopscale launch", f"sweep={settings.sweep}", *map(quote, places)])
     source = f"as the shipped sweep {reference.name}; the comments in the file say what was carried over"
     return "\n".join(
         [
             f"{path}: {source}",
             planned.summary(),
-            *new.too_short(study, planned),
+            *too_short(study, planned),
+            *(unused(study, planned, settings.allowance, reference) if settings.allowance else []),
             *_designed(study, reference),
-            *new.other_budgets(study, reference),
-            f"next: {following}",
+            *outside_window(study, known_window(study, reference)),
+            *other_budgets(study, reference),
+            next_command("plan", study.overrides),
         ]
     )
 
@@ -142,71 +179,31 @@ def _designed(study: StudyConfig, reference: Reference) -> list[str]:
 
     (scale,) = study.runs
     assume: dict[str, Any] = dict(BRIEF)
-    option = ""
+    options = []
     if scale == reference.scale and reference.study is not None:
         folder = str(reference.study)
         assume |= {"law": f"{folder}/laws.json", "noise_from": folder}
-        option = f" assume.law={folder}/laws.json assume.noise_from={folder}"
+        options = [f"assume.law={folder}/laws.json", f"assume.noise_from={folder}"]
+    elif scale not in PUBLISHED:
+        return [
+            f"design: what this grid would resolve can be simulated once a law of {scale} is known. None is "
+            "shipped, so launch it as a pilot; after fit, this simulates the same grid under its law: "
+            + command_line("plan", study.overrides, "design=true", f"assume.law={_laws(study)}")
+        ]
     study = dataclasses.replace(study, assume=dataclasses.replace(study.assume, **assume))
-    more = f"loopscale plan sweep={study.sweep.name} design=true{option}"
+    more = command_line("plan", study.overrides, "design=true", *options)
     try:
         (result,) = design(study)
     except (ConfigError, TableError) as error:
         return [f"design: {error}"]
     return [
         result.summary(),
-        f"this was a brief simulation; {more} has the figure and intervals of a full one",
+        f"this was a brief simulation; the figure and intervals of a full one: {more}",
     ]
 
 
-def _asked(settings: NewConfig, overrides: Sequence[str]) -> NewConfig:
-    """Return the settings with answers to what is not given; an empty answer is the default."""
-    answers: list[str] = []
-    folders = [*user_folders(), CONF]
-
-    def ask(question: str) -> str:
-        print(f"{question}: ", end="", file=sys.stderr, flush=True)
-        return sys.stdin.readline().strip().replace(" ", "")
-
-    if settings.scale is None:
-        answers.append("scale=" + ask(f"scale ({', '.join(_scales())}; new --help describes them)"))
-    if settings.data is None and settings.path is None:
-        profiles = choices("data", folders)
-        question = f"text: a file or folder of yours, or one of {', '.join(profiles)} (empty: as shipped)"
-        if given := ask(question):
-            answers += [f"data={given}"] if given in profiles else ["data=text", f"path={given}"]
-    if settings.budgets_flops is None and settings.allowance is None:
-        given = ask(
-            "FLOP budgets, as 1e12,2e12,4e12; or one allowance for all runs, FLOPs as 1e14 or device-hours "
-            "as 20h (empty: the budgets of the shipped sweep of that scale)"
-        )
-        if given:
-            answers.append(f"{'budgets_flops' if ',' in given else 'allowance'}={given}")
-    if settings.mean_recurrences is None and (given := ask("mean recurrences µ (empty: 2,4,6,8,10,12)")):
-        answers.append(f"mean_recurrences={given}")
-    return compose_table("new", [*overrides, *answers])
-
-
-def _scales() -> dict[str, str]:
-    """Return the names of the looped models with what each is, the smallest first."""
-    models = {name: text for name, text in described("model").items() if not name.startswith("transformer")}
-
-    def size(name: str) -> float:
-        number = re.search(r"_(\d+)([km])$", name)
-        return int(number[1]) * {"k": 1e3, "m": 1e6}[number[2]] if number else 0.0
-
-    return {name: models[name] for name in sorted(models, key=size)}
-
-
-def _choices() -> list[str]:
-    """Return the lines of the help on what can be chosen."""
-    lines: list[str] = []
-    for key, named in (("scale", _scales()), ("data", described("data")), ("cluster", described("cluster"))):
-        lines += ["", f"{key}=, yours included (conf/, LOOPSCALE_CONFIG, --config-dir):"]
-        width = max(map(len, named))
-        for name, text in named.items():
-            lines += wrapped(f"{name:<{width}}  {text}", "  ", " " * (width + 4))
-    return lines
+def _laws(study: StudyConfig) -> Path:
+    return Path(study.root) / str(study.sweep.name) / "laws.json"
 
 
 COMMANDS = {
@@ -216,6 +213,6 @@ COMMANDS = {
         example="loopscale new sweep NAME scale=looped_30k allowance=2e14",
         settings="table/new",
         positional="sweep",
-        more=_choices,
+        more=listed_choices,
     )
 }

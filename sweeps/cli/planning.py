@@ -11,6 +11,7 @@ from model.config_validation import ConfigError
 from sweeps.cli.help import Command
 from sweeps.cli.tables import as_json, as_text
 from sweeps.config.folders import find
+from sweeps.config.next_command import command_line, next_command
 from sweeps.config.study import StudyConfig
 from sweeps.state.profile import study_of
 
@@ -65,7 +66,7 @@ def _plan(overrides: list[str]) -> str:
                 return _suggest(study, overrides, progress)
             if study.design == "search":
                 return _search(study, overrides, progress)
-            return _design(study, progress)
+            return _design(study, overrides, progress)
     if study.calibrate:
         from sweeps.cli.progress import watch
         from sweeps.launch.calibrate import calibrate
@@ -74,12 +75,15 @@ def _plan(overrides: list[str]) -> str:
     from sweeps.planning.plan import plan
 
     planned = plan(study)
-    return _plan_json(planned) if study.format == "json" else _plan_text(planned)
+    return _plan_json(planned) if study.format == "json" else _plan_text(planned, overrides)
 
 
-def _plan_text(plan: Plan) -> str:
+def _plan_text(plan: Plan, overrides: Sequence[str]) -> str:
     axes = {key: key.rpartition(".")[2] for key in plan.axes}
-    return f"{as_text(plan.frame, axes | PLAN_COLUMNS)}\n{plan.summary()}"
+    lines = [as_text(plan.frame, axes | PLAN_COLUMNS), plan.summary()]
+    if not plan.accepted.empty:
+        lines.append(next_command("launch", overrides))
+    return "\n".join(lines)
 
 
 def _plan_json(plan: Plan) -> str:
@@ -87,7 +91,7 @@ def _plan_json(plan: Plan) -> str:
     return as_json(plan.frame, totals=plan.totals(), notes=plan.notes, price=plan.hours_source, trunks=trunks)
 
 
-def _design(study: StudyConfig, progress: Progress) -> str:
+def _design(study: StudyConfig, overrides: Sequence[str], progress: Progress) -> str:
     """Simulate the planned grid, write design.json and its figure, and return the text."""
     from analysis import serialize
     from sweeps.planning.design import design, write_design
@@ -96,8 +100,8 @@ def _design(study: StudyConfig, progress: Progress) -> str:
     folder = write_design(results, _folder(study))
     if study.format == "json":
         return serialize.to_json({"results": results, "folder": str(folder)})
-    lines = [*map(_resolution_text, results), f"{folder}: design.json, design.pdf, design.png"]
-    return "\n".join(lines)
+    written = f"{folder}: design.json, design.pdf, design.png"
+    return "\n".join([*map(_resolution_text, results), written, next_command("launch", overrides)])
 
 
 def _search(study: StudyConfig, overrides: Sequence[str], progress: Progress) -> str:
@@ -117,7 +121,7 @@ def _search(study: StudyConfig, overrides: Sequence[str], progress: Progress) ->
     folder = write_design(best, _folder(study), "search", ("planned", "found"))
     if study.format == "json":
         return serialize.to_json({"search": result, "file": str(path), "launch": launch})
-    files = [f"{folder}: search.json, search.pdf, search.png", f"{path}: {launch}"]
+    files = [f"{folder}: search.json, search.pdf, search.png", f"written: {path}", f"next: {launch}"]
     return "\n".join([*map(_resolution_text, result.searched), result.summary(), *files])
 
 
@@ -138,7 +142,7 @@ def _suggest(study: StudyConfig, overrides: Sequence[str], progress: Progress) -
     launch = _launch_command(path, overrides)
     if study.format == "json":
         return serialize.to_json({"suggestion": suggestion, "file": str(path), "launch": launch})
-    return "\n".join([suggestion.summary(), f"{path}: {launch}"])
+    return "\n".join([suggestion.summary(), f"written: {path}", f"next: {launch}"])
 
 
 def _folder(study: StudyConfig) -> Path:
@@ -159,12 +163,11 @@ def _launch_command(path: Path, overrides: Sequence[str]) -> str:
     """Return the command that launches a written sweep, with the other overrides of this command line."""
     from sweeps.planning.design_files import GRID
 
-    grid = (f"sweep.{name}" for name in GRID)
-    replaced = ("sweep=", "design=", "suggest=", "allowance=", "assume.", "format=", *grid)
-    kept = [text for text in overrides if not text.lstrip("+").startswith(replaced)]
+    grid = tuple(f"sweep.{name}" for name in GRID)
+    kept = [text for text in overrides if not text.lstrip("+").startswith(grid)]
     named = find("sweep", path.stem, overrides)
     sweep = path.stem if named is not None and named.samefile(path) else str(path)
-    return " ".join(["loopscale launch", f"sweep={sweep}", *kept])
+    return command_line("launch", kept, f"sweep={sweep}")
 
 
 COMMANDS = {

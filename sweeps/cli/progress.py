@@ -18,11 +18,10 @@ from rich.text import Text
 from sweeps.cli import live_page
 from sweeps.cli.tables import clock
 from sweeps.state.eta import LOST, STALLED, SUSPENDED, UNDER_WAY, flops_left, flops_own, has_ended
-from sweeps.state.status import is_worked_on, status
+from sweeps.state.status import status
 from sweeps.state.sweep_status import SweepStatus
 
 REFRESH_S = 1.0
-STARTING_S = 15.0  # a new worker imports torch before it takes its slot
 BUSY_ROWS, FAILED_ROWS = 40, 10  # in the live view
 PLAIN_EVERY_S = 15.0  # between lines where stderr is no terminal
 
@@ -112,12 +111,10 @@ def watch(
 
 def watch_until_idle(folder: Path, page: Path | None = None) -> None:
     """Show the sweep in `folder`, and on its `page`, until it has ended or nothing works on it any more."""
-    began = time.monotonic()
 
     def alive(state: SweepStatus) -> bool:
         active = any(row["status"] in UNDER_WAY for row in state.rows)
-        queued = active and any(row["job"] for row in state.rows)
-        return queued or time.monotonic() - began < STARTING_S or is_worked_on(folder)
+        return state.worked_on or (active and any(row["job"] for row in state.rows))
 
     watch(folder, alive, page)
 

@@ -14,6 +14,7 @@ from sweeps.backends.registry import current_job
 from sweeps.cli.help import Command
 from sweeps.cli.tables import clock
 from sweeps.config.compose import compose_study, single_run
+from sweeps.config.next_command import next_command
 from sweeps.config.overrides import multirun
 from sweeps.config.study import StudyConfig
 
@@ -107,6 +108,8 @@ def _data(overrides: list[str]) -> str:
         if dataset.left_out:
             reasons = "; ".join(f"{count:,} {reason}" for reason, count in dataset.left_out.items())
             lines.append(f"left out: {reasons}")
+    if study.sweep.name:
+        lines.append(next_command("plan", overrides))
     return "\n".join(lines)
 
 

@@ -151,6 +151,7 @@ class RetryConfig:
     timeout: RetryRule = RetryRule(retries=100)
     preempted: RetryRule = RetryRule(retries=1000)
     node_failure: RetryRule = RetryRule(retries=5, action="exclude_node")
+    hang: RetryRule = RetryRule(retries=5, action="exclude_node")
     restarted: RetryRule = RetryRule(retries=100)
     not_started: RetryRule = RetryRule(retries=10)
     lost: RetryRule = RetryRule(retries=2)

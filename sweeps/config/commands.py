@@ -12,6 +12,8 @@ from annotated_types import Ge, Gt, Lt, MinLen
 from model.config_validation import check_name
 from sweeps.config.study import PositiveFloat, Seed
 
+LAWS = "laws.json"  # of fit, beside a sweep's tables
+
 
 @dataclass(frozen=True, kw_only=True)
 class TableConfig:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -15,7 +15,7 @@ from harness.run.length import LENGTHS
 from model.config_validation import ConfigError, build, check_name, closest
 from sweeps.config.cluster import ClusterConfig, RetryConfig
 from sweeps.config.commands import TABLES
-from sweeps.config.folders import CONF, STUDY, check_files, searched
+from sweeps.config.folders import CONF, SEARCH_PATH, STUDY, SUFFIXES, check_files, empty_file, searched
 from sweeps.config.overrides import check_overrides, forced, one_line, with_lists
 from sweeps.config.study import StudyConfig, SweepConfig
 
@@ -78,7 +78,13 @@ def compose_study(overrides: Sequence[str] | StudyConfig) -> StudyConfig:
     settings = build(StudyConfig, {key: mapping[key] for key in _STUDY_KEYS} | {"runs": {}})
     profile = [text for text in overrides if PROFILE.match(text)]
     return dataclasses.replace(
-        settings, runs=runs, sweep=sweep, cluster=cluster, retry=retry, profile=profile
+        settings,
+        runs=runs,
+        sweep=sweep,
+        cluster=cluster,
+        retry=retry,
+        overrides=list(overrides),
+        profile=profile,
     )
 
 
@@ -117,12 +123,31 @@ def compose_table(command: str, overrides: Any) -> Any:
         return overrides
     if command == "eval":
         overrides = [text.removeprefix("eval.") for text in overrides]
+    if command != "new":
+        overrides = [_by_name(text, overrides) for text in overrides]
     overrides = with_lists(overrides, LISTS.get(command, ()))
     mapping, _ = _compose(CONF / "table", command, overrides)
     for key, value in mapping.items():
         if value == "???":
-            raise ConfigError(f"{key} is not set: {key}=...")
+            raise ConfigError(f"{key} is not set: {key}=...{_launched(mapping) if key == 'sweep' else ''}")
     return build(TABLES[command], mapping)
+
+
+def _by_name(text: str, overrides: Sequence[str]) -> str:
+    """Return `sweep=path/to/mine.yaml` as the name of that sweep; anything else stays."""
+    key, _, value = text.partition("=")
+    if key != "sweep" or not value.endswith(SUFFIXES):
+        return text
+    searched_too = [other for other in overrides if other.startswith(f"{SEARCH_PATH}=")]
+    mapping, _ = _compose(CONF, STUDY, [text, *searched_too])
+    return f"sweep={mapping['sweep']['name']}"
+
+
+def _launched(mapping: Mapping[str, Any]) -> str:
+    """Return the names of the sweeps below the root of a command, in words."""
+    root = Path(str(mapping.get("root", "runs")))
+    names = sorted(path.parent.name for path in root.glob("*/sweep.json"))
+    return f", launched below {root}: {', '.join(names)}" if names else ""
 
 
 def composed_text(settings: str, overrides: Sequence[str]) -> str:
@@ -169,7 +194,10 @@ def _compose(folder: Path, name: str, overrides: Sequence[str]) -> tuple[dict[st
         ):
             check_overrides(texts, folders)
             config = compose(name, forced(folders, with_lists(texts)), return_hydra_config=True)
-            chosen = str(config.hydra.runtime.choices.get("model", ""))
+            choices = {str(group): str(name) for group, name in config.hydra.runtime.choices.items()}
+            if empty := empty_file(choices, folders):
+                check_files(overrides)  # which names a file as the user does
+                raise ConfigError(f"{empty} holds no settings")
             OmegaConf.set_struct(config, False)
             config.pop("hydra")
             mapping = OmegaConf.to_container(config, resolve=True)
@@ -184,4 +212,4 @@ def _compose(folder: Path, name: str, overrides: Sequence[str]) -> tuple[dict[st
         check_files(overrides)
         raise ConfigError(one_line(str(error))) from error
     assert isinstance(mapping, dict)
-    return {str(key): value for key, value in mapping.items()}, chosen
+    return {str(key): value for key, value in mapping.items()}, choices.get("model", "")

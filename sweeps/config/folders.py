@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -67,6 +67,17 @@ def check_files(overrides: Sequence[str]) -> None:
                 raise ValueError("it holds no settings")
         except Exception as error:  # of YAML, of OmegaConf, of the file system
             raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+
+
+def empty_file(chosen: Mapping[str, str], folders: Sequence[Path]) -> Path | None:
+    """Return the first of the chosen files, by group, that holds only comments, None if there is none."""
+    for group, name in chosen.items():
+        paths = (folder / group / f"{name}.yaml" for folder in folders)
+        path = next((path for path in paths if path.is_file()), None)
+        lines = path.read_text(encoding="utf-8").splitlines() if path else ["none"]
+        if all(line.strip()[:1] in ("", "#") for line in lines):
+            return path
+    return None
 
 
 def sweep_folder(parent: Path) -> Path:

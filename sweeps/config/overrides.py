@@ -15,6 +15,7 @@ from sweeps.config.folders import SEARCH_PATH, choices
 _TEXT_KEYS = (
     *(
         "prompt",
+        "scale",
         "where",
         "columns.*",
         "data",

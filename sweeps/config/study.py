@@ -104,6 +104,7 @@ class StudyConfig:
     sweep: SweepConfig = field(default_factory=SweepConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     retry: RetryConfig = field(default_factory=RetryConfig)
+    overrides: list[str] = field(default_factory=list, compare=False)  # of which it was composed
     profile: list[str] = field(default_factory=list)  # the overrides that chose the cluster
     root: str = "runs"
     cache: str = "runs/.data"

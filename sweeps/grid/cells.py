@@ -40,6 +40,10 @@ class Cell:
     reason: str = ""
 
 
+NO_SWEEP = (
+    "no sweep chosen: add sweep=NAME, one that loopscale plan --help lists or the path of a file (loopscale "
+    "new writes one), or sweep.name=... and its grid"
+)
 Lookup = Callable[[DataConfig], DataFacts]
 T = TypeVar("T")
 
@@ -156,7 +160,7 @@ def memory_bytes(cell: Cell, cluster: ClusterConfig) -> float:
 
 def _check_sweep(sweep: SweepConfig) -> None:
     if not sweep.name:
-        raise ConfigError("no sweep chosen: add sweep=NAME (see conf/sweep), or sweep.name=... and its grid")
+        raise ConfigError(NO_SWEEP)
     kinds = [kind for kind in _LENGTHS if getattr(sweep, kind)]
     if len(kinds) != 1:
         raise ConfigError(f"sweep.{kinds or 'lengths'}: give exactly one of {', '.join(_LENGTHS)}")

@@ -25,7 +25,16 @@ from sweeps.grid.trunks import Segment, Trunks, cell_name
 from sweeps.launch.bad_nodes import forget
 from sweeps.launch.move import check_move
 from sweeps.launch.submit import Submission, show_job_files, submit_missing
-from sweeps.state.ledger import LOCK, Ledger, read_ledger, required_segments, state_of, trunks_of
+from sweeps.state.ledger import (
+    LOCK,
+    Ledger,
+    is_open,
+    read_ledger,
+    required_segments,
+    state_of,
+    trunks_of,
+    unfinished_runs,
+)
 from sweeps.state.retry import reopen
 
 
@@ -91,6 +100,8 @@ def start_missing(folder: Path, *, resubmit: bool = False) -> Submission:
         return Submission(jobs=[], notes=[note])
     if not backend.pulls_runs:
         return submit_missing(folder, ledger, backend, resubmit=resubmit)
+    if not any(is_open(status, ledger.retry) for _, status in unfinished_runs(ledger, folder)):
+        return Submission(jobs=[], notes=[])
     workers = backend.start_workers(folder)
     return Submission(jobs=[f"worker process {worker.pid}" for worker in workers], notes=[])
 
@@ -146,6 +157,7 @@ def register(study: StudyConfig, cells: list[Cell]) -> Ledger:
             segments=trunks.segments,
             parents=trunks.parents,
             profile=study.profile,
+            overrides=study.overrides,
             earlier=_earlier(before, study),
         )
         if trunks.segments:

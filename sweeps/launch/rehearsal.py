@@ -11,7 +11,7 @@ from harness.storage.files import write_json
 from model.config_validation import ConfigError
 from sweeps.backends.simulated import SimulatedCluster
 from sweeps.config.study import StudyConfig
-from sweeps.grid.cells import DataFacts, cells
+from sweeps.grid.cells import NO_SWEEP, DataFacts, cells
 from sweeps.launch.launch import register
 from sweeps.launch.submit import submit_missing
 from sweeps.state.ledger import Ledger
@@ -40,7 +40,7 @@ def rehearse(study: StudyConfig) -> Path:
 def rehearse_with(study: StudyConfig) -> tuple[Path, Ledger, SimulatedCluster, int]:
     """Rehearse and return folder, ledger, cluster and the number of launches."""
     if not study.sweep.name:
-        raise ConfigError("no sweep chosen: add sweep=NAME (see conf/sweep), or sweep.name=... and its grid")
+        raise ConfigError(NO_SWEEP)
     sweep = dataclasses.replace(study.sweep, name=f"{REHEARSAL}{study.sweep.name}")
     study = dataclasses.replace(study, sweep=sweep)
     folder = Path(study.root) / str(sweep.name)

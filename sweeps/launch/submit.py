@@ -44,7 +44,7 @@ class Submission:
 
     def __str__(self) -> str:
         if not self.jobs:
-            return "nothing submitted"
+            return "nothing to start"
         return f"submitted {self.runs} runs: {', '.join(self.jobs)}" if self.runs else ", ".join(self.jobs)
 
 

@@ -110,7 +110,8 @@ def _iso_depth_law(used: pd.DataFrame) -> Iterator[str]:
     elif sizes < 2 or recurrences < 2:
         yield (
             "fit is bound to leave phi of the iso-depth law undetermined. It needs two sizes and two "
-            f"recurrences of one recipe; there are {sizes} and {recurrences}"
+            f"recurrences of one recipe; there are {sizes} and {recurrences}. The other laws do without. "
+            f"sweep.scales=[{used['scale'].iloc[0]},...] adds sizes, those of loopscale new --help"
         )
 
 

@@ -17,6 +17,7 @@ from harness.run.folder import RunFolder
 from harness.storage.files import read_json
 from model.config_validation import ConfigError, build
 from sweeps.config.cluster import ClusterConfig, Resources
+from sweeps.config.next_command import command_line
 from sweeps.config.study import StudyConfig
 
 MEASURED, SIMILAR, CALIBRATED = "measured", "measured on the same scale", "calibrated"
@@ -87,9 +88,9 @@ class Throughputs:
         return None, UNKNOWN
 
 
-def describe_sources(sources: Iterable[str], cluster: ClusterConfig) -> str:
+def describe_sources(sources: Iterable[str], study: StudyConfig) -> str:
     """Return where the hours of a plan come from, as text; `sources` has one entry per cell."""
-    counts = Counter(sources)
+    counts, cluster = Counter(sources), study.cluster
     if not counts:
         return "no cell to price"
     parts = []
@@ -99,7 +100,8 @@ def describe_sources(sources: Iterable[str], cluster: ClusterConfig) -> str:
             peak = cluster.device_peak_flops_per_s
             detail = f" ({peak:.3g} FLOP/s x utilisation {cluster.device_utilisation:g}), not measured"
         if source == UNKNOWN:
-            detail = ": set cluster.device_peak_flops_per_s, or time it with plan calibrate=true"
+            timed = command_line("plan", study.overrides, "calibrate=true")
+            detail = f": set cluster.device_peak_flops_per_s, or time it: {timed}"
         cells = "" if len(counts) == 1 else f"{count} cells "
         parts.append(f"{cells}{source}{detail}")
     return "; ".join(parts)

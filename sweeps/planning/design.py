@@ -24,6 +24,7 @@ from analysis.stats.noise import noise_floor
 from analysis.tables.readers import read_tables
 from analysis.tables.selection import groups, select
 from model.config_validation import ConfigError, build
+from sweeps.config.next_command import command_line
 from sweeps.config.study import StudyConfig
 from sweeps.planning.plan import plan
 
@@ -156,8 +157,8 @@ def allowance_flops(study: StudyConfig, frame: pd.DataFrame, otherwise: float) -
         if np.isnan(total):
             raise ConfigError(
                 f"allowance={allowance}: the speed of the plan's runs is unknown; "
-                "set cluster.device_peak_flops_per_s (in the cluster's file), time a sweep of that scale "
-                "(loopscale plan sweep=NAME calibrate=true), or give FLOPs"
+                "set cluster.device_peak_flops_per_s (in the cluster's file), time it "
+                f"({command_line('plan', study.overrides, 'calibrate=true')}), or give FLOPs"
             )
         allowance = float(hours) * float(frame["nominal_flops"].sum()) / total
     return float(allowance)

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from harness.run.config import RunConfig
 from model.config import ModelConfig
 from model.config_validation import ConfigError
 from model.flops import flops_per_token
 from sweeps.config.compose import compose_study
-from sweeps.config.folders import CONF, find
-from sweeps.config.study import StudyConfig, SweepConfig
-from sweeps.planning.design import allowance_flops
-from sweeps.planning.plan import Plan, plan
+from sweeps.config.folders import CONF, STUDY, find
+from sweeps.planning.text_needed import COUNTED
 
 # Shipped sweeps whose rates were tuned or published for their scale.
 REFERENCES = ("demo", "study_15k", "study_30k", "study_60k", "isoflop_140m", "isoflop_370m")
 SIMILAR = 2.0  # ratio of two widths below which the same vocabulary is taken
-LADDER = 5  # budgets from an allowance, a factor of two apart
-REPLICATES = [1, 2]  # further seeds of two cells
 _OF_A_SHAPE = ("micro_batch", "threads")  # training keys that fit one scale on one machine
 
 
@@ -51,7 +46,8 @@ class Reference:
     @property
     def study(self) -> Path | None:
         """Return the folder of its committed results, None if there are none."""
-        folder = CONF.parent / "docs" / "study" / self.name
+        docs = CONF.parent / "docs"
+        folder = docs / "demo" / "pilot" if self.name == "demo" else docs / "study" / self.name
         return folder if (folder / "laws.json").exists() else None
 
 
@@ -135,106 +131,57 @@ def _data(
     return settings, f"{source}; the unembedding takes {head:.0%} of the FLOPs at µ = {middle}"
 
 
-def noise_cells(recurrences: list[int], budgets: list[float]) -> dict[str, dict[str, Any]]:
-    """Return further seeds of a middle recurrence at the lowest and at the middle budget."""
-    middle = recurrences[(len(recurrences) - 1) // 2]
-    lengths = {"noise_middle": budgets[(len(budgets) - 1) // 2], "noise_low": budgets[0]}
-    names = {length: name for name, length in lengths.items()}  # one where the budgets are one or two
-    return {
-        name: {"mean_recurrences": [middle], "lengths": [length], "seeds": REPLICATES}
-        for length, name in sorted(names.items())
-    }
-
-
-def allowance_in_flops(study: StudyConfig, allowance: float | str) -> float:
-    """Return an allowance in FLOPs; device-hours, as 20h, are converted at the speed of the study's runs."""
-    (run,), sweep = study.runs.values(), study.sweep
-    priced = dataclasses.replace(sweep, budgets_flops=[2 * _shortest_flops(run, sweep)], cells={})
-    study = dataclasses.replace(study, sweep=priced, allowance=allowance)
-    return allowance_flops(study, plan(study).frame, math.nan)
-
-
-def ladder(allowance_flops: float, recurrences: list[int]) -> list[float]:
-    """Return `LADDER` budgets whose grid, control and further seeds cost at most `allowance_flops`.
-
-    The least has two significant digits; each of the others is twice the one before.
-    """
-    if not allowance_flops > 0:
-        raise ConfigError(f"allowance={allowance_flops:g}: give FLOPs or device-hours above 0")
-    rounded = _two_digits(allowance_flops / _least_budgets(recurrences), math.floor)
-    return [float(f"{rounded * 2**k:.6g}") for k in range(LADDER)]
-
-
-def too_short(study: StudyConfig, planned: Plan) -> list[str]:
-    """Return a line on the cells that `sweep.min_steps` drops and on what the whole grid would take."""
-    frame, sweep, (run,) = planned.frame, study.sweep, study.runs.values()
-    short = int(((frame["verdict"] == "DROP") & (frame["steps"] < sweep.min_steps)).sum())
-    if not short:
-        return []
-    deepest = max(sweep.mean_recurrences)
-    least = _two_digits(_shortest_flops(run, sweep), math.ceil)
-    return [
-        f"{short} of {len(frame)} cells are dropped as too short: {sweep.min_steps} steps (sweep.min_steps) "
-        f"at µ = {deepest} take {flow(least)} FLOPs. Start the budgets there (an allowance of "
-        f"{flow(least * _least_budgets(sweep.mean_recurrences))} does), or leave the largest µ out"
-    ]
-
-
-def other_budgets(study: StudyConfig, reference: Reference) -> list[str]:
-    """Return a line on the budgets of the shipped sweep of the same scale where the study has others."""
-    (scale,), shipped = study.runs, reference.budgets_flops
-    if scale != reference.scale or set(shipped) == set(study.sweep.budgets_flops):
-        return []
-    return [
-        f"the shipped sweep {reference.name} of this scale has budgets_flops={','.join(map(flow, shipped))}"
-    ]
-
-
-def _least_budgets(recurrences: Sequence[float]) -> float:
-    """Return the cost of a ladder's grid, control and further seeds in units of its least budget."""
-    factors = [2.0**k for k in range(LADDER)]
-    repeated = (factors[0] + factors[(LADDER - 1) // 2]) * len(REPLICATES)
-    return sum(factors) * (len(recurrences) + 1) + repeated
-
-
-def _two_digits(value: float, rounding: Callable[[float], int]) -> float:
-    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
-    return rounding(value / unit + (1e-9 if rounding is math.floor else -1e-9)) * unit
-
-
-def _shortest_flops(run: RunConfig, sweep: SweepConfig) -> float:
-    """Return the FLOPs of `sweep.min_steps` steps at the largest recurrence."""
-    deepest = max(sweep.mean_recurrences)
-    per_token = flops_per_token(run.model, run.accounting).at(deepest, math.ceil(deepest / 2))
-    return float(per_token * run.batch_tokens * sweep.min_steps)
-
-
 def sweep_text(name: str, command: str, content: Recipe, grid: Mapping[str, Any]) -> str:
     """Return the commented file of a sweep; `grid` is its section `sweep`."""
     lines = [
         "# @package _global_",
         f"# {name}: loss of {content.groups['model']} over mean recurrence at equal FLOPs. Written by",
         f"# {command}",
-        "# Every value may be changed; docs/sweeps.md explains the keys. Those that are not here have the",
-        f"# defaults that loopscale plan sweep={name} --cfg job prints.",
-        "defaults: # files of conf/model, conf/data, ...; the command line overrules them",
-        *(f"  - override /{group}: {value}" for group, value in content.groups.items()),
-        *_grid_lines(name, grid),
+        "# Every value may be changed. loopscale plan --help explains the keys of a sweep, --help all every",
+        f"# key; loopscale plan sweep={name} --cfg job prints all with their values.",
+        "defaults: # the chosen file of each group; the command line overrules them",
+        *(
+            f"  - override /{group}: {value}{_described(group, content)}"
+            for group, value in content.groups.items()
+        ),
+        *_grid_lines(name, content.groups["model"], grid),
     ]
     if content.path is not None:
         lines.append(f"path: {flow(content.path)} # of the text")
     for section, keys in content.sections.items():
         lines.append(f"{section}: # {content.comments[section]}")
-        lines += [f"  {key}: {flow(value)}" for key, value in keys.items()]
+        lines += [f"  {key}: {flow(value)}{_meaning(section, key, content)}" for key, value in keys.items()]
     return "\n".join(lines) + "\n"
 
 
-def _grid_lines(name: str, grid: Mapping[str, Any]) -> Iterator[str]:
+def _described(group: str, content: Recipe) -> str:
+    """Return a comment on the chosen data set: its tokens at the sweep's vocabulary, where they are known."""
+    if group != "data":
+        return ""
+    name, vocabulary = content.groups["data"], content.sections["data"]["vocabulary_size"]
+    count = COUNTED.get(name, {}).get(vocabulary)
+    held = f"about {count / 1e6:.3g} million training tokens; " if count else ""
+    return f" # {held}loopscale plan says how many the longest run reads"
+
+
+def _meaning(section: str, key: str, content: Recipe) -> str:
+    """Return the comment that explains a key in the files of conf/, with its "#"; empty if there is none."""
+    chosen = CONF / section / f"{content.groups.get(section)}.yaml"
+    files = [CONF / f"{STUDY}.yaml", chosen, *sorted((CONF / section).glob("*.yaml"))]
+    texts = (path.read_text(encoding="utf-8") for path in files if path.exists())
+    lines = (line for text in texts for line in text.splitlines())
+    found = (re.match(rf"\s*{key}: [^#]*(# .*)", line) for line in lines)
+    return next((f" {match[1]}" for match in found if match), "")
+
+
+def _grid_lines(name: str, scale: str, grid: Mapping[str, Any]) -> Iterator[str]:
     yield "sweep:"
     yield f"  name: {name} # its folder below root"
     yield f"  mean_recurrences: {flow(grid['mean_recurrences'])} # µ; even ones lie on isoFLOP curves"
     yield "  control: fixed # the same model at exactly one loop, at every budget"
     yield f"  budgets_flops: {flow(grid['budgets_flops'])} # of one run each; one curve per budget"
+    other = "looped_15k" if scale != "looped_15k" else "looped_30k"
+    yield f"  # scales: [{scale}, {other}] # several sizes on this grid each: the law in size (phi) needs two"
     yield "  cells: # further seeds, which measure the noise of training: intervals and verdicts need it"
     for cell, keys in grid["cells"].items():
         listed = ", ".join(f"{key}: {flow(value)}" for key, value in keys.items())

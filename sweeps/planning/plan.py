@@ -15,11 +15,13 @@ from harness.run.pending_runs import pending_lines
 from harness.run.record import planned_columns
 from sweeps.config.cluster import ClusterConfig
 from sweeps.config.compose import without_garbage_collection
+from sweeps.config.next_command import command_line
 from sweeps.config.study import StudyConfig
 from sweeps.grid.cells import Cell, memory_bytes, plan_cells
 from sweeps.grid.trunks import Trunks, cell_name, trajectories, why_nothing_is_shared
 from sweeps.planning.bound_refusals import bound_refusals
 from sweeps.planning.cost import add_hours, describe_sources
+from sweeps.planning.text_needed import text_notes
 from sweeps.state.ledger import read_ledger, trunks_of
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ class Plan:
     frame: pd.DataFrame  # one row per cell, see `plan`
     axes: list[str]  # columns of the frame, the sweep's own axes
     notes: list[str]  # remarks on the grid
+    data: list[str]  # the text that the longest run reads, by data set
     hours_source: str  # where the hours come from
     trunks: TrunkSavings | None  # None where no runs share a trunk
 
@@ -83,11 +86,7 @@ class Plan:
             f"{hours} device-hours; "
             f"remaining {total['remaining_flops']:.4g} FLOPs, {rest} device-hours ({self.hours_source})",
         ]
-        if self.accepted["data_digest"].isna().any():
-            lines.append(
-                "the data is not prepared yet, so runs have no id: launch prepares it, or loopscale data "
-                "with the same settings"
-            )
+        lines += self.data
         if self.trunks is not None:
             lines.append(self.trunks.summary())
         return "\n".join([*lines, *self.notes])
@@ -137,9 +136,8 @@ def plan(study: StudyConfig) -> Plan:
         frame=frame,
         axes=list(study.sweep.axes),
         notes=notes,
-        hours_source=describe_sources(
-            (row["price"] for row in rows if row["verdict"] == "OK"), study.cluster
-        ),
+        data=text_notes(frame, command_line("data", study.overrides), study.sweep.max_epochs),
+        hours_source=describe_sources((row["price"] for row in rows if row["verdict"] == "OK"), study),
         trunks=savings,
     )
 

@@ -37,6 +37,7 @@ class Ledger:
     profile: list[str] | None = (
         None  # the overrides that chose `cluster`; None: an earlier version wrote this
     )
+    overrides: list[str] = field(default_factory=list)  # of the last launch
     earlier: dict[str, ClusterConfig] = field(default_factory=dict)  # by kind: where it was launched before
 
     @property
@@ -100,7 +101,7 @@ def read_ledger(folder: Path) -> Ledger:
         others = sorted(p.parent.name for p in folder.parent.glob("*/sweep.json"))
         hint = f"launched there: {', '.join(others)}" if others else "nothing was launched there yet"
         raise ConfigError(
-            f"no sweep {folder.name!r} under {folder.parent} ({hint}): loopscale launch sweep=NAME"
+            f"no sweep {folder.name!r} under {folder.parent} ({hint}): loopscale launch sweep={folder.name}"
         )
     return build(Ledger, read_json(path), f"{path}: ")
 

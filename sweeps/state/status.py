@@ -77,7 +77,8 @@ def status(folder: Path) -> SweepStatus:
     jobs = {array.token: read_submitted(array_folder(folder, array)) for array in arrays}
     backend = open_backend(replace(ledger.cluster, patience_s=0.0))
     elements, notes = _ask(backend, list(asked.values()), jobs)
-    idle = backend.pulls_runs and not backend.is_working(folder)
+    worked_on = backend.is_working(folder)
+    idle = backend.pulls_runs and not worked_on
     if asked:  # the scheduler may have taken seconds to answer, and runs go on meanwhile
         states |= {run.run_id: (run, state_of(run)) for run in unfinished}
     needed = required_segments(ledger, folder, {name: state for name, (_, state) in states.items()})
@@ -105,6 +106,8 @@ def status(folder: Path) -> SweepStatus:
         axes=axes,
         notes=notes,
         forecast=forecast(rows),
+        worked_on=worked_on,
+        launched=ledger.overrides,
     )
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sweeps.state.eta import LOST, UNDER_WAY, Forecast, counts, has_ended
+from sweeps.config.next_command import command_line, next_command
+from sweeps.state.eta import UNDER_WAY, Forecast, counts, has_ended
 from sweeps.state.ledger import UNREADABLE
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ class SweepStatus:
         yet to start.
     axes : the settings in which the runs differ: learning rates, injection, data and others.
     notes : why the scheduler could not be asked.
+    worked_on : whether worker processes are at the sweep, also where they are only starting.
+    launched : the overrides of the sweep's last launch.
     """
 
     sweep: str
@@ -40,6 +43,8 @@ class SweepStatus:
     axes: list[str]
     notes: list[str]
     forecast: Forecast
+    worked_on: bool = False
+    launched: list[str] = field(default_factory=list)
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -59,39 +64,47 @@ class SweepStatus:
             else self.frame
         )
 
-    def summary(self, root: str, *, worked_on: bool, notes: Sequence[str] = ()) -> str:
-        """Return the counts with the next command, what is left, the trunks, and all remarks.
+    def summary(self, at: Sequence[str], *, notes: Sequence[str] = ()) -> str:
+        """Return the counts, what is left, the trunks, all remarks and the next command.
 
-        `root` is the parent folder as the commands take it. With `worked_on`, something is at the sweep.
+        `at` holds the overrides that name the sweep: sweep=..., and root=... unless it is the default.
         """
         statuses = [row["status"] for row in self.rows]
         text = ", ".join(f"{count} {name}" for name, count in counts(statuses).items())
-        advice, at = "", f"sweep={self.sweep}" + ("" if root == "runs" else f" root={root}")
-        if all(status == "done" for status in statuses):
-            advice = f"; loopscale collect {at} makes the tables for fit, report and compare"
-        elif all(status in ("done", DAMAGED) for status in statuses):
-            pass  # the remarks say what helps
-        elif all(map(has_ended, statuses)):
-            advice = f"; loopscale retry {at} failed=true starts again what failed"
-        elif worked_on or set(UNDER_WAY) & set(statuses):
-            advice = f"; loopscale status {at} watch=true follows them"
-        elif {"planned", LOST} & set(statuses):
-            advice = f"; loopscale launch {at} continues what is missing"
-        lines = [f"{len(statuses)} runs: {text}{advice}"]
+        everything = [*self.rows, *self.trunks]
+        if self.worked_on and not any(row["status"] in (*UNDER_WAY, "done") for row in everything):
+            text += "; workers are starting and will take them up"
+        lines = [f"{len(statuses)} runs: {text}"]
         if self.forecast.remaining_flops:
             lines.append(_remaining(self.forecast))
         if self.trunks:
             lines.append(self._trunks_in_words(at))
-        return "\n".join([*lines, *notes, *self.notes])
+        return "\n".join([*lines, *notes, *self.notes, self.next_command(at)])
 
-    def _trunks_in_words(self, at: str) -> str:
+    def next_command(self, at: Sequence[str]) -> str:
+        """Return the line that names the next command."""
+        statuses = [row["status"] for row in self.rows]
+        if all(status == "done" for status in statuses):
+            return next_command("collect", at)
+        retried = any(
+            map(has_ended, {*statuses} - {"done", DAMAGED})
+        )  # a remark says what helps a damaged one
+        if retried and all(map(has_ended, statuses)):
+            return next_command("retry", at, "failed=true")
+        if self.worked_on or set(UNDER_WAY) & set(statuses):
+            return next_command("status", at, "watch=true")
+        root = [text for text in at if text.startswith("root=")]
+        launched = [text for text in self.launched if not text.startswith("root=")]
+        return next_command("launch", [*(launched or at), *root])
+
+    def _trunks_in_words(self, at: Sequence[str]) -> str:
         shown = counts(row["status"] for row in self.trunks)
         counted = ", ".join(f"{count} {name}" for name, count in shown.items())
         failed = [row["run_id"] for row in self.trunks if row["status"].startswith("failed")]
         text = f"{len(self.trunks)} trunk segments: {counted}"
         if failed:
             text += f"; what starts from {', '.join(failed[:3])} is held back"
-            text += f": loopscale retry {at} failed=true"
+            text += f": {command_line('retry', at, 'failed=true')}"
         return text
 
 

@@ -1,8 +1,9 @@
 """A worker of the local pool: trains the sweep's open runs one after the other, each in its own process.
 
-Started as `python -m sweeps.workers.local_pool FOLDER SLOT [OWNER_PID]`. A slot is held by one worker at a
-time, and a run by its lease: starting the pool twice trains nothing twice. With an owner, the worker saves a
-checkpoint and stops when that process is gone.
+Started as `python -m sweeps.workers.local_pool FOLDER SLOT [OWNER_PID LOCK]`, 0 for neither. A slot is held
+by one worker at a time, and a run by its lease: starting the pool twice trains nothing twice. With an owner,
+the worker saves a checkpoint and stops when that process is gone. LOCK is the descriptor of the slot's lock,
+if the process that starts the worker has taken it.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 from harness.run.folder import RunFolder
-from harness.storage.files import exclusive
+from harness.storage.files import exclusive, keep_inherited
 from sweeps.backends.local import slot
 from sweeps.state.ledger import is_open, read_ledger, unfinished_runs, waits_for
 from sweeps.state.retry import prepare_attempt
@@ -79,7 +81,7 @@ def _alive(pid: int) -> bool:
 def main(arguments: list[str]) -> None:
     """Hold the slot named on the command line and work until nothing is open."""
     folder, number = Path(arguments[0]), int(arguments[1])
-    owner = int(arguments[2]) if len(arguments) > 2 else None
+    owner, lock = (int(text) for text in arguments[2:] or ("0", "0"))
     ended = False
 
     def end(_number: int, _frame: object) -> None:
@@ -88,10 +90,12 @@ def main(arguments: list[str]) -> None:
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with exclusive(slot(folder, number), wait=False) as free:
+    if lock:
+        keep_inherited(lock)
+    with nullcontext(True) if lock else exclusive(slot(folder, number), wait=False) as free:
         if free:
             slot(folder, number).with_suffix(".pid").write_text(str(os.getpid()))
-            work(folder, lambda: ended or (owner is not None and not _alive(owner)))
+            work(folder, lambda: ended or (owner > 0 and not _alive(owner)))
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ def sweep_cancelled(s: Scene, n: int) -> None:
     s.says(text, named == set(live) & open_runs, f"the jobs of {sorted(set(live) & open_runs)}")
     s.made.wait_until_idle(120)
     text = s.ask("status")
-    s.says(summary(text), "loopscale launch sweep=" in text, "that launch continues it")
+    s.says(summary(text), "loopscale launch " in text, "that launch continues it")
 
 
 def run_cancelled(s: Scene, n: int) -> None:

@@ -185,7 +185,7 @@ def lost_ledger(s: Scene, n: int) -> None:
     s.do("without sweep.json")
     (s.made.folder / "sweep.json").unlink(missing_ok=True)
     text = s.ask("status")
-    s.says(text, "loopscale launch sweep=" in text, "that launch writes it anew")
+    s.says(text, "loopscale launch " in text, "that launch writes it anew")
     s.launch()
     known, there = len(s.made.runs()), len(list(s.made.folder.glob("*/status.json")))
     s.says(f"{known} runs in the new one", known == there, f"{there}")

@@ -32,7 +32,7 @@ def _turn(request, site, strict_site):
 
 
 def summary(made):
-    return status(made.folder).summary(str(made.root), worked_on=False)
+    return status(made.folder).summary([f"sweep={made.folder.name}", f"root={made.root}"])
 
 
 def better_job(node: str) -> None:
@@ -53,7 +53,7 @@ def test_what_the_queue_has_forgotten_is_planned_and_goes_on(sweep, calm, strict
     wait_for(lambda: array not in slurm("squeue", "-h", "--states=all", "-o", "%F").split())
     ended = made.status()["status"]
     assert set(ended) <= {"planned", "lost"}  # lost: it had no time for a checkpoint
-    assert "loopscale launch sweep=forgotten" in summary(made)
+    assert "\nnext: loopscale launch " in summary(made)
     loopscale.launch([text for text in made.overrides if text != "cluster=slurm"])
     made.finish()
     assert made.losses() == calm

@@ -19,7 +19,7 @@ def test_most_intervals_of_a_few_studies_hold_the_truth(monkeypatch):
 @pytest.mark.parametrize("noise", coverage.ROBUST)
 def test_robust_studies_keep_their_intervals_narrow(noise, monkeypatch):
     """One run of 36 is 20 standard deviations off, or noise is unequal: at most 1.6 of the Gaussian width."""
-    monkeypatch.setattr(coverage, "FEW_RESAMPLES", 100)
+    monkeypatch.setattr(coverage, "RESAMPLES", 100)
     for row in coverage.summarise(coverage.simulate(noise, "shared shape", range(8))):
         assert row["accepted"] >= 6
         assert row["coverage"] * row["accepted"] >= 5

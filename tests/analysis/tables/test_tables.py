@@ -11,7 +11,8 @@ from tests.analysis.synthetic import study
 
 
 def test_absent_tables_are_named_with_the_command_that_writes_them(tmp_path):
-    with pytest.raises(TableError, match=r"^no runs table in .*: run loopscale collect sweep=NAME$"):
+    command = f"loopscale collect sweep={tmp_path.name} root={tmp_path.parent}"
+    with pytest.raises(TableError, match=f"^no runs table in .*: run {command}$"):
         read_tables(tmp_path)
     runs, _ = study(budgets=(1e18,))
     runs.to_parquet(tmp_path / "runs.parquet")

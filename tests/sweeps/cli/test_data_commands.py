@@ -64,7 +64,7 @@ def test_a_runs_csv_alone_is_a_study(tmp_path, capsys):
         printed = json.loads(capsys.readouterr().out)
         assert [g["label"] for g in printed["groups"]] == ["140M, paper FLOPs"]
         assert {law["law"] for law in printed["run_laws"]} == {"iso_depth", "unified"}
-    loopscale.main(["compare", f"data={tmp_path / 'runs.csv'}", "bootstrap=100"])
+    loopscale.main(["compare", f"data={tmp_path / 'runs.csv'}", f"root={tmp_path}", "bootstrap=100"])
     assert "fixed depth needs" in capsys.readouterr().out
     loopscale.main(["fit", f"data={tmp_path}", "law=unified", *QUICK, "format=json"])
     assert json.loads(capsys.readouterr().out)["parameters"]["z"] == pytest.approx(7.0, abs=0.02)
@@ -202,7 +202,23 @@ def test_answers_beside_other_peoples_tables_are_compared(tmp_path, capsys):
     assert points == [[], [pytest.approx(100.0)] * 4]
 
 
-def test_a_sweep_gets_its_comparison_with_figures_and_other_data_nothing(tmp_path, capsys, drawn_glyphs):
+def test_fit_names_its_file_and_the_next_command_and_refuses_in_one_line(tmp_path, capsys):
+    folder = tmp_path / "small"
+    folder.mkdir()
+    runs, depths = study(budgets=INSIDE[:2], recurrences=(2, 4), replicates=((0, 0),))
+    runs.to_parquet(folder / "runs.parquet")
+    depths.to_parquet(folder / "depths.parquet")
+    loopscale.main(["fit", "sweep=small", f"root={tmp_path}", "bootstrap=100"])
+    out = capsys.readouterr().out
+    assert out.count("–") == 1 and "140M, paper FLOPs: no law under any of " in out
+    *_, written, following = out.splitlines()
+    assert written == f"written: {folder}/laws.json" and (folder / "laws.json").is_file()
+    assert following == f"next: loopscale compare sweep=small root={tmp_path}"
+
+
+def test_a_sweep_gets_its_comparison_with_figures_beside_it_and_other_data_below_root(
+    tmp_path, capsys, drawn_glyphs
+):
     folder = tmp_path / "small"
     folder.mkdir()
     runs, depths = study(budgets=INSIDE[:2], recurrences=(2, 4), replicates=((0, 0),))
@@ -210,12 +226,17 @@ def test_a_sweep_gets_its_comparison_with_figures_and_other_data_nothing(tmp_pat
     depths.to_parquet(folder / "depths.parquet")
     items_of(runs, dict.fromkeys(runs["run_id"], 0.5)).to_parquet(folder / "items.parquet")
     before = sorted(path.name for path in folder.iterdir())
-    loopscale.main(["compare", f"data={folder}", "bootstrap=100"])
-    assert "figures" not in capsys.readouterr().out
+    loopscale.main(["compare", f"data={folder}", f"root={tmp_path / 'runs'}", "bootstrap=100"])
+    pages = [tmp_path / "runs" / "reports" / "small" / f"looped_vs_fixed{part}.pdf" for part in ("", "_core")]
+    *_, figures, following = capsys.readouterr().out.splitlines()
+    assert figures.endswith(f": {pages[0]}, {pages[1]}") and all(page.is_file() for page in pages)
+    assert following == f"next: loopscale report data={folder} root={tmp_path / 'runs'}"
     assert sorted(path.name for path in folder.iterdir()) == before
     loopscale.main(["compare", "sweep=small", f"root={tmp_path}", "bootstrap=100"])
     pages = [folder / "looped_vs_fixed.pdf", folder / "looped_vs_fixed_core.pdf"]
-    assert capsys.readouterr().out.splitlines()[-1].endswith(f": {pages[0]}, {pages[1]}")
+    *_, figures, following = capsys.readouterr().out.splitlines()
+    assert figures.endswith(f": {pages[0]}, {pages[1]}")
+    assert following == f"next: loopscale report sweep=small root={tmp_path}"
     assert all(path.is_file() and path.with_suffix(".png").is_file() for path in pages)
     drawn = pd.read_csv(folder / "looped_vs_fixed_differences.csv")
     written = json.loads((folder / "comparison.json").read_text())

@@ -6,13 +6,14 @@ import io
 import itertools
 import re
 
+import pandas as pd
 import pytest
 import yaml
 
 import loopscale
 from model.config_validation import ConfigError
 from sweeps.config.folders import CONF
-from sweeps.planning.new_sweep import ladder
+from sweeps.planning.new_grid import MIN_BUDGETS, MIN_SWEPT, ladder
 
 
 @pytest.fixture
@@ -45,6 +46,9 @@ def test_a_new_sweep_is_priced_simulated_and_its_next_command_works(here, capsys
     assert "conf/sweep/study_30k.yaml, chosen for this scale" in text
     assert "34 looped runs and 5 controls" in out and "under the law of" in out
     following = out.splitlines()[-1].removeprefix("next: loopscale ").split()
+    assert following == ["plan", "sweep=mine", "cluster=fake", f"root={here / 'runs'}"]
+    _, out, _ = command(capsys, *following)
+    following = out.splitlines()[-1].removeprefix("next: loopscale ").split()
     assert following == ["launch", "sweep=mine", "cluster=fake", f"root={here / 'runs'}"]
     study = loopscale.compose(following[1:])
     (run,) = study.runs.values()
@@ -54,6 +58,7 @@ def test_a_new_sweep_is_priced_simulated_and_its_next_command_works(here, capsys
     assert (frame["verdict"] == "OK").all() and 1.8e14 < frame["nominal_flops"].sum() <= 2e14
     code, out, _ = command(capsys, *following, "data.unique_tokens=1_000_000_000")
     assert code == 0 and "39 done" in out
+    assert out.splitlines()[-1].startswith("next: loopscale launch sweep=mine") and "fake" not in out
 
 
 def test_the_comment_of_a_file_is_the_command_that_writes_it(here):
@@ -137,8 +142,9 @@ def test_a_sweep_on_own_text_keeps_its_place_and_says_on_what_the_rates_were_cho
     assert "chosen for this scale; the same for every cell; chosen on installed_python" in path.read_text()
 
 
-def test_an_allowance_that_is_too_small_names_one_that_keeps_every_cell(here, capsys):
-    code, out, _ = command(capsys, "new", "sweep", "small", "scale=looped_15k", "allowance=3e12")
+def test_budgets_that_are_too_short_name_an_allowance_that_keeps_every_cell(here, capsys):
+    given = "budgets_flops=1e10,2e10,4e10"
+    code, out, _ = command(capsys, "new", "sweep", "small", "scale=looped_15k", given)
     # docs/study: 111,360 + 82,432 µ FLOPs per token; a batch has 2,048 tokens
     least = 20 * 2048 * (111_360 + 82_432 * 12)
     assert code == 0 and least == pytest.approx(4.508e10, rel=1e-3)
@@ -146,7 +152,58 @@ def test_an_allowance_that_is_too_small_names_one_that_keeps_every_cell(here, ca
     enough = re.search(r"an allowance of (\S+) does", out)[1]
     assert "the shipped sweep study_15k of this scale has budgets_flops=5e11,1e12,2e12,4e12,8e12" in out
     code, out, _ = command(capsys, "new", "sweep", "whole", "scale=looped_15k", f"allowance={enough}")
-    assert "39 cells: 39 OK, 0 dropped" in out and "too short" not in out
+    assert " 0 dropped" in out and "too short" not in out
+
+
+@pytest.mark.parametrize("allowance", [1.5e12, 3e12, 1e14, 1e17])
+def test_a_grid_within_an_allowance_can_give_a_law_and_drops_no_cell(here, allowance):
+    loopscale.new(["sweep=fits", "scale=looped_15k", f"allowance={allowance}"])
+    frame = loopscale.plan(["sweep=fits"])
+    looped = frame[frame["kind"] == "looped"]
+    assert (frame["verdict"] == "OK").all() and frame["nominal_flops"].sum() <= allowance
+    assert looped["target_flops"].nunique() >= MIN_BUDGETS
+    assert (looped.groupby("target_flops")["mean_recurrence"].nunique() >= MIN_SWEPT).all()
+
+
+def test_budgets_of_a_known_law_have_their_optimum_inside_the_recurrences(here, capsys):
+    _, out, _ = command(capsys, "new", "sweep", "inside", "scale=looped_5k", "allowance=2e13")
+    inside = re.search(r"minima all lie inside the grid in (\d+) % of the studies", out)[1]
+    assert int(inside) > 50 and "at an edge of µ" not in out
+    _, out, _ = command(capsys, "new", "sweep", "below", "scale=looped_5k", "allowance=2e12")
+    enough = float(re.search(r"an allowance of (\S+) pays for three such budgets", out)[1])
+    assert 1e13 < enough <= 2e13 and re.search(r"(\d) of \1 budgets have their optimum at an edge of µ", out)
+
+
+def test_another_scale_gets_as_many_tokens_per_parameter_as_the_shipped_sweep(here):
+    loopscale.new(["sweep=alike", "scale=looped_60k", "mean_recurrences=2,4,6,8"])
+    loopscale.new(["sweep=other", "scale=looped_90k", "mean_recurrences=2,4,6,8"])
+    ratio = [
+        float((frame["tokens"] / frame["n_params_total"])[frame["mean_recurrence"] == 4].iloc[0])
+        for frame in (loopscale.plan(["sweep=alike"]), loopscale.plan(["sweep=other"]))
+    ]
+    assert ratio[1] == pytest.approx(ratio[0], rel=0.1)
+
+
+def test_the_text_suffices_for_the_longest_run(here, capsys):
+    grid = ["scale=looped_5k", "mean_recurrences=2,4,6,8"]
+    _, out, _ = command(capsys, "new", "sweep", "more", *grid, "budgets_flops=1e12,2e12,4e12")
+    # 10,788,243 tokens in docs/demo/pilot/runs.csv, 91,818,853 in docs/study/study_15k/runs.csv
+    assert "of about 9.18e+07 training tokens of installed_python (" in out
+    assert "override /data: installed_python #" in (here / "conf" / "sweep" / "more.yaml").read_text()
+    tiny = [*grid, "budgets_flops=1e12", "data=installed_python_tiny"]
+    _, out, _ = command(capsys, "new", "sweep", "tiny", *tiny)
+    assert "of about 4.92e+06 training tokens of installed_python_tiny (2.1 epochs); 5 runs are dro" in out
+    _, out, _ = command(capsys, "plan", "sweep=tiny", "sweep.max_epochs=3")
+    assert "(2.1 epochs); 5 runs repeat their text, and fit leaves them out of laws" in out
+    assert "; data=installed_prose has enough; it is not prepared yet" in out
+
+
+def test_the_counted_tokens_are_those_of_the_committed_runs():
+    from sweeps.planning.text_needed import COUNTED
+
+    for folder, name in (("study/study_15k", "installed_python"), ("demo/pilot", "installed_prose")):
+        runs = pd.read_csv(CONF.parent / "docs" / folder / "runs.csv")
+        assert set(runs["dataset"]) == {name} and set(runs["unique_tokens"]) == {COUNTED[name][512]}
 
 
 def test_the_help_describes_what_can_be_chosen_yours_included(here, capsys):
@@ -167,11 +224,15 @@ def test_the_help_describes_what_can_be_chosen_yours_included(here, capsys):
         (["sweep=a/b", "scale=looped_30k"], "sweep=a/b: name it with letters"),
         (["sweep=x", "scale=looped_33k"], "model=looped_33k is unknown"),
         (["sweep=x", "scale=transformer_140m"], "its kind is transformer"),
-        (["sweep=x", "scale=looped_90k"], "no shipped sweep has budgets for looped_90k"),
-        (["sweep=x", "scale=looped_30k", "allowance=20h"], "set cluster.device_peak_flops_per_s"),
+        (["sweep=x", "scale=looped_30k,looped_15k"], "add the line `scales: .looped_30k, looped_15k.` below"),
+        (
+            ["sweep=x", "scale=looped_30k", "allowance=20h", "cluster=slurm"],
+            "time it .loopscale plan sweep=study_30k model=looped_30k cluster=slurm calibrate=true.",
+        ),
         (["sweep=x", "scale=looped_30k", "allowance=1e13", "budgets_flops=1e12"], "leave one out"),
         (["sweep=x", "scale=looped_30k", "allowance=-3"], "allowance=-3: give FLOPs or device-hours above 0"),
-        (["sweep=x", "scale=looped_30k", "allowance=1e6"], "no cell would run at budgets of"),
+        (["sweep=x", "scale=looped_30k", "allowance=1e6"], "the least grid that can give a law, µ = 2,4,6,8"),
+        (["sweep=x", "scale=looped_30k", "budgets_flops=1e6"], "no cell would run at budgets of"),
         (["sweep=x", "scale=looped_30k", "data=nosuch"], "data=nosuch is unknown"),
         (["sweep=x", "scale=looped_30k", "data=text"], "path is not set: path=..., a file or folder"),
     ],

@@ -128,3 +128,25 @@ def test_the_version_is_that_of_the_project(capsys):
     code, out, _ = command(capsys, "--version")
     text = (CONF.parent / "pyproject.toml").read_text()
     assert code == 0 and f'version = "{out.split()[1]}"' in text
+
+
+@pytest.mark.parametrize("group", ["cluster", "model", "optimizer", "schedule"])
+def test_an_empty_file_is_refused_however_it_was_chosen(here, group):
+    (here / "conf" / group).mkdir(parents=True)
+    (here / "conf" / group / "ours.yaml").write_text("# nothing yet\n")
+    with pytest.raises(ConfigError, match=f"{group}/ours.yaml cannot be read: it holds no settings"):
+        loopscale.compose(["sweep=demo", f"{group}=ours"])
+    (here / "conf" / "sweep").mkdir()
+    text = f"# @package _global_\ndefaults:\n  - override /{group}: ours\nsweep: {{name: mine}}\n"
+    (here / "conf" / "sweep" / "mine.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=f"{group}/ours.yaml holds no settings"):
+        loopscale.compose(["sweep=mine"])
+
+
+def test_commands_on_a_launched_sweep_take_the_path_of_its_file(here):
+    from sweeps.config.compose import compose_table
+
+    (here / "grids").mkdir()
+    (here / "grids" / "larger.yaml").write_text("# @package _global_\nsweep: {name: mine}\n")
+    for name in ("status", "collect", "fit", "compare", "report"):
+        assert compose_table(name, ["sweep=grids/larger.yaml"]).sweep == "mine"

@@ -269,7 +269,7 @@ def test_a_table_without_replicates_gives_no_noise(place, capsys):
             "fewer than 3 budgets have their optimum within µ = 2 to 8: at 1e18 FLOPs the law has it at 8.2",
         ),
         (["design=search", "allowance=ten"], "allowance=ten: give FLOPs, as 5e20, or device-hours, as 300h"),
-        (["design=search", "allowance=30h"], "the speed of the plan's runs is unknown"),
+        (["design=search", "allowance=30h", "cluster=slurm"], "the speed of the plan's runs is unknown"),
         (
             ["design=true", "sweep.scales=[looped_140m,looped_370m]"],
             "the sweep has 2 groups of runs and a design is for one",

@@ -39,11 +39,11 @@ def rows_of(folder, *answers):
     return "; ".join(f"echo '{line}'" for line in lines)
 
 
-def test_a_job_that_the_queue_no_longer_lists_is_gone(sweep, commands, monkeypatch):
+def test_a_job_that_the_queue_no_longer_lists_is_gone(sweep, commands):
     assert shown(sweep) == ["planned", "planned"]
-    text = status(sweep).summary("runs", worked_on=False)
-    assert "loopscale launch sweep=queued continues what is missing" in text and "watch=true" not in text
-    monkeypatch.setattr(progress, "STARTING_S", 0.0)
+    text = status(sweep).summary(["sweep=queued"])
+    following = text.splitlines()[-1]
+    assert following.startswith("next: loopscale launch ") and " sweep.name=queued " in following
     progress.watch_until_idle(sweep)  # ends
     commands("squeue", rows_of(sweep, "PENDING|Priority||1:00", "RUNNING|None|n1|1:00"))
     assert shown(sweep) == ["submitted", "submitted"]
@@ -116,7 +116,8 @@ def test_a_suspended_job_is_shown_as_such(sweep, commands):
     commands("squeue", rows_of(sweep, "SUSPENDED|None|n1|1:00"))
     with held(read_ledger(sweep).runs(sweep)[0]):
         assert shown(sweep) == ["suspended", "planned"]
-        assert "watch=true follows them" in status(sweep).summary("runs", worked_on=False)
+        text = status(sweep).summary(["sweep=queued"])
+        assert text.endswith("next: loopscale status sweep=queued watch=true")
 
 
 def test_a_process_that_is_there_and_measures_nothing_is_shown_as_stalled(tiny_study, tmp_path):
@@ -146,12 +147,13 @@ def test_a_pool_without_workers_has_stopped(tiny_study, tmp_path):
     for run in read_ledger(folder).runs(folder):
         run.set_status(dataclasses.replace(run.status(), state="submitted", message="stopped at step 3"))
     assert set(shown(folder)) == {"planned"}
-    assert "continues what is missing" in status(folder).summary("runs", worked_on=False)
+    at = ["sweep=tiny", f"root={tmp_path / 'runs'}"]
+    assert "\nnext: loopscale launch " in status(folder).summary(at) and at[1] in status(folder).summary(at)
 
 
 def test_a_sweep_that_has_ended_is_not_to_be_watched(finished, tmp_path):
-    text = status(finished).summary("runs", worked_on=True)
-    assert "watch=true" not in text and "loopscale collect sweep=tiny" in text
+    text = dataclasses.replace(status(finished), worked_on=True).summary(["sweep=tiny"])
+    assert text.endswith("next: loopscale collect sweep=tiny")
 
 
 def test_a_lost_ledger_is_written_anew_by_launch(queued, commands):

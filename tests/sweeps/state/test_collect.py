@@ -100,4 +100,4 @@ def test_gaps_are_named(finished, tiny_study, tmp_path, capsys):
     loopscale.main(["collect", "sweep=tiny", f"root={tmp_path / 'runs'}"])
     out = capsys.readouterr().out
     assert "3 of 9 runs are not done: looped_40k-" in out
-    assert f"next: loopscale report sweep=tiny root={tmp_path / 'runs'} " in out
+    assert out.endswith(f"\nnext: loopscale fit sweep=tiny root={tmp_path / 'runs'}\n")

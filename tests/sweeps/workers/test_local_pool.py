@@ -139,6 +139,31 @@ def test_workers_end_with_their_owner_and_leave_a_checkpoint(tiny_study, tmp_pat
     assert not first.is_held()
 
 
+def test_a_worker_that_is_still_starting_is_at_the_sweep(tiny_study, tmp_path):
+    folder = tmp_path / "runs" / write_ledger(tiny_study()).name
+    (worker,) = ONE_WORKER.start_workers(folder)
+    os.kill(worker.pid, signal.SIGSTOP)  # while it imports torch
+    try:
+        text = status(folder).summary(["sweep=tiny"])
+        assert "6 runs: 6 planned; workers are starting and will take them up\n" in text
+        assert text.endswith("\nnext: loopscale status sweep=tiny watch=true")
+        assert ONE_WORKER.workers(folder) == [str(worker.pid)]
+    finally:
+        worker.kill()
+        worker.wait()
+    assert not is_worked_on(folder) and not status(folder).worked_on
+
+
+def test_launch_of_a_finished_sweep_starts_nothing_and_names_what_is_next(
+    finished, tiny_sweep, capsys, monkeypatch
+):
+    monkeypatch.setattr(LocalPool, "start_workers", lambda *_: pytest.fail("a worker was started"))
+    loopscale.main(["launch", *tiny_sweep, "confirm=false"])
+    out = capsys.readouterr().out
+    assert "6 runs: 6 done\n" in out and "\nnothing to start\n" in out
+    assert out.splitlines()[-1].startswith("next: loopscale collect sweep=tiny")
+
+
 def test_a_slot_is_held_once(tiny_study, tmp_path, monkeypatch):
     ledger = write_ledger(tiny_study("sweep.tokens=[1280]", "sweep.mean_recurrences=[2]"))
     folder = tmp_path / "runs" / "tiny"
@@ -217,7 +242,7 @@ def test_a_finished_sweep_is_watched_to_its_end(finished, table, capsys):
     capsys.readouterr()
     loopscale.main(["status", *table, "watch=true"])
     out = capsys.readouterr().out
-    assert "6 done; loopscale collect sweep=tiny root=" in out
+    assert "6 runs: 6 done\n" in out and out.splitlines()[-1].startswith("next: loopscale collect sweep=tiny")
 
 
 def test_ctrl_c_ends_the_watching_and_says_that_the_runs_go_on(finished, table, capsys, monkeypatch):

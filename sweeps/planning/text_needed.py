@@ -1,0 +1,75 @@
+"""How much text a sweep reads, and how much its data set has."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Training tokens of the data sets that are made without a download, by vocabulary size, as `loopscale data`
+# counts them with the packages of the lock file.
+COUNTED = {
+    "installed_prose": {512: 10_788_243, 4096: 6_015_120},
+    "installed_python": {512: 91_818_853, 4096: 56_000_000},
+    "installed_python_small": {512: 17_101_694, 4096: 10_300_707},
+    "installed_python_tiny": {512: 4_916_583, 4096: 2_922_294},
+}
+FOR_LAWS = ("installed_prose", "installed_python")  # the one whose losses scatter least comes first
+
+
+def sufficient_text(tokens: float, vocabulary_size: int) -> str | None:
+    """Return the first data set of `FOR_LAWS` with that many training tokens, None if there is none."""
+    return next((name for name in FOR_LAWS if COUNTED[name].get(vocabulary_size, 0) >= tokens), None)
+
+
+def lacks_text(frame: pd.DataFrame) -> bool:
+    """Return True if the longest run of a plan would repeat its data set, as far as that is known."""
+    if "dataset" not in frame:
+        return False
+    return any(_held(str(name), cells) < cells["tokens"].max() for name, cells in frame.groupby("dataset"))
+
+
+def text_notes(frame: pd.DataFrame, prepare: str, max_epochs: float) -> list[str]:
+    """Return a line for each data set of a plan: the tokens of the longest run, and those that there are.
+
+    Parameters
+    ----------
+    frame : the cells of the plan.
+    prepare : the command that prepares the data.
+    max_epochs : of the sweep, above which a cell is dropped.
+    """
+    if "dataset" not in frame:  # no cell was solved
+        return []
+    data_sets = frame.groupby("dataset", sort=False)
+    return [_note(str(name), cells, prepare, max_epochs) for name, cells in data_sets]
+
+
+def _note(name: str, cells: pd.DataFrame, prepare: str, max_epochs: float) -> str:
+    longest, vocabulary = float(cells["tokens"].max()), int(cells["vocabulary_size"].max())
+    prepared, held = bool(cells["data_digest"].notna().all()), _held(name, cells)
+    later = "" if prepared else f"; it is not prepared yet: launch does it, or {prepare}"
+    if math.isinf(held):
+        return f"data: the longest run reads {longest:.3g} tokens of {name}{later}"
+    about, epochs = "the" if prepared else "about", longest / held
+    text = f"data: the longest run reads {longest:.3g} of {about} {held:.3g} training tokens of {name}"
+    text += f" ({epochs:.2g} epochs)"
+    if epochs > 1:
+        dropped = int((cells["tokens"] > max_epochs * held).sum())
+        repeated = int((cells["tokens"] > held).sum()) - dropped
+        if dropped:
+            text += f"; {dropped} runs are dropped, as they take more than sweep.max_epochs={max_epochs:g}"
+        if repeated:
+            text += f"; {repeated} runs repeat their text, and fit leaves them out of laws (max_epochs=1)"
+        better = sufficient_text(longest, vocabulary)
+        text += f"; data={better} has enough" if better else "; more text: data=fineweb_edu, or data=text"
+    return text + later
+
+
+def _held(name: str, cells: pd.DataFrame) -> float:
+    """Return the training tokens of a data set, infinity where they are not known."""
+    held = cells["unique_tokens"].iloc[0]
+    if held and held > 0:  # else None or nan: not prepared
+        return float(held)
+    return COUNTED.get(name, {}).get(int(cells["vocabulary_size"].max()), math.inf)

@@ -10,7 +10,7 @@ RESULTS = {path.stem: json.loads(path.read_text()) for path in (ROOT / "docs/val
 
 
 def test_every_study_has_a_result():
-    assert set(RESULTS) == {"scale", *(path.stem for path in (ROOT / "validation").glob("*.py"))}
+    assert set(RESULTS) == {"scale", "tokenise", *(path.stem for path in (ROOT / "validation").glob("*.py"))}
 
 
 @pytest.mark.parametrize("name", RESULTS)
@@ -64,6 +64,8 @@ def test_committed_results_support_what_is_claimed():
         assert set(storm) == {"sigkill", "sigterm", "sigusr2", "truncation"}
         assert storm["sigkill"]["landed"] >= 49 and storm["truncation"]["truncations"] == 20
         assert all(part["lost"] == 0 and part["different"] == [] for part in storm.values())
+    assert RESULTS["tokenise"]["bytes"] >= 100e6
+    assert RESULTS["tokenise"]["rows"]["tiktoken"]["speed_of_ours_by_cpu"] >= 0.8
     chaos = RESULTS["chaos"]["summary"]
     assert chaos["events"] == chaos["survived"] == len(RESULTS["chaos"]["events"]) >= 60
     assert not any(chaos[name] for name in ("lost", "doubled", "bits_differ", "messages_wrong"))

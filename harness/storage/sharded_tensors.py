@@ -98,4 +98,5 @@ class ShardReader:
         return self._open[name]
 
 
-READ_ERRORS = (SafetensorError, KeyError, FileNotFoundError)  # what reading a damaged file or index raises
+# What reading a damaged file or index raises.
+READ_ERRORS = (SafetensorError, KeyError, IndexError, TypeError, AttributeError, FileNotFoundError)

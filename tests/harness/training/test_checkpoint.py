@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 
@@ -77,6 +78,15 @@ def test_a_corrupt_checkpoint_that_was_passed_over_does_not_crowd_out_good_ones(
     save(tmp_path, checkpoint(2), keep=1)
     assert [path.name for path in checkpoint_folders(tmp_path)] == ["step_00000002"]
     assert load_newest(tmp_path).step == 2
+
+
+def test_an_index_of_other_types_is_corrupt(tmp_path):
+    path = save(tmp_path, checkpoint(1), keep=2)
+    state = json.loads((path / "state.json").read_text())
+    for entry in ("x", 5, {"shape": [1000], "files": 5}, {"shape": [1000], "files": [[]]}):
+        (path / "state.json").write_text(json.dumps(state | {"model": {"w": entry}}))
+        with pytest.raises(CheckpointError, match=f"checkpoint {path} is corrupt"):
+            load(path)
 
 
 def test_what_a_killed_save_left_behind_is_removed(tmp_path):

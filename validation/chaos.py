@@ -211,14 +211,18 @@ class Study:
             "kind": event.__name__,
             "run": victim,
             "step": step,
-            "did": "; ".join(scene.did),
-            "said": scene.said,
+            "did": self.anywhere("; ".join(scene.did)),
+            "said": [self.anywhere(text) for text in scene.said],
             "true": not scene.wrong,
             "wrong": scene.wrong,
             "seconds": round(time.monotonic() - began, 1),
         }
         print(json.dumps({"site": self.name} | row, ensure_ascii=False), flush=True)
         return row
+
+    def anywhere(self, text: str) -> str:
+        """Return a text without the paths of this machine."""
+        return text.replace(str(self.root), "ROOT").replace(sys.executable, "python")
 
     def finish(self, scene: Scene, *, halved: bool) -> dict[str, Any]:
         """Bring the sweep to its end and judge it."""

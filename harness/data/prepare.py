@@ -8,6 +8,7 @@ import platform
 import shutil
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from harness.data.tokenizer import (
     find_bos,
     tokenizer_digest,
     train_tokenizer,
+    training_stage,
     vocabulary_size,
 )
 from harness.data.tokenizer_file import read_tokenizer
@@ -163,8 +165,9 @@ def _tokenizer(config: DataConfig, folder: Path, progress: Progress) -> _Tokeniz
         progress("reading documents", 0.0)
         sample, total_bytes = _read_sample(config, progress)
         if tokenizer is None:
-            progress("training the tokenizer", 0.0)
-            tokenizer = train_tokenizer(sample.texts(), config.vocabulary_size).to_str()
+            stage = training_stage(sample.size_bytes)
+            trained = train_tokenizer(sample.texts(), config.vocabulary_size, partial(progress, stage))
+            tokenizer = trained.to_str()
     write_text(tokenizer_file, tokenizer)
     write_json(kept, {"total_bytes": total_bytes})
     return _Tokenizer(tokenizer=tokenizer, total_bytes=total_bytes)

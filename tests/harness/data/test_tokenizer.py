@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from harness.data.dataset import DataError, token_bytes
 from harness.data.documents import Document
 from harness.data.encoding import Encoder, encode_documents
-from harness.data.tokenizer import SPECIAL_TOKENS, Sample, merges_digest, train_tokenizer
+from harness.data.tokenizer import SPECIAL_TOKENS, Sample, merges_digest, train_tokenizer, training_stage
 
 pytestmark = pytest.mark.xdist_group("tokenizer")  # what they share is made once
 
@@ -62,6 +62,16 @@ def test_training_again_gives_the_same_tokenizer(tokenizer_json, monkeypatch):
     assert train_tokenizer(TEXTS, 1024).to_str() == tokenizer_json
     other = train_tokenizer(TEXTS[:-1], 1024).to_str()
     assert merges_digest(other) != merges_digest(tokenizer_json)
+
+
+def test_a_long_training_says_what_it_costs_and_how_far_it_has_read():
+    assert training_stage(10_000_000) == "training the tokenizer"
+    assert training_stage(2_000_000_000) == (
+        "training the tokenizer on 2 GB: about 14 CPU minutes, 6.2 GB of memory"
+    )
+    done = []
+    train_tokenizer(["a word and a word"] * 2500, 264, done.append)
+    assert done == [0.0, 0.4, 0.8]
 
 
 def test_vocabulary_that_the_text_cannot_fill_is_refused():

@@ -97,6 +97,10 @@ def _read_collected(folder: Path, name: str, columns: tuple[Column, ...]) -> pd.
     files = [folder / f"{name}.parquet", folder / f"{name}.csv"]
     path = next((path for path in files if path.is_file()), None)
     if path is None:
+        if not folder.is_dir():
+            raise TableError(
+                f"no {name} table in {folder}, which does not exist{_collected_siblings(folder)}"
+            )
         words = [f"sweep={folder.name}", *([] if str(folder.parent) == "runs" else [f"root={folder.parent}"])]
         raise TableError(
             f"no {name} table in {folder}{_collected_siblings(folder)}: "

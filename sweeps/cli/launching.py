@@ -269,8 +269,8 @@ def _collect(overrides: list[str]) -> str:
         return as_json(collected.runs)
     written = ", ".join(f"{name}.parquet ({count} rows)" for name, count in collected.rows.items())
     lines = [f"{settings.folder}: {written}", gaps(collected.runs)]
-    if (collected.runs["status"] == "done").any():
-        lines.append(next_command("fit", overrides))
+    any_done = (collected.runs["status"] == "done").any()
+    lines.append(next_command("fit" if any_done else "status", overrides))
     return "\n".join(lines)
 
 

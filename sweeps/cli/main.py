@@ -91,6 +91,8 @@ def _positional(key: str | None, arguments: list[str]) -> list[str]:
     words = list(itertools.takewhile(lambda text: "=" not in text and text[:1] not in "-~+", arguments[:2]))
     if key is None or not words:
         return arguments
+    if words == [key]:  # and its value was forgotten
+        return arguments[1:]
     used = 2 if words[0] == key and len(words) == 2 else 1
     return [f"{key}={words[used - 1]}", *arguments[used:]]
 

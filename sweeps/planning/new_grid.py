@@ -129,7 +129,7 @@ def outside_window(study: StudyConfig, window: tuple[float, float]) -> list[str]
         f"{len(outside)} of {len(budgets)} budgets have their optimum at an edge of µ = {min(swept)} to "
         f"{max(swept)} or beyond: the law of the shipped sweep has it inside from {flow(first)} to "
         f"{flow(last)} FLOPs; an allowance of {flow(first * _units(swept, MIN_BUDGETS))} pays for three such "
-        "budgets"
+        "budgets: delete the file and write it again with that"
     ]
 
 

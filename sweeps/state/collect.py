@@ -15,7 +15,7 @@ from harness.evaluation.scores import items_files, read_scores
 from harness.run.folder import RunFolder
 from harness.storage.files import new_file, read_json, read_text, write_json
 from model.config_validation import ConfigError
-from sweeps.state.ledger import Ledger, read_ledger
+from sweeps.state.ledger import Ledger, no_sweep, read_ledger
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -222,6 +222,8 @@ def _runs(folder: Path) -> list[RunFolder]:
 def _collected(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     import pandas as pd
 
+    if not folder.exists():
+        raise ConfigError(no_sweep(folder))
     if not (folder / "runs.parquet").exists():
         raise ConfigError(
             f"{folder} is no sweep: it holds no sweep.json, no run and no collected runs.parquet"

@@ -10,6 +10,7 @@ from harness.run.folder import RunFolder, Status
 from harness.storage.files import read_json
 from model.config_validation import ConfigError, build
 from sweeps.config.cluster import ClusterConfig, RetryConfig
+from sweeps.config.folders import find
 from sweeps.config.study import StudyConfig
 from sweeps.grid.cells import Cell
 from sweeps.grid.trunks import Segment, Trunks, grow, in_order
@@ -98,12 +99,19 @@ def read_ledger(folder: Path) -> Ledger:
                 f"{folder} holds runs but no launched sweep: tabulate them with "
                 f"loopscale collect sweep={folder.name}"
             )
-        others = sorted(p.parent.name for p in folder.parent.glob("*/sweep.json"))
-        hint = f"launched there: {', '.join(others)}" if others else "nothing was launched there yet"
-        raise ConfigError(
-            f"no sweep {folder.name!r} under {folder.parent} ({hint}): loopscale launch sweep={folder.name}"
-        )
+        raise ConfigError(no_sweep(folder))
     return build(Ledger, read_json(path), f"{path}: ")
+
+
+def no_sweep(folder: Path) -> str:
+    """Return that no sweep was launched in `folder`, what was beside it, and what to do."""
+    others = sorted(path.parent.name for path in folder.parent.glob("*/sweep.json"))
+    there = f"launched there: {', '.join(others)}" if others else "nothing was launched there yet"
+    if find("sweep", folder.name) is not None:
+        advice = f"loopscale launch sweep={folder.name}"
+    else:
+        advice = "write one of these" if others else "loopscale new --help says how to begin one"
+    return f"no sweep {folder.name!r} under {folder.parent} ({there}): {advice}"
 
 
 def trunks_of(study: StudyConfig, before: Ledger | None, cells: Sequence[Cell]) -> Trunks:

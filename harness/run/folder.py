@@ -133,7 +133,8 @@ class RunFolder:
     def record(self) -> dict[str, Any]:
         """Return the run's row of the runs table; its results are None until the run is done.
 
-        Raises ConfigError naming the file, and the field that is not as it should be.
+        Raises ConfigError naming the file, and the field that is not as it should be; FileNotFoundError if
+        there is no such run.
         """
         try:
             row = dict(self.content("record.json"))
@@ -142,6 +143,8 @@ class RunFolder:
                 if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
                     raise ConfigError(f"{self.path}/record.json: {name}={value!r} is no positive number")
         except FileNotFoundError:
+            if not self.exists():
+                raise
             raise ConfigError(f"{self.path}/record.json is lost; {RESUMES.format('status.json')}") from None
         except ConfigError as error:
             raise ConfigError(f"{error}; {RESUMES.format('it and status.json')}") from None

@@ -130,7 +130,7 @@ def state_of(run: RunFolder) -> Status:
     """Return a run's status; a damaged file is a failure of this run alone, which is not retried."""
     try:
         status = run.status()
-        if status.state != "done":
+        if status.state != "done" and run.exists():
             run.record()  # its next attempt needs it
         return status
     except ConfigError as error:

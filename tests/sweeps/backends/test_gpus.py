@@ -1,4 +1,5 @@
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 
@@ -38,7 +39,12 @@ def test_runs_side_by_side_see_one_device_each(machine, monkeypatch):
 def test_each_worker_of_the_local_pool_has_a_gpu(tmp_path, monkeypatch, parallel_runs, seen):
     started = []
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    monkeypatch.setattr(subprocess, "Popen", lambda *_command, env, **_options: started.append(env))
+
+    def start(*_command, env, **_options):
+        started.append(env)
+        return SimpleNamespace(pid=1)
+
+    monkeypatch.setattr(subprocess, "Popen", start)
     LocalPool(ClusterConfig(parallel_runs=parallel_runs)).start_workers(tmp_path, owner=1)
     assert [env["CUDA_VISIBLE_DEVICES"] for env in started] == seen
 

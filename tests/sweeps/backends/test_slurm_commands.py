@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -89,7 +90,12 @@ def test_a_launch_from_within_a_job_hands_nothing_of_it_on(commands, batch, tmp_
     assert not OF_A_JOB.keys() & seen.keys() and kept.items() <= seen.items()
     assert OF_A_JOB.items() <= os.environ.items(), "and this process is as it was"
     started = {}
-    monkeypatch.setattr(subprocess, "Popen", lambda *_, **how: started.update(how["env"]))
+
+    def start(*_command, env, **_options):
+        started.update(env)
+        return SimpleNamespace(pid=1)
+
+    monkeypatch.setattr(subprocess, "Popen", start)
     open_backend(ClusterConfig(parallel_runs=1)).start_workers(tmp_path)
     assert not OF_A_JOB.keys() & started.keys() and kept.items() <= started.items()
 

@@ -16,6 +16,13 @@ from model.outside_files import check_regular
 FORMAT_VERSION = 1
 FILES = ("train.bin", "validation.bin", "tokenizer.json", "index.json")
 BYTE_TOKENS = 256
+INDEX_TYPES: dict[str, type | tuple[type, ...]] = {
+    "name": str,
+    "digest": str,
+    "vocabulary_size": int,
+    "bos": int,
+    "unigram_nats": (int, float),
+}
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
@@ -163,6 +170,9 @@ def open_dataset(folder: Path, *, checksums: bool = False) -> Dataset:
                 f"{folder} has format {index['format_version']}, not {FORMAT_VERSION}: "
                 "delete the folder to prepare it again"
             )
+        for name, kind in INDEX_TYPES.items():
+            if isinstance(index[name], bool) or not isinstance(index[name], kind):
+                raise TypeError(f"{name}={index[name]!r}")
         dtype = np.dtype(index["dtype"]).newbyteorder("<")
         if hashlib.sha256(tokenizer).hexdigest() != index.get("tokenizer_sha256"):
             raise _damaged(folder, "the checksum of tokenizer.json is wrong")

@@ -6,6 +6,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tokenize import TokenError  # which numpy lets through where the header of a file is cut
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ def stored_packing(dataset: Dataset, split: Split, sequence_length: int) -> Pack
     try:
         packing = Packing(slots=slots, **{name: _mapped(place / f"{name}.npy") for name in ARRAYS})
         fits = packing.rows[-1] == len(packing.pieces) and _packed_tokens(place, packing) == len(tokens)
-    except (FileNotFoundError, EOFError, ValueError, LookupError, TypeError):  # a damaged file
+    except (FileNotFoundError, EOFError, ValueError, LookupError, TypeError, TokenError):  # damaged
         fits = False
     if not fits:
         raise DataError(f"{place} does not fit its data set: delete that folder and run again")

@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,10 @@ from harness.storage.files import exclusive, new_file
 
 Array = np.ndarray
 FORMAT = 1  # of the file and of the prompts; a new number invalidates all stored results
+_DAMAGED = (
+    *(FileNotFoundError, EOFError, zipfile.BadZipFile, ValueError, KeyError, TypeError, RecursionError),
+    TokenError,  # by numpy, where the header of an array is cut
+)
 _BY_DEPTH = ("correct", "log_prob", "margin")
 
 
@@ -142,6 +147,6 @@ def load_result(path: Path, task: Task) -> TaskResult | None:
             about = json.loads(str(stored["about"]))
             arrays = {name: stored[name] for name in (*_BY_DEPTH, "options")}
         seed, depths, cropped = about["seed"], tuple(about["depths"]), about["cropped"]
-    except (FileNotFoundError, EOFError, zipfile.BadZipFile, ValueError, KeyError, TypeError, RecursionError):
+    except _DAMAGED:
         return None
     return TaskResult(task=task, seed=seed, depths=depths, cropped=cropped, **arrays)

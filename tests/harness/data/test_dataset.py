@@ -291,6 +291,15 @@ def test_damaged_data_set_is_refused_in_one_line(config, tmp_path, name, damage,
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("field", "value"), [("vocabulary_size", "300"), ("bos", True), ("name", None)])
+def test_an_index_of_other_types_is_refused(config, tmp_path, field, value):
+    data = prepare(config, tmp_path / "cache")
+    index = json.loads((data.folder / "index.json").read_text())
+    (data.folder / "index.json").write_text(json.dumps(index | {field: value}))
+    with pytest.raises(DataError, match=rf"index\.json is not that of a data set .*{field}={value!r}"):
+        open_dataset(data.folder)
+
+
 def test_data_set_of_another_format_is_refused(config, tmp_path):
     data = prepare(config, tmp_path / "cache")
     index = json.loads((data.folder / "index.json").read_text())

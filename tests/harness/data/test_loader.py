@@ -177,6 +177,10 @@ def test_a_packing_is_kept_and_refused_where_it_does_not_belong(tmp_path):
     )
     with pytest.raises(DataError, match=rf"{kept} does not fit its data set: delete that folder"):
         training_rows(replace(data, train=documents([50, 20, 70, 10])), **how)
+    header = (kept / "rows.npy").read_bytes()
+    (kept / "rows.npy").write_bytes(header.replace(b",)", b", ", 1))  # a tuple that does not end
+    with pytest.raises(DataError, match=rf"{kept} does not fit its data set"):
+        training_rows(data, **how)
 
 
 def test_sequences_too_short_to_pack_are_refused():

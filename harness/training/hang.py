@@ -41,7 +41,7 @@ class HangWatch:
         return max(self._at_least_s, TIMES_MEDIAN * median(self._steps))
 
     def beat(self) -> None:
-        """Say that a step is done."""
+        """Count a step that is done."""
         self._steps.append(self._idle_s)
         self._idle_s = 0.0
         self._beats += 1

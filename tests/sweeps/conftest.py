@@ -15,6 +15,7 @@ from sweeps.launch.launch import write_ledger
 def trained_once(made_once, tiny_run):
     """The root of a finished run of 20 steps."""
     settings = ["tokens=2560", "model.sequence_length=64"]
+    loopscale.data(tiny_run)  # another process may have trained it, with a cache of its own
     return made_once("trained", lambda folder: loopscale.train([f"root={folder}", *tiny_run, *settings]))
 
 
@@ -26,7 +27,7 @@ def trained(trained_once, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def finished_once(made_once, tiny_study_in):
+def finished_once(made_once, tiny_study_in, tiny_run):
     """The sweep `tiny`, its six runs done."""
 
     def make(folder):
@@ -35,6 +36,7 @@ def finished_once(made_once, tiny_study_in):
         write_ledger(tiny_study_in(folder))
         work(folder / "tiny", stop=lambda: False)
 
+    loopscale.data(tiny_run)
     return made_once("finished", make) / "tiny"
 
 

@@ -68,12 +68,14 @@ class HangWatch:
 
 def end_hung(folder: RunFolder, attempt: int, rank: int, reason: str) -> None:
     """Write the stacks of all threads and the status, then end this process, whose step may never return."""
-    logs = folder.path / "logs"
-    logs.mkdir(exist_ok=True)
-    path = logs / f"hang_{attempt}_process_{rank}.txt"
-    with path.open("w", encoding="utf-8") as handle:
-        faulthandler.dump_traceback(handle, all_threads=True)
-    status = folder.status()
-    if status.state == "running":  # the first process to find out says so
-        folder.set_status(status.failed("hang", f"process {rank}: {reason}; its stacks are in {path}"))
-    os._exit(EXIT_CODE)
+    try:
+        logs = folder.path / "logs"
+        logs.mkdir(exist_ok=True)
+        path = logs / f"hang_{attempt}_process_{rank}.txt"
+        with path.open("w", encoding="utf-8") as handle:
+            faulthandler.dump_traceback(handle, all_threads=True)
+        status = folder.status()
+        if status.state == "running":  # the first process to find out says so
+            folder.set_status(status.failed("hang", f"process {rank}: {reason}; its stacks are in {path}"))
+    finally:  # also where the disk is full: what stays would hang for ever
+        os._exit(EXIT_CODE)

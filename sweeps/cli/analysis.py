@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from analysis.result_files import write_result
 from model.config_validation import ConfigError, build
@@ -31,8 +33,29 @@ if TYPE_CHECKING:
     AnyComparison: TypeAlias = Comparison | ArmComparison | PublishedComparison
 
 PUBLISHED = "parcae_published"
+Settings = TypeVar("Settings", bound=FitTableConfig)
+Result = TypeVar("Result")
 
 
+def _names_source(function: Callable[[Settings], Result]) -> Callable[[Settings], Result]:
+    """Let every refusal of a table name the file or folder that it comes from."""
+
+    @functools.wraps(function)
+    def naming(settings: Settings) -> Result:
+        from analysis.tables.schema import TableError
+
+        try:
+            return function(settings)
+        except TableError as error:
+            source = settings.data or str(settings.folder)
+            if Path(source).name in str(error):
+                raise
+            raise TableError(f"{source}: {error}") from error
+
+    return naming
+
+
+@_names_source
 def fit_sweep(settings: FitTableConfig) -> AnyFit:
     """Fit the sweep's tables and write laws.json beside them; with `data`, fit that and write to `out` alone.
 
@@ -70,6 +93,7 @@ def fit_sweep(settings: FitTableConfig) -> AnyFit:
     return study
 
 
+@_names_source
 def compare_data(settings: CompareConfig) -> AnyComparison:
     """Compare looped with fixed depth in the sweep's runs, other runs or the published rows; or arms."""
     if settings.cost != "flops":
@@ -158,6 +182,7 @@ def comparison_figures(settings: CompareConfig, comparison: AnyComparison) -> li
     return [settings.results / f"{name}.pdf" for name in names(comparison)]
 
 
+@_names_source
 def report_sweep(settings: CompareConfig) -> tuple[Path, list[str]]:
     """Write the report with its figures; return the path of its page and one line per law.
 

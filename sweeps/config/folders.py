@@ -6,6 +6,7 @@ the folders of LOOPSCALE_CONFIG, `conf/` in the working directory, and the proje
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -66,6 +67,7 @@ def check_files(overrides: Sequence[str]) -> None:
             content = OmegaConf.to_container(OmegaConf.load(path))
             if not isinstance(content, dict) or not content:
                 raise ValueError("it holds no settings")
+            json.dumps(content, ensure_ascii=False, default=str).encode()  # YAML's "\ud800" is no character
         except Exception as error:  # of YAML, of OmegaConf, of the file system
             raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
 

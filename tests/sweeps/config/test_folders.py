@@ -130,6 +130,14 @@ def test_the_version_is_that_of_the_project(capsys):
     assert code == 0 and f'version = "{out.split()[1]}"' in text
 
 
+def test_a_file_with_half_a_character_is_named(here):
+    (here / "conf" / "sweep").mkdir(parents=True)
+    text = '# @package _global_\ndefaults:\n  - override /data: "\\ud800"\nsweep: {name: mine}\n'
+    (here / "conf" / "sweep" / "mine.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"sweep/mine\.yaml cannot be read: .*surrogates not allowed"):
+        loopscale.compose(["sweep=mine"])
+
+
 @pytest.mark.parametrize("group", ["cluster", "model", "optimizer", "schedule"])
 def test_an_empty_file_is_refused_however_it_was_chosen(here, group):
     (here / "conf" / group).mkdir(parents=True)

@@ -240,5 +240,5 @@ def test_an_unknown_scale_lists_all_that_there_are(here):
 
 
 def test_a_grid_without_a_name_says_where_the_name_goes(here):
-    with pytest.raises(ConfigError, match="sweep.name is not set: write `name: NAME` below `sweep:`"):
+    with pytest.raises(ConfigError, match=r"sweep.name is not set: write `name: NAME` below `sweep:`"):
         loopscale.plan(["sweep.mean_recurrences=[2,4]", "sweep.budgets_flops=[1e12]"])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.storage.files import write_text
-from model.config_validation import ConfigError
+from model.config_validation import ConfigError, closest
 from sweeps.cli.help import Command
 from sweeps.cli.new_choices import asked, listed_choices, scales
 from sweeps.config.commands import NewConfig
@@ -121,6 +121,9 @@ def _check_name(name: str) -> None:
 def _one_scale(scale: str | None) -> str:
     if scale is None:
         raise ConfigError(f"scale is not set: scale=..., one of {', '.join(scales())}")
+    if "," not in scale and find("model", scale) is None:
+        near = closest(scale, scales()) if len(scales()) > 12 else ""
+        raise ConfigError(f"scale={scale} is unknown{near}; there are {', '.join(scales())}")
     if "," in scale:
         first, *others = scale.split(",")
         raise ConfigError(

@@ -90,17 +90,21 @@ class Throughputs:
 
 def describe_sources(sources: Iterable[str], study: StudyConfig) -> str:
     """Return where the hours of a plan come from, as text; `sources` has one entry per cell."""
+    from sweeps.backends.registry import open_backend
+
     counts, cluster = Counter(sources), study.cluster
     if not counts:
         return "no cell to price"
+    timed = command_line("plan", study.overrides, "calibrate=true")
     parts = []
     for source, count in counts.most_common():
         detail = ""
         if source == ESTIMATED:
             peak = cluster.device_peak_flops_per_s
             detail = f" ({peak:.3g} FLOP/s x utilisation {cluster.device_utilisation:g}), not measured"
+            if not open_backend(cluster).simulated:
+                detail += f"; {timed} measures it"
         if source == UNKNOWN:
-            timed = command_line("plan", study.overrides, "calibrate=true")
             detail = f": set cluster.device_peak_flops_per_s, or time it: {timed}"
         cells = "" if len(counts) == 1 else f"{count} cells "
         parts.append(f"{cells}{source}{detail}")

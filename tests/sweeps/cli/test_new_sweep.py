@@ -222,7 +222,10 @@ def test_the_help_describes_what_can_be_chosen_yours_included(here, capsys):
         (["sweep=x"], "scale is not set: scale=..."),
         (["sweep=demo", "scale=looped_30k"], "demo.yaml exists already"),
         (["sweep=a/b", "scale=looped_30k"], "sweep=a/b: name it with letters"),
-        (["sweep=x", "scale=looped_33k"], "model=looped_33k is unknown"),
+        (
+            ["sweep=x", "scale=looped_33k"],
+            "scale=looped_33k is unknown .did you mean looped_30k.*looped_5k, ",
+        ),
         (["sweep=x", "scale=transformer_140m"], "its kind is transformer"),
         (["sweep=x", "scale=looped_30k,looped_15k"], "add the line `scales: .looped_30k, looped_15k.` below"),
         (

@@ -119,7 +119,7 @@ def test_the_profile_may_say_less(commands):
     assert Slurm(ClusterConfig(kind="slurm")).max_array == 50
     assert Slurm(ClusterConfig(kind="slurm", max_array_tasks=7)).max_array == 7
     assert Slurm(ClusterConfig(kind="slurm")).room() is None
-    commands("squeue", "echo 5_0; echo 5_1; echo 7")
+    commands("squeue", "printf 'mine|normal\\nmine|normal\\nmine|normal\\n'")
     assert Slurm(ClusterConfig(kind="slurm", max_queued=10)).room() == 7
     assert Slurm(ClusterConfig(kind="slurm", max_queued=2)).room() == 0
 
@@ -128,7 +128,7 @@ def test_the_profile_may_say_less(commands):
     ("associations", "qos", "room"),
     [
         ("mine|normal|normal,long|40\nother|normal|normal|5", "mine", 38),  # of the profile's account alone
-        ("mine|long|normal,long|", "mine", 18),  # by the QOS that is the account's default
+        ("mine|long|normal,long|", "mine", 19),  # by the QOS that is the account's default
         ("mine|normal|normal|", "mine", None),
     ],
 )
@@ -136,7 +136,7 @@ def test_limits_of_associations_and_qos_are_found(commands, associations, qos, r
     commands("scontrol", "echo 'ClusterName = c'; echo 'AccountingStorageType = accounting_storage/slurmdbd'")
     levels = "normal|\nlong|20"
     commands("sacctmgr", f"case $* in *assoc*) printf '{associations}';; *) printf '{levels}';; esac")
-    commands("squeue", "echo 5_0; echo 5_1")
+    commands("squeue", "printf 'mine|normal\\nmine|long\\nother|normal\\n'")
     resources = Resources(account=qos)
     assert Slurm(ClusterConfig(kind="slurm", resources=resources)).room() == room
 

@@ -116,6 +116,13 @@ class FitTableConfig(TableConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FitCommandConfig(FitTableConfig):
+    """`loopscale fit`; `details` prints everything that laws.json holds."""
+
+    details: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class CompareConfig(FitTableConfig):
     """`loopscale compare` and `report`: looped against fixed depth, and the arms of an axis."""
 
@@ -246,7 +253,7 @@ TABLES: dict[str, type] = {
     "retry": ChangeConfig,
     "collect": CollectConfig,
     "sync": SyncConfig,
-    "fit": FitTableConfig,
+    "fit": FitCommandConfig,
     "report": CompareConfig,
     "compare": CompareConfig,
 }

@@ -16,6 +16,7 @@ from model.config_validation import ConfigError, build, check_name, closest
 from sweeps.config.cluster import ClusterConfig, RetryConfig
 from sweeps.config.commands import TABLES
 from sweeps.config.folders import CONF, SEARCH_PATH, STUDY, SUFFIXES, check_files, empty_file, searched
+from sweeps.config.numerics import Device, device_of, resolve
 from sweeps.config.overrides import check_overrides, forced, one_line, with_lists
 from sweeps.config.study import StudyConfig, SweepConfig
 
@@ -44,10 +45,16 @@ _STUDY_KEYS = (
 )
 
 
-def compose_study(overrides: Sequence[str] | StudyConfig) -> StudyConfig:
+def compose_study(
+    overrides: Sequence[str] | StudyConfig, *, devices: Mapping[str, Device] | None = None
+) -> StudyConfig:
     """Return the study that `overrides` describe, with one checked run template per scale.
 
     A study that is composed already is returned as it is.
+
+    Parameters
+    ----------
+    devices : by scale: what the `auto` settings of its runs stand for; other scales go by the cluster.
 
     Raises
     ------
@@ -65,7 +72,7 @@ def compose_study(overrides: Sequence[str] | StudyConfig) -> StudyConfig:
     sweep = build(SweepConfig, fields, "sweep.")
     cluster = build(ClusterConfig, mapping["cluster"], "cluster.")
     retry = build(RetryConfig, mapping["retry"], "retry.")
-    runs = {}
+    runs, resolved_for = {}, dict[str, Device]()
     for scale in sweep.scales or [chosen]:
         fields = mapping
         if scale != chosen or scale in sweep.per_scale:
@@ -74,7 +81,8 @@ def compose_study(overrides: Sequence[str] | StudyConfig) -> StudyConfig:
                 own.insert(0, f"model={scale}")
             rest = [text for text in overrides if scale == chosen or not text.startswith("model=")]
             fields, _ = _compose(CONF, STUDY, [*rest, *own])
-        runs[scale] = _run(fields, scale)
+        resolved_for[scale] = (devices or {}).get(scale) or device_of(fields, cluster, scale)
+        runs[scale] = _run(resolve(fields, resolved_for[scale]), scale)
     settings = build(StudyConfig, {key: mapping[key] for key in _STUDY_KEYS} | {"runs": {}})
     profile = [text for text in overrides if PROFILE.match(text)]
     return dataclasses.replace(
@@ -83,6 +91,7 @@ def compose_study(overrides: Sequence[str] | StudyConfig) -> StudyConfig:
         sweep=sweep,
         cluster=cluster,
         retry=retry,
+        devices=resolved_for,
         overrides=list(overrides),
         profile=profile,
     )

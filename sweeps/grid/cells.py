@@ -147,7 +147,9 @@ def memory_bytes(cell: Cell, cluster: ClusterConfig) -> float:
     limit_bytes = (cluster.device_memory_gb or math.inf) * 1e9
 
     def needed(size: int) -> float:
-        estimate = memory_estimate_bytes(cell.run.model, size, precision=training.precision)
+        estimate = memory_estimate_bytes(
+            cell.run.model, size, precision=training.precision, checkpoint_loops=training.checkpoint_loops
+        )
         held = estimate.total - estimate.activations
         return estimate.activations + held / (world if training.parallel == "fsdp" else 1)
 

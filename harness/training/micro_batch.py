@@ -90,7 +90,11 @@ def _estimated(run: RunConfig, model: LoopedTransformer, world: int) -> Callable
 def _estimate(run: RunConfig, size: int) -> MemoryEstimate:
     training = run.training
     return memory_estimate_bytes(
-        run.model, size, precision=training.precision, checkpoint_loops=training.checkpoint_loops
+        run.model,
+        size,
+        precision=training.precision,
+        checkpoint_loops=training.checkpoint_loops,
+        optimizer=run.optimizer.name,
     )
 
 

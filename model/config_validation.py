@@ -18,6 +18,7 @@ T = TypeVar("T")
 # Separators of paths and of a scheduler's lists, its patterns for file names, and what hides a file or looks
 # like an option.
 _NO_NAME = re.compile(r"[/\\,|%\x00-\x1f\x7f]|^[.\-\s]|\s$|^$")
+_NO_TEXT = re.compile(r"[-+.\d][-+.\w]*|true|false|null", re.IGNORECASE)  # text only in quotes
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _UNKNOWN = "unexpected_keyword_argument"  # pydantic's types of complaints
 _MISSING, _NO_GROUP, _REFUSED = "missing", "dataclass_type", "value_error"
@@ -203,6 +204,8 @@ def _shown(value: Any) -> str:
         text = f"[{','.join(map(_shown, value))}]"
     elif isinstance(value, float) and abs(value) >= 1e6:
         text = re.sub(r"e\+0*", "e", f"{value:g}")
+    elif isinstance(value, str) and _NO_TEXT.fullmatch(value):
+        text = f"'{value}'"
     else:
         text = str(value).lower() if value is None or isinstance(value, bool) else str(value)
     return text if len(text) <= 60 else text[:57] + "..."

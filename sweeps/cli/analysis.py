@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from analysis.result_files import write_result
 from model.config_validation import ConfigError, build
-from sweeps.cli.after_report import after_report
+from sweeps.cli.after_report import after_report, without_law
 from sweeps.cli.help import Command
 from sweeps.cli.tables import to_json
 from sweeps.config.commands import LAWS, TRANSFORMER, CompareConfig, FitTableConfig
@@ -283,17 +283,22 @@ def _fit_config(settings: FitTableConfig) -> FitConfig:
 
 def _fit(overrides: list[str]) -> str:
     from analysis import StudyFit
+    from analysis.study.brief import brief
 
     settings = compose_table("fit", overrides)
     fitted = fit_sweep(settings)
     if settings.format == "json":
         return str(fitted.to_json())
-    lines = [str(fitted.summary()), ""]
-    is_study = isinstance(fitted, StudyFit)
-    if is_study and settings.keeps_results:
-        lines.append(f"written: {settings.results / LAWS}")
     cost = [f"cost={settings.cost}"] if settings.cost != "flops" else []
-    return "\n".join([*lines, next_command("compare" if is_study else "report", overrides, *cost)])
+    if not isinstance(fitted, StudyFit):
+        return "\n".join([str(fitted.summary()), "", next_command("report", overrides, *cost)])
+    lines = [str(fitted.summary()), "", *fitted.headlines()] if settings.details else [brief(fitted)]
+    if settings.keeps_results:
+        more = "" if settings.details else "; details=true prints everything"
+        lines.append(f"written: {settings.results / LAWS}{more}")
+    if remedy := without_law(settings):
+        lines.append(": ".join(filter(None, remedy)))
+    return "\n".join([*lines, next_command("compare", overrides, *cost)])
 
 
 def _compare(overrides: list[str]) -> str:

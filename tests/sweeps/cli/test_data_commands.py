@@ -248,7 +248,7 @@ def test_fit_names_its_file_and_the_next_command_and_refuses_in_one_line(tmp_pat
     runs, depths = study(budgets=INSIDE[:2], recurrences=(2, 4), replicates=((0, 0),))
     runs.to_parquet(folder / "runs.parquet")
     depths.to_parquet(folder / "depths.parquet")
-    loopscale.main(["fit", "sweep=small", f"root={tmp_path}", "bootstrap=100"])
+    loopscale.main(["fit", "sweep=small", f"root={tmp_path}", "bootstrap=100", "details=true"])
     out = capsys.readouterr().out
     assert out.count("–") == 1 and "140M, paper FLOPs: no law under any of " in out
     *_, written, following = out.splitlines()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from analysis.compare.arm_comparison import ArmComparison
     from analysis.design.power import PowerAnalysis
     from analysis.published.comparison import PublishedComparison
+    from harness.evaluation.decoded_losses import DecodedLoss
     from harness.run.record import Evaluation
     from sweeps.cli.analysis import AnyFit
     from sweeps.cli.evaluate import TaskScores
@@ -57,6 +58,16 @@ def evaluate(cfg: Overrides) -> Evaluation:
     from sweeps.cli.models import evaluate_losses
 
     return evaluate_losses(_settings("eval", cfg))
+
+
+def evaluate_decodings(cfg: Overrides) -> list[DecodedLoss]:
+    """Return the validation loss under kv_budget=1,2,4 or exit=RULE thresholds=...; writes nothing.
+
+    With an exit rule, the fixed depths 1..T follow.
+    """
+    from sweeps.cli.models import evaluate_decodings
+
+    return evaluate_decodings(_settings("eval", cfg))
 
 
 def evaluate_tasks(cfg: Overrides) -> TaskScores:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Lt, MinLen
 
 from model.config_validation import check_name
+from model.decoding import ExitRule
 from sweeps.config.study import PositiveFloat, Seed
 
 LAWS = "laws.json"  # of fit, beside a sweep's tables
@@ -187,6 +188,9 @@ class GenerateConfig:
     cache: str = "runs/.data"
     tokens: Annotated[int, Gt(0)] = 64
     depth: Annotated[int, Gt(0)] | None = None
+    kv_budget: Annotated[int, Gt(0)] | None = None
+    exit: ExitRule = "fixed"
+    threshold: Annotated[float, Ge(0)] = 0.0
     temperature: Annotated[float, Ge(0)] = 0.0
     seed: int = 0
 
@@ -196,7 +200,8 @@ class EvalConfig:
     """`loopscale eval` of one run, a checkpoint's folder or all finished runs of a sweep.
 
     With `tasks`, the scores on them; without, the validation loss of a run, or of a checkpoint on the data of
-    the run `data`. None stands for that run's own evaluation settings.
+    the run `data`. None stands for that run's own evaluation settings. With `kv_budget` or `exit`, the
+    validation loss when tokens are decoded one by one.
     """
 
     run: Annotated[str, MinLen(1)] | None = None  # a folder; with `sweep` a run id or the end of one
@@ -208,6 +213,10 @@ class EvalConfig:
     data: Annotated[str, MinLen(1)] | None = None
     blocks: Annotated[int, Gt(1)] | None = None
     max_depth: Annotated[int, Gt(0)] | None = None
+    kv_budget: Annotated[list[Annotated[int, Gt(0)]], MinLen(1)] | None = None
+    exit: Literal["convergence", "entropy"] | None = None
+    thresholds: Annotated[list[Annotated[float, Ge(0)]], MinLen(1)] | None = None
+    depth: Annotated[int, Gt(0)] | None = None
     tasks: Annotated[list[Annotated[str, MinLen(1)]], MinLen(1)] | None = None
     bundle: Annotated[str, MinLen(1)] | None = None
     depths: Annotated[list[Annotated[int, Gt(0)]], MinLen(1)] | None = None
@@ -219,9 +228,17 @@ class EvalConfig:
     folder: Annotated[str, MinLen(1)] | None = None
 
     def __post_init__(self) -> None:
+        if (self.exit is None) != (self.thresholds is None):
+            raise ValueError("exit and thresholds belong together, e.g. exit=convergence thresholds=0.1,0.03")
+        if self.exit is not None and self.kv_budget is not None:
+            raise ValueError("kv_budget and exit are two tables: leave one out")
+        if self.depth is not None and not self.decodes:
+            raise ValueError("depth is that of kv_budget and exit; the depths of tasks are depths=...")
         if self.tasks is not None:
             if self.data is not None:
                 raise ValueError("data is for the validation loss: leave out data or tasks")
+            if self.decodes:
+                raise ValueError("kv_budget and exit are for the validation loss: leave out them or tasks")
             return
         if (self.run is None) == (self.checkpoint is None):
             raise ValueError(
@@ -232,6 +249,11 @@ class EvalConfig:
             raise ValueError(
                 "data is not set: data=RUN names the run whose held-out data the checkpoint is scored on"
             )
+
+    @property
+    def decodes(self) -> bool:
+        """Return True if tokens are decoded one by one."""
+        return self.kv_budget is not None or self.exit is not None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -158,6 +158,7 @@ def register(study: StudyConfig, cells: list[Cell]) -> Ledger:
             parents=trunks.parents,
             profile=study.profile,
             overrides=study.overrides,
+            devices=study.devices | (before.pinned_devices if before else {}),
             earlier=_earlier(before, study),
         )
         if trunks.segments:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from model.config_validation import ConfigError
@@ -44,26 +44,35 @@ def submit_limits(
     What accounting does not tell is not known here: the answer to a submission will tell it.
     """
     wanted = [config.resources, *(config.resources_of(scale) for scale in config.per_scale)]
-    accounts = {each.account for each in wanted}
     listing = ("--noheader", "--parsable2", "show")
     owner = (f"user={user}", f"cluster={cluster}")
     try:
+        default_account = run("sacctmgr", *listing, "user", user, "format=DefaultAccount").strip()
         associations = run(
             "sacctmgr", *listing, "assoc", "where", *owner, "format=Account,DefaultQOS,QOS,MaxSubmitJobs"
         )
         levels = run("sacctmgr", *listing, "qos", "format=Name,MaxSubmitJobsPerUser")
     except (SchedulerError, ConfigError):
         return []
+    accounts = {each.account or default_account for each in wanted}
     limits, names = [], {each.qos for each in wanted if each.qos}
     for line in associations.splitlines():
         account, default, allowed, jobs = (*line.split("|"), "", "", "", "")[:4]
-        if accounts == {None} or account in accounts:
+        if account in accounts:
             limits += [SubmitLimit(jobs=int(jobs), account=account)] if jobs.isdigit() else []
-            names |= {default or allowed.split(",")[0]} if not names else set()
+            if not all(each.qos for each in wanted):
+                names.add(_default_qos(default, allowed.split(",")))
     for line in levels.splitlines():
         qos, _, jobs = line.partition("|")
         limits += [SubmitLimit(jobs=int(jobs), qos=qos)] if qos in names and jobs.isdigit() else []
     return limits
+
+
+def _default_qos(default: str, allowed: Sequence[str]) -> str:
+    """Return the QOS of a job that names none, "" where accounting does not tell; "normal" is SLURM's own."""
+    if default or len(allowed) == 1:
+        return default or allowed[0]
+    return "normal" if "normal" in allowed else ""
 
 
 def usable_nodes(text: str, resources: Resources) -> set[str]:

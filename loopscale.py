@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from harness.run.record import Evaluation
     from sweeps.cli.analysis import AnyFit
     from sweeps.cli.evaluate import TaskScores
+    from sweeps.cli.serving import ServeCost
     from sweeps.config.study import StudyConfig
     from sweeps.planning.suggest import Suggestion
 
@@ -207,6 +208,13 @@ def report(cfg: Overrides) -> Path:
     from sweeps.cli.analysis import report_sweep
 
     return report_sweep(_settings("report", cfg))[0]
+
+
+def serve_cost(cfg: Overrides) -> ServeCost:
+    """Return bytes and speed of serving models at each depth, beside their loss (`.frame`, `.notes`)."""
+    from sweeps.cli.serving import measure_serve_cost
+
+    return measure_serve_cost(_settings("serve_cost", cfg))
 
 
 def demo(cfg: Overrides = ()) -> Path:

@@ -257,6 +257,34 @@ class EvalConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ServeCostConfig:
+    """`loopscale serve_cost`; None stands for what the model's context and mean recurrence give."""
+
+    checkpoint: Annotated[str, MinLen(1)] | None = None
+    sweep: Annotated[str, MinLen(1)] | None = None
+    also: list[str] = field(default_factory=list)
+    root: str = "runs"
+    cache: str = "runs/.data"
+    format: Literal["text", "json"] = "text"
+    depths: Annotated[list[Annotated[int, Gt(0)]], MinLen(1)] | None = None
+    kv_budget: Annotated[int, Gt(0)] | None = None
+    batches: Annotated[list[Annotated[int, Gt(0)]], MinLen(1)] = field(default_factory=lambda: [1, 8])
+    prompts: Annotated[list[Annotated[int, Gt(0)]], MinLen(1)] | None = None
+    tokens: Annotated[int, Gt(0)] | None = None
+    repeats: Annotated[int, Gt(0)] = 5
+    data: Annotated[str, MinLen(1)] | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    out: Annotated[str, MinLen(1)] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.checkpoint is None) == (self.sweep is None):
+            raise ValueError(
+                "one of checkpoint=FOLDER and sweep=NAME names the models; also=FOLDER adds some"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class CompletionConfig:
     """`loopscale completion`."""
 
@@ -270,6 +298,7 @@ TABLES: dict[str, type] = {
     "eval": EvalConfig,
     "export": ExportConfig,
     "generate": GenerateConfig,
+    "serve_cost": ServeCostConfig,
     "status": StatusConfig,
     "cancel": ChangeConfig,
     "retry": ChangeConfig,

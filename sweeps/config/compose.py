@@ -32,6 +32,7 @@ from sweeps.config.study import StudyConfig, SweepConfig
 
 LISTS = {  # keys whose value is always a list, by command
     "eval": ("tasks", "depths", "seeds", "kv_budget", "thresholds"),
+    "serve_cost": ("depths", "batches", "prompts"),
     "fit": ("envelope",),
     "report": ("envelope",),
     "new": ("budgets_flops", "mean_recurrences"),

@@ -16,13 +16,10 @@ from sweeps.cli.main import main
 if TYPE_CHECKING:
     import pandas as pd
 
-    from analysis import Comparison
-    from analysis.compare.arm_comparison import ArmComparison
     from analysis.design.power import PowerAnalysis
-    from analysis.published.comparison import PublishedComparison
     from harness.evaluation.decoded_losses import DecodedLoss
     from harness.run.record import Evaluation
-    from sweeps.cli.analysis import AnyFit
+    from sweeps.cli.analysis import AnyComparison, AnyFit
     from sweeps.cli.evaluate import TaskScores
     from sweeps.cli.serving import ServeCost
     from sweeps.config.study import StudyConfig
@@ -196,8 +193,8 @@ def fit(cfg: Overrides) -> AnyFit:
     return fit_sweep(_settings("fit", cfg))
 
 
-def compare(cfg: Overrides) -> Comparison | ArmComparison | PublishedComparison:
-    """Compare looped with fixed depth at equal FLOPs, or the arms of an axis (arms=injection)."""
+def compare(cfg: Overrides) -> AnyComparison:
+    """Compare looped with fixed depth, arms (arms=injection) or plain transformers (against=transformer)."""
     from sweeps.cli.analysis import compare_data
 
     return compare_data(_settings("compare", cfg))

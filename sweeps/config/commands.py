@@ -14,6 +14,7 @@ from model.decoding import ExitRule
 from sweeps.config.study import PositiveFloat, Seed
 
 LAWS = "laws.json"  # of fit, beside a sweep's tables
+TRANSFORMER = "transformer"  # value of `against` that names no sweep: the ladder of plain transformers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,14 +126,20 @@ class FitCommandConfig(FitTableConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig(FitTableConfig):
-    """`loopscale compare` and `report`: looped against fixed depth, and the arms of an axis."""
+    """`loopscale compare` and `report`: looped against fixed depth or transformers, and arms."""
 
     arms: Annotated[str, MinLen(1)] | None = None
     reference: str | float | None = None
     against: Annotated[str, MinLen(1)] | None = None
+    ladder: Literal["depth", "width", "any"] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.against == TRANSFORMER and (self.arms or self.reference is not None):
+            raise ValueError(
+                f"against={TRANSFORMER} compares with a ladder of sizes, which has no arms: leave out "
+                f"{'arms' if self.arms else 'reference'}"
+            )
         if self.reference is not None and not (self.arms or self.against):
             raise ValueError(
                 f"reference={self.reference} is a value of an axis: set arms=AXIS or against=SWEEP"

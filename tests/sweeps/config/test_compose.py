@@ -83,6 +83,12 @@ def test_a_path_and_a_column_are_taken_as_they_are_written(name):
     assert [settings.data, settings.root, settings.columns["loss"]] == [name, name, name]
 
 
+@pytest.mark.parametrize("run", ["8564e968", "39488711", "00012345"])
+@pytest.mark.parametrize("command", ["status", "retry", "eval", "sync"])
+def test_an_id_that_looks_like_a_number_is_text(command, run):
+    assert compose_table(command, ["sweep=a", f"run={run}"]).run == run
+
+
 def test_a_path_is_taken_as_it_is_written_in_every_command_that_takes_one():
     name = "it's {a}=b (1), c.csv"
     for command in ("report", "compare", "status", "cancel", "retry", "sync"):

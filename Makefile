@@ -25,9 +25,9 @@ test: $(INSTALLED) ## run the tests
 	$(BIN)/pytest -n 3 --dist loadgroup $(ARGS)
 
 validate: $(INSTALLED) ## the long studies, some hours; interrupted, they continue; results in docs/validation/
-	@for study in validation/*.py; do \
-		echo $$study; until $(BIN)/python $$study; do [ $$? -eq 75 ] || exit 1; done; \
-	done
+	@failed=; for study in validation/*.py; do \
+		echo $$study; until $(BIN)/python $$study; do [ $$? -eq 75 ] || { failed="$$failed $$study"; break; }; done; \
+	done; [ -z "$$failed" ] || { echo "failed:$$failed"; exit 1; }
 
 study: $(INSTALLED) ## the study of docs/study from nothing (about 6 hours on 2 cores); interrupted, it continues
 	@for sweep in $(STUDY); do \

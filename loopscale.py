@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from model.huggingface.registration import register_with_transformers
 from sweeps.cli.main import main
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from sweeps.planning.suggest import Suggestion
 
 Overrides = Sequence[str]
+
+register_with_transformers()  # which imports nothing unless transformers is imported
 
 
 def compose(cfg: Overrides | StudyConfig = ()) -> StudyConfig:

@@ -18,13 +18,29 @@ T = TypeVar("T")
 # Separators of paths and of a scheduler's lists, its patterns for file names, and what hides a file or looks
 # like an option.
 _NO_NAME = re.compile(r"[/\\,|%\x00-\x1f\x7f]|^[.\-\s]|\s$|^$")
+_NO_TEXT = re.compile(r"[-+.\d][-+.\w]*|true|false|null", re.IGNORECASE)  # text only in quotes
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _UNKNOWN = "unexpected_keyword_argument"  # pydantic's types of complaints
 _MISSING, _NO_GROUP, _REFUSED = "missing", "dataclass_type", "value_error"
+_EXPECTED = {  # what a type of complaint asks for, and an example where the key has no default
+    "int_type": ("a whole number", "2"),
+    "int_from_float": ("a whole number", "2"),
+    "float_type": ("a number", "0.5 or 1e12"),
+    "bool_type": ("true or false", "true"),
+    "string_type": ("text", "'123' (a number is text in quotes)"),
+    "dict_type": ("keys with values", "{key: value}"),
+}
 
 
 class ConfigError(ValueError):
-    """A configuration that the user must correct; the message names the key and what would be right."""
+    """A configuration that the user must correct; the message names the key and what would be right.
+
+    `key` is the dotted key where it is known, from which the file that sets it can be found.
+    """
+
+    def __init__(self, message: str, key: str = "") -> None:
+        super().__init__(message)
+        self.key = key
 
 
 def closest(word: str, options: Iterable[str]) -> str:
@@ -112,11 +128,51 @@ def _config_error(complaint: ErrorDetails, cls: type, mapping: Mapping[str, Any]
     if kind == _UNKNOWN:
         group = key.removesuffix(str(location[-1]))
         options = [f"{group}{item.name}" for item in dataclasses.fields(_dataclass_at(cls, location[:-1]))]
-        return ConfigError(f"unknown key {key}{closest(key, options)}")
+        return ConfigError(f"unknown key {key}{closest(key, options)}", key)
     if kind == _MISSING:
-        return ConfigError(f"{key} is not set")
-    message = "must be a group of keys" if kind == _NO_GROUP else _lower(complaint["msg"])
-    return ConfigError(f"{key}={_shown(complaint['input'])}: {message}")
+        return ConfigError(f"{key} is not set", key)
+    value = complaint["input"]
+    seen = f"{key} is empty" if value in (None, "") else f"{key}={_shown(value)}"
+    return ConfigError(f"{seen}: {_expected(complaint, cls)}", key)
+
+
+def _expected(complaint: ErrorDetails, cls: type) -> str:
+    """Return what a value must be, with an example: the key's default, or one of its type."""
+    kind, value, location = complaint["type"], complaint["input"], complaint["loc"][1:]
+    if kind == _NO_GROUP:
+        return "must be a group of keys; write them below it, indented, or remove the line"
+    if kind in ("int_type", "int_from_float") and isinstance(value, float) and value.is_integer():
+        return f"must be a whole number; write it as {int(value)}"
+    if kind != "list_type" and kind not in _EXPECTED:
+        return _lower(complaint["msg"]).replace("input should be", "must be", 1)
+    hint, default = _field_at(cls, location)
+    wanted, example = _listed(hint) if kind == "list_type" else _EXPECTED[kind]
+    if kind == "list_type" and value not in (None, "") and not isinstance(value, Mapping):
+        example = f"[{_shown(value)}]"
+    elif default not in (None, "", [], {}):
+        example = _shown(default)
+    return f"must be {wanted}, as {example}"
+
+
+def _listed(hint: Any) -> tuple[str, str]:
+    """Return which list a hint stands for, in words, and an example."""
+    text = str(hint)
+    element = next((kind for kind in ("float", "int") if f"[{kind}" in text), "")
+    wanted = {"float": ("a list of numbers", "[1e12,2e12]"), "int": ("a list of whole numbers", "[2,4,8]")}
+    return wanted.get(element, ("a list", "[one,two]"))
+
+
+def _field_at(cls: type, location: Sequence[str | int]) -> tuple[Any, Any]:
+    """Return type hint and default of the key at `location`, None for what it has not."""
+    try:
+        owner = _dataclass_at(cls, location[:-1])
+        (item,) = (item for item in dataclasses.fields(owner) if item.name == location[-1])
+    except (AssertionError, KeyError, TypeError, IndexError, StopIteration, ValueError):
+        return None, None  # inside a list, a mapping or a union
+    hint = get_type_hints(owner, include_extras=True)[item.name]
+    if item.default_factory is not dataclasses.MISSING:
+        return hint, item.default_factory()
+    return hint, None if item.default is dataclasses.MISSING else item.default
 
 
 def _keys(location: Sequence[str | int], values: Any, last_is_key: bool) -> list[str]:
@@ -143,7 +199,15 @@ def _dataclass_at(cls: type, location: Sequence[str | int]) -> type:
 
 
 def _shown(value: Any) -> str:
-    text = str(value)
+    """Return a value as it is written in YAML, shortened."""
+    if isinstance(value, list):
+        text = f"[{','.join(map(_shown, value))}]"
+    elif isinstance(value, float) and abs(value) >= 1e6:
+        text = re.sub(r"e\+0*", "e", f"{value:g}")
+    elif isinstance(value, str) and _NO_TEXT.fullmatch(value):
+        text = f"'{value}'"
+    else:
+        text = str(value).lower() if value is None or isinstance(value, bool) else str(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 

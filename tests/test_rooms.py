@@ -29,6 +29,7 @@ ARROWS = {
         "": {"kernels"},
         "kernels": {""},
         "published": {""},
+        "huggingface": {"", "published"},
     },
     "harness": {
         "storage": set(),
@@ -164,6 +165,10 @@ def test_planning_imports_no_torch(tmp_path):
 def test_analysis_imports_no_torch_hydra_or_pyplot():
     code = "import analysis\nassert 'matplotlib.pyplot' not in sys.modules"
     assert not imported_by(code) & {"torch", "hydra", "omegaconf", "rich", "submitit"}
+
+
+def test_the_package_imports_neither_torch_nor_transformers():
+    assert not imported_by("import loopscale") & {"torch", "transformers", "pandas", "hydra"}
 
 
 def test_training_does_not_import_wandb():

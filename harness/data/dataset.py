@@ -147,7 +147,7 @@ class Dataset:
 
 
 def open_dataset(folder: Path, *, checksums: bool = False) -> Dataset:
-    """Return the prepared data set in `folder` after checking the sizes of its files.
+    """Return the prepared data set in `folder`, named by its digest, after checking the sizes of its files.
 
     With `checksums` their content is checked too. Raises DataError if a file is missing or damaged.
     """
@@ -173,6 +173,8 @@ def open_dataset(folder: Path, *, checksums: bool = False) -> Dataset:
         for name, kind in INDEX_TYPES.items():
             if isinstance(index[name], bool) or not isinstance(index[name], kind):
                 raise TypeError(f"{name}={index[name]!r}")
+        if index["digest"] != folder.name:
+            raise _damaged(folder, f"index.json has the digest {index['digest']!r}")
         dtype = np.dtype(index["dtype"]).newbyteorder("<")
         if hashlib.sha256(tokenizer).hexdigest() != index.get("tokenizer_sha256"):
             raise _damaged(folder, "the checksum of tokenizer.json is wrong")

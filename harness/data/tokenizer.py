@@ -155,6 +155,19 @@ def find_bos(tokenizer_json: str, name: str | None) -> int:
     )
 
 
+def adding_bos(tokenizer_json: str, bos: int) -> str:
+    """Return a tokenizer.json that puts the token `bos` before each text, as documents begin in training."""
+    from tokenizers import Tokenizer
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = Tokenizer.from_str(tokenizer_json)
+    token = tokenizer.id_to_token(bos)
+    template = {"single": f"{token} $A", "pair": f"{token} $A {token}:1 $B:1"}
+    tokenizer.post_processor = TemplateProcessing(**template, special_tokens=[(token, bos)])
+    text: str = tokenizer.to_str(pretty=True)
+    return text
+
+
 def splits_like_ours(tokenizer_json: str) -> bool:
     """Return True if a tokenizer splits text into words as those trained here do, without a normaliser."""
     tokenizer = json.loads(tokenizer_json)

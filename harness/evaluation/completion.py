@@ -48,7 +48,7 @@ def complete(
     bos = tokenizer.token_to_id(SPECIAL_TOKENS[0])
     if bos is None:
         raise ConfigError(f"{tokenizer_file} has no token {SPECIAL_TOKENS[0]}, which begins every document")
-    encoded = [[bos, *tokenizer.encode(prompt).ids] for prompt in prompts]
+    encoded = [[bos, *tokenizer.encode(prompt, add_special_tokens=False).ids] for prompt in prompts]
     texts = [""] * len(prompts)
     for length in sorted({len(tokens) for tokens in encoded}):
         rows = [i for i, tokens in enumerate(encoded) if len(tokens) == length]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
+from typing import Any
 
 from harness.data.tokenizer_file import open_tokenizer, read_tokenizer_file
 from harness.evaluation.weights import load_weights, tokenizer_file
@@ -46,6 +48,11 @@ def evaluate_folder(
 
 
 def _same_tokenizer(mine: Path, other: Path) -> None:
-    first, second = (open_tokenizer(read_tokenizer_file(path), path).to_str() for path in (mine, other))
-    if first != second:
+    if _encoding(mine) != _encoding(other):
         raise ConfigError(f"{mine} differs from {other}: the token ids of that data stand for other text")
+
+
+def _encoding(file: Path) -> dict[str, Any]:
+    """Return what a tokenizer does to text; what it puts around a text is not used."""
+    tokenizer: dict[str, Any] = json.loads(open_tokenizer(read_tokenizer_file(file), file).to_str())
+    return {key: value for key, value in tokenizer.items() if key != "post_processor"}

@@ -1,6 +1,7 @@
 """Adapter for lm-evaluation-harness: `python -m harness.evaluation.lm_eval_model --model loopscale ...`.
 
 lm_eval looks models up in its own registry, so this module registers one and runs lm_eval's command line.
+With `--model hf` that command line takes exports for transformers.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import lm_eval.models  # noqa: F401  registers lm_eval's own, left out once another model is registered
 import numpy as np
 import torch
 from lm_eval.api.instance import Instance
@@ -24,8 +26,10 @@ from harness.evaluation.weights import load_tokenized
 from model.config_validation import ConfigError, closest
 from model.depth import counter_seed
 from model.generate import stream_tokens
+from model.huggingface.registration import register_with_transformers
 
 NEW_TOKENS = 256  # where a task sets no max_gen_toks
+register_with_transformers()  # for `--model hf` on an export for transformers
 ARGUMENTS = ("path", "depth", "cache", "seed", "device", "token_budget")
 
 

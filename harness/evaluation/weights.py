@@ -14,14 +14,15 @@ import numpy as np
 import torch
 
 from harness.data.dataset import token_bytes
-from harness.data.tokenizer import find_bos, vocabulary_size
+from harness.data.tokenizer import adding_bos, find_bos, vocabulary_size
 from harness.data.tokenizer_file import open_tokenizer, read_tokenizer_file
 from harness.distributed.process_group import ALONE, Ranks
 from harness.run.folder import RunFolder
 from harness.training.checkpoint import load_newest
 from harness.training.device import device_named, prepare_process
 from model.config_validation import ConfigError
-from model.published.checkpoint import check_weights, export_model, load_model
+from model.published.checkpoint import Layout, check_weights, export_model, load_model
+from model.published.transformers_layout import write_tokenizer_files
 from model.transformer import LoopedTransformer, model_from_weights
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def load_tokenized(path: Path, cache: Path, *, device: str = "auto", ranks: Rank
     return TokenizedModel(
         model=model.to(place),
         tokenizer=open_tokenizer(text, file),
-        bos=RunFolder(path).dataset(cache).bos if is_run(path) else find_bos(text, None),
+        bos=_bos(path, cache),
         token_bytes=token_bytes(text),
         digest=_digest(model, text),
     )
@@ -160,13 +161,27 @@ def tokenizer_file(path: Path, cache: Path) -> Path:
     return path / TOKENIZER
 
 
-def export(path: Path, folder: Path, *, cache: Path, published: bool) -> None:
+def export(path: Path, folder: Path, *, cache: Path, layout: Layout = "loopscale") -> None:
     """Write config.json, model.safetensors and the tokenizer of the model at `path` into `folder`.
 
     Raises
     ------
-    ConfigError, ValueError : the `published` layout cannot express the model; nothing is written.
+    ConfigError, ValueError : the published layout cannot express the model; nothing is written.
     """
     model, tokenizer = load_weights(path), tokenizer_file(path, cache)
-    export_model(model, folder, published=published)
-    shutil.copyfile(tokenizer, folder / TOKENIZER)
+    bos = _bos(path, cache) if layout == "transformers" else None
+    export_model(model, folder, layout=layout)
+    if bos is None:
+        shutil.copyfile(tokenizer, folder / TOKENIZER)
+        return
+    text = adding_bos(read_tokenizer_file(tokenizer), bos)
+    (folder / TOKENIZER).write_text(text, encoding="utf-8")
+    token = open_tokenizer(text, tokenizer).id_to_token(bos) or ""
+    write_tokenizer_files(folder, model.config, bos, token)
+
+
+def _bos(path: Path, cache: Path) -> int:
+    """Return the token that begins documents, of a run's data or of the tokenizer beside the weights."""
+    if is_run(path):
+        return RunFolder(path).dataset(cache).bos
+    return find_bos(read_tokenizer_file(tokenizer_file(path, cache)), None)

@@ -48,19 +48,33 @@ def last_metrics(path: Path) -> dict[str, Any]:
     return dict(json.loads(whole[-1])) if whole else {}
 
 
-def cut_after(path: Path, step: int) -> None:
-    """Remove the lines after `step` and a last line cut off by a kill; reads no more than the file's end."""
+def cut_after(path: Path, step: int) -> int:
+    """Remove the lines after `step` and return the last one's step, 0 without any.
+
+    What is no line of metrics at the file's end is removed too; no more than that end is read.
+    """
     if not path.exists() or not path.stat().st_size:
-        return
+        return 0
+    last = 0
     with path.open("r+b") as file:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
             end = text.rfind(b"\n") + 1
             while end:
                 start = text.rfind(b"\n", 0, end - 1) + 1
-                if json.loads(text[start:end])["step"] <= step:
+                last = _step_of(text[start:end])
+                if 0 < last <= step:
                     break
                 end = start
         file.truncate(end)
+    return last if end else 0
+
+
+def _step_of(line: bytes) -> int:
+    """Return the step of a line of metrics, 0 if it is none."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return 0
 
 
 class MetricsLog:
@@ -70,11 +84,17 @@ class MetricsLog:
     ----------
     path : of metrics.jsonl.
     resume_step : the step of the checkpoint that the run continues from, 0 at its start.
+    every : steps from one line to the next; a warning says which lines before the checkpoint are missing.
     live : a wandb run that gets every line too (`live_run`).
     """
 
-    def __init__(self, path: Path, *, resume_step: int, live: Any | None = None) -> None:
-        cut_after(path, resume_step)
+    def __init__(self, path: Path, *, resume_step: int, every: int = 0, live: Any | None = None) -> None:
+        last = cut_after(path, resume_step)
+        if every and last < (due := resume_step - resume_step % every):
+            warnings.warn(
+                f"{path}: the lines of steps {last + 1} to {due} are missing, but the run goes on unchanged",
+                stacklevel=2,
+            )
         self._file = path.open("a", encoding="utf-8")
         self._live = live
 

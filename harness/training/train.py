@@ -66,9 +66,8 @@ def train(
         _take_steps(session, dataset, saver, stop_requested, write=lambda line: None, hung=hung)
     else:
         _show_groups(folder, session)
-        with MetricsLog(
-            folder.metrics, resume_step=session.first_step, live=live_run(folder, run.logger)
-        ) as log:
+        live, every = live_run(folder, run.logger), run.training.log_every
+        with MetricsLog(folder.metrics, resume_step=session.first_step, every=every, live=live) as log:
 
             def write(line: Line) -> None:
                 log.write(line)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,9 +16,11 @@ from model.config import ModelConfig
 from model.config_validation import ConfigError, build
 from model.outside_files import check_regular, read_json_object
 from model.published.config import config_from_published, config_to_published
+from model.published.transformers_layout import PREFIX, config_for_transformers, is_for_transformers
 from model.transformer import LoopedTransformer, build_model, model_from_weights
 
 LISTED = 20  # names of tensors in an error
+Layout = Literal["loopscale", "published", "transformers"]
 
 _EXACT = {
     "transformer.wte.weight": "embedding",
@@ -140,7 +142,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def load_model(folder: Path) -> LoopedTransformer:
-    """Load a published checkpoint or one of our exports: config.json beside its weights, in float32.
+    """Load a published checkpoint or one of our exports, whatever its layout, in float32.
+
+    The folder holds config.json beside model.safetensors or pytorch_model.bin.
 
     Raises
     ------
@@ -151,15 +155,20 @@ def load_model(folder: Path) -> LoopedTransformer:
     source = next((path for path in paths if path.exists()), None)
     if source is None:
         raise ConfigError(f"{folder} holds neither model.safetensors nor pytorch_model.bin")
-    published = "n_embd" in values
+    published, for_transformers = "n_embd" in values, is_for_transformers(values)
     try:
-        config = config_from_published(values) if published else build(ModelConfig, values)
+        if published:
+            config = config_from_published(values)
+        else:
+            config = build(ModelConfig, _fields(values) if for_transformers else values)
     except ConfigError as error:
         raise ConfigError(f"{folder / 'config.json'}: {error}") from None
     tensors = read_tensors(source)
     if published:
         kept = {name: value for name, value in tensors.items() if not _is_left_out(name)}
         tensors = {our_name(name) or name: value for name, value in kept.items()}
+    if for_transformers:
+        tensors = {name.removeprefix(PREFIX): value for name, value in tensors.items()}
     check_weights(config, tensors, str(source))
     # Copied, as the file may be written again, and in it tensors lie at any address, where a matrix product
     # may end in other bits.
@@ -167,27 +176,46 @@ def load_model(folder: Path) -> LoopedTransformer:
     return model_from_weights(config, weights)
 
 
+def _fields(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the fields of ModelConfig in the config.json of an export for transformers."""
+    fields = values.get("model")
+    if not isinstance(fields, Mapping):
+        raise ConfigError(f"model={fields!r} must be a group of keys")
+    return fields
+
+
 def _is_left_out(name: str) -> bool:
     return name.removeprefix("transformer.") in _LEFT_OUT
 
 
-def export_model(model: LoopedTransformer, folder: Path, *, published: bool = False) -> None:
-    """Write config.json and model.safetensors, under our names or in the published layout.
+def export_model(model: LoopedTransformer, folder: Path, *, layout: Layout = "loopscale") -> None:
+    """Write config.json and model.safetensors, under our names or in another layout.
 
     Raises
     ------
     ValueError : the published layout cannot express the config; nothing is written then.
     """
-    config = model.config
-    values = config_to_published(config) if published else asdict(config)
+    values = _config(model.config, layout)
     tensors = {
-        published_name(name, config.kind) if published else name: value.detach().cpu().contiguous()
+        _name(name, model.config, layout): value.detach().cpu().contiguous()
         for name, value in model.named_parameters()
     }
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / ".model.safetensors.partial"
     (folder / "config.json").write_text(json.dumps(values, indent=1) + "\n")
-    save_file(tensors, partial)
+    save_file(tensors, partial, {"format": "pt"} if layout == "transformers" else None)
     # safetensors makes files that their owner alone may read, whatever the umask.
     partial.chmod((folder / "config.json").stat().st_mode)
     partial.replace(folder / "model.safetensors")
+
+
+def _config(config: ModelConfig, layout: Layout) -> dict[str, Any]:
+    if layout == "published":
+        return config_to_published(config)
+    return config_for_transformers(config) if layout == "transformers" else asdict(config)
+
+
+def _name(name: str, config: ModelConfig, layout: Layout) -> str:
+    if layout == "published":
+        return published_name(name, config.kind)
+    return PREFIX + name if layout == "transformers" else name

@@ -104,7 +104,7 @@ def config_to_published(config: ModelConfig) -> dict[str, Any]:
     if gated_layers(config) != gated_layers(replace(config, value_embedding_wiring="published")):
         raise ConfigError(
             f"core_layers={config.core_layers} has no published counterpart: the value gates of that layout "
-            "would sit on other layers; leave out published=true (a model to be trained for it needs "
+            "would sit on other layers; leave out format=published (a model to be trained for it needs "
             "model.value_embedding_wiring=published)"
         )
     fields = {**asdict(config), "mlp_width": config.resolved_mlp_width, "kv_heads": config.resolved_kv_heads}

@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from harness.storage.files import read_json
-from sweeps.config.commands import LAWS, CompareConfig
-from sweeps.config.next_command import next_command
+from model.config_validation import ConfigError
+from sweeps.config.commands import LAWS, CompareConfig, FitTableConfig
+from sweeps.config.compose import compose_study
+from sweeps.config.next_command import command_line, next_command
+from sweeps.config.study import SweepConfig
 from sweeps.state.ledger import read_ledger
 
 FACTOR = 4.0  # between the budgets of a grid without a law and those that are proposed
@@ -14,32 +17,91 @@ FACTOR = 4.0  # between the budgets of a grid without a law and those that are p
 
 def after_report(settings: CompareConfig) -> list[str]:
     """Return the line that names the next command, after a reason if there is no law; none of other data."""
-    path = settings.results / LAWS
-    if settings.data is not None or not (settings.folder / "sweep.json").exists() or not path.exists():
+    if not _is_launched(settings):
         return []
-    overrides = read_ledger(settings.folder).overrides or [f"sweep={settings.sweep}"]
-    root = [] if settings.root == CompareConfig.root else [f"root={settings.root}"]
-    groups = read_json(path)["groups"]
+    if (remedy := without_law(settings)) is None:
+        return [next_command("plan", _overrides(settings), "suggest=8")]
+    reason, command = remedy
+    return [reason, f"next: {command}"] if command else [reason]
+
+
+def without_law(settings: FitTableConfig) -> tuple[str, str] | None:
+    """Return why a launched sweep has no law and the command that plans a grid which may; None if it has one.
+
+    The command is "" where the sweep's own files are not found from here.
+    """
+    from analysis.isoflop.geometry import MIN_BUDGETS
+
+    if not _is_launched(settings):
+        return None
+    groups = read_json(settings.results / LAWS)["groups"]
     laws = [law for estimator in _estimators(groups) for law in estimator["laws"].values()]
     if any(law["exponent"] for law in laws):
-        return [next_command("plan", overrides, "suggest=8", *root)]
-    side = _side(groups)
-    if not side:
-        return []
-    larger = side == "below"
-    budgets = [flops * (FACTOR if larger else 1 / FACTOR) for flops in groups[0]["budgets_flops"]]
-    written = ",".join(f"{flops:.6g}".replace("e+", "e") for flops in budgets)
-    return [
-        f"no law: most optima lie {side} the recurrences of the grid. They rise with the budget, so try "
-        f"{'larger' if larger else 'smaller'} ones",
-        next_command("plan", overrides, f"sweep.budgets_flops=[{written}]", *root),
-    ]
+        return None
+    overrides = _overrides(settings)
+    try:
+        sweep = compose_study(overrides).sweep
+    except ConfigError:
+        return "no law", ""
+    if side := _side(groups):
+        factor = FACTOR if side == "below" else 1 / FACTOR
+        return (
+            f"no law: most optima lie {side} the recurrences of the grid. They rise with the budget, so try "
+            f"{'larger' if side == 'below' else 'smaller'} ones",
+            command_line("plan", overrides, *moved_budgets(sweep, factor)),
+        )
+    curves = sum(optimum["value"] is not None or _lacks_minimum(optimum) for optimum in _optima(groups))
+    if curves < MIN_BUDGETS:
+        return "no law: the grid is too small for one, and its plan says what it lacks", command_line(
+            "plan", overrides
+        )
+    seeds = ",".join(map(str, range(2 * len(sweep.seeds) + 1)))
+    return (
+        "no law: the noise hides the minima of too many curves, so try more seeds",
+        command_line("plan", overrides, f"sweep.seeds=[{seeds}]"),
+    )
+
+
+def moved_budgets(sweep: SweepConfig, factor: float) -> list[str]:
+    """Return the overrides that multiply the budgets of a whole grid, its listed cells included."""
+    lengths = {"budgets_flops": sweep.budgets_flops}
+    lengths |= {
+        f"cells.{name}.lengths": cells.lengths for name, cells in sweep.cells.items() if cells.lengths
+    }
+    written = {
+        key: [f"{flops * factor:.6g}".replace("e+", "e") for flops in each] for key, each in lengths.items()
+    }
+    return [f"sweep.{key}=[{','.join(each)}]" for key, each in written.items()]
+
+
+def _is_launched(settings: FitTableConfig) -> bool:
+    """Return True for a sweep that was launched, which other data is not, and has been fitted."""
+    is_sweep = settings.data is None and (settings.folder / "sweep.json").exists()
+    return is_sweep and (settings.results / LAWS).exists()
+
+
+def _overrides(settings: FitTableConfig) -> list[str]:
+    """Return the overrides of the sweep's last launch, on the root where it is now."""
+    overrides = read_ledger(settings.folder).overrides or [f"sweep={settings.sweep}"]
+    return [*overrides, *([] if settings.root == FitTableConfig.root else [f"root={settings.root}"])]
+
+
+def _optima(groups: list[Any]) -> list[Any]:
+    """Return the optima of the recurrence by the first estimator, of all groups."""
+    return [one for group in groups for one in group["estimators"][0]["optima"].get("mean_recurrence", [])]
+
+
+def _lacks_minimum(optimum: Any) -> bool:
+    """Return True if a curve was fitted and its minimum refused."""
+    return "minimum" in str(optimum["refusal"])
 
 
 def _side(groups: list[Any]) -> str:
     """Return on which side of the grid most optima lie, "" if on neither."""
     refusals = [
-        str(one["refusal"]) for item in _estimators(groups) for one in item["optima"]["mean_recurrence"]
+        str(one["refusal"])
+        for item in _estimators(groups)
+        for one in item["optima"].get("mean_recurrence", [])
     ]
     counts = {side: sum(f"lies {side} the swept" in text for text in refusals) for side in ("below", "above")}
     if counts["below"] == counts["above"]:

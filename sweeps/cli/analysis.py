@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from analysis.result_files import write_result
 from model.config_validation import ConfigError, build
-from sweeps.cli.after_report import after_report
+from sweeps.cli.after_report import after_report, without_law
 from sweeps.cli.help import Command
 from sweeps.cli.tables import to_json
 from sweeps.config.commands import LAWS, CompareConfig, FitTableConfig
@@ -31,8 +33,29 @@ if TYPE_CHECKING:
     AnyComparison: TypeAlias = Comparison | ArmComparison | PublishedComparison
 
 PUBLISHED = "parcae_published"
+Settings = TypeVar("Settings", bound=FitTableConfig)
+Result = TypeVar("Result")
 
 
+def _names_source(function: Callable[[Settings], Result]) -> Callable[[Settings], Result]:
+    """Let every refusal of a table name the file or folder that it comes from."""
+
+    @functools.wraps(function)
+    def naming(settings: Settings) -> Result:
+        from analysis.tables.schema import TableError
+
+        try:
+            return function(settings)
+        except TableError as error:
+            source = settings.data or str(settings.folder)
+            if Path(source).name in str(error):
+                raise
+            raise TableError(f"{source}: {error}") from error
+
+    return naming
+
+
+@_names_source
 def fit_sweep(settings: FitTableConfig) -> AnyFit:
     """Fit the sweep's tables and write laws.json beside them; with `data`, fit that and write to `out` alone.
 
@@ -70,6 +93,7 @@ def fit_sweep(settings: FitTableConfig) -> AnyFit:
     return study
 
 
+@_names_source
 def compare_data(settings: CompareConfig) -> AnyComparison:
     """Compare looped with fixed depth in the sweep's runs, other runs or the published rows; or arms."""
     if settings.cost != "flops":
@@ -158,6 +182,7 @@ def comparison_figures(settings: CompareConfig, comparison: AnyComparison) -> li
     return [settings.results / f"{name}.pdf" for name in names(comparison)]
 
 
+@_names_source
 def report_sweep(settings: CompareConfig) -> tuple[Path, list[str]]:
     """Write the report with its figures; return the path of its page and one line per law.
 
@@ -234,17 +259,22 @@ def _fit_config(settings: FitTableConfig) -> FitConfig:
 
 def _fit(overrides: list[str]) -> str:
     from analysis import StudyFit
+    from analysis.study.brief import brief
 
     settings = compose_table("fit", overrides)
     fitted = fit_sweep(settings)
     if settings.format == "json":
         return str(fitted.to_json())
-    lines = [str(fitted.summary()), ""]
-    is_study = isinstance(fitted, StudyFit)
-    if is_study and settings.keeps_results:
-        lines.append(f"written: {settings.results / LAWS}")
     cost = [f"cost={settings.cost}"] if settings.cost != "flops" else []
-    return "\n".join([*lines, next_command("compare" if is_study else "report", overrides, *cost)])
+    if not isinstance(fitted, StudyFit):
+        return "\n".join([str(fitted.summary()), "", next_command("report", overrides, *cost)])
+    lines = [str(fitted.summary()), "", *fitted.headlines()] if settings.details else [brief(fitted)]
+    if settings.keeps_results:
+        more = "" if settings.details else "; details=true prints everything"
+        lines.append(f"written: {settings.results / LAWS}{more}")
+    if remedy := without_law(settings):
+        lines.append(": ".join(filter(None, remedy)))
+    return "\n".join([*lines, next_command("compare", overrides, *cost)])
 
 
 def _compare(overrides: list[str]) -> str:

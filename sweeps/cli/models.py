@@ -43,7 +43,7 @@ def export_model(settings: ExportConfig) -> Path:
     from harness.evaluation.weights import export
 
     folder = Path(settings.folder)
-    export(Path(settings.checkpoint), folder, cache=Path(settings.cache), published=settings.published)
+    export(Path(settings.checkpoint), folder, cache=Path(settings.cache), layout=settings.layout)
     return folder
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.storage.files import write_text
-from model.config_validation import ConfigError
+from model.config_validation import ConfigError, closest
 from sweeps.cli.help import Command
 from sweeps.cli.new_choices import asked, listed_choices, scales
 from sweeps.config.commands import NewConfig
@@ -22,6 +22,8 @@ from sweeps.config.shell import quote
 
 if TYPE_CHECKING:
     from sweeps.config.study import StudyConfig
+    from sweeps.planning.known_window import Window
+    from sweeps.planning.new_grid import Allowance
     from sweeps.planning.new_sweep import Reference
     from sweeps.planning.plan import Plan
 
@@ -97,18 +99,24 @@ def _grid(
 ) -> tuple[list[int], list[float]]:
     """Return the recurrences and budgets that are given, else those that an allowance or the scale gives."""
     from sweeps.planning import new_grid
+    from sweeps.planning.known_window import known_window
 
-    recurrences = sorted(set(settings.mean_recurrences or reference.settings["sweep"]["mean_recurrences"]))
+    recurrences = _recurrences(settings, reference)
     if settings.budgets_flops:
         return recurrences, sorted(set(settings.budgets_flops))
     _, study = trial(recurrences, [1.0])
     if settings.allowance is not None:
-        flops = new_grid.allowance_in_flops(study, settings.allowance, reference)
-        window = new_grid.known_window(study, reference)
-        return new_grid.fitted_grid(flops, recurrences, study, window, vary=settings.mean_recurrences is None)
+        allowance = new_grid.priced_allowance(study, settings.allowance, reference)
+        window = known_window(new_grid.shortest(study), reference)
+        vary = settings.mean_recurrences is None
+        return new_grid.fitted_grid(allowance, recurrences, study, window, vary=vary)
     if settings.scale == reference.scale:
         return recurrences, reference.budgets_flops
     return recurrences, new_grid.alike_budgets(study, reference)
+
+
+def _recurrences(settings: NewConfig, reference: Reference) -> list[int]:
+    return sorted(set(settings.mean_recurrences or reference.settings["sweep"]["mean_recurrences"]))
 
 
 def _check_name(name: str) -> None:
@@ -121,6 +129,9 @@ def _check_name(name: str) -> None:
 def _one_scale(scale: str | None) -> str:
     if scale is None:
         raise ConfigError(f"scale is not set: scale=..., one of {', '.join(scales())}")
+    if "," not in scale and find("model", scale) is None:
+        near = closest(scale, scales()) if len(scales()) > 12 else ""
+        raise ConfigError(f"scale={scale} is unknown{near}; there are {', '.join(scales())}")
     if "," in scale:
         first, *others = scale.split(",")
         raise ConfigError(
@@ -151,8 +162,6 @@ def _command(settings: NewConfig) -> str:
 
 
 def _new(overrides: list[str]) -> str:
-    from sweeps.planning.new_grid import known_window, other_budgets, outside_window, too_short, unused
-
     settings = compose_table("new", overrides)
     if sys.stdin.isatty():
         settings = asked(settings, overrides)
@@ -162,14 +171,67 @@ def _new(overrides: list[str]) -> str:
         [
             f"{path}: {source}",
             planned.summary(),
-            *too_short(study, planned),
-            *(unused(study, planned, settings.allowance, reference) if settings.allowance else []),
             *_designed(study, reference),
-            *outside_window(study, known_window(study, reference)),
-            *other_budgets(study, reference),
+            *_remarks(settings, path, study, planned, reference),
             next_command("plan", study.overrides),
         ]
     )
+
+
+def _remarks(
+    settings: NewConfig, path: Path, study: StudyConfig, planned: Plan, reference: Reference
+) -> list[str]:
+    """Return what is wrong with the budgets, each with the command that writes better ones."""
+    from sweeps.planning import new_grid
+    from sweeps.planning.known_window import known_window
+
+    lines = new_grid.too_short(study, planned)
+    allowance = new_grid.Allowance(flops=planned.totals()["nominal_flops"])
+    if settings.allowance is not None:
+        allowance = new_grid.priced_allowance(study, settings.allowance, reference)
+        lines += new_grid.unused(study, planned, allowance)
+    window = known_window(new_grid.shortest(study), reference)
+    return [
+        *lines,
+        *_outside(settings, path, study, reference, window, allowance),
+        *new_grid.other_budgets(study, reference),
+    ]
+
+
+def _outside(
+    settings: NewConfig,
+    path: Path,
+    study: StudyConfig,
+    reference: Reference,
+    window: Window,
+    allowance: Allowance,
+) -> list[str]:
+    """Return a line on the budgets whose optimum lies outside the grid, and the command that mends them."""
+    from sweeps.planning.known_window import outside
+    from sweeps.planning.new_grid import cost, inside_grid
+    from sweeps.planning.new_sweep import flow
+
+    swept, budgets = study.sweep.mean_recurrences, study.sweep.budgets_flops
+    beyond = outside(swept, budgets, window)
+    if not beyond:
+        return []
+    said = (
+        f"{beyond} of {len(budgets)} budgets have their optimum at an edge of µ = {min(swept)} to "
+        f"{max(swept)} or beyond, by the law of the shipped sweep"
+    )
+    vary = settings.mean_recurrences is None
+    better = inside_grid(study, _recurrences(settings, reference), window, vary=vary)
+    if better is None:
+        return [f"{said}: give mean_recurrences that reach further"]
+    needed = cost(better)
+    if settings.allowance is None:
+        changed = dataclasses.replace(settings, budgets_flops=better[1])
+    else:
+        changed = dataclasses.replace(settings, allowance=allowance.value(needed))
+    return [
+        f"{said}. Three budgets with it inside, such as {', '.join(map(flow, better[1]))}, take "
+        f"{allowance.words(needed)}: rm {quote(str(path))} && {_command(changed)}"
+    ]
 
 
 def _designed(study: StudyConfig, reference: Reference) -> list[str]:

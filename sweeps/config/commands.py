@@ -116,6 +116,13 @@ class FitTableConfig(TableConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FitCommandConfig(FitTableConfig):
+    """`loopscale fit`; `details` prints everything that laws.json holds."""
+
+    details: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class CompareConfig(FitTableConfig):
     """`loopscale compare` and `report`: looped against fixed depth, and the arms of an axis."""
 
@@ -158,7 +165,17 @@ class ExportConfig:
     checkpoint: Annotated[str, MinLen(1)]
     folder: Annotated[str, MinLen(1)]
     cache: str = "runs/.data"
-    published: bool = False
+    format: Literal["loopscale", "published", "transformers"] = "loopscale"
+    published: bool = False  # the same as format=published
+
+    def __post_init__(self) -> None:
+        if self.published and self.format == "transformers":
+            raise ValueError("published=true and format=transformers are two layouts: leave one out")
+
+    @property
+    def layout(self) -> Literal["loopscale", "published", "transformers"]:
+        """Return the layout of the files."""
+        return "published" if self.published else self.format
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,7 +253,7 @@ TABLES: dict[str, type] = {
     "retry": ChangeConfig,
     "collect": CollectConfig,
     "sync": SyncConfig,
-    "fit": FitTableConfig,
+    "fit": FitCommandConfig,
     "report": CompareConfig,
     "compare": CompareConfig,
 }

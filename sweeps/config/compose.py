@@ -15,8 +15,18 @@ from harness.run.length import LENGTHS
 from model.config_validation import ConfigError, build, check_name, closest
 from sweeps.config.cluster import ClusterConfig, RetryConfig
 from sweeps.config.commands import TABLES
-from sweeps.config.folders import CONF, SEARCH_PATH, STUDY, SUFFIXES, check_files, empty_file, searched
-from sweeps.config.overrides import check_overrides, forced, one_line, with_lists
+from sweeps.config.folders import (
+    CONF,
+    SEARCH_PATH,
+    STUDY,
+    SUFFIXES,
+    check_files,
+    choices,
+    empty_file,
+    file_that_sets,
+    searched,
+)
+from sweeps.config.overrides import check_overrides, forced, one_line, refuse_name, with_lists
 from sweeps.config.study import StudyConfig, SweepConfig
 
 LISTS = {  # keys whose value is always a list, by command
@@ -56,6 +66,12 @@ def compose_study(overrides: Sequence[str] | StudyConfig) -> StudyConfig:
     if isinstance(overrides, StudyConfig):
         return overrides
     mapping, chosen = _compose(CONF, STUDY, overrides)
+    with _naming_the_file(chosen, overrides):
+        return _study(mapping, chosen.get("model", ""), overrides)
+
+
+def _study(mapping: dict[str, Any], chosen: str, overrides: Sequence[str]) -> StudyConfig:
+    """Return the checked study of a composed configuration, `chosen` is its model."""
     for group in ("sweep", "cluster", "retry"):
         if not isinstance(mapping.get(group), dict):
             check_files(overrides)
@@ -73,7 +89,7 @@ def compose_study(overrides: Sequence[str] | StudyConfig) -> StudyConfig:
             if scale != chosen:
                 own.insert(0, f"model={scale}")
             rest = [text for text in overrides if scale == chosen or not text.startswith("model=")]
-            fields, _ = _compose(CONF, STUDY, [*rest, *own])
+            fields = _of_scale(scale, [*rest, *own])
         runs[scale] = _run(fields, scale)
     settings = build(StudyConfig, {key: mapping[key] for key in _STUDY_KEYS} | {"runs": {}})
     profile = [text for text in overrides if PROFILE.match(text)]
@@ -88,13 +104,35 @@ def compose_study(overrides: Sequence[str] | StudyConfig) -> StudyConfig:
     )
 
 
+def _of_scale(scale: str, overrides: Sequence[str]) -> dict[str, Any]:
+    try:
+        return _compose(CONF, STUDY, overrides)[0]
+    except ConfigError as error:
+        if error.key == "model":
+            raise ConfigError(f"sweep.scales: {error}", "sweep.scales") from None
+        raise
+
+
+@contextmanager
+def _naming_the_file(chosen: Mapping[str, str], overrides: Sequence[str]) -> Iterator[None]:
+    """Put the file that sets the key of a ConfigError before its message."""
+    try:
+        yield
+    except ConfigError as error:
+        found = file_that_sets(error.key, chosen, overrides) if error.key else None
+        if found is None:
+            raise
+        path, key = found
+        raise ConfigError(f"{path}: {str(error).replace(error.key, key, 1)}", key) from None
+
+
 def _run(mapping: dict[str, Any], scale: str) -> RunConfig:
     known = [item.name for item in dataclasses.fields(RunConfig)]
     others = (*_STUDY_KEYS, "sweep", "cluster", "retry", "path")  # path is a short name for data.path
     fields = {key: value for key, value in mapping.items() if key not in others}
     for key in fields:
         if key not in known:
-            raise ConfigError(f"unknown key {key}{_inside(key) or closest(key, [*known, *others])}")
+            raise ConfigError(f"unknown key {key}{_inside(key) or closest(key, [*known, *others])}", key)
     check_name("model", scale)
     return build(RunConfig, fields | {"scale": scale})
 
@@ -180,9 +218,9 @@ def without_garbage_collection() -> Iterator[None]:
 
 
 @without_garbage_collection()
-def _compose(folder: Path, name: str, overrides: Sequence[str]) -> tuple[dict[str, Any], str]:
+def _compose(folder: Path, name: str, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
     from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException, OverrideParseException
+    from hydra.errors import HydraException, MissingConfigException, OverrideParseException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
@@ -194,8 +232,8 @@ def _compose(folder: Path, name: str, overrides: Sequence[str]) -> tuple[dict[st
         ):
             check_overrides(texts, folders)
             config = compose(name, forced(folders, with_lists(texts)), return_hydra_config=True)
-            choices = {str(group): str(name) for group, name in config.hydra.runtime.choices.items()}
-            if empty := empty_file(choices, folders):
+            chosen = {str(group): str(name) for group, name in config.hydra.runtime.choices.items()}
+            if empty := empty_file(chosen, folders):
                 check_files(overrides)  # which names a file as the user does
                 raise ConfigError(f"{empty} holds no settings")
             OmegaConf.set_struct(config, False)
@@ -208,8 +246,14 @@ def _compose(folder: Path, name: str, overrides: Sequence[str]) -> tuple[dict[st
         ) from error
     except ConfigError:
         raise
+    except MissingConfigException as error:  # in the defaults of a chosen file
+        check_files(overrides)
+        group, _, missing = str(error.missing_cfg_file).rpartition("/")
+        if names := choices(group, folders):
+            refuse_name(group, missing, names, folders, overrides)
+        raise ConfigError(one_line(str(error))) from error
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError, RecursionError) as error:
         check_files(overrides)
         raise ConfigError(one_line(str(error))) from error
     assert isinstance(mapping, dict)
-    return {str(key): value for key, value in mapping.items()}, choices.get("model", "")
+    return {str(key): value for key, value in mapping.items()}, chosen

@@ -6,6 +6,7 @@ the folders of LOOPSCALE_CONFIG, `conf/` in the working directory, and the proje
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from model.config_validation import ConfigError
 
@@ -27,6 +28,7 @@ VARIABLE = "LOOPSCALE_CONFIG"
 SUFFIXES = (".yaml", ".yml")
 SEARCH_PATH = "hydra.searchpath"  # an override that names further folders, first
 _SEARCHED: list[Path] = []  # by Hydra, while it composes
+_REFERENCE = re.compile(r"\$\{([\w.]+)\}")  # of one key to another
 NAME = re.compile(r"[\w.-]+")  # of a file, as Hydra's grammar takes it without quotes
 
 
@@ -65,6 +67,7 @@ def check_files(overrides: Sequence[str]) -> None:
             content = OmegaConf.to_container(OmegaConf.load(path))
             if not isinstance(content, dict) or not content:
                 raise ValueError("it holds no settings")
+            json.dumps(content, ensure_ascii=False, default=str).encode()  # YAML's "\ud800" is no character
         except Exception as error:  # of YAML, of OmegaConf, of the file system
             raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
 
@@ -78,6 +81,55 @@ def empty_file(chosen: Mapping[str, str], folders: Sequence[Path]) -> Path | Non
         if all(line.strip()[:1] in ("", "#") for line in lines):
             return path
     return None
+
+
+def file_that_sets(key: str, chosen: Mapping[str, str], overrides: Sequence[str]) -> tuple[Path, str] | None:
+    """Return the chosen file that sets a dotted key, and the key there: another where a key refers to it.
+
+    None if no file does, or the command line does. `chosen` names a file for each group; one that the command
+    line names itself counts first.
+    """
+    written = {text.partition("=")[0].lstrip("+"): text.partition("=")[2] for text in overrides}
+    if any(key == name or key.startswith(f"{name}.") for name in written if name not in chosen):
+        return None
+    for group, name in sorted(chosen.items(), key=lambda item: item[0] != "sweep"):
+        path = find(group, written.get(group, name), overrides)
+        while path is not None:
+            content = yaml_content(path)
+            own = content if _is_global(path) else {group: content}
+            if (value := _value(own, key.split("."))) is not None:
+                if isinstance(value, str) and (other := _REFERENCE.fullmatch(value)):
+                    return file_that_sets(other[1], chosen, overrides)
+                return (Path(os.path.relpath(path)) if Path.cwd() in path.resolve().parents else path), key
+            parents = [item for item in content.get("defaults") or [] if isinstance(item, str)]
+            parent = next((item for item in parents if item != "_self_"), None)
+            path = None if parent is None else find(group, parent, overrides)
+    return None
+
+
+def yaml_content(path: Path) -> dict[str, Any]:
+    """Return the content of a configuration file as it is written."""
+    from omegaconf import OmegaConf
+
+    content = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
+
+
+def _is_global(path: Path) -> bool:
+    """Return True if the keys of a file are those of the whole configuration."""
+    return "@package _global_" in path.read_text(encoding="utf-8").partition("\n")[0]
+
+
+def _value(content: Any, parts: Sequence[str]) -> Any:
+    """Return the value at nested keys, "" for null, None if they are not set; a list stands for its items."""
+    for part in parts:
+        if isinstance(content, list):
+            return content
+        if not isinstance(content, dict) or part not in content:
+            return None
+        content = content[part]
+    return "" if content is None else content
 
 
 def sweep_folder(parent: Path) -> Path:

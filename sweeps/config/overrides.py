@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import NoReturn
 
 from model.config_validation import ConfigError, closest
 from sweeps.config.folders import SEARCH_PATH, choices
@@ -128,12 +129,13 @@ def check_overrides(overrides: Sequence[str], folders: Sequence[Path]) -> None:
         group = key.lstrip("+")
         names = choices(group, folders)
         if names and not value.startswith("{") and value not in names:
-            _refuse_name(group, value, names, folders, overrides)
+            refuse_name(group, value, names, folders, overrides)
 
 
-def _refuse_name(
-    group: str, value: str, names: list[str], folders: Sequence[Path], overrides: Sequence[str]
-) -> None:
+def refuse_name(
+    group: str, value: str, names: Sequence[str], folders: Sequence[Path], overrides: Sequence[str]
+) -> NoReturn:
+    """Raise ConfigError for a name that no file of a group has: the closest one, all, and where they are."""
     root = next((text[5:] for text in overrides if text.startswith("root=")), "runs")
     if group == "sweep" and (Path(root) / value / "sweep.json").exists():
         raise ConfigError(
@@ -141,8 +143,11 @@ def _refuse_name(
             f"{root}/{value} was launched, sweep.name={value} among them"
         )
     places = ", ".join(str(folder / group) for folder in folders if (folder / group).is_dir())
-    listed = closest(value, names) or f" (choose from {', '.join(names)})"
-    raise ConfigError(f"{group}={value} is unknown{listed}; looked in {places}")
+    near = closest(value, names)
+    near = near if "did you mean" in near else ""
+    raise ConfigError(
+        f"{group}={value} is unknown{near}; there are {', '.join(names)}; looked in {places}", group
+    )
 
 
 def one_line(message: str) -> str:

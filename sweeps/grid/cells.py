@@ -44,6 +44,7 @@ NO_SWEEP = (
     "no sweep chosen: add sweep=NAME, one that loopscale plan --help lists or the path of a file (loopscale "
     "new writes one), or sweep.name=... and its grid"
 )
+NO_NAME = "sweep.name is not set: write `name: NAME` below `sweep:`, or add sweep.name=NAME"
 Lookup = Callable[[DataConfig], DataFacts]
 T = TypeVar("T")
 
@@ -160,7 +161,8 @@ def memory_bytes(cell: Cell, cluster: ClusterConfig) -> float:
 
 def _check_sweep(sweep: SweepConfig) -> None:
     if not sweep.name:
-        raise ConfigError(NO_SWEEP)
+        has_grid = sweep.mean_recurrences and any(getattr(sweep, kind) for kind in _LENGTHS)
+        raise ConfigError(NO_NAME if has_grid else NO_SWEEP)
     kinds = [kind for kind in _LENGTHS if getattr(sweep, kind)]
     if len(kinds) != 1:
         raise ConfigError(f"sweep.{kinds or 'lengths'}: give exactly one of {', '.join(_LENGTHS)}")

@@ -21,6 +21,7 @@ from sweeps.config.next_command import command_line
 from sweeps.config.study import StudyConfig
 
 MEASURED, SIMILAR, CALIBRATED = "measured", "measured on the same scale", "calibrated"
+ROUGH = "calibrated on a busy machine"
 ESTIMATED, UNKNOWN = "estimated from peak", "speed unknown"
 
 Shape = tuple[Any, ...]
@@ -60,6 +61,7 @@ class Throughputs:
     cluster: ClusterConfig
     measured: dict[tuple[Hardware, Shape], list[float]] = field(default_factory=lambda: defaultdict(list))
     calibrated: dict[tuple[Hardware, Shape], float] = field(default_factory=dict)
+    rough: set[tuple[Hardware, Shape]] = field(default_factory=set)  # of those: timed on a busy machine
 
     def add_record(self, record: dict[str, Any], resources: Resources) -> None:
         """Add the throughput in the record of a run that was trained with these resources."""
@@ -74,7 +76,8 @@ class Throughputs:
         if (hardware, shape) in self.measured:
             return statistics.median(self.measured[hardware, shape]), MEASURED
         if (hardware, shape) in self.calibrated:
-            return self.calibrated[hardware, shape], CALIBRATED
+            source = ROUGH if (hardware, shape) in self.rough else CALIBRATED
+            return self.calibrated[hardware, shape], source
         similar = (hardware, shape[0])
         same_scale = [
             rate for (at, k), rates in self.measured.items() if (at, k[0]) == similar for rate in rates
@@ -90,17 +93,23 @@ class Throughputs:
 
 def describe_sources(sources: Iterable[str], study: StudyConfig) -> str:
     """Return where the hours of a plan come from, as text; `sources` has one entry per cell."""
+    from sweeps.backends.registry import open_backend
+
     counts, cluster = Counter(sources), study.cluster
     if not counts:
         return "no cell to price"
+    timed = command_line("plan", study.overrides, "calibrate=true")
     parts = []
     for source, count in counts.most_common():
         detail = ""
         if source == ESTIMATED:
             peak = cluster.device_peak_flops_per_s
             detail = f" ({peak:.3g} FLOP/s x utilisation {cluster.device_utilisation:g}), not measured"
+            if not open_backend(cluster).simulated:
+                detail += f"; {timed} measures it"
+        if source == ROUGH:
+            detail = f"; {timed} repeats it"
         if source == UNKNOWN:
-            timed = command_line("plan", study.overrides, "calibrate=true")
             detail = f": set cluster.device_peak_flops_per_s, or time it: {timed}"
         cells = "" if len(counts) == 1 else f"{count} cells "
         parts.append(f"{cells}{source}{detail}")
@@ -142,7 +151,9 @@ def known_throughputs(
     for path in sorted(files, key=lambda path: path.stat().st_mtime):
         fields = read_json(path)
         hardware = hardware_of(build(Resources, fields["resources"], f"{path}: resources."))
-        throughputs.calibrated[hardware, shape_of(*fields["shape"])] = fields["flops_per_s"]
+        key = hardware, shape_of(*fields["shape"])
+        throughputs.calibrated[key] = fields["flops_per_s"]
+        (throughputs.rough.add if fields.get("busy") else throughputs.rough.discard)(key)
     for array in arrays:
         submitted = read_submitted(array_folder(sweep, array))
         is_here = submitted is not None and submitted.cluster == name

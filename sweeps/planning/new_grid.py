@@ -4,28 +4,47 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from scipy.optimize import brentq
-
-from analysis.config import FitConfig
-from analysis.design.ground_truth import fitted
-from analysis.isoflop.geometry import MIN_BUDGETS, MIN_SWEPT, geometry
+from analysis.isoflop.geometry import MIN_BUDGETS, MIN_SWEPT
 from model.config_validation import ConfigError
 from model.flops import flops_per_token, parameter_counts
 from sweeps.config.compose import compose_study
 from sweeps.config.study import StudyConfig
 from sweeps.planning.design import allowance_flops
+from sweeps.planning.known_window import Window, everywhere, outside
 from sweeps.planning.new_sweep import Reference, flow
 from sweeps.planning.plan import Plan, plan
 
-LADDER = 5  # budgets at most, a factor of two apart
+LADDER = 5  # budgets at most
+STEPS = (
+    2.0,
+    1.6,
+)  # factors between two budgets; the second where a law is known and the first costs too much
 REPLICATES = [1, 2]  # further seeds of two cells
-EVERYWHERE = (0.0, math.inf)
-INSIDE = 1.4  # factor between an optimum and the ends of its curve at which most seeds accept it
-SEARCHED = (1e8, 1e26)  # FLOPs
+
+Grid = tuple[list[int], list[float]]  # recurrences and budgets
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allowance:
+    """What a whole sweep may cost, in the unit of its user: FLOPs, or device-hours at a known speed."""
+
+    flops: float
+    flops_per_hour: float | None = None  # None: it was given in FLOPs
+
+    def value(self, flops: float) -> str:
+        """Return an amount as the key `allowance` takes it, rounded up."""
+        if self.flops_per_hour is None:
+            return flow(_digits(flops, math.ceil, 3))
+        return f"{_digits(flops / self.flops_per_hour, math.ceil):g}h"
+
+    def words(self, flops: float) -> str:
+        """Return an amount in words, hours with the FLOPs in brackets."""
+        written = f"{flow(_digits(flops, math.ceil, 3))} FLOPs"
+        return f"{self.value(flops)} ({written})" if self.flops_per_hour else written
 
 
 def noise_cells(recurrences: list[int], budgets: list[float]) -> dict[str, dict[str, Any]]:
@@ -39,98 +58,109 @@ def noise_cells(recurrences: list[int], budgets: list[float]) -> dict[str, dict[
     }
 
 
-def allowance_in_flops(study: StudyConfig, allowance: float | str, reference: Reference) -> float:
-    """Return an allowance in FLOPs; device-hours, as 20h, are converted at the speed of the study's runs.
+def priced_allowance(study: StudyConfig, allowance: float | str, reference: Reference) -> Allowance:
+    """Return an allowance; device-hours, as 20h, are converted at the speed of the study's runs.
 
     Raises ConfigError where the speed is unknown, with the command that times a shipped sweep of that scale.
     """
     (scale,) = study.runs
     shipped = [f"sweep={reference.name}", f"model={scale}", *study.overrides[1:]]
-    study = dataclasses.replace(_shortest(study), allowance=allowance, overrides=shipped)
-    return allowance_flops(study, plan(study).frame, math.nan)
+    study = dataclasses.replace(shortest(study), allowance=allowance, overrides=shipped)
+    flops = allowance_flops(study, plan(study).frame, math.nan)
+    if not flops > 0:
+        shown = allowance if isinstance(allowance, str) else f"{allowance:g}"
+        raise ConfigError(f"allowance={shown}: give FLOPs or device-hours above 0")
+    in_hours = isinstance(allowance, str)
+    hours = float(str(allowance).removesuffix("h")) if in_hours else math.nan
+    return Allowance(flops=flops, flops_per_hour=flops / hours if in_hours else None)
 
 
 def fitted_grid(
-    allowance_flops: float,
+    allowance: Allowance,
     recurrences: list[int],
     study: StudyConfig,
-    window: tuple[float, float] = EVERYWHERE,
+    window: Window = everywhere,
     *,
     vary: bool = True,
-) -> tuple[list[int], list[float]]:
+) -> Grid:
     """Return recurrences and budgets of the largest grid within an allowance that drops no cell as too short.
 
     Budgets are left out from the largest and, if `vary`, recurrences from the deepest, never so many that the
-    rest can give no law.
-
-    Parameters
-    ----------
-    window : least and largest budget at which a law has its optimum inside the recurrences; kept if possible.
+    rest can give no law. A grid with all its optima inside the recurrences goes before all others, then one
+    with as many as possible.
 
     Raises
     ------
     ConfigError : every such grid costs more.
     """
-    if not allowance_flops > 0:
-        raise ConfigError(f"allowance={allowance_flops:g}: give FLOPs or device-hours above 0")
-    grids = [recurrences]
-    while vary and sum(mu % 2 == 0 for mu in grids[-1][:-1]) >= MIN_SWEPT:
-        grids.append(grids[-1][:-1])
-    for low, high in (window, EVERYWHERE):
-        for grid in grids:
-            for count in range(LADDER, MIN_BUDGETS - 1, -1):
-                paid = min(allowance_flops, _units(grid, count) * high / 2 ** (count - 1))
-                budgets = ladder(paid, grid, count)
-                if budgets[0] >= max(low, _shortest_flops(study, grid)):
-                    return grid, budgets
-    grid = grids[-1]
-    least = _two_digits(_shortest_flops(study, grid), math.ceil)
+
+    def rank(grid: Grid) -> tuple[bool, int]:
+        beyond = outside(*grid, window)
+        return beyond == 0, len(grid[1]) - beyond if beyond else 0
+
+    candidates = list(_grids(allowance.flops, recurrences, study, window, vary))
+    if candidates:
+        return max(candidates, key=rank)  # the first of equals
+    swept = _swept(recurrences, vary)[-1]
+    least = _digits(_shortest_flops(study, swept), math.ceil)
+    given, needed = allowance.words(allowance.flops), _units(swept, MIN_BUDGETS) * least
     raise ConfigError(
-        f"allowance={allowance_flops:.3g} FLOPs: the least grid that can give a law, µ = "
-        f"{','.join(map(str, grid))} at {MIN_BUDGETS} budgets from {flow(least)}, takes "
-        f"{flow(least * _units(grid, MIN_BUDGETS))}; give that, or a smaller scale"
+        f"allowance={given}: the least grid that can give a law, µ = {','.join(map(str, swept))} at "
+        f"{MIN_BUDGETS} budgets from {flow(least)} FLOPs, takes {allowance.words(needed)}; give "
+        f"allowance={allowance.value(needed)}, or a smaller scale"
     )
 
 
-def ladder(allowance_flops: float, recurrences: list[int], count: int = LADDER) -> list[float]:
+def _grids(
+    flops: float, recurrences: list[int], study: StudyConfig, window: Window, vary: bool
+) -> Iterator[Grid]:
+    """Yield the grids that an allowance pays for, the preferred ones first."""
+    for step in STEPS if window is not everywhere else STEPS[:1]:
+        for swept in _swept(recurrences, vary):
+            shortest_flops, highest = _shortest_flops(study, swept), window(swept)[1]
+            for count in range(LADDER, MIN_BUDGETS - 1, -1):
+                paid = min(flops, _units(swept, count, step) * highest / step ** (count - 1))
+                budgets = ladder(paid, swept, count, step)
+                if budgets[0] >= shortest_flops:
+                    yield swept, budgets
+
+
+def _swept(recurrences: list[int], vary: bool) -> list[list[int]]:
+    """Return the recurrences, and if `vary` also without the deepest ones, while they can give a law."""
+    found = [recurrences]
+    while vary and sum(mu % 2 == 0 for mu in found[-1][:-1]) >= MIN_SWEPT:
+        found.append(found[-1][:-1])
+    return found
+
+
+def ladder(
+    allowance_flops: float, recurrences: list[int], count: int = LADDER, step: float = 2.0
+) -> list[float]:
     """Return `count` budgets whose grid, control and further seeds cost at most `allowance_flops`.
 
-    The least has two significant digits; each of the others is twice the one before.
+    The least has two significant digits; each of the others is `step` times the one before.
     """
-    return _doubled(_two_digits(allowance_flops / _units(recurrences, count), math.floor), count)
+    return _rising(_digits(allowance_flops / _units(recurrences, count, step), math.floor), count, step)
 
 
-def known_window(study: StudyConfig, reference: Reference) -> tuple[float, float]:
-    """Return the budgets between which the reference's law has its optimum well inside the recurrences.
-
-    `EVERYWHERE` if it is of another scale, its results are not there or the recurrences lie close together.
-    """
-    (scale,), swept = study.runs, study.sweep.mean_recurrences
-    if scale != reference.scale or reference.study is None or max(swept) <= INSIDE**2 * min(swept):
-        return EVERYWHERE
-    runs, count = plan(_shortest(study)).accepted, FitConfig().parameter_count
-    law = fitted(reference.study / "laws.json", runs, count)
-    shape = geometry(runs[runs["kind"] == "looped"], count)
-
-    def budget(optimum: float) -> float:
-        return float(np.exp(brentq(lambda c: law.optimum(shape, np.exp(c)) - optimum, *np.log(SEARCHED))))
-
-    return budget(min(swept) * INSIDE), budget(max(swept) / INSIDE)
+def inside_grid(study: StudyConfig, recurrences: list[int], window: Window, *, vary: bool) -> Grid | None:
+    """Return the cheapest grid with all its optima inside, None if there is none."""
+    found = []
+    for step in STEPS:
+        for swept in _swept(recurrences, vary):
+            low, high = window(swept)
+            least = _digits(max(low, _shortest_flops(study, swept)), math.ceil)
+            budgets = _rising(least, MIN_BUDGETS, step)
+            if budgets[-1] <= high:
+                found.append((_units(swept, MIN_BUDGETS, step) * least, (swept, budgets)))
+    return min(found)[1] if found else None
 
 
-def outside_window(study: StudyConfig, window: tuple[float, float]) -> list[str]:
-    """Return a line on the budgets at which a known law has its optimum outside the grid, and the remedy."""
-    (low, high), budgets, swept = window, study.sweep.budgets_flops, study.sweep.mean_recurrences
-    outside = [flops for flops in budgets if not low <= flops <= high]
-    if not outside:
-        return []
-    first, last = _two_digits(low, math.ceil), _two_digits(high, math.floor)
-    return [
-        f"{len(outside)} of {len(budgets)} budgets have their optimum at an edge of µ = {min(swept)} to "
-        f"{max(swept)} or beyond: the law of the shipped sweep has it inside from {flow(first)} to "
-        f"{flow(last)} FLOPs; an allowance of {flow(first * _units(swept, MIN_BUDGETS))} pays for three such "
-        "budgets: delete the file and write it again with that"
-    ]
+def cost(grid: Grid) -> float:
+    """Return the FLOPs of a grid with control and further seeds."""
+    recurrences, budgets = grid
+    repeated = sum(cells["lengths"][0] for cells in noise_cells(recurrences, budgets).values())
+    return sum(budgets) * (len(recurrences) + 1) + repeated * len(REPLICATES)
 
 
 def alike_budgets(study: StudyConfig, reference: Reference) -> list[float]:
@@ -144,7 +174,7 @@ def alike_budgets(study: StudyConfig, reference: Reference) -> list[float]:
     flops = flops_per_token(run.model, run.accounting).at(*middle)
     ratio = tokens * flops / flops_per_token(shipped.model, shipped.accounting).at(*middle)
     least = max(ratio * reference.budgets_flops[0], _shortest_flops(study, study.sweep.mean_recurrences))
-    return _doubled(_two_digits(least, math.ceil), LADDER)
+    return _rising(_digits(least, math.ceil), LADDER)
 
 
 def too_short(study: StudyConfig, planned: Plan) -> list[str]:
@@ -154,7 +184,7 @@ def too_short(study: StudyConfig, planned: Plan) -> list[str]:
     if not short:
         return []
     deepest = max(sweep.mean_recurrences)
-    least = _two_digits(_shortest_flops(study, sweep.mean_recurrences), math.ceil)
+    least = _digits(_shortest_flops(study, sweep.mean_recurrences), math.ceil)
     return [
         f"{short} of {len(frame)} cells are dropped as too short: {sweep.min_steps} steps (sweep.min_steps) "
         f"at µ = {deepest} take {flow(least)} FLOPs. Start the budgets there (an allowance of "
@@ -162,9 +192,9 @@ def too_short(study: StudyConfig, planned: Plan) -> list[str]:
     ]
 
 
-def unused(study: StudyConfig, planned: Plan, allowance: float | str, reference: Reference) -> list[str]:
+def unused(study: StudyConfig, planned: Plan, allowance: Allowance) -> list[str]:
     """Return a line on the part of the allowance for which the grid has no use."""
-    total, flops = planned.totals()["nominal_flops"], allowance_in_flops(study, allowance, reference)
+    total, flops = planned.totals()["nominal_flops"], allowance.flops
     if total > flops / 2:
         return []
     return [
@@ -184,23 +214,24 @@ def other_budgets(study: StudyConfig, reference: Reference) -> list[str]:
     ]
 
 
-def _doubled(least: float, count: int) -> list[float]:
-    return [float(f"{least * 2**k:.6g}") for k in range(count)]
+def _rising(least: float, count: int, step: float = 2.0) -> list[float]:
+    return [float(f"{least * step**k:.6g}") for k in range(count)]
 
 
-def _units(recurrences: Sequence[float], count: int) -> float:
+def _units(recurrences: Sequence[float], count: int, step: float = 2.0) -> float:
     """Return the cost of `count` budgets with control and further seeds in units of the least budget."""
-    factors = [2.0**k for k in range(count)]
+    factors = [step**k for k in range(count)]
     repeated = (factors[0] + factors[(count - 1) // 2]) * len(REPLICATES)
     return sum(factors) * (len(recurrences) + 1) + repeated
 
 
-def _two_digits(value: float, rounding: Callable[[float], int]) -> float:
-    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
-    return rounding(value / unit + (1e-9 if rounding is math.floor else -1e-9)) * unit
+def _digits(value: float, rounding: Callable[[float], int], digits: int = 2) -> float:
+    unit = 10.0 ** (math.floor(math.log10(value)) - digits + 1)
+    rounded = rounding(value / unit + (1e-9 if rounding is math.floor else -1e-9)) * unit
+    return float(f"{rounded:.{digits}g}")
 
 
-def _shortest(study: StudyConfig) -> StudyConfig:
+def shortest(study: StudyConfig) -> StudyConfig:
     """Return the study at the one budget whose runs are just long enough."""
     flops = 2 * _shortest_flops(study, study.sweep.mean_recurrences)
     return dataclasses.replace(study, sweep=dataclasses.replace(study.sweep, budgets_flops=[flops], cells={}))

@@ -180,6 +180,9 @@ def start_accounting(site: Site, daemons: Daemons) -> None:
     wait_for("slurmdbd", lambda: listens(site.port + 1), 60)
     if site.name not in slurm(site, "sacctmgr", "-nP", "show", "cluster", "format=cluster").split():
         slurm(site, "sacctmgr", "-i", "add", "cluster", site.name)
+        slurm(site, "sacctmgr", "-i", "add", "qos", "narrow", "set", "MaxSubmitJobsPerUser=2")
+        slurm(site, "sacctmgr", "-i", "add", "account", "project")
+        slurm(site, "sacctmgr", "-i", "add", "user", "root", "account=project", "qos=normal,narrow")
 
 
 def slurm(site: Site, *command: str) -> str:

@@ -110,7 +110,8 @@ def slurm_conf(site: Site) -> str:
     accounting = (
         f"AccountingStorageType=accounting_storage/slurmdbd\nAccountingStorageHost=127.0.0.1\n"
         f"AccountingStoragePort={site.port + 1}\nAccountingStoragePass={site.socket}\n"
-        f"AccountingStorageTRES=gres/gpu\nJobAcctGatherType=jobacct_gather/linux"
+        f"AccountingStorageTRES=gres/gpu\nAccountingStorageEnforce=limits,qos\n"
+        f"JobAcctGatherType=jobacct_gather/linux"
         if site.accounting
         else "AccountingStorageType=accounting_storage/none"
     )

@@ -63,6 +63,22 @@ def test_a_failing_training_function_is_named_and_not_repeated(sweep):
     assert [run.status().attempts for run in made.runs()] == [2, 2]
 
 
+def test_a_qos_takes_as_many_jobs_as_it_allows(sweep):
+    """As accounting tells beforehand, and as the controller answers where the profile says more."""
+    own = ["cluster.resources.qos=narrow", "cluster.resources.account=project"]
+    made = sweep("narrow", *EVENT, "sweep.seeds=[0,1,2]", "sweep.tokens=[640]", *own)
+    with pytest.warns(UserWarning, match="1 runs are not submitted yet, launch again submits them"):
+        made.launch()
+    made.wait_until_idle()
+    made.finish()
+    assert [run.status().attempts for run in made.runs()] == [1, 1, 1]
+    more = sweep("refused", *EVENT, "sweep.seeds=[3,4,5]", "sweep.tokens=[640]", *own)
+    with pytest.warns(UserWarning, match="runs are not submitted yet.*QOSMaxSubmitJobPerUserLimit"):
+        more.launch("cluster.max_queued=100")
+    more.finish()
+    assert [run.status().attempts for run in more.runs()] == [1, 1, 1]
+
+
 def test_a_job_needs_no_network(sweep, calm):
     python = f"unshare --net -- {sys.executable}"
     made = sweep("offline", *EVENT, f"cluster.python='{python}'")

@@ -28,7 +28,7 @@ from sweeps.backends.base import (
 from sweeps.backends.job_array import JobArray, array_folder
 from sweeps.backends.registry import outside_jobs
 from sweeps.backends.slurm.commands import patiently, require, run, sentence
-from sweeps.backends.slurm.limits import array_limit, submit_limit, usable_nodes
+from sweeps.backends.slurm.limits import SubmitLimit, array_limit, submit_limits, usable_nodes
 from sweeps.backends.slurm.states import (
     ACCOUNTING_FORMAT,
     QUEUE_FORMAT,
@@ -71,19 +71,18 @@ class Slurm(Backend):
         return min(array_limit(self.settings), self.config.max_array_tasks or sys.maxsize)
 
     def room(self) -> int | None:
-        limit = self.config.max_queued
-        if limit is None and self.has_accounting:
-            limit = submit_limit(run, getpass.getuser(), self.name, self.config)
-        if limit is None:
+        if self.config.max_queued is not None:
+            limits = [SubmitLimit(jobs=self.config.max_queued)]
+        elif self.has_accounting:
+            limits = submit_limits(run, getpass.getuser(), self.name, self.config)
+        else:
             return None
-        listing = (
-            "--noheader",
-            "--array",
-            f"--user={getpass.getuser()}",
-            "--states=PD,R,CF,S",
-            "--format=%i",
-        )
-        return max(0, limit - len(self.call("squeue", *listing).split()))
+        if not limits:
+            return None
+        listing = ("--noheader", "--array", f"--user={getpass.getuser()}", "--states=PD,R,CF,S")
+        lines = self.call("squeue", *listing, "--format=%a|%q").splitlines()
+        queued = [(account, qos) for account, _, qos in (line.partition("|") for line in lines)]
+        return min(limit.room(queued) for limit in limits)
 
     @property
     def has_accounting(self) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from model.config_validation import ConfigError
 from sweeps.backends.base import SchedulerError
@@ -21,30 +22,57 @@ def array_limit(settings: Mapping[str, str]) -> int:
     return min(size, int(tasks[1])) if tasks else size
 
 
-def submit_limit(run: Callable[..., str], user: str, cluster: str, config: ClusterConfig) -> int | None:
-    """Return how many jobs the user may have in the queue, by associations and QOS; None for any number.
+@dataclass(frozen=True, kw_only=True)
+class SubmitLimit:
+    """How many jobs of a user may be in the queue; of one account or one QOS where it is named."""
+
+    jobs: int
+    account: str = ""
+    qos: str = ""
+
+    def room(self, queued: Iterable[tuple[str, str]]) -> int:
+        """Return how many more there may be, from the account and the QOS of each of the user's jobs."""
+        counted = sum(self.account in ("", account) and self.qos in ("", qos) for account, qos in queued)
+        return max(0, self.jobs - counted)
+
+
+def submit_limits(
+    run: Callable[..., str], user: str, cluster: str, config: ClusterConfig
+) -> list[SubmitLimit]:
+    """Return the limits by associations and QOS that hold for the jobs of this profile.
 
     What accounting does not tell is not known here: the answer to a submission will tell it.
     """
     wanted = [config.resources, *(config.resources_of(scale) for scale in config.per_scale)]
-    accounts = {each.account for each in wanted}
     listing = ("--noheader", "--parsable2", "show")
     owner = (f"user={user}", f"cluster={cluster}")
     try:
+        default_account = run("sacctmgr", *listing, "user", user, "format=DefaultAccount").strip()
         associations = run(
             "sacctmgr", *listing, "assoc", "where", *owner, "format=Account,DefaultQOS,QOS,MaxSubmitJobs"
         )
         levels = run("sacctmgr", *listing, "qos", "format=Name,MaxSubmitJobsPerUser")
     except (SchedulerError, ConfigError):
-        return None
+        return []
+    accounts = {each.account or default_account for each in wanted}
     limits, names = [], {each.qos for each in wanted if each.qos}
     for line in associations.splitlines():
         account, default, allowed, jobs = (*line.split("|"), "", "", "", "")[:4]
-        if accounts == {None} or account in accounts:
-            limits.append(jobs)
-            names |= {default or allowed.split(",")[0]} if not names else set()
-    limits += [line.partition("|")[2] for line in levels.splitlines() if line.partition("|")[0] in names]
-    return min((int(limit) for limit in limits if limit.isdigit()), default=None)
+        if account in accounts:
+            limits += [SubmitLimit(jobs=int(jobs), account=account)] if jobs.isdigit() else []
+            if not all(each.qos for each in wanted):
+                names.add(_default_qos(default, allowed.split(",")))
+    for line in levels.splitlines():
+        qos, _, jobs = line.partition("|")
+        limits += [SubmitLimit(jobs=int(jobs), qos=qos)] if qos in names and jobs.isdigit() else []
+    return limits
+
+
+def _default_qos(default: str, allowed: Sequence[str]) -> str:
+    """Return the QOS of a job that names none, "" where accounting does not tell; "normal" is SLURM's own."""
+    if default or len(allowed) == 1:
+        return default or allowed[0]
+    return "normal" if "normal" in allowed else ""
 
 
 def usable_nodes(text: str, resources: Resources) -> set[str]:

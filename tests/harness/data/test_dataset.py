@@ -300,6 +300,14 @@ def test_an_index_of_other_types_is_refused(config, tmp_path, field, value):
         open_dataset(data.folder)
 
 
+def test_an_index_of_another_data_set_is_refused(config, tmp_path):
+    data = prepare(config, tmp_path / "cache")
+    index = json.loads((data.folder / "index.json").read_text())
+    (data.folder / "index.json").write_text(json.dumps(index | {"digest": "0" * 16}))
+    with pytest.raises(DataError, match=r"damaged, index\.json has the digest '0{16}': delete the folder"):
+        open_dataset(data.folder)
+
+
 def test_data_set_of_another_format_is_refused(config, tmp_path):
     data = prepare(config, tmp_path / "cache")
     index = json.loads((data.folder / "index.json").read_text())

@@ -97,6 +97,33 @@ def test_lm_eval_runs_a_local_task_with_the_same_log_probabilities(exported, mon
     assert results["results"]["colours"]["acc,none"] == pytest.approx(right / len(ITEMS))
 
 
+def test_lm_evals_own_hf_model_scores_an_export_for_transformers_alike(exported, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    if os.environ.get("CI") != "true":
+        pytest.importorskip("transformers", reason="transformers is not installed")
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    import loopscale
+
+    model, tokenizer, folder = exported
+    theirs = ["format=transformers", f"checkpoint={folder / 'model'}", f"folder={folder / 'theirs'}"]
+    loopscale.export(theirs)
+    results = simple_evaluate(
+        model="hf",
+        model_args=f"pretrained={folder / 'theirs'},depth=3",
+        tasks=["colours"],
+        task_manager=TaskManager(include_path=str(folder / "tasks"), include_defaults=False),
+        device="cpu",
+        bootstrap_iters=0,
+    )
+    for row in results["samples"]["colours"]:
+        item = row["doc"]
+        found = [float(answer[0][0]) for answer in row["resps"]]
+        wanted = [expected(model, tokenizer, item["query"], option, 3) for option in item["choices"]]
+        assert found == pytest.approx(wanted, abs=1e-4)
+
+
 def test_the_module_is_lm_evals_command_line():
     command = [sys.executable, "-m", "harness.evaluation.lm_eval_model", "run", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import torch
 
 import loopscale
+from harness.data.tokenizer_file import open_tokenizer, read_tokenizer_file
 from harness.evaluation.weights import load_weights
 from model.config_validation import ConfigError
 
@@ -51,9 +53,32 @@ def test_an_export_computes_what_the_run_computes(trained, tmp_path, published):
 
 def test_an_export_of_an_export_is_the_same(trained, tmp_path):
     run, cache = trained
-    first = loopscale.export([f"checkpoint={run}", cache, "folder=first", "published=true"])
-    second = loopscale.export([f"checkpoint={first}", "folder=second"])
-    assert torch.equal(logits(tmp_path / second), logits(run))
+    path = run
+    for number, layout in enumerate(["published", "transformers", "loopscale"]):
+        path = loopscale.export([f"checkpoint={path}", cache, f"folder=number_{number}", f"format={layout}"])
+        assert torch.equal(logits(tmp_path / path), logits(run))
+    with pytest.raises(ConfigError, match="published=true and format=transformers are two layouts"):
+        loopscale.export([f"checkpoint={run}", "folder=x", "published=true", "format=transformers"])
+
+
+def test_the_tokenizer_of_an_export_for_transformers_begins_documents_as_training_does(trained):
+    if os.environ.get("CI") != "true":
+        pytest.importorskip("transformers", reason="transformers is not installed")
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    run, setting = trained
+    folder = loopscale.export([f"checkpoint={run}", setting, "folder=theirs", "format=transformers"])
+    loaded = AutoTokenizer.from_pretrained(folder)
+    assert isinstance(loaded, PreTrainedTokenizerFast)
+    ours = open_tokenizer(read_tokenizer_file(folder / "tokenizer.json"), folder)
+    text = "lona ranting\n  sero, 12 \N{GRINNING FACE}"
+    ids = ours.encode(text, add_special_tokens=False).ids
+    bos = ours.token_to_id("<|bos|>")
+    assert loaded(text)["input_ids"] == [bos, *ids]
+    assert loaded(text, add_special_tokens=False)["input_ids"] == ids
+    assert loaded.decode(ids) == text
+    assert loaded.bos_token_id == loaded.eos_token_id == loaded.pad_token_id == bos
+    assert loaded.model_max_length == load_weights(folder).config.sequence_length
 
 
 def test_generated_text_depends_on_prompt_and_seed_alone(trained, capsys):

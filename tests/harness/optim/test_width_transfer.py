@@ -62,5 +62,5 @@ def test_the_choice_is_science_and_checked(tiny):
         run("optimizer.lr_scaling=mup_width")
     with pytest.raises(ConfigError, match="lr_base_width=16 has no effect with lr_scaling=none"):
         run("optimizer.lr_base_width=16")
-    with pytest.raises(ConfigError, match=r"optimizer.lr_scaling=mup: input should be 'none' or 'mup_width'"):
+    with pytest.raises(ConfigError, match=r"optimizer.lr_scaling=mup: must be 'none' or 'mup_width'"):
         run("optimizer.lr_scaling=mup")

@@ -31,6 +31,17 @@ def test_a_run_goes_on_after_the_line_of_its_checkpoint(tmp_path_factory, steps,
     assert path.read_text() == lines([*kept, checkpoint + 1])
 
 
+@pytest.mark.parametrize("damage", ["", '{"step": null}\n', "\0\0\0\n[1]\n", '{"step": 4'])
+def test_lines_lost_before_the_checkpoint_are_named(tmp_path, damage):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(lines([2]) + damage)
+    with pytest.warns(UserWarning, match=r"metrics\.jsonl: the lines of steps 3 to 6 are missing"):
+        log = MetricsLog(path, resume_step=7, every=2)
+    with log:
+        log.write({"step": 8, "train_loss_nats": 2.0})
+    assert path.read_text() == lines([2, 8])
+
+
 @pytest.mark.parametrize("before", ["", None])
 def test_a_run_that_has_none_begins(tmp_path, before):
     path = tmp_path / "metrics.jsonl"

@@ -92,7 +92,7 @@ def test_an_export_computes_the_same(tmp_path, config):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_published_layout_and_back(tmp_path, name):
     model = fixtures.model(name)
-    export_model(model, tmp_path, published=True)
+    export_model(model, tmp_path, layout="published")
     loaded = load_model(tmp_path)
     own = dict(model.named_parameters())
     assert all(torch.equal(own[key], value) for key, value in loaded.named_parameters())
@@ -116,7 +116,7 @@ EVEN = {"prelude_layers": 2, "core_layers": 2, "coda_layers": 2}
 def test_what_the_published_code_cannot_express_is_not_exported(tmp_path, fields, message):
     config = replace(TINY, **fields)
     with pytest.raises(ValueError, match=message):
-        export_model(awake(config), tmp_path / "out", published=True)
+        export_model(awake(config), tmp_path / "out", layout="published")
     assert not (tmp_path / "out").exists()
 
 

@@ -256,7 +256,7 @@ def test_torchrun_is_told_by_the_signal_that_it_passes_on(tmp_path, batch):
             "runs side by side have one",
         ),
         (["cluster.per_scale={looped_90k: {gpu: 1}}"], r"unknown key cluster\.per_scale\.looped_90k\.gpu"),
-        (["retry.lost.retries=-1"], r"retry\.lost\.retries=-1: input should be greater than or equal to 0"),
+        (["retry.lost.retries=-1"], r"retry\.lost\.retries=-1: must be greater than or equal to 0"),
         (["cluster.fake.failures={lost: 2.0}"], r"cluster\.fake\.failures"),
     ],
 )

@@ -2,50 +2,77 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 
 import pytest
 
 import loopscale
+from harness.storage.files import write_json
 from sweeps.cli.after_report import after_report
 from sweeps.config.commands import CompareConfig
 from sweeps.launch.launch import write_ledger
+from sweeps.planning.plan import plan
+from sweeps.state.ledger import Ledger
 
 
 def laws(exponent, refusal):
-    optima = [{"refusal": refusal}] * 2
+    optima = [{"refusal": refusal, "value": None}] * 2
     estimator = {"laws": {"mean_recurrence": {"exponent": exponent}}, "optima": {"mean_recurrence": optima}}
     return json.dumps({"groups": [{"budgets_flops": [1e12, 2e12], "estimators": [estimator]}]})
 
 
-@pytest.mark.parametrize(
-    ("exponent", "refusal", "more"),
-    [
-        (0.5, "", "suggest=8"),
-        (
-            None,
-            "the minimum lies below the swept range, which starts at 2",
-            "sweep.budgets_flops=[4e12,8e12]",
-        ),
-        (
-            None,
-            "the minimum lies above the swept range, which ends at 8",
-            "sweep.budgets_flops=[2.5e11,5e11]",
-        ),
-    ],
-)
-def test_a_law_is_narrowed_and_optima_outside_the_grid_are_brought_inside(
-    tiny_study, tmp_path, exponent, refusal, more
-):
-    study = tiny_study()
-    folder = tmp_path / "runs" / write_ledger(study).name
-    (folder / "laws.json").write_text(laws(exponent, refusal))
+def test_a_law_is_narrowed(tiny_study, tmp_path):
+    folder = tmp_path / "runs" / write_ledger(tiny_study()).name
+    (folder / "laws.json").write_text(laws(0.5, ""))
     *_, line = after_report(CompareConfig(sweep="tiny", root=str(tmp_path / "runs")))
     words = shlex.split(line)
-    assert words[:3] == ["next:", "loopscale", "plan"] and more in words
+    assert words[:3] == ["next:", "loopscale", "plan"] and "suggest=8" in words
     assert f"root={tmp_path / 'runs'}" in words
     assert loopscale.compose(words[3:]).sweep.name == "tiny"
+
+
+@pytest.mark.parametrize(("side", "factor"), [("below", 4), ("above", 0.25)])
+def test_the_proposed_command_plans_the_whole_grid_at_other_budgets(tmp_path, monkeypatch, side, factor):
+    monkeypatch.chdir(tmp_path)
+    loopscale.new(["sweep=mine", "scale=looped_15k", "budgets_flops=5e11,1e12,2e12"])
+    study = loopscale.compose(["sweep=mine"])
+    folder = tmp_path / "runs" / "mine"
+    folder.mkdir(parents=True)
+    ledger = Ledger(
+        name="mine",
+        run_ids=[],
+        cache=study.cache,
+        cluster=study.cluster,
+        retry=study.retry,
+        scales={},
+        overrides=study.overrides,
+    )
+    write_json(folder / "sweep.json", dataclasses.asdict(ledger))
+    (folder / "laws.json").write_text(laws(None, f"the minimum lies {side} the swept range"))
+    reason, line = after_report(CompareConfig(sweep="mine"))
+    words = shlex.split(line)[3:]
+    assert reason.startswith(f"no law: most optima lie {side} the recurrences")
+    before, after = loopscale.plan(["sweep=mine"]), loopscale.plan(words)
+    cell = ["kind", "mean_recurrence", "seed"]
+    assert after["target_flops"].tolist() == (before["target_flops"] * factor).tolist()
+    assert after[cell].equals(before[cell])
+    assert not any("control" in note for note in plan(loopscale.compose(words)).notes)
+
+
+def test_a_grid_whose_minima_are_hidden_gets_more_seeds_and_one_that_is_too_small_its_plan(
+    tmp_path, tiny_study
+):
+    folder = tmp_path / "runs" / write_ledger(tiny_study()).name
+    settings = CompareConfig(sweep="tiny", root=str(tmp_path / "runs"))
+    hidden = json.loads(laws(None, "the noise leaves open whether there is a minimum"))
+    (folder / "laws.json").write_text(json.dumps(hidden))
+    assert "the grid is too small" in after_report(settings)[0]  # two budgets
+    hidden["groups"][0]["estimators"][0]["optima"]["mean_recurrence"] *= 2
+    (folder / "laws.json").write_text(json.dumps(hidden))
+    reason, line = after_report(settings)
+    assert "try more seeds" in reason and loopscale.compose(shlex.split(line)[3:]).sweep.seeds == [0, 1, 2]
 
 
 def test_other_data_have_no_next_run(tmp_path):

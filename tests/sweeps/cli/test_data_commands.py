@@ -1,6 +1,7 @@
 """fit and report on data that is no sweep, from the command line."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,20 @@ def test_one_law_is_chosen_by_name(csv, capsys):
     assert printed["intervals"]["alpha"][0] < 0.34 < printed["intervals"]["alpha"][1]
     loopscale.main(["fit", f"data={csv}", "law=overtraining", *MAPPED, *QUICK])
     assert capsys.readouterr().out.startswith("overtraining: L = E + (a M^eta")
+
+
+def test_fit_ends_with_its_conclusion_and_shows_the_rest_on_request(tmp_path, capsys):
+    runs, depths = study(budgets=INSIDE[:4], noise_nats=0.002)
+    runs.to_csv(tmp_path / "runs.csv", index=False)
+    depths.to_csv(tmp_path / "depths.csv", index=False)
+    loopscale.main(["fit", f"data={tmp_path}", *QUICK])
+    *lines, recurrence, tokens, depth, following = capsys.readouterr().out.splitlines()
+    assert len(lines) < 20 and following.startswith("next: loopscale compare")
+    assert re.search(r"µ\* = .* by shared shape; parabola .*; surface ", recurrence)
+    assert tokens.startswith("Optimal tokens, ") and depth.startswith("Test-time depth: ")
+    loopscale.main(["fit", f"data={tmp_path}", *QUICK, "details=true"])
+    detailed = capsys.readouterr().out.splitlines()
+    assert len(detailed) > 2 * len(lines) and detailed[-4:] == [recurrence, tokens, depth, following]
 
 
 def test_a_runs_csv_alone_is_a_study(tmp_path, capsys):

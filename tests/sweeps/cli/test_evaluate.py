@@ -199,12 +199,12 @@ def test_core_enters_the_record_at_the_runs_own_depth(trained, cache, small):
         (["checkpoint=a"], "data is not set: data=RUN names the run whose held-out data"),
         (["tasks=core"], "no model is named: set run=FOLDER, sweep=NAME, sweep=NAME with run=ID, or"),
         (["checkpoint=a", "sweep=b", "tasks=core"], "checkpoint and sweep are set together: set run=FOLDER"),
-        (["run=a", "tasks=core", "depths=0"], "depths.0=0: input should be greater than 0"),
+        (["run=a", "tasks=core", "depths=0"], "depths.0=0: must be greater than 0"),
         (["checkpoint=/nowhere", "tasks=symbolic"], "/nowhere holds no model"),
         (["checkpoint=/nowhere", "tasks=core", "bundle=/nowhere"], "/nowhere holds no model"),
         (
             ["run=a", "tasks=core", "precision=half"],
-            "precision=half: input should be 'float32' or 'bfloat16'",
+            "precision=half: must be 'float32' or 'bfloat16'",
         ),
     ],
 )

@@ -130,6 +130,14 @@ def test_the_version_is_that_of_the_project(capsys):
     assert code == 0 and f'version = "{out.split()[1]}"' in text
 
 
+def test_a_file_with_half_a_character_is_named(here):
+    (here / "conf" / "sweep").mkdir(parents=True)
+    text = '# @package _global_\ndefaults:\n  - override /data: "\\ud800"\nsweep: {name: mine}\n'
+    (here / "conf" / "sweep" / "mine.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"sweep/mine\.yaml cannot be read: .*surrogates not allowed"):
+        loopscale.compose(["sweep=mine"])
+
+
 @pytest.mark.parametrize("group", ["cluster", "model", "optimizer", "schedule"])
 def test_an_empty_file_is_refused_however_it_was_chosen(here, group):
     (here / "conf" / group).mkdir(parents=True)
@@ -150,3 +158,87 @@ def test_commands_on_a_launched_sweep_take_the_path_of_its_file(here):
     (here / "grids" / "larger.yaml").write_text("# @package _global_\nsweep: {name: mine}\n")
     for name in ("status", "collect", "fit", "compare", "report"):
         assert compose_table(name, ["sweep=grids/larger.yaml"]).sweep == "mine"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("  budgets_flops:", "sweep.budgets_flops is empty: must be a list of numbers, as [1e12,2e12]"),
+        ("  budgets_flops: 3e12", "sweep.budgets_flops=3e12: must be a list of numbers, as [3e12]"),
+        ("  budgets_flops: [1e12 2e12]", "sweep.budgets_flops.0=1e12 2e12: must be a number, as"),
+        ("  mean_recurrences: [2, 4.5]", "sweep.mean_recurrences.1=4.5: must be a whole number, as 2"),
+        (
+            "  mean_recurrences: [2, 4.0]",
+            "sweep.mean_recurrences.1=4.0: must be a whole number; write it as 4",
+        ),
+        ("  scales: looped_5k", "sweep.scales=looped_5k: must be a list, as [looped_5k]"),
+        (
+            "  scales: [looped_5k, looped_7k]",
+            "sweep.scales: model=looped_7k is unknown (did you mean looped_5k?)",
+        ),
+        ("  control:", "sweep.control is empty: must be 'fixed', 'poisson' or 'none'"),
+        ("  control: yes", "sweep.control=true: must be 'fixed', 'poisson' or 'none'"),
+        ("  min_steps:", "sweep.min_steps is empty: must be a whole number, as 20"),
+        ("  budget_flops: [1e12]", "unknown key sweep.budget_flops (did you mean sweep.budgets_flops?)"),
+        ("training:", "training is empty: must be a group of keys"),
+        (
+            "training:\n  batch_sequences: many",
+            "training.batch_sequences=many: must be a whole number, as 16",
+        ),
+        ("training:\n  compile: 1", "training.compile=1: must be true or false, as false"),
+        # conf/model/looped_5k.yaml refers to the vocabulary of the data
+        (
+            "data:\n  vocabulary_size: 5e2",
+            "data.vocabulary_size=500.0: must be a whole number; write it as 500",
+        ),
+    ],
+)
+def test_a_wrong_value_in_a_file_names_the_file_the_key_and_an_example(here, line, said):
+    path = here / "conf" / "sweep" / "mine.yaml"
+    path.parent.mkdir(parents=True)
+    head = "# @package _global_\ndefaults:\n  - override /model: looped_5k\n"
+    path.write_text(f"{head}sweep:\n  name: mine\n{line}\n")
+    with pytest.raises(ConfigError) as caught:
+        loopscale.compose(["sweep=mine"])
+    assert str(caught.value).startswith(f"conf/sweep/mine.yaml: {said}")
+
+
+def test_the_file_of_a_wrong_value_is_the_one_that_sets_it(here):
+    cluster = here / "conf" / "cluster" / "ours.yaml"
+    parent, child = here / "conf" / "sweep" / "parent.yaml", here / "conf" / "sweep" / "child.yaml"
+    cluster.parent.mkdir(parents=True)
+    parent.parent.mkdir(parents=True)
+    cluster.write_text("kind: slurm\nresources:\n  time_min: long\n")
+    parent.write_text("# @package _global_\nsweep:\n  name: parent\n  min_steps: few\n")
+    child.write_text("# @package _global_\ndefaults: [parent, _self_]\nsweep:\n  name: child\n")
+    for overrides, said in (
+        (
+            ["cluster=ours"],
+            "conf/cluster/ours.yaml: cluster.resources.time_min=long: must be a whole number, as 60",
+        ),
+        (["sweep=child"], "conf/sweep/parent.yaml: sweep.min_steps=few: must be a whole number, as 20"),
+        (["sweep=conf/sweep/parent.yaml"], "conf/sweep/parent.yaml: sweep.min_steps=few: must be"),
+        (["sweep=child", "sweep.min_steps=some"], "sweep.min_steps=some: must be a whole number, as 20"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            loopscale.compose(overrides)
+        assert str(caught.value).startswith(said)
+
+
+def test_an_unknown_scale_lists_all_that_there_are(here):
+    write(here / "conf" / "model" / "mine.yaml", 16)
+    path = here / "conf" / "sweep" / "grid.yaml"
+    path.parent.mkdir()
+    path.write_text("# @package _global_\ndefaults:\n  - override /model: looped_7k\nsweep:\n  name: grid\n")
+    for overrides in (["model=looped_7k"], ["sweep=demo", "sweep.scales=[looped_7k]"], ["sweep=grid"]):
+        with pytest.raises(ConfigError) as caught:
+            loopscale.compose(overrides)
+        said = str(caught.value)
+        assert "model=looped_7k is unknown (did you mean looped_5k?); there are looped_10m, " in said
+        assert all(f" {name}" in said for name in ("mine", "looped_1300m", "transformer_140m")), said
+        assert f"looked in {here / 'conf' / 'model'}, {CONF / 'model'}" in said
+
+
+def test_a_grid_without_a_name_says_where_the_name_goes(here):
+    with pytest.raises(ConfigError, match=r"sweep.name is not set: write `name: NAME` below `sweep:`"):
+        loopscale.plan(["sweep.mean_recurrences=[2,4]", "sweep.budgets_flops=[1e12]"])

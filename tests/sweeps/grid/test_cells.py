@@ -160,6 +160,8 @@ def test_the_papers_grids_are_priced_for_an_h100():
     ideal = frame["target_flops"] / (9.89e14 * 0.4) / 3600
     assert (frame["hours"] <= ideal).all() and (frame["hours"] > 0.99 * ideal).all()
     assert priced.hours_source.startswith("estimated from peak") and (frame["devices"] == 1).all()
+    remedy = "; loopscale plan sweep=isoflop_140m cluster=slurm_h100 calibrate=true measures it"
+    assert priced.hours_source.endswith(f"not measured{remedy}")
     four = loopscale.plan(["sweep=isoflop_370m", "cluster=slurm_h100"])
     assert (four["devices"] == 4).all() and (four["hours"] <= four["target_flops"] / 3.956e14 / 3600).all()
 

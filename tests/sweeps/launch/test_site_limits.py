@@ -119,25 +119,35 @@ def test_the_profile_may_say_less(commands):
     assert Slurm(ClusterConfig(kind="slurm")).max_array == 50
     assert Slurm(ClusterConfig(kind="slurm", max_array_tasks=7)).max_array == 7
     assert Slurm(ClusterConfig(kind="slurm")).room() is None
-    commands("squeue", "echo 5_0; echo 5_1; echo 7")
+    commands("squeue", "printf 'mine|normal\\nmine|normal\\nmine|normal\\n'")
     assert Slurm(ClusterConfig(kind="slurm", max_queued=10)).room() == 7
     assert Slurm(ClusterConfig(kind="slurm", max_queued=2)).room() == 0
 
 
 @pytest.mark.parametrize(
-    ("associations", "qos", "room"),
+    ("associations", "account", "qos", "room"),
     [
-        ("mine|normal|normal,long|40\nother|normal|normal|5", "mine", 38),  # of the profile's account alone
-        ("mine|long|normal,long|", "mine", 18),  # by the QOS that is the account's default
-        ("mine|normal|normal|", "mine", None),
+        ("mine|normal|normal,long|40\nother|normal|normal|5", "mine", None, 38),  # of that account alone
+        (
+            "mine|normal|normal,long|40\nother|normal|normal|5",
+            None,
+            None,
+            38,
+        ),  # of the user's default account
+        ("mine|long|normal,long|", "mine", None, 19),  # by the QOS that is the account's default
+        ("other|long|long|\nmine||long,normal|", None, None, None),  # "normal" is what SLURM takes by itself
+        ("mine||long|", None, None, 19),
+        ("mine|normal|normal,long|", "mine", "long", 19),
+        ("mine|normal|normal|", "mine", None, None),
     ],
 )
-def test_limits_of_associations_and_qos_are_found(commands, associations, qos, room):
+def test_limits_of_associations_and_qos_are_found(commands, associations, account, qos, room):
     commands("scontrol", "echo 'ClusterName = c'; echo 'AccountingStorageType = accounting_storage/slurmdbd'")
     levels = "normal|\nlong|20"
-    commands("sacctmgr", f"case $* in *assoc*) printf '{associations}';; *) printf '{levels}';; esac")
-    commands("squeue", "echo 5_0; echo 5_1")
-    resources = Resources(account=qos)
+    users = "*' user '*) echo mine;;"
+    commands("sacctmgr", f"case $* in {users} *assoc*) printf '{associations}';; *) printf '{levels}';; esac")
+    commands("squeue", "printf 'mine|normal\\nmine|long\\nother|normal\\n'")
+    resources = Resources(account=account, qos=qos)
     assert Slurm(ClusterConfig(kind="slurm", resources=resources)).room() == room
 
 

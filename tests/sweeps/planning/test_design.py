@@ -257,11 +257,11 @@ def test_a_table_without_replicates_gives_no_noise(place, capsys):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["design=serach"], "design=serach: input should be False, True or 'search'"),
+        (["design=serach"], "design=serach: must be False, True or 'search'"),
         (["design=true", "suggest=8"], "design and suggest cannot be combined"),
         (["design=true", "assume.law=mine"], "assume.law=mine: choose paper, paper_optima, or a laws.json"),
         (["design=true", "assume.studies=5"], "assume.studies=5"),
-        (["design=true", "assume.tail=2"], "assume.tail=2: input should be greater than 2"),
+        (["design=true", "assume.tail=2"], "assume.tail=2: must be greater than 2"),
         (["suggest=4"], "no runs table in"),
         (["design=search", "allowance=300", *QUICK], "allowance=300 FLOPs pays for no grid of four budgets"),
         (

@@ -31,12 +31,12 @@ DAMAGES = {
     "an unknown state": (
         "status.json",
         lambda path: change(path, state="dnoe"),
-        r"status\.json: state=dnoe: input should be 'planned'",
+        r"status\.json: state=dnoe: must be 'planned'",
     ),
     "a wrong type": (
         "status.json",
         lambda path: change(path, attempts="two"),
-        r"status\.json: attempts=two: input should be a valid integer",
+        r"status\.json: attempts=two: must be a whole number, as",
     ),
     "a missing field": ("status.json", lambda path: drop(path, "state"), r"status\.json: state is not set"),
     "a list": (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -79,9 +80,23 @@ def test_a_data_set_is_an_axis_like_any_other(tiny_study, table, tmp_path):
     assert loopscale.collect(table)[0]["data_digest"].nunique() == 2
 
 
-def test_a_shape_is_timed_for_the_price(tiny_sweep, tmp_path, capsys):
+def test_a_shape_is_timed_for_the_price(tiny_sweep, tmp_path, capsys, monkeypatch):
+    tiny_sweep = [*tiny_sweep, "sweep.mean_recurrences=[2]", "sweep.control=none"]
+    monkeypatch.setattr(os, "getloadavg", lambda: (50.0 * (os.cpu_count() or 1), 0.0, 0.0))
     loopscale.main(["plan", *tiny_sweep, "calibrate=true"])
-    assert "calibrated" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "calibrated on a busy machine; loopscale plan" in out and "repeats of a shape differ by" in err
+    warning = next(
+        line for line in err.splitlines() if line.startswith("warning: the machine was busy (load ")
+    )
+    again = re.search(r"When nothing else runs, loopscale (plan .*calibrate=true) times", warning)[1]
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+    monkeypatch.setattr("sweeps.launch.calibrate.REPEATS", 1)  # their spread is 0
+    loopscale.main(shlex.split(again))
+    out, err = capsys.readouterr()
+    assert "timing " in err and "warning" not in err and "busy" not in out
+    loopscale.main(shlex.split(again))
+    assert "every shape was timed before; rm -r " in capsys.readouterr().err
     frame = loopscale.plan(tiny_sweep)
     assert (frame["hours"] > 0).all() and frame["price"].str.startswith("calibrated").all()
     for elsewhere in (["cluster=slurm_h100"], ["cluster.resources.cpus_per_task=7"]):

@@ -1,0 +1,1 @@
+"""Models as transformers loads them: `AutoModelForCausalLM.from_pretrained` after `import loopscale`."""

@@ -290,16 +290,23 @@ def attention(bench: Bench) -> Figures:
 
 
 def precision(bench: Bench) -> Figures:
-    """Compare loss and gradient with those of float32."""
+    """Compare loss and gradient with those of float32, at the same weights.
+
+    They are those after a step: at first every block is the identity. A step of each form's own would compare
+    other things, because Muon makes much of the smallest singular values of a gradient.
+    """
     batch = max(1, bench.sizes.batch // 4)
-    results = {}
+    results, weights = {}, None
     for name, settings in (
         ("float32", {"precision": "float32", "compile": False}),
         ("bfloat16 eager", {"compile": False}),
         ("bfloat16 compiled", {"compile": bench.compiled}),
     ):
         trainer = Trainer(bench, bench.run(batch_sequences=batch, **settings))
-        trainer.step(0)  # away from the start, where every block is the identity
+        if weights is None:
+            trainer.step(0)
+            weights = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+        trainer.model.load_state_dict(weights)
         loss, _ = trainer.gradient(1)
         parts: dict[str, list[torch.Tensor]] = {}
         for key, parameter in trainer.model.named_parameters():

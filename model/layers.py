@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -43,17 +46,21 @@ class RMSNorm(nn.Module):
 class Linear(nn.Module):
     """Multiply by a weight [out, in], without bias; its values are set by `model.transformer.initialise`."""
 
+    cast: Tensor | None = None  # the weight as autocast would cast it, see `cast_once`
+
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map the last dimension."""
-        return F.linear(x, self.weight)
+        return F.linear(x, self.weight if self.cast is None else self.cast)
 
 
 class Attention(nn.Module):
     """Attend causally, queries and keys normed after their rotation, values shifted by gated table rows."""
+
+    cast: Tensor | None = None  # the joint matrix of queries, keys and values, see `cast_once`
 
     def __init__(self, config: ModelConfig, gated: bool, kernels: Kernels) -> None:
         super().__init__()
@@ -82,7 +89,7 @@ class Attention(nn.Module):
 
     def project(self, x: Tensor, rope: Tensor, value_rows: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries [B, H, L, D], keys and values [B, KV, L, D]."""
-        weights = torch.cat([self.c_q.weight, self.c_k.weight, self.c_v.weight])
+        weights = self.joint_weight() if self.cast is None else self.cast
         projected = F.linear(x, weights).unflatten(-1, (-1, self.head_dim))  # [B, L, H + 2 KV, D]
         qk, v = projected.split([self.heads + self.kv_heads, self.kv_heads], dim=-2)
         if value_rows is not None and self.ve_gate is not None:
@@ -91,6 +98,10 @@ class Attention(nn.Module):
             v = torch.addcmul(v, gate.unsqueeze(-1), rows)
         q, k = rotated_norm(qk, rope).split([self.heads, self.kv_heads], dim=-2)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+    def joint_weight(self) -> Tensor:
+        """Return the matrix of queries, keys and values [H D + 2 KV D, d]."""
+        return torch.cat([self.c_q.weight, self.c_k.weight, self.c_v.weight])
 
     def merge(self, attended: Tensor) -> Tensor:
         """Map the heads' results [B, H, L, D] back to the stream."""
@@ -158,3 +169,31 @@ class Block(nn.Module):
     def has_hooks(self) -> bool:
         """Return True if something is to be called whenever the block is."""
         return bool(self._forward_hooks)
+
+    def matrices(self) -> list[tuple[Attention | Linear, Tensor]]:
+        """Return the matrices as they multiply the stream, each with the module that does so."""
+        linear = [self.attn.c_proj, self.mlp.fc, self.mlp.proj]
+        if self.attn.ve_gate is not None:
+            linear.append(self.attn.ve_gate)
+        return [(self.attn, self.attn.joint_weight()), *((layer, layer.weight) for layer in linear)]
+
+
+@contextmanager
+def cast_once(blocks: Iterable[Block]) -> Iterator[None]:
+    """Under autocast, cast the matrices of blocks once for all their calls; else do nothing.
+
+    A compiled block would cast them in every call, as would an eager one the joint matrix of its attention.
+    """
+    matrices = [
+        each
+        for block in blocks
+        if torch.is_autocast_enabled(block.norm_1.weight.device.type)
+        for each in block.matrices()
+    ]
+    for module, matrix in matrices:
+        module.cast = matrix.to(torch.get_autocast_dtype(matrix.device.type))
+    try:
+        yield
+    finally:
+        for module, _ in matrices:
+            module.cast = None

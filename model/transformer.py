@@ -19,7 +19,7 @@ from model.config import ModelConfig, gated_layers, value_table_layers
 from model.depth import counter_seed
 from model.injection import INITIAL_STEP, build_injection, first_states, initial_std
 from model.kernels import AUTO, IGNORE, Context, Kernels, LoopInputs, run_loops, summed_nats
-from model.layers import Block, Linear, RMSNorm, document_mask, rotary_table
+from model.layers import Block, Linear, RMSNorm, cast_once, document_mask, rotary_table
 
 
 class LoopedTransformer(nn.Module):
@@ -103,9 +103,10 @@ class LoopedTransformer(nn.Module):
         drive, carry = self.injection.prepare(self.prelude_norm(x))
         state = self._first_states(state_seeds, x)
         nats = []
-        for _ in range(depths_max):
-            state = self.loop_once(state, drive, carry, context)
-            nats.append(self._sequence_nats(self._after_loop(state, context), labels))
+        with cast_once(self.core_blocks()):
+            for _ in range(depths_max):
+                state = self.loop_once(state, drive, carry, context)
+                nats.append(self._sequence_nats(self._after_loop(state, context), labels))
         return torch.stack(nats)
 
     def _order(self, depths: Sequence[int], batch: int) -> list[int] | None:
@@ -133,7 +134,9 @@ class LoopedTransformer(nn.Module):
         x, context = self._embed(tokens, documents)
         x = self._blocks(self.prelude, 0, x, context)
         if self.config.kind == "looped":
-            x = self._after_loop(self._loop(x, context, depths, seeds), context)
+            with cast_once(self.core_blocks()):
+                state = self._loop(x, context, depths, seeds)
+            x = self._after_loop(state, context)
         return self.final_norm(x)
 
     def _embed(self, tokens: Tensor, documents: Tensor | None = None) -> tuple[Tensor, Context]:

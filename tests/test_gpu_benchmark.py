@@ -1,6 +1,7 @@
 """The script that measures a GPU, in its tiny form on whatever is here."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,4 +30,13 @@ def test_every_section_ends_in_its_line(tmp_path):
     assert found["search"]["largest_difference"] == 0
     for row in found["precision"]["rows"]:
         assert row["loss_error"] < 0.01
+        assert max(row["gradient_error"].values()) < 0.02  # rounding to eight bits, some 30 operators deep
     assert ended.stdout.splitlines()[-1].startswith("fastest step: ")
+
+
+def test_the_page_on_gpus_calls_it_as_it_is():
+    page = (SCRIPT.parents[1] / "docs" / "gpu.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^python benchmarks/gpu\.py(.*)$", page, re.MULTILINE)
+    known = set(re.findall(r'add_argument\("(--\w+)"', SCRIPT.read_text(encoding="utf-8")))
+    assert len(commands) == 2 and set(re.findall(r"--\w+", " ".join(commands))) <= known
+    assert set(SECTIONS) <= set(re.findall(r"`(\w+)`", page))

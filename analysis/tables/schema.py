@@ -117,7 +117,7 @@ data_wait_share                    float  share of the training time spent waiti
 peak_memory_bytes                  float  most memory that one process held
 devices                            int    processes, one device each, that trained the run
 device                             str    device name
-kernels                            str    how its steps were computed: reference (torch) or cpu (C++)
+kernels                            str    how steps were computed: reference (torch), cpu (C++); if compiled
 attempts                           int    times that the run was started
 micro_batch_changed                int    1 where it was halved to fit memory: summed in another order
 status                             str    planned, submitted, running, done or failed:<class>

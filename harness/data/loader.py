@@ -181,6 +181,7 @@ def validation_rows(
     if blocks > len(full):
         raise DataError(
             f"{dataset.name} has {len(full)} validation blocks of {sequence_length} tokens, not {blocks}: "
-            "ask for fewer or shorter blocks, or hold out more text"
+            f"set evaluation.blocks={len(full)} or less, shorten the sequences, or hold out more text "
+            "(data.validation_fraction)"
         )
     return rows.batch(full[np.arange(blocks) * len(full) // blocks])

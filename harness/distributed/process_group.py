@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 # Messages of torch for a process of the group that is gone or silent; gloo has no error class of its own.
 _PEER_GONE = ("connection closed by peer", "connection reset by peer", "broken pipe", "timed out")
-PEER_TIMEOUT = timedelta(minutes=30)  # the longest that a process waits for another one
+PEER_TIMEOUT_S = 1800.0  # where no run says how long a process waits for another one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +99,8 @@ def ranks_from_environment() -> Ranks:
 
 
 @contextmanager
-def connected() -> Iterator[Ranks]:
-    """Connect the processes of the run for the length of a block.
+def connected(timeout_s: float = PEER_TIMEOUT_S) -> Iterator[Ranks]:
+    """Connect the processes of the run for the length of a block; none waits longer for another one.
 
     A single process connects nothing, and an existing connection is used and kept. On a CPU messages go
     through gloo. On GPUs they go through NCCL, and those in host memory through gloo.
@@ -116,7 +116,7 @@ def connected() -> Iterator[Ranks]:
     export_rendezvous()
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
-        dist.init_process_group(backend, timeout=PEER_TIMEOUT)
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
     except (ValueError, RuntimeError) as error:
         where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
         reason = str(error).strip().splitlines()[0]

@@ -69,6 +69,11 @@ class ScheduledOptimizer:
         """Take an AdamW step (arXiv 1711.05101)."""
         grads = [parameter.grad for parameter in parameters]
         first, second = self._gather(parameters, "first_moment"), self._gather(parameters, "second_moment")
+        if self._fuses(parameters):
+            for part in _by_decay(parameters):
+                chosen = [[tensors[i] for i in part] for tensors in (parameters, grads, first, second)]
+                self._update_fused(group, *chosen)
+            return
         beta1, beta2 = group["beta1"], group["beta2"]
         torch._foreach_lerp_(first, grads, 1 - beta1)
         torch._foreach_mul_(second, beta2)
@@ -81,6 +86,36 @@ class ScheduledOptimizer:
             torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
         rate = group["lr"] / (1 - beta1 ** (self.steps + 1))
         torch._foreach_addcdiv_(parameters, first, scale, value=-rate)
+
+    def _fuses(self, parameters: Sequence[Tensor]) -> bool:
+        """Return True where one kernel reads and writes everything once: on a GPU, which memory limits."""
+        return parameters[0].is_cuda
+
+    def _update_fused(
+        self,
+        group: dict[str, Any],
+        parameters: list[Tensor],
+        grads: list[Tensor],
+        first: list[Tensor],
+        second: list[Tensor],
+    ) -> None:
+        """Take the same step by torch's fused kernel; vectors and matrices come apart."""
+        step = torch.full((), self.steps + 1.0, device=parameters[0].device)
+        torch._fused_adamw_(
+            parameters,
+            grads,
+            first,
+            second,
+            [],
+            [step] * len(parameters),
+            lr=group["lr"],
+            beta1=group["beta1"],
+            beta2=group["beta2"],
+            weight_decay=group["weight_decay"] if parameters[0].ndim > 1 else 0.0,
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+        )
 
     def _gather(self, parameters: Sequence[Tensor], key: str) -> list[Tensor]:
         return [self.state[parameter][key] for parameter in parameters]
@@ -162,6 +197,13 @@ class MuonAdamW(ScheduledOptimizer):
         share = 1.0 if self.steps >= warmup else self.steps / warmup
         momentum = (1 - share) * config.muon_momentum_start + share * config.muon_momentum
         return torch.tensor(momentum, dtype=torch.float32).item()  # as published: 1 - momentum is off by 1e-8
+
+
+def _by_decay(parameters: Sequence[Tensor]) -> list[list[int]]:
+    """Return the indices of the matrices, which decay, and those of the vectors, which do not."""
+    matrices = [i for i, parameter in enumerate(parameters) if parameter.ndim > 1]
+    vectors = [i for i, parameter in enumerate(parameters) if parameter.ndim <= 1]
+    return [part for part in (matrices, vectors) if part]
 
 
 def polar_factor(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:

@@ -95,6 +95,8 @@ class TrainingConfig:
     parallel: Literal["ddp", "fsdp"] = "ddp"  # several processes: whole replicas, or sharded weights (FSDP2)
     threads: Annotated[int, Gt(0)] | None = None  # None: as torch chooses
     compile: bool = False
+    deterministic: bool = True  # false: faster kernels on a GPU; a resumed run has other bits
+    checkpoint_loops: bool = False  # recompute each loop in the backward pass: less memory, more time
     kernels: Literal["auto", "reference", "cpu"] = "auto"  # how a step is computed: `model.kernels`
     log_every: Annotated[int, Gt(0)] = 10  # steps
     checkpoint_every_s: Annotated[float, Gt(0)] = 300.0
@@ -118,7 +120,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GuardrailsConfig:
-    """Criteria of divergence and of a hang, and the interval of the spectral-radius probe."""
+    """Criteria of divergence, of a hang and of a lost process, and the interval of the spectral radius."""
 
     max_skipped_steps: Annotated[int, Gt(0)] = 10  # in a row, for a loss or gradient that is not finite
     average_steps: Annotated[int, Gt(1)] = 50  # horizon of the running mean and spread of the loss
@@ -126,6 +128,7 @@ class GuardrailsConfig:
     max_rise_nats: Annotated[float, Gt(0)] | None = 3.0  # running mean above its lowest value; None: no limit
     spectral_radius_every: Annotated[int, Gt(0)] = 100  # steps
     hang_s: Annotated[float, Gt(0)] = 600.0  # without a step, and 20 times its median time: the run hangs
+    peer_timeout_s: Annotated[float, Gt(0)] = 900.0  # that one process waits for another, at any time
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from harness.data.dataset import DataError
-from harness.distributed.process_group import Ranks, connected, is_peer_loss
+from harness.distributed.process_group import PEER_TIMEOUT_S, Ranks, connected, is_peer_loss
 from harness.run.folder import RunFolder, Status
 from harness.run.metrics import write_offline_history
 from harness.training.branch import start_from_trunk
@@ -58,7 +58,10 @@ def run_job(
     recorded as `code_error`, with the traceback under logs/, and raised again.
     """
     folder = RunFolder(path)
-    with connected() as ranks, folder.lease() if ranks.first else nullcontext(True) as free:
+    with (
+        connected(_peer_timeout_s(folder)) as ranks,
+        folder.lease() if ranks.first else nullcontext(True) as free,
+    ):
         begun = ranks.once(lambda: _begin(folder) if free else BUSY)
         if isinstance(begun, str):
             return begun
@@ -78,6 +81,13 @@ def run_job(
         if ranks.first:
             write_offline_history(folder)
         return ended
+
+
+def _peer_timeout_s(folder: RunFolder) -> float:
+    try:
+        return folder.config().guardrails.peer_timeout_s
+    except (ConfigError, OSError):
+        return PEER_TIMEOUT_S  # `train` says what is wrong with the configuration
 
 
 def _begin(folder: RunFolder) -> Status | str:

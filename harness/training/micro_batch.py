@@ -19,7 +19,7 @@ from harness.training.device import (
 )
 from model.config_validation import ConfigError
 from model.kernels import autocast
-from model.memory import memory_estimate_bytes
+from model.memory import MemoryEstimate, memory_estimate_bytes
 from model.transformer import LoopedTransformer
 
 _SHARE = 0.9  # of the memory, for a step; other users need some too
@@ -77,14 +77,25 @@ def _is_tried(device: torch.device) -> bool:
 
 def _estimated(run: RunConfig, model: LoopedTransformer, world: int) -> Callable[[int], bool]:
     """Return a test by the planner's memory estimate; all processes are assumed to share one machine."""
-    room, precision = _SHARE * available_bytes() / world, run.training.precision
+    room = _SHARE * available_bytes() / world
     tokens = model.kernels.tokens_at_once(workload_of(run, torch.device("cpu")))
 
     def fits(size: int) -> bool:
         suits = suits_cpu(size, run.model.sequence_length, tokens)
-        return suits and memory_estimate_bytes(run.model, size, precision=precision).total <= room
+        return suits and _estimate(run, size).total <= room
 
     return fits
+
+
+def _estimate(run: RunConfig, size: int) -> MemoryEstimate:
+    training = run.training
+    return memory_estimate_bytes(
+        run.model,
+        size,
+        precision=training.precision,
+        checkpoint_loops=training.checkpoint_loops,
+        optimizer=run.optimizer.name,
+    )
 
 
 def _tried(run: RunConfig, model: LoopedTransformer, world: int) -> Callable[[int], bool]:
@@ -94,12 +105,11 @@ def _tried(run: RunConfig, model: LoopedTransformer, world: int) -> Callable[[in
     """
     device, precision = model.embedding.device, run.training.precision
     room = _SHARE * memory_bytes(device)
-    later = memory_estimate_bytes(run.model, 1).optimizer_state
+    later = _estimate(run, 1).optimizer_state
     later //= world if run.training.parallel == "fsdp" else 1
 
     def fits(size: int) -> bool:
-        estimate = memory_estimate_bytes(run.model, size, precision=precision).total
-        if size > 1 and estimate > _ESTIMATE_ERROR * room:
+        if size > 1 and _estimate(run, size).total > _ESTIMATE_ERROR * room:
             return False
         forget_peak_memory(device)
         tokens = torch.zeros(size, run.model.sequence_length, dtype=torch.int64, device=device)

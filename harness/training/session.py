@@ -12,7 +12,7 @@ import torch
 from harness.distributed.parallel import Replica, check_divisible, local_rows, replicate, row_range
 from harness.distributed.process_group import Ranks
 from harness.optim.sharded_optimizer import ShardedOptimizer
-from harness.run.config import RunConfig
+from harness.run.config import RunConfig, TrainingConfig
 from harness.run.folder import RunFolder
 from harness.run.length import origin
 from harness.storage.sharded_tensors import ShardReader, TensorShard, unsharded
@@ -89,7 +89,7 @@ class Session:
     device: torch.device
     replica: Replica
     optimizer: ShardedOptimizer
-    kernels: str  # name of the implementation that computes the steps
+    kernels: str  # how the steps are computed, for the record
     first_step: int = 0
     segment: bool = False  # of a trunk, which ends in the middle of the runs that it is trained for
     counters: Counters = field(default_factory=Counters)
@@ -212,12 +212,14 @@ def open_session(folder: RunFolder, run: RunConfig, ranks: Ranks) -> Session:
     prepare_process(device)
     if run.training.threads is not None:
         torch.set_num_threads(run.training.threads)
-    demand_determinism(compiled=run.training.compile)
+    if run.training.deterministic:
+        demand_determinism(compiled=run.training.compile)
     workload = workload_of(run, device)
     kernels = kernels_for(run.training.kernels, workload)
     newest = open_newest(folder.checkpoints, ranks)
     seed = run.seed if newest is None else None  # first weights take long, and a checkpoint replaces them
     model = build_model(run.model, seed=seed, device=device, kernels=kernels)
+    model.checkpoint_loops = run.training.checkpoint_loops
     if run.training.compile:
         largest = max(run.training.batch_sequences // ranks.world, run.evaluation.batch_blocks)
         compile_blocks(model.all_blocks(), largest_batch=largest)
@@ -233,7 +235,7 @@ def open_session(folder: RunFolder, run: RunConfig, ranks: Ranks) -> Session:
         device=device,
         replica=replica,
         optimizer=optimizer,
-        kernels=name_in_use(kernels, workload),
+        kernels=_kernels_in_words(name_in_use(kernels, workload), run.training),
         segment=origin(folder).segment,
     )
     if newest is not None:
@@ -242,3 +244,9 @@ def open_session(folder: RunFolder, run: RunConfig, ranks: Ranks) -> Session:
     if ranks.first:
         folder.set_micro_batch(session.counters.micro_batch)  # a retry after oom halves it
     return session
+
+
+def _kernels_in_words(name: str, training: TrainingConfig) -> str:
+    """Return how the steps are computed, as the record says it."""
+    compiled = ", compiled" if training.compile else ""
+    return name + compiled + ("" if training.deterministic else ", not deterministic")

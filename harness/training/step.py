@@ -139,7 +139,7 @@ class GradientOfStep:
     def _accumulate(self, draws: Draws, batch: Batch, probe: bool) -> tuple[Tensor, Tensor]:
         """Accumulate the gradient of all processes; return this one's total nats and scored labels."""
         precision = self._run.training.precision
-        x, y, documents = self._on_device(batch.tokens, batch.labels, self._documents(batch))
+        x, y, documents = on_device(self._device, batch.tokens, batch.labels, self._documents(batch))
         depths = [draws.depths[index] for index in draws.own]
         nats = torch.zeros((), device=self._device)
         for start in range(0, len(x), self._micro_batch):
@@ -156,5 +156,10 @@ class GradientOfStep:
     def _documents(self, batch: Batch) -> np.ndarray:
         return batch.documents(self._bos) if self._run.training.document_mask else np.empty(0, np.int64)
 
-    def _on_device(self, *arrays: np.ndarray) -> list[Tensor]:
-        return [torch.from_numpy(array).to(self._device, non_blocking=True) for array in arrays]
+
+def on_device(device: torch.device, *arrays: np.ndarray) -> list[Tensor]:
+    """Return arrays as tensors of a device; a copy to a GPU is only begun."""
+    tensors = [torch.from_numpy(array) for array in arrays]
+    if device.type == "cuda":  # from pageable memory the copy would wait for the device
+        tensors = [tensor.pin_memory() for tensor in tensors]
+    return [tensor.to(device, non_blocking=True) for tensor in tensors]

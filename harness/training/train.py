@@ -192,18 +192,15 @@ def _close_segment(folder: RunFolder, session: Session, attempts: int) -> None:
 def _finish(folder: RunFolder, session: Session, dataset: Dataset, attempts: int, watch: Watch) -> None:
     """Evaluate the trained model and write depth curve and record."""
     run, model = session.run, session.replica.full_model()
-
-    def evaluated() -> Evaluation:
-        return evaluate(
-            model,
-            run.model,
-            dataset,
-            run.evaluation,
-            training=run.training,
-            progress=lambda done: watch({"evaluated": done}),
-        )
-
-    evaluation = session.ranks.once(evaluated)
+    evaluation = evaluate(
+        model,
+        run.model,
+        dataset,
+        run.evaluation,
+        training=run.training,
+        ranks=session.ranks,
+        progress=lambda done: watch({"evaluated": done}) if session.ranks.first else None,
+    )
     own_loss = evaluation.loss_nats[evaluation.at(run.model.own_depth)]
     if not math.isfinite(own_loss):
         raise Diverged(f"validation loss {own_loss} after {run.steps} steps")

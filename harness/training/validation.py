@@ -10,6 +10,7 @@ import torch
 
 from harness.data.dataset import Dataset
 from harness.data.loader import IGNORED, validation_rows
+from harness.distributed.process_group import ALONE, Ranks
 from harness.run.config import EvaluationConfig, TrainingConfig
 from harness.run.record import Evaluation
 from model.config import ModelConfig
@@ -25,6 +26,7 @@ def evaluate(
     evaluation: EvaluationConfig,
     *,
     training: TrainingConfig | None = None,
+    ranks: Ranks = ALONE,
     progress: Callable[[float], None] = lambda done: None,
 ) -> Evaluation:
     """Return the validation loss of `model` at T = 1..max_depth, on the same blocks for every run of a study.
@@ -32,6 +34,7 @@ def evaluate(
     Parameters
     ----------
     training : its packing, document mask and precision apply here too; by default plain blocks in float32.
+    ranks : the processes that share the batches, each with all the weights; every one must call this.
     progress : called with the fraction that is evaluated.
 
     Notes
@@ -50,8 +53,9 @@ def evaluate(
     documents = torch.from_numpy(batch.documents(dataset.bos)) if training.document_mask else None
     deepest = max(evaluation.max_depth, math.ceil(config.mean_recurrence)) if config.kind == "looped" else 1
     device = next(model.parameters()).device
-    parts = []
-    for start in range(0, evaluation.blocks, evaluation.batch_blocks):
+    starts = range(0, evaluation.blocks, evaluation.batch_blocks)
+    own: dict[int, torch.Tensor] = {}  # of this process, by the first block of the batch
+    for start in starts[ranks.rank :: ranks.world]:
         rows = slice(start, min(start + evaluation.batch_blocks, evaluation.blocks))
         with autocast(device, training.precision), eager_fallback():
             losses = model.depth_losses(
@@ -61,9 +65,10 @@ def evaluate(
                 [counter_seed("evaluation", index) for index in range(rows.start, rows.stop)],
                 None if documents is None else documents[rows].to(device),
             )
-        parts.append(losses)
+        own[start] = losses.cpu()
         progress(rows.stop / evaluation.blocks)
-    sums = torch.cat(parts, dim=1).double().cpu().numpy()  # [depth, block], nats
+    losses_of = {start: losses for part in ranks.all_gather(own) for start, losses in part.items()}
+    sums = torch.cat([losses_of[start] for start in starts], dim=1).double().numpy()  # [depth, block], nats
     per_block = sums / scored
     total = sums.sum(axis=1)
     return Evaluation(

@@ -13,9 +13,9 @@ from harness.data.encoding import available_cores
 from harness.storage.files import is_held, locked_for_child
 from model.config_validation import ConfigError
 from sweeps.backends.base import Backend, Elements
-from sweeps.backends.gpus import gpu_of, visible_gpus
 from sweeps.backends.job_array import JobArray
 from sweeps.backends.registry import environment_outside_jobs
+from sweeps.config.gpus import gpu_of, visible_gpus
 
 WORKER = "sweeps.workers.local_pool"  # the module that every worker process runs
 ROOT = Path(__file__).resolve().parents[2]

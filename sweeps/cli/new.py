@@ -161,6 +161,11 @@ def _command(settings: NewConfig) -> str:
     return " ".join(words)
 
 
+def _again(settings: NewConfig, path: Path) -> str:
+    """Return the commands that write another file in the place of `path`."""
+    return f"rm {quote(str(path))} && {_command(settings)}"
+
+
 def _new(overrides: list[str]) -> str:
     settings = compose_table("new", overrides)
     if sys.stdin.isatty():
@@ -185,7 +190,11 @@ def _remarks(
     from sweeps.planning import new_grid
     from sweeps.planning.known_window import known_window
 
-    lines = new_grid.too_short(study, planned)
+    lines = []
+    if short := new_grid.too_short(study, planned):
+        sentence, budgets = short
+        changed = dataclasses.replace(settings, budgets_flops=budgets, allowance=None)
+        lines.append(f"{sentence}: {_again(changed, path)}")
     allowance = new_grid.Allowance(flops=planned.totals()["nominal_flops"])
     if settings.allowance is not None:
         allowance = new_grid.priced_allowance(study, settings.allowance, reference)
@@ -230,7 +239,7 @@ def _outside(
         changed = dataclasses.replace(settings, allowance=allowance.value(needed))
     return [
         f"{said}. Three budgets with it inside, such as {', '.join(map(flow, better[1]))}, take "
-        f"{allowance.words(needed)}: rm {quote(str(path))} && {_command(changed)}"
+        f"{allowance.words(needed)}: {_again(changed, path)}"
     ]
 
 

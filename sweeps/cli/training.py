@@ -57,7 +57,7 @@ def train_one(study: StudyConfig) -> dict[str, Any]:
     if (job := current_job()) and job.ends_s is not None:
         os.environ.setdefault(JOB_END, str(job.ends_s))
     parent = Path(study.root) / (study.sweep.name or SINGLE)
-    with connected() as ranks:
+    with connected(run.guardrails.peer_timeout_s) as ranks:
         folder = ranks.once(
             lambda: create(parent, run, data_digest=dataset.digest, unique_tokens=dataset.unique_tokens)
         )

@@ -26,6 +26,7 @@ from sweeps.config.folders import (
     file_that_sets,
     searched,
 )
+from sweeps.config.numerics import Device, device_of, resolve
 from sweeps.config.overrides import check_overrides, forced, one_line, refuse_name, with_lists
 from sweeps.config.study import StudyConfig, SweepConfig
 
@@ -54,10 +55,16 @@ _STUDY_KEYS = (
 )
 
 
-def compose_study(overrides: Sequence[str] | StudyConfig) -> StudyConfig:
+def compose_study(
+    overrides: Sequence[str] | StudyConfig, *, devices: Mapping[str, Device] | None = None
+) -> StudyConfig:
     """Return the study that `overrides` describe, with one checked run template per scale.
 
     A study that is composed already is returned as it is.
+
+    Parameters
+    ----------
+    devices : by scale: what the `auto` settings of its runs stand for; other scales go by the cluster.
 
     Raises
     ------
@@ -67,10 +74,12 @@ def compose_study(overrides: Sequence[str] | StudyConfig) -> StudyConfig:
         return overrides
     mapping, chosen = _compose(CONF, STUDY, overrides)
     with _naming_the_file(chosen, overrides):
-        return _study(mapping, chosen.get("model", ""), overrides)
+        return _study(mapping, chosen.get("model", ""), overrides, devices or {})
 
 
-def _study(mapping: dict[str, Any], chosen: str, overrides: Sequence[str]) -> StudyConfig:
+def _study(
+    mapping: dict[str, Any], chosen: str, overrides: Sequence[str], devices: Mapping[str, Device]
+) -> StudyConfig:
     """Return the checked study of a composed configuration, `chosen` is its model."""
     for group in ("sweep", "cluster", "retry"):
         if not isinstance(mapping.get(group), dict):
@@ -81,7 +90,7 @@ def _study(mapping: dict[str, Any], chosen: str, overrides: Sequence[str]) -> St
     sweep = build(SweepConfig, fields, "sweep.")
     cluster = build(ClusterConfig, mapping["cluster"], "cluster.")
     retry = build(RetryConfig, mapping["retry"], "retry.")
-    runs = {}
+    runs, resolved_for = {}, dict[str, Device]()
     for scale in sweep.scales or [chosen]:
         fields = mapping
         if scale != chosen or scale in sweep.per_scale:
@@ -90,7 +99,8 @@ def _study(mapping: dict[str, Any], chosen: str, overrides: Sequence[str]) -> St
                 own.insert(0, f"model={scale}")
             rest = [text for text in overrides if scale == chosen or not text.startswith("model=")]
             fields = _of_scale(scale, [*rest, *own])
-        runs[scale] = _run(fields, scale)
+        resolved_for[scale] = devices.get(scale) or device_of(fields, cluster, scale)
+        runs[scale] = _run(resolve(fields, resolved_for[scale]), scale)
     settings = build(StudyConfig, {key: mapping[key] for key in _STUDY_KEYS} | {"runs": {}})
     profile = [text for text in overrides if PROFILE.match(text)]
     return dataclasses.replace(
@@ -99,6 +109,7 @@ def _study(mapping: dict[str, Any], chosen: str, overrides: Sequence[str]) -> St
         sweep=sweep,
         cluster=cluster,
         retry=retry,
+        devices=resolved_for,
         overrides=list(overrides),
         profile=profile,
     )

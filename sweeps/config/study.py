@@ -10,6 +10,7 @@ from annotated_types import Ge, Gt, MinLen
 from harness.run.config import RunConfig
 from model.config_validation import ConfigError, check_name
 from sweeps.config.cluster import ClusterConfig, RetryConfig
+from sweeps.config.numerics import Device
 
 PositiveFloat = Annotated[float, Gt(0)]
 Seed = Annotated[int, Ge(0)]
@@ -104,6 +105,7 @@ class StudyConfig:
     sweep: SweepConfig = field(default_factory=SweepConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     retry: RetryConfig = field(default_factory=RetryConfig)
+    devices: dict[str, Device] = field(default_factory=dict)  # by scale: what `auto` was resolved for
     overrides: list[str] = field(default_factory=list, compare=False)  # of which it was composed
     profile: list[str] = field(default_factory=list)  # the overrides that chose the cluster
     root: str = "runs"

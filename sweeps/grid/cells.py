@@ -148,9 +148,15 @@ def memory_bytes(cell: Cell, cluster: ClusterConfig) -> float:
     limit_bytes = (cluster.device_memory_gb or math.inf) * 1e9
 
     def needed(size: int) -> float:
-        estimate = memory_estimate_bytes(cell.run.model, size, precision=training.precision)
-        held = estimate.total - estimate.activations
-        return estimate.activations + held / (world if training.parallel == "fsdp" else 1)
+        estimate = memory_estimate_bytes(
+            cell.run.model,
+            size,
+            precision=training.precision,
+            checkpoint_loops=training.checkpoint_loops,
+            optimizer=cell.run.optimizer.name,
+        )
+        shards = world if training.parallel == "fsdp" else 1
+        return estimate.total - estimate.held + estimate.held / shards
 
     share = max(1, training.batch_sequences // world)
     size = min(training.micro_batch or share, share)

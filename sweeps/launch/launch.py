@@ -9,8 +9,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from harness.data.dataset import DataConfig, Progress
+from harness.data.loader import validation_rows
 from harness.data.packed_files import keep_packings
-from harness.data.prepare import prepare
+from harness.data.prepare import find_prepared, prepare
 from harness.run.config import CONFIG, RunConfig, config_text
 from harness.run.folder import RunFolder, create, initial_files, reconcile
 from harness.run.length import ORIGIN, SEGMENT, Origin, set_origin
@@ -121,10 +122,23 @@ def _planned(study: StudyConfig, progress: Progress | None) -> list[Cell]:
     if not study.sweep.name:
         plan_cells(study)  # raises the error that says so
     prepare_data(study, progress)
+    _check_validation(study)
     planned = plan_cells(study)
     if not any(cell.verdict == "OK" for cell in planned):
         raise ConfigError(f"no cell of sweep {study.sweep.name} can run; the first: {planned[0].reason}")
     return planned
+
+
+def _check_validation(study: StudyConfig) -> None:
+    """Raise DataError if a run would fail at its start: it is evaluated on more text than is held out."""
+    checked: set[tuple[str, str, int, int]] = set()
+    for run in _runs(study):
+        dataset = find_prepared(run.data, Path(study.cache))
+        asked = (run.training.packing, run.model.sequence_length, run.evaluation.blocks)
+        if dataset is not None and (dataset.digest, *asked) not in checked:
+            checked.add((dataset.digest, *asked))
+            packing, length, blocks = asked
+            validation_rows(dataset, packing=packing, sequence_length=length, blocks=blocks)
 
 
 def register(study: StudyConfig, cells: list[Cell]) -> Ledger:
@@ -158,6 +172,7 @@ def register(study: StudyConfig, cells: list[Cell]) -> Ledger:
             parents=trunks.parents,
             profile=study.profile,
             overrides=study.overrides,
+            devices=study.devices | (before.pinned_devices if before else {}),
             earlier=_earlier(before, study),
         )
         if trunks.segments:

@@ -79,14 +79,25 @@ def _laws_of_one_recipe(looped: pd.DataFrame) -> Iterator[str]:
 
 
 def _control(cells: pd.DataFrame) -> Iterator[str]:
+    from analysis.format import number
+
     kinds = cells.groupby("target_flops")["kind"].unique()
-    looped = [set(found) for found in kinds if "looped" in found]
-    alone = sum("fixed" not in found for found in looped)
-    if alone:
-        yield (
-            f"compare is bound to leave out {alone} of {len(looped)} budgets, which have no fixed-depth "
-            "control: sweep.control=fixed"
+    looped = {
+        float(str(flops)): "fixed" in set(found) for flops, found in kinds.items() if "looped" in set(found)
+    }
+    alone = [number(flops) for flops, controlled in looped.items() if not controlled]
+    if not alone:
+        return
+    remedy = "sweep.control=fixed"
+    if len(alone) < len(looped):
+        remedy = (
+            f"{', '.join(alone)}. Add them to sweep.budgets_flops, or give the cells of sweep.cells lengths "
+            "that are there"
         )
+    yield (
+        f"compare is bound to leave out {len(alone)} of {len(looped)} budgets, which have no fixed-depth "
+        f"control: {remedy}"
+    )
 
 
 def _iso_depth_law(used: pd.DataFrame) -> Iterator[str]:

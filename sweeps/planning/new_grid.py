@@ -177,19 +177,19 @@ def alike_budgets(study: StudyConfig, reference: Reference) -> list[float]:
     return _rising(_digits(least, math.ceil), LADDER)
 
 
-def too_short(study: StudyConfig, planned: Plan) -> list[str]:
-    """Return a line on the cells that `sweep.min_steps` drops and on what the whole grid would take."""
+def too_short(study: StudyConfig, planned: Plan) -> tuple[str, list[float]] | None:
+    """Return a sentence on the cells that `sweep.min_steps` drops, if any, and budgets that drop none."""
     frame, sweep = planned.frame, study.sweep
     short = int(((frame["verdict"] == "DROP") & (frame["steps"] < sweep.min_steps)).sum())
     if not short:
-        return []
+        return None
     deepest = max(sweep.mean_recurrences)
     least = _digits(_shortest_flops(study, sweep.mean_recurrences), math.ceil)
-    return [
+    return (
         f"{short} of {len(frame)} cells are dropped as too short: {sweep.min_steps} steps (sweep.min_steps) "
-        f"at µ = {deepest} take {flow(least)} FLOPs. Start the budgets there (an allowance of "
-        f"{flow(least * _units(sweep.mean_recurrences, LADDER))} does), or leave the largest µ out"
-    ]
+        f"at µ = {deepest} take {flow(least)} FLOPs. Leave the largest µ out, or start the budgets there",
+        _rising(least, len(sweep.budgets_flops)),
+    )
 
 
 def unused(study: StudyConfig, planned: Plan, allowance: Allowance) -> list[str]:

@@ -182,7 +182,8 @@ def _grid_lines(name: str, scale: str, grid: Mapping[str, Any]) -> Iterator[str]
     yield f"  budgets_flops: {flow(grid['budgets_flops'])} # of one run each; one curve per budget"
     other = "looped_15k" if scale != "looped_15k" else "looped_30k"
     yield f"  # scales: [{scale}, {other}] # several sizes on this grid each: the law in size (phi) needs two"
-    yield "  cells: # further seeds, which measure the noise of training: intervals and verdicts need it"
+    yield "  cells: # further seeds at some budgets: the noise, for intervals and verdicts"
+    yield "    # where you change budgets_flops, change these lengths too, to some of those budgets"
     for cell, keys in grid["cells"].items():
         listed = ", ".join(f"{key}: {flow(value)}" for key, value in keys.items())
         yield f"    {cell}: {{ {listed} }}"

@@ -11,6 +11,7 @@ from harness.storage.files import read_json
 from model.config_validation import ConfigError, build
 from sweeps.config.cluster import ClusterConfig, RetryConfig
 from sweeps.config.folders import find
+from sweeps.config.numerics import Device
 from sweeps.config.study import StudyConfig
 from sweeps.grid.cells import Cell
 from sweeps.grid.trunks import Segment, Trunks, grow, in_order
@@ -39,12 +40,19 @@ class Ledger:
         None  # the overrides that chose `cluster`; None: an earlier version wrote this
     )
     overrides: list[str] = field(default_factory=list)  # of the last launch
+    devices: dict[str, Device] = field(default_factory=dict)  # by scale: what `auto` settings stand for
     earlier: dict[str, ClusterConfig] = field(default_factory=dict)  # by kind: where it was launched before
 
     @property
     def clusters(self) -> list[ClusterConfig]:
         """Return the clusters that may have jobs of the sweep, one of each kind, the newest first."""
         return [self.cluster, *(self.earlier[kind] for kind in self.earlier if kind != self.cluster.kind)]
+
+    @property
+    def pinned_devices(self) -> dict[str, Device]:
+        """Return by scale what `auto` settings stand for, wherever the sweep goes on: else run ids change."""
+        earlier: dict[str, Device] = dict.fromkeys(self.scales.values(), "cpu")  # named by no ledger then
+        return earlier | self.devices
 
     def runs(self, folder: Path) -> list[RunFolder]:
         """Return the folders of the runs, without the segments of trunks."""

@@ -22,10 +22,10 @@ from harness.run.folder import RunFolder
 from harness.run.length import origin
 from model.config_validation import ConfigError
 from sweeps.backends.base import Backend, CurrentJob, JobElement, JobState, Requeue
-from sweeps.backends.gpus import gpu_of, visible_gpus
 from sweeps.backends.job_array import JobArray, read_array, read_submitted
 from sweeps.backends.registry import backend_of_job
 from sweeps.config.cluster import RetryConfig
+from sweeps.config.gpus import gpu_of, visible_gpus
 from sweeps.state.ended_jobs import add_attempt
 from sweeps.state.ledger import Ledger, has_begun, is_open, read_ledger, state_of
 from sweeps.state.retry import prepare_attempt
@@ -82,7 +82,7 @@ def work_through(
     """Train the open ones of `runs`, as many at once as the array allows; return the ids of those started.
 
     Ends early when `stop_requested` returns True. A run that ran out of memory or whose process was killed is
-    started again here, within its retry rule.
+    started again here, within its retry rule; where it has several ranks, this one exits instead.
     """
     from harness.training.job import JOB_END
     from sweeps.workers.run_process import end_child, record_kill, start_child
@@ -120,8 +120,10 @@ def work_through(
             killed = child.exitcode is not None and child.exitcode < 0 and not stop_requested()
             if killed and run.path.exists():
                 now = _out_of_memory_kills()
-                record_kill(run, child.exitcode or 0, out_of_memory=now > memory)
+                record_kill(run, child.exitcode or 0, out_of_memory=now > memory, alone=alone)
                 memory = now
+                if not alone:
+                    sys.exit(1)  # the other ranks wait for this one: what started them ends them
             status = run.status()
             if alone and status.state == "failed" and (killed or status.failure_class == "oom"):
                 waiting += [run] if is_open(status, retry) else []

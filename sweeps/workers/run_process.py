@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -48,12 +49,22 @@ def end_child(child: BaseProcess) -> None:
         child.join()
 
 
-def record_kill(run: RunFolder, exitcode: int, *, out_of_memory: bool = False) -> None:
-    """Write to a run's status that its process was killed, which it could not do itself."""
-    reason = f"killed by signal {-exitcode}" + ("" if out_of_memory else " (out of memory?)")
+def record_kill(run: RunFolder, exitcode: int, *, out_of_memory: bool = False, alone: bool = True) -> None:
+    """Write to a run's status that its process was killed, which it could not do itself.
+
+    One of several ranks that aborts has waited too long for another one, which may have said why: the
+    watchdog of NCCL raises no error.
+    """
     status = run.status()
-    if status.state != "done":
-        run.set_status(status.failed("oom" if out_of_memory else "lost", reason))
+    aborted = exitcode == -signal.SIGABRT and not alone and not out_of_memory
+    if status.state == "done" or (aborted and status.state == "failed"):
+        return
+    if aborted:
+        message = "aborted after a failed exchange with another rank; see logs/output.txt"
+        run.set_status(status.failed("node_failure", message))
+        return
+    reason = f"killed by signal {-exitcode}" + ("" if out_of_memory else " (out of memory?)")
+    run.set_status(status.failed("oom" if out_of_memory else "lost", reason))
 
 
 def _child(path: Path, cache: Path, stop_requested: Callable[[], bool], gpu: str | None) -> None:

@@ -96,10 +96,11 @@ def _member(
         "MASTER_PORT": str(port),
     }
     from harness.distributed.process_group import connected
+    from harness.run.folder import RunFolder
     from harness.training.job import run_job
 
     prepare(rank)
-    with connected():
+    with connected(RunFolder(folders[0]).config().guardrails.peer_timeout_s):
         for folder in folders:
             run_job(folder, cache, hold(folder, hold_at))
 

@@ -16,7 +16,7 @@ from model.config_validation import ConfigError
 from sweeps.backends.job_array import JOBS, TASK, JobArray, array_folder, read_submitted
 from sweeps.backends.registry import JOB_BACKEND
 from sweeps.backends.slurm.states import STARTED
-from sweeps.config.cluster import ClusterConfig
+from sweeps.config.cluster import ClusterConfig, Resources
 from sweeps.config.shell import quote
 
 
@@ -72,8 +72,7 @@ def executor_for(config: ClusterConfig, sweep: Path, array: JobArray, version: s
         "mem": f"{round(resources.memory_gb * 1024)}M" if resources.memory_gb else None,
         "exclude": ",".join(array.exclude) or None,
         "dependency": _dependency(sweep, array),
-        # Since SLURM 22.05 srun does not take this over from the job.
-        "srun_args": [f"--cpus-per-task={resources.cpus_per_task}"] if resources.cpus_per_task else None,
+        "srun_args": _srun_options(resources) or None,
     }
     executor.update_parameters(
         job_name=array.name,
@@ -93,6 +92,15 @@ def executor_for(config: ClusterConfig, sweep: Path, array: JobArray, version: s
     )
     executor.parameters["map_count"] = len(array.elements)
     return executor
+
+
+def _srun_options(resources: Resources) -> list[str]:
+    options = []
+    if resources.world_size > 1:  # ranks that lost one would wait for it until a timeout
+        options.append("--kill-on-bad-exit=1")
+    if resources.cpus_per_task:  # since SLURM 22.05 srun does not take this over from the job
+        options.append(f"--cpus-per-task={resources.cpus_per_task}")
+    return options
 
 
 def _dependency(sweep: Path, array: JobArray) -> str | None:

@@ -24,7 +24,7 @@ from tests.harness.runs import assert_same_bits
 from tests.workers import in_processes
 
 pytestmark = in_processes
-STEPS = ("steps=50", "training.batch_sequences=8", "model.mean_recurrence=3")
+STEPS = ("steps=50", "training.batch_sequences=8", "model.mean_recurrence=3", "evaluation.batch_blocks=3")
 
 
 def losses(folder):
@@ -54,6 +54,9 @@ def test_processes_and_micro_batches_change_nothing_but_rounding(make, alone, ca
         assert losses(folder) == pytest.approx(losses(alone), rel=1e-5)
         ours, theirs = folder.record(), alone.record()
         assert ours["val_loss_nats"] == pytest.approx(theirs["val_loss_nats"], rel=1e-4)
+        # The processes share the evaluation, whose losses are those of one that computes it alone.
+        again = loopscale.evaluate([f"run={folder.path}", f"cache={cache}"])
+        assert again.loss_nats[2] == ours["val_loss_nats"]
         assert ours["executed_flops"] == theirs["executed_flops"]
         assert ours["devices"] == world and ours["device_s"] >= world * 0.99 * ours["wall_s"] > 0
         norms = [read_metrics(run.metrics)[0]["gradient_norm_core"] for run in (folder, alone)]

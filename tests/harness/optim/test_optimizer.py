@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.optim.optimizer import OptimizerConfig, polar_factor
+from harness.optim.optimizer import OptimizerConfig, ScheduledOptimizer, polar_factor
 from harness.optim.parameter_groups import build_optimizer
 from model.config import ModelConfig
 from model.transformer import build_model
@@ -32,6 +32,17 @@ def tiny_step(config, steps=1):
         with_random_gradients(model, step)
         optimizer.step()
     return model, optimizer
+
+
+def test_the_fused_adamw_takes_the_same_step(monkeypatch):
+    config = OptimizerConfig(name="adamw", adamw_weight_decay=0.3)
+    expected, _ = tiny_step(config, steps=3)
+    monkeypatch.setattr(ScheduledOptimizer, "_fuses", lambda self, parameters: True)
+    fused, _ = tiny_step(config, steps=3)
+    start = build_model(TINY, seed=0)
+    for name, parameter in expected.named_parameters():
+        moved = (parameter - start.get_parameter(name)).abs().max()
+        assert (fused.get_parameter(name) - parameter).abs().max() < 1e-5 * moved, name
 
 
 @pytest.fixture

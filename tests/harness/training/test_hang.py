@@ -51,6 +51,22 @@ def test_time_in_which_the_process_is_stopped_does_not_count(monkeypatch):
 
 
 @in_processes
+def test_a_process_waits_for_another_one_no_longer_than_the_run_says(make, cache):
+    settings = ("steps=16", "training.batch_sequences=4", "guardrails.peer_timeout_s=3")
+    folder, _ = make(*settings)
+    processes = start(2, [folder.path], cache, hold_at=5)
+    wait_for_hold(folder.path, 5)
+    os.kill(processes[1].pid, signal.SIGSTOP)
+    let_go(folder.path)
+    processes[0].join(timeout=240)
+    assert processes[0].exitcode == 0
+    processes[1].kill()
+    join(processes)
+    assert str(folder.status()) == "failed:node_failure"
+    assert "timed out" in folder.status().message.lower()
+
+
+@in_processes
 def test_a_stopped_process_is_named_a_hang_by_the_others_and_the_run_resumes(make, cache):
     settings = ("steps=16", "training.batch_sequences=4", "training.checkpoint_every_s=0.05")
     whole, _ = make(*settings, parent="whole")

@@ -1,8 +1,10 @@
 import threading
 
+import numpy as np
 import pytest
+import torch
 
-from harness.training.step import Prefetch
+from harness.training.step import Prefetch, on_device
 from tests.waiting import wait_for
 
 
@@ -52,3 +54,18 @@ def test_time_spent_waiting_is_counted():
         threading.Timer(0.2, release.set).start()
         values.take()
         assert 0.1 < values.waited_s < 10
+
+
+def test_a_gpu_is_given_pinned_memory_so_that_a_copy_does_not_wait(monkeypatch):
+    pinned, copied = [], []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+    monkeypatch.setattr(
+        torch.Tensor, "to", lambda tensor, device, **how: copied.append((device, how)) or tensor
+    )
+    arrays = [np.arange(3), np.ones((2, 2))]
+    assert [tensor.tolist() for tensor in on_device(torch.device("cuda"), *arrays)] == [
+        array.tolist() for array in arrays
+    ]
+    assert len(pinned) == 2 and copied == [(torch.device("cuda"), {"non_blocking": True})] * 2
+    on_device(torch.device("cpu"), *arrays)
+    assert len(pinned) == 2

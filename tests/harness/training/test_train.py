@@ -77,6 +77,16 @@ def test_the_micro_batch_changes_nothing_but_rounding(make, cache):
     assert parts.record()["val_loss_nats"] == pytest.approx(whole.record()["val_loss_nats"], rel=1e-4)
 
 
+def test_recomputed_loops_change_no_bit(make, cache):
+    settings = ("tokens=1280", "training.kernels=reference")
+    kept, _ = make(*settings, parent="kept")
+    again, _ = make(*settings, "training.checkpoint_loops=true", parent="again")
+    for folder in (kept, again):
+        run_job(folder.path, cache)
+    assert kept.run_id == again.run_id
+    assert_same_bits(kept, again)
+
+
 @imports_compiler
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # raised inside torch
 def test_compiled_blocks_train_to_the_same_losses(make, cache, monkeypatch):
@@ -91,6 +101,15 @@ def test_compiled_blocks_train_to_the_same_losses(make, cache, monkeypatch):
         assert run_job(folder.path, cache) == "done"
     assert compiled.run_id == eager.run_id
     assert compiled.record()["val_loss_nats"] == pytest.approx(eager.record()["val_loss_nats"], rel=1e-5)
+    assert eager.record()["kernels"] in ("cpu", "reference")
+    assert compiled.record()["kernels"] == "reference, compiled"
+
+
+def test_a_run_that_need_not_be_deterministic_says_so(make, cache, monkeypatch):
+    monkeypatch.setattr("harness.training.session.demand_determinism", lambda **_: pytest.fail("demanded"))
+    folder, _ = make("tokens=640", "training.deterministic=false")
+    assert run_job(folder.path, cache) == "done"
+    assert folder.record()["kernels"].endswith(", not deterministic")
 
 
 def test_packing_and_document_mask_are_choices_that_name_the_run(make, cache, corpus, tmp_path):

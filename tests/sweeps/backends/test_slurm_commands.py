@@ -239,6 +239,17 @@ def test_a_job_file_says_what_the_profile_says(tmp_path, batch):
     )
 
 
+@pytest.mark.parametrize("ranks", ["srun", "torchrun"])
+def test_a_rank_that_dies_ends_the_others_of_its_job(tmp_path, batch, ranks):
+    def srun(**shape):
+        made = JobArray(**vars(batch) | {"resources": Resources(ranks=ranks, **shape)})
+        text = Slurm(ClusterConfig(kind="slurm")).job_file(tmp_path, made, "1")
+        return next(line for line in text.splitlines() if line.startswith("srun "))
+
+    assert " --kill-on-bad-exit=1 " in srun(nodes=2, tasks_per_node=4)
+    assert "kill-on-bad-exit" not in srun()
+
+
 def test_torchrun_is_told_by_the_signal_that_it_passes_on(tmp_path, batch):
     resources = Resources(nodes=2, tasks_per_node=8, ranks="torchrun")
     text = Slurm(ClusterConfig(kind="slurm")).job_file(

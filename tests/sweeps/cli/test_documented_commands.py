@@ -1,8 +1,9 @@
-"""Every command of README.md, the tutorial and the gallery runs as it is written there, in small."""
+"""Every command of README.md, the tutorial, the gallery and gpu.md runs as it is written there, in small."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 import shlex
 import shutil
@@ -21,6 +22,7 @@ from sweeps.state.collect import collect
 
 ROOT = Path(__file__).resolve().parents[3]
 README, TUTORIAL, GALLERY = ROOT / "README.md", ROOT / "docs" / "tutorial.md", ROOT / "docs" / "gallery.md"
+GPU = ROOT / "docs" / "gpu.md"
 
 # Cells need more than the tests' text; a plan takes it as given while nothing is prepared.
 MUCH_TEXT = ["path=my_corpus", "data.unique_tokens=1_000_000_000_000", "cache=unprepared"]
@@ -125,7 +127,7 @@ def small(command: Documented, names: dict[str, str], tiny: list[str]) -> list[s
 # What is the same command here, such as `status` of two sweeps, runs once.
 ALL = {
     tuple(small(command, {}, [])): command
-    for command in [*documented(TUTORIAL), *documented(README), *documented(GALLERY)]
+    for command in itertools.chain.from_iterable(map(documented, (TUTORIAL, README, GALLERY, GPU)))
 }
 
 

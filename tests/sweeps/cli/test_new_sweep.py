@@ -149,9 +149,11 @@ def test_budgets_that_are_too_short_name_an_allowance_that_keeps_every_cell(here
     least = 20 * 2048 * (111_360 + 82_432 * 12)
     assert code == 0 and least == pytest.approx(4.508e10, rel=1e-3)
     assert "are dropped as too short: 20 steps (sweep.min_steps) at µ = 12 take 4.6e10 FLOPs" in out
-    enough = re.search(r"an allowance of (\S+) does", out)[1]
     assert "the shipped sweep study_15k of this scale has budgets_flops=5e11,1e12,2e12,4e12,8e12" in out
-    code, out, _ = command(capsys, "new", "sweep", "whole", "scale=looped_15k", f"allowance={enough}")
+    path, again = re.search(r"start the budgets there: rm (\S+) && loopscale (.*)", out).groups()
+    assert again.endswith("budgets_flops=4.6e10,9.2e10,1.84e11")
+    (here / path).unlink()
+    code, out, _ = command(capsys, *again.split())
     assert " 0 dropped" in out and "too short" not in out
 
 

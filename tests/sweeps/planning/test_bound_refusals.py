@@ -5,6 +5,7 @@ import pytest
 
 import loopscale
 from analysis import FitConfig, compare
+from analysis.format import number
 from analysis.isoflop.group import fit_groups
 from analysis.isoflop.shared_shape import fit_shared
 from analysis.isoflop.surface_estimator import fit_parametric
@@ -129,6 +130,14 @@ def test_the_rule_of_the_comparison_is_that_of_compare(change, words):
     decided = [row for row in rows if row.difference.verdict != "training noise unknown"]
     assert len(decided) == (0 if words else 2)
     assert said(runs, words or "compare") == bool(words)
+
+
+def test_cells_beside_the_budgets_have_no_control_and_the_remedy_says_where():
+    inside = study(budgets=INSIDE[:2], recurrences=(2, 4))[0]
+    beside = study(budgets=INSIDE[2:3], recurrences=(2, 4), fixed=False)[0]
+    notes = bound_refusals(planned(pd.concat([inside, beside]).assign(verdict="OK")), 24)
+    (note,) = (note for note in notes if "fixed-depth control" in note)
+    assert "leave out 1 of 3 budgets" in note and f"control: {number(INSIDE[2])}. Add them to" in note
 
 
 def test_dropped_cells_do_not_count_and_a_scale_has_one_line():

@@ -3,10 +3,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from sweeps.backends import gpus
-from sweeps.backends.gpus import gpu_of, visible_gpus
 from sweeps.backends.local import LocalPool
+from sweeps.config import gpus
 from sweeps.config.cluster import ClusterConfig
+from sweeps.config.gpus import gpu_of, visible_gpus
 
 
 @pytest.fixture

@@ -16,13 +16,12 @@ from sweeps.cli.main import main
 if TYPE_CHECKING:
     import pandas as pd
 
-    from analysis import Comparison
-    from analysis.compare.arm_comparison import ArmComparison
     from analysis.design.power import PowerAnalysis
-    from analysis.published.comparison import PublishedComparison
+    from harness.evaluation.decoded_losses import DecodedLoss
     from harness.run.record import Evaluation
-    from sweeps.cli.analysis import AnyFit
+    from sweeps.cli.analysis import AnyComparison, AnyFit
     from sweeps.cli.evaluate import TaskScores
+    from sweeps.cli.serving import ServeCost
     from sweeps.config.study import StudyConfig
     from sweeps.planning.suggest import Suggestion
 
@@ -57,6 +56,16 @@ def evaluate(cfg: Overrides) -> Evaluation:
     from sweeps.cli.models import evaluate_losses
 
     return evaluate_losses(_settings("eval", cfg))
+
+
+def evaluate_decodings(cfg: Overrides) -> list[DecodedLoss]:
+    """Return the validation loss under kv_budget=1,2,4 or exit=RULE thresholds=...; writes nothing.
+
+    With an exit rule, the fixed depths 1..T follow.
+    """
+    from sweeps.cli.models import evaluate_decodings
+
+    return evaluate_decodings(_settings("eval", cfg))
 
 
 def evaluate_tasks(cfg: Overrides) -> TaskScores:
@@ -184,8 +193,8 @@ def fit(cfg: Overrides) -> AnyFit:
     return fit_sweep(_settings("fit", cfg))
 
 
-def compare(cfg: Overrides) -> Comparison | ArmComparison | PublishedComparison:
-    """Compare looped with fixed depth at equal FLOPs, or the arms of an axis (arms=injection)."""
+def compare(cfg: Overrides) -> AnyComparison:
+    """Compare looped with fixed depth, arms (arms=injection) or plain transformers (against=transformer)."""
     from sweeps.cli.analysis import compare_data
 
     return compare_data(_settings("compare", cfg))
@@ -196,6 +205,13 @@ def report(cfg: Overrides) -> Path:
     from sweeps.cli.analysis import report_sweep
 
     return report_sweep(_settings("report", cfg))[0]
+
+
+def serve_cost(cfg: Overrides) -> ServeCost:
+    """Return bytes and speed of serving models at each depth, beside their loss (`.frame`, `.notes`)."""
+    from sweeps.cli.serving import measure_serve_cost
+
+    return measure_serve_cost(_settings("serve_cost", cfg))
 
 
 def demo(cfg: Overrides = ()) -> Path:

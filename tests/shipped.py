@@ -38,6 +38,9 @@ SHIPPED = {
     "sweep": [
         "demo",
         "demo_quick",
+        "headline_140m",
+        "headline_770m",
+        "headline_tiny",
         "isoflop_140m",
         "isoflop_370m",
         "none",

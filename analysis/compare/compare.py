@@ -110,7 +110,7 @@ def compare(
     scored = suite_scores(selection.runs, items)
     rows: list[BudgetRow] = []
     notes = [*skipped, *missing_answers(selection.runs, items, scored)]
-    for label, frame in groups(selection.runs):
+    for label, frame in groups(selection.runs[selection.runs["kind"] != "transformer"]):
         fitted = fits.get(label)
         group = _Group(
             label=label,

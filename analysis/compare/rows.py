@@ -81,7 +81,7 @@ def table(rows: Sequence[BudgetRow], confidence: float) -> list[str]:
         lines.append((row.mean_recurrence, 1, _best(row, suites)))
         budget = number(row.budget_flops)
         cells += [[budget if k == 0 else "", *line] for k, (_, _, line) in enumerate(sorted(lines))]
-    return _aligned(cells)
+    return aligned(cells)
 
 
 def _recurrence(row: BudgetRow, cell: RecurrenceRow, suites: Sequence[str]) -> list[str]:
@@ -109,7 +109,7 @@ def _points(score: ScoreDifference | None) -> str:
     return score.summary() + (" items only" if score.seeds_se is None else "")
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return rows of equal length as lines, columns to the right and the last one to the left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []

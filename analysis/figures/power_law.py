@@ -54,7 +54,7 @@ def _panel(ax: Axes, group: GroupFit, quantity: Quantity, confidence: float) -> 
     ends = np.array([group.cells.swept(quantity, k) for k in range(len(budgets))]).T
     low, high = (np.interp(np.log(wide), np.log(budgets), end) for end in ends)
     bottom, top = ends.min(), ends.max()
-    margin = (top / bottom) ** 0.18
+    margin = max((top / bottom) ** 0.18, 1.05)  # of one swept value, too
     ax.set_xlim(wide[0], wide[-1])
     ax.set_ylim(bottom / margin, top * margin)
     ax.fill_between(wide, low, high, color="#eeeeee", linewidth=0, zorder=0, label="swept range")

@@ -12,6 +12,7 @@ from matplotlib.text import Text
 
 from analysis.compare.arm_comparison import ArmComparison
 from analysis.compare.comparison import Comparison
+from analysis.compare.multiplier_comparison import MultiplierComparison
 from analysis.figures import style
 from analysis.figures.arms import arms_figure
 from analysis.figures.compare import compare_figures
@@ -21,6 +22,7 @@ from analysis.figures.frontier import frontier_figure
 from analysis.figures.isoflop import isoflop_figure, plot_isoflop
 from analysis.figures.isoflop_by_budget import isoflop_by_budget_figure
 from analysis.figures.law import plot_curve_laws, plot_law, plot_task_law
+from analysis.figures.multiplier import multiplier_figures
 from analysis.figures.power_law import power_law_figure
 from analysis.figures.published import plot_published
 from analysis.isoflop.exponents import IsoflopResult
@@ -56,7 +58,10 @@ def plot(result: Result, ax: Axes | None = None) -> Axes:
 
 
 def study_figures(
-    study: StudyFit, comparison: Comparison, arms: Sequence[ArmComparison] = ()
+    study: StudyFit,
+    comparison: Comparison,
+    arms: Sequence[ArmComparison] = (),
+    worth: MultiplierComparison | None = None,
 ) -> list[style.ReportFigure]:
     """Draw every figure that the tables carry, in the order of the report."""
     figures: list[style.ReportFigure] = []
@@ -73,6 +78,7 @@ def study_figures(
     recipes = [arms_figure(item) for item in arms]
     if len(recipes) > 1:
         recipes = [one and replace(one, name=f"{one.name}_{k + 1}") for k, one in enumerate(recipes)]
+    recipes += multiplier_figures(worth) if worth else []
     optional = (*compare_figures(comparison), *recipes, depth_figure(study), seeds_figure(study.noise))
     return figures + [one for one in optional if one is not None]
 

@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any, Literal
 
 import numpy as np
-from scipy.special import fdtrc
 
 from analysis.config import Array, Counts, FitConfig, Indices, Labels, Mask
 from analysis.format import number, percent
@@ -27,15 +26,15 @@ from analysis.isoflop.curves import (
 from analysis.isoflop.geometry import Geometry, IsoflopPath
 from analysis.isoflop.power_law import PowerLaw, power_law
 from analysis.serialize import HIDDEN
-from analysis.stats.bootstrap import REPLICATES, RESIDUALS, Draws, NoiseLevel, interval, studentised
+from analysis.stats.bootstrap import Draws, NoiseLevel, interval, noise_level, studentised
 from analysis.stats.noise import CONSTANT, NoiseFloor, NoiseTrend
 
 EstimatorName = Literal["shared shape", "parabola", "surface"]
 # Shared shape has no parabola bias and assumes no law across budgets.
 DEFAULT_ESTIMATOR: EstimatorName = "shared shape"
-# P values of the test for lack of fit: below the first the group is flagged, below the second the intervals
-# use the scatter of the residuals.
-LACK_OF_FIT_FLAG, LACK_OF_FIT = 0.05, 0.01
+# P value of the test for lack of fit below which the group is flagged; intervals use the scatter of the
+# residuals below `stats.bootstrap.LACK_OF_FIT`.
+LACK_OF_FIT_FLAG = 0.05
 
 # (quantity, index of the budget, values of the swept variable) -> loss in nats
 Curve = Callable[[Quantity, int, Array], Array]
@@ -137,39 +136,9 @@ class Inputs:
         squares : sum of the squared residuals in nats².
         freedom : their degrees of freedom.
         rows : of the table, that were fitted.
-
-        Notes
-        -----
-        The residuals are used without replicates, and where an F test for lack of fit rejects at 1 %: the
-        residuals less the scatter of replicates among them, against the pooled replicates. The test treats
-        runs as independent. For runs that share a trunk it rejects too often, which widens intervals. Only
-        without replicates may the noise change with the budget: beside them, a change may be a wrong form's.
         """
-        floor = self.floor
-        residual = NoiseLevel(
-            sd_nats=float(np.sqrt(squares / freedom)),
-            degrees_of_freedom=max(1, round(freedom * self.draws.independent)),
-            source=RESIDUALS,
-        )
-        if floor.sd_nats is None:
-            source = f"{residual.source}, training noise unknown"
-            return replace(residual, source=source, trend=self.trend)
-        replicates = NoiseLevel(
-            sd_nats=floor.sd_nats, degrees_of_freedom=floor.degrees_of_freedom, source=REPLICATES
-        )
-        pure, within = floor.replicates_among(self.run_ids[rows])
-        # A floor without cells is one of paired runs. It lacks the seed effects that residuals contain.
-        if not floor.cells or not floor.sd_nats or freedom <= within:
-            return replicates
-        misfit = max(0.0, squares - pure) / (freedom - within)
-        chance = float(fdtrc(freedom - within, floor.degrees_of_freedom, misfit / floor.sd_nats**2))
-        larger = chance < LACK_OF_FIT and residual.sd_nats > floor.sd_nats
-        return replace(
-            residual if larger else replicates,
-            residual_sd_nats=residual.sd_nats,
-            misfit_sd_nats=float(np.sqrt(misfit)),
-            lack_of_fit=chance,
-        )
+        ids, independent = self.run_ids[rows], self.draws.independent
+        return noise_level(self.floor, squares, freedom, ids, independent=independent, trend=self.trend)
 
     def resamples(
         self, level: NoiseLevel, base: Array, rows: Indices, seen: Array, flops: Array

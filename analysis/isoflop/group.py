@@ -144,7 +144,10 @@ def fit_groups(
 ) -> tuple[tuple[GroupFit, ...], tuple[str, ...]]:
     """Return the isoFLOP laws of every group of selected runs, and why other groups were skipped."""
     fitted, skipped = [], []
-    for label, frame in groups(runs):
+    plain = runs["kind"] == "transformer"
+    if plain.any():
+        skipped.append(f"{plain.sum()} runs of plain transformers: compare against=transformer reads them")
+    for label, frame in groups(runs[~plain]):
         table = frame.reset_index(drop=True)
         looped = table[table["kind"] == "looped"]
         shape = geometry(looped, config.parameter_count) if len(looped) else None

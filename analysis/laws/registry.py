@@ -20,6 +20,10 @@ def _power_law(data: Data) -> tuple[Term, ...]:
     return ({"k": 1.0, "g": np.log(data["x"])},)
 
 
+def _size(data: Data) -> tuple[Term, ...]:
+    return {"E": 1.0}, {"A": 1.0, "alpha": -np.log(data["params"])}
+
+
 def _surface(data: Data) -> tuple[Term, ...]:
     return (
         {"E": 1.0},
@@ -106,6 +110,17 @@ LAWS = {
                 exponent("g", "exponent", bounds=(-8.0, 8.0)),
             ),
             _power_law,
+        ),
+        _law(
+            "size",
+            "E + A N^-alpha",
+            "Hoffmann et al. 2022, at one number of tokens",
+            "params",
+            (
+                amplitude("E", "nats", "loss that no size removes at these tokens"),
+                *SIZE,
+            ),
+            _size,
         ),
         _law(
             "surface",

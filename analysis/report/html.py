@@ -9,6 +9,7 @@ import pandas as pd
 
 from analysis.compare.arm_comparison import ArmComparison
 from analysis.compare.comparison import Comparison
+from analysis.compare.multiplier_comparison import MultiplierComparison
 from analysis.config import FitConfig
 from analysis.format import number
 from analysis.isoflop.curves import QUANTITY_NAMES
@@ -29,10 +30,12 @@ def render(
     title: str,
     arms: Sequence[ArmComparison] = (),
     not_compared: Sequence[str] = (),
+    worth: MultiplierComparison | None = None,
 ) -> str:
     """Return the page of a study as text.
 
-    `arms` are the comparisons of the recipe's axes, `not_compared` the reasons for those that have none.
+    `arms` are the comparisons of the recipe's axes, `not_compared` the reasons for those that have none,
+    `worth` that with a ladder of plain transformers.
     """
     figures = [embedded(one) for one in drawn]
     return page(
@@ -48,6 +51,7 @@ def render(
         envelopes=[(item, tables.group_tables(item.groups)) for item in study.envelopes],
         arms=arms,
         not_compared=not_compared,
+        worth=worth,
         differences=tables.difference_tables(comparison),
         difference_headings=tables.difference_headings(comparison),
         choices=tables.choices(comparison),

@@ -37,12 +37,22 @@ def facts(runs: pd.DataFrame, study: StudyFit, version: str) -> list[tuple[str, 
     kinds = runs["kind"].value_counts()
     counted = [
         f"{kinds[kind]} {name}"
-        for kind, name in (("looped", "looped"), ("fixed", "of fixed depth"))
+        for kind, name in (
+            ("looped", "looped"),
+            ("fixed", "of fixed depth"),
+            ("transformer", "of plain transformers"),
+        )
         if kind in kinds
     ]
     budgets = runs["target_flops"].dropna()
     seeds = runs["seed"].nunique()
-    sizes = [_size(rows.iloc[0]) for _, rows in runs.groupby("scale", sort=False)]
+    plain = runs["kind"] == "transformer"
+    sizes = [_size(rows.iloc[0]) for _, rows in runs[~plain].groupby("scale", sort=False)]
+    if plain.any():
+        params = runs["n_params_total"][plain]
+        sizes.append(
+            f"plain transformers of {params.nunique()} sizes, {params.min():,} to {params.max():,} parameters"
+        )
     found = [
         ("trained", "; ".join(sizes)),
         ("data", _data(runs)),

@@ -11,6 +11,8 @@ import pandas as pd
 from analysis.compare.arm_comparison import ArmComparison
 from analysis.compare.arms import compare_every_axis
 from analysis.compare.comparison import Comparison
+from analysis.compare.ladder import LadderChoice
+from analysis.compare.multiplier import compare_with_transformers, has_ladder
 from analysis.format import number
 from analysis.result_files import write_result
 from analysis.study.device_hours import DeviceHoursFit
@@ -34,6 +36,7 @@ def report(
     *,
     title: str,
     arms: Sequence[ArmComparison] | None = None,
+    ladder: LadderChoice | None = None,
 ) -> Path:
     """Write `folder`/index.html, `folder`/figures/*.pdf and *.png, and the data of every panel as CSV.
 
@@ -41,6 +44,7 @@ def report(
     ----------
     runs, depths : the tables that `study` was fitted to.
     arms : comparisons of arms to show; None: those of every axis of the recipe that `runs` vary.
+    ladder : of plain transformers, where `runs` hold some (see `compare_with_transformers`).
 
     Returns
     -------
@@ -52,8 +56,9 @@ def report(
     not_compared: tuple[str, ...] = ()
     if arms is None:
         arms, not_compared = compare_every_axis(runs, study.config)
-    drawn = save_figures(lambda: study_figures(study, comparison, arms), folder)
-    text = html.render(runs, study, comparison, drawn, title, arms, not_compared)
+    worth = compare_with_transformers(runs, study.config, ladder) if has_ladder(runs, study.config) else None
+    drawn = save_figures(lambda: study_figures(study, comparison, arms, worth), folder)
+    text = html.render(runs, study, comparison, drawn, title, arms, not_compared, worth)
     return write_page(folder, text)
 
 

@@ -14,13 +14,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from scipy.special import chdtri, ndtri, stdtrit
+from scipy.special import chdtri, fdtrc, ndtri, stdtrit
 
-from analysis.config import Array, Counts
+from analysis.config import Array, Counts, Labels
 from analysis.serialize import HIDDEN
-from analysis.stats.noise import CONSTANT, NoiseTrend
+from analysis.stats.noise import CONSTANT, NoiseFloor, NoiseTrend
 
 FEW_BLOCKS = 10  # with fewer blocks, percentiles over resampled blocks cover too rarely
+LACK_OF_FIT = 0.01  # p value of the test for lack of fit below which intervals use the residuals
 REPLICATES, RESIDUALS = "replicate seeds", "residuals of this fit"
 
 
@@ -40,6 +41,56 @@ class NoiseLevel:
     def widened(self) -> bool:
         """Return True if the residuals were taken because they exceed the noise of replicate seeds."""
         return self.lack_of_fit is not None and self.source == RESIDUALS
+
+
+def noise_level(
+    floor: NoiseFloor,
+    squares: float,
+    freedom: int,
+    run_ids: Labels,
+    *,
+    independent: float = 1.0,
+    trend: NoiseTrend = CONSTANT,
+) -> NoiseLevel:
+    """Return the noise level of the replicate seeds, or of the residuals where these exceed it.
+
+    Parameters
+    ----------
+    squares : sum of the squared residuals of a fit in nats².
+    freedom : their degrees of freedom.
+    run_ids : of the runs that were fitted.
+    independent : independent errors per run (see `Draws`).
+
+    Notes
+    -----
+    The residuals are used without replicates, and where an F test for lack of fit rejects at 1 %: the
+    residuals less the scatter of replicates among them, against the pooled replicates. The test treats
+    runs as independent. For runs that share a trunk it rejects too often, which widens intervals. Only
+    without replicates may the noise change with the budget: beside them, a change may be a wrong form's.
+    """
+    residual = NoiseLevel(
+        sd_nats=float(np.sqrt(squares / freedom)),
+        degrees_of_freedom=max(1, round(freedom * independent)),
+        source=RESIDUALS,
+    )
+    if floor.sd_nats is None:
+        return replace(residual, source=f"{residual.source}, training noise unknown", trend=trend)
+    replicates = NoiseLevel(
+        sd_nats=floor.sd_nats, degrees_of_freedom=floor.degrees_of_freedom, source=REPLICATES
+    )
+    pure, within = floor.replicates_among(run_ids)
+    # A floor without cells is one of paired runs. It lacks the seed effects that residuals contain.
+    if not floor.cells or not floor.sd_nats or freedom <= within:
+        return replicates
+    misfit = max(0.0, squares - pure) / (freedom - within)
+    chance = float(fdtrc(freedom - within, floor.degrees_of_freedom, misfit / floor.sd_nats**2))
+    larger = chance < LACK_OF_FIT and residual.sd_nats > floor.sd_nats
+    return replace(
+        residual if larger else replicates,
+        residual_sd_nats=residual.sd_nats,
+        misfit_sd_nats=float(np.sqrt(misfit)),
+        lack_of_fit=chance,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

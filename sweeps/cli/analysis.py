@@ -14,7 +14,7 @@ from model.config_validation import ConfigError, build
 from sweeps.cli.after_report import after_report, without_law
 from sweeps.cli.help import Command
 from sweeps.cli.tables import to_json
-from sweeps.config.commands import LAWS, CompareConfig, FitTableConfig
+from sweeps.config.commands import LAWS, TRANSFORMER, CompareConfig, FitTableConfig
 from sweeps.config.compose import compose_table
 from sweeps.config.next_command import next_command
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from analysis import Comparison, FitConfig, IsoflopFit, LawFit, StudyFit
     from analysis.compare.arm_comparison import ArmComparison
+    from analysis.compare.multiplier_comparison import MultiplierComparison
     from analysis.laws.curve_laws import CurveLaws
     from analysis.laws.task_score import TaskLaw
     from analysis.published.comparison import PublishedComparison
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from analysis.tables.points import PointsTable
 
     AnyFit: TypeAlias = StudyFit | IsoflopFit | LawFit | CurveLaws | TaskLaw | DeviceHoursFit
-    AnyComparison: TypeAlias = Comparison | ArmComparison | PublishedComparison
+    AnyComparison: TypeAlias = Comparison | ArmComparison | MultiplierComparison | PublishedComparison
 
 PUBLISHED = "parcae_published"
 Settings = TypeVar("Settings", bound=FitTableConfig)
@@ -95,7 +96,7 @@ def fit_sweep(settings: FitTableConfig) -> AnyFit:
 
 @_names_source
 def compare_data(settings: CompareConfig) -> AnyComparison:
-    """Compare looped with fixed depth in the sweep's runs, other runs or the published rows; or arms."""
+    """Compare looped with fixed depth, arms or transformers, in a sweep's runs or the published rows."""
     if settings.cost != "flops":
         raise ConfigError(
             f"cost={settings.cost}: runs are compared at equal FLOPs; use loopscale fit or report"
@@ -104,7 +105,26 @@ def compare_data(settings: CompareConfig) -> AnyComparison:
         from analysis.published.comparison import published_comparison
 
         return published_comparison(settings.confidence)
+    if settings.against == TRANSFORMER:
+        return compare_ladder(settings)
     return compare_recipes(settings) if settings.arms or settings.against else compare_sweep(settings)
+
+
+def compare_ladder(settings: CompareConfig) -> MultiplierComparison:
+    """Compare with plain transformers; write multiplier.json and a figure beside a sweep's tables."""
+    from analysis.compare.multiplier import compare_with_transformers
+    from analysis.figures.multiplier import multiplier_figures
+    from analysis.figures.style import save_figure
+
+    source = _source(settings)
+    if not isinstance(source, tuple):
+        raise ConfigError(f"data={settings.data}: transformers are compared in a runs table alone")
+    comparison = compare_with_transformers(source[0], _fit_config(settings), settings.ladder)
+    if settings.keeps_results:
+        write_result(_results(settings) / "multiplier.json", comparison.to_json() + "\n")
+        for drawn in multiplier_figures(comparison):
+            save_figure(drawn, settings.results)
+    return comparison
 
 
 def compare_recipes(settings: CompareConfig) -> ArmComparison:
@@ -173,8 +193,11 @@ def comparison_figures(settings: CompareConfig, comparison: AnyComparison) -> li
     """Return the figures that `compare_data` wrote: none of other data than a sweep, unless `out` is set."""
     from analysis import Comparison
     from analysis.compare.arm_comparison import ArmComparison
+    from analysis.compare.multiplier_comparison import MultiplierComparison
     from analysis.figures.compare import names
 
+    if settings.keeps_results and isinstance(comparison, MultiplierComparison):
+        return sorted(settings.results.glob("multiplier*.pdf"))
     if settings.keeps_results and isinstance(comparison, ArmComparison):
         return [path for path in [settings.results / "arms.pdf"] if path.exists()]
     if not settings.keeps_results or not isinstance(comparison, Comparison):
@@ -200,7 +223,8 @@ def report_sweep(settings: CompareConfig) -> tuple[Path, list[str]]:
     from analysis.study.device_hours import DeviceHoursFit
     from analysis.study.points import IsoflopFit
 
-    arms = (_compare_arms(settings),) if settings.arms or settings.against else None
+    named = settings.arms or settings.against not in (None, TRANSFORMER)
+    arms = (_compare_arms(settings),) if named else None
     source, fitted = _source(settings), fit_sweep(settings)
     folder, title = _folder(settings), settings.data or settings.sweep
     if isinstance(fitted, IsoflopFit):
@@ -209,7 +233,7 @@ def report_sweep(settings: CompareConfig) -> tuple[Path, list[str]]:
         return device_hours_report(fitted, folder, title=title), fitted.headlines()
     assert isinstance(source, tuple) and isinstance(fitted, StudyFit)
     comparison = compare_runs(settings)
-    page = report(*source, fitted, comparison, folder, title=title, arms=arms)
+    page = report(*source, fitted, comparison, folder, title=title, arms=arms, ladder=settings.ladder)
     *laws, depth = fitted.headlines()
     return page, [*laws, comparison.headline(), depth]
 
@@ -291,7 +315,7 @@ def _compare(overrides: list[str]) -> str:
     lines = [str(comparison.summary()), ""]
     if figures := ", ".join(map(str, comparison_figures(settings, comparison))):
         lines.append(f"figures (PNG and data as CSV beside them): {figures}")
-    arms = [text for text in overrides if text.startswith(("arms=", "reference=", "against="))]
+    arms = [text for text in overrides if text.startswith(("arms=", "reference=", "against=", "ladder="))]
     return "\n".join([*lines, next_command("report", overrides, *arms)])
 
 
@@ -318,7 +342,7 @@ COMMANDS = {
     ),
     "compare": Command(
         run=_compare,
-        summary="looped against fixed depth, or the arms of an axis, at equal FLOPs",
+        summary="looped against fixed depth, the arms of an axis or a ladder of transformers",
         example="loopscale compare sweep=demo",
         settings="table/compare",
     ),

@@ -37,6 +37,20 @@ class ListedCells:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LadderConfig:
+    """Plain transformers beside every looped run, which `compare against=transformer` reads.
+
+    At its "depth" they have its layers, each counted once, and the widths `sizes`; at its "width", `sizes`
+    layers. They are trained at the looped run's tokens, at its training FLOPs, or both.
+    """
+
+    at: Literal["depth", "width"]
+    sizes: Annotated[list[Annotated[int, Ge(1)]], MinLen(5)]
+    equal: Annotated[list[Literal["tokens", "flops"]], MinLen(1)] = field(default_factory=lambda: ["tokens"])
+    seeds: list[Seed] = field(default_factory=list)  # empty: the sweep's
+
+
+@dataclass(frozen=True, kw_only=True)
 class SweepConfig:
     """A grid: scales x recurrences x lengths x seeds x axes, plus a control at depth 1.
 
@@ -52,6 +66,7 @@ class SweepConfig:
     tokens_per_param: list[PositiveFloat] = field(default_factory=list)
     seeds: Annotated[list[Seed], MinLen(1)] = field(default_factory=lambda: [0])
     cells: dict[str, ListedCells] = field(default_factory=dict)
+    ladder: LadderConfig | None = None
     axes: dict[str, list[Any]] = field(default_factory=dict)  # values by dotted key of a run
     per_scale: dict[str, dict[str, Any]] = field(default_factory=dict)  # overrides by scale
     min_steps: Annotated[int, Gt(0)] = 20  # shorter cells are dropped

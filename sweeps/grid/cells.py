@@ -19,6 +19,7 @@ from model.config_validation import ConfigError, build
 from model.memory import memory_estimate_bytes
 from sweeps.config.cluster import ClusterConfig
 from sweeps.config.study import Control, StudyConfig, SweepConfig
+from sweeps.grid.ladder import equal_lengths, ladder_models
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +184,26 @@ _LENGTHS = {"budgets_flops": "budget_flops", "tokens": "tokens", "tokens_per_par
 
 
 def _runs(study: StudyConfig) -> Iterator[RunConfig]:
+    """Yield the runs of the grid, then those of its ladder; runs may repeat."""
+    looped = []
+    for run in _grid(study):
+        yield run
+        if run.model.kind == "looped" and run.model.mean_recurrence > 1:
+            looped.append(run)
+    ladder = study.sweep.ladder
+    if ladder is None:
+        return
+    seeds = ladder.seeds or study.sweep.seeds
+    for run in looped:
+        for name, model in ladder_models(run.model, ladder).items():
+            rung = dataclasses.replace(run, scale=name, model=model)
+            for key, value in study.sweep.per_scale.get(name, {}).items():
+                rung = _replaced(rung, key, value, f"per_scale.{name}")
+            for length, seed in itertools.product(equal_lengths(run, ladder), seeds):
+                yield dataclasses.replace(rung, seed=seed, **length)
+
+
+def _grid(study: StudyConfig) -> Iterator[RunConfig]:
     sweep = study.sweep
     kind = next(kind for kind in _LENGTHS if getattr(sweep, kind))
     lengths: list[float] = getattr(sweep, kind)
@@ -260,18 +281,18 @@ def _variants(run: RunConfig, study: StudyConfig) -> Iterator[RunConfig]:
     for values in itertools.product(*axes.values()):
         variant = run
         for key, value in zip(axes, values, strict=True):
-            variant = _replaced(variant, key, value)
+            variant = _replaced(variant, key, value, "axes")
         yield variant
 
 
-def _replaced(run: RunConfig, key: str, value: Any) -> RunConfig:
+def _replaced(run: RunConfig, key: str, value: Any, source: str) -> RunConfig:
     mapping = dataclasses.asdict(run)
     target = mapping
     *groups, last = key.split(".")
     for group in groups:
         target = target.get(group, {})
     if not isinstance(target, dict) or last not in target:
-        raise ConfigError(f"sweep.axes.{key}: a run has no such key")
+        raise ConfigError(f"sweep.{source}.{key}: a run has no such key")
     target[last] = value
     changed = build(RunConfig, mapping)
     # An unchanged data set stays the same object, which makes comparisons fast.

@@ -22,6 +22,7 @@ TEST_TIME = grid(params=SIZES[::3], tokens=TOKENS[::3], mean_recurrence=[2, 12],
 UNIFIED = {"E": 2.0, "X": 800.0, "Y": 2000.0, "Z": 3.0, "x": 0.35, "y": 0.35, "z": 3.0}
 CASES = {
     "power_law": ({"x": np.geomspace(1e17, 1e22, 24)}, {"k": 0.3, "g": 0.5}),
+    "size": ({"params": np.tile(np.geomspace(1e7, 3e9, 12), 3)}, {"E": 1.9, "A": 120.0, "alpha": 0.3}),
     "surface": (
         grid(params=SIZES, tokens=TOKENS),
         {"E": 1.7, "A": 406.0, "B": 411.0, "alpha": 0.34, "beta": 0.28},

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 import loopscale
 from analysis.figures.style import ReportFigure
 from tests.analysis.compare.test_score_difference import items_of
+from tests.analysis.ladders import ladder_runs
 from tests.analysis.stats.test_bootstrap import points
 from tests.analysis.synthetic import INSIDE, study
 
@@ -190,6 +191,10 @@ def test_bad_requests_are_one_line(csv, arguments, line, capsys):
             ["report", "reference=linear"],
             "reference=linear is a value of an axis: set arms=AXIS or against=SWEEP",
         ),
+        (
+            ["compare", "against=transformer", "arms=injection"],
+            "against=transformer compares with a ladder of sizes, which has no arms: leave out arms",
+        ),
         (["report", "law=surface"], "law=surface: a report shows the isoFLOP laws; use loopscale fit"),
         (["report", "data={csv}", *MAPPED, "arms=lr"], "arms are compared in a runs table alone"),
     ],
@@ -199,6 +204,26 @@ def test_settings_that_a_command_does_not_take_are_one_line(csv, arguments, line
         loopscale.main([text.format(csv=csv) for text in arguments])
     error = capsys.readouterr().err
     assert ended.value.code == 2 and line in error and error.count("\n") == 1
+
+
+def test_a_ladder_is_compared_and_has_its_section_in_the_report(tmp_path, capsys, drawn_glyphs):
+    runs = ladder_runs(noise_nats=0.003)
+    depths = study(budgets=INSIDE[:1])[1].iloc[:0]
+    runs.to_parquet(tmp_path / "runs.parquet")
+    depths.to_parquet(tmp_path / "depths.parquet")
+    source = [f"data={tmp_path}", f"out={tmp_path / 'out'}", "bootstrap=100"]
+    loopscale.main(["compare", *source, "against=transformer", "ladder=depth"])
+    printed = capsys.readouterr().out
+    assert "has the loss of a transformer of" in printed and "multiplier.pdf" in printed
+    saved = json.loads((tmp_path / "out" / "multiplier.json").read_text())
+    (model,) = saved["models"]
+    k = next(row["multiplier"]["value"] for row in model["rows"] if row["counting"] == "non_embedding")
+    assert k == pytest.approx(2.0, rel=0.1)
+    loopscale.main(["report", *source])
+    page = (tmp_path / "out" / "report" / "index.html").read_text()
+    assert "The plain transformer of equal quality" in page
+    assert "Share of the gap from transformer_6x768 to transformer_6x1024" in page
+    assert "plain transformers of 6 sizes" in page and page.count('id="multiplier"') == 1
 
 
 def test_answers_beside_other_peoples_tables_are_compared(tmp_path, capsys):
@@ -223,7 +248,7 @@ def test_fit_names_its_file_and_the_next_command_and_refuses_in_one_line(tmp_pat
     runs, depths = study(budgets=INSIDE[:2], recurrences=(2, 4), replicates=((0, 0),))
     runs.to_parquet(folder / "runs.parquet")
     depths.to_parquet(folder / "depths.parquet")
-    loopscale.main(["fit", "sweep=small", f"root={tmp_path}", "bootstrap=100"])
+    loopscale.main(["fit", "sweep=small", f"root={tmp_path}", "bootstrap=100", "details=true"])
     out = capsys.readouterr().out
     assert out.count("–") == 1 and "140M, paper FLOPs: no law under any of " in out
     *_, written, following = out.splitlines()

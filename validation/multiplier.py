@@ -41,7 +41,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SEED = 0
 NOISE_NATS = 0.004
 RESAMPLES = 400
-ROUND = 200  # studies of every kind before the next: if the run is stopped, all kinds have as many
+ROUND = 100  # studies of every kind before the next: if the run is stopped, all kinds have as many
 TOKENS = 1.12e10
 KINDS: dict[str, dict[str, Any]] = {
     "replicates": {"seeds": (0, 1), "equal_flops": False},

@@ -108,6 +108,7 @@ def compare_with_transformers(
     floors = {
         measure: noise_floor(used.assign(val_loss_nats=errors(used, measure))[used[column].notna()])
         for measure, column in MEASURES.items()
+        if used[column].notna().any()
     }
     study = _Study(runs=used, floors=floors, config=config)
     models = []
@@ -162,6 +163,7 @@ def _worth(
         flops=flops,
         runs=len(cell),
         values={measure: float(cell[MEASURES[measure]].mean()) for measure in measures},
+        bits_per_byte=float(cell["val_bits_per_byte"].mean()),
         rows=tuple(rows),
         gaps=tuple(_gap(study, cell, ladder, measure) for measure in measures),
     )

@@ -60,6 +60,7 @@ class ModelWorth:
     flops: float
     runs: int
     values: dict[str, float]  # by measure
+    bits_per_byte: float  # NaN where the table has none
     rows: tuple[EqualSize, ...]
     gaps: tuple[GapShare, ...]
 
@@ -68,10 +69,12 @@ class ModelWorth:
         return next(r for r in self.rows if (r.measure, r.counting, r.equal) == (measure, counting, equal))
 
     def title(self) -> str:
-        """Return what the model is, on how many tokens and FLOPs it was trained, and the ladder."""
+        """Return what the model is, on how many tokens and FLOPs it was trained, its loss and the ladder."""
+        bits = "" if np.isnan(self.bits_per_byte) else f" ({self.bits_per_byte:.4f} bits per byte)"
         return (
             f"{self.label}: {number(self.tokens)} tokens, {number(self.flops)} FLOPs, {self.runs} "
-            f"run{'s' * (self.runs != 1)}; beside {len(self.sizes)} {LADDERS[self.ladder]}"
+            f"run{'s' * (self.runs != 1)}, loss {self.values['loss']:.4f} nats{bits}; beside "
+            f"{len(self.sizes)} {LADDERS[self.ladder]}"
         )
 
     def headline(self) -> str:

@@ -16,6 +16,7 @@ from sweeps.grid.cells import DataFacts, cells
 from sweeps.grid.ladder import ladder_models
 from sweeps.launch.launch import write_ledger
 from sweeps.planning.bound_refusals import ladder_refusals
+from sweeps.planning.design import one_group
 from sweeps.planning.plan import plan
 
 FACTS = DataFacts(digest="d" * 16, unique_tokens=10**12)
@@ -118,6 +119,14 @@ def test_a_ladder_that_loses_sizes_is_said_before_it_is_paid_for(tiny_sweep):
             row["verdict"] = "DROP"
     (line,) = ladder_refusals(rows, 5)
     assert "It needs 5 sizes of transformers there; 3 of 5 are not dropped" in line
+
+
+def test_a_design_is_that_of_the_looped_runs_alone():
+    grid = ["sweep=demo", "sweep.ladder={at: width, sizes: [1, 2, 3, 4, 5], equal: [flops]}"]
+    rows = plan(loopscale.compose(grid)).accepted
+    kept = one_group(rows)
+    assert set(kept["kind"]) == {"looped", "fixed"}
+    assert set(rows["kind"]) == {"looped", "fixed", "transformer"}
 
 
 def test_settings_of_the_loop_are_not_a_transformers():

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from analysis.design.power import PowerAnalysis
+    from harness.evaluation.decoded_losses import DecodedLoss
     from harness.run.record import Evaluation
     from sweeps.cli.analysis import AnyComparison, AnyFit
     from sweeps.cli.evaluate import TaskScores
+    from sweeps.cli.serving import ServeCost
     from sweeps.config.study import StudyConfig
     from sweeps.planning.suggest import Suggestion
 
@@ -54,6 +56,16 @@ def evaluate(cfg: Overrides) -> Evaluation:
     from sweeps.cli.models import evaluate_losses
 
     return evaluate_losses(_settings("eval", cfg))
+
+
+def evaluate_decodings(cfg: Overrides) -> list[DecodedLoss]:
+    """Return the validation loss under kv_budget=1,2,4 or exit=RULE thresholds=...; writes nothing.
+
+    With an exit rule, the fixed depths 1..T follow.
+    """
+    from sweeps.cli.models import evaluate_decodings
+
+    return evaluate_decodings(_settings("eval", cfg))
 
 
 def evaluate_tasks(cfg: Overrides) -> TaskScores:
@@ -193,6 +205,13 @@ def report(cfg: Overrides) -> Path:
     from sweeps.cli.analysis import report_sweep
 
     return report_sweep(_settings("report", cfg))[0]
+
+
+def serve_cost(cfg: Overrides) -> ServeCost:
+    """Return bytes and speed of serving models at each depth, beside their loss (`.frame`, `.notes`)."""
+    from sweeps.cli.serving import measure_serve_cost
+
+    return measure_serve_cost(_settings("serve_cost", cfg))
 
 
 def demo(cfg: Overrides = ()) -> Path:

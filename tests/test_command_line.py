@@ -47,6 +47,7 @@ COMMANDS = [
     "fit",
     "report",
     "compare",
+    "serve_cost",
     "demo",
     "completion",
 ]

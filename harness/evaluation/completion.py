@@ -11,6 +11,7 @@ from harness.data.tokenizer import SPECIAL_TOKENS
 from harness.data.tokenizer_file import open_tokenizer
 from harness.evaluation.weights import tokenizer_text
 from model.config_validation import ConfigError
+from model.decoding import Decoding
 from model.depth import counter_seed
 from model.generate import stream_tokens
 from model.transformer import LoopedTransformer
@@ -23,6 +24,7 @@ def complete(
     *,
     new_tokens: int,
     depth: int | None = None,
+    decoding: Decoding | None = None,
     temperature: float = 0.0,
     seed: int = 0,
 ) -> list[str]:
@@ -31,6 +33,7 @@ def complete(
     Parameters
     ----------
     depth : number of loops; by default the mean recurrence.
+    decoding : in place of `depth`.
     temperature : of the sampling; 0 decodes greedily.
     seed : of the sampling and of h_0.
 
@@ -56,7 +59,7 @@ def complete(
             model,
             torch.tensor([encoded[i] for i in rows], device=model.embedding.device),
             new_tokens=new_tokens,
-            depth=depth or model.config.own_depth,
+            decoding=decoding or Decoding(depth=depth or model.config.own_depth),
             state_seeds=[counter_seed("completion", seed, i) for i in rows],
             temperature=temperature,
             seed=seed,

@@ -7,12 +7,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+from harness.data.dataset import Dataset
 from harness.data.tokenizer_file import open_tokenizer, read_tokenizer_file
 from harness.evaluation.weights import load_weights, tokenizer_file
+from harness.run.config import RunConfig
 from harness.run.folder import RunFolder
 from harness.run.record import Evaluation
 from harness.training.validation import evaluate
 from model.config_validation import ConfigError
+from model.transformer import LoopedTransformer
 
 
 def evaluate_folder(
@@ -38,13 +41,21 @@ def evaluate_folder(
     CheckpointError : all checkpoints are corrupt.
     DataError : the data set is not under `cache`.
     """
+    run, model, dataset = open_with_data(path, cache, data)
+    own = run.evaluation
+    settings = dataclasses.replace(own, blocks=blocks or own.blocks, max_depth=max_depth or own.max_depth)
+    return evaluate(model, model.config, dataset, settings, training=run.training)
+
+
+def open_with_data(
+    path: Path, cache: Path, data: Path | None
+) -> tuple[RunConfig, LoopedTransformer, Dataset]:
+    """Return the run whose data is used, the model at `path`, and the data set."""
     folder = RunFolder(data or path)
     run, model = folder.check(), load_weights(path)
     if data is not None:
         _same_tokenizer(tokenizer_file(path, cache), tokenizer_file(data, cache))
-    own = run.evaluation
-    settings = dataclasses.replace(own, blocks=blocks or own.blocks, max_depth=max_depth or own.max_depth)
-    return evaluate(model, model.config, folder.dataset(cache), settings, training=run.training)
+    return run, model, folder.dataset(cache)
 
 
 def _same_tokenizer(mine: Path, other: Path) -> None:

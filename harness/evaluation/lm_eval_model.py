@@ -24,6 +24,7 @@ from harness.evaluation.prompts import FEWSHOT_SEED, Scored
 from harness.evaluation.scoring import score_options
 from harness.evaluation.weights import load_tokenized
 from model.config_validation import ConfigError, closest
+from model.decoding import Decoding
 from model.depth import counter_seed
 from model.generate import stream_tokens
 from model.huggingface.registration import register_with_transformers
@@ -143,7 +144,7 @@ class LoopscaleLM(TemplateLM):
             self._loaded.model,
             torch.tensor([prompt], device=self._loaded.model.embedding.device),
             new_tokens=new,
-            depth=self._depth,
+            decoding=Decoding(depth=self._depth),
             state_seeds=[counter_seed("options", self._seed)],
         ):
             if int(token[0]) == self._loaded.bos:  # the next document

@@ -133,6 +133,11 @@ def load_weights(path: Path) -> LoopedTransformer:
     return load_run(RunFolder(path)) if is_run(path) else load_model(path)
 
 
+def own_depth(path: Path) -> int:
+    """Return T = mean recurrence of the model at `path`."""
+    return load_weights(path).config.own_depth
+
+
 def check_model(path: Path) -> None:
     """Raise ConfigError unless `path` is a run or holds a model's config.json."""
     if not is_run(path) and not (path / "config.json").exists():

@@ -13,11 +13,12 @@ import os
 import shutil
 import warnings
 from collections.abc import Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from harness.distributed.process_group import ALONE, Ranks
@@ -50,6 +51,13 @@ class Checkpoint:
     optimizer: Tensors
     counters: dict[str, Any]  # JSON values
 
+    def copied(self) -> Checkpoint:
+        """Return the same state in host memory of its own."""
+        model, optimizer = _host_copies(self.model), _host_copies(self.optimizer)
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()  # the copies were only begun
+        return replace(self, model=model, optimizer=optimizer)
+
 
 @dataclass(frozen=True, kw_only=True)
 class OpenCheckpoint:
@@ -59,6 +67,37 @@ class OpenCheckpoint:
     model: ShardReader
     optimizer: ShardReader
     counters: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PendingSave:
+    """A checkpoint whose files a thread writes; it is none until `publish` has returned."""
+
+    target: Path
+    temporary: Path
+    step: int
+    counters: dict[str, Any]
+    written: Future[tuple[dict[str, Index], dict[str, str]]]  # indices by part, checksums by file
+    keep: int
+    marked: Collection[int]
+    ranks: Ranks
+
+    def is_written(self) -> bool:
+        """Return True once this process's files are on disk, or could not be written."""
+        return self.written.done()
+
+    def publish(self) -> Path:
+        """Wait for the files and make the checkpoint the newest. Every process of the run must call it."""
+        written = self.ranks.all_gather(self.written.result())
+        state = {
+            "step": self.step,
+            "counters": self.counters,
+            "world": self.ranks.world,
+            "sha256": {name: digest for _, digests in written for name, digest in digests.items()},
+            **{part: merge_indices(index[part] for index, _ in written) for part in PARTS},
+        }
+        self.ranks.once(lambda: _publish(self.temporary, self.target, state, self.keep, self.marked))
+        return self.target
 
 
 def save(
@@ -76,20 +115,37 @@ def save(
     keep : number of newest checkpoints that are kept; older ones are deleted.
     marked : steps whose checkpoints are always kept, and not counted in `keep`.
     """
+    return begin_save(folder, checkpoint, keep=keep, marked=marked, ranks=ranks).publish()
+
+
+def begin_save(
+    folder: Path,
+    checkpoint: Checkpoint,
+    *,
+    keep: int,
+    marked: Collection[int] = (),
+    ranks: Ranks = ALONE,
+) -> PendingSave:
+    """Begin to write `checkpoint` in a thread; like `save`, which waits.
+
+    Its tensors may not change before they are written: pass `copied()` to go on with the training.
+    """
     target = folder / f"step_{checkpoint.step:08d}"
     temporary = folder / f".{target.name}.partial"
     ranks.once(lambda: _clear(folder, temporary))
-    indices, sums = _write_shards(temporary, checkpoint, ranks)
-    written = ranks.all_gather((indices, sums))
-    state = {
-        "step": checkpoint.step,
-        "counters": checkpoint.counters,
-        "world": ranks.world,
-        "sha256": {name: digest for _, digests in written for name, digest in digests.items()},
-        **{part: merge_indices(index[part] for index, _ in written) for part in PARTS},
-    }
-    ranks.once(lambda: _publish(temporary, target, state, keep, marked))
-    return target
+    thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+    written = thread.submit(_write_shards, temporary, checkpoint, ranks)
+    thread.shutdown(wait=False)
+    return PendingSave(
+        target=target,
+        temporary=temporary,
+        step=checkpoint.step,
+        counters=checkpoint.counters,
+        written=written,
+        keep=keep,
+        marked=marked,
+        ranks=ranks,
+    )
 
 
 def keep_only(folder: Path, steps: Collection[int]) -> None:
@@ -177,6 +233,21 @@ def open_checkpoint(path: Path, *, check: bool = True) -> OpenCheckpoint:
         raise
     except (FileNotFoundError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"checkpoint {path} is corrupt: {error!r}") from error
+
+
+def _host_copies(tensors: Tensors) -> Tensors:
+    return {
+        name: replace(each, tensor=_host_copy(each.tensor))
+        if isinstance(each, TensorShard)
+        else _host_copy(each)
+        for name, each in tensors.items()
+    }
+
+
+def _host_copy(tensor: Tensor) -> Tensor:
+    on_gpu = tensor.device.type == "cuda"
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=on_gpu)
+    return copy.copy_(tensor.detach(), non_blocking=on_gpu)
 
 
 def _clear(folder: Path, temporary: Path) -> None:

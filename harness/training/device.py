@@ -45,8 +45,11 @@ def device_named(name: str, ranks: Ranks, *, key: str = "device") -> torch.devic
 
 
 def prepare_process(device: torch.device) -> None:
-    """Set the current GPU, or on a CPU let the allocator keep freed memory."""
+    """Set the current GPU and how its memory is allocated; on a CPU let the allocator keep freed memory."""
     if device.type == "cuda":
+        # The number of active sequences changes from loop to loop: blocks of many sizes fragment the memory.
+        if "PYTORCH_ALLOC_CONF" not in os.environ:  # its later name
+            os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
         torch.cuda.set_device(device)
     else:
         keep_freed_memory()

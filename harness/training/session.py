@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from typing import Self
 
 import torch
 
@@ -16,7 +18,7 @@ from harness.run.config import RunConfig, TrainingConfig
 from harness.run.folder import RunFolder
 from harness.run.length import origin
 from harness.storage.sharded_tensors import ShardReader, TensorShard, unsharded
-from harness.training.checkpoint import Checkpoint, OpenCheckpoint, open_newest, save
+from harness.training.checkpoint import Checkpoint, OpenCheckpoint, PendingSave, begin_save, open_newest
 from harness.training.device import (
     demand_determinism,
     device_named,
@@ -160,12 +162,18 @@ class Stopped(RuntimeError):
 
 
 class Saver:
-    """Save a session's checkpoints at the same steps in all its processes."""
+    """Save a session's checkpoints at the same steps in all its processes.
+
+    Those on the timer are written by a thread while the training goes on. A process that is killed meanwhile
+    resumes from the checkpoint before. As a context manager it waits for the thread, so that none is left to
+    write into the folder of a later attempt.
+    """
 
     def __init__(self, folder: RunFolder, session: Session, flush: Callable[[], None] = lambda: None) -> None:
         self._folder, self._session, self._flush = folder, session, flush
         self._saved_at = time.monotonic()
         self._saved_step = session.first_step  # saved by the previous attempt
+        self._pending: PendingSave | None = None  # in all processes or in none
 
     def save_if_due(self, step: int, stop_requested: Callable[[], bool]) -> None:
         """Save after `step` steps on a stop request, on the timer, or at a step of `checkpoint_at`.
@@ -176,27 +184,50 @@ class Saver:
         """
         training = self._session.run.training
         timer = time.monotonic() - self._saved_at > training.checkpoint_every_s
-        stopping, timer_due = self._session.ranks.any([stop_requested(), timer])
-        if stopping or timer_due or step in training.checkpoint_at:
+        writing = self._pending is not None and not self._pending.is_written()
+        stopping, timer_due, writing = self._session.ranks.any([stop_requested(), timer, writing])
+        if not writing:
+            self._publish()
+        if stopping or step in training.checkpoint_at:
             self.save(step)
+        elif timer_due and self._pending is None and step != self._saved_step:
+            self._begin(step, copy=True)
         if stopping:
             raise Stopped(f"stopped at step {step} of {self._session.run.steps}")
 
     def save(self, step: int) -> None:
         """Save after `step` steps, unless that checkpoint exists already."""
-        if step == self._saved_step > 0:
-            return
+        self._publish()
+        if step != self._saved_step or step == 0:
+            self._begin(step, copy=False)
+            self._publish()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self._pending is not None:
+            wait([self._pending.written])
+
+    def _begin(self, step: int, *, copy: bool) -> None:
         training = self._session.run.training
         self._flush()  # the metrics must reach the disk before the checkpoint that continues them
         self._session.lap()
-        save(
+        checkpoint = self._session.checkpoint(step)
+        self._pending = begin_save(
             self._folder.checkpoints,
-            self._session.checkpoint(step),
+            checkpoint.copied() if copy else checkpoint,
             keep=training.keep_checkpoints,
             marked=training.checkpoint_at,
             ranks=self._session.ranks,
         )
         self._saved_at, self._saved_step = time.monotonic(), step
+
+    def _publish(self) -> None:
+        """Wait for the checkpoint that is being written, if there is one, and make it the newest."""
+        if self._pending is not None:
+            self._pending.publish()
+            self._pending = None
 
 
 def open_session(folder: RunFolder, run: RunConfig, ranks: Ranks) -> Session:

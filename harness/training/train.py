@@ -99,6 +99,7 @@ def _take_steps(
     with (
         Prefetch(_inputs(run, rows, ranks), steps) as inputs,
         HangWatch(run.guardrails.hang_s, hung) as progress,
+        saver,
     ):
         for step in steps:
             saver.save_if_due(step, stop_requested)

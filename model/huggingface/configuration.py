@@ -6,9 +6,9 @@ from typing import Any
 
 from transformers.configuration_utils import PreTrainedConfig
 
-from model.cached_pass import cached_layers
 from model.config import ModelConfig
 from model.config_validation import ConfigError, build
+from model.decoding import Decoding
 from model.published.transformers_layout import MODEL_TYPE, STATE_SEED
 
 
@@ -41,18 +41,16 @@ class LoopscaleConfig(PreTrainedConfig):
             )
         return build(ModelConfig, self.model)
 
-    def loops(self, model: ModelConfig) -> int:
-        """Return the number of loops of this model."""
-        if self.depth is not None and self.depth < 1:
-            raise ConfigError(f"depth={self.depth} must be at least 1")
-        return self.depth or model.own_depth
+    def decoding(self, model: ModelConfig) -> Decoding:
+        """Return how tokens of this model are decoded."""
+        return Decoding(depth=model.own_depth if self.depth is None else self.depth)
 
     # By the names under which transformers and tools over it ask.
     @property
     def num_hidden_layers(self) -> int:
         """Return the number of layers of keys and values, those inside the loop once per loop."""
         model = self.looped()
-        return cached_layers(model, self.loops(model))
+        return self.decoding(model).cached_layers(model)
 
     @property
     def vocab_size(self) -> int:

@@ -75,12 +75,12 @@ class LoopscaleForCausalLM(PreTrainedModel, GenerationMixin):
         )
         passing = CachedPass(
             model=self.model,
-            depth=self.config.loops(self.model.config),
+            decoding=self.config.decoding(self.model.config),
             rope=self.model.rope[position_ids],
             cache=NoCache() if cache is None else cache,
             mask=mask,
         )
-        hidden = passing.run(input_ids, states[position_ids])
+        hidden, _ = passing.run(input_ids, states[position_ids])
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = F.linear(hidden[:, kept], self.model.embedding)
         loss = None

@@ -176,12 +176,23 @@ def models_of(settings: EvalConfig) -> list[Path]:
     from sweeps.state.ledger import read_ledger
 
     folder = Path(settings.root) / settings.sweep
-    ledger = read_ledger(folder)
     if settings.run is not None:
-        return [find_run(folder, ledger, settings.run).path]
-    done = [run.path for run in ledger.runs(folder) if run.status().state == "done"]
+        return [find_run(folder, read_ledger(folder), settings.run).path]
+    return finished_runs(folder)
+
+
+def finished_runs(folder: Path) -> list[Path]:
+    """Return the folders of a sweep's finished runs.
+
+    Raises
+    ------
+    ConfigError : there is none.
+    """
+    from sweeps.state.ledger import read_ledger
+
+    done = [run.path for run in read_ledger(folder).runs(folder) if run.status().state == "done"]
     if not done:
-        raise ConfigError(f"no run of {folder} is done: loopscale status sweep={settings.sweep}")
+        raise ConfigError(f"no run of {folder} is done: loopscale status sweep={folder.name}")
     return done
 
 

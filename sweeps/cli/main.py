@@ -21,6 +21,7 @@ FAMILIES = {
     "planning": ("plan",),
     "launching": ("launch", "status", "cancel", "retry", "collect", "sync"),
     "analysis": ("fit", "report", "compare"),
+    "serving": ("serve_cost",),
     "demo": ("demo",),
     "completion": ("completion",),
 }

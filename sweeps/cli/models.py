@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from model.decoding import Decoding
 from sweeps.cli.help import Command
 from sweeps.config.commands import EvalConfig, ExportConfig, GenerateConfig
 from sweeps.config.compose import compose_table
 
 if TYPE_CHECKING:
+    from harness.evaluation.decoded_losses import DecodedLoss
     from harness.run.record import Evaluation
     from sweeps.cli.evaluate import TaskScores
 
@@ -26,6 +29,31 @@ def evaluate_losses(settings: EvalConfig) -> Evaluation:
         data=None if settings.data is None else Path(settings.data),
         blocks=settings.blocks,
         max_depth=settings.max_depth,
+    )
+
+
+def evaluate_decodings(settings: EvalConfig) -> list[DecodedLoss]:
+    """Return the validation loss of one model under budgets of keys and values, or under exit rules."""
+    from harness.evaluation.decoded_losses import evaluate_decodings
+    from harness.evaluation.weights import own_depth
+    from sweeps.cli.evaluate import models_of
+
+    path = models_of(settings)[0]
+    depth = settings.depth or own_depth(path)
+    if settings.exit is None:
+        decodings = [Decoding(depth=depth, kv_budget=kept) for kept in settings.kv_budget or []]
+    else:
+        decodings = [
+            Decoding(depth=depth, exit=settings.exit, threshold=threshold)
+            for threshold in settings.thresholds or []
+        ]
+        decodings += [Decoding(depth=loops) for loops in range(1, depth + 1)]
+    return evaluate_decodings(
+        path,
+        Path(settings.cache),
+        decodings,
+        data=None if settings.data is None else Path(settings.data),
+        blocks=settings.blocks,
     )
 
 
@@ -53,12 +81,18 @@ def generate_text(settings: GenerateConfig) -> str:
     from harness.evaluation.weights import load_weights, tokenizer_file
 
     path = Path(settings.checkpoint)
+    model = load_weights(path)
     return complete(
-        load_weights(path),
+        model,
         tokenizer_file(path, Path(settings.cache)),
         [settings.prompt],
         new_tokens=settings.tokens,
-        depth=settings.depth,
+        decoding=Decoding(
+            depth=settings.depth or model.config.own_depth,
+            kv_budget=settings.kv_budget,
+            exit=settings.exit,
+            threshold=settings.threshold,
+        ),
         temperature=settings.temperature,
         seed=settings.seed,
     )[0]
@@ -69,6 +103,11 @@ def _eval(overrides: list[str]) -> str:
     if settings.tasks is not None:
         scores = evaluate_tasks(settings)
         return scores.to_json() if settings.format == "json" else scores.summary()
+    if settings.decodes:
+        decoded = evaluate_decodings(settings)
+        if settings.format == "json":
+            return json.dumps([dataclasses.asdict(row) for row in decoded], indent=1)
+        return _kv_budgets(decoded) if settings.exit is None else _exits(decoded)
     losses = evaluate_losses(settings)
     return json.dumps(vars(losses), indent=1) if settings.format == "json" else _depth_curve(losses)
 
@@ -80,6 +119,35 @@ def _depth_curve(result: Evaluation) -> str:
         f"{depth:>3}  {row[0]:11.4f}  {row[1]:.4f}  {row[2]:8.4f}" for depth, row in enumerate(rows, start=1)
     ]
     return "\n".join(["  T  loss (nats)     ±  bits/byte", *lines, _depth_law(result)])
+
+
+def _kv_budgets(rows: list[DecodedLoss]) -> str:
+    """Return the loss over the number of kept loops as text."""
+    lines = [
+        f"{row.decoding.kept_loops:>9}  {row.kv_bytes_per_token:>14}  {_decoded(row)}  "
+        f"{row.bits_per_byte:8.4f}"
+        for row in rows
+    ]
+    head = (
+        f"kv_budget  KV bytes/token  loss (nats)     ±   - all {rows[0].decoding.depth:>2}     ±  bits/byte"
+    )
+    return "\n".join([head, *lines])
+
+
+def _exits(rows: list[DecodedLoss]) -> str:
+    """Return the loss over the loops spent, of an exit rule and of fixed depths, as text."""
+    lines = []
+    for row in rows:
+        name = "T" if row.decoding.exit == "fixed" else row.decoding.exit
+        value = row.decoding.depth if row.decoding.exit == "fixed" else row.decoding.threshold
+        shares = " ".join(f"{share:.2f}" for share in row.loops_share) if name != "T" else ""
+        lines.append(f"{f'{name} {value:g}':<19}  {row.mean_loops:>5.2f}  {_decoded(row)}  {shares}".rstrip())
+    head = "rule                 loops  loss (nats)     ±  minus T     ±  share of tokens by loops, 1 2 3 ..."
+    return "\n".join([head, *lines])
+
+
+def _decoded(row: DecodedLoss) -> str:
+    return f"{row.loss_nats:11.4f}  {row.loss_se_nats:.4f}  {row.excess_nats:+8.4f}  {row.excess_se_nats:.4f}"
 
 
 def _depth_law(result: Evaluation) -> str:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Lt, MinLen
 
 from model.config_validation import check_name
+from model.decoding import ExitRule
 from sweeps.config.study import PositiveFloat, Seed
 
 LAWS = "laws.json"  # of fit, beside a sweep's tables
@@ -194,6 +195,9 @@ class GenerateConfig:
     cache: str = "runs/.data"
     tokens: Annotated[int, Gt(0)] = 64
     depth: Annotated[int, Gt(0)] | None = None
+    kv_budget: Annotated[int, Gt(0)] | None = None
+    exit: ExitRule = "fixed"
+    threshold: Annotated[float, Ge(0)] = 0.0
     temperature: Annotated[float, Ge(0)] = 0.0
     seed: int = 0
 
@@ -203,7 +207,8 @@ class EvalConfig:
     """`loopscale eval` of one run, a checkpoint's folder or all finished runs of a sweep.
 
     With `tasks`, the scores on them; without, the validation loss of a run, or of a checkpoint on the data of
-    the run `data`. None stands for that run's own evaluation settings.
+    the run `data`. None stands for that run's own evaluation settings. With `kv_budget` or `exit`, the
+    validation loss when tokens are decoded one by one.
     """
 
     run: Annotated[str, MinLen(1)] | None = None  # a folder; with `sweep` a run id or the end of one
@@ -215,6 +220,10 @@ class EvalConfig:
     data: Annotated[str, MinLen(1)] | None = None
     blocks: Annotated[int, Gt(1)] | None = None
     max_depth: Annotated[int, Gt(0)] | None = None
+    kv_budget: Annotated[list[Annotated[int, Gt(0)]], MinLen(1)] | None = None
+    exit: Literal["convergence", "entropy"] | None = None
+    thresholds: Annotated[list[Annotated[float, Ge(0)]], MinLen(1)] | None = None
+    depth: Annotated[int, Gt(0)] | None = None
     tasks: Annotated[list[Annotated[str, MinLen(1)]], MinLen(1)] | None = None
     bundle: Annotated[str, MinLen(1)] | None = None
     depths: Annotated[list[Annotated[int, Gt(0)]], MinLen(1)] | None = None
@@ -226,9 +235,17 @@ class EvalConfig:
     folder: Annotated[str, MinLen(1)] | None = None
 
     def __post_init__(self) -> None:
+        if (self.exit is None) != (self.thresholds is None):
+            raise ValueError("exit and thresholds belong together, e.g. exit=convergence thresholds=0.1,0.03")
+        if self.exit is not None and self.kv_budget is not None:
+            raise ValueError("kv_budget and exit are two tables: leave one out")
+        if self.depth is not None and not self.decodes:
+            raise ValueError("depth is that of kv_budget and exit; the depths of tasks are depths=...")
         if self.tasks is not None:
             if self.data is not None:
                 raise ValueError("data is for the validation loss: leave out data or tasks")
+            if self.decodes:
+                raise ValueError("kv_budget and exit are for the validation loss: leave out them or tasks")
             return
         if (self.run is None) == (self.checkpoint is None):
             raise ValueError(
@@ -238,6 +255,39 @@ class EvalConfig:
         if self.run is None and self.data is None:
             raise ValueError(
                 "data is not set: data=RUN names the run whose held-out data the checkpoint is scored on"
+            )
+
+    @property
+    def decodes(self) -> bool:
+        """Return True if tokens are decoded one by one."""
+        return self.kv_budget is not None or self.exit is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeCostConfig:
+    """`loopscale serve_cost`; None stands for what the model's context and mean recurrence give."""
+
+    checkpoint: Annotated[str, MinLen(1)] | None = None
+    sweep: Annotated[str, MinLen(1)] | None = None
+    also: list[str] = field(default_factory=list)
+    root: str = "runs"
+    cache: str = "runs/.data"
+    format: Literal["text", "json"] = "text"
+    depths: Annotated[list[Annotated[int, Gt(0)]], MinLen(1)] | None = None
+    kv_budget: Annotated[int, Gt(0)] | None = None
+    batches: Annotated[list[Annotated[int, Gt(0)]], MinLen(1)] = field(default_factory=lambda: [1, 8])
+    prompts: Annotated[list[Annotated[int, Gt(0)]], MinLen(1)] | None = None
+    tokens: Annotated[int, Gt(0)] | None = None
+    repeats: Annotated[int, Gt(0)] = 5
+    data: Annotated[str, MinLen(1)] | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    out: Annotated[str, MinLen(1)] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.checkpoint is None) == (self.sweep is None):
+            raise ValueError(
+                "one of checkpoint=FOLDER and sweep=NAME names the models; also=FOLDER adds some"
             )
 
 
@@ -255,6 +305,7 @@ TABLES: dict[str, type] = {
     "eval": EvalConfig,
     "export": ExportConfig,
     "generate": GenerateConfig,
+    "serve_cost": ServeCostConfig,
     "status": StatusConfig,
     "cancel": ChangeConfig,
     "retry": ChangeConfig,

@@ -31,7 +31,8 @@ from sweeps.config.overrides import check_overrides, forced, one_line, refuse_na
 from sweeps.config.study import StudyConfig, SweepConfig
 
 LISTS = {  # keys whose value is always a list, by command
-    "eval": ("tasks", "depths", "seeds"),
+    "eval": ("tasks", "depths", "seeds", "kv_budget", "thresholds"),
+    "serve_cost": ("depths", "batches", "prompts"),
     "fit": ("envelope",),
     "report": ("envelope",),
     "new": ("budgets_flops", "mean_recurrences"),

@@ -95,7 +95,7 @@ def file_that_sets(key: str, chosen: Mapping[str, str], overrides: Sequence[str]
     for group, name in sorted(chosen.items(), key=lambda item: item[0] != "sweep"):
         path = find(group, written.get(group, name), overrides)
         while path is not None:
-            content = yaml_content(path)
+            content = _content(path)
             own = content if _is_global(path) else {group: content}
             if (value := _value(own, key.split("."))) is not None:
                 if isinstance(value, str) and (other := _REFERENCE.fullmatch(value)):
@@ -107,7 +107,7 @@ def file_that_sets(key: str, chosen: Mapping[str, str], overrides: Sequence[str]
     return None
 
 
-def yaml_content(path: Path) -> dict[str, Any]:
+def _content(path: Path) -> dict[str, Any]:
     """Return the content of a configuration file as it is written."""
     from omegaconf import OmegaConf
 

@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
+import threading
 
 import pytest
 import torch
 
+from harness.training import checkpoint as checkpoints
 from harness.training.checkpoint import (
     Checkpoint,
     CheckpointError,
+    begin_save,
     checkpoint_folders,
     load,
     load_newest,
     save,
 )
+from tests.waiting import wait_for
 
 
 def checkpoint(step):
@@ -40,6 +45,62 @@ def test_only_the_newest_are_kept(tmp_path):
     for step in range(5):
         save(tmp_path, checkpoint(step), keep=2)
     assert [path.name for path in checkpoint_folders(tmp_path)] == ["step_00000003", "step_00000004"]
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """Let no file of a checkpoint be finished before the event is set."""
+    go = threading.Event()
+    write = checkpoints.write_shards
+
+    def when_let_go(path, shards):
+        path.write_bytes(b"half")
+        assert go.wait(timeout=240)
+        return write(path, shards)
+
+    monkeypatch.setattr(checkpoints, "write_shards", when_let_go)
+    yield go
+    go.set()
+
+
+def test_a_checkpoint_that_is_being_written_is_none(tmp_path, held):
+    held.set()
+    save(tmp_path, checkpoint(1), keep=2)
+    held.clear()
+    state = checkpoint(2)
+    pending = begin_save(tmp_path, state.copied(), keep=2)
+    assert not pending.is_written() and load_newest(tmp_path).step == 1
+    state.model["w"].zero_()  # as the next step does
+    held.set()
+    assert load(pending.publish()).model["w"][3] == 5.0
+    assert pending.is_written() and load_newest(tmp_path).step == 2
+
+
+def test_a_process_killed_while_it_writes_loses_no_checkpoint(tmp_path, held):
+    held.set()
+    save(tmp_path, checkpoint(1), keep=1)
+    held.clear()
+    if (child := os.fork()) == 0:
+        begin_save(tmp_path, checkpoint(2).copied(), keep=1)
+        signal.pause()
+    wait_for(lambda: any(tmp_path.glob(".step_*/model.safetensors")))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert load_newest(tmp_path).step == 1
+    held.set()
+    save(tmp_path, checkpoint(3), keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000003"]
+
+
+def test_an_error_of_the_thread_is_raised_where_the_checkpoint_is_published(tmp_path, monkeypatch):
+    def full(path, shards):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(checkpoints, "write_shards", full)
+    pending = begin_save(tmp_path, checkpoint(1), keep=2)
+    with pytest.raises(OSError, match="No space left"):
+        pending.publish()
+    assert load_newest(tmp_path) is None
 
 
 def test_no_checkpoint_is_none(tmp_path):

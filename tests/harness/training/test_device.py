@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from harness.training.device import (
     is_out_of_memory,
     measured_flops_per_s,
     peak_flops_per_s,
+    prepare_process,
 )
 from harness.training.session import Counters, Meter
 
@@ -91,6 +94,22 @@ def test_want_of_memory_has_many_names(error):
 )
 def test_what_another_gpu_might_not_meet_is_no_want_of_memory(error):
     assert not is_out_of_memory(error)
+
+
+@pytest.mark.parametrize(
+    ("told", "used"),
+    [
+        ({}, "expandable_segments:True"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, "max_split_size_mb:64"),
+        ({"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, None),
+    ],
+)
+def test_segments_of_a_gpus_memory_expand_unless_told_otherwise(monkeypatch, told, used):
+    environment = dict(told)
+    monkeypatch.setattr(os, "environ", environment)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    prepare_process(torch.device("cuda", 0))
+    assert environment.get("PYTORCH_CUDA_ALLOC_CONF") == used
 
 
 def test_determinism_fills_no_memory_with_nan(monkeypatch):

@@ -69,6 +69,7 @@ RULES = [
     Rule(pattern=r"eval checkpoint=", settings=["max_depth=4"]),
     Rule(pattern=r"export ", settings=["folder=exported"]),
     Rule(pattern=r"generate ", settings=["tokens=8"]),
+    Rule(pattern=r"serve_cost ", settings=["repeats=1", "tokens=2", "batches=1"]),
     Rule(pattern=r"data data=huggingface", composed=True, network=True),
     Rule(pattern=r"data ", settings=["path=my_corpus", *SMALL_TEXT]),
     Rule(pattern=r"train .*training.parallel=", composed=True),

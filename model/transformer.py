@@ -134,9 +134,7 @@ class LoopedTransformer(nn.Module):
         x, context = self._embed(tokens, documents)
         x = self._blocks(self.prelude, 0, x, context)
         if self.config.kind == "looped":
-            with cast_once(self.core_blocks()):
-                state = self._loop(x, context, depths, seeds)
-            x = self._after_loop(state, context)
+            x = self._after_loop(self._loop(x, context, depths, seeds), context)
         return self.final_norm(x)
 
     def _embed(self, tokens: Tensor, documents: Tensor | None = None) -> tuple[Tensor, Context]:
@@ -158,11 +156,14 @@ class LoopedTransformer(nn.Module):
         )
         with_gradient = self.config.resolved_backprop_depth if torch.is_grad_enabled() else 0
         without = [depth - with_gradient for depth in depths if depth > with_gradient]
+        rest = [min(depth, with_gradient) for depth in depths]
         state = inputs.first[:0]
-        if without:
-            state = self.kernels.loops(self, inputs.leading(len(without)), without)
-        step = self._recomputed_loop if self.checkpoint_loops else self.loop_once
-        return run_loops(step, inputs, [min(depth, with_gradient) for depth in depths], state)
+        with cast_once(self.core_blocks()):
+            if without:
+                state = self.kernels.loops(self, inputs.leading(len(without)), without)
+            if not self.checkpoint_loops:
+                return run_loops(self.loop_once, inputs, rest, state)
+        return run_loops(self._recomputed_loop, inputs, rest, state)
 
     def _core_only(self, context: Context) -> Context:
         core = range(self.first_layer, self.first_layer + len(self.core))
@@ -183,7 +184,11 @@ class LoopedTransformer(nn.Module):
         return self._blocks(self.core, self.first_layer, state, context)
 
     def _recomputed_loop(self, *inputs: Any) -> Tensor:
-        state: Tensor = checkpoint(self.loop_once, *inputs, use_reentrant=False, preserve_rng_state=False)
+        def loop(*inputs: Any) -> Tensor:
+            with cast_once(self.core_blocks()):  # here, so that it is computed again in the same way
+                return self.loop_once(*inputs)
+
+        state: Tensor = checkpoint(loop, *inputs, use_reentrant=False, preserve_rng_state=False)
         return state
 
     def _after_loop(self, state: Tensor, context: Context) -> Tensor:

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from sweeps.config.next_command import command_line, next_command
 from sweeps.config.shell import quote
 
 if TYPE_CHECKING:
+    from analysis.design.power import Outlook
     from sweeps.config.study import StudyConfig
     from sweeps.planning.known_window import Window
     from sweeps.planning.new_grid import Allowance
@@ -269,8 +270,21 @@ def _designed(study: StudyConfig, reference: Reference) -> list[str]:
         return [f"design: {error}"]
     return [
         result.summary(),
+        *_reach(result.outlooks),
         f"this was a brief simulation; the figure and intervals of a full one: {more}",
     ]
+
+
+def _reach(outlooks: Sequence[Outlook]) -> list[str]:
+    """Return what brings the minima inside the grid, where most of them lie beyond it."""
+    above, below = (sum(getattr(each, side) for each in outlooks) for side in ("above", "below"))
+    if max(above, below) <= len(outlooks) / 2:
+        return []
+    if above > below:
+        return [
+            "most minima lie above these recurrences: lower budgets, or mean_recurrences that reach further"
+        ]
+    return ["most minima lie below these recurrences: larger budgets bring them inside"]
 
 
 def _laws(study: StudyConfig) -> Path:

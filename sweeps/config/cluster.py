@@ -21,6 +21,7 @@ BACKENDS: dict[str, str | Callable[[ClusterConfig], Any]] = {
     "slurm": "sweeps.backends.slurm.cluster:Slurm",
     "fake": "sweeps.backends.simulated:SimulatedCluster",
 }
+TRAIN_HERE = {"local"}  # those kinds whose runs train on this machine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +122,11 @@ class ClusterConfig:
             raise ConfigError(f"cluster.kind={self.kind} is not known{closest(self.kind, BACKENDS)}")
         for scale in self.per_scale:
             self.resources_of(scale)
+
+    @property
+    def trains_here(self) -> bool:
+        """Return True if the runs train on this machine."""
+        return self.kind in TRAIN_HERE
 
     def resources_of(self, scale: str) -> Resources:
         """Return what a job of this scale asks for."""

@@ -31,7 +31,7 @@ def device_of(fields: dict[str, Any], cluster: ClusterConfig, scale: str) -> Dev
     told = training.get("device") if isinstance(training, dict) else None
     if told in ("cpu", "cuda"):
         return "cuda" if told == "cuda" else "cpu"
-    if cluster.kind == "local":
+    if cluster.trains_here:
         return "cuda" if visible_gpus() and _torch_has_cuda() else "cpu"
     return "cuda" if cluster.resources_of(scale).gpus_per_node else "cpu"
 

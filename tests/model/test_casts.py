@@ -106,6 +106,21 @@ def test_the_compiled_loop_casts_no_matrix():
         assert cast == []
 
 
+@imports_compiler
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # raised inside torch
+def test_compiled_loops_are_recomputed_to_the_same_gradient():
+    gradients = []
+    for recomputed in (False, True):
+        model = model_with_weights()
+        model.checkpoint_loops = recomputed
+        compile_blocks(model.core_blocks(), largest_batch=3, backend="aot_eager")
+        loss(model, 6).backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    for name, kept in gradients[0].items():
+        # Recomputed, the gradients of loops are added up in float32.
+        assert (gradients[1][name] - kept).norm() < 0.01 * kept.norm(), name
+
+
 def traced(graphs: list[torch.fx.Graph]) -> Callable[..., Any]:
     """Return a compiler that keeps the forward graphs, as inductor is given them, and runs them eagerly."""
     from functorch.compile import make_boxed_func

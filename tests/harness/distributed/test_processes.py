@@ -63,6 +63,24 @@ def test_processes_and_micro_batches_change_nothing_but_rounding(make, alone, ca
         assert norms[0] == pytest.approx(norms[1], rel=1e-4)
 
 
+def test_in_bfloat16_processes_change_nothing_but_rounding(make, cache):
+    settings = (
+        "steps=6",
+        "training.batch_sequences=4",
+        "model.mean_recurrence=4",
+        "training.precision=bfloat16",
+    )
+    alone, *shared = (
+        make(*settings, f"training.parallel={way}", parent=parent)[0]
+        for parent, way in (("alone", "ddp"), ("ddp", "ddp"), ("fsdp", "fsdp"))
+    )
+    assert run_job(alone.path, cache) == "done"
+    run_together(2, [folder.path for folder in shared], cache)
+    for folder in shared:
+        assert folder.run_id == alone.run_id
+        assert losses(folder) == pytest.approx(losses(alone), rel=2e-3)
+
+
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
 def test_a_lost_process_is_named_and_the_run_resumes_to_the_same_bits(make, cache, way):
     # Three, because two numbers have the same sum in any order.

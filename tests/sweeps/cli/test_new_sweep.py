@@ -101,9 +101,11 @@ def test_an_allowance_pays_for_the_whole_grid_and_is_nearly_used_up():
         assert 0.9 * flops < cost <= flops
 
 
-def test_device_hours_are_converted_at_the_clusters_speed(here):
+def test_device_hours_are_converted_at_the_clusters_speed(here, capsys):
     hours = ["scale=looped_140m", "cluster=slurm_h100", "allowance=1000h"]
-    path = loopscale.new(["sweep=hours", *hours])
+    code, out, _ = command(capsys, "new", "sweep=hours", *hours)
+    assert code == 0 and "most minima lie above these recurrences: lower budgets, or mean_rec" in out
+    path = here / "conf" / "sweep" / "hours.yaml"
     budgets = [float(flops) for flops in yaml.safe_load(path.read_text())["sweep"]["budgets_flops"]]
     speed = 9.89e14 * 0.4  # of conf/cluster/slurm_h100.yaml
     cost = 7 * sum(budgets) + 2 * (budgets[0] + budgets[2])

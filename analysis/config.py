@@ -26,6 +26,7 @@ Progress = Callable[[str, float], None]  # called with the stage and the share o
 MIN_SURFACE_RUNS = 8  # the five parameters of the surface and three runs to spare
 MIN_SURFACE_VALUES = 3  # distinct sizes and token counts of the surface
 MIN_ISO_DEPTH_RUNS = 7  # more than the six parameters of the iso-depth law
+MIN_LADDER_SIZES = 5  # the three parameters of the law of size and two sizes to spare
 MIN_CURVES = 3  # depth curves of a law over several: the scatter of two is next to unknown
 MIN_DEPTHS = 5  # of one depth curve
 MIN_RATES, MIN_RATE_RECURRENCES = 4, 3  # of the law of the depth rate over the recurrence

@@ -101,3 +101,13 @@ def test_hostile_inputs_all_ended_well():
     assert fuzz["wrong"] == []
     assert sum(count for kind in fuzz["kinds"].values() for count in kind.values()) == fuzz["inputs"]
     assert fuzz["longest_s"] <= 20 and fuzz["largest_gb"] <= 2.15
+
+
+def test_intervals_of_the_parameter_multiplier_cover():
+    """Coverage within four standard errors of 0.93 to 0.97 in every counting, none refused."""
+    rows = RESULTS["multiplier"]["rows"]
+    assert len(rows) == 4 + 4 + 3
+    for row in rows:
+        error = (0.95 * 0.05 / row["studies"]) ** 0.5
+        assert 0.93 - 4 * error <= row["coverage"] <= 0.97 + 4 * error
+        assert row["refused"] <= 0.02 * row["studies"]

@@ -66,12 +66,13 @@ def equal_size(
         lowest = int(np.argmin(fitted))
         return Estimate(
             refusal=f"{number(reached, 4)} is below the ladder, whose least is {number(fitted[lowest], 4)} "
-            f"at {number(sizes[lowest])} parameters"
+            f"at {number(sizes[lowest])} parameters: "
+            + ("larger sizes are needed" if lowest == len(sizes) - 1 else "no size reaches it")
         )
     if at == 0:
         return Estimate(
             refusal=f"{number(reached, 4)} is above the ladder, whose smallest model of "
-            f"{number(sizes[0])} parameters has {number(fitted[0], 4)}"
+            f"{number(sizes[0])} parameters has {number(fitted[0], 4)}: smaller sizes are needed"
         )
     own = draws(len(drawn), 1, config.seed, label).noise(law.level) / np.sqrt(runs)
     gap = drawn - reached - own

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from analysis.config import Array, FitConfig, ParameterCount
+from analysis.config import MIN_LADDER_SIZES, Array, FitConfig, ParameterCount
 from analysis.isoflop.group import trunks_of
 from analysis.laws.fit import fit_law
 from analysis.laws.objective import Objective, minimise_resamples, predict
@@ -31,7 +32,6 @@ LADDERS: dict[LadderChoice, str] = {
     "width": "transformers of its width",
     "any": "transformers of all shapes",
 }
-MIN_SIZES = 5  # the three parameters of the law and two sizes to spare
 SAME_TOKENS = 0.01  # relative difference: whole steps of a batch end apart
 SQUARED_ERROR = 10.0  # a Huber delta beyond every residual: noise is normal, sizes are few
 # What a ladder has in common with the model beside it; rates may be those of each size.
@@ -70,12 +70,18 @@ class LadderLaw:
         low, high = np.quantile(self.spread(drawn), [tail, 1 - tail], axis=0)
         return fitted, low, high
 
-    def flops_per_token(self, params: Array | float) -> Array:
-        """Return the training FLOPs per token of a size, by a monotone cubic in logs through the ladder's."""
+    @cached_property
+    def _log_flops(self) -> Callable[[Array], Array]:
         from scipy.interpolate import PchipInterpolator
 
-        sizes = np.log(self.points.groupby("params")["flops_per_token"].first())
-        return np.asarray(np.exp(PchipInterpolator(np.log(sizes.index), sizes)(np.log(params))))
+        sizes, first = np.unique(self.points["params"].to_numpy(float), return_index=True)
+        flops = self.points["flops_per_token"].to_numpy(float)[first]
+        interpolated: Callable[[Array], Array] = PchipInterpolator(np.log(sizes), np.log(flops))
+        return interpolated
+
+    def flops_per_token(self, params: Array | float) -> Array:
+        """Return the training FLOPs per token of a size, by a monotone cubic in logs through the ladder's."""
+        return np.asarray(np.exp(self._log_flops(np.log(params))))
 
 
 def counted(runs: pd.DataFrame, counting: ParameterCount) -> Array:
@@ -111,7 +117,7 @@ def ladders(
     if choice is not None:
         yield choice, found[choice]
         return
-    enough = [name for name in found if name != "any" and _sizes(found[name]) >= MIN_SIZES]
+    enough = [name for name in found if name != "any" and _sizes(found[name]) >= MIN_LADDER_SIZES]
     for name in enough or list(found)[-1:]:
         yield name, found[name]
 
@@ -124,10 +130,10 @@ def at_tokens(ladder: pd.DataFrame, tokens: float) -> pd.DataFrame:
 def too_few_sizes(ladder: pd.DataFrame, tokens: float | None) -> str | None:
     """Return why no law is fitted to a ladder, None if one is; `tokens` of its runs if all have the same."""
     sizes, at = _sizes(ladder), "" if tokens is None else f" at {tokens:.3g} tokens"
-    if sizes < MIN_SIZES:
-        return f"the ladder has {sizes} size{'s' * (sizes != 1)}{at}, at least {MIN_SIZES} are needed"
-    cells = ladder.groupby([*SIZE, "tokens"])
-    if (cells[[*RATES, "recipe"]].nunique(dropna=False) > 1).any(axis=None):
+    if sizes < MIN_LADDER_SIZES:
+        return f"the ladder has {sizes} size{'s' * (sizes != 1)}{at}, at least {MIN_LADDER_SIZES} are needed"
+    cell = [*SIZE, "tokens"]
+    if len(ladder[[*cell, *RATES, "recipe"]].drop_duplicates()) > len(ladder[cell].drop_duplicates()):
         return "the ladder has several recipes of one size and number of tokens: keep one in the table"
     return None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -108,6 +109,7 @@ def compare_with_transformers(
     floors = {
         measure: noise_floor(used.assign(val_loss_nats=errors(used, measure))[used[column].notna()])
         for measure, column in MEASURES.items()
+        if used[column].notna().any()
     }
     study = _Study(runs=used, floors=floors, config=config)
     models = []
@@ -122,6 +124,7 @@ def compare_with_transformers(
         models=tuple(models),
         left_out=selection.left_out,
         table=used,
+        again=partial(compare_with_transformers, runs, ladder=ladder),
     )
 
 
@@ -145,7 +148,7 @@ def _worth(
     depth = f"µ = {first['mean_recurrence']:g}" if first["kind"] == "looped" else "fixed depth"
     measures = [name for name, column in MEASURES.items() if cell[column].notna().all()]
     tokens, flops = (float(cell[name].mean()) for name in ("tokens", "nominal_flops"))
-    name = f"{label}, {depth}"
+    name, bits = f"{label}, {depth}", cell["val_bits_per_byte"].dropna()
     rows = [
         _equal(study, cell, ladder, measure, counting, equal, f"{name} {choice}")
         for equal in ("tokens", "FLOPs")
@@ -162,6 +165,7 @@ def _worth(
         flops=flops,
         runs=len(cell),
         values={measure: float(cell[MEASURES[measure]].mean()) for measure in measures},
+        bits_per_byte=float(bits.mean()) if len(bits) else None,
         rows=tuple(rows),
         gaps=tuple(_gap(study, cell, ladder, measure) for measure in measures),
     )

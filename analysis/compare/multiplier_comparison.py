@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -60,6 +60,7 @@ class ModelWorth:
     flops: float
     runs: int
     values: dict[str, float]  # by measure
+    bits_per_byte: float | None  # None where the table has none
     rows: tuple[EqualSize, ...]
     gaps: tuple[GapShare, ...]
 
@@ -68,10 +69,12 @@ class ModelWorth:
         return next(r for r in self.rows if (r.measure, r.counting, r.equal) == (measure, counting, equal))
 
     def title(self) -> str:
-        """Return what the model is, on how many tokens and FLOPs it was trained, and the ladder."""
+        """Return what the model is, on how many tokens and FLOPs it was trained, its loss and the ladder."""
+        bits = "" if self.bits_per_byte is None else f" ({self.bits_per_byte:.4f} bits per byte)"
         return (
             f"{self.label}: {number(self.tokens)} tokens, {number(self.flops)} FLOPs, {self.runs} "
-            f"run{'s' * (self.runs != 1)}; beside {len(self.sizes)} {LADDERS[self.ladder]}"
+            f"run{'s' * (self.runs != 1)}, loss {self.values['loss']:.4f} nats{bits}; beside "
+            f"{len(self.sizes)} {LADDERS[self.ladder]}"
         )
 
     def headline(self) -> str:
@@ -126,6 +129,13 @@ class MultiplierComparison(Result):
     models: tuple[ModelWorth, ...]
     left_out: tuple[LeftOut, ...]
     table: pd.DataFrame = field(repr=False, compare=False, metadata=HIDDEN)
+    again: Callable[[FitConfig], MultiplierComparison] = field(
+        repr=False, compare=False, metadata=HIDDEN
+    )  # the comparison of the same runs with other settings
+
+    def at_level(self, level: float) -> MultiplierComparison:
+        """Return the comparison with its intervals at another level of confidence."""
+        return self.again(replace(self.config, confidence=level))
 
     def headline(self) -> str:
         """Return the multipliers in one line."""

@@ -32,6 +32,22 @@ def multiplier_figures(comparison: MultiplierComparison) -> list[style.ReportFig
     return [replace(one, name=f"{one.name}_{place + 1}") for place, one in enumerate(drawn)]
 
 
+def plot_multiplier(comparison: MultiplierComparison, ax: Axes | None = None) -> Axes:
+    """Draw the first model with a law beside its ladder, all parameters counted.
+
+    Raises ValueError where every law is refused.
+    """
+    for model in comparison.models:
+        if model.row("loss", "all").law is not None:
+            if ax is None:
+                _, (ax,) = style.figure(1, width=style.COLUMN_INCHES)
+            _panel(ax, [model], "all", comparison.config.confidence)
+            ax.set_xlabel("parameters N")
+            ax.set_ylabel("validation loss (nats per token)")
+            return ax
+    raise ValueError(f"nothing to draw: {comparison.headline()}")
+
+
 def _figure(models: Sequence[ModelWorth], confidence: float) -> style.ReportFigure:
     with style.styled():
         fig, panels = style.figure(len(SHOWN), height=2.8, sharey=True)

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from analysis.figures import style
 
 PANELS = {
-    "bytes": ("serving_bytes", "weights and KV cache (bytes)"),
+    "bytes": ("serving_mib", "weights and KV cache (MiB)"),
     "latency": ("decode_ms_per_token", "latency of a token (ms)"),
 }
 
@@ -18,10 +18,12 @@ def serve_cost_figure(frame: pd.DataFrame) -> style.ReportFigure | None:
 
     Parameters
     ----------
-    frame : rows of one batch and prompt length, with `model`, `depth`, `val_loss_nats`, the columns of
-        PANELS, `front_bytes` and `front_latency`.
+    frame : rows of one batch and prompt length, with `model`, `depth`, `val_loss_nats`,
+        `serving_bytes`, `decode_ms_per_token`, `front_bytes` and `front_latency`.
     """
-    known = frame.dropna(subset="val_loss_nats")
+    known = frame.dropna(subset="val_loss_nats").assign(
+        serving_mib=lambda rows: rows["serving_bytes"] / 2**20
+    )
     if known.empty:
         return None
     with style.styled():
@@ -36,7 +38,7 @@ def serve_cost_figure(frame: pd.DataFrame) -> style.ReportFigure | None:
     caption = (
         "Validation loss over the bytes of weights and of the keys and values, and over the latency of a "
         f"token (median), {batch} at a time after prompts of {prompt} tokens. One line per model over its "
-        "test-time depths. Filled: on the front, where no other one is better in both."
+        "test-time depths, which the numbers are. Filled: on the front, where no other one is better in both."
     )
     tables = {
         name: known[["model", "depth", column, "val_loss_nats"]] for name, (column, _) in PANELS.items()
@@ -57,6 +59,9 @@ def _panel(ax: Axes, frame: pd.DataFrame, column: str, front: pd.DataFrame) -> N
             linewidth=0.7,
             label=str(name),
         )
+        for row in ordered.itertuples() if len(ordered) > 1 else ():
+            at = float(getattr(row, column)), row.val_loss_nats
+            ax.annotate(str(row.depth), at, xytext=(3, 3), textcoords="offset points", color=colour)
         best = ordered[ordered.index.isin(front.index)]
         ax.plot(best[column], best["val_loss_nats"], marker=marker, color=colour, linestyle="none")
     ax.set_xscale("log")

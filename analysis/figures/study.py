@@ -22,7 +22,7 @@ from analysis.figures.frontier import frontier_figure
 from analysis.figures.isoflop import isoflop_figure, plot_isoflop
 from analysis.figures.isoflop_by_budget import isoflop_by_budget_figure
 from analysis.figures.law import plot_curve_laws, plot_law, plot_task_law
-from analysis.figures.multiplier import multiplier_figures
+from analysis.figures.multiplier import multiplier_figures, plot_multiplier
 from analysis.figures.power_law import power_law_figure
 from analysis.figures.published import plot_published
 from analysis.isoflop.exponents import IsoflopResult
@@ -47,6 +47,8 @@ def plot(result: Result, ax: Axes | None = None) -> Axes:
         return plot_task_law(result, ax)
     if isinstance(result, DeviceHoursFit):
         return plot_device_hours(result, ax)
+    if isinstance(result, MultiplierComparison):
+        return plot_multiplier(result, ax)
     if isinstance(result, PublishedComparison):
         return plot_published(result, ax)
     if not isinstance(result, IsoflopResult):

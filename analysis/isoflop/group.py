@@ -34,6 +34,7 @@ from analysis.tables.selection import groups
 
 Values = float | np.ndarray[Any, Any]
 Estimator = Callable[[Inputs], EstimatorFit]
+SAME_EXPONENT = 5e-4  # difference that the printed digits do not show
 ESTIMATORS: tuple[Estimator, ...] = (fit_shared, fit_parabolas, fit_parametric)
 NAMES: tuple[str, ...] = get_args(EstimatorName)  # of `ESTIMATORS`
 
@@ -267,7 +268,7 @@ def _disagreements(estimators: tuple[EstimatorFit, ...], config: FitConfig) -> t
             gap = first.exponent - second.exponent
             scatter = np.abs(first.draws[:, 1] - second.draws[:, 1] - gap)
             bound = float(np.nanquantile(scatter, config.confidence))
-            if abs(gap) > bound:
+            if abs(gap) > max(bound, SAME_EXPONENT):
                 flags.append(
                     f"{one.name} and {other.name} disagree on the exponent of {QUANTITY_NAMES[quantity]}: "
                     f"{first.exponent:.3f} and {second.exponent:.3f}, joint scatter {bound:.3f}"

@@ -69,8 +69,7 @@ def identification(
     for name, interval in ends.items():
         if None in interval and name not in apart:
             apart[name] = "a bound ends its interval, not the points"
-    lost = fixed_by_bounds(law, slopes_at(terms, fitted), point.at_bound)[0]
-    free = np.flatnonzero(~lost)
+    free = np.flatnonzero(~held_by_bounds(law, slopes_at(terms, fitted), fitted, point.at_bound[0]))
     normal, _ = normal_matrix(log_slopes(terms, fitted)[:, free])
     inverse = np.linalg.pinv(normal, hermitian=True)
     spread = np.sqrt(np.maximum(np.diagonal(inverse), 1e-300))
@@ -97,6 +96,7 @@ def unidentified(
     """
     names = [parameter.name for parameter in law.parameters]
     lost = fixed_by_bounds(law, slopes_at(terms, fitted), at_bound[None])[0]
+    vanished = at_bound & (fitted < law.bounds[1])
     why: dict[str, str] = {}
     free, jacobian = np.flatnonzero(~lost), log_slopes(terms, fitted)
     values, vectors = np.linalg.eigh(normal_matrix(jacobian[:, free])[0])
@@ -104,7 +104,7 @@ def unidentified(
         along = [names[i] for i, share in zip(free, vector, strict=True) if abs(share) > ALONG]
         why |= dict.fromkeys(along, f"the loss is flat along {' and '.join(along)}")
     for group in _only_together(law, terms, fitted):
-        if not any(at_bound[i] for i in group if law.parameters[i].kind == "amplitude"):
+        if not any(vanished[i] for i in group if law.parameters[i].kind == "amplitude"):
             why |= _trading_off(law, jacobian, group)
     if covariance is not None:
         why = _loose_floors(law, terms, fitted, covariance) | why
@@ -251,6 +251,15 @@ def fixed_by_bounds(law: Law, slopes: Array, at_bound: Mask) -> Mask:
         only = ~(acts & ~lost).any((0, 1))
         fixed[(at_bound[:, amplitudes] == pattern).all(1)] |= only
     return fixed
+
+
+def held_by_bounds(law: Law, slopes: Array, fitted: Array, at_bound: Mask) -> Mask:
+    """Mark the parameters without an error of their own [parameters]: at a bound, or of vanished terms alone.
+
+    A term with its amplitude at the upper bound acts: its exponent is so large that the points ask for more.
+    Its other parameters are not identified, but what they leave open is part of the errors of the rest.
+    """
+    return np.asarray(at_bound | fixed_by_bounds(law, slopes, (at_bound & (fitted < law.bounds[1]))[None])[0])
 
 
 def settle_vanished(law: Law, terms: Terms, fit: Fit) -> Fit:

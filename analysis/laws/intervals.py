@@ -20,6 +20,7 @@ from analysis.laws.identification import (
     Ends,
     Intervals,
     fixed_by_bounds,
+    held_by_bounds,
     log_slopes,
     normal_matrix,
     slopes_at,
@@ -33,7 +34,7 @@ from analysis.stats.bootstrap import FEW_BLOCKS, interval, student_interval
 FEW_FREEDOM = 15  # degrees of freedom below which percentiles over resampled points cover too rarely
 # parameters [rows, parameters] -> log optima [rows, 2 budgets] and slopes [rows, 2 budgets, parameters]
 Functional = Callable[[Array], tuple[Array, Array]]
-STIFFNESS = 1e4  # of the penalty around a target, in units of the functional's information
+STIFFNESS = 1e2  # of the penalty around a target, in units of the functional's information
 # Targets on either side, in units of the half width that linear theory gives.
 STEPS = np.array([0.25, 0.5, 0.75, 1.0, 1.3, 1.7, 2.3, 3.2, 5.0, 8.0])
 
@@ -139,7 +140,7 @@ def linear_covariance(law: Law, objective: Objective, losses: Array, point: Fit)
     Huber (1973): tau^2 (J'J)^-1 with tau^2 = sum psi^2 / (points - parameters) / (mean psi')^2.
     """
     fitted = point.parameters[0]
-    lost = fixed_by_bounds(law, slopes_at(objective.terms, fitted), point.at_bound)[0]
+    lost = held_by_bounds(law, slopes_at(objective.terms, fitted), fitted, point.at_bound[0])
     residual = residuals(objective, losses, fitted)
     jacobian = log_slopes(objective.terms, fitted)[:, ~lost]
     if not objective.log_loss:
@@ -174,48 +175,72 @@ def profile_intervals(model: ProfileModel, weights: Array, confidence: float) ->
     """Return the interval of each linear combination `weights` [functionals, 2 budgets] of the log optima.
 
     An end is None (open) where the profile stays within its limit over the whole range of targets.
+
+    Notes
+    -----
+    Either side is followed outwards, each target from the optimum of the one before: a descent from the fit
+    itself to a distant target may end on another branch of the optima, with a far larger objective.
     """
     value, gradient = (part[0] for part in model.optima(model.best[None]))
     centres, directions = weights @ value, weights @ gradient
     spread = np.sqrt(np.maximum(np.einsum("fp,pq,fq->f", directions, model.covariance, directions), 1e-18))
-    quantile = float(stdtrit(model.freedom, (1 + confidence) / 2))
-    steps = np.concatenate([-STEPS[::-1], STEPS]) * quantile
-    which = np.repeat(np.arange(len(weights)), len(steps))
-    targets = (centres[:, None] + spread[:, None] * steps).ravel()
-    stiffness = STIFFNESS * model.unit / spread[which] ** 2
+    limit = float(stdtrit(model.freedom, (1 + confidence) / 2))
+    which, side = np.tile(np.arange(len(weights)), 2), np.repeat([-1.0, 1.0], len(weights))
+    theta = np.repeat(model.best[None], len(which), 0)
+    reached, root = np.full((2, len(STEPS), len(which)), np.nan)
+    within = np.arange(len(which))  # rows whose profile has not passed its limit
+    for step, far in enumerate(STEPS):
+        own = which[within]
+        targets = centres[own] + side[within] * far * limit * spread[own]
+        theta[within] = _constrained(model, weights[own], targets, spread[own], theta[within])
+        # The optimum is that of the value reached, which may differ from the target.
+        reached[step, within] = (weights[own] * model.optima(theta[within])[0]).sum(-1)
+        root[step, within] = _root_deviance(model, theta[within])
+        within = within[root[step, within] <= limit]
+        if not len(within):
+            break
+    ends = [_end(centres[f], reached[:, row], root[:, row], limit) for row, f in enumerate(which)]
+    return list(zip(ends[: len(weights)], ends[len(weights) :], strict=True))
+
+
+def _constrained(model: ProfileModel, weights: Array, targets: Array, spread: Array, start: Array) -> Array:
+    """Return the parameters [rows, parameters] of the least objective at a value of each functional.
+
+    Parameters
+    ----------
+    weights : of the functionals [rows, 2 budgets]; targets, spread : their values and standard errors [rows].
+    """
+    stiffness = STIFFNESS * model.unit / spread**2
 
     def penalised(rows: Any, theta: Array) -> Evaluation:
         optima, slopes = model.optima(theta)
-        chosen, k = weights[which[rows]], stiffness[rows]
+        chosen, k = weights[rows], stiffness[rows]
         gap = (chosen * optima).sum(-1) - targets[rows]
         slope = np.einsum("rk,rkp->rp", chosen, slopes)
         own = model.evaluate(rows, theta)
         outer = k[:, None, None] * slope[:, :, None] * slope[:, None, :]
         return own[0] + k * gap**2 / 2, own[1] + (k * gap)[:, None] * slope, own[2] + outer
 
-    start = np.repeat(model.best[None], len(targets), 0)
-    fit = descend(penalised, start, model.bounds, row_bytes=model.row_bytes, iterations=40, tolerance=1e-12)
-    # Each row is the constrained optimum for the value that it reached, which may differ from its target.
-    reached = (weights[which] * model.optima(fit.parameters)[0]).sum(-1)
-    chunks = row_chunks(len(targets), model.row_bytes)
-    own = np.concatenate([model.evaluate(rows, fit.parameters[rows])[0] for rows in chunks])
-    excess = own - model.value
-    root = np.sqrt(np.maximum(2 * excess / model.unit, 0.0))
-    return [_ends(centres[f], reached[which == f], root[which == f], quantile) for f in range(len(weights))]
+    fit = descend(penalised, start, model.bounds, row_bytes=model.row_bytes, iterations=120, tolerance=1e-12)
+    return fit.parameters
 
 
-def _ends(centre: float, reached: Array, root: Array, limit: float) -> Ends:
-    """Return where the signed root deviance crosses the limit on either side, by interpolation."""
-    ends: list[float | None] = []
-    for side in (-1.0, 1.0):
-        at = side * (reached - centre) > 0
-        order = np.argsort(side * reached[at])
-        x = np.concatenate([[centre], reached[at][order]])
-        climb = np.maximum.accumulate(np.concatenate([[0.0], root[at][order]]))
-        if climb[-1] <= limit:
-            ends.append(None)
-            continue
-        beyond = int(np.argmax(climb > limit))
-        share = (limit - climb[beyond - 1]) / (climb[beyond] - climb[beyond - 1])
-        ends.append(float(x[beyond - 1] + share * (x[beyond] - x[beyond - 1])))
-    return ends[0], ends[1]
+def _root_deviance(model: ProfileModel, theta: Array) -> Array:
+    """Return the root of the deviance at parameters [rows, parameters], in standard deviations [rows]."""
+    chunks = row_chunks(len(theta), model.row_bytes)
+    excess = np.concatenate([model.evaluate(rows, theta[rows])[0] for rows in chunks]) - model.value
+    return np.asarray(np.sqrt(np.maximum(2 * excess / model.unit, 0.0)))
+
+
+def _end(centre: float, reached: Array, root: Array, limit: float) -> float | None:
+    """Return where the root deviance, at values reached one after the other, crosses the limit.
+
+    It is interpolated; None where it stays within.
+    """
+    passed = root > limit
+    if not passed.any():
+        return None
+    beyond = int(np.argmax(passed))
+    x, climb = np.concatenate([[centre], reached]), np.concatenate([[0.0], root])
+    share = (limit - climb[beyond]) / (climb[beyond + 1] - climb[beyond])
+    return float(x[beyond] + share * (x[beyond + 1] - x[beyond]))

@@ -44,14 +44,11 @@ class Fit:
 
     def row(self, index: int) -> Fit:
         """Return one row as a fit of its own."""
-        one = slice(index, index + 1)
-        return Fit(
-            parameters=self.parameters[one],
-            objective=self.objective[one],
-            gradient=self.gradient[one],
-            curvature=self.curvature[one],
-            at_bound=self.at_bound[one],
-        )
+        return self.rows(np.array([index]))
+
+    def rows(self, indices: Indices) -> Fit:
+        """Return some rows as a fit of their own."""
+        return Fit(**{f.name: getattr(self, f.name)[indices] for f in fields(self)})
 
 
 def row_chunks(rows: int, row_bytes: int) -> Iterator[Indices]:

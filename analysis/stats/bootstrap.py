@@ -195,13 +195,19 @@ def student_factor(freedom: float, confidence: float = 0.95) -> float:
 
 
 def interval(samples: Array, confidence: float) -> tuple[float | None, float | None]:
-    """Return the percentile interval of `samples`, NaN left out; None for an end that is not finite."""
+    """Return the percentile interval of `samples`, NaN left out; None for an end that is not finite.
+
+    Notes
+    -----
+    The ends are order statistics (interpolation between infinities would give NaN), equally many from either
+    side: of n samples the r-th smallest and the r-th largest with r = floor((n + 1) (1 - confidence) / 2), at
+    least 1. A further sample lies between them with at least the probability `confidence`, where n allows.
+    """
     known = np.sort(samples[~np.isnan(samples)])
     if not len(known):
         return None, None
-    tail = (1 - confidence) / 2
-    # The ends are order statistics: interpolation between infinities would give NaN.
-    low, high = np.quantile(known, [tail, 1 - tail], method="closest_observation")
+    rank = max(int((len(known) + 1) * (1 - confidence) / 2 + 1e-9), 1)  # the addend is for rounding alone
+    low, high = known[rank - 1], known[-rank]
     return (float(low) if np.isfinite(low) else None), (float(high) if np.isfinite(high) else None)
 
 

@@ -20,16 +20,17 @@ from analysis.format import error, number
 from analysis.isoflop.estimator import Array
 from analysis.isoflop.group import GroupFit
 from analysis.laws.depth_curve import fit_depth_curves
-from analysis.laws.fit import fit_law
-from analysis.laws.newton import EXACT
+from analysis.laws.fit import fit_law, projected_starts
+from analysis.laws.newton import EXACT, Fit
 from analysis.laws.objective import PUBLISHED_DELTA, Objective, minimise, predict
-from analysis.laws.result import FLAT, columns
+from analysis.laws.result import FLAT, LawFit
 from analysis.study.cross_run_laws import CrossRunLaw
 from analysis.study.depth import DepthStudy
-from analysis.tables.schema import TableError
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
+LeftOut = tuple[str, Mask]  # its name, and the points
 MIN_BUDGETS = 3  # below the extrapolated ones
+FEW_POINTS = 1000  # below which a surface without some of its points is fitted from several starts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,32 +78,6 @@ class Holdout:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Cells:
-    """The isoFLOP cells of one group, or of several sizes, as a surface is fitted to them."""
-
-    label: str
-    params: Array
-    tokens: Array
-    loss: Array
-    delta: float
-
-    def without(self, out: Mask, name: str) -> HoldoutPrediction:
-        """Fit the surface without the marked cells and predict them."""
-        count, rest = int(out.sum()), int((~out).sum())
-        if rest < MIN_SURFACE_RUNS:
-            reason = f"{rest} runs are left to fit, at least {MIN_SURFACE_RUNS} are needed"
-            return HoldoutPrediction(group=self.label, left_out=name, points=count, refusal=reason)
-        data = {"params": self.params, "tokens": self.tokens}
-        try:
-            kept = {column: values[~out] for column, values in data.items()}
-            fitted = fit_law("surface", kept, self.loss[~out], delta=self.delta)
-        except TableError as error:
-            return HoldoutPrediction(group=self.label, left_out=name, points=count, refusal=str(error))
-        predicted = fitted.predict({column: values[out] for column, values in data.items()})
-        return _held_out(self.label, name, predicted, self.loss[out])
-
-
 def holdout(
     groups: Sequence[GroupFit],
     config: FitConfig,
@@ -115,28 +90,22 @@ def holdout(
     recurrences: list[HoldoutPrediction] = []
     extrapolation: list[HoldoutPrediction] = []
     for group in groups:
-        cells, flops = _cells([group], group.label, config), group.cells.budgets_flops[group.cells.budget]
-        levels = np.unique(flops)
-        budgets += [cells.without(flops == level, f"{number(level)} FLOPs") for level in levels]
-        extrapolation += [
-            cells.without(flops >= level, f"{number(level)} FLOPs and above")
-            for level in levels[MIN_BUDGETS:]
-        ]
-        if group.cells.variable == "mean_recurrence":
-            values = group.cells.values
-            recurrences += [cells.without(values == level, f"µ = {level:g}") for level in np.unique(values)]
+        cells, flops = group.cells, group.cells.budgets_flops[group.cells.budget]
+        each, above = _budgets(flops)
+        fit = _surface([group], config)
+        budgets += _without(group.label, fit, each)
+        extrapolation += _without(group.label, fit, above)
+        if cells.variable == "mean_recurrence":
+            recurrences += _without(group.label, fit, _recurrences(cells.values))
     for law in laws:
         if law.fit is None:
             continue
+        label = f"{law.group}, {law.law} law"
         points = law.points.rename(columns={"mean_recurrence": "recurrence"})
-        flops, values = points["budget_flops"].to_numpy(float), points["recurrence"].to_numpy(float)
-        levels, label = np.unique(flops), f"{law.group}, {law.law} law"
-        each = [(f"{number(level)} FLOPs", flops == level) for level in levels]
-        above = [(f"{number(level)} FLOPs and above", flops >= level) for level in levels[MIN_BUDGETS:]]
-        recurrence = [(f"µ = {level:g}", values == level) for level in np.unique(values)]
-        budgets += _law_without(label, law, each)
-        extrapolation += _law_without(label, law, above)
-        recurrences += _law_without(label, law, recurrence)
+        each, above = _budgets(points["budget_flops"].to_numpy(float))
+        budgets += _without(label, law.fit, each)
+        extrapolation += _without(label, law.fit, above)
+        recurrences += _without(label, law.fit, _recurrences(points["recurrence"].to_numpy(float)))
     one_depth, beyond = ((), ()) if depth is None or depths is None else _depths(depth, depths, config)
     return Holdout(
         budgets=tuple(budgets),
@@ -148,39 +117,69 @@ def holdout(
     )
 
 
-def _law_without(label: str, law: CrossRunLaw, left_out: list[tuple[str, Mask]]) -> list[HoldoutPrediction]:
-    """Fit a law of runs or depth curves without the marked points, from its fit to all, and predict them."""
-    if law.fit is None or not left_out:
-        return []
-    fit, losses = law.fit, law.points["loss"].to_numpy(float)
-    terms = fit.model.terms(columns(fit.model, law.points))
-    refitted = minimise(
-        Objective(terms=terms, delta=fit.delta),
-        np.repeat(losses[None], len(left_out), 0),
-        fit.fitted[None],
-        fit.model.bounds,
-        weights=np.array([~mask for _, mask in left_out], float),
-    )
-    predicted = predict(terms, refitted.parameters)
-    predictions = []
-    for row, (name, mask) in enumerate(left_out):
-        if refitted.gradient[row] < FLAT or refitted.objective[row] < EXACT:
-            predictions.append(_held_out(label, name, predicted[row, mask], losses[mask]))
-        else:
-            reason = "no optimum was reached: the rest does not determine the law"
-            points = int(mask.sum())
-            predictions.append(HoldoutPrediction(group=label, left_out=name, points=points, refusal=reason))
-    return predictions
+def _budgets(flops: Array) -> tuple[list[LeftOut], list[LeftOut]]:
+    """Return the points of every budget, and those at and above each of the larger ones, with their names."""
+    levels = np.unique(flops)
+    each = [(f"{number(level)} FLOPs", flops == level) for level in levels]
+    return each, [(f"{number(level)} FLOPs and above", flops >= level) for level in levels[MIN_BUDGETS:]]
 
 
-def _cells(groups: Sequence[GroupFit], label: str, config: FitConfig) -> _Cells:
+def _recurrences(values: Array) -> list[LeftOut]:
+    return [(f"µ = {level:g}", values == level) for level in np.unique(values)]
+
+
+def _surface(groups: Sequence[GroupFit], config: FitConfig) -> LawFit | None:
+    """Fit the surface to the isoFLOP cells of one group, or of several sizes; None for too few runs."""
     parts = [group.cells for group in groups]
     params, tokens, loss = (
         np.concatenate([getattr(part, name) for part in parts]) for name in ("params", "tokens", "loss_nats")
     )
-    return _Cells(
-        label=label, params=params, tokens=tokens, loss=loss, delta=config.huber_delta or PUBLISHED_DELTA
+    if len(loss) < MIN_SURFACE_RUNS:
+        return None
+    delta = config.huber_delta or PUBLISHED_DELTA
+    return fit_law("surface", {"params": params, "tokens": tokens}, loss, delta=delta)
+
+
+def _without(label: str, fit: LawFit | None, left_out: Sequence[LeftOut]) -> list[HoldoutPrediction]:
+    """Fit a law without the marked points, each time from its fit to all, and predict them."""
+    losses, predicted, reached = np.empty(0), np.empty((0, 0)), np.zeros(len(left_out), bool)
+    if fit is not None and left_out:
+        losses, weights = fit.losses, np.array([~mask for _, mask in left_out], float)
+        refitted = _refit(fit, weights)
+        predicted = predict(fit.model.terms(fit.data), refitted.parameters)
+        reached = (refitted.gradient < FLAT) | (refitted.objective < EXACT)
+    predictions = []
+    for row, (name, mask) in enumerate(left_out):
+        count, rest = int(mask.sum()), int((~mask).sum())
+        if fit is None or (fit.law == "surface" and rest < MIN_SURFACE_RUNS):
+            reason = f"{rest} runs are left to fit, at least {MIN_SURFACE_RUNS} are needed"
+        elif reached[row]:
+            predictions.append(_held_out(label, name, predicted[row, mask], losses[mask]))
+            continue
+        else:
+            reason = "no optimum was reached: the rest does not determine the law"
+        predictions.append(HoldoutPrediction(group=label, left_out=name, points=count, refusal=reason))
+    return predictions
+
+
+def _refit(fit: LawFit, weights: Array) -> Fit:
+    """Fit a law again with each row of `weights` [fits, points], from its fit to all points.
+
+    Few points may leave a surface several optima, and the least need not be next to that of all points. The
+    starts of the fit are therefore tried as well.
+    """
+    terms, starts = fit.model.terms(fit.data), fit.fitted[None]
+    if fit.law == "surface" and len(fit.losses) < FEW_POINTS:
+        starts = np.concatenate([starts, projected_starts(fit.model, terms, fit.losses)])
+    refitted = minimise(
+        Objective(terms=terms, delta=fit.delta),
+        np.repeat(fit.losses[None], len(weights) * len(starts), 0),
+        np.tile(starts, (len(weights), 1)),
+        fit.model.bounds,
+        weights=np.repeat(weights, len(starts), 0),
     )
+    best = refitted.objective.reshape(len(weights), len(starts)).argmin(1)
+    return refitted.rows(np.arange(len(weights)) * len(starts) + best)
 
 
 def _sizes(groups: Sequence[GroupFit], config: FitConfig) -> list[HoldoutPrediction]:
@@ -190,9 +189,9 @@ def _sizes(groups: Sequence[GroupFit], config: FitConfig) -> list[HoldoutPredict
         mine = [group for group in groups if group.accounting == accounting]
         if len({group.scale for group in mine}) < 2:
             continue
-        cells = _cells(mine, f"{accounting} FLOPs", config)
         scale = np.repeat([group.scale for group in mine], [len(group.cells.rows) for group in mine])
-        predictions += [cells.without(scale == name, str(name)) for name in sorted(set(scale.tolist()))]
+        left_out = [(str(name), scale == name) for name in sorted(set(scale.tolist()))]
+        predictions += _without(f"{accounting} FLOPs", _surface(mine, config), left_out)
     return predictions
 
 

@@ -60,8 +60,13 @@ class LeftOutRows:
 
     def summary(self) -> str:
         """Return how many rows, why, and the first names."""
-        more = f" and {len(self.rows) - NAMED} more" if len(self.rows) > NAMED else ""
-        return f"{len(self.rows)} left out, {self.reason}: {', '.join(self.rows[:NAMED])}{more}"
+        return f"{len(self.rows)} left out, {self.reason}: {_listed(self.rows)}"
+
+
+def _listed(rows: Sequence[str]) -> str:
+    """Return the first names of some rows, and how many more there are."""
+    more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
+    return f"{', '.join(rows[:NAMED])}{more}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +118,8 @@ class PointsTable:
         again = frame.duplicated(same).to_numpy()
         notes = self.notes
         if again.any():
-            names = [str(name) for name in frame.index[again][:NAMED]]
-            notes = *notes, f"{again.sum()} points repeat another one and count once: {', '.join(names)}"
+            names = _listed([str(name) for name in frame.index[again]])
+            notes = *notes, f"{again.sum()} points repeat another one and count once: {names}"
         return replace(self, frame=frame[~again], left_out=tuple(left_out), notes=notes)
 
     def _reasons(self, column: str) -> pd.Series:

@@ -284,14 +284,18 @@ def _fit_config(settings: FitTableConfig) -> FitConfig:
 def _fit(overrides: list[str]) -> str:
     from analysis import StudyFit
     from analysis.study.brief import brief
+    from analysis.study.device_hours import DeviceHoursFit
+    from analysis.study.points import IsoflopFit
 
     settings = compose_table("fit", overrides)
     fitted = fit_sweep(settings)
     if settings.format == "json":
         return str(fitted.to_json())
     cost = [f"cost={settings.cost}"] if settings.cost != "flops" else []
-    if not isinstance(fitted, StudyFit):
+    if isinstance(fitted, (IsoflopFit, DeviceHoursFit)):
         return "\n".join([str(fitted.summary()), "", next_command("report", overrides, *cost)])
+    if not isinstance(fitted, StudyFit):
+        return str(fitted.summary())  # a law of points has no report
     lines = [str(fitted.summary()), "", *fitted.headlines()] if settings.details else [brief(fitted)]
     if settings.keeps_results:
         more = "" if settings.details else "; details=true prints everything"

@@ -31,6 +31,34 @@ def bound_refusals(rows: Sequence[Mapping[str, Any]], max_depth: int) -> list[st
     return [*notes, *_iso_depth_law(used), *_depth_curves(looped, max_depth), *_noise(used)]
 
 
+def ladder_refusals(rows: Sequence[Mapping[str, Any]], sizes: int) -> list[str]:
+    """Return a line if a looped run has too few plain transformers at its tokens.
+
+    Parameters
+    ----------
+    rows : the plan's cells with their verdicts (see `plan`).
+    sizes : of the ladder.
+    """
+    from analysis.config import MIN_LADDER_SIZES
+
+    kept = [row for row in rows if row["verdict"] == "OK"]
+    plain = [row for row in kept if row["kind"] == "transformer"]
+    least = min(
+        (
+            len({row["scale"] for row in plain if row["tokens"] == looped["tokens"]})
+            for looped in kept
+            if looped["kind"] == "looped"
+        ),
+        default=sizes,
+    )
+    if least >= MIN_LADDER_SIZES:
+        return []
+    return [
+        f"compare against=transformer is bound to refuse a looped run at equal tokens. It needs "
+        f"{MIN_LADDER_SIZES} sizes of transformers there; {least} of {sizes} are not dropped"
+    ]
+
+
 def _distinct(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Return the cells, each once: its settings, the list `seed` and the number of `runs`."""
     import pandas as pd

@@ -19,7 +19,7 @@ from sweeps.config.next_command import command_line
 from sweeps.config.study import StudyConfig
 from sweeps.grid.cells import Cell, memory_bytes, plan_cells
 from sweeps.grid.trunks import Trunks, cell_name, trajectories, why_nothing_is_shared
-from sweeps.planning.bound_refusals import bound_refusals
+from sweeps.planning.bound_refusals import bound_refusals, ladder_refusals
 from sweeps.planning.cost import add_hours, describe_sources
 from sweeps.planning.text_needed import text_notes
 from sweeps.state.ledger import read_ledger, trunks_of
@@ -132,6 +132,8 @@ def plan(study: StudyConfig) -> Plan:
     frame = pd.DataFrame(rows)
     if study.sweep.budgets_flops:
         notes += bound_refusals(rows, max(cell.run.evaluation.max_depth for cell in planned))
+    if study.sweep.ladder and "tokens" in study.sweep.ladder.equal:
+        notes += ladder_refusals(rows, len(set(study.sweep.ladder.sizes)))
     return Plan(
         frame=frame,
         axes=list(study.sweep.axes),

@@ -13,16 +13,19 @@ import pytest
 import analysis
 from analysis import FitConfig, compare, fit, fit_law, isoflop
 from analysis.compare.arms import compare_arms
+from analysis.compare.multiplier import compare_with_transformers
 from analysis.laws.curve_laws import fit_curves
 from analysis.laws.function_law import as_law
 from analysis.laws.task_score import fit_task_score
 from analysis.published.comparison import published_comparison
 from analysis.study.device_hours import fit_device_hours
+from tests.analysis.ladders import ladder_runs
 from tests.analysis.synthetic import INSIDE, Truth, study
 
 QUICK = FitConfig(bootstrap=100, validation=False, profiles=False)
 # Results with figures of their own.
-DRAWN = ("law", "own", "one_column", "curves", "task", "points", "study", "envelope", "hours", "published")
+FITTED = ("law", "own", "one_column", "curves", "task", "points", "study", "envelope", "hours")
+DRAWN = (*FITTED, "published", "multiplier")
 
 
 def own(params, tokens, *, E, A, alpha, B, beta):
@@ -67,6 +70,8 @@ def result(name):
         looped = runs[runs["kind"] == "looped"]
         per_token = 2e-5 + 1e-6 * looped["mean_recurrence"]
         return fit_device_hours(looped.assign(device_s=looped["tokens"] * per_token), QUICK)
+    if name == "multiplier":
+        return compare_with_transformers(ladder_runs(noise_nats=0.003, equal_flops=False), QUICK)
     if name == "published":
         return published_comparison()
     if name == "envelope":
@@ -135,7 +140,7 @@ def test_intervals_at_another_level_are_wider_or_narrower_by_it(name):
     assert (narrow[closed] < width[closed]).all()
 
 
-@pytest.mark.parametrize("name", [name for name in DRAWN if name != "published"])
+@pytest.mark.parametrize("name", FITTED)
 def test_a_result_has_residuals_and_a_covariance(name):
     found = result(name)
     covariance, frame = found.cov, found.to_frame()

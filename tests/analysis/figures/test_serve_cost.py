@@ -43,6 +43,8 @@ def test_the_figure_has_a_line_per_model_and_its_data():
     assert list(drawn.tables) == ["bytes", "latency"]
     left, right = drawn.figure.axes
     assert [line.get_label() for line in left.lines][::2] == ["looped", "plain"]
+    assert [text.get_text() for text in left.texts] == ["1", "2", "4"]
+    assert left.lines[2].get_xdata() == [2e6 / 2**20]
     filled = [len(line.get_xdata()) for line in right.lines[1::2]]
     assert filled == [1, 1]
     assert serve_cost_figure(frame.assign(val_loss_nats=np.nan)) is None

@@ -66,6 +66,18 @@ def test_neither_resamples_nor_an_own_function_close_the_interval():
     assert set(fit_law(own_law, points, losses, delta=np.inf).not_identified) >= SIZE_TERM
 
 
+@pytest.mark.parametrize("seed", [11, 12])
+def test_an_amplitude_at_its_upper_bound_leaves_the_floor_open(seed):
+    """E was [2.473, 2.491] and [2.710, 2.725], not 2.662: the bound of A held alpha and phi, and so E."""
+    points = grid((1,), EVEN)
+    fit = fit_law("iso_depth", points, noisy(points, 0.005, [0, seed]))
+    assert fit.certificate.at_bound == ("A",)
+    assert set(fit.not_identified) == SIZE_TERM | {"E"}
+    assert tuple(fit.conf_int().loc["E"]) == (-np.inf, np.inf)
+    assert fit.cov.loc["E", "E"] ** 0.5 > 0.1  # 0.005 with alpha and phi held
+    assert np.isnan(fit.cov.loc["A", "A"])
+
+
 def test_two_sizes_give_phi_and_alpha():
     points, covered = grid((1, 2), EVEN), []
     for seed in range(2):

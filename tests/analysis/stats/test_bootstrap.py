@@ -7,7 +7,7 @@ from analysis import FitConfig, TableError, fit, isoflop
 from analysis.laws.fit import fit_law
 from analysis.laws.law import joint_law
 from analysis.laws.registry import LAWS
-from analysis.stats.bootstrap import student_interval
+from analysis.stats.bootstrap import interval, student_interval
 from tests.analysis.synthetic import INSIDE, study
 
 
@@ -42,6 +42,32 @@ def test_few_blocks_are_refused_and_missing_ones_named():
         fit(*study(budgets=INSIDE, fixed=False), config)
     with pytest.raises(TableError, match=r"^block=nothing is no column of the runs table$"):
         fit(*study(budgets=INSIDE), FitConfig(bootstrap=100, resampling="block", block="nothing"))
+
+
+@pytest.mark.parametrize(
+    ("samples", "confidence", "rank"),
+    [
+        (1000, 0.95, 25),
+        (999, 0.95, 25),
+        (400, 0.95, 10),
+        (200, 0.95, 5),
+        (999, 0.9, 50),
+        (20, 0.95, 1),
+        (1, 0.95, 1),
+    ],
+)
+def test_a_percentile_interval_leaves_out_as_many_samples_on_either_side(samples, confidence, rank):
+    """The (R + 1) tail-th order statistic from either end (Davison & Hinkley 1997, section 5.2.1)."""
+    shuffled = np.random.default_rng(0).permutation(np.arange(1.0, samples + 1))
+    assert interval(shuffled, confidence) == (rank, samples + 1 - rank)
+
+
+def test_a_percentile_interval_turns_with_the_sign():
+    values = np.random.default_rng(0).standard_normal(1100)
+    for count in range(1, 1101):
+        low, high = interval(values[:count], 0.95)
+        assert interval(-values[:count], 0.95) == (-high, -low)
+    assert interval(np.array([-np.inf, *values[:19], np.nan]), 0.95) == (None, values[:19].max())
 
 
 def test_few_blocks_take_students_interval():

@@ -80,3 +80,16 @@ class Inline:
 
     def shutdown(self, cancel_futures):
         assert cancel_futures
+
+
+@pytest.mark.parametrize(("noise", "number"), [("t3", 4), ("missing", 298)])
+def test_a_profile_does_not_end_beside_its_estimate(monkeypatch, noise, number):
+    """A descent to a distant target ended on another branch, and the upper end lay 0.0008 off the estimate.
+
+    Near an optimum a profile is a parabola, so that neither side is several times as long as the other.
+    """
+    monkeypatch.setattr(coverage, "RESAMPLES", 100)
+    for record in coverage.simulate(noise, "surface", range(number, number + 1)):
+        above, below = record["high"] - record["exponent"], record["exponent"] - record["low"]
+        assert 1 / 3 < above / below < 3
+        assert record["low"] < coverage.true_slope(record["quantity"], coverage.INSIDE) < record["high"]

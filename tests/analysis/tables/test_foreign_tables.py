@@ -164,7 +164,9 @@ def test_a_log_that_was_appended_twice_counts_once(capsys, saved):
     once = fitted(capsys, saved(table), *MAPPED)
     twice = fitted(capsys, saved(pd.concat([table, table.iloc[:40]])), *MAPPED)
     assert twice["group"] == once["group"] and twice["points_digest"] == once["points_digest"]
-    assert twice["notes"][0].startswith("40 points repeat another one and count once: row 56, ")
+    note = twice["notes"][0]
+    assert note.startswith("40 points repeat another one and count once: row 56, row 57, ")
+    assert note.endswith(" and 35 more")
 
 
 def test_equal_settings_with_other_losses_are_replicates(capsys, saved):

@@ -15,6 +15,8 @@ from sweeps.config.study import LadderConfig
 from sweeps.grid.cells import DataFacts, cells
 from sweeps.grid.ladder import ladder_models
 from sweeps.launch.launch import write_ledger
+from sweeps.planning.bound_refusals import ladder_refusals
+from sweeps.planning.design import one_group
 from sweeps.planning.plan import plan
 
 FACTS = DataFacts(digest="d" * 16, unique_tokens=10**12)
@@ -106,6 +108,25 @@ def test_a_budget_is_the_ladders_and_seeds_and_rates_of_a_size_are_its_own(tiny)
 def test_a_ladder_that_cannot_be_built_is_refused(tiny_sweep, ladder, line):
     with pytest.raises(ConfigError, match=line):
         planned(*tiny_sweep, f"sweep.ladder={ladder}")
+
+
+def test_a_ladder_that_loses_sizes_is_said_before_it_is_paid_for(tiny_sweep):
+    study = loopscale.compose([*tiny_sweep, f"sweep.ladder={TINY_LADDER}"])
+    assert "against=transformer" not in plan(study).summary()
+    rows = plan(study).frame.to_dict("records")
+    for row in rows:
+        if row["scale"] in ("transformer_4x32", "transformer_5x32") and row["tokens"] == 1280:
+            row["verdict"] = "DROP"
+    (line,) = ladder_refusals(rows, 5)
+    assert "It needs 5 sizes of transformers there; 3 of 5 are not dropped" in line
+
+
+def test_a_design_is_that_of_the_looped_runs_alone():
+    grid = ["sweep=demo", "sweep.ladder={at: width, sizes: [1, 2, 3, 4, 5], equal: [flops]}"]
+    rows = plan(loopscale.compose(grid)).accepted
+    kept = one_group(rows)
+    assert set(kept["kind"]) == {"looped", "fixed"}
+    assert set(rows["kind"]) == {"looped", "fixed", "transformer"}
 
 
 def test_settings_of_the_loop_are_not_a_transformers():

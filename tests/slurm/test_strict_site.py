@@ -182,7 +182,8 @@ def as_override(key: str, value: object) -> str:
 
 def test_names_with_blanks_quotes_and_commands_in_them(sweep, calm, tmp_path):
     shape = "{nodes: 2, tasks_per_node: 1, ranks: torchrun, gpus_per_node: 2}"
-    made = sweep("plain", *EVENT, *ONE, f"cluster.per_scale={{looped_40k: {shape}}}")
+    # The nodes have GPUs in name alone.
+    made = sweep("plain", *EVENT, *ONE, f"cluster.per_scale={{looped_40k: {shape}}}", "training.device=cpu")
     made.root = tmp_path / "a root's $(touch hacked)"
     made.name, made.folder = NAME, made.root / NAME
     own = {"root": made.root, "sweep.name": NAME}

@@ -85,6 +85,8 @@ def _trial(
 
     text_path = None if settings.path is None else str(Path(settings.path).expanduser().resolve())
     content = new.recipe(scale, new.looped_model(scale), reference, data or settings.data, text_path)
+    if settings.cluster != NewConfig.cluster and NAME.fullmatch(settings.cluster):
+        content = dataclasses.replace(content, groups=content.groups | {"cluster": settings.cluster})
     cells = new_grid.noise_cells(recurrences, budgets)
     grid = {"mean_recurrences": recurrences, "budgets_flops": budgets, "cells": cells}
     text = new.sweep_text(settings.sweep, _command(settings), content, grid)

@@ -174,13 +174,24 @@ def _meaning(section: str, key: str, content: Recipe) -> str:
     return next((f" {match[1]}" for match in found if match), "")
 
 
+def _neighbour(scale: str) -> str:
+    """Return the shipped looped scale of the most similar size."""
+    sizes = {
+        path.stem: float(match[1]) * {"k": 1e3, "m": 1e6}[match[2]]
+        for path in sorted((CONF / "model").glob("looped_*.yaml"))
+        if (match := re.fullmatch(r"looped_(\d+)([km])", path.stem))
+    }
+    size = sizes.pop(scale, 0) or looped_model(scale).width ** 2  # of a file of the user's, about
+    return min(sizes, key=lambda other: abs(math.log(sizes[other] / size)))
+
+
 def _grid_lines(name: str, scale: str, grid: Mapping[str, Any]) -> Iterator[str]:
     yield "sweep:"
     yield f"  name: {name} # its folder below root"
     yield f"  mean_recurrences: {flow(grid['mean_recurrences'])} # µ; even ones lie on isoFLOP curves"
     yield "  control: fixed # the same model at exactly one loop, at every budget"
     yield f"  budgets_flops: {flow(grid['budgets_flops'])} # of one run each; one curve per budget"
-    other = "looped_15k" if scale != "looped_15k" else "looped_30k"
+    other = _neighbour(scale)
     yield f"  # scales: [{scale}, {other}] # several sizes on this grid each: the law in size (phi) needs two"
     yield "  cells: # further seeds at some budgets: the noise, for intervals and verdicts"
     yield "    # where you change budgets_flops, change these lengths too, to some of those budgets"

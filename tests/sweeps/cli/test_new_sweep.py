@@ -106,6 +106,8 @@ def test_device_hours_are_converted_at_the_clusters_speed(here, capsys):
     code, out, _ = command(capsys, "new", "sweep=hours", *hours)
     assert code == 0 and "most minima lie above these recurrences: lower budgets, or mean_rec" in out
     path = here / "conf" / "sweep" / "hours.yaml"
+    assert loopscale.compose(["sweep=hours"]).cluster.kind == "slurm"  # the file remembers its cluster
+    assert "# scales: [looped_140m, looped_370m]" in path.read_text()
     budgets = [float(flops) for flops in yaml.safe_load(path.read_text())["sweep"]["budgets_flops"]]
     speed = 9.89e14 * 0.4  # of conf/cluster/slurm_h100.yaml
     cost = 7 * sum(budgets) + 2 * (budgets[0] + budgets[2])

@@ -49,7 +49,7 @@ slurm-up: $(INSTALLED) ## start a real SLURM cluster on this machine (root insta
 	$(BIN)/python tests/slurm/cluster.py up
 
 test-slurm: $(INSTALLED) ## run the tests against that cluster (about 12 minutes)
-	LOOPSCALE_SLURM=1 $(BIN)/pytest tests/slurm -n 3 $(ARGS)
+	LOOPSCALE_SLURM=1 $(BIN)/pytest tests/slurm -n 4 $(ARGS)
 
 slurm-down: $(INSTALLED) ## stop it and delete its files
 	$(BIN)/python tests/slurm/cluster.py wipe

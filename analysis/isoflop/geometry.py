@@ -183,7 +183,9 @@ def log_optimum(path: IsoflopPath, exponents: Array, amplitudes: Array, means: t
             continue
         with np.errstate(divide="ignore", invalid="ignore"):
             ahead = root - value / rate
-        root = np.where((ahead >= low) & (ahead <= high), ahead, middle)
+        before, root = root, np.where((ahead >= low) & (ahead <= high), ahead, middle)
+        if np.array_equal(root, before, equal_nan=True):
+            break
     root = np.where(
         falls | ((p > 0) & (r <= 0)), np.inf, np.where(rises | ((p <= 0) & (r > 0)), -np.inf, root)
     )

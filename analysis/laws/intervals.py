@@ -178,8 +178,9 @@ def profile_intervals(model: ProfileModel, weights: Array, confidence: float) ->
 
     Notes
     -----
-    Either side is followed outwards, each target from the optimum of the one before: a descent from the fit
-    itself to a distant target may end on another branch of the optima, with a far larger objective.
+    Either side is followed outwards, each target from where the two before it point, the first by linear
+    theory: a descent from the fit itself to a distant target may end on another branch of the optima, with a
+    far larger objective.
     """
     value, gradient = (part[0] for part in model.optima(model.best[None]))
     centres, directions = weights @ value, weights @ gradient
@@ -187,12 +188,16 @@ def profile_intervals(model: ProfileModel, weights: Array, confidence: float) ->
     limit = float(stdtrit(model.freedom, (1 + confidence) / 2))
     which, side = np.tile(np.arange(len(weights)), 2), np.repeat([-1.0, 1.0], len(weights))
     theta = np.repeat(model.best[None], len(which), 0)
+    linear = directions @ model.covariance / spread[:, None]
+    pace = (side[:, None] * limit) * linear[which]  # of the parameters per step along the profile
     reached, root = np.full((2, len(STEPS), len(which)), np.nan)
     within = np.arange(len(which))  # rows whose profile has not passed its limit
-    for step, far in enumerate(STEPS):
+    for step, (far, stride) in enumerate(zip(STEPS, np.diff(STEPS, prepend=0.0), strict=True)):
         own = which[within]
         targets = centres[own] + side[within] * far * limit * spread[own]
-        theta[within] = _constrained(model, weights[own], targets, spread[own], theta[within])
+        ahead = np.clip(theta[within] + stride * pace[within], *model.bounds)
+        found = _constrained(model, weights[own], targets, spread[own], ahead)
+        pace[within], theta[within] = (found - theta[within]) / stride, found
         # The optimum is that of the value reached, which may differ from the target.
         reached[step, within] = (weights[own] * model.optima(theta[within])[0]).sum(-1)
         root[step, within] = _root_deviance(model, theta[within])
@@ -221,7 +226,8 @@ def _constrained(model: ProfileModel, weights: Array, targets: Array, spread: Ar
         outer = k[:, None, None] * slope[:, :, None] * slope[:, None, :]
         return own[0] + k * gap**2 / 2, own[1] + (k * gap)[:, None] * slope, own[2] + outer
 
-    fit = descend(penalised, start, model.bounds, row_bytes=model.row_bytes, iterations=120, tolerance=1e-12)
+    # A share of 1e-9 of the objective moves an end of an interval in its ninth digit.
+    fit = descend(penalised, start, model.bounds, row_bytes=model.row_bytes, iterations=120, tolerance=1e-9)
     return fit.parameters
 
 

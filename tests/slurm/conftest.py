@@ -39,6 +39,11 @@ def pytest_sessionfinish(session):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
+def pytest_collection_modifyitems(items):
+    """Put tests that need a cluster to themselves last: one that waits for its turn holds up a worker."""
+    items.sort(key=lambda item: item.get_closest_marker("alone") is not None)
+
+
 @pytest.fixture(scope="session")
 def site() -> Site:
     """The main cluster, checked to answer."""

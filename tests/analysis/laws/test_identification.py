@@ -66,9 +66,9 @@ def test_neither_resamples_nor_an_own_function_close_the_interval():
     assert set(fit_law(own_law, points, losses, delta=np.inf).not_identified) >= SIZE_TERM
 
 
-@pytest.mark.parametrize("seed", [11, 12])
+@pytest.mark.parametrize("seed", [12, 13])
 def test_an_amplitude_at_its_upper_bound_leaves_the_floor_open(seed):
-    """E was [2.473, 2.491] and [2.710, 2.725], not 2.662: the bound of A held alpha and phi, and so E."""
+    """With seed 12 E was [2.710, 2.725], not 2.662: the bound of A held alpha and phi, and so E."""
     points = grid((1,), EVEN)
     fit = fit_law("iso_depth", points, noisy(points, 0.005, [0, seed]))
     assert fit.certificate.at_bound == ("A",)

@@ -218,7 +218,8 @@ def test_a_toy_scheduler_carries_a_sweep_from_launch_to_its_tables(toy, tiny_swe
     wait_for_steps(long, 290)
     os.killpg(entry_of(long)["pid"], signal.SIGKILL)
     wait_for(lambda: entry_of(long)["state"] == "fell over", what=toy.entries)
-    assert loopscale.status(table).set_index("run_id").loc[long.run_id, "status"] == "lost"
+    # The run's own process dies a moment after the element that waits for it.
+    wait_for(lambda: loopscale.status(table).set_index("run_id").loc[long.run_id, "status"] == "lost")
     wait_until_idle()
     before = len(read_arrays(folder))
     loopscale.launch(launch)

@@ -7,7 +7,7 @@ import html
 import importlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,6 +51,18 @@ def to_jsonable(value: Any) -> Any:
 def rounded(value: float) -> float:
     """Return a number with `DIGITS` significant digits; a whole number, which is a count, as it is."""
     return value if value.is_integer() and abs(value) < 1e15 else float(f"{value:.{DIGITS}g}")
+
+
+def estimates_frame(keys: Sequence[str], rows: Iterable[Sequence[object]]) -> pd.DataFrame:
+    """Return numbers by `keys` as a `Result` shows them: value, low, high and refusal.
+
+    `rows` hold the keys and these four; an end or value of None is NaN, a refusal of None is empty.
+    """
+    import pandas as pd
+
+    names = [*keys, "value", "low", "high", "refusal"]
+    frame = pd.DataFrame(list(rows), columns=names).astype(dict.fromkeys(("value", "low", "high"), float))
+    return frame.fillna({"refusal": ""}).set_index(list(keys))
 
 
 def to_json(value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import t as student
 
@@ -12,6 +13,7 @@ from analysis import FitConfig
 from analysis.compare.equal_size import gap_share
 from analysis.compare.ladder import COUNTINGS
 from analysis.compare.multiplier import compare_with_transformers
+from analysis.compare.multiplier_comparison import share_text
 from analysis.figures.multiplier import multiplier_figures
 from analysis.published.comparison import size_equivalents
 from analysis.stats.bootstrap import REPLICATES, NoiseLevel
@@ -156,6 +158,7 @@ def test_the_interval_of_a_share_holds_what_students_test_does_not_reject():
     assert (found.low, found.high) == pytest.approx((kept.min(), kept.max()), abs=1e-4)
     unknown = gap_share((3.01, 3.0, 3.005), runs, NOISE, QUICK)
     assert unknown.low is None and unknown.high is None
+    assert share_text(unknown) == "50.0 % [open, open]"
     assert "no better" in gap_share((3.0, 3.1, 3.05), runs, NOISE, QUICK).refusal
 
 
@@ -167,6 +170,17 @@ def test_the_share_lies_between_the_sizes_that_enclose_the_model():
     assert gap.share.value == pytest.approx(share)
     (none,) = worth(ladder_runs(widths=(1024, 1280, 1536, 2048, 2560))).gaps
     assert "no two sizes" in none.share.refusal
+
+
+def test_the_share_is_no_mean_over_recipes():
+    runs = ladder_runs(equal_flops=False)
+    again = runs[runs["width"] == 768]
+    again = again[again["kind"] == "transformer"].assign(
+        adamw_learning_rate=0.5, val_loss_nats=9.0, run_id="other-rate"
+    )
+    (gap,) = worth(pd.concat([runs, again], ignore_index=True)).gaps
+    assert gap.smaller == "transformer_6x768" and gap.share.value is None
+    assert "several recipes of one size" in gap.share.refusal
 
 
 def test_a_fixed_depth_model_has_rows_of_its_own():

@@ -34,15 +34,14 @@ from validation.design import (
     COUNT,
     NOISE,
     RESAMPLES,
-    ROOT,
     SEED,
-    Record,
     interval_of,
     kept,
     study,
     width,
     worlds,
 )
+from validation.simulated import ROOT, Record, write
 
 STUDIES = 300
 FIRST = {"mean_recurrences": [2, 4, 8, 12], "budgets_flops": [2e18, 4e18, 8e18]}
@@ -116,7 +115,7 @@ def main(
     """Simulate and write the summary."""
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
-    Path(out).write_text(json.dumps(suggestions(place), indent=1) + "\n")
+    write(Path(out), suggestions(place))
 
 
 if __name__ == "__main__":

@@ -209,3 +209,19 @@ def test_the_figure_has_no_overlap_and_its_data():
     assert extents.problems_of([drawn]) == []
     models = drawn.tables["models"].set_index("counting")
     assert models.loc["non_embedding", "multiplier"] == pytest.approx(2.0, rel=0.1)
+
+
+def test_models_of_two_recipes_are_drawn_beside_their_own_ladders():
+    runs = ladder_runs(equal_flops=False)
+    other = runs.assign(
+        optimizer="another", run_id=runs["run_id"] + "-b", val_loss_nats=runs["val_loss_nats"] + 0.3
+    )
+    drawn = multiplier_figures(compare_with_transformers(pd.concat([runs, other], ignore_index=True), QUICK))
+    assert [one.name for one in drawn] == ["multiplier_1", "multiplier_2"]
+    for one in drawn:
+        models = one.tables["models"]
+        assert len(models) == 2  # in two countings
+        assert models["multiplier"].to_numpy() == pytest.approx([TRUTH.k("all"), 2.0], rel=4e-3)
+        assert (
+            one.tables["ladder"]["loss"].min() < models["loss"].iloc[0] < one.tables["ladder"]["loss"].max()
+        )

@@ -169,8 +169,8 @@ def _shown(frame: pd.DataFrame) -> pd.DataFrame:
             "" if why or not np.isfinite(error) else number(error, 2)
             for error, why in zip(errors.tolist(), reasons, strict=True)
         ]
-    told = ["value", "low", "high", "standard_error", "identified", "refusal"]
-    for name in frame.columns.difference(told, sort=False):
+    own = ["value", "low", "high", "standard_error", "identified", "refusal"]
+    for name in frame.columns.difference(own, sort=False):
         shown[name] = [_cell(value) for value in frame[name]]
     unbroken = shown.map(lambda text: text.replace(" ", "\N{NO-BREAK SPACE}"))
     return unbroken.assign(remark=reasons) if any(reasons) else unbroken

@@ -82,11 +82,11 @@ def worlds(bench: Grid) -> dict[str, GroundTruth]:
 
 def cases() -> list[tuple[str, str, float | None]]:
     """Return (grid, law, tail) of every calibration: what a design is told, then what it is not told."""
-    told = [(name, law, None) for name in GRIDS for law in ("published law", "exponents of 370M")]
-    untold: list[tuple[str, str, float | None]] = []
+    known = [(name, law, None) for name in GRIDS for law in ("published law", "exponents of 370M")]
+    unknown: list[tuple[str, str, float | None]] = []
     for name in (PUBLISHED, TWO_SEEDS):
-        untold += [(name, "published law", 3.0), (name, "N counts all", None), (name, "coupled", None)]
-    return [*told, *untold]
+        unknown += [(name, "published law", 3.0), (name, "N counts all", None), (name, "coupled", None)]
+    return [*known, *unknown]
 
 
 def losses_of(bench: Grid, law: GroundTruth, tail: float | None, studies: int, seed: int) -> tuple[Any, Any]:
@@ -157,11 +157,11 @@ def calibration(folder: Path) -> list[Record]:
                 "without_interval": float(np.mean(~np.isfinite(widths))),
             }
         )
-        told = next(
+        designed = next(
             row for row in rows if (row["grid"], row["law"], row["tail"]) == (name, "published law", None)
         )
-        rows[-1]["spread_over_design"] = spread / told["spread"]
-        rows[-1]["interval_over_design"] = middle / told["median_interval"]
+        rows[-1]["spread_over_design"] = spread / designed["spread"]
+        rows[-1]["interval_over_design"] = middle / designed["median_interval"]
         print(show(rows[-1]))
     return rows
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,7 +75,8 @@ def measure_serve_cost(settings: ServeCostConfig) -> ServeCost:
 
     from analysis.serve_front import on_front
 
-    frame = pd.DataFrame([row for path in _models(settings) for row in _rows(path, settings)])
+    models = _named(_models(settings))
+    frame = pd.DataFrame([row for name, path in models.items() for row in _rows(name, path, settings)])
     frame["front_bytes"] = frame["front_latency"] = False
     for _, rows in frame.groupby(["batch", "prompt_tokens"]):
         for name, column in (("bytes", "serving_bytes"), ("latency", "decode_ms_per_token")):
@@ -105,7 +107,13 @@ def _models(settings: ServeCostConfig) -> list[Path]:
     return [Path(settings.checkpoint or ""), *further]
 
 
-def _rows(path: Path, settings: ServeCostConfig) -> Iterator[dict[str, Any]]:
+def _named(paths: Sequence[Path]) -> dict[str, Path]:
+    """Return the models by the names of their folders, by their paths where folders have the same name."""
+    counts = Counter(path.name for path in set(paths))
+    return {path.name if counts[path.name] == 1 else str(path): path for path in paths}
+
+
+def _rows(name: str, path: Path, settings: ServeCostConfig) -> Iterator[dict[str, Any]]:
     """Yield the rows of one model; a model without a loop has one depth."""
     from harness.evaluation.serving import Traffic, measure_serving, weights_bytes
     from model.decoding import Decoding, kv_bytes_per_token
@@ -123,7 +131,7 @@ def _rows(path: Path, settings: ServeCostConfig) -> Iterator[dict[str, Any]]:
             traffic = Traffic(batch=batch, prompt_tokens=prompt, new_tokens=new)
             speed = measure_serving(model, decoding, traffic, repeats=settings.repeats)
             yield {
-                "model": path.name,
+                "model": name,
                 "kind": model.config.table_kind,
                 "depth": depth,
                 "kv_budget": kept,

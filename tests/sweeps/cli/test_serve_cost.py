@@ -83,6 +83,16 @@ def test_a_budget_of_keys_has_fewer_bytes_and_no_loss_of_all_loops(models):
     )
 
 
+def test_models_in_folders_of_one_name_are_told_apart(models, tmp_path):
+    (looped, plain), cache = models
+    export = loopscale.export([f"checkpoint={looped}", cache, f"folder={tmp_path / looped.name}"])
+    few = ["repeats=1", "tokens=2", "prompts=4", "batches=1"]
+    frame = loopscale.serve_cost(
+        [f"checkpoint={looped}", f"also=[{export},{plain},{plain}]", cache, *few]
+    ).frame
+    assert frame["model"].tolist() == [str(looped), str(export), plain.name]
+
+
 def test_what_cannot_be_served_is_refused(models):
     (looped, _), cache = models
     with pytest.raises(ConfigError, match="one of checkpoint=FOLDER"):

@@ -7,7 +7,7 @@ import html
 import importlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,6 +51,18 @@ def to_jsonable(value: Any) -> Any:
 def rounded(value: float) -> float:
     """Return a number with `DIGITS` significant digits; a whole number, which is a count, as it is."""
     return value if value.is_integer() and abs(value) < 1e15 else float(f"{value:.{DIGITS}g}")
+
+
+def estimates_frame(keys: Sequence[str], rows: Iterable[Sequence[object]]) -> pd.DataFrame:
+    """Return numbers by `keys` as a `Result` shows them: value, low, high and refusal.
+
+    `rows` hold the keys and these four; an end or value of None is NaN, a refusal of None is empty.
+    """
+    import pandas as pd
+
+    names = [*keys, "value", "low", "high", "refusal"]
+    frame = pd.DataFrame(list(rows), columns=names).astype(dict.fromkeys(("value", "low", "high"), float))
+    return frame.fillna({"refusal": ""}).set_index(list(keys))
 
 
 def to_json(value: Any) -> str:
@@ -157,8 +169,8 @@ def _shown(frame: pd.DataFrame) -> pd.DataFrame:
             "" if why or not np.isfinite(error) else number(error, 2)
             for error, why in zip(errors.tolist(), reasons, strict=True)
         ]
-    told = ["value", "low", "high", "standard_error", "identified", "refusal"]
-    for name in frame.columns.difference(told, sort=False):
+    own = ["value", "low", "high", "standard_error", "identified", "refusal"]
+    for name in frame.columns.difference(own, sort=False):
         shown[name] = [_cell(value) for value in frame[name]]
     unbroken = shown.map(lambda text: text.replace(" ", "\N{NO-BREAK SPACE}"))
     return unbroken.assign(remark=reasons) if any(reasons) else unbroken

@@ -1,4 +1,4 @@
-"""The front of quality against cost: the models that no other one beats in both."""
+"""The front of quality against cost: the models beside which no other one costs less at no larger loss."""
 
 from __future__ import annotations
 

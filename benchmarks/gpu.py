@@ -46,7 +46,8 @@ from harness.distributed.parallel import replicate
 from harness.distributed.process_group import ALONE
 from harness.optim.sharded_optimizer import ShardedOptimizer
 from harness.run.config import OptimizerConfig, RunConfig, TrainingConfig
-from harness.training.checkpoint import open_newest, save
+from harness.training.checkpoint import open_newest
+from harness.training.checkpoint_writer import save
 from harness.training.device import (
     demand_determinism,
     device_name,

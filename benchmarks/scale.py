@@ -155,7 +155,8 @@ def first_weights() -> dict:
 
 def loaded_weights(folder: Path) -> dict:
     """Load a checkpoint as `eval` and a resumed run do."""
-    from harness.training.checkpoint import Checkpoint, load_newest, save
+    from harness.training.checkpoint import Checkpoint, load_newest
+    from harness.training.checkpoint_writer import save
     from model.transformer import build_model, model_from_weights
 
     model = build_model(_config(), seed=None)

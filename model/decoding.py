@@ -25,7 +25,8 @@ class Decoding:
     Notes
     -----
     Under a budget, loop t reads the kept loop of earlier tokens that is nearest to it: max(t, T - k + 1),
-    counted from 1. A token that leaves after loop e has the keys and values of loop e in all later loops.
+    counted from 1; tokens that are read together read each other at every loop. A token that leaves after
+    loop e has the keys and values of loop e in all later loops.
 
     Raises
     ------

@@ -18,7 +18,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # one process per core beats thre
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,13 +29,11 @@ from analysis.compare.arms import compare_arms
 from analysis.study.envelope import least_losses
 from tests.analysis.compare.test_arms import REPLICATES, SAVED, TWO, arms_of
 from tests.analysis.synthetic import Truth, study
-from validation.coverage import given, run, write
+from validation.simulated import ROOT, Record, given, run, write
 
-ROOT = Path(__file__).resolve().parents[1]
 SEED = 0
 NOISE_NATS = 0.003
 RESAMPLES = 400
-Record = dict[str, Any]
 
 
 def truths() -> dict[str, float | None]:

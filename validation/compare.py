@@ -34,9 +34,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from analysis import FitConfig, compare
 from analysis.compare.compute_multiplier import log_equivalent_flops
 from tests.analysis.synthetic import INSIDE, PAPER_GRID, Truth, study
-from validation.coverage import given, run, write
+from validation.simulated import ROOT, Record, given, run, write
 
-ROOT = Path(__file__).resolve().parents[1]
 SEED = 0
 NOISE_NATS = 0.005
 SEED_NATS = 0.01
@@ -45,8 +44,6 @@ RESAMPLES = 400
 TRUTH = Truth()
 KINDS = ("law", "equal", "seeds")
 REPLICATES = tuple((budget, cell) for budget in (0, 2, 4) for cell in (1, 6))  # 6 is the control
-
-Record = dict[str, Any]
 
 
 def table(kind: str) -> pd.DataFrame:

@@ -25,15 +25,10 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one process per core beats threads inside numpy
 
-import json
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -45,12 +40,12 @@ from analysis.isoflop.group import ESTIMATORS, NAMES, fit_groups
 from analysis.stats.noise import noise_floor
 from analysis.tables.selection import select
 from tests.analysis.synthetic import INSIDE, PAPER_GRID, Truth, study
+from validation.simulated import ROOT, Record, given, records, run, write
 
-ROOT = Path(__file__).resolve().parents[1]
 SEED = 0
 NOISE_NATS = 0.005
 RESAMPLES = 400
-CHUNK, ROUND = 10, 100
+ROUND = 100  # studies of every kind before the next
 GAUSSIAN = "gaussian"
 ROBUST = ("outlier", "low_budgets", "t3", "missing")
 BY_NAME = dict(zip(NAMES, ESTIMATORS, strict=True))
@@ -58,9 +53,6 @@ OUTLIER_NATS = 0.1
 TRUTH = Truth()
 OPTIMA = {flops: TRUTH.optimum(flops) for flops in PAPER_GRID}
 TOKENS = {flops: flops / float(TRUTH.flops(OPTIMA[flops])) for flops in PAPER_GRID}
-
-Record = dict[str, Any]
-Simulation = Callable[[range], list[Record]]
 
 
 def true_slope(quantity: str, budgets: tuple[float, ...]) -> float:
@@ -118,37 +110,6 @@ def simulate(noise: str, name: str, numbers: range) -> list[Record]:
     return found
 
 
-def keep(simulate: Simulation, numbers: range, path: Path) -> None:
-    """Simulate and write one chunk, whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(simulate(numbers)))
-    partial.replace(path)
-
-
-def run(simulate: Simulation, studies: int, processes: int, folder: Path) -> list[Record]:
-    """Simulate the chunks that `folder` lacks and return all records."""
-    folder.mkdir(parents=True, exist_ok=True)
-    chunks = [range(first, min(first + CHUNK, studies)) for first in range(0, studies, CHUNK)]
-    paths = {chunk: folder / f"{chunk.start:05}-{chunk.stop:05}.json" for chunk in chunks}
-    missing = [chunk for chunk in chunks if not paths[chunk].exists()]
-    start = time.monotonic()
-    pool = ProcessPoolExecutor(processes)
-    try:
-        waiting = [pool.submit(keep, simulate, chunk, paths[chunk]) for chunk in missing]
-        for done, job in enumerate(as_completed(waiting), start=1):
-            job.result()
-            left = (time.monotonic() - start) / done * (len(missing) - done)
-            print(f"{done} of {len(missing)} chunks, about {left / 60:.0f} min left", file=sys.stderr)
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return records(paths.values())
-
-
-def records(paths: Iterable[Path]) -> list[Record]:
-    """Return the records of finished chunks."""
-    return [record for path in paths for record in json.loads(path.read_text())]
-
-
 def summarise(records: list[Record]) -> list[Record]:
     """Return coverage, bias, spread and width per estimator and quantity."""
     rows = []
@@ -197,18 +158,6 @@ def show(row: Record) -> str:
     )
 
 
-def given(arguments: list[str]) -> dict[str, Any]:
-    """Return what the command line says: studies=, processes=, folder= and out=."""
-    settings = dict(text.split("=", 1) for text in arguments)
-    return {name: int(v) if name in ("studies", "processes") else v for name, v in settings.items()}
-
-
-def write(path: Path, result: Record) -> None:
-    """Write the summary of a study."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
-
-
 def main(
     noise: str = GAUSSIAN,
     studies: int = 2000,
@@ -228,7 +177,7 @@ def main(
     except KeyboardInterrupt:
         print("stopped: the summary covers the studies so far", file=sys.stderr)
     for (kind, _), place in places.items():
-        rows += [{"noise": kind, **row} for row in summarise(records(sorted(place.glob("*.json"))))]
+        rows += [{"noise": kind, **row} for row in summarise(records(studies, place))]
     for row in rows:
         print(f"{row['noise']:>11} {show(row)}")
     name = "coverage" if noise == GAUSSIAN else "coverage_robust"

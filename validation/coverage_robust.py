@@ -12,7 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from validation.coverage import given, main
+from validation.coverage import main
+from validation.simulated import given
 
 if __name__ == "__main__":
     main("robust", **given(sys.argv[1:]))

@@ -9,7 +9,6 @@ accepted z holds the true one. A signal of n standard errors is n times the nois
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -22,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from analysis.config import Array
 from analysis.laws.depth_curve import DepthFit, fit_depth_curves
+from validation.simulated import ROOT, write
 
-ROOT = Path(__file__).resolve().parents[1]
 SEED = 0
 FEW = np.array([1, 2, 3, 4, 6, 8, 12, 16], float)
 MANY = np.arange(1.0, 25.0)
@@ -116,7 +115,7 @@ def main(curves: int = 2000, out: str = str(ROOT / "docs" / "validation" / "dept
         "floor_amplitude_rate": [FLOOR, AMPLITUDE, RATE],
         "rows": rows,
     }
-    Path(out).write_text(json.dumps(result, indent=1) + "\n")
+    write(Path(out), result)
 
 
 if __name__ == "__main__":

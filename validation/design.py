@@ -20,7 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,14 +38,13 @@ from analysis.isoflop.shared_shape import fit_shared
 from sweeps.config.study import StudyConfig
 from sweeps.planning.design import planned_runs
 from sweeps.planning.design_search import search
+from validation.simulated import ROOT, Record, chunks, keep, write
 
-ROOT = Path(__file__).resolve().parents[1]
-SEED, NOISE, RESAMPLES, CHUNK = 0, 0.005, 400, 10
+SEED, NOISE, RESAMPLES = 0, 0.005, 400
 STUDIES, ANALYSES = 4000, 200
 COUNT = FitConfig().parameter_count
 SCALE = "looped_140m"
 STARTED = time.monotonic()
-Record = dict[str, Any]
 
 SMALL = {"mean_recurrences": [2, 4, 6, 10, 14], "budgets_flops": [2e18, 4e18, 8e18, 16e18]}
 WIDE = {
@@ -83,11 +82,11 @@ def worlds(bench: Grid) -> dict[str, GroundTruth]:
 
 def cases() -> list[tuple[str, str, float | None]]:
     """Return (grid, law, tail) of every calibration: what a design is told, then what it is not told."""
-    told = [(name, law, None) for name in GRIDS for law in ("published law", "exponents of 370M")]
-    untold: list[tuple[str, str, float | None]] = []
+    known = [(name, law, None) for name in GRIDS for law in ("published law", "exponents of 370M")]
+    unknown: list[tuple[str, str, float | None]] = []
     for name in (PUBLISHED, TWO_SEEDS):
-        untold += [(name, "published law", 3.0), (name, "N counts all", None), (name, "coupled", None)]
-    return [*told, *untold]
+        unknown += [(name, "published law", 3.0), (name, "N counts all", None), (name, "coupled", None)]
+    return [*known, *unknown]
 
 
 def losses_of(bench: Grid, law: GroundTruth, tail: float | None, studies: int, seed: int) -> tuple[Any, Any]:
@@ -158,11 +157,11 @@ def calibration(folder: Path) -> list[Record]:
                 "without_interval": float(np.mean(~np.isfinite(widths))),
             }
         )
-        told = next(
+        designed = next(
             row for row in rows if (row["grid"], row["law"], row["tail"]) == (name, "published law", None)
         )
-        rows[-1]["spread_over_design"] = spread / told["spread"]
-        rows[-1]["interval_over_design"] = middle / told["median_interval"]
+        rows[-1]["spread_over_design"] = spread / designed["spread"]
+        rows[-1]["interval_over_design"] = middle / designed["median_interval"]
         print(show(rows[-1]))
     return rows
 
@@ -226,17 +225,10 @@ def kept(folder: Path, name: str, count: int, work: Callable[[range], list[Recor
         path = folder / f"{name}-{chunk.start:05}.json"
         if not path.exists():
             out_of_time()
-            partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps(work(chunk)))
-            partial.replace(path)
+            keep(work, chunk, path)
             print(f"{name}: {chunk.stop} of {count}, {time.monotonic() - STARTED:.0f} s", file=sys.stderr)
         records += json.loads(path.read_text())
     return records
-
-
-def chunks(count: int) -> Iterator[range]:
-    """Return the studies in chunks."""
-    return (range(first, min(first + CHUNK, count)) for first in range(0, count, CHUNK))
 
 
 def out_of_time() -> None:
@@ -288,7 +280,7 @@ def main(
             | {key: value for key, value in result.items() if key in PARTS}
             | {name: PARTS[name](place)}
         )
-        path.write_text(json.dumps(result, indent=1) + "\n")
+        write(path, result)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,15 +28,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from analysis.laws.fit import fit_law
 from tests.analysis.laws.test_identification import EVEN, TRUTH, grid, noisy
-from validation.coverage import given, run, write
+from validation.simulated import ROOT, Record, given, run, write
 
-ROOT = Path(__file__).resolve().parents[1]
 SEED = 0
 NOISE_NATS = 0.005
 RESAMPLES = 200
 SHOWN = ("E", "alpha", "beta", "phi")
 SIZES = ((1,), (1, 1.1), (1, 1.3))
-Record = dict[str, Any]
 
 
 def simulate(sizes: tuple[float, ...], numbers: range) -> list[Record]:

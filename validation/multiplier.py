@@ -35,9 +35,8 @@ from analysis.compare.ladder import COUNTINGS
 from analysis.compare.multiplier import compare_with_transformers
 from analysis.compare.multiplier_comparison import ModelWorth
 from tests.analysis.ladders import Ladder, ladder_runs
-from validation.coverage import given, run, write
+from validation.simulated import ROOT, Record, given, run, write
 
-ROOT = Path(__file__).resolve().parents[1]
 SEED = 0
 NOISE_NATS = 0.004
 RESAMPLES = 400
@@ -48,7 +47,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "single": {"seeds": (0,), "looped_seeds": (0,), "equal_flops": False},
     "flops": {"truth": Ladder(looped_flops=2.2), "seeds": (0, 1)},
 }
-Record = dict[str, Any]
 
 
 def truths(kind: str) -> dict[str, float]:
@@ -89,9 +87,9 @@ def summarise(kind: str, records: list[Record]) -> list[Record]:
     """Return coverage, bias, width and refusals per entry; k as its log."""
     rows = []
     for entry, mine in pd.DataFrame(records).groupby("entry", sort=False):
-        kept = mine[mine["value"].notna()].astype(float, errors="ignore")
-        low, high = kept["low"].astype(float).fillna(-np.inf), kept["high"].astype(float).fillna(np.inf)
-        truth, value = kept["truth"].astype(float), kept["value"].astype(float)
+        kept = mine.drop(columns="entry")[mine["value"].notna()].astype(float)
+        low, high = kept["low"].fillna(-np.inf), kept["high"].fillna(np.inf)
+        truth, value = kept["truth"], kept["value"]
         held = (low <= truth) & (truth <= high)
         if str(entry).startswith("k "):
             value, truth, low, high = (

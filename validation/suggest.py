@@ -34,15 +34,14 @@ from validation.design import (
     COUNT,
     NOISE,
     RESAMPLES,
-    ROOT,
     SEED,
-    Record,
     interval_of,
     kept,
     study,
     width,
     worlds,
 )
+from validation.simulated import ROOT, Record, write
 
 STUDIES = 300
 FIRST = {"mean_recurrences": [2, 4, 8, 12], "budgets_flops": [2e18, 4e18, 8e18]}
@@ -68,7 +67,7 @@ def suggestions(folder: Path) -> Record:
     logs = np.log(pairs[both, 0] / pairs[both, 1])
     again = np.random.default_rng(SEED).choice(logs, (10_000, len(logs))).mean(1)
     low, high = np.exp(np.quantile(again, [0.025, 0.975]))
-    told = [[float(np.nanmedian(column)), float(np.mean(~np.isfinite(column)))] for column in pairs.T]
+    widths = [[float(np.nanmedian(column)), float(np.mean(~np.isfinite(column)))] for column in pairs.T]
     kinds = ("suggested", "uniform")
     ends = [[r[kind]["exponent"] for r in records if r[kind]["exponent"]] for kind in kinds]
     spreads = [float(np.ptp(np.quantile(values, [0.025, 0.975]))) for values in ends]
@@ -83,8 +82,8 @@ def suggestions(folder: Path) -> Record:
         "ratio_of_widths": float(np.exp(logs.mean())),
         "ratio_low": float(low),
         "ratio_high": float(high),
-        "suggested": {"median_width": told[0][0], "without_interval": told[0][1], "spread": spreads[0]},
-        "uniform": {"median_width": told[1][0], "without_interval": told[1][1], "spread": spreads[1]},
+        "suggested": {"median_width": widths[0][0], "without_interval": widths[0][1], "spread": spreads[0]},
+        "uniform": {"median_width": widths[1][0], "without_interval": widths[1][1], "spread": spreads[1]},
         "flops_ratio": float(np.mean([record["flops"] for record in records]) / spend),
     }
     print(json.dumps(result, indent=1))
@@ -116,7 +115,7 @@ def main(
     """Simulate and write the summary."""
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
-    Path(out).write_text(json.dumps(suggestions(place), indent=1) + "\n")
+    write(Path(out), suggestions(place))
 
 
 if __name__ == "__main__":

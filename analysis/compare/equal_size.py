@@ -96,7 +96,7 @@ def gap_share(
     ----------
     means : of the smaller size, of the larger and of the model.
     runs : of which they are the means.
-    level : noise of one run; None: no interval.
+    level : noise of one run; None: unknown, both ends are open.
     """
     smaller, larger, model = means
     closed, gap = smaller - model, smaller - larger
@@ -111,7 +111,7 @@ def gap_share(
     a = gap**2 - limit * (once[0] + once[1])
     b = closed * gap - limit * once[0]
     c = closed**2 - limit * (once[0] + once[2])
-    if a <= 0:
+    if a <= 0:  # the noise does not reject a gap of zero, nor shares of any size
         return Estimate(value=share)
     half = float(np.sqrt(max(0.0, b**2 - a * c)))
     return Estimate(value=share, low=(b - half) / a, high=(b + half) / a)

@@ -132,6 +132,11 @@ def too_few_sizes(ladder: pd.DataFrame, tokens: float | None) -> str | None:
     sizes, at = _sizes(ladder), "" if tokens is None else f" at {tokens:.3g} tokens"
     if sizes < MIN_LADDER_SIZES:
         return f"the ladder has {sizes} size{'s' * (sizes != 1)}{at}, at least {MIN_LADDER_SIZES} are needed"
+    return several_recipes(ladder)
+
+
+def several_recipes(ladder: pd.DataFrame) -> str | None:
+    """Return why the runs of one size have no common mean, None if each size has one recipe."""
     cell = [*SIZE, "tokens"]
     if len(ladder[[*cell, *RATES, "recipe"]].drop_duplicates()) > len(ladder[cell].drop_duplicates()):
         return "the ladder has several recipes of one size and number of tokens: keep one in the table"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pandas as pd
@@ -25,6 +26,7 @@ from analysis.compare.ladder import (
     counted,
     fit_ladder,
     ladders,
+    several_recipes,
     too_few_sizes,
 )
 from analysis.compare.multiplier_comparison import (
@@ -217,31 +219,37 @@ def _mapped(size: Estimate, function: Callable[[float], float]) -> Estimate:
 def _gap(study: _Study, cell: pd.DataFrame, ladder: pd.DataFrame, measure: str) -> GapShare:
     """Return the share of the gap between the two sizes of the ladder that enclose the model's."""
     tokens, own = float(cell["tokens"].mean()), float(cell["n_params_total"].iloc[0])
-    rungs = at_tokens(ladder[ladder[MEASURES[measure]].notna()], tokens)
-    sizes = [frame for _, frame in rungs.groupby(list(SIZE))]
-    sizes.sort(key=lambda frame: float(frame["n_params_total"].iloc[0]))
-    above = [frame["n_params_total"].iloc[0] > MATCHED * own for frame in sizes]
-    place = above.index(True) if True in above else 0
-    if not place:
+    pair = _enclosing(at_tokens(ladder[ladder[MEASURES[measure]].notna()], tokens), own)
+    if pair is None:
         return GapShare(
             measure=measure,
             smaller="the size below",
             larger="the next",
             share=Estimate(refusal="no two sizes of the ladder at these tokens enclose the model's"),
         )
-    pair = sizes[place - 1], sizes[place]
-    floor = study.floors[measure]
-    level = None
-    if floor.sd_nats is not None:
-        level = NoiseLevel(
-            sd_nats=floor.sd_nats, degrees_of_freedom=floor.degrees_of_freedom, source=REPLICATES
-        )
-    else:
-        law = study.law(ladder, measure, "all", tokens)
-        level = None if isinstance(law, str) else law.level
+    smaller, larger = (str(frame["scale"].iloc[0]) for frame in pair)
+    if refusal := several_recipes(pd.concat(pair)):
+        return GapShare(measure=measure, smaller=smaller, larger=larger, share=Estimate(refusal=refusal))
     means = [float(errors(frame, measure).mean()) for frame in (*pair, cell)]
     runs = [len(frame) for frame in (*pair, cell)]
-    smaller, larger = (str(frame["scale"].iloc[0]) for frame in pair)
-    return GapShare(
-        measure=measure, smaller=smaller, larger=larger, share=gap_share(means, runs, level, study.config)
-    )
+    share = gap_share(means, runs, _run_noise(study, ladder, measure, tokens), study.config)
+    return GapShare(measure=measure, smaller=smaller, larger=larger, share=share)
+
+
+def _enclosing(rungs: pd.DataFrame, own: float) -> tuple[pd.DataFrame, pd.DataFrame] | None:
+    """Return the runs of the largest size not above a model's and of the next; None unless both are there."""
+    sizes = [frame for _, frame in rungs.groupby(list(SIZE))]
+    sizes.sort(key=lambda frame: float(frame["n_params_total"].iloc[0]))
+    for smaller, larger in pairwise(sizes):
+        if smaller["n_params_total"].iloc[0] <= MATCHED * own < larger["n_params_total"].iloc[0]:
+            return smaller, larger
+    return None
+
+
+def _run_noise(study: _Study, ladder: pd.DataFrame, measure: str, tokens: float) -> NoiseLevel | None:
+    """Return the noise of one run by replicate seeds, else by the ladder about its law; None: unknown."""
+    floor = study.floors[measure]
+    if floor.sd_nats is None:
+        law = study.law(ladder, measure, "all", tokens)
+        return None if isinstance(law, str) else law.level
+    return NoiseLevel(sd_nats=floor.sd_nats, degrees_of_freedom=floor.degrees_of_freedom, source=REPLICATES)

@@ -13,8 +13,8 @@ from analysis.compare.arm_differences import Estimate
 from analysis.compare.ladder import COUNTINGS, LADDERS, LadderChoice, LadderLaw
 from analysis.compare.rows import aligned
 from analysis.config import FitConfig, ParameterCount
-from analysis.format import number, percent, span
-from analysis.serialize import HIDDEN, Result
+from analysis.format import fixed, number, percent, span
+from analysis.serialize import HIDDEN, Result, estimates_frame
 from analysis.stats.bootstrap import NoiseLevel
 from analysis.stats.noise import NoiseFloor
 from analysis.tables.selection import LeftOut
@@ -155,10 +155,8 @@ class MultiplierComparison(Result):
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per model, ladder, measure, counting and number: value, low, high and refusal."""
-        rows = list(self._rows())
-        keys = ["model", "tokens", "ladder", "equal", "measure", "counting", "number"]
-        frame = pd.DataFrame(rows, columns=[*keys, "value", "low", "high", "refusal"])
-        return frame.astype(dict.fromkeys(("value", "low", "high"), float)).set_index(keys)
+        keys = ("model", "tokens", "ladder", "equal", "measure", "counting", "number")
+        return estimates_frame(keys, self._rows())
 
     def _rows(self) -> Iterator[tuple[object, ...]]:
         for model in self.models:
@@ -177,9 +175,8 @@ def share_text(share: Estimate) -> str:
     """Return a share of a gap as a percentage with its interval, or the refusal."""
     if share.value is None:
         return f"refused: {share.refusal}"
-    if share.low is None or share.high is None:
-        return percent(share.value, 1)
-    return f"{percent(share.value, 1)} [{100 * share.low:.1f}, {100 * share.high:.1f}]"
+    low, high = (fixed(None if end is None else 100 * end, 1) for end in (share.low, share.high))
+    return f"{percent(share.value, 1)} [{low}, {high}]"
 
 
 def _shown(found: Estimate, form: str = ".3g") -> str:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from analysis.design.power import PowerAnalysis
-from analysis.figures import style
+from analysis.figures import marks, style
 from analysis.format import percent
 from analysis.isoflop.estimator import DEFAULT_ESTIMATOR
 
@@ -62,13 +62,13 @@ def _optima(ax: Axes, result: PowerAnalysis, colour: Any, shift: float) -> None:
     true = []
     for item in result.outlooks:
         at, swept = item.budget_flops * aside, (item.swept_low, item.swept_high)
-        style.whisker(ax, at, (item.low, item.high), swept, color=colour, width=1.2)
+        marks.whisker(ax, at, (item.low, item.high), swept, color=colour, width=1.2)
         if swept[0] <= item.true <= swept[1]:
             true.append((at, item.true))
         elif item.true > swept[1]:
-            style.arrow(ax, at, swept[1], swept[1] * OUT, colour)
+            marks.arrow(ax, at, swept[1], swept[1] * OUT, colour)
         else:
-            style.arrow(ax, at, swept[0], swept[0] / OUT, colour)
+            marks.arrow(ax, at, swept[0], swept[0] / OUT, colour)
     if true:
         ax.plot(*zip(*true, strict=True), marker="D", markersize=3.2, linewidth=0.8, color=colour, zorder=3)
 

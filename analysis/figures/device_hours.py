@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.figures import style
+from analysis.figures import marks, style
 from analysis.figures.isoflop import ESTIMATOR_PROPS
 from analysis.figures.power_law import LABELS
 from analysis.format import percent
@@ -88,7 +88,7 @@ def _law_panel(ax: Axes, quantity: Quantity, law: HoursLaw, table: pd.DataFrame)
     style.decade_axis(ax.yaxis, low, high) if quantity == "tokens" else style.plain_log_axis(ax.yaxis)
     for place, *ends in known[["hours", "low", "high"]].to_numpy(float):
         shown = [None if np.isnan(end) else float(end) for end in ends]
-        style.whisker(ax, float(place), shown, (low, high), color=PROPS["color"])
+        marks.whisker(ax, float(place), shown, (low, high), color=PROPS["color"])
     ax.plot(known["hours"], known["value"], **{**PROPS, "linestyle": "none", "markersize": 3.6})
     if law.exponent is not None:
         fine = np.geomspace(hours.min() / 1.3, hours.max() * 1.3, 60)

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis.compare.rows import BudgetRow
-from analysis.figures import style
+from analysis.figures import marks, style
 from analysis.figures.compare import BEST, LOWEST
 from analysis.figures.isoflop import ESTIMATOR_PROPS
 from analysis.format import percent
@@ -85,7 +85,7 @@ def _ratios(ax: Axes, rows: Sequence[BudgetRow]) -> None:
     ax.axhline(1.0, color=style.INK, linewidth=0.6)
     for row in rows:
         if ends[row.budget_flops] != (None, None):
-            style.whisker(ax, row.budget_flops, ends[row.budget_flops], limits, color=style.INK, width=0.8)
+            marks.whisker(ax, row.budget_flops, ends[row.budget_flops], limits, color=style.INK, width=0.8)
         if row.saving.ratio is not None:
             ax.plot([row.budget_flops], [row.saving.ratio], **BEST[row.choice], zorder=3)
     ax.set_xlabel("training budget C (FLOPs)")

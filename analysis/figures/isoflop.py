@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from analysis.figures import style
+from analysis.figures import marks, style
 from analysis.isoflop.curves import AXIS_LABELS, QUANTITY_NAMES, Quantity
 from analysis.isoflop.estimator import EstimatorFit
 from analysis.isoflop.group import GroupFit
@@ -32,7 +32,7 @@ def isoflop_figure(group: GroupFit, noise: NoiseFloor) -> style.ReportFigure:
         style.share_loss_axis(panels)
         style.legend_outside(fig, 5, _handles(group))
         ends = [(_right_end(group, budget), style.scientific(budget)) for budget in group.budgets_flops]
-        style.end_labels(panels[0], ends, heading="FLOPs")
+        marks.end_labels(panels[0], ends, heading="FLOPs")
     control = (group.table["kind"] == "fixed").any()
     caption = (
         f"{group.label}: isoFLOP curves: loss against "
@@ -96,7 +96,7 @@ def _curve(
     )
     if optimum.value is not None and optimum.loss_nats is not None and not thin:
         ends = (optimum.low, optimum.high)
-        style.whisker(ax, optimum.loss_nats, ends, (low, high), color=style.INK, horizontal=True)
+        marks.whisker(ax, optimum.loss_nats, ends, (low, high), color=style.INK, horizontal=True)
         edge: dict[str, Any] = {"markeredgecolor": style.INK, "markeredgewidth": 0.5}
         ax.plot(
             [optimum.value], [optimum.loss_nats], color=colour, marker="*", markersize=7, **edge, zorder=4

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from analysis.compare.ladder import COUNTINGS, LADDERS, LadderLaw
 from analysis.compare.multiplier_comparison import ModelWorth, MultiplierComparison
 from analysis.config import ParameterCount
-from analysis.figures import style
+from analysis.figures import marks, style
 from analysis.format import number, percent
 
 SHOWN: tuple[ParameterCount, ...] = ("all", "non_embedding")
@@ -24,8 +24,7 @@ def multiplier_figures(comparison: MultiplierComparison) -> list[style.ReportFig
     shared: dict[tuple[Any, ...], list[ModelWorth]] = {}
     for model in comparison.models:
         if (law := model.row("loss", "all").law) is not None:
-            key = model.ladder, model.sizes, law.points["tokens"].iloc[0]
-            shared.setdefault(key, []).append(model)
+            shared.setdefault((model.ladder, id(law)), []).append(model)  # a ladder's law is fitted once
     drawn = [_figure(models, comparison.config.confidence) for models in shared.values()]
     if len(drawn) == 1:
         return drawn
@@ -90,7 +89,7 @@ def _panel(ax: Axes, models: Sequence[ModelWorth], counting: ParameterCount, con
         if row.size.value is not None:
             arrow = {"arrowstyle": "->", "color": colour, "linewidth": 0.9, "shrinkA": 2, "shrinkB": 0}
             ax.annotate("", (row.size.value, loss), (row.params, loss), arrowprops=arrow)
-            style.whisker(ax, loss, (row.size.low, row.size.high), (low, high), color=colour, horizontal=True)
+            marks.whisker(ax, loss, (row.size.low, row.size.high), (low, high), color=colour, horizontal=True)
         ax.plot([row.params], [loss], "o", markersize=4.2, color=colour, label=label, zorder=4)
     style.decade_axis(ax.xaxis, low, high, room=0.24)
 

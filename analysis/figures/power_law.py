@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.figures import style
+from analysis.figures import marks, style
 from analysis.figures.isoflop import ESTIMATOR_PROPS
 from analysis.format import percent
 from analysis.isoflop.curves import QUANTITY_NAMES, Optimum, Quantity
@@ -78,7 +78,7 @@ def _optima(ax: Axes, estimator: EstimatorFit, quantity: Quantity) -> None:
     accepted = [o for o in estimator.optima[quantity] if o.value is not None]
     places = [o.budget_flops * OFFSETS[estimator.name] for o in accepted]
     for place, o in zip(places, accepted, strict=True):
-        style.whisker(ax, place, (o.low, o.high), ax.get_ylim(), color=props["color"])
+        marks.whisker(ax, place, (o.low, o.high), ax.get_ylim(), color=props["color"])
     values: Any = [o.value for o in accepted]
     line = {**props, "linestyle": "none", "markersize": 3.6}
     ax.plot(places, values, **line, label=_label(estimator, quantity), zorder=3)
@@ -93,7 +93,7 @@ def _arrows(ax: Axes, estimator: EstimatorFit, quantity: Quantity, reach: float)
         edge = o.swept[1] if side == "above" else o.swept[0]
         tip = edge * reach if side == "above" else edge / reach
         place = o.budget_flops * OFFSETS[estimator.name]
-        style.arrow(ax, place, edge, tip, ESTIMATOR_PROPS[estimator.name]["color"])
+        marks.arrow(ax, place, edge, tip, ESTIMATOR_PROPS[estimator.name]["color"])
 
 
 def _label(estimator: EstimatorFit, quantity: Quantity) -> str:

@@ -38,7 +38,8 @@ def serve_cost_figure(frame: pd.DataFrame) -> style.ReportFigure | None:
     caption = (
         "Validation loss over the bytes of weights and of the keys and values, and over the latency of a "
         f"token (median), {batch} at a time after prompts of {prompt} tokens. One line per model over its "
-        "test-time depths, which the numbers are. Filled: on the front, where no other one is better in both."
+        "test-time depths, which the numbers are. Filled: on the front, where no other one costs at most as "
+        "much at no larger loss."
     )
     tables = {
         name: known[["model", "depth", column, "val_loss_nats"]] for name, (column, _) in PANELS.items()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -24,7 +25,7 @@ from analysis.figures.isoflop_by_budget import isoflop_by_budget_figure
 from analysis.figures.law import plot_curve_laws, plot_law, plot_task_law
 from analysis.figures.multiplier import multiplier_figures, plot_multiplier
 from analysis.figures.power_law import power_law_figure
-from analysis.figures.published import plot_published
+from analysis.figures.published_scores import plot_published
 from analysis.isoflop.exponents import IsoflopResult
 from analysis.laws.curve_laws import CurveLaws
 from analysis.laws.result import LawFit
@@ -36,21 +37,21 @@ from analysis.study.device_hours import DeviceHoursFit
 from analysis.study.points import IsoflopFit, in_unit, keys_in_unit
 from analysis.study.study import StudyFit
 
+PLOTS: dict[type[Result], Callable[[Any, Axes | None], Axes]] = {
+    LawFit: plot_law,
+    CurveLaws: plot_curve_laws,
+    TaskLaw: plot_task_law,
+    DeviceHoursFit: plot_device_hours,
+    MultiplierComparison: plot_multiplier,
+    PublishedComparison: plot_published,
+}
+
 
 def plot(result: Result, ax: Axes | None = None) -> Axes:
     """Draw a result on a matplotlib axis and return it (see `analysis.plot`)."""
-    if isinstance(result, LawFit):
-        return plot_law(result, ax)
-    if isinstance(result, CurveLaws):
-        return plot_curve_laws(result, ax)
-    if isinstance(result, TaskLaw):
-        return plot_task_law(result, ax)
-    if isinstance(result, DeviceHoursFit):
-        return plot_device_hours(result, ax)
-    if isinstance(result, MultiplierComparison):
-        return plot_multiplier(result, ax)
-    if isinstance(result, PublishedComparison):
-        return plot_published(result, ax)
+    for kind, draw in PLOTS.items():
+        if isinstance(result, kind):
+            return draw(result, ax)
     if not isinstance(result, IsoflopResult):
         raise TypeError(f"{type(result).__name__} has no plot: its figures are those of report")
     if not result.fitted_groups():

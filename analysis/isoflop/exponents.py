@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.isoflop.estimator import DEFAULT_ESTIMATOR
 from analysis.isoflop.group import GroupFit
-from analysis.serialize import Result
+from analysis.serialize import Result, estimates_frame
 
 SHORT = {"recurrence": "mean_recurrence", "N": "params", "D": "tokens"}
 
@@ -54,23 +54,14 @@ class IsoflopResult(Result):
 
     def to_frame(self) -> pd.DataFrame:
         """Return the exponents by group, quantity and estimator: value, low, high and refusal."""
-        rows = [
-            (
-                group.label,
-                str(quantity),
-                fit.name,
-                law.exponent,
-                law.exponent_low,
-                law.exponent_high,
-                law.refusal,
-            )
+        rows = (
+            (*key, law.exponent, law.exponent_low, law.exponent_high, law.refusal)
             for group in self.fitted_groups()
             for fit in group.estimators
             for quantity, law in fit.laws.items()
-        ]
-        names = ["group", "quantity", "estimator", "value", "low", "high", "refusal"]
-        frame = pd.DataFrame(rows, columns=names).astype({"value": float, "low": float, "high": float})
-        return frame.fillna({"refusal": ""}).set_index(names[:3])
+            for key in [(group.label, str(quantity), fit.name)]
+        )
+        return estimates_frame(("group", "quantity", "estimator"), rows)
 
     @property
     def cov(self) -> pd.DataFrame:

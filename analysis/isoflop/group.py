@@ -4,23 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations
 from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
 
 from analysis.config import FitConfig, Labels
-from analysis.format import fixed, number, percent
-from analysis.isoflop.curves import QUANTITY_NAMES, Curves, Quantity, isoflop_curves
-from analysis.isoflop.estimator import (
-    DEFAULT_ESTIMATOR,
-    LACK_OF_FIT_FLAG,
-    EstimatorFit,
-    EstimatorName,
-    Inputs,
-    Points,
-)
+from analysis.format import fixed, number
+from analysis.isoflop.curves import Curves, Quantity, isoflop_curves
+from analysis.isoflop.estimator import DEFAULT_ESTIMATOR, EstimatorFit, EstimatorName, Inputs, Points
+from analysis.isoflop.flags import group_flags
 from analysis.isoflop.geometry import Geometry, geometry
 from analysis.isoflop.parabola import fit_parabolas
 from analysis.isoflop.screening import screen
@@ -34,7 +27,6 @@ from analysis.tables.selection import groups
 
 Values = float | np.ndarray[Any, Any]
 Estimator = Callable[[Inputs], EstimatorFit]
-SAME_EXPONENT = 5e-4  # difference that the printed digits do not show
 ESTIMATORS: tuple[Estimator, ...] = (fit_shared, fit_parabolas, fit_parametric)
 NAMES: tuple[str, ...] = get_args(EstimatorName)  # of `ESTIMATORS`
 
@@ -225,89 +217,8 @@ def fit_group(
         estimators=fits,
         flags=(
             *screening.flags,
-            *_trends(fits),
-            *_misfits(fits, inputs.floor),
-            *_disagreements(fits, inputs.config),
-            *_truncated(inputs.cells),
-            *_shared_trunks(table, inputs.config),
+            *group_flags(table, inputs, fits),
         ),
         table=table,
         inputs=inputs,
     )
-
-
-def _misfits(estimators: tuple[EstimatorFit, ...], floor: NoiseFloor) -> tuple[str, ...]:
-    """Return a flag per estimator around which runs scatter by more than replicate seeds do."""
-    flags = []
-    for name, noise in ((fit.name, fit.noise) for fit in estimators):
-        if noise is None or noise.lack_of_fit is None or noise.lack_of_fit > LACK_OF_FIT_FLAG:
-            continue
-        around, seeds = number(noise.misfit_sd_nats, 2), number(floor.sd_nats, 2)
-        flags.append(
-            f"{name}: runs scatter around the fit by {around} nats, replicate seeds by {seeds} (lack of fit, "
-            f"p = {noise.lack_of_fit:.2g}): a wrong form, or noise that differs between cells; intervals "
-            f"take that of the {'fit' if noise.widened else 'seeds'}"
-        )
-    return tuple(flags)
-
-
-def _trends(estimators: tuple[EstimatorFit, ...]) -> tuple[str, ...]:
-    """Return a flag if intervals take noise that changes with the budget."""
-    levels = (fit.noise.trend for fit in estimators if fit.noise)
-    return tuple(dict.fromkeys(trend.summary() for trend in levels if not trend.is_constant))
-
-
-def _disagreements(estimators: tuple[EstimatorFit, ...], config: FitConfig) -> tuple[str, ...]:
-    """Return a flag per pair of estimators whose exponents differ by more than their joint scatter."""
-    flags = []
-    for quantity in estimators[0].laws:
-        for one, other in combinations(estimators, 2):
-            first, second = one.laws[quantity], other.laws[quantity]
-            if first.exponent is None or second.exponent is None:
-                continue
-            gap = first.exponent - second.exponent
-            scatter = np.abs(first.draws[:, 1] - second.draws[:, 1] - gap)
-            bound = float(np.nanquantile(scatter, config.confidence))
-            if abs(gap) > max(bound, SAME_EXPONENT):
-                flags.append(
-                    f"{one.name} and {other.name} disagree on the exponent of {QUANTITY_NAMES[quantity]}: "
-                    f"{first.exponent:.3f} and {second.exponent:.3f}, joint scatter {bound:.3f}"
-                )
-    return tuple(flags)
-
-
-def _truncated(cells: Curves) -> tuple[str, ...]:
-    """Return a flag per budget whose curve lacks recurrences at one end that other budgets have."""
-    if cells.variable != "mean_recurrence":
-        return ()  # sizes are chosen budget by budget
-    low, high = cells.values.min(), cells.values.max()
-    flags = []
-    for k, flops in enumerate(cells.budgets_flops):
-        first, last = cells.swept(cells.variable, k)
-        if first > low or last < high:
-            flags.append(
-                f"the curve at {number(flops)} FLOPs spans µ = {first:g} to {last:g} of {low:g} to {high:g}: "
-                "a curve cut on one side biases its parabola"
-            )
-    return tuple(flags)
-
-
-def _shared_trunks(table: pd.DataFrame, config: FitConfig) -> tuple[str, ...]:
-    """Return a flag if runs share trunks and thereby noise, with how the intervals treat it."""
-    if "trunk_id" not in table or config.resampling == "block":
-        return ()
-    branched = table[table["trunk_id"].astype(str) != ""]
-    budgets = branched.groupby("trunk_id")["target_flops"].nunique()
-    trunks = budgets.index[budgets > 1]
-    if not len(trunks):
-        return ()
-    runs = int(branched["trunk_id"].isin(trunks).sum())
-    count = f"{len(trunks)} trunk{'s' * (len(trunks) > 1)}"
-    text = (
-        f"{runs} runs branch from {count} over several budgets and share the noise of those steps: intervals "
-    )
-    if config.resampling == "noise" and config.shared_noise == 1:
-        return (f"{text}take all noise of a trunk's runs as common, the widest reading (shared_noise=1)",)
-    if config.resampling == "noise" and config.shared_noise:
-        return (f"{text}take {percent(config.shared_noise)} of its variance as common (shared_noise)",)
-    return (f"{text}take the runs for independent and are too narrow where that noise is large",)

@@ -162,7 +162,11 @@ def with_profiles(
     units = {q: np.eye(2 * budgets)[k * budgets :][:budgets] for k, q in enumerate(fitted.optima)}
     ends = profile_intervals(model, np.concatenate(list(units.values())), confidence)
     places = {q: ends[k * budgets :][:budgets] for k, q in enumerate(fitted.optima)}
-    sets = {q: _budget_sets(fitted.optima[q], places[q]) for q, law in fitted.laws.items() if law.exponent}
+    sets = {
+        q: _budget_sets(fitted.optima[q], places[q])
+        for q, law in fitted.laws.items()
+        if law.exponent is not None
+    }
     slopes = [(q, used) for q, choices in sets.items() for used in choices]
     rows = [row for q, used in slopes for row in _line(budgets_flops, used) @ units[q]]
     ends = profile_intervals(model, np.array(rows), confidence) if rows else []

@@ -5,50 +5,24 @@ Curves of different runs share no parameter and are never pooled: one run gives 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
 
 from analysis.config import Array
 from analysis.format import number, span
+from analysis.laws.curve_law import CurveLaw, fit_curve
 from analysis.laws.decay import Decay
-from analysis.laws.depth_curve import DepthFit, fit_depth_curve
 from analysis.laws.registry import LAWS
-from analysis.serialize import HIDDEN, Result
+from analysis.serialize import Result, estimates_frame
 from analysis.tables.schema import TableError
 
 DEPTH_LAWS = tuple(name for name, law in LAWS.items() if law.columns == ("depth",))
 MIN_DEPTHS = 1 + max(len(LAWS[name].parameters) for name in DEPTH_LAWS)
 PRINTED = 20  # curves of unknown recurrence, printed one by one
-
-
-@dataclass(frozen=True, kw_only=True)
-class CurveLaw:
-    """One law fitted to one depth curve; `refusal`: why the curve does not determine it."""
-
-    run_id: str
-    mean_recurrence: float | None  # None: not in the table
-    parameters: dict[str, float]
-    intervals: dict[str, tuple[float | None, float | None]]  # None: an open end
-    rms_nats: float | None
-    refusal: str | None = None
-    points: pd.DataFrame = field(  # depth, loss and, where known, loss_se
-        default_factory=pd.DataFrame, repr=False, compare=False, metadata=HIDDEN
-    )
-    cov: pd.DataFrame = field(  # of the parameters, by linear theory
-        default_factory=pd.DataFrame, repr=False, compare=False, metadata=HIDDEN
-    )
-
-    def summary(self) -> str:
-        """Return the parameters with their intervals, and the refusal."""
-        values = ", ".join(
-            f"{name} = {number(value)}{f' {span(*self.intervals[name])}' if name in self.intervals else ''}"
-            for name, value in self.parameters.items()
-        )
-        return "; ".join(text for text in (values, self.refusal) if text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,24 +99,16 @@ class CurveLaws(Result):
             for name in (parameter.name for parameter in LAWS[self.law].parameters):
                 low, high = curve.intervals.get(name, (np.nan, np.nan))
                 ends = (-np.inf if low is None else low, np.inf if high is None else high)
-                value = curve.parameters.get(name, np.nan)
-                rows.append((curve.run_id, name, value, *ends, curve.refusal or ""))
-        names = ["run_id", "parameter", "value", "low", "high", "refusal"]
-        return pd.DataFrame(rows, columns=names).set_index(names[:2])
+                rows.append((curve.run_id, name, curve.parameters.get(name), *ends, curve.refusal))
+        return estimates_frame(("run_id", "parameter"), rows)
 
     def at_level(self, level: float) -> CurveLaws:
         """Return the laws with their intervals at another level of confidence."""
         curves = (
-            _Curve(
-                run_id=curve.run_id,
-                mean_recurrence=curve.mean_recurrence,
-                depths=curve.points["depth"].to_numpy(float),
-                losses=curve.points["loss"].to_numpy(float),
-                errors=curve.points["loss_se"].to_numpy(float) if "loss_se" in curve.points else None,
-            )
+            fit_curve(self.law, curve.run_id, curve.mean_recurrence, curve.points, level)
             for curve in self.curves
         )
-        return replace(self, curves=tuple(_curve_law(self.law, curve, level) for curve in curves))
+        return replace(self, curves=tuple(curves))
 
     @property
     def cov(self) -> pd.DataFrame:
@@ -167,17 +133,6 @@ class CurveLaws(Result):
         return frame.set_index(["run_id", "depth"])["residual"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Curve:
-    """One run's losses by ascending depth."""
-
-    run_id: str
-    mean_recurrence: float | None
-    depths: Array
-    losses: Array
-    errors: Array | None
-
-
 def fit_curves(name: str, points: pd.DataFrame, confidence: float = 0.95) -> CurveLaws:
     """Fit a law of depth to the depth curve of every run in `points`.
 
@@ -192,17 +147,13 @@ def fit_curves(name: str, points: pd.DataFrame, confidence: float = 0.95) -> Cur
     TableError : a column is missing, a value is not positive and finite, a curve lists a depth twice, or no
         curve has more depths than the laws have parameters.
     """
-    curves = [
-        _Curve(
-            run_id=str(run_id),
-            mean_recurrence=float(rows["mean_recurrence"].iloc[0]) if "mean_recurrence" in rows else None,
-            depths=rows["depth"].to_numpy(float),
-            losses=rows["loss"].to_numpy(float),
-            errors=rows["loss_se"].to_numpy(float) if "loss_se" in rows else None,
-        )
-        for run_id, rows in _checked(name, points).groupby("run_id")
-        if len(rows) >= MIN_DEPTHS
-    ]
+    curves = []
+    for run_id, rows in _checked(name, points).groupby("run_id"):
+        if len(rows) >= MIN_DEPTHS:
+            recurrence = float(rows["mean_recurrence"].iloc[0]) if "mean_recurrence" in rows else None
+            own = rows[rows.columns.intersection(["depth", "loss", "loss_se"])].astype(float)
+            own = own.reset_index(drop=True)
+            curves.append(fit_curve(name, str(run_id), recurrence, own, confidence))
     if not curves:
         raise TableError(
             f"law={name}: no depth curve has {MIN_DEPTHS} depths: evaluate with a larger max_depth"
@@ -211,7 +162,7 @@ def fit_curves(name: str, points: pd.DataFrame, confidence: float = 0.95) -> Cur
         law=name,
         formula=LAWS[name].formula,
         source=LAWS[name].source,
-        curves=tuple(_curve_law(name, curve, confidence) for curve in curves),
+        curves=tuple(curves),
         rivals=tuple(_errors(law, curves) for law in DEPTH_LAWS),
     )
 
@@ -238,60 +189,19 @@ def _checked(name: str, points: pd.DataFrame) -> pd.DataFrame:
     return rows
 
 
-def _curve_law(name: str, curve: _Curve, confidence: float) -> CurveLaw:
-    fit = fit_depth_curve(curve.depths, curve.losses, errors=curve.errors, law=name, confidence=confidence)
-    values = {"L_inf": fit.floor_nats, "Z": fit.amplitude_nats, "z": fit.rate}
-    names = [parameter.name for parameter in LAWS[name].parameters]
-    return CurveLaw(
-        run_id=curve.run_id,
-        mean_recurrence=curve.mean_recurrence,
-        parameters={key: value for key in names if (value := values[key]) is not None},
-        intervals={key: ends for key, ends in _intervals(fit, confidence).items() if key in names},
-        rms_nats=fit.rms_nats,
-        refusal=fit.refusal,
-        points=pd.DataFrame(
-            {"depth": curve.depths, "loss": curve.losses}
-            | ({} if curve.errors is None else {"loss_se": curve.errors})
-        ),
-        cov=_covariance(curve.run_id, fit, names),
-    )
-
-
-def _covariance(run_id: str, fit: DepthFit, names: list[str]) -> pd.DataFrame:
-    """Return the covariance of a law's parameters by run and name; empty where the curve has no law."""
-    if fit.floor_nats is None or fit.amplitude_nats is None:
-        return pd.DataFrame()
-    labels = pd.MultiIndex.from_product([[run_id], ["L_inf", "Z", "z"]], names=["run_id", "parameter"])
-    matrix = pd.DataFrame(fit.covariance, index=labels, columns=labels)
-    own = [(run_id, name) for name in names]
-    return matrix.loc[own, own]
-
-
-def _intervals(fit: DepthFit, confidence: float) -> dict[str, tuple[float | None, float | None]]:
-    """Return the profile interval of z, and Student's of the other two, to first order."""
-    if fit.floor_nats is None or fit.amplitude_nats is None:
-        return {}
-    quantile = float(stdtrit(len(fit.depths) - 3, (1 + confidence) / 2))
-    floor, amplitude = (quantile * float(error) for error in np.sqrt(np.diag(fit.covariance))[:2])
-    return {
-        "L_inf": (fit.floor_nats - floor, fit.floor_nats + floor),
-        "Z": (fit.amplitude_nats - amplitude, fit.amplitude_nats + amplitude),
-        "z": (fit.rate_low, fit.rate_high),
-    }
-
-
-def _errors(name: str, curves: list[_Curve]) -> DepthLawError:
+def _errors(name: str, curves: Sequence[CurveLaw]) -> DepthLawError:
     """Return the errors of one law on all curves, whether they determine it or not."""
     rms, ahead = [], []
     for curve in curves:
-        near = curve.depths <= np.median(curve.depths)
+        depths, losses = (curve.points[column].to_numpy(float) for column in ("depth", "loss"))
+        near = depths <= np.median(depths)
         both = Decay(
             law=LAWS[name],
-            depths=curve.depths,
-            values=np.stack([curve.losses, curve.losses]),
-            weights=np.stack([np.ones(len(near)), near]) / curve.losses**2,
+            depths=depths,
+            values=np.stack([losses, losses]),
+            weights=np.stack([np.ones(len(near)), near]) / losses**2,
         )
-        on_all, on_near = both.fitted(both.best_rates())[3] - curve.losses
+        on_all, on_near = both.fitted(both.best_rates())[3] - losses
         rms.append(float(np.sqrt(np.mean(on_all**2))))
         if near.sum() >= MIN_DEPTHS:
             ahead.append(float(np.abs(on_near[~near]).mean()))

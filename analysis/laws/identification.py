@@ -154,7 +154,8 @@ def _loose_floors(law: Law, terms: Terms, fitted: Array, covariance: Array) -> d
     compared, why = _compared(law), dict[str, str]()
     for floor in (i for i in compared if law.parameters[i].name in FLOORS and error[i] > LOOSE_FLOOR):
         for i in compared:
-            if i == floor or abs(covariance[floor, i]) <= TRADE_OFF * error[floor] * error[i]:
+            # The covariance with what a bound holds is NaN: the two do not trade off.
+            if i == floor or not abs(covariance[floor, i]) > TRADE_OFF * error[floor] * error[i]:
                 continue
             name, other = law.parameters[floor].name, law.parameters[i].name
             term = acts[acts[:, i]].any(0)

@@ -20,7 +20,7 @@ from analysis.isoflop.geometry import Geometry
 from analysis.isoflop.group import GroupFit, fit_groups
 from analysis.isoflop.power_law import PowerLaw
 from analysis.isoflop.surface_estimator import fit_parametric
-from analysis.serialize import HIDDEN, Result
+from analysis.serialize import HIDDEN, Result, estimates_frame
 from analysis.stats.noise import noise_floor
 from analysis.study.run_seconds import RunSeconds, run_seconds, timed_runs
 from analysis.tables.schema import TableError
@@ -124,21 +124,13 @@ class DeviceHoursFit(Result):
 
     def to_frame(self) -> pd.DataFrame:
         """Return the exponents over hours by group and quantity: value, low, high and refusal."""
-        rows = [
-            (
-                group.label,
-                str(quantity),
-                law.exponent,
-                law.exponent_low,
-                law.exponent_high,
-                law.refusal or "",
-            )
+        rows = (
+            (*key, law.exponent, law.exponent_low, law.exponent_high, law.refusal)
             for group in self.groups
             for quantity, law in group.laws.items()
-        ]
-        names = ["group", "quantity", "value", "low", "high", "refusal"]
-        frame = pd.DataFrame(rows, columns=names).astype({"value": float, "low": float, "high": float})
-        return frame.set_index(names[:2])
+            for key in [(group.label, str(quantity))]
+        )
+        return estimates_frame(("group", "quantity"), rows)
 
     def at_level(self, level: float) -> DeviceHoursFit:
         """Return the fit with its intervals at another level of confidence."""

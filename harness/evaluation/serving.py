@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from harness.training.device import forget_peak_memory, peak_memory_bytes
+from harness.training.device import forget_peak_memory, memory_bytes, peak_memory_bytes
 from model.config_validation import ConfigError
-from model.decoding import Decoding
+from model.decoding import Decoding, kv_bytes_per_token
 from model.generate import Decoder
 from model.transformer import LoopedTransformer
 
@@ -56,18 +56,13 @@ def measure_serving(
 
     Raises
     ------
-    ConfigError : prompt and new tokens do not fit the model's context.
+    ConfigError : prompt and new tokens do not fit the model's context, or their cache the memory.
     """
-    length, config = traffic.prompt_tokens + traffic.new_tokens, model.config
-    if length > config.sequence_length:
-        raise ConfigError(
-            f"prompts of {traffic.prompt_tokens} and {traffic.new_tokens} new tokens do not fit the context "
-            f"of {config.sequence_length}: set prompts and tokens"
-        )
-    device = model.embedding.device
+    length, device = traffic.prompt_tokens + traffic.new_tokens, model.embedding.device
+    _check_fits(model, decoding, traffic)
     forget_peak_memory(device)
     prompts = torch.randint(
-        config.vocabulary_size,
+        model.config.vocabulary_size,
         (traffic.batch, traffic.prompt_tokens),
         generator=torch.Generator().manual_seed(0),
     ).to(device)
@@ -96,6 +91,23 @@ def measure_serving(
         kv_cache_bytes=cache_bytes,
         peak_memory_bytes=peak_memory_bytes(device),
     )
+
+
+def _check_fits(model: LoopedTransformer, decoding: Decoding, traffic: Traffic) -> None:
+    length, config = traffic.prompt_tokens + traffic.new_tokens, model.config
+    if length > config.sequence_length:
+        raise ConfigError(
+            f"prompts of {traffic.prompt_tokens} and {traffic.new_tokens} new tokens do not fit the context "
+            f"of {config.sequence_length}: set prompts and tokens"
+        )
+    element = model.embedding.element_size()
+    needed = traffic.batch * length * kv_bytes_per_token(config, decoding, element_bytes=element)
+    room = memory_bytes(model.embedding.device)
+    if needed > room:
+        raise ConfigError(
+            f"batches={traffic.batch}: {decoding.depth} loops of {length} tokens keep {needed / 2**30:.3g} "
+            f"GiB of keys and values, {room / 2**30:.3g} GiB are there; serve fewer sequences or loops"
+        )
 
 
 def _now(device: torch.device) -> float:

@@ -18,7 +18,8 @@ from harness.run.config import RunConfig, TrainingConfig
 from harness.run.folder import RunFolder
 from harness.run.length import origin
 from harness.storage.sharded_tensors import ShardReader, TensorShard, unsharded
-from harness.training.checkpoint import Checkpoint, OpenCheckpoint, PendingSave, begin_save, open_newest
+from harness.training.checkpoint import Checkpoint, OpenCheckpoint, open_newest
+from harness.training.checkpoint_writer import PendingSave, begin_save, host_copy
 from harness.training.device import (
     demand_determinism,
     device_named,
@@ -216,7 +217,7 @@ class Saver:
         checkpoint = self._session.checkpoint(step)
         self._pending = begin_save(
             self._folder.checkpoints,
-            checkpoint.copied() if copy else checkpoint,
+            host_copy(checkpoint) if copy else checkpoint,
             keep=training.keep_checkpoints,
             marked=training.checkpoint_at,
             ranks=self._session.ranks,

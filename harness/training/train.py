@@ -17,7 +17,7 @@ from harness.run.length import check_epochs
 from harness.run.metrics import MetricsLog, live_run
 from harness.run.record import Evaluation, depth_rows, finished_record
 from harness.storage.files import write_json, write_text
-from harness.training.checkpoint import keep_only
+from harness.training.checkpoint_writer import keep_only
 from harness.training.device import device_name, peak_flops_per_s
 from harness.training.diagnostics import Diverged, spectral_radius
 from harness.training.hang import HangWatch, end_hung

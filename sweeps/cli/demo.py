@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from model.config_validation import ConfigError
 from sweeps.cli.help import Command
-from sweeps.config.commands import CompareConfig, EvalConfig
+from sweeps.config.commands import CompareConfig
 from sweeps.config.compose import compose_study
+from sweeps.config.model_commands import EvalConfig
 from sweeps.config.overrides import with_lists
 from sweeps.config.shell import quote
 from sweeps.config.study import StudyConfig

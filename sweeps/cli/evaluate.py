@@ -20,7 +20,7 @@ from harness.evaluation.weights import TokenizedModel, check_model, is_run, load
 from harness.run.folder import RunFolder
 from model.config_validation import ConfigError
 from sweeps.cli.tables import as_json, as_text
-from sweeps.config.commands import EvalConfig
+from sweeps.config.model_commands import EvalConfig
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from model.decoding import Decoding
 from sweeps.cli.help import Command
-from sweeps.config.commands import EvalConfig, ExportConfig, GenerateConfig
 from sweeps.config.compose import compose_table
+from sweeps.config.model_commands import EvalConfig, ExportConfig, GenerateConfig
 
 if TYPE_CHECKING:
     from harness.evaluation.decoded_losses import DecodedLoss

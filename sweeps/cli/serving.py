@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from analysis.serialize import Printed
 from sweeps.cli.help import Command
 from sweeps.cli.tables import as_json, as_text
-from sweeps.config.commands import ServeCostConfig
 from sweeps.config.compose import compose_table
+from sweeps.config.model_commands import ServeCostConfig
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,17 +75,26 @@ def measure_serve_cost(settings: ServeCostConfig) -> ServeCost:
 
     from analysis.serve_front import on_front
 
-    frame = pd.DataFrame([row for path in _models(settings) for row in _rows(path, settings)])
+    models = _named(_models(settings))
+    frame = pd.DataFrame([row for name, path in models.items() for row in _rows(name, path, settings)])
     frame["front_bytes"] = frame["front_latency"] = False
     for _, rows in frame.groupby(["batch", "prompt_tokens"]):
         for name, column in (("bytes", "serving_bytes"), ("latency", "decode_ms_per_token")):
             frame.loc[rows.index, f"front_{name}"] = on_front(rows[column], rows["val_loss_nats"])
-    notes = []
-    if frame["val_loss_nats"].isna().any():
-        notes.append("no loss without held-out data: data=RUN names a run on whose data models are scored")
+    notes = list(_without_loss(frame, settings))
     if settings.out is not None:
         notes.append(f"written to {_write(frame, Path(settings.out))}")
     return ServeCost(frame=frame, notes=tuple(notes))
+
+
+def _without_loss(frame: pd.DataFrame, settings: ServeCostConfig) -> Iterator[str]:
+    """Yield why rows have no loss."""
+    budgeted = frame["kv_budget"].notna()
+    if budgeted.any():
+        kept = settings.kv_budget
+        yield f"no loss beside kv_budget={kept}: loopscale eval kv_budget={kept} measures it token by token"
+    if frame.loc[~budgeted, "val_loss_nats"].isna().any():
+        yield "no loss without held-out data: data=RUN names a run on whose data models are scored"
 
 
 def _models(settings: ServeCostConfig) -> list[Path]:
@@ -97,23 +107,18 @@ def _models(settings: ServeCostConfig) -> list[Path]:
     return [Path(settings.checkpoint or ""), *further]
 
 
-def _rows(path: Path, settings: ServeCostConfig) -> Iterator[dict[str, Any]]:
-    """Yield the rows of one model; a model without a loop has one depth."""
-    import torch
+def _named(paths: Sequence[Path]) -> dict[str, Path]:
+    """Return the models by the names of their folders, by their paths where folders have the same name."""
+    counts = Counter(path.name for path in set(paths))
+    return {path.name if counts[path.name] == 1 else str(path): path for path in paths}
 
-    from harness.distributed.process_group import ALONE
+
+def _rows(name: str, path: Path, settings: ServeCostConfig) -> Iterator[dict[str, Any]]:
+    """Yield the rows of one model; a model without a loop has one depth."""
     from harness.evaluation.serving import Traffic, measure_serving, weights_bytes
-    from harness.evaluation.weights import load_weights
-    from harness.training.device import device_named, prepare_process
     from model.decoding import Decoding, kv_bytes_per_token
 
-    device = device_named(settings.device, ALONE)
-    prepare_process(device)
-    model = load_weights(path).to(device)
-    losses = _losses(path, settings)
-    if settings.precision == "bfloat16":
-        for parameter in model.parameters():
-            parameter.data = parameter.data.to(torch.bfloat16)
+    model, losses = _served(path, settings), _losses(path, settings)
     weights, element = weights_bytes(model), model.embedding.element_size()
     context = model.config.sequence_length
     prompts = settings.prompts or [max(1, context // 4), max(1, context // 2)]
@@ -126,7 +131,7 @@ def _rows(path: Path, settings: ServeCostConfig) -> Iterator[dict[str, Any]]:
             traffic = Traffic(batch=batch, prompt_tokens=prompt, new_tokens=new)
             speed = measure_serving(model, decoding, traffic, repeats=settings.repeats)
             yield {
-                "model": path.name,
+                "model": name,
                 "kind": model.config.table_kind,
                 "depth": depth,
                 "kv_budget": kept,
@@ -140,6 +145,23 @@ def _rows(path: Path, settings: ServeCostConfig) -> Iterator[dict[str, Any]]:
                 "decode_ms_per_token": 1000 * traffic.batch / speed.decode_tokens_per_s,
                 "val_loss_nats": losses.get(depth) if kept is None else None,
             }
+
+
+def _served(path: Path, settings: ServeCostConfig) -> LoopedTransformer:
+    """Return a model on its device, in the precision in which it is served."""
+    import torch
+
+    from harness.distributed.process_group import ALONE
+    from harness.evaluation.weights import load_weights
+    from harness.training.device import device_named, prepare_process
+
+    device = device_named(settings.device, ALONE)
+    prepare_process(device)
+    model = load_weights(path).to(device)
+    if settings.precision == "bfloat16":
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16)
+    return model
 
 
 def _depths(model: LoopedTransformer, settings: ServeCostConfig) -> list[int]:

@@ -28,9 +28,9 @@ def device_of(fields: dict[str, Any], cluster: ClusterConfig, scale: str) -> Dev
     A job has a GPU if its profile asks for one; on this machine a run has one if torch can see any.
     """
     training = fields.get("training")
-    told = training.get("device") if isinstance(training, dict) else None
-    if told in ("cpu", "cuda"):
-        return "cuda" if told == "cuda" else "cpu"
+    named = training.get("device") if isinstance(training, dict) else None
+    if named in ("cpu", "cuda"):
+        return "cuda" if named == "cuda" else "cpu"
     if cluster.trains_here:
         return "cuda" if visible_gpus() and _torch_has_cuda() else "cpu"
     return "cuda" if cluster.resources_of(scale).gpus_per_node else "cpu"

@@ -19,10 +19,7 @@ from sweeps.planning.new_sweep import Reference, flow
 from sweeps.planning.plan import Plan, plan
 
 LADDER = 5  # budgets at most
-STEPS = (
-    2.0,
-    1.6,
-)  # factors between two budgets; the second where a law is known and the first costs too much
+STEPS = (2.0, 1.6)  # factors between budgets; the second where a law is known and the first costs too much
 REPLICATES = [1, 2]  # further seeds of two cells
 
 Grid = tuple[list[int], list[float]]  # recurrences and budgets
@@ -87,7 +84,7 @@ def fitted_grid(
 
     Budgets are left out from the largest and, if `vary`, recurrences from the deepest, never so many that the
     rest can give no law. A grid with all its optima inside the recurrences goes before all others, then one
-    with as many as possible.
+    with as many as possible. Where the law puts them inside at no budget that is long enough, it is not used.
 
     Raises
     ------
@@ -98,12 +95,14 @@ def fitted_grid(
         beyond = outside(*grid, window)
         return beyond == 0, len(grid[1]) - beyond if beyond else 0
 
-    candidates = list(_grids(allowance.flops, recurrences, study, window, vary))
-    if candidates:
-        return max(candidates, key=rank)  # the first of equals
+    steps = STEPS[:1] if window is everywhere else STEPS
+    for limits in (window, everywhere):
+        candidates = list(_grids(allowance.flops, recurrences, study, limits, vary, steps))
+        if candidates:
+            return max(candidates, key=rank)  # the first of equals
     swept = _swept(recurrences, vary)[-1]
     least = _digits(_shortest_flops(study, swept), math.ceil)
-    given, needed = allowance.words(allowance.flops), _units(swept, MIN_BUDGETS) * least
+    given, needed = allowance.words(allowance.flops), _units(swept, MIN_BUDGETS, steps[-1]) * least
     raise ConfigError(
         f"allowance={given}: the least grid that can give a law, µ = {','.join(map(str, swept))} at "
         f"{MIN_BUDGETS} budgets from {flow(least)} FLOPs, takes {allowance.words(needed)}; give "
@@ -112,12 +111,19 @@ def fitted_grid(
 
 
 def _grids(
-    flops: float, recurrences: list[int], study: StudyConfig, window: Window, vary: bool
+    flops: float,
+    recurrences: list[int],
+    study: StudyConfig,
+    window: Window,
+    vary: bool,
+    steps: Sequence[float],
 ) -> Iterator[Grid]:
     """Yield the grids that an allowance pays for, the preferred ones first."""
-    for step in STEPS if window is not everywhere else STEPS[:1]:
+    for step in steps:
         for swept in _swept(recurrences, vary):
             shortest_flops, highest = _shortest_flops(study, swept), window(swept)[1]
+            if highest < shortest_flops:
+                continue
             for count in range(LADDER, MIN_BUDGETS - 1, -1):
                 paid = min(flops, _units(swept, count, step) * highest / step ** (count - 1))
                 budgets = ladder(paid, swept, count, step)
@@ -149,6 +155,8 @@ def inside_grid(study: StudyConfig, recurrences: list[int], window: Window, *, v
     for step in STEPS:
         for swept in _swept(recurrences, vary):
             low, high = window(swept)
+            if math.isinf(low):
+                continue
             least = _digits(max(low, _shortest_flops(study, swept)), math.ceil)
             budgets = _rising(least, MIN_BUDGETS, step)
             if budgets[-1] <= high:

@@ -52,6 +52,7 @@ CONFIGURED = {
     "generate": ["checkpoint=export", "prompt=lona", "tokens=2", "cache=cache"],
     "train": [*RUN, "tokens=256"],
 }
+SERVED = ["checkpoint=export", "cache=cache", "batches=1", "prompts=4", "tokens=2", "repeats=1"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,26 +162,31 @@ def _settings(draw: random.Random, base: Path, folder: Path) -> Case:
     }
     needs |= {"generate": ["export"], "fit": ["tables"], "compare": ["tables"]}
     _copied(base, folder, *needs[command])
-    keys = _keys(command)
+    return _with_hostile(draw, command, CONFIGURED[command])
+
+
+def _with_hostile(draw: random.Random, command: str, sound: list[str]) -> Case:
+    """Return a command whose sound settings are followed by hostile ones."""
+    keys = _keys(command, sound)
     chosen = draw.sample(keys, draw.choice([1, 1, 2]))
     more = [
         f"{draw.choice(['', '', '', '+', '++', '~'])}{key}={_shown(draw.choice(HOSTILE))}" for key in chosen
     ]
     more = [text.replace("\ud800", "\udcff") for text in more]  # as Python shows a byte that is not UTF-8
     # A setting may be sound by itself and ask for what the others do not allow.
-    others = [part for text in CONFIGURED[command] for part in text.split("=")]
+    others = [part for text in sound for part in text.split("=")]
     named = [*others, *(part for key in chosen for part in (key, key.rsplit(".", 1)[-1]))]
     return Case(
-        command=[command, *CONFIGURED[command], *more],
+        command=[command, *sound, *more],
         named=[*named, *(text.partition("=")[2] for text in more), "key", "override"],
     )
 
 
-def _keys(command: str) -> list[str]:
+def _keys(command: str, sound: list[str]) -> list[str]:
     from sweeps.cli.main import _command
     from sweeps.config.compose import composed_text
 
-    return _flat(yaml.safe_load(composed_text(_command(command).settings, CONFIGURED[command])))
+    return _flat(yaml.safe_load(composed_text(_command(command).settings, sound)))
 
 
 def _flat(content: dict[str, Any], prefix: str = "") -> list[str]:
@@ -232,6 +238,15 @@ def _export(draw: random.Random, base: Path, folder: Path) -> Case:
     _copied(base, folder, "export")
     named = _damaged(draw, list((folder / "export").iterdir()))
     return Case(command=["generate", *CONFIGURED["generate"]], named=named)
+
+
+def _serving(draw: random.Random, base: Path, folder: Path) -> Case:
+    """A model whose serving is measured: it is damaged, or the settings are hostile."""
+    _copied(base, folder, "export")
+    if draw.random() < 0.5:
+        return _with_hostile(draw, "serve_cost", SERVED)
+    named = _damaged(draw, list((folder / "export").iterdir()))
+    return Case(command=["serve_cost", *SERVED], named=named)
 
 
 def _tokenizer(draw: random.Random, base: Path, folder: Path) -> Case:
@@ -313,6 +328,7 @@ KINDS: dict[str, Callable[[random.Random, Path, Path], Case]] = {
     "sweep file": _sweep_file,
     "checkpoint": _checkpoint,
     "export": _export,
+    "serving": _serving,
     "tokenizer": _tokenizer,
     "text": _text,
     "data set": _data_set,

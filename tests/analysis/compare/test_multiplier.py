@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import t as student
 
@@ -12,6 +13,7 @@ from analysis import FitConfig
 from analysis.compare.equal_size import gap_share
 from analysis.compare.ladder import COUNTINGS
 from analysis.compare.multiplier import compare_with_transformers
+from analysis.compare.multiplier_comparison import share_text
 from analysis.figures.multiplier import multiplier_figures
 from analysis.published.comparison import size_equivalents
 from analysis.stats.bootstrap import REPLICATES, NoiseLevel
@@ -156,6 +158,7 @@ def test_the_interval_of_a_share_holds_what_students_test_does_not_reject():
     assert (found.low, found.high) == pytest.approx((kept.min(), kept.max()), abs=1e-4)
     unknown = gap_share((3.01, 3.0, 3.005), runs, NOISE, QUICK)
     assert unknown.low is None and unknown.high is None
+    assert share_text(unknown) == "50.0 % [open, open]"
     assert "no better" in gap_share((3.0, 3.1, 3.05), runs, NOISE, QUICK).refusal
 
 
@@ -167,6 +170,17 @@ def test_the_share_lies_between_the_sizes_that_enclose_the_model():
     assert gap.share.value == pytest.approx(share)
     (none,) = worth(ladder_runs(widths=(1024, 1280, 1536, 2048, 2560))).gaps
     assert "no two sizes" in none.share.refusal
+
+
+def test_the_share_is_no_mean_over_recipes():
+    runs = ladder_runs(equal_flops=False)
+    again = runs[runs["width"] == 768]
+    again = again[again["kind"] == "transformer"].assign(
+        adamw_learning_rate=0.5, val_loss_nats=9.0, run_id="other-rate"
+    )
+    (gap,) = worth(pd.concat([runs, again], ignore_index=True)).gaps
+    assert gap.smaller == "transformer_6x768" and gap.share.value is None
+    assert "several recipes of one size" in gap.share.refusal
 
 
 def test_a_fixed_depth_model_has_rows_of_its_own():
@@ -195,3 +209,19 @@ def test_the_figure_has_no_overlap_and_its_data():
     assert extents.problems_of([drawn]) == []
     models = drawn.tables["models"].set_index("counting")
     assert models.loc["non_embedding", "multiplier"] == pytest.approx(2.0, rel=0.1)
+
+
+def test_models_of_two_recipes_are_drawn_beside_their_own_ladders():
+    runs = ladder_runs(equal_flops=False)
+    other = runs.assign(
+        optimizer="another", run_id=runs["run_id"] + "-b", val_loss_nats=runs["val_loss_nats"] + 0.3
+    )
+    drawn = multiplier_figures(compare_with_transformers(pd.concat([runs, other], ignore_index=True), QUICK))
+    assert [one.name for one in drawn] == ["multiplier_1", "multiplier_2"]
+    for one in drawn:
+        models = one.tables["models"]
+        assert len(models) == 2  # in two countings
+        assert models["multiplier"].to_numpy() == pytest.approx([TRUTH.k("all"), 2.0], rel=4e-3)
+        assert (
+            one.tables["ladder"]["loss"].min() < models["loss"].iloc[0] < one.tables["ladder"]["loss"].max()
+        )

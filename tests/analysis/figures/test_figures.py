@@ -8,9 +8,10 @@ import pytest
 from matplotlib.text import Text
 
 from analysis import FitConfig, compare, fit, isoflop, plot, report
+from analysis.figures.marks import separated
 from analysis.figures.power_law import power_law_figure
 from analysis.figures.study import _in_unit, points_figures, study_figures
-from analysis.figures.style import COLUMN_INCHES, NARROW_INCHES, narrow, save_figure, separated
+from analysis.figures.style import COLUMN_INCHES, NARROW_INCHES, narrow, save_figure
 from analysis.isoflop.group import fit_groups
 from analysis.stats.noise import noise_floor
 from analysis.study.depth import depth_study

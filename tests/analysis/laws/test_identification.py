@@ -6,6 +6,7 @@ import pytest
 
 from analysis.laws.fit import fit_law
 from analysis.laws.function_law import as_law
+from analysis.laws.identification import unidentified
 from analysis.laws.registry import LAWS
 
 ISO_DEPTH = LAWS["iso_depth"]
@@ -110,3 +111,15 @@ def test_an_exponent_and_the_floor_trade_off_in_most_fits_and_keep_their_interva
     fit = fit_law("surface", {"params": params, "tokens": tokens}, losses)
     assert any(text.startswith("E and alpha are determined only together (+0.9") for text in fit.undetermined)
     assert not fit.not_identified and np.isfinite(fit.conf_int().loc["alpha"]).all()
+
+
+def test_a_loose_floor_does_not_trade_off_with_an_exponent_at_its_bound():
+    """What a bound holds has no covariance: NaN, which is neither above nor below a limit."""
+    law = LAWS["size"]
+    params = np.geomspace(1e6, 1e8, 8)
+    fitted = law.fitted({"E": 2.0, "A": 50.0, "alpha": 0.3})
+    at_bound = np.array([False, False, True])
+    covariance = np.array([[0.3**2, 0.0, np.nan], [0.0, 0.1**2, np.nan], [np.nan, np.nan, np.nan]])
+    why = unidentified(law, law.terms({"params": params}), fitted, at_bound, covariance)
+    assert why.get("alpha") == "it lies at a bound"
+    assert "E" not in why

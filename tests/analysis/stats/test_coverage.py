@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from validation import coverage
+from validation import coverage, simulated
 
 
 def test_most_intervals_of_a_few_studies_hold_the_truth(monkeypatch):
@@ -58,11 +58,14 @@ def test_interrupted_studies_continue_where_they_stopped(tmp_path, monkeypatch):
     def simulate(numbers):
         return [{"study": k} for k in numbers]
 
-    coverage.keep(simulate, range(10), tmp_path / "00000-00010.json")
-    monkeypatch.setattr(coverage, "ProcessPoolExecutor", Inline)
-    found = coverage.run(simulate, 20, 1, tmp_path)
-    assert [record["study"] for record in found] == list(range(20))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000-00010.json", "00010-00020.json"]
+    simulated.keep(simulate, range(10), tmp_path / "00000-00010.json")
+    monkeypatch.setattr(simulated, "ProcessPoolExecutor", Inline)
+    found = simulated.run(simulate, 15, 1, tmp_path)
+    assert [record["study"] for record in found] == list(range(15))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000-00010.json", "00010-00015.json"]
+    # The run goes on to more studies: none counts twice.
+    assert [record["study"] for record in simulated.run(simulate, 20, 1, tmp_path)] == list(range(20))
+    assert simulated.records(20, tmp_path) == simulated.run(simulate, 20, 1, tmp_path)
 
 
 class Inline:

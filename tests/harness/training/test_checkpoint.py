@@ -11,16 +11,10 @@ import threading
 import pytest
 import torch
 
-from harness.training import checkpoint as checkpoints
-from harness.training.checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    begin_save,
-    checkpoint_folders,
-    load,
-    load_newest,
-    save,
-)
+from harness.distributed.process_group import Ranks
+from harness.training import checkpoint_writer
+from harness.training.checkpoint import Checkpoint, CheckpointError, checkpoint_folders, load, load_newest
+from harness.training.checkpoint_writer import begin_save, host_copy, save
 from tests.waiting import wait_for
 
 
@@ -51,14 +45,14 @@ def test_only_the_newest_are_kept(tmp_path):
 def held(monkeypatch):
     """Let no file of a checkpoint be finished before the event is set."""
     go = threading.Event()
-    write = checkpoints.write_shards
+    write = checkpoint_writer.write_shards
 
     def when_let_go(path, shards):
         path.write_bytes(b"half")
         assert go.wait(timeout=240)
         return write(path, shards)
 
-    monkeypatch.setattr(checkpoints, "write_shards", when_let_go)
+    monkeypatch.setattr(checkpoint_writer, "write_shards", when_let_go)
     yield go
     go.set()
 
@@ -68,7 +62,7 @@ def test_a_checkpoint_that_is_being_written_is_none(tmp_path, held):
     save(tmp_path, checkpoint(1), keep=2)
     held.clear()
     state = checkpoint(2)
-    pending = begin_save(tmp_path, state.copied(), keep=2)
+    pending = begin_save(tmp_path, host_copy(state), keep=2)
     assert not pending.is_written() and load_newest(tmp_path).step == 1
     state.model["w"].zero_()  # as the next step does
     held.set()
@@ -81,7 +75,7 @@ def test_a_process_killed_while_it_writes_loses_no_checkpoint(tmp_path, held):
     save(tmp_path, checkpoint(1), keep=1)
     held.clear()
     if (child := os.fork()) == 0:
-        begin_save(tmp_path, checkpoint(2).copied(), keep=1)
+        begin_save(tmp_path, host_copy(checkpoint(2)), keep=1)
         signal.pause()
     wait_for(lambda: any(tmp_path.glob(".step_*/model.safetensors")))
     os.kill(child, signal.SIGKILL)
@@ -96,11 +90,22 @@ def test_an_error_of_the_thread_is_raised_where_the_checkpoint_is_published(tmp_
     def full(path, shards):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(checkpoints, "write_shards", full)
+    monkeypatch.setattr(checkpoint_writer, "write_shards", full)
     pending = begin_save(tmp_path, checkpoint(1), keep=2)
     with pytest.raises(OSError, match="No space left"):
         pending.publish()
     assert load_newest(tmp_path) is None
+
+
+def test_an_error_of_another_process_is_raised_in_all(tmp_path):
+    class Two(Ranks):
+        def all_gather(self, item):
+            return [item, OSError("No space left on device")]
+
+    save(tmp_path, checkpoint(1), keep=2)
+    with pytest.raises(OSError, match="No space left"):
+        save(tmp_path, checkpoint(2), keep=2, ranks=Two())
+    assert load_newest(tmp_path).step == 1
 
 
 def test_no_checkpoint_is_none(tmp_path):

@@ -86,6 +86,19 @@ def test_a_runs_csv_alone_is_a_study(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["parameters"]["z"] == pytest.approx(7.0, abs=0.02)
 
 
+def test_compare_takes_the_runs_that_where_keeps(tmp_path, capsys):
+    study(budgets=INSIDE[:2], recurrences=(2, 4, 6))[0].to_csv(tmp_path / "runs.csv", index=False)
+    loopscale.main(["compare", "--help"])
+    assert 'where="optimizer ==' in capsys.readouterr().out  # as the messages about arms advise
+    source = ["compare", f"data={tmp_path / 'runs.csv'}", "bootstrap=100"]
+    loopscale.main([*source, "where=mean_recurrence < 5", "format=json"])
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert {cell["mean_recurrence"] for row in rows for cell in row["recurrences"]} == {2.0, 4.0}
+    with pytest.raises(SystemExit):
+        loopscale.main([*source, "where=mean_recurrence > 99"])
+    assert "where=mean_recurrence > 99 leaves none of the " in capsys.readouterr().err
+
+
 def test_reports_of_points_and_of_published_numbers_are_written(csv, tmp_path, capsys, drawn_glyphs):
     loopscale.main(["report", f"data={csv}", *MAPPED, *QUICK, f"root={tmp_path}", "format=json"])
     page = tmp_path / "reports" / "points" / "index.html"

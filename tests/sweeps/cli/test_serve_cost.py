@@ -59,10 +59,10 @@ def test_bytes_follow_the_formula_and_rates_their_definition(models, tmp_path, c
 def test_an_export_has_a_loss_on_the_data_of_a_run_alone(models, tmp_path, capsys):
     (looped, _), cache = models
     folder = loopscale.export([f"checkpoint={looped}", cache, f"folder={tmp_path / 'export'}"])
-    command = [f"checkpoint={folder}", cache, *QUICK, "precision=bfloat16", "kv_budget=1", "depths=2"]
-    loopscale.main(["serve_cost", *command, "format=json"])
+    command = [f"checkpoint={folder}", cache, *QUICK, "precision=bfloat16"]
+    loopscale.main(["serve_cost", *command, "depths=2", "format=json"])
     found = json.loads(capsys.readouterr().out)
-    assert {row["kv_bytes_per_token"] for row in found["rows"]} == {2 * 32 * 2 * 3}
+    assert {row["kv_bytes_per_token"] for row in found["rows"]} == {2 * 32 * 2 * 4}
     assert all(row["val_loss_nats"] is None and not row["front_bytes"] for row in found["rows"])
     assert found["notes"] == [
         "no loss without held-out data: data=RUN names a run on whose data models are scored"
@@ -71,9 +71,33 @@ def test_an_export_has_a_loss_on_the_data_of_a_run_alone(models, tmp_path, capsy
     assert scored["val_loss_nats"].notna().all() and set(scored["depth"]) == {2}
 
 
+def test_a_budget_of_keys_has_fewer_bytes_and_no_loss_of_all_loops(models):
+    (looped, _), cache = models
+    few = ["repeats=1", "tokens=2", "prompts=4", "batches=1"]
+    cost = loopscale.serve_cost([f"checkpoint={looped}", cache, *few, "kv_budget=1", "depths=1,2"])
+    rows = cost.frame.set_index("depth")
+    assert rows["kv_bytes_per_token"].tolist() == [2 * 32 * 4 * 3] * 2
+    assert rows["val_loss_nats"].notna().to_dict() == {1: True, 2: False}
+    assert cost.notes == (
+        "no loss beside kv_budget=1: loopscale eval kv_budget=1 measures it token by token",
+    )
+
+
+def test_models_in_folders_of_one_name_are_told_apart(models, tmp_path):
+    (looped, plain), cache = models
+    export = loopscale.export([f"checkpoint={looped}", cache, f"folder={tmp_path / looped.name}"])
+    few = ["repeats=1", "tokens=2", "prompts=4", "batches=1"]
+    frame = loopscale.serve_cost(
+        [f"checkpoint={looped}", f"also=[{export},{plain},{plain}]", cache, *few]
+    ).frame
+    assert frame["model"].tolist() == [str(looped), str(export), plain.name]
+
+
 def test_what_cannot_be_served_is_refused(models):
     (looped, _), cache = models
     with pytest.raises(ConfigError, match="one of checkpoint=FOLDER"):
         loopscale.serve_cost([cache])
     with pytest.raises(ConfigError, match="prompts of 5000 and 3 new tokens do not fit the context of"):
         loopscale.serve_cost([f"checkpoint={looped}", cache, *QUICK, "prompts=5000"])
+    with pytest.raises(ConfigError, match=r"batches=\d+: 2 loops of 7 tokens keep \d.* GiB of keys"):
+        loopscale.serve_cost([f"checkpoint={looped}", cache, *QUICK, "prompts=4", f"batches={10**12}"])

@@ -85,5 +85,5 @@ def repeat_command(folder: Path, ledger: Ledger, run: RunFolder) -> str:
     return (
         f"cd {shown} && PYTHONPATH={shown} OMP_NUM_THREADS={ledger.cluster.threads_per_run} "
         f"{quote(sys.executable)} -m loopscale train run={quote(run.path.resolve())} "
-        f"root=/tmp/repeat cache={cache}"
+        f'root="$(mktemp -d)" cache={cache}'
     )

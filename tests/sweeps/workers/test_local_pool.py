@@ -239,7 +239,7 @@ def test_status_prints_machine_readable_json_and_nothing_else(tiny_study, table,
     assert parsed["counts"] == {"planned": 6} and len(parsed["rows"]) == 6
 
 
-def test_one_run_is_shown_whole_and_repeated_by_its_command(finished, table, capsys):
+def test_one_run_is_shown_whole_and_repeated_by_its_command(finished, table, capsys, tmp_path):
     run = read_ledger(finished).runs(finished)[0]
     capsys.readouterr()
     loopscale.main(["status", *table, f"run={run.run_id[-8:]}", "format=json"])
@@ -247,6 +247,8 @@ def test_one_run_is_shown_whole_and_repeated_by_its_command(finished, table, cap
         line for line in json.loads(capsys.readouterr().out)["repeat"].splitlines() if "train" in line
     ]
     words = shlex.split(command)
+    root = words.index("root=$(mktemp -d)")  # a folder of its own: a run that is done there is not repeated
+    words[root] = f"root={tmp_path / 'repeated'}"
     loopscale.main([*words[words.index("train") :], "format=json"])
     again = json.loads(capsys.readouterr().out)
     assert again["val_loss_nats"] == run.record()["val_loss_nats"] and again["run_id"] == run.run_id

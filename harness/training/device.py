@@ -29,13 +29,25 @@ _OUT_OF_MEMORY = (
 )
 
 
+class DeviceError(ConfigError):
+    """This process was given a GPU that torch cannot use."""
+
+
 def device_named(name: str, ranks: Ranks, *, key: str = "device") -> torch.device:
     """Return a device by name; "auto" is the GPU of this process's local rank where there is one.
 
     Raises
     ------
     ConfigError : `key` asks for a GPU and none is visible.
+    DeviceError : `key` leaves the choice open, and the GPU that this process was given does not work: on
+        the CPU a run would take a hundred times as long without a word.
     """
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if name == "auto" and given not in ("", "-1", "NoDevFiles") and not torch.cuda.is_available():
+        raise DeviceError(
+            f"CUDA_VISIBLE_DEVICES={given} gives this process a GPU, but torch {torch.__version__} cannot "
+            f"use it (nvidia-smi shows driver and devices); {key}=cpu asks for the CPU"
+        )
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"{key}=cuda: no GPU is visible here; use device=cpu or auto")
     if name == "cpu" or not torch.cuda.is_available():

@@ -17,7 +17,7 @@ from harness.distributed.process_group import PEER_TIMEOUT_S, Ranks, connected, 
 from harness.run.folder import RunFolder, Status
 from harness.run.metrics import write_offline_history
 from harness.training.branch import start_from_trunk
-from harness.training.device import is_out_of_memory
+from harness.training.device import DeviceError, is_out_of_memory
 from harness.training.diagnostics import Diverged
 from harness.training.session import Stopped
 from harness.training.train import Watch, train
@@ -134,6 +134,8 @@ def _attempt(
             )
         except Diverged as error:
             return _failed(folder, status, "diverged", error)
+        except DeviceError as error:
+            return _failed(folder, status, "node_failure", error)
         except (DataError, ConfigError) as error:
             return _failed(folder, status, "bad_config", error)
         except (MemoryError, RuntimeError) as error:

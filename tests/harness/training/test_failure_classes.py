@@ -54,6 +54,21 @@ def test_oom(make, cache):
     assert named(folder) == ("failed", "oom")
 
 
+def test_a_gpu_that_torch_cannot_use_is_a_fault_of_the_node(make, cache, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    folder, _ = make("steps=5")
+    run_job(folder.path, cache)
+    assert named(folder) == ("failed", "node_failure")
+    assert (
+        "CUDA_VISIBLE_DEVICES=0" in folder.status().message
+        and "training.device=cpu" in folder.status().message
+    )
+    for none in ("", "NoDevFiles"):  # the latter is what SLURM sets for a job without GPUs
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", none)
+        assert run_job(folder.path, cache) == "done"
+
+
 @pytest.fixture(scope="module")
 def whole(make_in, tmp_path_factory, cache):
     """A run of 30 steps that nothing has interrupted."""

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.optimize import brentq
 
 from analysis.config import FitConfig
-from analysis.design.ground_truth import fitted
+from analysis.design.ground_truth import REACH, fitted
 from analysis.isoflop.geometry import geometry
 from sweeps.config.study import StudyConfig
 from sweeps.planning.new_sweep import Reference
@@ -31,7 +31,8 @@ def everywhere(recurrences: Sequence[int]) -> tuple[float, float]:
 def known_window(study: StudyConfig, reference: Reference) -> Window:
     """Return the window of the reference's law for runs of `study`, one that every budget is long enough for.
 
-    It is `everywhere` if the reference is of another scale or its results are not there.
+    It is `everywhere` if the reference is of another scale, its results are not there, or its law has no
+    optimum at its own budgets: the runs did not determine it.
     """
     (scale,) = study.runs
     if scale != reference.scale or reference.study is None:
@@ -39,8 +40,14 @@ def known_window(study: StudyConfig, reference: Reference) -> Window:
     runs, count = plan(study).accepted, FitConfig().parameter_count
     law = fitted(reference.study / "laws.json", runs, count)
     shape = geometry(runs[runs["kind"] == "looped"], count)
+    own = [law.optimum(shape, flops) for flops in reference.budgets_flops]
+    if min(own) < 1.01 * REACH[0] or max(own) > 0.99 * REACH[1]:
+        return everywhere
+    first, last = (law.optimum(shape, flops) for flops in SEARCHED)
 
     def budget(optimum: float) -> float:
+        if not first < optimum < last:  # no budget is small or large enough
+            return 0.0 if optimum <= first else math.inf
         return float(np.exp(brentq(lambda c: law.optimum(shape, np.exp(c)) - optimum, *np.log(SEARCHED))))
 
     def window(recurrences: Sequence[int]) -> tuple[float, float]:

@@ -122,6 +122,8 @@ def _grids(
     for step in steps:
         for swept in _swept(recurrences, vary):
             shortest_flops, highest = _shortest_flops(study, swept), window(swept)[1]
+            if highest < shortest_flops:
+                continue
             for count in range(LADDER, MIN_BUDGETS - 1, -1):
                 paid = min(flops, _units(swept, count, step) * highest / step ** (count - 1))
                 budgets = ladder(paid, swept, count, step)
@@ -153,6 +155,8 @@ def inside_grid(study: StudyConfig, recurrences: list[int], window: Window, *, v
     for step in STEPS:
         for swept in _swept(recurrences, vary):
             low, high = window(swept)
+            if math.isinf(low):
+                continue
             least = _digits(max(low, _shortest_flops(study, swept)), math.ceil)
             budgets = _rising(least, MIN_BUDGETS, step)
             if budgets[-1] <= high:

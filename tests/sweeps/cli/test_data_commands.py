@@ -88,6 +88,8 @@ def test_a_runs_csv_alone_is_a_study(tmp_path, capsys):
 
 def test_compare_takes_the_runs_that_where_keeps(tmp_path, capsys):
     study(budgets=INSIDE[:2], recurrences=(2, 4, 6))[0].to_csv(tmp_path / "runs.csv", index=False)
+    loopscale.main(["compare", "--help"])
+    assert 'where="optimizer ==' in capsys.readouterr().out  # as the messages about arms advise
     source = ["compare", f"data={tmp_path / 'runs.csv'}", "bootstrap=100"]
     loopscale.main([*source, "where=mean_recurrence < 5", "format=json"])
     rows = json.loads(capsys.readouterr().out)["rows"]

@@ -181,7 +181,7 @@ def collect(cfg: Overrides) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def sync(cfg: Overrides) -> pd.DataFrame:
     """Make the wandb histories of a sweep from its metrics; offline unless mode=online."""
-    from sweeps.cli.launching import sync_sweep
+    from sweeps.cli.syncing import sync_sweep
 
     return sync_sweep(_settings("sync", cfg))
 

@@ -127,13 +127,38 @@ def _config_error(complaint: ErrorDetails, cls: type, mapping: Mapping[str, Any]
     key = f"{path}{'.'.join(_keys(location, mapping, kind in (_UNKNOWN, _MISSING)))}"
     if kind == _UNKNOWN:
         group = key.removesuffix(str(location[-1]))
-        options = [f"{group}{item.name}" for item in dataclasses.fields(_dataclass_at(cls, location[:-1]))]
-        return ConfigError(f"unknown key {key}{closest(key, options)}", key)
+        return ConfigError(
+            f"unknown key {key}{_meant(_dataclass_at(cls, location[:-1]), str(location[-1]), group)}", key
+        )
     if kind == _MISSING:
         return ConfigError(f"{key} is not set", key)
     value = complaint["input"]
     seen = f"{key} is empty" if value in (None, "") else f"{key}={_shown(value)}"
     return ConfigError(f"{seen}: {_expected(complaint, cls)}", key)
+
+
+def keys_named(cls: type, name: str) -> list[str]:
+    """Return the keys of a dataclass that bear a name, those of its groups too, as dotted keys.
+
+    The names by which users know keys are in its mapping ALSO_CALLED, by name: the dotted key.
+    """
+    known: Mapping[str, str] = getattr(cls, "ALSO_CALLED", {})
+    found = [known[name]] if name in known else []
+    for key, hint in get_type_hints(cls).items():
+        if key == name:
+            found.append(key)
+        elif dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            found += [f"{key}.{inner}" for inner in keys_named(hint, name)]
+    return list(dict.fromkeys(found))
+
+
+def _meant(owner: type, name: str, group: str) -> str:
+    """Return a hint on an unknown name: the key that bears it elsewhere, the nearest one, or all of them."""
+    names = [item.name for item in dataclasses.fields(owner)]
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if meant := keys_named(owner, name) or near:
+        return f" (did you mean {' or '.join(f'{group}{key}' for key in meant)}?)"
+    return f" (choose from {', '.join(f'{group}{key}' for key in sorted(names))})"
 
 
 def _expected(complaint: ErrorDetails, cls: type) -> str:

@@ -134,12 +134,15 @@ class PowerAnalysis(serialize.Printed):
         lines = [
             f"{self.runs} looped runs and {self.controls} controls, {number(self.nominal_flops)} FLOPs, "
             f"under {self.law}; noise in nats: {', '.join(parts)}; {self.config.studies} simulated studies",
-            *(f"  {_sentence(item, self.config)}" for item in self.resolved[DEFAULT_ESTIMATOR]),
+            *(f"  {_sentence(item, self._largest())}" for item in self.resolved[DEFAULT_ESTIMATOR]),
             f"  minima all lie inside the grid in {percent(self.all_inside)} of the studies"
             f"{_worst(self.outlooks)}",
             f"  {self._power()}",
         ]
         return "\n".join(lines)
+
+    def _largest(self) -> float:
+        return max(item.budget_flops for item in self.outlooks)
 
     def _power(self) -> str:
         margin = f"looped {self.config.margin_nats:g} nats below fixed depth"
@@ -163,9 +166,13 @@ class PowerAnalysis(serialize.Printed):
         return pd.DataFrame([vars(item) for item in self.outlooks])
 
 
-def _sentence(item: EstimatePrecision, config: DesignConfig) -> str:
+def _sentence(item: EstimatePrecision, largest: float) -> str:
     name = QUANTITY_NAMES[item.quantity]
-    what = f"exponent of {name}" if item.at_flops is None else f"{name} at {number(item.at_flops)} FLOPs"
+    what = f"exponent of {name}"
+    if item.at_flops is not None:
+        what = f"{name} at {number(item.at_flops)} FLOPs"
+        if item.at_flops > largest:
+            what += f", {number(item.at_flops / largest)} times beyond the largest budget"
     if item.true is None:
         what += " (no true one: fewer than three optima inside the grid)"
     elif item.at_flops is None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sweeps.config.folders import CONF, STUDY, choices, user_folders
+from sweeps.config.shell import quote
 
 GROUPS = {  # the class of each group's keys; it is imported when they are shown
     "sweep": "sweeps.config.study.SweepConfig",
@@ -21,6 +22,12 @@ GROUPS = {  # the class of each group's keys; it is imported when they are shown
     "logger": "harness.run.config.LoggerConfig",
     "cluster": "sweeps.config.cluster.ClusterConfig",
     "retry": "sweeps.config.cluster.RetryConfig",
+}
+PROFILE_KEYS = {  # of conf/cluster/NAME.yaml, which explains them
+    "local": ("parallel_runs", "threads_per_run"),
+    "slurm": tuple(
+        f"resources.{name}" for name in ("partition", "account", "time_min", "gpus_per_node", "runs_per_job")
+    ),
 }
 
 
@@ -82,11 +89,31 @@ def command_help(name: str, command: Command, *, whole: bool = False) -> str:
     for group in groups:
         lines += _group(group, keys=whole)
     if not whole:
+        lines += command.more() if command.more else []
         lines += [
             "",
             f"loopscale {name} --help all adds training, guardrails, evaluation, assume and the groups' keys",
         ]
     return "\n".join(lines)
+
+
+def profile_keys() -> list[str]:
+    """Return the lines of the help on the keys of a cluster profile that most users set, and on one's own."""
+    lines = ["", "keys of a profile that most users set, for launch and plan, or in a profile of yours:"]
+    for profile, keys in PROFILE_KEYS.items():
+        written = (CONF / "cluster" / f"{profile}.yaml").read_text(encoding="utf-8").splitlines()
+        for key in keys:
+            name = key.rpartition(".")[2]
+            line = next(line for line in written if line.strip().startswith(f"{name}:"))
+            value, _, comment = line.strip().removeprefix(f"{name}:").partition("#")
+            lines.append(f"  {f'cluster.{key}={value.strip()}':<38} # {profile}: {comment.strip()}")
+    return [*lines, f"a profile of yours: {copy_command('slurm')}; take it with cluster=mine"]
+
+
+def copy_command(profile: str) -> str:
+    """Return the command that copies a shipped cluster profile to where it may be changed."""
+    source = quote(str(CONF / "cluster" / f"{profile}.yaml"))
+    return f"mkdir -p conf/cluster && cp {source} conf/cluster/mine.yaml"
 
 
 def _group(group: str, *, keys: bool) -> list[str]:

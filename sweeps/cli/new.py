@@ -102,6 +102,7 @@ def _grid(
 ) -> tuple[list[int], list[float]]:
     """Return the recurrences and budgets that are given, else those that an allowance or the scale gives."""
     from sweeps.planning import new_grid
+    from sweeps.planning.design import SpeedUnknown
     from sweeps.planning.known_window import known_window
 
     recurrences = _recurrences(settings, reference)
@@ -109,7 +110,10 @@ def _grid(
         return recurrences, sorted(set(settings.budgets_flops))
     _, study = trial(recurrences, [1.0])
     if settings.allowance is not None:
-        allowance = new_grid.priced_allowance(study, settings.allowance, reference)
+        try:
+            allowance = new_grid.priced_allowance(study, settings.allowance, reference)
+        except SpeedUnknown as error:
+            raise ConfigError(f"{error}. Once it is timed, write the file: {_command(settings)}") from error
         window = known_window(new_grid.shortest(study), reference)
         vary = settings.mean_recurrences is None
         return new_grid.fitted_grid(allowance, recurrences, study, window, vary=vary)

@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Sequence
 
-from sweeps.cli.help import described, wrapped
+from sweeps.cli.help import described, profile_keys, wrapped
 from sweeps.config.commands import NewConfig
 from sweeps.config.compose import compose_table
 from sweeps.config.folders import CONF, choices, user_folders
@@ -60,4 +60,4 @@ def listed_choices() -> list[str]:
         width = max(map(len, named))
         for name, text in named.items():
             lines += wrapped(f"{name:<{width}}  {text}", "  ", " " * (width + 4))
-    return lines
+    return [*lines, *profile_keys()]

@@ -45,8 +45,15 @@ def _bar(console: Console, field: str = "") -> Progress:
 
 @contextmanager
 def stage_progress() -> Iterator[Callable[[str, float], None]]:
-    """Show the stages of a long command; yields the callback (stage, fraction done)."""
-    bar = _bar(_console())
+    """Show the stages of a long command; yields the callback (stage, fraction done).
+
+    Where stderr is no terminal, a stage is a line at its beginning and another every 15 s.
+    """
+    console = _console()
+    if not (console.is_terminal or console.is_jupyter):
+        yield _PlainStages()
+        return
+    bar = _bar(console)
     tasks: dict[str, Any] = {}
 
     def update(stage: str, fraction: float) -> None:
@@ -62,6 +69,27 @@ def stage_progress() -> Iterator[Callable[[str, float], None]]:
     finally:
         if tasks:
             bar.stop()
+
+
+class _PlainStages:
+    """Prints the stages of a long command as lines."""
+
+    def __init__(self) -> None:
+        self._began: dict[str, float] = {}
+        self._shown_at = 0.0
+
+    def __call__(self, stage: str, fraction: float) -> None:
+        now = time.monotonic()
+        began = self._began.get(stage)
+        if began is None:
+            self._began[stage] = now
+            print(f"{stage} ...", file=sys.stderr, flush=True)
+        elif now - self._shown_at > PLAIN_EVERY_S:
+            eta = clock((now - began) * (1 - fraction) / fraction) if fraction else "--"
+            print(f"{stage}: {100 * fraction:.0f} %, ETA {eta}", file=sys.stderr, flush=True)
+        else:
+            return
+        self._shown_at = now
 
 
 @contextmanager
@@ -136,8 +164,21 @@ class _Meter:
             eta = clock((total - done) * (now - began) / (done - before))
         finished = sum(row["status"] == "done" for row in state.rows)
         losses = ", ".join(_loss(row) for row in rows if row["status"] == "running" and _loss(row))
-        text = f"{finished}/{len(state.rows)} runs done, {100 * done / total:.0f} % of the FLOPs, ETA {eta}"
+        text = (
+            f"{finished}/{len(state.rows)} runs done{_in_training(state)}, "
+            f"{100 * done / total:.0f} % of the FLOPs, ETA {eta}"
+        )
         return f"{text}, training losses now: {losses}" if losses else text
+
+
+def _in_training(state: SweepStatus) -> str:
+    """Return how many runs and trunk segments train now, in words, empty if none does."""
+    counted = {
+        name: sum(row["status"] == "running" for row in rows)
+        for name, rows in (("run", state.rows), ("trunk segment", state.trunks))
+    }
+    words = [f"{count} {name}{'s' * (count > 1)}" for name, count in counted.items() if count]
+    return f", {' and '.join(words)} in training" if words else ""
 
 
 def _loss(row: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Lt
 
@@ -27,6 +27,15 @@ TRAIN_HERE = {"local"}  # those kinds whose runs train on this machine
 @dataclass(frozen=True, kw_only=True)
 class Resources:
     """What one job asks for. None leaves the site's default."""
+
+    ALSO_CALLED: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(("time", "hours", "max_hours", "time_limit", "walltime", "timeout"), "time_min"),
+        **dict.fromkeys(("gpus", "gres"), "gpus_per_node"),
+        **dict.fromkeys(("mem", "memory"), "memory_gb"),
+        "cpus": "cpus_per_task",
+        "queue": "partition",
+        "project": "account",
+    }
 
     nodes: Count = 1
     tasks_per_node: Count = 1  # ranks on each node
@@ -83,6 +92,11 @@ class FakeConfig:
 @dataclass(frozen=True, kw_only=True)
 class ClusterConfig:
     """A cluster profile: how jobs are started there, what each scale asks for, and what a device delivers."""
+
+    ALSO_CALLED: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(("workers", "processes", "jobs", "parallel", "max_parallel"), "parallel_runs"),
+        "threads": "threads_per_run",
+    }
 
     kind: str = "local"  # a key of BACKENDS
     threads_per_run: Count = 1

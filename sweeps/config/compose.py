@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import gc
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any, get_type_hints
 
 from harness.run.config import RunConfig
 from harness.run.length import LENGTHS
-from model.config_validation import ConfigError, build, check_name, closest
+from model.config_validation import ConfigError, build, check_name, closest, keys_named
 from sweeps.config.cluster import ClusterConfig, RetryConfig
 from sweeps.config.commands import TABLES
 from sweeps.config.folders import (
@@ -37,6 +38,8 @@ LISTS = {  # keys whose value is always a list, by command
     "report": ("envelope",),
     "new": ("budgets_flops", "mean_recurrences"),
 }
+POSITIONAL = {"new": "sweep NAME", "completion": "SHELL"}  # what a command cannot do without
+_GROUPS = ("sweep", "cluster", "retry", *(item.name for item in dataclasses.fields(RunConfig)))
 PROFILE = re.compile(r"[+~]{0,2}cluster[.@=]")  # overrides that choose or change a cluster profile
 _STUDY_KEYS = (
     *(
@@ -151,13 +154,19 @@ def _run(mapping: dict[str, Any], scale: str) -> RunConfig:
 
 def _inside(key: str) -> str:
     """Return a hint if a group has a key of this very name, such as sweep.seeds for seeds."""
+    named = _keys_of_a_study(key)
+    return f" (did you mean {' or '.join(named)}?)" if named else ""
+
+
+def _keys_of_a_study(name: str) -> list[str]:
+    """Return the dotted keys of a study's groups that bear a name."""
     parts = {"sweep": SweepConfig, "cluster": ClusterConfig} | get_type_hints(RunConfig)
-    named = [
+    return [
         f"{part}.{key}"
         for part, cls in parts.items()
-        if dataclasses.is_dataclass(cls) and key in (item.name for item in dataclasses.fields(cls))
+        if dataclasses.is_dataclass(cls) and isinstance(cls, type)
+        for key in keys_named(cls, name)
     ]
-    return f" (did you mean {' or '.join(named)}?)" if named else ""
 
 
 def compose_table(command: str, overrides: Any) -> Any:
@@ -175,12 +184,30 @@ def compose_table(command: str, overrides: Any) -> Any:
         overrides = [text.removeprefix("eval.") for text in overrides]
     if command != "new":
         overrides = [_by_name(text, overrides) for text in overrides]
+    _check_keys(command, overrides)
     overrides = with_lists(overrides, LISTS.get(command, ()))
     mapping, _ = _compose(CONF / "table", command, overrides)
     for key, value in mapping.items():
+        if value == "???" and command in POSITIONAL:
+            raise ConfigError(f"{key} is not set: write loopscale {command} {POSITIONAL[command]}")
         if value == "???":
             raise ConfigError(f"{key} is not set: {key}=...{_launched(mapping) if key == 'sweep' else ''}")
     return build(TABLES[command], mapping)
+
+
+def _check_keys(command: str, overrides: Sequence[str]) -> None:
+    """Refuse keys of a study that a command on finished runs, or `new`, does not take."""
+    hints = get_type_hints(TABLES[command])
+    for text in overrides:
+        key = text.partition("=")[0].lstrip("+~")
+        group, dot, _ = key.partition(".")
+        if dot and group in hints and not str(hints[group]).startswith("dict"):
+            raise ConfigError(f"{text}: {command} takes {group}=... alone; {key} is for plan and launch")
+        if group in hints or difflib.get_close_matches(group, hints, n=1, cutoff=0.75):
+            continue
+        if group in _GROUPS or _keys_of_a_study(key):
+            meant = "" if group in _GROUPS else f", as {' or '.join(_keys_of_a_study(key))}"
+            raise ConfigError(f"{text}: {command} has no key {key}; plan and launch take it{meant}")
 
 
 def _by_name(text: str, overrides: Sequence[str]) -> str:

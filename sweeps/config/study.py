@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, MinLen
 
@@ -56,6 +56,12 @@ class SweepConfig:
 
     Exactly one of `budgets_flops`, `tokens` and `tokens_per_param` gives the lengths.
     """
+
+    ALSO_CALLED: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(("budgets", "flops"), "budgets_flops"),
+        **dict.fromkeys(("mu", "recurrences", "mean_recurrence", "loops"), "mean_recurrences"),
+        "scale": "scales",
+    }
 
     name: str | None = None
     scales: list[str] = field(default_factory=list)  # empty: the model chosen

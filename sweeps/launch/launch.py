@@ -111,7 +111,10 @@ def dry_run(study: StudyConfig, show: Callable[[str], None]) -> None:
     """Show the job files that `launch` would submit now; prepares, writes and submits nothing."""
     backend = open_backend(replace(study.cluster, patience_s=0.0))
     if not backend.has_job_files:
-        raise ConfigError(f"cluster.kind={study.cluster.kind}: {backend.display_name} has no job files")
+        raise ConfigError(
+            f"cluster.kind={study.cluster.kind}: {backend.display_name} has no job files; name the profile "
+            "of a cluster that has: cluster=NAME, one of loopscale new --help"
+        )
     folder = Path(study.root) / str(study.sweep.name)
     cells = [cell for cell in plan_cells(study) if cell.verdict == "OK"]
     show_job_files(folder, would_register(study, cells), backend, show)

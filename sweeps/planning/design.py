@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+class SpeedUnknown(ConfigError):
+    """Device-hours cannot be converted to FLOPs: nothing was measured and no peak is known."""
+
+
 def design(study: StudyConfig, progress: Progress = lambda stage, done: None) -> tuple[PowerAnalysis, ...]:
     """Return what the planned grid would resolve under each law of `assume.law`; writes nothing."""
     frame = planned_runs(study)
@@ -155,7 +159,7 @@ def allowance_flops(study: StudyConfig, frame: pd.DataFrame, otherwise: float) -
         if not allowance.endswith("h") or not hours.replace(".", "", 1).isdigit():
             raise ConfigError(f"allowance={allowance}: give FLOPs, as 5e20, or device-hours, as 300h")
         if np.isnan(total):
-            raise ConfigError(
+            raise SpeedUnknown(
                 f"allowance={allowance}: the speed of the plan's runs is unknown; "
                 "set cluster.device_peak_flops_per_s (in the cluster's file), time it "
                 f"({command_line('plan', study.overrides, 'calibrate=true')}), or give FLOPs"

@@ -31,11 +31,12 @@ def render(
     arms: Sequence[ArmComparison] = (),
     not_compared: Sequence[str] = (),
     worth: MultiplierComparison | None = None,
+    further: Sequence[str] = (),
 ) -> str:
     """Return the page of a study as text.
 
     `arms` are the comparisons of the recipe's axes, `not_compared` the reasons for those that have none,
-    `worth` that with a ladder of plain transformers.
+    `worth` that with a ladder of plain transformers, `further` lines on what to do next.
     """
     figures = [embedded(one) for one in drawn]
     return page(
@@ -45,6 +46,7 @@ def render(
         facts=overview.facts(runs, study, own_version()),
         contents=overview.CONTENTS,
         laws=overview.laws(study, comparison, figures),
+        further=further,
         study=study,
         charts=[chart(group, "nats") for group in study.groups],
         groups=tables.group_tables(study.groups),

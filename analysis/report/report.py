@@ -37,6 +37,7 @@ def report(
     title: str,
     arms: Sequence[ArmComparison] | None = None,
     ladder: LadderChoice | None = None,
+    further: Sequence[str] = (),
 ) -> Path:
     """Write `folder`/index.html, `folder`/figures/*.pdf and *.png, and the data of every panel as CSV.
 
@@ -45,6 +46,7 @@ def report(
     runs, depths : the tables that `study` was fitted to.
     arms : comparisons of arms to show; None: those of every axis of the recipe that `runs` vary.
     ladder : of plain transformers, where `runs` hold some (see `compare_with_transformers`).
+    further : what to do next, one line each: why there is no law, the next command.
 
     Returns
     -------
@@ -58,7 +60,7 @@ def report(
         arms, not_compared = compare_every_axis(runs, study.config)
     worth = compare_with_transformers(runs, study.config, ladder) if has_ladder(runs, study.config) else None
     drawn = save_figures(lambda: study_figures(study, comparison, arms, worth), folder)
-    text = html.render(runs, study, comparison, drawn, title, arms, not_compared, worth)
+    text = html.render(runs, study, comparison, drawn, title, arms, not_compared, worth, further)
     return write_page(folder, text)
 
 

@@ -233,7 +233,10 @@ def report_sweep(settings: CompareConfig) -> tuple[Path, list[str]]:
         return device_hours_report(fitted, folder, title=title), fitted.headlines()
     assert isinstance(source, tuple) and isinstance(fitted, StudyFit)
     comparison = compare_runs(settings)
-    page = report(*source, fitted, comparison, folder, title=title, arms=arms, ladder=settings.ladder)
+    page = report(
+        *source, fitted, comparison, folder,
+        title=title, arms=arms, ladder=settings.ladder, further=after_report(settings),
+    )  # fmt: skip
     *laws, depth = fitted.headlines()
     return page, [*laws, comparison.headline(), depth]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from harness.storage.files import read_json
@@ -44,22 +45,36 @@ def without_law(settings: FitTableConfig) -> tuple[str, str] | None:
     except ConfigError:
         return "no law", ""
     if side := _side(groups):
-        factor = FACTOR if side == "below" else 1 / FACTOR
+        moved = moved_budgets(sweep, FACTOR if side == "below" else 1 / FACTOR)
         return (
             f"no law: most optima lie {side} the recurrences of the grid. They rise with the budget, so try "
-            f"{'larger' if side == 'below' else 'smaller'} ones",
-            command_line("plan", overrides, *moved_budgets(sweep, factor)),
+            f"{'larger' if side == 'below' else 'smaller'} ones{_price([*overrides, *moved])}",
+            command_line("plan", overrides, *moved),
         )
     curves = sum(optimum["value"] is not None or _lacks_minimum(optimum) for optimum in _optima(groups))
     if curves < MIN_BUDGETS:
         return "no law: the grid is too small for one, and its plan says what it lacks", command_line(
             "plan", overrides
         )
-    seeds = ",".join(map(str, range(2 * len(sweep.seeds) + 1)))
+    seeds = f"sweep.seeds=[{','.join(map(str, range(2 * len(sweep.seeds) + 1)))}]"
     return (
-        "no law: the noise hides the minima of too many curves, so try more seeds",
-        command_line("plan", overrides, f"sweep.seeds=[{seeds}]"),
+        "no law: the noise hides the minima of too many curves, so try more seeds"
+        + _price([*overrides, seeds]),
+        command_line("plan", overrides, seeds),
     )
+
+
+def _price(overrides: list[str]) -> str:
+    """Return in words what a proposed sweep leaves to train, "" where its plan is refused and says why."""
+    from sweeps.planning.plan import plan
+
+    try:
+        total = plan(compose_study(overrides)).totals()
+    except ConfigError:
+        return ""
+    hours = total["remaining_hours"]
+    known = "" if math.isnan(hours) else f", {hours:.3g} device-hours"
+    return f" ({total['remaining_flops']:.3g} FLOPs{known})"
 
 
 def moved_budgets(sweep: SweepConfig, factor: float) -> list[str]:

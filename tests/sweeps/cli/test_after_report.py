@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shlex
 
 import pytest
@@ -55,6 +56,8 @@ def test_the_proposed_command_plans_the_whole_grid_at_other_budgets(tmp_path, mo
     words = shlex.split(line)[3:]
     assert reason.startswith(f"no law: most optima lie {side} the recurrences")
     before, after = loopscale.plan(["sweep=mine"]), loopscale.plan(words)
+    price = float(re.search(r"ones \((\S+) FLOPs, \S+ device-hours\)$", reason)[1])
+    assert price == pytest.approx(plan(loopscale.compose(words)).totals()["remaining_flops"], rel=0.01)
     cell = ["kind", "mean_recurrence", "seed"]
     assert after["target_flops"].tolist() == (before["target_flops"] * factor).tolist()
     assert after[cell].equals(before[cell])

@@ -172,7 +172,7 @@ def _sentence(item: EstimatePrecision, largest: float) -> str:
     if item.at_flops is not None:
         what = f"{name} at {number(item.at_flops)} FLOPs"
         if item.at_flops > largest:
-            what += f", {number(item.at_flops / largest)} times beyond the largest budget"
+            what += f", {number(item.at_flops / largest)} times the largest budget"
     if item.true is None:
         what += " (no true one: fewer than three optima inside the grid)"
     elif item.at_flops is None:

@@ -215,10 +215,7 @@ def fit_group(
         swept=tuple(np.unique(inputs.cells.values).tolist()),
         geometry=inputs.shape,
         estimators=fits,
-        flags=(
-            *screening.flags,
-            *group_flags(table, inputs, fits),
-        ),
+        flags=(*screening.flags, *group_flags(table, inputs, fits)),
         table=table,
         inputs=inputs,
     )

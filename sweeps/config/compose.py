@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 from harness.run.config import RunConfig
 from harness.run.length import LENGTHS
@@ -201,13 +201,14 @@ def _check_keys(command: str, overrides: Sequence[str]) -> None:
     for text in overrides:
         key = text.partition("=")[0].lstrip("+~")
         group, dot, _ = key.partition(".")
-        if dot and group in hints and not str(hints[group]).startswith("dict"):
+        if dot and group in hints and get_origin(hints[group]) is not dict:
             raise ConfigError(f"{text}: {command} takes {group}=... alone; {key} is for plan and launch")
         if group in hints or difflib.get_close_matches(group, hints, n=1, cutoff=0.75):
             continue
-        if group in _GROUPS or _keys_of_a_study(key):
-            meant = "" if group in _GROUPS else f", as {' or '.join(_keys_of_a_study(key))}"
-            raise ConfigError(f"{text}: {command} has no key {key}; plan and launch take it{meant}")
+        meant = [] if group in _GROUPS else _keys_of_a_study(key)
+        if group in _GROUPS or meant:
+            as_what = f", as {' or '.join(meant)}" if meant else ""
+            raise ConfigError(f"{text}: {command} has no key {key}; plan and launch take it{as_what}")
 
 
 def _by_name(text: str, overrides: Sequence[str]) -> str:

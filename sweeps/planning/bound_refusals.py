@@ -146,10 +146,11 @@ def _iso_depth_law(used: pd.DataFrame) -> Iterator[str]:
             f"fit is bound to refuse the iso-depth law. It needs {MIN_ISO_DEPTH_RUNS} runs of one recipe; "
             f"there are {runs}"
         )
-    elif used["scale"].nunique() > 1 and (sizes < 2 or recurrences < 2):  # phi is a question of several sizes
+    elif sizes < 2 or recurrences < 2:
         yield (
             "fit is bound to leave phi of the iso-depth law undetermined. It needs two sizes and two "
-            f"recurrences of one recipe; there are {sizes} and {recurrences}. The other laws do without"
+            f"recurrences of one recipe; there are {sizes} and {recurrences}. The other laws do without. "
+            f"sweep.scales=[{used['scale'].iloc[0]},...] adds sizes, those of loopscale new --help"
         )
 
 

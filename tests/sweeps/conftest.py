@@ -79,3 +79,11 @@ def queued(commands, tiny, tmp_path):
         return tmp_path / "runs" / "queued", overrides
 
     return launch
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """The working directory, an empty folder, with no configuration of the user's."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LOOPSCALE_CONFIG", raising=False)
+    return tmp_path

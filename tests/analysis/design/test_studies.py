@@ -177,6 +177,7 @@ def test_the_interval_of_an_analyst_is_near_the_spread_of_the_estimates():
     assert item.without_interval == 0
     # A median of 9 and a quantile of 300 scatter by some per cent each; Student's factor adds 4 %.
     assert 0.8 < item.interval / item.spread < 1.3
+    assert "FLOPs, 4 times the largest budget (true " in found.summary()
 
 
 def test_a_grid_that_misses_the_optima_says_so():

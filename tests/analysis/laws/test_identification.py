@@ -67,16 +67,17 @@ def test_neither_resamples_nor_an_own_function_close_the_interval():
     assert set(fit_law(own_law, points, losses, delta=np.inf).not_identified) >= SIZE_TERM
 
 
-@pytest.mark.parametrize("seed", [12, 13])
+@pytest.mark.parametrize("seed", [11, 12, 13])
 def test_an_amplitude_at_its_upper_bound_leaves_the_floor_open(seed):
-    """With seed 12 E was [2.710, 2.725], not 2.662: the bound of A held alpha and phi, and so E."""
+    """E was [2.473, 2.491] and [2.710, 2.725], not 2.662: the bound of A held alpha and phi, and so E."""
     points = grid((1,), EVEN)
     fit = fit_law("iso_depth", points, noisy(points, 0.005, [0, seed]))
-    assert fit.certificate.at_bound == ("A",)
     assert set(fit.not_identified) == SIZE_TERM | {"E"}
     assert tuple(fit.conf_int().loc["E"]) == (-np.inf, np.inf)
     assert fit.cov.loc["E", "E"] ** 0.5 > 0.1  # 0.005 with alpha and phi held
-    assert np.isnan(fit.cov.loc["A", "A"])
+    # With seed 11 some processors end just before the bound, in the same flat valley.
+    assert fit.certificate.at_bound == ("A",) or seed == 11
+    assert np.isnan(fit.cov.loc["A", "A"]) == (fit.certificate.at_bound == ("A",))
 
 
 def test_two_sizes_give_phi_and_alpha():

@@ -17,14 +17,6 @@ from sweeps.cli.main import NAMES
 from sweeps.config.folders import CONF
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
-    """The working directory, an empty folder, with no configuration of the user's."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("LOOPSCALE_CONFIG", raising=False)
-    return tmp_path
-
-
 def offered(line: str) -> list[str]:
     return candidates(line, NAMES)
 

@@ -14,23 +14,7 @@ from sweeps.config.compose import compose_study
 from sweeps.config.folders import CONF
 from sweeps.state.eta import Forecast
 from sweeps.state.sweep_status import SweepStatus
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """The working directory, an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("LOOPSCALE_CONFIG", raising=False)
-    return tmp_path
-
-
-def command(capsys, *arguments):
-    code = 0
-    try:
-        loopscale.main(list(arguments))
-    except SystemExit as error:
-        code = error.code
-    return code, *capsys.readouterr()
+from tests.commands import command
 
 
 @pytest.mark.parametrize(

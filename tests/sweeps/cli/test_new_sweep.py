@@ -14,24 +14,14 @@ import loopscale
 from model.config_validation import ConfigError
 from sweeps.config.folders import CONF
 from sweeps.planning.new_grid import MIN_BUDGETS, MIN_SWEPT, ladder
+from tests.commands import command
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
-    """The working directory, an empty folder, and a simulation of a few studies."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("LOOPSCALE_CONFIG", raising=False)
+def here(here, monkeypatch):
+    """That folder, and a simulation of a few studies."""
     monkeypatch.setattr("sweeps.cli.new.BRIEF", {"studies": 100, "analysts": 1, "bootstrap": 100})
-    return tmp_path
-
-
-def command(capsys, *arguments):
-    code = 0
-    try:
-        loopscale.main(list(arguments))
-    except SystemExit as error:
-        code = error.code
-    return code, *capsys.readouterr()
+    return here
 
 
 def rates(run):

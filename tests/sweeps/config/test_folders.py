@@ -11,14 +11,7 @@ import yaml
 import loopscale
 from model.config_validation import ConfigError
 from sweeps.config.folders import CONF, find, sweep_folder
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
-    """The working directory, an empty folder, with no configuration of the user's."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("LOOPSCALE_CONFIG", raising=False)
-    return tmp_path
+from tests.commands import command
 
 
 def write(path: Path, width: int) -> Path:
@@ -32,15 +25,6 @@ def write(path: Path, width: int) -> Path:
 def width(*overrides: str) -> int:
     (run,) = loopscale.compose(list(overrides)).runs.values()
     return run.model.width
-
-
-def command(capsys, *arguments: str) -> tuple[int, str, str]:
-    code = 0
-    try:
-        loopscale.main(list(arguments))
-    except SystemExit as error:
-        code = error.code
-    return code, *capsys.readouterr()
 
 
 def test_a_file_is_chosen_by_its_path_and_its_neighbours_by_name(here):

@@ -96,6 +96,7 @@ def test_the_rule_of_the_unified_law_is_that_of_fit(curves, refused):
     ("scales", "budgets", "recurrences", "words"),
     [
         (2, 3, (2, 4), None),
+        (1, 3, (2, 4, 6, 8), "two recurrences of one recipe; there are 1 and 4"),
         (2, 4, (4,), "two recurrences of one recipe; there are 2 and 1"),
         (2, 1, (2, 4, 6), "the iso-depth law. It needs 7 runs of one recipe; there are 6"),
     ],
@@ -110,11 +111,6 @@ def test_the_rule_of_the_iso_depth_law_is_that_of_fit(scales, budgets, recurrenc
     lost = law.fit is None or any("phi" in phrase for phrase in law.fit.undetermined)
     assert lost == (words is not None)
     assert said(runs, words or "iso-depth") == lost
-
-
-def test_a_sweep_of_one_size_is_not_told_what_several_sizes_would_tell():
-    runs = study(budgets=INSIDE[:3], recurrences=(2, 4, 6, 8))[0]
-    assert not said(runs, "iso-depth")
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,7 @@ class Daemons:
             process = subprocess.Popen(
                 [str(part) for part in command],
                 env=environment | {"SLURM_CONF": str(self.site.conf)},
+                cwd=self.site.root,  # where a daemon that dies leaves its core file
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,

@@ -26,6 +26,13 @@ class TextFiles:
         """Return how many were passed over by reason, with the first of them as an example."""
         return {f"{why}, such as {names[0]}": len(names) for why, names in self.passed_over.items()}
 
+    def plain_bytes(self) -> int | None:
+        """Return the bytes of all files; None if one is compressed or in columns, whose size says little."""
+        formats = [text_format(file.name) for file in self.files]
+        if any(each is None or each[0] == ".parquet" or each[1] for each in formats):
+            return None
+        return sum(file.stat().st_size for file in self.files)
+
 
 def find_text_files(path: Path) -> TextFiles:
     """Return the files of text at `path`, a file or a folder, sorted by relative path.

@@ -56,7 +56,7 @@ def usage(commands: Mapping[str, Command]) -> str:
             *lines,
             "",
             "A study is new, plan, launch, status, collect, fit, compare, report, each of which ends with",
-            "the next command: begin with loopscale new --help.",
+            "the next command: begin with loopscale new --help. launch runs data where that was not done.",
             "",
             "Flags of every command:",
             "--help            its settings and an example; --help all: every key",

@@ -301,7 +301,8 @@ COMMANDS = {
     "new": Command(
         run=_new,
         summary="write a commented sweep file for a scale, priced and simulated",
-        example="loopscale new sweep NAME scale=looped_30k allowance=2e14",
+        example="loopscale new sweep NAME scale=looped_30k allowance=2e14; with your own text: "
+        "loopscale new sweep NAME scale=looped_5k allowance=0.5h data=text path=my_corpus/",
         settings="table/new",
         positional="sweep",
         more=listed_choices,

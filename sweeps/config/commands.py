@@ -164,6 +164,8 @@ class NewConfig:
     def __post_init__(self) -> None:
         if self.budgets_flops is not None and self.allowance is not None:
             raise ValueError("budgets_flops and allowance both set the budgets: leave one out")
+        if self.path is not None and self.data is None:
+            object.__setattr__(self, "data", "text")
 
 
 @dataclass(frozen=True, kw_only=True)

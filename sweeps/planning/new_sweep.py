@@ -94,13 +94,12 @@ def recipe(
     sections = {name: dict(keys) for name, keys in reference.settings.items() if name != "sweep"}
     sections["optimizer"] = optimizer = _rates(reference) | sections.get("optimizer", {})
     comments = dict.fromkeys(sections, f"as in {source}")
-    comments["optimizer"] = f"the rates of {source}, chosen for this scale; the same for every cell"
+    on = f" on {reference.groups['data']}" if groups.get("data") != reference.groups.get("data") else ""
+    comments["optimizer"] = f"the rates of {source}, chosen for this scale{on}; the same for every cell"
     if scale != reference.scale:
         training = sections.get("training", {})
         sections["training"] = {key: value for key, value in training.items() if key not in _OF_A_SHAPE}
         comments["optimizer"] = f"the rates of {source}, chosen for {reference.scale}; not tuned here"
-    elif groups.get("data") != reference.groups.get("data"):
-        comments["optimizer"] += f"; chosen on {reference.groups['data']}"
     if model.width != width:
         optimizer |= {"lr_scaling": "mup_width", "lr_base_width": width}
         comments["optimizer"] += f", carried over from width {width}"

@@ -21,7 +21,7 @@ from sweeps.grid.cells import Cell, memory_bytes, plan_cells
 from sweeps.grid.trunks import Trunks, cell_name, trajectories, why_nothing_is_shared
 from sweeps.planning.bound_refusals import bound_refusals, ladder_refusals
 from sweeps.planning.cost import add_hours, describe_sources
-from sweeps.planning.text_needed import text_notes
+from sweeps.planning.text_needed import estimated_tokens, text_notes
 from sweeps.state.ledger import read_ledger, trunks_of
 
 if TYPE_CHECKING:
@@ -130,6 +130,7 @@ def plan(study: StudyConfig) -> Plan:
     if savings is None:
         notes += missed_savings(study, planned, rows)
     frame = pd.DataFrame(rows)
+    unprepared = {cell.run.data.name: cell.run.data for cell in planned if cell.data.digest is None}.values()
     if study.sweep.budgets_flops:
         notes += bound_refusals(rows, max(cell.run.evaluation.max_depth for cell in planned))
     if study.sweep.ladder and "tokens" in study.sweep.ladder.equal:
@@ -138,7 +139,9 @@ def plan(study: StudyConfig) -> Plan:
         frame=frame,
         axes=list(study.sweep.axes),
         notes=notes,
-        data=text_notes(frame, command_line("data", study.overrides), study.sweep.max_epochs),
+        data=text_notes(
+            frame, command_line("data", study.overrides), study.sweep.max_epochs, estimated_tokens(unprepared)
+        ),
         hours_source=describe_sources((row["price"] for row in rows if row["verdict"] == "OK"), study),
         trunks=savings,
     )

@@ -133,7 +133,7 @@ def test_a_sweep_on_own_text_keeps_its_place_and_says_on_what_the_rates_were_cho
     path = loopscale.new(["sweep=own", "scale=looped_15k", "data=text", f"path={corpus}"])
     (run,) = loopscale.compose(["sweep=own"]).runs.values()
     assert (run.data.source, run.data.path) == ("text", str(corpus)) and run.data.vocabulary_size == 512
-    assert "chosen for this scale; the same for every cell; chosen on installed_python" in path.read_text()
+    assert "chosen for this scale on installed_python; the same for every cell" in path.read_text()
 
 
 def test_budgets_that_are_too_short_name_an_allowance_that_keeps_every_cell(here, capsys):
@@ -198,10 +198,33 @@ def test_the_text_suffices_for_the_longest_run(here, capsys):
     assert "override /data: installed_python #" in (here / "conf" / "sweep" / "more.yaml").read_text()
     tiny = [*grid, "budgets_flops=1e12", "data=installed_python_tiny"]
     _, out, _ = command(capsys, "new", "sweep", "tiny", *tiny)
-    assert "of about 4.92e+06 training tokens of installed_python_tiny (2.1 epochs); 5 runs are dro" in out
+    assert "of about 4.92e+06 training tokens of installed_python_tiny (2.1 epochs); 5 runs would be d" in out
     _, out, _ = command(capsys, "plan", "sweep=tiny", "sweep.max_epochs=3")
     assert "(2.1 epochs); 5 runs repeat their text, and fit leaves them out of laws" in out
     assert "; data=installed_prose has enough; it is not prepared yet" in out
+
+
+def test_a_path_is_the_text_and_its_size_says_whether_it_suffices(here, capsys):
+    (here / "mine" / "deeper").mkdir(parents=True)
+    (here / "mine" / "deeper" / "a.txt").write_text("one two three " * 15_000)  # 210 kB
+    grid = ["scale=looped_5k", "mean_recurrences=2,4,6,8", "budgets_flops=4e11,8e11,1.6e12"]
+    _, out, _ = command(capsys, "new", "sweep", "own", *grid, "path=mine")
+    assert "override /data: text #" in (here / "conf" / "sweep" / "own.yaml").read_text()
+    # 2.1 bytes a token of 512, .98 of the documents: 98,000
+    found = re.search(r"reads (\S+) of about 9.8e\+04 training tokens of text, by the size of its files", out)
+    assert found and f"({float(found[1]) / 98_000:.2g} epochs)" in out
+    assert "19 runs would be dropped" in out and "times the text, or budgets that are smaller" in out
+    (here / "mine" / "b.jsonl.gz").write_bytes(b"")
+    _, out, _ = command(capsys, "plan", "sweep=own")
+    assert f"data: the longest run reads {found[1]} tokens of text; it is not prepared yet" in out
+
+
+def test_a_path_that_no_run_reads_is_refused(here, capsys):
+    expected = "path is the text of data=text, and data=installed_prose has its own"
+    new = ("new", "sweep", "own", "scale=looped_5k", "data=installed_prose", "path=.")
+    for words in (new, ("plan", "sweep=demo", "path=.")):
+        code, _, err = command(capsys, *words)
+        assert code == 2 and expected in err and len(err.splitlines()) == 1
 
 
 def test_the_counted_tokens_are_those_of_the_committed_runs():

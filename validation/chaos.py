@@ -88,15 +88,17 @@ def main() -> None:
         up(site)
     references(arguments.root)
     until = time.monotonic() + 60 * arguments.minutes
+    children = []
     for site in sites:
-        if os.fork() == 0:
+        children.append(os.fork())
+        if children[-1] == 0:
             try:
                 Study(site, arguments.root, arguments.seed, until, arguments.only).work()
             except BaseException:
                 traceback.print_exc()
                 os._exit(1)
             os._exit(0)
-    codes = [os.wait()[1] for _ in sites]
+    codes = [os.waitpid(child, 0)[1] for child in children]  # beside them, daemons of the sites are children
     rounds = [json.loads(path.read_text()) for path in sorted(arguments.root.glob("round-*.json"))]
     studies = [Study(site, arguments.root, arguments.seed, until, arguments.only) for site in sites]
     if any(codes) or any(study.missing([*study.events, *study.rounds]) for study in studies):

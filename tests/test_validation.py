@@ -1,9 +1,13 @@
 """What the documents say of the long studies is what the committed results say."""
 
 import json
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
+
+from validation.children import in_children
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = {path.stem: json.loads(path.read_text()) for path in (ROOT / "docs/validation").glob("*.json")}
@@ -112,3 +116,18 @@ def test_intervals_of_the_parameter_multiplier_cover():
         error = (0.95 * 0.05 / row["studies"]) ** 0.5
         assert 0.93 - 4 * error <= row["coverage"] <= 0.97 + 4 * error
         assert row["refused"] <= 0.02 * row["studies"]
+
+
+def test_a_study_waits_for_its_own_processes(tmp_path):
+    def slow():
+        time.sleep(0.5)
+        (tmp_path / "done").touch()
+
+    def failing():
+        raise ValueError("no such site")
+
+    with subprocess.Popen(["true"]):  # a child that ends before
+        in_children([slow])
+    assert (tmp_path / "done").exists()
+    with pytest.raises(SystemExit):
+        in_children([slow, failing])

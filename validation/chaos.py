@@ -48,6 +48,7 @@ from tests.slurm.conftest import Sweep
 from tests.slurm.scene import Scene
 from tests.slurm.sites import Site
 from tests.waiting import wait_for
+from validation.children import in_children
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Sites of its own, whatever others run on this machine.
@@ -88,21 +89,11 @@ def main() -> None:
         up(site)
     references(arguments.root)
     until = time.monotonic() + 60 * arguments.minutes
-    children = []
-    for site in sites:
-        children.append(os.fork())
-        if children[-1] == 0:
-            try:
-                Study(site, arguments.root, arguments.seed, until, arguments.only).work()
-            except BaseException:
-                traceback.print_exc()
-                os._exit(1)
-            os._exit(0)
-    codes = [os.waitpid(child, 0)[1] for child in children]  # beside them, daemons of the sites are children
-    rounds = [json.loads(path.read_text()) for path in sorted(arguments.root.glob("round-*.json"))]
     studies = [Study(site, arguments.root, arguments.seed, until, arguments.only) for site in sites]
-    if any(codes) or any(study.missing([*study.events, *study.rounds]) for study in studies):
-        sys.exit(1 if any(codes) else 75)
+    in_children([study.work for study in studies])
+    rounds = [json.loads(path.read_text()) for path in sorted(arguments.root.glob("round-*.json"))]
+    if any(study.missing([*study.events, *study.rounds]) for study in studies):
+        sys.exit(75)
     result = summarise(rounds, f"python validation/chaos.py --seed {arguments.seed}", arguments.seed)
     write_json(arguments.result, result)
     for site in sites:

@@ -11,6 +11,7 @@ docs/validation/fuzz.json.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -23,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from harness.storage.files import new_folder, write_json
 from tests.fuzz.cases import KINDS, make_base, run_case
 from tests.fuzz.judge import REFUSED, SUCCESS, imported_ahead
+from validation.children import in_children
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -41,30 +43,28 @@ def main() -> None:
     sys.dont_write_bytecode = True
     arguments.root.mkdir(parents=True, exist_ok=True)
     base = arguments.root / "base"
-    if (
-        not base.is_dir() and os.fork() == 0
-    ):  # in a process of its own: forked ones inherit none of its threads
-        with new_folder(base) as unfinished:
-            make_base(unfinished)
-        os._exit(0)
-    if not base.is_dir():
-        os.wait()
+    if not base.is_dir():  # made in a process of its own: forked ones inherit none of its threads
+        in_children([functools.partial(_make, base)])
     each = -(-arguments.inputs // len(KINDS))
     cases = [(kind, number) for number in range(each) for kind in KINDS]
     ends = time.monotonic() + 60 * arguments.minutes
     imported_ahead()
-    for worker in range(arguments.workers):
-        if os.fork() == 0:
-            _judge(cases[worker :: arguments.workers], worker, base, arguments.root, ends)
-            os._exit(0)
-    ends_of = [os.wait()[1] for _ in range(arguments.workers)]
-    if any(ends_of):
-        sys.exit("a worker has failed, see above")
+    in_children(
+        [
+            functools.partial(_judge, cases[worker :: arguments.workers], worker, base, arguments.root, ends)
+            for worker in range(arguments.workers)
+        ]
+    )
     rows = _done(arguments.root)
     if len(rows) < len(cases):
         sys.exit(75)
     wrong = _summarise(rows, arguments.result, arguments.inputs)
     sys.exit(int(bool(wrong)))
+
+
+def _make(base: Path) -> None:
+    with new_folder(base) as unfinished:
+        make_base(unfinished)
 
 
 def _judge(cases: list[tuple[str, int]], worker: int, base: Path, root: Path, ends: float) -> None:

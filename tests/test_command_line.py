@@ -107,7 +107,7 @@ def test_every_command_has_help_with_an_example(capsys, command):
         (["collect", "sweep=nosuch"], "no sweep 'nosuch' under runs (nothing was launched there yet)"),
         (
             ["fit", "sweep=nosuch"],
-            "no runs table in runs/nosuch, which does not exist: loopscale launch sweep=nosuch, then",
+            "which does not exist: loopscale launch sweep=nosuch, then collect",
         ),
         (["new", "sweep", "scale=looped_5k"], "sweep is not set: write loopscale new sweep NAME"),
         (["completion"], "shell is not set: write loopscale completion SHELL"),

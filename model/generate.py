@@ -16,6 +16,8 @@ from model.injection import first_states
 from model.kernels import IGNORE
 from model.transformer import LoopedTransformer
 
+LEAST_TEMPERATURE = 1e-6  # below it float32 logits overflow, and the likeliest token is all that is left
+
 
 class Decoder:
     """Read tokens one after the other or several at once, each sequence of the batch with its own h_0."""
@@ -64,7 +66,8 @@ def stream_tokens(
 ) -> Iterator[Tensor]:
     """Yield the next token of every sequence, int64 [B], `new_tokens` times.
 
-    prompt is [B, P]. Temperature 0 takes the likeliest token; otherwise sampling depends on `seed` alone.
+    prompt is [B, P]. A temperature below LEAST_TEMPERATURE takes the likeliest token; otherwise sampling
+    depends on `seed` alone.
 
     Raises
     ------
@@ -82,7 +85,7 @@ def stream_tokens(
     tokens = prompt
     for _ in range(new_tokens):
         logits, _ = decoder.read(tokens)
-        if temperature == 0:
+        if temperature < LEAST_TEMPERATURE:
             chosen = logits.argmax(dim=1)
         else:
             chosen = torch.multinomial((logits / temperature).softmax(dim=1), 1, generator=generator)[:, 0]

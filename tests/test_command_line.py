@@ -105,7 +105,10 @@ def test_every_command_has_help_with_an_example(capsys, command):
         ),
         (["status", "sweep=demo"], "(nothing was launched there yet): loopscale launch sweep=demo"),
         (["collect", "sweep=nosuch"], "no sweep 'nosuch' under runs (nothing was launched there yet)"),
-        (["fit", "sweep=nosuch"], "no runs table in runs/nosuch, which does not exist"),
+        (
+            ["fit", "sweep=nosuch"],
+            "which does not exist: loopscale launch sweep=nosuch, then collect",
+        ),
         (["new", "sweep", "scale=looped_5k"], "sweep is not set: write loopscale new sweep NAME"),
         (["completion"], "shell is not set: write loopscale completion SHELL"),
         (["fit", "sweep=demo", "bootstra=3"], "unknown key bootstra (did you mean bootstrap?)"),

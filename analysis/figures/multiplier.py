@@ -24,7 +24,8 @@ def multiplier_figures(comparison: MultiplierComparison) -> list[style.ReportFig
     shared: dict[tuple[Any, ...], list[ModelWorth]] = {}
     for model in comparison.models:
         if (law := model.row("loss", "all").law) is not None:
-            shared.setdefault((model.ladder, id(law)), []).append(model)  # a ladder's law is fitted once
+            ladder = (model.ladder, *law.points[["params", "loss"]].to_numpy().ravel())
+            shared.setdefault(ladder, []).append(model)
     drawn = [_figure(models, comparison.config.confidence) for models in shared.values()]
     if len(drawn) == 1:
         return drawn

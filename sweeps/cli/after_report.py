@@ -10,7 +10,7 @@ from model.config_validation import ConfigError
 from sweeps.config.commands import LAWS, CompareConfig, FitTableConfig
 from sweeps.config.compose import compose_study
 from sweeps.config.next_command import command_line, next_command
-from sweeps.config.study import SweepConfig
+from sweeps.config.study import StudyConfig
 from sweeps.state.ledger import read_ledger
 
 FACTOR = 4.0  # between the budgets of a grid without a law and those that are proposed
@@ -32,6 +32,7 @@ def without_law(settings: FitTableConfig) -> tuple[str, str] | None:
     The command is "" where the sweep's own files are not found from here.
     """
     from analysis.isoflop.geometry import MIN_BUDGETS
+    from sweeps.planning.known_optima import on_budgets
 
     if not _is_launched(settings):
         return None
@@ -41,11 +42,12 @@ def without_law(settings: FitTableConfig) -> tuple[str, str] | None:
         return None
     overrides = _overrides(settings)
     try:
-        sweep = compose_study(overrides).sweep
+        study = compose_study(overrides)
     except ConfigError:
         return "no law", ""
+    sweep = study.sweep
     if side := _side(groups):
-        moved = moved_budgets(sweep, FACTOR if side == "below" else 1 / FACTOR)
+        moved = on_budgets(sweep, _moved_budgets(study, side))
         return (
             f"no law: most optima lie {side} the recurrences of the grid. They rise with the budget, so try "
             f"{'larger' if side == 'below' else 'smaller'} ones{_price([*overrides, *moved])}",
@@ -77,16 +79,19 @@ def _price(overrides: list[str]) -> str:
     return f" ({total['remaining_flops']:.3g} FLOPs{known})"
 
 
-def moved_budgets(sweep: SweepConfig, factor: float) -> list[str]:
-    """Return the overrides that multiply the budgets of a whole grid, its listed cells included."""
-    lengths = {"budgets_flops": sweep.budgets_flops}
-    lengths |= {
-        f"cells.{name}.lengths": cells.lengths for name, cells in sweep.cells.items() if cells.lengths
-    }
-    written = {
-        key: [f"{flops * factor:.6g}".replace("e+", "e") for flops in each] for key, each in lengths.items()
-    }
-    return [f"sweep.{key}=[{','.join(each)}]" for key, each in written.items()]
+def _moved_budgets(study: StudyConfig, side: str) -> list[float]:
+    """Return the budgets to try where most optima lie on a side of the recurrences.
+
+    They are those that `new` and `plan` name by the shipped law of the scale, if they lie on the right side
+    of the study's own; else its own, larger or smaller by `FACTOR`.
+    """
+    from sweeps.planning.known_optima import optima_outside, shipped_window
+
+    own, larger = study.sweep.budgets_flops, side == "below"
+    missed = optima_outside(study, shipped_window(study))
+    if missed and missed.better and (max(missed.better[1]) > max(own)) == larger:
+        return missed.better[1]
+    return [flops * (FACTOR if larger else 1 / FACTOR) for flops in own]
 
 
 def _is_launched(settings: FitTableConfig) -> bool:

@@ -223,31 +223,21 @@ def _outside(
     allowance: Allowance,
 ) -> list[str]:
     """Return a line on the budgets whose optimum lies outside the grid, and the command that mends them."""
-    from sweeps.planning.known_window import outside
-    from sweeps.planning.new_grid import cost, inside_grid
-    from sweeps.planning.new_sweep import flow
+    from sweeps.planning.known_optima import optima_outside
+    from sweeps.planning.new_grid import cost
 
-    swept, budgets = study.sweep.mean_recurrences, study.sweep.budgets_flops
-    beyond = outside(swept, budgets, window)
-    if not beyond:
-        return []
-    said = (
-        f"{beyond} of {len(budgets)} budgets have their optimum at an edge of µ = {min(swept)} to "
-        f"{max(swept)} or beyond, by the law of the shipped sweep"
+    by_allowance = settings.allowance is not None
+    vary = by_allowance and settings.mean_recurrences is None
+    missed = optima_outside(study, window, _recurrences(settings, reference), vary=vary)
+    if missed is None or missed.better is None:
+        return [missed.words] if missed else []
+    needed = cost(missed.better)
+    changed = dataclasses.replace(
+        settings,
+        budgets_flops=None if by_allowance else missed.better[1],
+        allowance=allowance.value(needed) if by_allowance else None,
     )
-    vary = settings.mean_recurrences is None
-    better = inside_grid(study, _recurrences(settings, reference), window, vary=vary)
-    if better is None:
-        return [f"{said}: give mean_recurrences that reach further"]
-    needed = cost(better)
-    if settings.allowance is None:
-        changed = dataclasses.replace(settings, budgets_flops=better[1])
-    else:
-        changed = dataclasses.replace(settings, allowance=allowance.value(needed))
-    return [
-        f"{said}. Three budgets with it inside, such as {', '.join(map(flow, better[1]))}, take "
-        f"{allowance.words(needed)}: {_again(changed, path)}"
-    ]
+    return [f"{missed.words}, for {allowance.words(needed)} in all: {_again(changed, path)}"]
 
 
 def _designed(study: StudyConfig, reference: Reference) -> list[str]:

@@ -75,15 +75,27 @@ def _plan(overrides: list[str]) -> str:
     from sweeps.planning.plan import plan
 
     planned = plan(study)
-    return _plan_json(planned) if study.format == "json" else _plan_text(planned, overrides)
+    return _plan_json(planned) if study.format == "json" else _plan_text(study, planned, overrides)
 
 
-def _plan_text(plan: Plan, overrides: Sequence[str]) -> str:
+def _plan_text(study: StudyConfig, plan: Plan, overrides: Sequence[str]) -> str:
     axes = {key: key.rpartition(".")[2] for key in plan.axes}
     lines = [as_text(plan.frame, axes | PLAN_COLUMNS), plan.summary()]
     if not plan.accepted.empty:
+        lines += _outside(study, overrides)
         lines.append(next_command("launch", overrides))
     return "\n".join(lines)
+
+
+def _outside(study: StudyConfig, overrides: Sequence[str]) -> list[str]:
+    """Return a line on the budgets with their optimum outside the grid, and the command of better ones."""
+    from sweeps.planning.known_optima import on_budgets, optima_outside, shipped_window
+
+    missed = optima_outside(study, shipped_window(study))
+    if missed is None or missed.better is None:
+        return [missed.words] if missed else []
+    other = command_line("plan", overrides, *on_budgets(study.sweep, missed.better[1]))
+    return [f"{missed.words}: {other}"]
 
 
 def _plan_json(plan: Plan) -> str:

@@ -6,11 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.optimize import brentq
 
-from analysis.config import FitConfig
-from analysis.design.ground_truth import REACH, fitted
-from analysis.isoflop.geometry import geometry
 from sweeps.config.study import StudyConfig
 from sweeps.planning.new_sweep import Reference
 from sweeps.planning.plan import plan
@@ -37,7 +33,15 @@ def known_window(study: StudyConfig, reference: Reference) -> Window:
     (scale,) = study.runs
     if scale != reference.scale or reference.study is None:
         return everywhere
+    from scipy.optimize import brentq  # here: a plan of another scale needs no scipy
+
+    from analysis.config import FitConfig
+    from analysis.design.ground_truth import REACH, fitted
+    from analysis.isoflop.geometry import geometry
+
     runs, count = plan(study).accepted, FitConfig().parameter_count
+    if runs.empty:
+        return everywhere
     law = fitted(reference.study / "laws.json", runs, count)
     shape = geometry(runs[runs["kind"] == "looped"], count)
     own = [law.optimum(shape, flops) for flops in reference.budgets_flops]

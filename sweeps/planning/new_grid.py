@@ -13,7 +13,6 @@ from model.config_validation import ConfigError
 from model.flops import flops_per_token, parameter_counts
 from sweeps.config.compose import compose_study
 from sweeps.config.study import StudyConfig
-from sweeps.planning.design import allowance_flops
 from sweeps.planning.known_window import Window, everywhere, outside
 from sweeps.planning.new_sweep import Reference, flow
 from sweeps.planning.plan import Plan, plan
@@ -60,6 +59,10 @@ def priced_allowance(study: StudyConfig, allowance: float | str, reference: Refe
 
     Raises ConfigError where the speed is unknown, with the command that times a shipped sweep of that scale.
     """
+    from sweeps.planning.design import (
+        allowance_flops,
+    )  # here: a plan that needs the grid alone needs no scipy
+
     (scale,) = study.runs
     shipped = [f"sweep={reference.name}", f"model={scale}", *study.overrides[1:]]
     study = dataclasses.replace(shortest(study), allowance=allowance, overrides=shipped)

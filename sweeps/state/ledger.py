@@ -11,6 +11,7 @@ from harness.storage.files import read_json
 from model.config_validation import ConfigError, build
 from sweeps.config.cluster import ClusterConfig, RetryConfig
 from sweeps.config.folders import find
+from sweeps.config.next_command import command_line
 from sweeps.config.numerics import Device
 from sweeps.config.study import StudyConfig
 from sweeps.grid.cells import Cell
@@ -116,7 +117,8 @@ def no_sweep(folder: Path) -> str:
     others = sorted(path.parent.name for path in folder.parent.glob("*/sweep.json"))
     there = f"launched there: {', '.join(others)}" if others else "nothing was launched there yet"
     if find("sweep", folder.name) is not None:
-        advice = f"loopscale launch sweep={folder.name}"
+        root = [] if str(folder.parent) == "runs" else [f"root={folder.parent}"]
+        advice = command_line("launch", [f"sweep={folder.name}", *root])
     else:
         advice = "write one of these" if others else "loopscale new --help says how to begin one"
     return f"no sweep {folder.name!r} under {folder.parent} ({there}): {advice}"

@@ -34,6 +34,17 @@ def test_sampling_depends_on_the_seed_alone():
     assert not torch.equal(draws[0], draws[2])
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-30, 1e-6])
+def test_the_limit_of_low_temperatures_is_the_likeliest_token(temperature):
+    model, (prompt, _) = awake(TINY), batch(TINY, size=3)
+    options = {"new_tokens": 8, "decoding": Decoding(depth=2), "state_seeds": range(3)}
+    likeliest, drawn = (
+        torch.stack(list(stream_tokens(model, prompt[:, :4], temperature=each, **options)))
+        for each in (0.0, temperature)
+    )
+    assert torch.equal(drawn, likeliest)
+
+
 def test_more_tokens_than_the_context_holds_are_refused():
     model, (prompt, _) = awake(TINY), batch(TINY, size=1)
     with pytest.raises(ValueError, match="do not fit sequence_length=16; ask for at most 4 new ones"):

@@ -16,6 +16,7 @@ from sweeps.config.commands import CompareConfig
 from sweeps.launch.launch import write_ledger
 from sweeps.planning.plan import plan
 from sweeps.state.ledger import Ledger
+from tests.commands import command
 
 
 def laws(exponent, refusal):
@@ -34,10 +35,9 @@ def test_a_law_is_narrowed(tiny_study, tmp_path):
     assert loopscale.compose(words[3:]).sweep.name == "tiny"
 
 
-@pytest.mark.parametrize(("side", "factor"), [("below", 4), ("above", 0.25)])
-def test_the_proposed_command_plans_the_whole_grid_at_other_budgets(tmp_path, monkeypatch, side, factor):
-    monkeypatch.chdir(tmp_path)
-    loopscale.new(["sweep=mine", "scale=looped_15k", "budgets_flops=5e11,1e12,2e12"])
+def fitted(tmp_path, scale, budgets, side):
+    """A sweep of `new`, launched and fitted without a law, as its most optima lie on a side of the grid."""
+    loopscale.new(["sweep=mine", f"scale={scale}", f"budgets_flops={budgets}"])
     study = loopscale.compose(["sweep=mine"])
     folder = tmp_path / "runs" / "mine"
     folder.mkdir(parents=True)
@@ -52,7 +52,13 @@ def test_the_proposed_command_plans_the_whole_grid_at_other_budgets(tmp_path, mo
     )
     write_json(folder / "sweep.json", dataclasses.asdict(ledger))
     (folder / "laws.json").write_text(laws(None, f"the minimum lies {side} the swept range"))
-    reason, line = after_report(CompareConfig(sweep="mine"))
+    return after_report(CompareConfig(sweep="mine"))
+
+
+@pytest.mark.parametrize(("side", "factor"), [("below", 4), ("above", 0.25)])
+def test_the_proposed_command_plans_the_whole_grid_at_other_budgets(tmp_path, monkeypatch, side, factor):
+    monkeypatch.chdir(tmp_path)
+    reason, line = fitted(tmp_path, "looped_10m", "5e15,1e16,2e16", side)  # no law of this scale is shipped
     words = shlex.split(line)[3:]
     assert reason.startswith(f"no law: most optima lie {side} the recurrences")
     before, after = loopscale.plan(["sweep=mine"]), loopscale.plan(words)
@@ -62,6 +68,27 @@ def test_the_proposed_command_plans_the_whole_grid_at_other_budgets(tmp_path, mo
     assert after["target_flops"].tolist() == (before["target_flops"] * factor).tolist()
     assert after[cell].equals(before[cell])
     assert not any("control" in note for note in plan(loopscale.compose(words)).notes)
+
+
+def test_new_plan_and_fit_propose_the_same_budgets(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sweeps.cli.new.BRIEF", {"studies": 100, "analysts": 1, "bootstrap": 100})
+    code, new, _ = command(capsys, "new", "sweep", "mine", "scale=looped_5k", "budgets_flops=1e11,2e11,4e11")
+    inside = re.search(r"Three budgets have it inside, such as (.*), for ", new)[1].split(", ")
+    assert code == 0 and len(inside) == 3
+    _, planned, _ = command(capsys, "plan", "sweep=mine")
+    assert "of 3 budgets have their optimum at an edge of µ = 2 to 12 or beyond" in planned
+    proposed = re.search(r"Three budgets have it inside, such as ([^:]*): loopscale (plan .*)", planned)
+    assert proposed[1].split(", ") == inside
+    (tmp_path / "conf" / "sweep" / "mine.yaml").unlink()
+    reason, line = fitted(tmp_path, "looped_5k", "1e11,2e11,4e11", "below")
+    assert reason.startswith("no law: most optima lie below") and shlex.split(line)[2:] == shlex.split(
+        proposed[2]
+    )
+    better = loopscale.plan(shlex.split(proposed[2])[1:])
+    assert sorted(set(better["target_flops"])) == sorted(map(float, inside))
+    _, again, _ = command(capsys, *shlex.split(proposed[2]))
+    assert "at an edge of µ" not in again and "control" not in again.split("total")[1].split("design")[0]
 
 
 def test_a_grid_whose_minima_are_hidden_gets_more_seeds_and_one_that_is_too_small_its_plan(

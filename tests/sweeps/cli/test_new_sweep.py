@@ -171,7 +171,7 @@ def test_budgets_of_a_known_law_have_their_optimum_inside_the_recurrences(here, 
 def test_budgets_outside_a_known_law_are_mended_by_the_command_that_is_printed(here, capsys, given):
     _, out, _ = command(capsys, "new", "sweep", "below", "scale=looped_5k", given)
     assert re.search(r"(\d) of \1 budgets have their optimum at an edge of µ", out)
-    unit, path, again = re.search(r" take (\S+ .*FLOPs\)?): rm (\S+) && loopscale (.*)", out).groups()
+    unit, path, again = re.search(r", for (\S+ .*FLOPs\)?) in all: rm (\S+) && loopscale (.*)", out).groups()
     assert re.match(r"0\.\d+h \(\S+ FLOPs\)$" if given.endswith("h") else r"\S+ FLOPs$", unit)
     assert again.split()[-1].partition("=")[0] == given.partition("=")[0]
     (here / path).unlink()

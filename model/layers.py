@@ -15,6 +15,8 @@ from model.kernels import AUTO, BlockWeights, Kernels, half_squared_relu, rms_no
 
 def rotary_table(length: int, head_dim: int, theta: float) -> Tensor:
     """Return cos and sin of the rotary angles, float32 [length, 1, head_dim / 2, 2]."""
+    if torch.empty(0).is_meta:  # where torch.arange imports torch's compiler, which takes a second
+        return torch.empty(length, 1, head_dim // 2, 2, dtype=torch.float32)
     frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     angles = torch.arange(length, dtype=torch.float32)[:, None] * frequencies
     return torch.stack([angles.cos(), angles.sin()], dim=-1)[:, None]

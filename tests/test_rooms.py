@@ -173,3 +173,14 @@ def test_the_package_imports_neither_torch_nor_transformers():
 
 def test_training_does_not_import_wandb():
     assert "wandb" not in imported_by("import harness.training.job")
+
+
+def test_reading_a_model_does_not_import_the_compiler():
+    code = (
+        "from model.config import ModelConfig\n"
+        "from model.transformer import build_model, model_from_weights\n"
+        "config = ModelConfig(width=32, heads=2, prelude_layers=1, core_layers=1, coda_layers=1,"
+        " vocabulary_size=64, sequence_length=16)\n"
+        "model_from_weights(config, build_model(config, seed=None).state_dict())"
+    )
+    assert "sympy" not in imported_by(code)  # which torch._dynamo imports

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.config_validation import ConfigError
+from sweeps.config.shipped import parse_once
 
 if TYPE_CHECKING:
     from hydra.core.config_search_path import ConfigSearchPath
@@ -156,6 +157,7 @@ def searched(overrides: Sequence[str], *, groups: bool) -> Iterator[tuple[list[P
     neighbours are found where its folder has the name of the group.
     """
     kept = [text for text in overrides if not text.startswith(f"{SEARCH_PATH}=")]
+    _register()
     if not groups:
         yield [], kept
         return
@@ -171,7 +173,6 @@ def searched(overrides: Sequence[str], *, groups: bool) -> Iterator[tuple[list[P
             if path.resolve().parent.name == group:
                 folders.insert(0, path.resolve().parents[1])
         folders = list(dict.fromkeys([Path(own), *folders]))
-        _register()
         _SEARCHED[:] = [folder for folder in folders if folder != CONF]
         try:
             yield folders, kept
@@ -187,6 +188,7 @@ def _register() -> None:
 
     class UserFolders(SearchPathPlugin):
         def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+            parse_once(search_path, CONF)
             for folder in reversed(_SEARCHED):
                 search_path.prepend(provider="loopscale", path=f"file://{folder}")
 

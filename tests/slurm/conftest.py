@@ -40,8 +40,12 @@ def pytest_sessionfinish(session):
 
 
 def pytest_collection_modifyitems(items):
-    """Put tests that need a cluster to themselves last: one that waits for its turn holds up a worker."""
-    items.sort(key=lambda item: item.get_closest_marker("alone") is not None)
+    """Put the longest first, and last what needs a cluster to itself, whose waiting holds up a worker."""
+
+    def place(item):
+        return item.get_closest_marker("alone") is not None, item.get_closest_marker("longest") is None
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")

@@ -108,6 +108,7 @@ def processes_under(pid: int) -> list[int]:
     return [each for child in children for each in [*processes_under(child), child]]
 
 
+@pytest.mark.longest
 def test_the_time_limit(sweep, calm):
     # A minute of time limit, of which SLURM may take another off for the signal, for a run of 72 s.
     own = ["sweep.seeds=[0]", fault("slow=1.2"), "cluster.resources.time_min=1", "cluster.signal_s=5"]

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.storage.files import write_text
-from model.config_validation import ConfigError, closest
+from model.config_validation import ConfigError
 from sweeps.cli.help import Command
-from sweeps.cli.new_choices import asked, listed_choices, scales
+from sweeps.cli.new_choices import asked, check_name, listed_choices, one_scale
 from sweeps.config.commands import NewConfig
 from sweeps.config.compose import compose_study, compose_table
-from sweeps.config.folders import NAME, find
+from sweeps.config.folders import NAME
 from sweeps.config.next_command import command_line, next_command
 from sweeps.config.shell import quote
 
@@ -42,12 +42,13 @@ def new_sweep(settings: NewConfig) -> tuple[Path, StudyConfig, Plan, Reference]:
     ConfigError : the name is taken, the scale is not given, the allowance is too small for a law, or no cell
         would run; nothing is written.
     """
+    from sweeps.planning import new_grid
     from sweeps.planning import new_sweep as new
     from sweeps.planning.plan import plan
     from sweeps.planning.text_needed import lacks_text, sufficient_text
 
-    _check_name(settings.sweep)
-    scale = _one_scale(settings.scale)
+    check_name(settings.sweep)
+    scale = one_scale(settings.scale)
     reference = new.closest_reference(scale, new.looped_model(scale))
     with tempfile.TemporaryDirectory() as folder:  # a file that does not compose is not left behind
         trial = functools.partial(_trial, settings, scale, reference, Path(folder))
@@ -60,9 +61,11 @@ def new_sweep(settings: NewConfig) -> tuple[Path, StudyConfig, Plan, Reference]:
                 text, study = trial(recurrences, budgets, better)
                 planned = plan(study)
     if planned.accepted.empty:
-        longest = planned.frame.sort_values("target_flops")["reason"].iloc[-1]
+        reason = planned.frame.sort_values("target_flops")["reason"].iloc[-1]
+        least = new_grid.least_budget(study)
+        start = f". Start at {new.flow(least)}" if budgets[-1] < least else ""
         raise ConfigError(
-            f"no cell would run at budgets of {budgets[0]:.3g} to {budgets[-1]:.3g} FLOPs: {longest}"
+            f"no cell would run at budgets of {budgets[0]:.3g} to {budgets[-1]:.3g} FLOPs: {reason}{start}"
         )
     path = FOLDER / f"{settings.sweep}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,28 +127,6 @@ def _grid(
 
 def _recurrences(settings: NewConfig, reference: Reference) -> list[int]:
     return sorted(set(settings.mean_recurrences or reference.settings["sweep"]["mean_recurrences"]))
-
-
-def _check_name(name: str) -> None:
-    if not NAME.fullmatch(name):
-        raise ConfigError(f"sweep={name}: name it with letters, digits, '_', '-' and '.' alone")
-    if (taken := find("sweep", name)) is not None:
-        raise ConfigError(f"sweep={name}: {taken} exists already; choose another name, or edit that file")
-
-
-def _one_scale(scale: str | None) -> str:
-    if scale is None:
-        raise ConfigError(f"scale is not set: scale=..., one of {', '.join(scales())}")
-    if "," not in scale and find("model", scale) is None:
-        near = closest(scale, scales()) if len(scales()) > 12 else ""
-        raise ConfigError(f"scale={scale} is unknown{near}; there are {', '.join(scales())}")
-    if "," in scale:
-        first, *others = scale.split(",")
-        raise ConfigError(
-            f"scale={scale}: a new file has one scale, to which its budgets fit. Write it with scale={first} "
-            f"and add the line `scales: [{first}, {', '.join(others)}]` below `sweep:`, for its grid at each"
-        )
-    return scale
 
 
 def _overrides(settings: NewConfig) -> list[str]:

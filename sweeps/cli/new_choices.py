@@ -6,10 +6,11 @@ import re
 import sys
 from collections.abc import Sequence
 
+from model.config_validation import ConfigError, closest
 from sweeps.cli.help import described, profile_keys, wrapped
 from sweeps.config.commands import NewConfig
 from sweeps.config.compose import compose_table
-from sweeps.config.folders import CONF, choices, user_folders
+from sweeps.config.folders import CONF, NAME, choices, find, user_folders
 
 
 def asked(settings: NewConfig, overrides: Sequence[str]) -> NewConfig:
@@ -38,6 +39,30 @@ def asked(settings: NewConfig, overrides: Sequence[str]) -> NewConfig:
     if settings.mean_recurrences is None and (given := ask("mean recurrences µ (empty: as shipped)")):
         answers.append(f"mean_recurrences={given}")
     return compose_table("new", [*overrides, *answers])
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that no file can have, or that is taken."""
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"sweep={name}: name it with letters, digits, '_', '-' and '.' alone")
+    if (taken := find("sweep", name)) is not None:
+        raise ConfigError(f"sweep={name}: {taken} exists already; choose another name, or edit that file")
+
+
+def one_scale(scale: str | None) -> str:
+    """Return the scale; raises ConfigError if it is not given, unknown, or several."""
+    if scale is None:
+        raise ConfigError(f"scale is not set: scale=..., one of {', '.join(scales())}")
+    if "," not in scale and find("model", scale) is None:
+        near = closest(scale, scales()) if len(scales()) > 12 else ""
+        raise ConfigError(f"scale={scale} is unknown{near}; there are {', '.join(scales())}")
+    if "," in scale:
+        first, *others = scale.split(",")
+        raise ConfigError(
+            f"scale={scale}: a new file has one scale, to which its budgets fit. Write it with scale={first} "
+            f"and add the line `scales: [{first}, {', '.join(others)}]` below `sweep:`, for its grid at each"
+        )
+    return scale
 
 
 def scales() -> dict[str, str]:

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import gc
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
@@ -28,7 +28,7 @@ from sweeps.config.folders import (
     searched,
 )
 from sweeps.config.numerics import Device, device_of, resolve
-from sweeps.config.overrides import check_overrides, forced, one_line, refuse_name, with_lists
+from sweeps.config.overrides import check_overrides, check_path, forced, one_line, refuse_name, with_lists
 from sweeps.config.study import StudyConfig, SweepConfig
 
 LISTS = {  # keys whose value is always a list, by command
@@ -105,7 +105,7 @@ def _study(
             fields = _of_scale(scale, [*rest, *own])
         resolved_for[scale] = devices.get(scale) or device_of(fields, cluster, scale)
         runs[scale] = _run(resolve(fields, resolved_for[scale]), scale)
-    _check_path(mapping, runs.values(), overrides)
+    check_path(mapping.get("path"), next(iter(runs.values())).data, overrides)
     settings = build(StudyConfig, {key: mapping[key] for key in _STUDY_KEYS} | {"runs": {}})
     profile = [text for text in overrides if PROFILE.match(text)]
     return dataclasses.replace(
@@ -127,17 +127,6 @@ def _of_scale(scale: str, overrides: Sequence[str]) -> dict[str, Any]:
         if error.key == "model":
             raise ConfigError(f"sweep.scales: {error}", "sweep.scales") from None
         raise
-
-
-def _check_path(mapping: Mapping[str, Any], runs: Iterable[RunConfig], overrides: Sequence[str]) -> None:
-    """Refuse a `path` that no run reads, except that of a file whose data the command line replaces."""
-    data = next(iter(runs)).data
-    replaced = any(text.startswith("data=") for text in overrides)
-    replaced &= not any(text.startswith("path=") for text in overrides)
-    if mapping.get("path") is not None and data.path is None and not replaced:
-        raise ConfigError(
-            f"path is the text of data=text, and data={data.name} has its own: add data=text or drop path"
-        )
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NoReturn
 
+from harness.data.dataset import DataConfig
 from model.config_validation import ConfigError, closest
 from sweeps.config.folders import SEARCH_PATH, choices
 
@@ -154,3 +155,13 @@ def one_line(message: str) -> str:
     """Return the two first lines of Hydra's message as one."""
     lines = [line.strip() for line in message.splitlines() if line.strip() and set(line.strip()) != {"^"}]
     return "; ".join(lines[:2])
+
+
+def check_path(path: str | None, data: DataConfig, overrides: Sequence[str]) -> None:
+    """Refuse a `path` that no run reads, except that of a file whose data the command line replaces."""
+    replaced = any(text.startswith("data=") for text in overrides)
+    replaced &= not any(text.startswith("path=") for text in overrides)
+    if path is not None and data.path is None and not replaced:
+        raise ConfigError(
+            f"path is the text of data=text, and data={data.name} has its own: add data=text or drop path"
+        )

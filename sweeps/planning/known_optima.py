@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -57,16 +58,12 @@ def optima_outside(
 
 
 def on_budgets(sweep: SweepConfig, budgets: Sequence[float]) -> list[str]:
-    """Return the overrides that put a grid on other budgets, its listed cells at the corresponding ones.
-
-    A listed length that is none of the old budgets is scaled as the least budget.
-    """
+    """Return the overrides that put a grid on other budgets, its listed cells at those of the same place."""
     old, new = sorted(sweep.budgets_flops), sorted(budgets)
 
     def moved(flops: float) -> float:
-        if flops not in old:
-            return flops * new[0] / old[0]
-        return new[round(old.index(flops) * (len(new) - 1) / max(len(old) - 1, 1))]
+        place = min(range(len(old)), key=lambda index: abs(math.log(old[index] / flops)))
+        return new[round(place * (len(new) - 1) / max(len(old) - 1, 1))]
 
     lengths = {"budgets_flops": new}
     lengths |= {

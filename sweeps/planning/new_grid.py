@@ -188,14 +188,18 @@ def alike_budgets(study: StudyConfig, reference: Reference) -> list[float]:
     return _rising(_digits(least, math.ceil), LADDER)
 
 
+def least_budget(study: StudyConfig) -> float:
+    """Return the least budget whose runs are long enough at every recurrence, in FLOPs."""
+    return _digits(_shortest_flops(study, study.sweep.mean_recurrences), math.ceil)
+
+
 def too_short(study: StudyConfig, planned: Plan) -> tuple[str, list[float]] | None:
     """Return a sentence on the cells that `sweep.min_steps` drops, if any, and budgets that drop none."""
     frame, sweep = planned.frame, study.sweep
     short = int(((frame["verdict"] == "DROP") & (frame["steps"] < sweep.min_steps)).sum())
     if not short:
         return None
-    deepest = max(sweep.mean_recurrences)
-    least = _digits(_shortest_flops(study, sweep.mean_recurrences), math.ceil)
+    deepest, least = max(sweep.mean_recurrences), least_budget(study)
     return (
         f"{short} of {len(frame)} cells are dropped as too short: {sweep.min_steps} steps (sweep.min_steps) "
         f"at µ = {deepest} take {flow(least)} FLOPs. Leave the largest µ out, or start the budgets there",

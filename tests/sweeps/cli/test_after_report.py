@@ -13,7 +13,9 @@ import loopscale
 from harness.storage.files import write_json
 from sweeps.cli.after_report import after_report
 from sweeps.config.commands import CompareConfig
+from sweeps.config.study import ListedCells, SweepConfig
 from sweeps.launch.launch import write_ledger
+from sweeps.planning.known_optima import on_budgets
 from sweeps.planning.plan import plan
 from sweeps.state.ledger import Ledger
 from tests.commands import command
@@ -89,6 +91,19 @@ def test_new_plan_and_fit_propose_the_same_budgets(tmp_path, monkeypatch, capsys
     assert sorted(set(better["target_flops"])) == sorted(map(float, inside))
     _, again, _ = command(capsys, *shlex.split(proposed[2]))
     assert "at an edge of µ" not in again and "control" not in again.split("total")[1].split("design")[0]
+
+
+def test_listed_cells_move_with_the_budget_that_they_are_next_to():
+    lengths = {"low": [1e12], "high": [8e12], "beyond": [9e13], "several": [1e12, 2e12, 8e12]}
+    cells = {name: ListedCells(mean_recurrences=[4], lengths=each) for name, each in lengths.items()}
+    sweep = SweepConfig(name="x", budgets_flops=[1e12, 2e12, 4e12, 8e12], cells=cells)
+    assert on_budgets(sweep, [3e11, 6e11]) == [
+        "sweep.budgets_flops=[3e11,6e11]",
+        "sweep.cells.low.lengths=[3e11]",
+        "sweep.cells.high.lengths=[6e11]",
+        "sweep.cells.beyond.lengths=[6e11]",
+        "sweep.cells.several.lengths=[3e11,6e11]",
+    ]
 
 
 def test_a_grid_whose_minima_are_hidden_gets_more_seeds_and_one_that_is_too_small_its_plan(

@@ -269,6 +269,7 @@ def test_the_help_describes_what_can_be_chosen_yours_included(here, capsys):
             r"takes \S+h \(\S+ FLOPs\); give allowance=\S+h,",
         ),
         (["sweep=x", "scale=looped_30k", "budgets_flops=1e6"], "no cell would run at budgets of"),
+        (["sweep=x", "scale=looped_15k", "budgets_flops=1e6,2e6"], ". Start at 4.6e10"),  # 20 steps at µ = 12
         (["sweep=x", "scale=looped_30k", "data=nosuch"], "data=nosuch is unknown"),
         (["sweep=x", "scale=looped_30k", "data=text"], "path is not set: path=..., a file or folder"),
     ],

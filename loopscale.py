@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from analysis.design.power import PowerAnalysis
     from harness.evaluation.decoded_losses import DecodedLoss
     from harness.run.record import Evaluation
-    from sweeps.cli.analysis import AnyComparison, AnyFit
+    from sweeps.cli.comparing import AnyComparison
     from sweeps.cli.evaluate import TaskScores
+    from sweeps.cli.fitting import AnyFit
     from sweeps.cli.serving import ServeCost
     from sweeps.config.study import StudyConfig
     from sweeps.planning.suggest import Suggestion
@@ -188,21 +189,21 @@ def sync(cfg: Overrides) -> pd.DataFrame:
 
 def fit(cfg: Overrides) -> AnyFit:
     """Return the laws of a collected sweep (and write laws.json beside its tables) or of the table `data`."""
-    from sweeps.cli.analysis import fit_sweep
+    from sweeps.cli.fitting import fit_sweep
 
     return fit_sweep(_settings("fit", cfg))
 
 
 def compare(cfg: Overrides) -> AnyComparison:
     """Compare looped with fixed depth, arms (arms=injection) or plain transformers (against=transformer)."""
-    from sweeps.cli.analysis import compare_data
+    from sweeps.cli.comparing import compare_data
 
     return compare_data(_settings("compare", cfg))
 
 
 def report(cfg: Overrides) -> Path:
     """Write figures and one self-contained HTML page; return its path."""
-    from sweeps.cli.analysis import report_sweep
+    from sweeps.cli.fitting import report_sweep
 
     return report_sweep(_settings("report", cfg))[0]
 

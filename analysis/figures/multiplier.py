@@ -21,15 +21,25 @@ SHOWN: tuple[ParameterCount, ...] = ("all", "non_embedding")
 
 def multiplier_figures(comparison: MultiplierComparison) -> list[style.ReportFigure]:
     """Draw every ladder with the models of its tokens; a ladder without a law is not drawn."""
+    ladders = _ladders(comparison)
+    drawn = [_figure(models, comparison.config.confidence) for models in ladders]
+    return [replace(one, name=name) for one, name in zip(drawn, names(comparison), strict=True)]
+
+
+def names(comparison: MultiplierComparison) -> list[str]:
+    """Return the names of the figures that `multiplier_figures` draws."""
+    count = len(_ladders(comparison))
+    return ["multiplier"] if count == 1 else [f"multiplier_{place + 1}" for place in range(count)]
+
+
+def _ladders(comparison: MultiplierComparison) -> list[list[ModelWorth]]:
+    """Return the models with a law, those of one ladder together."""
     shared: dict[tuple[Any, ...], list[ModelWorth]] = {}
     for model in comparison.models:
         if (law := model.row("loss", "all").law) is not None:
             ladder = (model.ladder, *law.points[["params", "loss"]].to_numpy().ravel())
             shared.setdefault(ladder, []).append(model)
-    drawn = [_figure(models, comparison.config.confidence) for models in shared.values()]
-    if len(drawn) == 1:
-        return drawn
-    return [replace(one, name=f"{one.name}_{place + 1}") for place, one in enumerate(drawn)]
+    return list(shared.values())
 
 
 def plot_multiplier(comparison: MultiplierComparison, ax: Axes | None = None) -> Axes:

@@ -37,7 +37,7 @@ def run_study(study: StudyConfig) -> Path:
     ConfigError : runs failed or are unfinished.
     """
     from sweeps.backends.local import LocalPool
-    from sweeps.cli.analysis import report_sweep
+    from sweeps.cli.fitting import report_sweep
     from sweeps.cli.progress import stage_progress, watch
     from sweeps.launch.launch import write_ledger
     from sweeps.state.collect import collect, gaps

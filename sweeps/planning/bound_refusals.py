@@ -147,11 +147,11 @@ def _iso_depth_law(used: pd.DataFrame) -> Iterator[str]:
             f"there are {runs}"
         )
     elif sizes < 2 or recurrences < 2:
-        yield (
-            "fit is bound to leave phi of the iso-depth law undetermined. It needs two sizes and two "
-            f"recurrences of one recipe; there are {sizes} and {recurrences}. The other laws do without. "
-            f"sweep.scales=[{used['scale'].iloc[0]},...] adds sizes, those of loopscale new --help"
-        )
+        lacking = [
+            *(["two recurrences"] if recurrences < 2 else []),
+            *([f"two sizes (sweep.scales=[{used['scale'].iloc[0]},...])"] if sizes < 2 else []),
+        ]
+        yield f"fit leaves phi of the iso-depth law open, for which it needs {' and '.join(lacking)}"
 
 
 def _depth_curves(looped: pd.DataFrame, max_depth: int) -> Iterator[str]:

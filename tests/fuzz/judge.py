@@ -181,8 +181,8 @@ def imported_ahead() -> None:
     import scipy.optimize  # noqa: F401
     import tokenizers  # noqa: F401
 
-    import sweeps.cli.analysis
     import sweeps.cli.evaluate
+    import sweeps.cli.fitting
     import sweeps.cli.launching
     import sweeps.cli.models
     import sweeps.cli.training

@@ -96,8 +96,13 @@ def test_the_rule_of_the_unified_law_is_that_of_fit(curves, refused):
     ("scales", "budgets", "recurrences", "words"),
     [
         (2, 3, (2, 4), None),
-        (1, 3, (2, 4, 6, 8), "two recurrences of one recipe; there are 1 and 4"),
-        (2, 4, (4,), "two recurrences of one recipe; there are 2 and 1"),
+        (
+            1,
+            3,
+            (2, 4, 6, 8),
+            "phi of the iso-depth law open, for which it needs two sizes (sweep.scales=[140M,...])",
+        ),
+        (2, 4, (4,), "phi of the iso-depth law open, for which it needs two recurrences"),
         (2, 1, (2, 4, 6), "the iso-depth law. It needs 7 runs of one recipe; there are 6"),
     ],
 )

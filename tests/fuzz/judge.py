@@ -188,3 +188,7 @@ def imported_ahead() -> None:
     import sweeps.cli.training
     import sweeps.launch.launch
     import sweeps.planning.plan  # noqa: F401
+    from sweeps.config.compose import compose_study, compose_table
+
+    compose_study([])  # which imports Hydra, and what checks a configuration
+    compose_table("status", ["sweep=tiny"])

@@ -17,8 +17,11 @@ from tests.golden import cases
 from tests.golden.cases import GOLDEN, OLD, same
 from tests.test_study import GRIDS, STUDY
 
-DATA, PLANS, BITS = (
-    json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8")) for name in ("data", "plans", "bits")
+# MKL's square root, which torch.sqrt calls, is not rounded alike on all processors: on an AMD EPYC 1,937 of
+# 10,000 differ from IEEE 754. So there are two results, both of the code before it was moved.
+DATA, PLANS, BITS, APPROXIMATE = (
+    json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))
+    for name in ("data", "plans", "bits", "bits_approximate_sqrt")
 )
 NAMED = {"looped": cases.LOOPED, "control": cases.CONTROL, "other": cases.OTHER}
 one_worker = pytest.mark.xdist_group("golden bits")
@@ -98,7 +101,7 @@ def without_bits(found):
 @pytest.mark.parametrize("run", BITS["runs"])
 def test_a_run_has_the_same_bits(run, trained):
     """With the instruction set fixed; the interrupted run, trained before, goes on from its checkpoint."""
-    assert trained[run] == BITS["runs"][run]
+    assert trained[run] in (BITS["runs"][run], APPROXIMATE["runs"][run])
 
 
 @pytest.mark.parametrize("grid", GRIDS)

@@ -62,7 +62,11 @@ def write(name: str, content: object) -> None:
 
 
 def bits(folder: Path, data: list[str]) -> dict[str, object]:
-    """Train the golden runs, the one that is to be interrupted too, and return their bits."""
+    """Train the golden runs, the one that is to be interrupted too, and return their bits.
+
+    bits_approximate_sqrt.json holds those of a processor on which torch.sqrt is not rounded as IEEE 754 says,
+    with the interrupted run of the old folders resumed there.
+    """
     root = folder / "whole"
     named = {"looped": cases.LOOPED, "control": cases.CONTROL, "other": cases.OTHER}
     named["interrupted"] = cases.INTERRUPTED

@@ -152,8 +152,8 @@ def check_splits(config: DataConfig, documents: Mapping[str, int]) -> None:
     where = config.path or config.repository
     if sum(documents.values()) == 1:
         raise DataError(
-            f"{where} is one document, and one is needed for training and one for validation: cut it in several "
-            "files or lines"
+            f"{where} is one document, and training and validation need one each: cut it in several files or "
+            "lines"
         )
     change = "raise" if missing[0] == "validation" else "lower"
     raise DataError(

@@ -62,10 +62,7 @@ def facts(runs: pd.DataFrame, study: StudyFit, version: str) -> list[tuple[str, 
             f"{number(budgets.max())} FLOPs; {seeds} seed{'s' * (seeds > 1)}"
             + (f"; {len(study.left_out)} runs left out" if study.left_out else ""),
         ),
-        (
-            "cost",
-            f"{number(runs['executed_flops'].sum())} FLOPs in {_hours(runs)} on {_each(runs['device'])}",
-        ),
+        ("cost", _cost(runs)),
         ("noise", study.noise.summary()),
         ("version", f"trained with loopscale {_each(runs['code_version'])}, analysed with {version}"),
     ]
@@ -106,8 +103,14 @@ def _data(runs: pd.DataFrame) -> str:
     return f"{_each(runs['dataset'])}{size}, vocabulary {_each(runs['vocabulary_size'])}"
 
 
-def _hours(runs: pd.DataFrame) -> str:
-    seconds = float(runs["device_s"].sum())
+def _cost(runs: pd.DataFrame) -> str:
+    """Return what was paid: of the steps of a trunk that several runs share, each bears its share."""
+    paid = runs["executed_flops"] - runs["trunk_flops"] + runs["trunk_share_flops"]
+    seconds = float((runs["device_s"] * paid / runs["executed_flops"]).sum())
+    return f"{number(paid.sum())} FLOPs in {_hours(seconds)} on {_each(runs['device'])}"
+
+
+def _hours(seconds: float) -> str:
     return f"{seconds / 3600:.3g} device-hours" if seconds >= 3600 else f"{seconds / 60:.3g} device-minutes"
 
 

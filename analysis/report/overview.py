@@ -9,6 +9,7 @@ import pandas as pd
 
 from analysis.compare.comparison import Comparison
 from analysis.format import number
+from analysis.isoflop.geometry import backprop_share, on_isoflop_curve
 from analysis.study.study import StudyFit
 
 # heading of a law, beginnings of the names of the figures beside it
@@ -60,7 +61,8 @@ def facts(runs: pd.DataFrame, study: StudyFit, version: str) -> list[tuple[str, 
             "runs",
             f"{', '.join(counted)}; {budgets.nunique()} budgets from {number(budgets.min())} to "
             f"{number(budgets.max())} FLOPs; {seeds} seed{'s' * (seeds > 1)}"
-            + (f"; {len(study.left_out)} runs left out" if study.left_out else ""),
+            + (f"; {len(study.left_out)} runs left out" if study.left_out else "")
+            + _beside(runs[runs["kind"] == "looped"]),
         ),
         ("cost", _cost(runs)),
         ("noise", study.noise.summary()),
@@ -101,6 +103,17 @@ def _data(runs: pd.DataFrame) -> str:
     tokens = runs["unique_tokens"].dropna()
     size = f", {number(tokens.max())} training tokens" if len(tokens) else ""
     return f"{_each(runs['dataset'])}{size}, vocabulary {_each(runs['vocabulary_size'])}"
+
+
+def _beside(looped: pd.DataFrame) -> str:
+    """Return how many runs have an odd recurrence, whose FLOPs lie beside the continuous isoFLOP curve."""
+    if looped.empty:
+        return ""
+    beside = ~on_isoflop_curve(looped, backprop_share(looped))
+    if not beside.any():
+        return ""
+    odd = ", ".join(f"{mu:g}" for mu in sorted(looped["mean_recurrence"][beside].unique()))
+    return f"; {beside.sum()} at µ = {odd} lie beside the isoFLOP curves, and the surface alone uses them"
 
 
 def _cost(runs: pd.DataFrame) -> str:

@@ -196,7 +196,7 @@ def _remarks(
     window = known_window(new_grid.shortest(study), reference)
     return [
         *lines,
-        *_outside(settings, path, study, reference, window, allowance),
+        *([] if planned.lacks_text else _outside(settings, path, study, reference, window, allowance)),
         *new_grid.other_budgets(study, reference),
     ]
 

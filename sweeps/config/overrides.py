@@ -147,7 +147,9 @@ def refuse_name(
     near = closest(value, names)
     near = near if "did you mean" in near else ""
     raise ConfigError(
-        f"{group}={value} is unknown{near}; there are {', '.join(names)}; looked in {places}", group
+        f"{group}={value} is unknown{near}; there are {', '.join(names)}; looked in {places}; yours would be "
+        f"conf/{group}/{value}.yaml in the working directory",
+        group,
     )
 
 

@@ -107,7 +107,7 @@ def test_every_command_has_help_with_an_example(capsys, command):
         (["collect", "sweep=nosuch"], "no sweep 'nosuch' under runs (nothing was launched there yet)"),
         (
             ["fit", "sweep=nosuch"],
-            "which does not exist: loopscale launch sweep=nosuch, then collect",
+            "which does not exist (nothing was launched there yet): loopscale new --help says how",
         ),
         (["new", "sweep", "scale=looped_5k"], "sweep is not set: write loopscale new sweep NAME"),
         (["completion"], "shell is not set: write loopscale completion SHELL"),

@@ -119,6 +119,12 @@ class PowerAnalysis(serialize.Printed):
         items = (item for item in self.resolved[name] if item.quantity == quantity)
         return next(item for item in items if (item.at_flops is not None) == target)
 
+    @property
+    def without_law(self) -> float:
+        """Return the share of the studies that end without an exponent of µ* or without its interval."""
+        exponent = self.of()
+        return max(exponent.without_estimate, exponent.without_interval or 0.0)
+
     def to_json(self) -> str:
         """Return the result as JSON text."""
         return serialize.to_json(self)
@@ -198,7 +204,7 @@ def _sentence(item: EstimatePrecision, largest: float) -> str:
         if abs(ratio - 1) > FAR:
             sentence += f", which is {ratio:.2f} of the spread"
     refused = max(item.without_estimate, item.without_interval or 0.0)
-    return f"{sentence}; none in {percent(refused)} of the studies"
+    return f"{sentence}; without an estimate or interval in {percent(refused)} of the studies"
 
 
 def _worst(outlooks: tuple[Outlook, ...]) -> str:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from analysis.compare.comparison import Comparison
 from analysis.format import number
+from analysis.isoflop.geometry import backprop_share, on_isoflop_curve
 from analysis.study.study import StudyFit
 
 # heading of a law, beginnings of the names of the figures beside it
@@ -60,12 +61,10 @@ def facts(runs: pd.DataFrame, study: StudyFit, version: str) -> list[tuple[str, 
             "runs",
             f"{', '.join(counted)}; {budgets.nunique()} budgets from {number(budgets.min())} to "
             f"{number(budgets.max())} FLOPs; {seeds} seed{'s' * (seeds > 1)}"
-            + (f"; {len(study.left_out)} runs left out" if study.left_out else ""),
+            + (f"; {len(study.left_out)} runs left out" if study.left_out else "")
+            + _beside(runs[runs["kind"] == "looped"]),
         ),
-        (
-            "cost",
-            f"{number(runs['executed_flops'].sum())} FLOPs in {_hours(runs)} on {_each(runs['device'])}",
-        ),
+        ("cost", _cost(runs)),
         ("noise", study.noise.summary()),
         ("version", f"trained with loopscale {_each(runs['code_version'])}, analysed with {version}"),
     ]
@@ -106,8 +105,25 @@ def _data(runs: pd.DataFrame) -> str:
     return f"{_each(runs['dataset'])}{size}, vocabulary {_each(runs['vocabulary_size'])}"
 
 
-def _hours(runs: pd.DataFrame) -> str:
-    seconds = float(runs["device_s"].sum())
+def _beside(looped: pd.DataFrame) -> str:
+    """Return how many runs have an odd recurrence, whose FLOPs lie beside the continuous isoFLOP curve."""
+    if looped.empty:
+        return ""
+    beside = ~on_isoflop_curve(looped, backprop_share(looped))
+    if not beside.any():
+        return ""
+    odd = ", ".join(f"{mu:g}" for mu in sorted(looped["mean_recurrence"][beside].unique()))
+    return f"; {beside.sum()} at µ = {odd} lie beside the isoFLOP curves, and the surface alone uses them"
+
+
+def _cost(runs: pd.DataFrame) -> str:
+    """Return what was paid: of the steps of a trunk that several runs share, each bears its share."""
+    paid = runs["executed_flops"] - runs["trunk_flops"] + runs["trunk_share_flops"]
+    seconds = float((runs["device_s"] * paid / runs["executed_flops"]).sum())
+    return f"{number(paid.sum())} FLOPs in {_hours(seconds)} on {_each(runs['device'])}"
+
+
+def _hours(seconds: float) -> str:
     return f"{seconds / 3600:.3g} device-hours" if seconds >= 3600 else f"{seconds / 60:.3g} device-minutes"
 
 

@@ -97,15 +97,14 @@ def _read_collected(folder: Path, name: str, columns: tuple[Column, ...]) -> pd.
     files = [folder / f"{name}.parquet", folder / f"{name}.csv"]
     path = next((path for path in files if path.is_file()), None)
     if path is None:
-        words = [f"sweep={folder.name}", *([] if str(folder.parent) == "runs" else [f"root={folder.parent}"])]
-        sweep = shlex.join(words)
         if not folder.is_dir():
             raise TableError(
-                f"no {name} table in {folder}, which does not exist{_collected_siblings(folder)}: loopscale "
-                f"launch {sweep}, then collect, writes one; data= and root= name another place"
+                f"no {name} table in {folder}, which does not exist{_collected_siblings(folder)}"
             )
+        words = [f"sweep={folder.name}", *([] if str(folder.parent) == "runs" else [f"root={folder.parent}"])]
         raise TableError(
-            f"no {name} table in {folder}{_collected_siblings(folder)}: run loopscale collect {sweep}"
+            f"no {name} table in {folder}{_collected_siblings(folder)}: "
+            f"run loopscale collect {shlex.join(words)}"
         )
     frame = _read_any(path, columns)
     return conform(frame if path.suffix == ".parquet" else _filled(frame, columns), columns)

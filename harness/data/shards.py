@@ -150,6 +150,11 @@ def check_splits(config: DataConfig, documents: Mapping[str, int]) -> None:
     if config.source == "installed_python":
         raise DataError(f"the {missing[0]} packages have no documents of their own: list others")
     where = config.path or config.repository
+    if sum(documents.values()) == 1:
+        raise DataError(
+            f"{where} is one document, and training and validation need one each: cut it in several files or "
+            "lines"
+        )
     change = "raise" if missing[0] == "validation" else "lower"
     raise DataError(
         f"none of the {sum(documents.values())} documents of {where} is for {missing[0]}: "

@@ -86,13 +86,22 @@ class LocalPool(Backend):
 
     def workers(self, sweep: Path) -> list[str]:
         return [
-            path.read_text(encoding="utf-8")
+            pid
             for path in sweep.glob(".worker_*.pid")
-            if is_held(path.with_suffix(".lock"))
+            if is_held(path.with_suffix(".lock")) and is_alive(int(pid := path.read_text(encoding="utf-8")))
         ]
 
     def is_working(self, sweep: Path) -> bool:
         return any(is_held(path) for path in sweep.glob(".worker_*.lock"))
+
+
+def is_alive(pid: int) -> bool:
+    """Return True if a process of this machine has the pid."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def slot(folder: Path, number: int) -> Path:

@@ -179,7 +179,10 @@ def _cancel(overrides: list[str]) -> str:
     cancelled = cancel(settings)
     if settings.format == "json":
         return to_json({"cancelled": cancelled})
-    return "\n".join(f"cancelled {one}" for one in cancelled) or "nothing was queued or running"
+    if not cancelled:
+        return "nothing was queued or running"
+    at = [text for text in overrides if text.startswith(("sweep=", "root="))]
+    return "\n".join([*(f"cancelled {one}" for one in cancelled), next_command("launch", at)])
 
 
 def _retry(overrides: list[str]) -> str:
@@ -221,7 +224,7 @@ COMMANDS = {
     ),
     "cancel": Command(
         run=_cancel,
-        summary="stop a launched sweep, or one run; launch continues it",
+        summary="stop a launched sweep, or on a cluster one run of it; launch continues it",
         example="loopscale cancel sweep=demo",
         settings="table/cancel",
     ),

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from sweeps.config.next_command import command_line, next_command
 from sweeps.config.shell import quote
 
 if TYPE_CHECKING:
-    from analysis.design.power import Outlook
+    from analysis.design.power import PowerAnalysis
     from sweeps.config.study import StudyConfig
     from sweeps.planning.known_window import Window
     from sweeps.planning.new_grid import Allowance
@@ -119,7 +119,13 @@ def _grid(
             raise ConfigError(f"{error}. Once it is timed, write the file: {_command(settings)}") from error
         window = known_window(new_grid.shortest(study), reference)
         vary = settings.mean_recurrences is None
-        return new_grid.fitted_grid(allowance, recurrences, study, window, vary=vary)
+        for _ in range(3):  # runs of other lengths and recurrences may be slower than those that were priced
+            grid = new_grid.fitted_grid(allowance, recurrences, study, window, vary=vary)
+            excess = new_grid.excess(trial(*grid)[1], settings.allowance)
+            if excess <= 1:
+                break
+            allowance = dataclasses.replace(allowance, flops=0.99 * allowance.flops / excess)
+        return grid
     if settings.scale == reference.scale:
         return recurrences, reference.budgets_flops
     return recurrences, new_grid.alike_budgets(study, reference)
@@ -247,21 +253,29 @@ def _designed(study: StudyConfig, reference: Reference) -> list[str]:
         return [f"design: {error}"]
     return [
         result.summary(),
-        *_reach(result.outlooks),
+        *_reach(result),
         f"this was a brief simulation; the figure and intervals of a full one: {more}",
     ]
 
 
-def _reach(outlooks: Sequence[Outlook]) -> list[str]:
-    """Return what brings the minima inside the grid, where most of them lie beyond it."""
+def _reach(result: PowerAnalysis) -> list[str]:
+    """Return what is wrong with a grid on which most studies end without a law."""
+    from analysis.format import percent
+
+    outlooks = result.outlooks
     above, below = (sum(getattr(each, side) for each in outlooks) for side in ("above", "below"))
-    if max(above, below) <= len(outlooks) / 2:
-        return []
-    if above > below:
+    if max(above, below) > len(outlooks) / 2:
         return [
             "most minima lie above these recurrences: lower budgets, or mean_recurrences that reach further"
+            if above > below
+            else "most minima lie below these recurrences: larger budgets bring them inside"
         ]
-    return ["most minima lie below these recurrences: larger budgets bring them inside"]
+    if result.without_law > 0.5:
+        return [
+            f"{percent(result.without_law)} of the studies on this grid would end without a law of µ*: it "
+            "needs a larger allowance, more recurrences, or more seeds (sweep.seeds)"
+        ]
+    return []
 
 
 def _laws(study: StudyConfig) -> Path:

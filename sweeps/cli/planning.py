@@ -83,7 +83,8 @@ def _plan_text(study: StudyConfig, plan: Plan, overrides: Sequence[str]) -> str:
     lines = [as_text(plan.frame, axes | PLAN_COLUMNS), plan.summary()]
     if not plan.accepted.empty:
         lines += _outside(study, overrides)
-        lines.append(next_command("launch", overrides))
+        following = "collect" if plan.is_done else "data" if plan.lacks_text else "launch"
+        lines.append(next_command(following, overrides))
     return "\n".join(lines)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from model.config_validation import ConfigError, build
 from sweeps.config.commands import FitTableConfig
+from sweeps.state.ledger import in_its_place
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,6 +50,9 @@ def source_of(settings: FitTableConfig) -> tuple[pd.DataFrame, pd.DataFrame] | P
 
     if settings.data == PUBLISHED:
         raise ConfigError(f"data={PUBLISHED} has tables but no runs: loopscale report or compare")
+    if settings.data is None and not settings.folder.is_dir():
+        missing = f"no runs table in {settings.folder}, which does not exist"
+        raise ConfigError(f"{missing} {in_its_place(settings.folder)}")
     data = settings.data or str(settings.folder)
     source = read_source(data, bool(settings.columns)) if settings.data else read_tables(settings.folder)
     if isinstance(source, tuple):

@@ -139,7 +139,7 @@ COMMANDS = {
     "data": Command(
         run=_data,
         summary="read text, train the tokenizer, write token shards",
-        example="loopscale data data=text path=my_corpus/",
+        example="loopscale data sweep=NAME, with the text and vocabulary of that sweep; launch does the same",
     ),
     "train": Command(
         run=_train,

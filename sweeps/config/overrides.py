@@ -126,7 +126,7 @@ def check_overrides(overrides: Sequence[str], folders: Sequence[Path]) -> None:
                 f"{key} would change nothing: root=FOLDER is where runs go, {SEARCH_PATH} adds files"
             )
         if not equals and not key.startswith("~"):
-            raise ConfigError(f"{text!r} is not an override: write key=value, e.g. seed=1")
+            raise ConfigError(f"{text!r} is not an override: write key=value, as sweep=NAME or seed=1")
         group = key.lstrip("+")
         names = choices(group, folders)
         if names and not value.startswith("{") and value not in names:

@@ -103,8 +103,14 @@ def start_missing(folder: Path, *, resubmit: bool = False) -> Submission:
         return submit_missing(folder, ledger, backend, resubmit=resubmit)
     if not any(is_open(status, ledger.retry) for _, status in unfinished_runs(ledger, folder)):
         return Submission(jobs=[], notes=[])
-    workers = backend.start_workers(folder)
-    return Submission(jobs=[f"worker process {worker.pid}" for worker in workers], notes=[])
+    at_work = backend.workers(folder)
+    started = backend.start_workers(folder)
+    if at_work:  # they keep their slots, and what was started for those ends at once
+        named = ", ".join(at_work)
+        note = f"at work already: worker process {named}; another starts only where one has ended"
+        new = [worker for worker in backend.workers(folder) if worker not in at_work]
+        return Submission(jobs=[f"worker process {worker}" for worker in new], notes=[note])
+    return Submission(jobs=[f"worker process {worker.pid}" for worker in started], notes=[])
 
 
 def dry_run(study: StudyConfig, show: Callable[[str], None]) -> None:

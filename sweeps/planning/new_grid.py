@@ -75,6 +75,13 @@ def priced_allowance(study: StudyConfig, allowance: float | str, reference: Refe
     return Allowance(flops=flops, flops_per_hour=flops / hours if in_hours else None)
 
 
+def excess(study: StudyConfig, allowance: float | str) -> float:
+    """Return the device-hours of a study's plan in units of an allowance in hours; 1 for one in FLOPs."""
+    if not isinstance(allowance, str):
+        return 1.0
+    return plan(study).totals()["hours"] / float(allowance.removesuffix("h"))
+
+
 def fitted_grid(
     allowance: Allowance,
     recurrences: list[int],
@@ -104,11 +111,13 @@ def fitted_grid(
         if candidates:
             return max(candidates, key=rank)  # the first of equals
     swept = _swept(recurrences, vary)[-1]
-    least = _digits(_shortest_flops(study, swept), math.ceil)
-    given, needed = allowance.words(allowance.flops), _units(swept, MIN_BUDGETS, steps[-1]) * least
+    shortest_flops = _digits(_shortest_flops(study, swept), math.ceil)
+    budgets = _rising(shortest_flops, MIN_BUDGETS, steps[-1])
+    swept, budgets = inside_grid(study, recurrences, window, vary=vary) or (swept, budgets)
+    given, needed = allowance.words(allowance.flops), cost((swept, budgets))
     raise ConfigError(
         f"allowance={given}: the least grid that can give a law, µ = {','.join(map(str, swept))} at "
-        f"{MIN_BUDGETS} budgets from {flow(least)} FLOPs, takes {allowance.words(needed)}; give "
+        f"{MIN_BUDGETS} budgets from {flow(budgets[0])} FLOPs, takes {allowance.words(needed)}; give "
         f"allowance={allowance.value(needed)}, or a smaller scale"
     )
 

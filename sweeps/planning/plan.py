@@ -21,7 +21,7 @@ from sweeps.grid.cells import Cell, memory_bytes, plan_cells
 from sweeps.grid.trunks import Trunks, cell_name, trajectories, why_nothing_is_shared
 from sweeps.planning.bound_refusals import bound_refusals, ladder_refusals
 from sweeps.planning.cost import add_hours, describe_sources
-from sweeps.planning.text_needed import estimated_tokens, text_notes
+from sweeps.planning.text_needed import estimated_tokens, text_notes, would_drop
 from sweeps.state.ledger import read_ledger, trunks_of
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class Plan:
     axes: list[str]  # columns of the frame, the sweep's own axes
     notes: list[str]  # remarks on the grid
     data: list[str]  # the text that the longest run reads, by data set
+    lacks_text: bool  # whether runs will be dropped once the text is prepared, as far as that is known
     hours_source: str  # where the hours come from
     trunks: TrunkSavings | None  # None where no runs share a trunk
 
@@ -131,6 +132,13 @@ def plan(study: StudyConfig) -> Plan:
         notes += missed_savings(study, planned, rows)
     frame = pd.DataFrame(rows)
     unprepared = {cell.run.data.name: cell.run.data for cell in planned if cell.data.digest is None}.values()
+    estimated = estimated_tokens(unprepared)
+    planned_ids = {cell.run_id for cell in planned}
+    if before and (kept := sum(run_id not in planned_ids for run_id in before.run_ids)):
+        notes.append(
+            f"{kept} launched runs are not in this grid: they stay in the sweep and its laws, and launch "
+            "finishes them too; under another sweep.name it starts without them"
+        )
     if study.sweep.budgets_flops:
         notes += bound_refusals(rows, max(cell.run.evaluation.max_depth for cell in planned))
     if study.sweep.ladder and "tokens" in study.sweep.ladder.equal:
@@ -139,9 +147,8 @@ def plan(study: StudyConfig) -> Plan:
         frame=frame,
         axes=list(study.sweep.axes),
         notes=notes,
-        data=text_notes(
-            frame, command_line("data", study.overrides), study.sweep.max_epochs, estimated_tokens(unprepared)
-        ),
+        data=text_notes(frame, command_line("data", study.overrides), study.sweep.max_epochs, estimated),
+        lacks_text=would_drop(frame, study.sweep.max_epochs, estimated),
         hours_source=describe_sources((row["price"] for row in rows if row["verdict"] == "OK"), study),
         trunks=savings,
     )

@@ -76,6 +76,19 @@ def text_notes(
     ]
 
 
+def would_drop(frame: pd.DataFrame, max_epochs: float, estimated: Mapping[str, float]) -> bool:
+    """Return True if runs will be dropped for want of text once it is prepared, as far as that is known."""
+    if "dataset" not in frame:
+        return False
+    unprepared = frame[frame["data_digest"].isna()]
+    return any(
+        (
+            cells["tokens"] > max_epochs * min(_held(str(name), cells), estimated.get(str(name), math.inf))
+        ).any()
+        for name, cells in unprepared.groupby("dataset")
+    )
+
+
 def _note(name: str, cells: pd.DataFrame, prepare: str, max_epochs: float, estimate: float) -> str:
     longest, vocabulary = float(cells["tokens"].max()), int(cells["vocabulary_size"].max())
     prepared, known = bool(cells["data_digest"].notna().all()), _held(name, cells)

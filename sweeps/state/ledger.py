@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,14 +115,21 @@ def read_ledger(folder: Path) -> Ledger:
 
 def no_sweep(folder: Path) -> str:
     """Return that no sweep was launched in `folder`, what was beside it, and what to do."""
+    return f"no sweep {folder.name!r} under {folder.parent} {in_its_place(folder)}"
+
+
+def in_its_place(folder: Path) -> str:
+    """Return what was launched beside the folder of a sweep that is not there, and what to do."""
     others = sorted(path.parent.name for path in folder.parent.glob("*/sweep.json"))
     there = f"launched there: {', '.join(others)}" if others else "nothing was launched there yet"
     if find("sweep", folder.name) is not None:
         root = [] if str(folder.parent) == "runs" else [f"root={folder.parent}"]
         advice = command_line("launch", [f"sweep={folder.name}", *root])
+    elif near := difflib.get_close_matches(folder.name, others, n=1):
+        advice = f"did you mean sweep={near[0]}?"
     else:
         advice = "write one of these" if others else "loopscale new --help says how to begin one"
-    return f"no sweep {folder.name!r} under {folder.parent} ({there}): {advice}"
+    return f"({there}): {advice}"
 
 
 def trunks_of(study: StudyConfig, before: Ledger | None, cells: Sequence[Cell]) -> Trunks:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from harness.run.folder import RunFolder
 from harness.storage.files import exclusive, keep_inherited
-from sweeps.backends.local import slot
+from sweeps.backends.local import is_alive, slot
 from sweeps.state.ledger import is_open, read_ledger, unfinished_runs, waits_for
 from sweeps.state.retry import prepare_attempt
 from sweeps.workers.run_process import end_child, record_kill, start_child
@@ -70,14 +70,6 @@ def _train(run: RunFolder, cache: Path, stop: Callable[[], bool]) -> int | None:
     return child.exitcode
 
 
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 def main(arguments: list[str]) -> None:
     """Hold the slot named on the command line and work until nothing is open."""
     folder, number = Path(arguments[0]), int(arguments[1])
@@ -95,7 +87,7 @@ def main(arguments: list[str]) -> None:
     with nullcontext(True) if lock else exclusive(slot(folder, number), wait=False) as free:
         if free:
             slot(folder, number).with_suffix(".pid").write_text(str(os.getpid()))
-            work(folder, lambda: ended or (owner > 0 and not _alive(owner)))
+            work(folder, lambda: ended or (owner > 0 and not is_alive(owner)))
 
 
 if __name__ == "__main__":

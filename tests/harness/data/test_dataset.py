@@ -239,14 +239,15 @@ def test_refused_data_leaves_nothing_behind(config, tmp_path, changes, message):
 
 
 def test_text_without_validation_documents_is_refused(tmp_path):
-    (tmp_path / "a.txt").write_text("a short text\n")
-    config = DataConfig(name="test", source="text", path=str(tmp_path / "a.txt"))
-    with pytest.raises(
-        DataError, match=r"none of the 1 documents of .*a\.txt is for validation: raise data\.val"
-    ):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text(f"a short text {name}\n")
+    config = DataConfig(name="test", source="text", path=str(tmp_path))
+    with pytest.raises(DataError, match=r"none of the 2 documents of .* is for validation: raise data\.val"):
         prepare(config, tmp_path / "cache")
     with pytest.raises(DataError, match="is for train: "):
         prepare(replace(config, validation_fraction=1 - 1e-12), tmp_path / "cache")
+    with pytest.raises(DataError, match=r"a\.txt is one document, .*: cut it in several files or lines"):
+        prepare(replace(config, path=str(tmp_path / "a.txt")), tmp_path / "cache")
 
 
 def test_packages_without_documents_of_their_own_are_refused(tmp_path, monkeypatch):

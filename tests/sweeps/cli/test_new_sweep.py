@@ -214,8 +214,11 @@ def test_a_path_is_the_text_and_its_size_says_whether_it_suffices(here, capsys):
     found = re.search(r"reads (\S+) of about 9.8e\+04 training tokens of text, by the size of its files", out)
     assert found and f"({float(found[1]) / 98_000:.2g} epochs)" in out
     assert "19 runs would be dropped" in out and "times the text, or budgets that are smaller" in out
+    _, out, _ = command(capsys, "plan", "sweep=own")
+    assert out.splitlines()[-1] == "next: loopscale data sweep=own"  # which counts, not launch
     (here / "mine" / "b.jsonl.gz").write_bytes(b"")
     _, out, _ = command(capsys, "plan", "sweep=own")
+    assert out.splitlines()[-1] == "next: loopscale launch sweep=own"
     assert f"data: the longest run reads {found[1]} tokens of text; it is not prepared yet" in out
 
 

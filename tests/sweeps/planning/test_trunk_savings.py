@@ -31,7 +31,7 @@ from sweeps.config.cluster import ClusterConfig, Resources
 from sweeps.grid.cells import DataFacts, cells
 from sweeps.grid.trunks import grow
 from sweeps.launch.arrays import following_arrays, most_followed_first, share_cap
-from sweeps.launch.launch import dry_run, register
+from sweeps.launch.launch import dry_run, register, write_ledger
 from sweeps.launch.rehearsal import rehearse_with, stand_in
 from sweeps.launch.submit import show_job_files, submit_missing
 from sweeps.planning.plan import plan
@@ -367,3 +367,10 @@ def test_a_rehearsal_with_failures_ends_complete(study, tmp_path):
     folder, ledger, _, launches = rehearse_with(study)
     assert launches > 1 and len(ledger.segments) == 10
     assert {run.status().state for run in read_ledger(folder).nodes(folder)} == {"done"}
+
+
+def test_launched_runs_outside_the_grid_are_named(tiny_study):
+    write_ledger(tiny_study())
+    assert not any("launched runs are not in this grid" in note for note in plan(tiny_study()).notes)
+    changed = plan(tiny_study("sweep.tokens=[640,2560]"))  # of six runs, three had 1,280 tokens
+    assert any(note.startswith("3 launched runs are not in this grid: they stay") for note in changed.notes)

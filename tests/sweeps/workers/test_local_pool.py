@@ -25,7 +25,7 @@ from sweeps.backends import local
 from sweeps.backends.local import LocalPool, slot
 from sweeps.cli import progress
 from sweeps.config.cluster import ClusterConfig
-from sweeps.launch.launch import write_ledger
+from sweeps.launch.launch import start_missing, write_ledger
 from sweeps.state.eta import LOST
 from sweeps.state.ledger import read_ledger
 from sweeps.state.status import is_worked_on, status
@@ -354,3 +354,17 @@ def test_a_new_machine_setting_reaches_a_run_that_is_not_done(tiny_study, tmp_pa
     write_ledger(tiny_study())
     ledger = write_ledger(tiny_study("training.micro_batch=2"))
     assert {run.config().training.micro_batch for run in ledger.runs(tmp_path / "runs" / "tiny")} == {2}
+
+
+def test_a_second_launch_says_that_workers_are_at_work(tiny_study, tmp_path):
+    study = tiny_study("cluster.parallel_runs=1")
+    folder = tmp_path / "runs" / write_ledger(study).name
+    with subprocess.Popen(["sleep", "60"]) as worker, exclusive(slot(folder, 0), wait=True):
+        slot(folder, 0).with_suffix(".pid").write_text(str(worker.pid))
+        submission = start_missing(folder)
+        worker.kill()
+        local._DETACHED.pop().wait(60)
+    assert submission.jobs == []
+    assert submission.notes == [
+        f"at work already: worker process {worker.pid}; another starts only where one has ended"
+    ]

@@ -17,7 +17,7 @@ LARGEST_ID = 1 << 24  # of a token; arrays have this length
 
 
 def read_tokenizer(config: DataConfig) -> str:
-    """Return the text of `config.tokenizer`, with truncation and padding off.
+    """Return the text of `config.tokenizer`, with truncation, padding and dropout off.
 
     Raises DataError unless it is a tokenizer.json of the tokenizers library whose tokens are the bytes of any
     text, as bits per byte and lossless shards need.
@@ -36,7 +36,7 @@ def read_tokenizer(config: DataConfig) -> str:
 
 
 def read_tokenizer_file(path: Path) -> str:
-    """Return the text of a byte-level tokenizer.json, with truncation and padding off.
+    """Return the text of a byte-level tokenizer.json, with truncation, padding and dropout off.
 
     Raises
     ------
@@ -50,8 +50,10 @@ def read_tokenizer_file(path: Path) -> str:
     for problem in _problems(tokenizer):
         raise DataError(f"{path} is not a tokenizer.json ({problem})")
     text = path.read_text(encoding="utf-8")
-    if tokenizer.get("truncation") or tokenizer.get("padding"):  # saved with the settings of another use
-        text = json.dumps(tokenizer | {"truncation": None, "padding": None}, ensure_ascii=False)
+    dropout = tokenizer["model"].get("dropout")
+    if tokenizer.get("truncation") or tokenizer.get("padding") or dropout:  # settings of another use
+        off = {"truncation": None, "padding": None, "model": tokenizer["model"] | {"dropout": None}}
+        text = json.dumps(tokenizer | off, ensure_ascii=False)
     open_tokenizer(text, path)
     if not _mentions(tokenizer.get("pre_tokenizer"), "ByteLevel"):
         raise DataError(f"{path} is not byte-level: use one like that of GPT-2, Llama 3 or Qwen")
@@ -97,11 +99,18 @@ def _problems(tokenizer: dict[str, Any]) -> Iterator[str]:
 
 
 def _check_lossless(tokenizer: "Tokenizer", path: Path) -> None:
-    """Raise DataError where a text with every byte of UTF-8 does not come back from its tokens."""
+    """Raise DataError where a text with all that a tokenizer may drop does not come back from its tokens.
+
+    It has every byte of UTF-8, blanks, and what this tokenizer treats by itself: the tokens that were added
+    to it, which may swallow the blanks around them, and the strings that its steps replace or remove.
+    """
     tokenizer.no_truncation()
     tokenizer.no_padding()
     points = [*range(1, 0x800), *range(0x800, 0xD800, 0x400), *range(0xE000, 0x110000, 0x4000)]
-    text = unicodedata.normalize("NFC", "".join(map(chr, points)))  # which a tokenizer may do to any text
+    own = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
+    own += _patterns(json.loads(tokenizer.to_str()))
+    parts = ["".join(map(chr, points)), "Two  blanks,\t\ttabs\r\n\n\nand lines", *own, "end"]
+    text = unicodedata.normalize("NFC", f"\n{'  '.join(parts)}\n")  # which a tokenizer may do to any text
     tokenizer.encode_special_tokens = True
     decoded = tokenizer.decode(
         tokenizer.encode(text, add_special_tokens=False).ids, skip_special_tokens=False
@@ -115,6 +124,19 @@ def _check_lossless(tokenizer: "Tokenizer", path: Path) -> None:
         f"data.tokenizer {path} loses text: {text[at : at + 4]!r} becomes {decoded[at : at + 4]!r}; "
         "use one that keeps every byte, like that of GPT-2, Llama 3 or Qwen"
     )
+
+
+def _patterns(steps: Any) -> Iterator[str]:
+    """Yield the literal strings that the steps of a tokenizer look for, before its model."""
+    if isinstance(steps, list):
+        for step in steps:
+            yield from _patterns(step)
+    elif isinstance(steps, dict):
+        pattern = steps.get("pattern")
+        if isinstance(pattern, dict) and isinstance(pattern.get("String"), str):
+            yield pattern["String"]
+        for name in ("normalizer", "normalizers", "pre_tokenizer", "pretokenizers"):
+            yield from _patterns(steps.get(name))
 
 
 def _mentions(step: Any, kind: str) -> bool:

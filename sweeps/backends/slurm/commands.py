@@ -54,7 +54,8 @@ def patiently(action: Callable[[], T], patience_s: float) -> T:
 def run(*command: str) -> str:
     """Return what a command prints. Raises SchedulerError with what it says of its failure."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True)
+        # A reason or a comment may hold bytes of any encoding.
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     except FileNotFoundError:
         raise ConfigError(f"{command[0]} is not on PATH: is this a login node of the cluster?") from None
     if done.returncode:

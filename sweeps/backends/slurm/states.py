@@ -11,8 +11,8 @@ QUEUE_FORMAT = "%j|%K|%T|%r|%N|%L|%F"  # of squeue, as `parse_queue` reads it
 ACCOUNTING_FORMAT = "JobID,JobName,State,NodeList"  # of sacct, as `parse_accounting` reads it
 
 QUEUED = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
-RUNNING = ("CONFIGURING", "RUNNING", "COMPLETING")
-CHANGING = ("RESIZING", "SIGNALING", "STAGE_OUT")
+RUNNING = ("CONFIGURING", "POWER_UP_NODE", "RUNNING", "EXPEDITING", "COMPLETING")
+CHANGING = ("RESIZING", "SIGNALING", "STAGE_OUT", "UPDATE_DB")
 STATES = {
     **dict.fromkeys(QUEUED, JobState.QUEUED),
     **dict.fromkeys((*RUNNING, *CHANGING), JobState.RUNNING),
@@ -25,6 +25,7 @@ STATES = {
     "PREEMPTED": JobState.PREEMPTED,
     "NODE_FAIL": JobState.NODE_FAILURE,
     "BOOT_FAIL": JobState.NODE_FAILURE,
+    **dict.fromkeys(("FAILED", "REVOKED", "LAUNCH_FAILED", "RECONFIG_FAIL"), JobState.FAILED),
 }
 
 # What a job's log says about its end, by slurmstepd.
@@ -53,7 +54,8 @@ def parse_queue(text: str) -> Elements:
     """Return the elements in the lines of `squeue --array`, in `QUEUE_FORMAT`.
 
     The record of an array whose waiting elements were cancelled has no index (N/A) and is no element. Any
-    other line that cannot be read is passed over with a warning.
+    other line that cannot be read is passed over with a warning. An unknown state counts as running, with a
+    warning.
     """
     elements = {}
     for line in text.splitlines():
@@ -66,8 +68,14 @@ def parse_queue(text: str) -> Elements:
             if index != "N/A":
                 _pass_over("squeue", line)
             continue
+        state = job_state(native, reason)
+        if native not in STATES:  # of a later version; as it may be running, nothing is started beside it
+            warnings.warn(
+                f"squeue printed the unknown state {native!r}, taken for running: {line}", stacklevel=2
+            )
+            state = JobState.RUNNING
         elements[name, int(index)] = JobElement(
-            state=job_state(native, reason),
+            state=state,
             native_state=native,
             reason=reason,
             node=node,

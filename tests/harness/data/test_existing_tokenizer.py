@@ -105,6 +105,59 @@ def test_a_tokenizer_that_loses_text_is_refused_with_what_it_loses(corpus, forei
         prepare(config(corpus, tmp_path / "few.json"), tmp_path / "cache")
 
 
+def test_a_tokenizer_saved_with_dropout_gives_the_same_tokens_each_time(corpus, foreign, tmp_path):
+    clean = prepare(config(corpus, foreign), tmp_path / "clean")
+    content = json.loads(foreign.read_text())
+    content["model"]["dropout"] = 0.5
+    foreign.write_text(json.dumps(content))
+    again = prepare(config(corpus, foreign), tmp_path / "again")
+    assert again.digest == clean.digest
+    np.testing.assert_array_equal(again.train, clean.train)
+
+
+def with_added_token(content, **changes):
+    token = {"id": 401, "content": "foo", "special": False, "normalized": False, "single_word": False}
+    content["added_tokens"].append(token | {"lstrip": False, "rstrip": False} | changes)
+
+
+def with_step(name, **step):
+    def change(content):
+        steps = [step, *([content[name]] if content[name] else [])]
+        content[name] = {"type": "Sequence", f"{name.replace('_', '')}s": steps}
+
+    return change
+
+
+LOSSY = {
+    "an added token takes the blanks before it": lambda content: with_added_token(content, lstrip=True),
+    "an added token takes the blanks after it": lambda content: with_added_token(content, rstrip=True),
+    "a word is replaced": with_step(
+        "normalizer", type="Replace", pattern={"String": "house"}, content="home"
+    ),
+    "blanks become one": with_step("normalizer", type="Replace", pattern={"Regex": " +"}, content=" "),
+    "the ends are stripped": with_step("normalizer", type="Strip", strip_left=True, strip_right=True),
+    "a word is removed": with_step(
+        "pre_tokenizer", type="Split", pattern={"String": "ouse"}, behavior="Removed", invert=False
+    ),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSY)
+def test_a_tokenizer_that_loses_blanks_or_words_of_its_own_is_refused(corpus, foreign, tmp_path, loss):
+    content = json.loads(foreign.read_text())
+    LOSSY[loss](content)
+    foreign.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"tokenizer\.json loses text: .* becomes .*; use one that keeps"):
+        prepare(config(corpus, foreign), tmp_path / "cache")
+
+
+def test_an_added_token_that_takes_no_blanks_is_kept(corpus, foreign, tmp_path):
+    content = json.loads(foreign.read_text())
+    with_added_token(content)
+    foreign.write_text(json.dumps(content))
+    assert prepare(config(corpus, foreign), tmp_path / "cache").vocabulary_size == 402
+
+
 def test_a_vocabulary_past_65536_is_kept_in_32_bits(corpus, tmp_path):
     narrow = prepare(
         DataConfig(name="test", source="text", path=str(corpus), vocabulary_size=400), tmp_path / "cache"

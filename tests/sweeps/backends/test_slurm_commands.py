@@ -169,6 +169,31 @@ def test_a_line_that_is_not_understood_is_named_and_passed_over(parse, line):
     assert list(elements) == [("s-abc", 2)]
 
 
+@pytest.mark.parametrize("native", ["POWER_UP_NODE", "EXPEDITING", "UPDATE_DB"])
+def test_states_of_later_versions_of_slurm_are_those_of_a_live_job(native):
+    """Their names are those of `slurm.h` of 24.05 and 25.05."""
+    (element,) = parse_queue(f"s-abc|0|{native}|None|n7|5:00|12").values()
+    assert element.is_live
+
+
+def test_a_job_in_an_unknown_state_is_named_and_not_started_twice():
+    with pytest.warns(UserWarning, match="unknown state 'TELEPORTING', taken for running: s-abc"):
+        (element,) = parse_queue("s-abc|0|TELEPORTING|None|n7|5:00|12").values()
+    assert element.is_live and element.shown_state == "TELEPORTING"
+
+
+@pytest.mark.parametrize("native", ["FAILED", "REVOKED", "LAUNCH_FAILED", "RECONFIG_FAIL"])
+def test_a_job_that_the_queue_lists_as_failed_is_not_waited_for(native):
+    (element,) = parse_queue(f"s-abc|0|{native}|NonZeroExitCode|n7|0:00|12").values()
+    assert not element.is_live and element.failure_class == "lost"
+
+
+def test_an_answer_in_another_encoding_is_read(commands, batch):
+    commands("squeue", r"printf 's-abc|0|PENDING|gesperrt f\374r Pr\374fung||1:00|12\n'")
+    (element,) = Slurm(ClusterConfig(kind="slurm")).states([batch]).values()
+    assert element.state is JobState.QUEUED and element.reason == "gesperrt f\ufffdr Pr\ufffdfung"
+
+
 @pytest.mark.parametrize(
     ("text", "numbers"),
     [

@@ -113,7 +113,7 @@ def _beside(looped: pd.DataFrame) -> str:
     if not beside.any():
         return ""
     odd = ", ".join(f"{mu:g}" for mu in sorted(looped["mean_recurrence"][beside].unique()))
-    return f"; {beside.sum()} at µ = {odd} lie beside the isoFLOP curves, and the surface alone uses them"
+    return f"; {beside.sum()} at µ = {odd} lie beside the isoFLOP curves, and of the estimators the surface alone uses them"
 
 
 def _cost(runs: pd.DataFrame) -> str:

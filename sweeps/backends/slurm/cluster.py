@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -136,7 +137,8 @@ class Slurm(Backend):
         """Return the state of every element of the arrays that SLURM still knows.
 
         One call of squeue; one of sacct if that does not know all and there is accounting. Where that does
-        not answer, the queue's answer stands, and what it lacks is UNKNOWN.
+        not answer, the queue's answer stands, and what it lacks is UNKNOWN. What accounting calls running and
+        the queue lacks, when asked again, is FORGOTTEN: its end was never entered (a runaway job).
         """
         known = {array.name: array for array in arrays}
         if not known:
@@ -156,11 +158,17 @@ class Slurm(Backend):
         listing = ("--noheader", "--parsable2", f"--starttime={since}")
         command = ("sacct", *listing, f"--name={','.join(missing)}", f"--format={ACCOUNTING_FORMAT}")
         try:
-            return parse_accounting(self.call(*command, seconds=ACCOUNTING_PATIENCE_S * patient)) | queued
+            accounted = parse_accounting(self.call(*command, seconds=ACCOUNTING_PATIENCE_S * patient))
         except (SchedulerError, ConfigError) as error:
             unknown = JobElement(state=JobState.UNKNOWN, reason=str(error))
             places = ((name, index) for name in missing for index in range(len(known[name].elements)))
             return dict.fromkeys(places, unknown) | queued
+        if any(element.is_live for place, element in accounted.items() if place not in queued):
+            queued |= parse_queue(call("squeue", *selection, f"--format={QUEUE_FORMAT}"))
+        return {
+            place: replace(element, state=JobState.FORGOTTEN) if element.is_live else element
+            for place, element in accounted.items()
+        } | queued
 
     def cancel(self, jobs: Iterable[str]) -> None:
         ids = list(jobs)

@@ -11,8 +11,11 @@ import pytest
 import loopscale
 from harness.run.folder import RunFolder
 from harness.storage.files import write_json
+from sweeps.backends.base import JobState
 from sweeps.backends.job_array import Submitted, array_folder, read_arrays, write_submitted
+from sweeps.backends.slurm.cluster import Slurm
 from sweeps.cli import progress
+from sweeps.config.cluster import ClusterConfig
 from sweeps.launch.launch import write_ledger
 from sweeps.state.ledger import read_ledger
 from sweeps.state.status import status
@@ -73,6 +76,21 @@ def test_without_accounting_for_a_while_the_answer_of_the_queue_stands(sweep, co
     commands("sacct", "echo 'sacct: error: slurmdbd: Connection refused' >&2; exit 1")
     assert shown(sweep) == ["submitted", "submitted"]
     assert "Connection refused" in status(sweep).notes[0]
+
+
+def test_what_accounting_alone_calls_running_is_no_job_any_more(sweep, commands):
+    """SLURM's runaway jobs: the controller lost them, and their end never reached the database."""
+    commands("scontrol", CONFIG.format("accounting_storage/slurmdbd"))
+    (array,) = read_arrays(sweep)
+    commands("sacct", f"echo '5_0|{array.name}|RUNNING|n1'; echo '5_1|{array.name}|COMPLETED|n1'")
+    asked = commands("squeue", "true")
+    before = len(asked())
+    assert shown(sweep) == ["planned", "planned"] and len(asked()) == before + 2
+    assert Slurm(ClusterConfig(kind="slurm")).states([array])[array.name, 0].state is JobState.FORGOTTEN
+    # It came into the queue between the two questions.
+    row = rows_of(sweep, "RUNNING|None|n1|1:00").partition(";")[0]
+    commands("squeue", f"[ -e {sweep}/asked ] && {row}; touch {sweep}/asked")
+    assert shown(sweep)[0] == "submitted"
 
 
 def print_in_job(folder, index, text):

@@ -113,7 +113,8 @@ def _beside(looped: pd.DataFrame) -> str:
     if not beside.any():
         return ""
     odd = ", ".join(f"{mu:g}" for mu in sorted(looped["mean_recurrence"][beside].unique()))
-    return f"; {beside.sum()} at µ = {odd} lie beside the isoFLOP curves, and of the estimators the surface alone uses them"
+    used = "of the estimators the surface alone uses them"
+    return f"; {beside.sum()} at µ = {odd} lie beside the isoFLOP curves, and {used}"
 
 
 def _cost(runs: pd.DataFrame) -> str:

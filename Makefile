@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 .DEFAULT_GOAL := help
 # The sweeps of docs/study in their order; study_30k_english is apart, its text is not in the repository.
 STUDY := study_60k_rates study_60k_rates_longer study_60k_pilot study_60k study_60k_probe \
-	study_30k_rates study_30k study_30k_corners study_15k_rates study_15k study_15k_corners
+	study_30k_rates study_30k study_30k_corners study_15k_rates study_15k study_15k_corners headline_tiny
 
 .PHONY: help install demo test validate study study-figures docs lint format lock slurm-up test-slurm slurm-down browser
 
@@ -29,7 +29,7 @@ validate: $(INSTALLED) ## the long studies, some hours; interrupted, they contin
 		echo $$study; until $(BIN)/python $$study; do [ $$? -eq 75 ] || { failed="$$failed $$study"; break; }; done; \
 	done; [ -z "$$failed" ] || { echo "failed:$$failed"; exit 1; }
 
-study: $(INSTALLED) ## the study of docs/study from nothing (about 6 hours on 2 cores); interrupted, it continues
+study: $(INSTALLED) ## the study of docs/study from nothing (about 7 hours on 2 cores); interrupted, it continues
 	@for sweep in $(STUDY); do \
 		$(BIN)/loopscale launch sweep=$$sweep confirm=false && \
 		$(BIN)/loopscale status sweep=$$sweep watch=true && \

@@ -1,6 +1,7 @@
 """Regenerate every figure and number of the study from its committed tables: make study-figures.
 
-Every grid gets its report (laws, comparison, figures). summary.json has what the reports do not say: the
+Every grid gets its report (laws, comparison, figures), and every ladder of transformers its multipliers.
+summary.json has what the reports do not say: the
 learning rates tried and their losses; what the rates chosen cost at the corners of the grid, and the optima
 and exponents when that is taken off; what each sweep took, and how many of the FLOPs expected it executed;
 what twice the loops are worth at equal tokens; what the smaller budgets foretell of the largest; the laws
@@ -30,6 +31,7 @@ from validation.stability import unstable
 
 STUDY = Path(__file__).resolve().parent
 GRIDS = ("study_60k", "study_30k", "study_15k", "study_30k_english")
+LADDERS = ("headline_tiny",)  # looped models beside plain transformers
 STABILITY = STUDY.parent / "validation" / "stability.json"
 SCALES = ("study_15k", "study_30k")  # of one shape, a core alone, in two widths
 RATE = "muon_learning_rate"
@@ -252,6 +254,8 @@ def main() -> None:
     for name in GRIDS:
         if name in tables:
             print(loopscale.report([f"sweep={name}", f"root={STUDY}"]))
+    for name in LADDERS:
+        loopscale.compare([f"sweep={name}", f"root={STUDY}", "against=transformer"])
     numbers: dict[str, Any] = {
         "costs": {name: costs(runs) for name, (runs, _) in tables.items()},
         "rates": {name: rates(runs) for name, (runs, _) in tables.items() if "_rates" in name},
@@ -274,8 +278,8 @@ def main() -> None:
     if all(name in tables for name in SCALES):
         numbers["over_scales"] = over_scales([tables[name] for name in SCALES])
     write_result(STUDY / "summary.json", json_text(to_jsonable(numbers)))
-    page = STUDY / "README.md"
-    page.write_text(fill(page.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in (STUDY / "README.md", *(STUDY / name / "README.md" for name in LADDERS)):
+        page.write_text(fill(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

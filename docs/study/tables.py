@@ -12,9 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from analysis.format import number
 
 STUDY = Path(__file__).resolve().parent
+COUNTED = {"all": "all", "no_token_embedding": "without token embedding", "non_embedding": "without tables"}
 MARKED = re.compile(r"( *)<!-- (?P<name>\w+) ?(?P<argument>\w*) -->\n.*?<!-- end -->", re.DOTALL)
 
 
@@ -129,8 +132,40 @@ def scatter() -> list[list[str]]:
     return rows
 
 
+def multipliers(sweep: str) -> list[list[str]]:
+    """Tabulate the transformer of equal loss of every model, by what is equal and how parameters count."""
+    rows = [["model", "equal", "parameters counted", "of the model", "of its equal", "k", "FLOPs over its"]]
+    for model in _read(sweep, "multiplier.json")["models"]:
+        for row in model["rows"]:
+            sizes = [_interval(row[name], number) for name in ("size", "multiplier", "flops_ratio")]
+            if row["equal"] == "FLOPs":
+                sizes[-1] = ""
+            label = f"{model['label'].rpartition(', ')[2]}, {model['values']['loss']:.3f} nats"
+            rows.append([label, row["equal"], COUNTED[row["counting"]], number(row["params"]), *sizes])
+    return rows
+
+
+def _loops(kind: str, mean: float) -> str:
+    return "fixed depth" if kind == "fixed" else f"µ = {mean:g}"
+
+
+def ladder(sweep: str) -> list[list[str]]:
+    """Tabulate the mean losses of a sweep's models at equal tokens and their scatter over seeds."""
+    runs = pd.read_csv(STUDY / sweep / "runs.csv")
+    runs = runs[runs["tokens"] == runs.loc[runs["kind"] != "transformer", "tokens"].iloc[0]]
+    rows = [["model", "parameters", "without embedding and value tables", "loss, nats", "scatter", "runs"]]
+    for (scale, kind, mean), cell in runs.groupby(["scale", "kind", "mean_recurrence"]):
+        name = str(scale) if kind == "transformer" else f"{scale}, {_loops(kind, mean)}"
+        losses, first = cell["val_loss_nats"], cell.iloc[0]
+        tables = first["n_params_embedding"] + first["n_params_value_embedding"]
+        sizes = [f"{size:,.0f}" for size in (first["n_params_total"], first["n_params_total"] - tables)]
+        rows.append([name, *sizes, f"{losses.mean():.3f}", f"{losses.std():.3f}", str(len(cell))])
+    return rows
+
+
 TABLES: dict[str, Callable[..., list[list[str]]]] = {
-    made.__name__: made for made in (optima, exponents, looped_or_fixed, corners, stability, costs, scatter)
+    made.__name__: made
+    for made in (optima, exponents, looped_or_fixed, corners, stability, costs, scatter, multipliers, ladder)
 }
 
 

@@ -7,8 +7,8 @@ published 140M grid (`docs/validation/design.json`), with those laws known. Its 
 of µ* is the width that pursuits of the same allowance are asked for. Runs are independent of each other, as
 without trunks.
 
-- `flops_ratio`: FLOPs of pursuits over those of the grid, with its bootstrap interval over pursuits. A pursuit
-  that ends without the wanted width counts with all that it spent.
+- `flops_ratio`: FLOPs of pursuits over those of the grid, with its bootstrap interval over pursuits. One that
+  ends without the wanted width counts with all that it spent.
 - `coverage`: how often the last interval holds the slope of the true optima over the budgets that the fit
   accepted, under the policy and its stopping rule.
 - `by_hand`: from the same pilots, `plan suggest=8` again and again until the interval is as narrow.
@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from analysis.design.ground_truth import GroundTruth
 from analysis.design.simulate import Noise, grid
 from analysis.pursuit.policy import Policy, ladder, pilot
-from analysis.pursuit.question import Question, answer, inputs_of
+from analysis.pursuit.question import Answer, Question, answer, inputs_of
 from analysis.pursuit.simulate import simulate_pursuit, trained
 from sweeps.planning.design import planned_runs
 from sweeps.planning.suggest import suggest_runs
@@ -136,7 +136,7 @@ def by_hand(bench: Bench, law: GroundTruth, noise: Noise, wanted: float, numbers
             done = chosen.assign(val_loss_nats=law.loss(*columns) + errors)
             runs = pd.concat([runs, done], ignore_index=True)
             spent += float(chosen["nominal_flops"].sum())
-            found = answer(bench.policy.question, _inputs(runs))
+            found = _answered(runs)
             if found.width is not None and found.width <= wanted:
                 break
             left = min(ALLOWANCE - spent, 8 * float(runs["target_flops"].max()))
@@ -146,8 +146,10 @@ def by_hand(bench: Bench, law: GroundTruth, noise: Noise, wanted: float, numbers
     return records
 
 
-def _inputs(runs: pd.DataFrame):
-    return inputs_of(grid(runs, COUNT), runs["val_loss_nats"].to_numpy(float), 0)
+def _answered(runs: pd.DataFrame) -> Answer:
+    """Return the answer over all budgets of the runs."""
+    inputs = inputs_of(grid(runs, COUNT), runs["val_loss_nats"].to_numpy(float), 0)
+    return answer(Question(asked="exponent"), inputs, inputs.cells.budgets_flops)
 
 
 def ratio(spent: list[float], flops: float) -> Record:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtr, stdtrit
 
-from analysis.config import Array
+from analysis.config import Array, Mask
 from analysis.design.ground_truth import GroundTruth
 from analysis.isoflop.curves import EDGE_SHARE, Quantity
 from analysis.isoflop.geometry import (
@@ -54,6 +54,7 @@ class FisherInformation:
     optima: Array
     in_exponents: Array
     in_amplitudes: Array
+    eligible: Mask  # [budgets]: whose optimum the asked quantity may use
     worth: Array  # [laws, budgets]: change of the log of the asked quantity per change of the log optimum
 
     def widths(self, counts: Counts, *, penalised: bool = True) -> Array:
@@ -116,7 +117,7 @@ class FisherInformation:
             chance = ndtr((high - optima) / sd) - ndtr((low - optima) / sd)
         fitted = own > 0
         chance = np.where(fitted, chance, 1.0).prod(-1)
-        weight, enough = self._weights(fitted & (optima > low) & (optima < high))
+        weight, enough = self._weights(fitted & self.eligible & (optima > low) & (optima < high))
         weight = weight * self.worth[:, None]
         gradient = (weight[..., None] * lever).sum(-2)
         variance = ((gradient[..., None, :] @ covariance)[..., 0, :] * gradient).sum(-1)
@@ -226,5 +227,6 @@ def _linearised(
         optima=np.where(np.isnan(s), np.inf, s),
         in_exponents=np.stack([in_a, in_b], -1),
         in_amplitudes=np.stack([0 * more, more / p, -more / r], -1),
+        eligible=np.ones(budgets, bool),
         worth=np.ones_like(s),
     )

@@ -9,14 +9,14 @@ known better by then.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.config import Array, FitConfig
+from analysis.config import Array, FitConfig, Mask
 from analysis.design import simulate
 from analysis.design.fisher_information import Counts, FisherInformation, fisher_information
 from analysis.design.grid_search import Limits, cost, filled, opened, score
@@ -30,14 +30,16 @@ LEVELS = 7  # budgets to choose from, a factor of two apart
 LARGEST = 10.0  # runs of the largest budget that the whole allowance pays for
 PILOT_LEVELS = (1, 2, 3)  # of the budgets, the least is 0
 PILOT_RECURRENCES = 5  # of each pilot budget, evenly over the logs of those offered
-PILOT_REPLICATES = 2  # further seeds of two cells of the least pilot budget
+PILOT_REPLICATES = 4  # further seeds of two cells of the least pilot budget
 RESAMPLED_LAWS = 2  # beside the fitted one, that a choice has to serve
 OPENED, TRIED = 2, 3  # budgets that a plan opens at most; openings whose runs are chosen one by one
 SHARE = 0.5  # of a plan that is trained before the next look
 WHOLE = 0.08  # of the allowance: a plan that costs less is trained at once
+INSIDE = 1.4  # factor between an expected optimum and the ends of the recurrences for a budget to count
 MIN_SPAN = 8.0  # factor between the least and the largest budget of an answer
 AIM = 0.97  # of the wanted width, for what the linearised interval leaves out
-RATIO = (0.6, 1.8)  # between which the interval of the fit is believed to exceed the linearised one
+RATIO = (0.6, 1.5)  # between which the interval of the fit is believed to exceed the linearised one
+LEAST_STEP = 0.95  # of the width, in a round after a look that was not narrow enough
 
 CLOSE = 1.5  # times the wanted width: below it to first order, the interval of the fit is taken
 VAST = 1e3  # a width that means none
@@ -123,6 +125,8 @@ def decide(policy: Policy, runs: pd.DataFrame, spent_flops: float, taken: Collec
     information = fisher_information(
         laws, grid.shape, budgets, recurrences, noise, target, quantity, exponents
     )
+    eligible = _well_inside(information.optima[0], recurrences)
+    information = replace(information, eligible=eligible)
     start = np.zeros((len(budgets), len(recurrences)), int)
     places = np.searchsorted(budgets, grid.cells.budgets_flops[grid.cells.budget])
     np.add.at(start, (places, np.searchsorted(recurrences, grid.cells.values)), 1)
@@ -134,7 +138,7 @@ def decide(policy: Policy, runs: pd.DataFrame, spent_flops: float, taken: Collec
     }
     now = None
     if linear <= CLOSE * policy.target_width:
-        now = known["answer"] = answer(policy.question, inputs)
+        now = known["answer"] = answer(policy.question, inputs, budgets[eligible])
         if now.width is not None and now.width <= policy.target_width and _is_wide(now.budgets_flops):
             return Decision(cells=(), reason="the interval is as narrow as wanted", answered=True, **known)
     left = policy.allowance_flops - spent_flops
@@ -154,7 +158,7 @@ def decide(policy: Policy, runs: pd.DataFrame, spent_flops: float, taken: Collec
         "expected_width": width if width < VAST else None,
     }
     if not added:
-        known["answer"] = now or answer(policy.question, inputs)
+        known["answer"] = now or answer(policy.question, inputs, budgets[eligible])
         return Decision(cells=(), reason="no run that the allowance still pays narrows the interval", **known)
     first = _first_part(plan, start, budgets, added, policy)
     cells = tuple(_cells(first, start, budgets, recurrences, runs, taken, policy.seed))
@@ -166,17 +170,27 @@ def decide(policy: Policy, runs: pd.DataFrame, spent_flops: float, taken: Collec
     )
 
 
+def _well_inside(log_optima: Array, recurrences: Array) -> Mask:
+    """Return True for the budgets whose optimum by the law of all runs is far from the ends."""
+    low, high = np.log(recurrences.min() * INSIDE), np.log(recurrences.max() / INSIDE)
+    return (log_optima > low) & (log_optima < high)
+
+
 def _is_wide(budgets_flops: Collection[float]) -> bool:
     """Return True if budgets span enough for an exponent: a narrow range would be answered cheaply."""
     return max(budgets_flops) >= (1 - 1e-9) * MIN_SPAN * min(budgets_flops)
 
 
 def _goal(policy: Policy, linear: float, now: Answer | None) -> float:
-    """Return the log width that a plan should reach, in terms of the linearised interval."""
-    goal = float(np.log(AIM * policy.target_width))
-    if now is None or now.width is None:
-        return goal
-    return goal - float(np.log(np.clip(now.width / linear, *RATIO)))
+    """Return the log width that a plan should reach, in terms of the linearised interval.
+
+    It lies below today's if the fit refuses an interval, or gives a wider one than that to first order.
+    """
+    goal = AIM * policy.target_width
+    if now is not None:
+        excess = RATIO[1] if now.width is None else float(np.clip(now.width / linear, *RATIO))
+        goal = min(goal / excess, linear * LEAST_STEP)
+    return float(np.log(goal))
 
 
 def cheapest(information: FisherInformation, start: Counts, limits: Limits, goal: float) -> Counts:
@@ -205,9 +219,7 @@ def _openings(information: FisherInformation, start: Counts, limits: Limits) -> 
 
 def _reach(information: FisherInformation, counts: Counts) -> float:
     """Return the factor between the least and the largest budget whose optimum is expected inside."""
-    logs = np.log(information.recurrences)
-    optima = information.optima[0]
-    used = (optima > logs[0]) & (optima < logs[-1]) & ((counts > 0).sum(1) >= MIN_SWEPT)
+    used = information.eligible & ((counts > 0).sum(1) >= MIN_SWEPT)
     budgets = information.budgets_flops[used]
     return float(budgets.max() / budgets.min()) if len(budgets) else 1.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +12,7 @@ from analysis.config import Array, FitConfig
 from analysis.design.simulate import Grid
 from analysis.isoflop.curves import Quantity
 from analysis.isoflop.estimator import Inputs
+from analysis.isoflop.power_law import power_law
 from analysis.isoflop.shared_shape import fit_shared
 
 Asked = Literal["exponent", "optimum", "looped_or_fixed"]
@@ -47,9 +49,17 @@ def inputs_of(grid: Grid, losses: Array, seed: int) -> Inputs:
     return grid.inputs(losses, FitConfig(bootstrap=RESAMPLES, seed=seed, validation=False), "pursuit")
 
 
-def answer(question: Question, inputs: Inputs) -> Answer:
-    """Return what finished runs say, by the intervals of `fit`."""
-    law = fit_shared(inputs).laws[question.quantity]
+def answer(question: Question, inputs: Inputs, budgets_flops: Collection[float]) -> Answer:
+    """Return what finished runs say, by the intervals of `fit` over some of the budgets.
+
+    The budgets are chosen without a look at their own minima. `fit` keeps those with a minimum inside the
+    recurrences, and near an end it keeps a budget only where noise has moved the minimum inwards.
+    """
+    fit = fit_shared(inputs)
+    if fit.noise is None:
+        return Answer(refusal=fit.refusal)
+    optima = [one for one in fit.optima[question.quantity] if one.budget_flops in budgets_flops]
+    law = power_law(question.quantity, optima, inputs.draws.factor(fit.noise), inputs.config)
     if law.exponent is None:
         return Answer(refusal=law.refusal, budgets_flops=law.budgets_flops)
     if question.target_flops is None:

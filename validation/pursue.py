@@ -3,9 +3,9 @@
 python validation/pursue.py [studies=1000] [by_hand=100] [minutes=M] [folder=DIR] [out=FILE]
 
 Three laws, each with two noises. The fixed grid is the one that `design=search` found for the FLOPs of the
-published 140M grid (`docs/validation/design.json`), with those laws known. Its median interval of the exponent
-of µ* is the width that pursuits of the same allowance are asked for. Runs are independent of each other, as
-without trunks.
+published 140M grid (`docs/validation/design.json`), with those laws known. Its median interval of the
+exponent of µ* is the width that pursuits of the same allowance are asked for. Runs are independent of each
+other, as without trunks.
 
 - `flops_ratio`: FLOPs of pursuits over those of the grid, with its bootstrap interval over pursuits. One that
   ends without the wanted width counts with all that it spent.

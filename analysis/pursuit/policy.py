@@ -37,6 +37,7 @@ SHARE = 0.5  # of a plan that is trained before the next look
 WHOLE = 0.08  # of the allowance: a plan that costs less is trained at once
 INSIDE = 1.4  # factor between an expected optimum and the ends of the recurrences for a budget to count
 MIN_SPAN = 8.0  # factor between the least and the largest budget of an answer
+ROUNDED = 0.98  # budgets have three digits
 AIM = 0.97  # of the wanted width, for what the linearised interval leaves out
 RATIO = (0.6, 1.5)  # between which the interval of the fit is believed to exceed the linearised one
 LEAST_STEP = 0.95  # of the width, in a round after a look that was not narrow enough
@@ -81,7 +82,7 @@ def ladder(allowance_flops: float, smallest_flops: float = 0.0) -> tuple[float, 
     """Return the budgets of a pursuit: factors of two below a tenth of the allowance."""
     top = allowance_flops / LARGEST
     budgets = [top / 2.0**k for k in reversed(range(LEVELS))]
-    return tuple(flops for flops in budgets if flops >= smallest_flops)
+    return tuple(float(f"{flops:.3g}") for flops in budgets if flops >= smallest_flops)
 
 
 def pilot(policy: Policy) -> Decision:
@@ -104,7 +105,14 @@ def pilot(policy: Policy) -> Decision:
     return Decision(cells=tuple(cells), reason=reason, flops=flops)
 
 
-def decide(policy: Policy, runs: pd.DataFrame, spent_flops: float, taken: Collection[Cell] = ()) -> Decision:
+def decide(
+    policy: Policy,
+    runs: pd.DataFrame,
+    spent_flops: float,
+    taken: Collection[Cell] = (),
+    *,
+    always_answer: bool = False,
+) -> Decision:
     """Return the next round of a pursuit, given its finished `runs`.
 
     Parameters
@@ -112,6 +120,7 @@ def decide(policy: Policy, runs: pd.DataFrame, spent_flops: float, taken: Collec
     runs : one group of the runs table, with losses.
     spent_flops : of all that was launched, whether it ended well or not.
     taken : cells that were launched and have no run; they are not chosen again.
+    always_answer : fit the interval even where it is far from the wanted width, which changes no choice.
     """
     grid = simulate.grid(runs, FitConfig().parameter_count)
     losses = runs["val_loss_nats"].to_numpy(float)
@@ -139,8 +148,13 @@ def decide(policy: Policy, runs: pd.DataFrame, spent_flops: float, taken: Collec
     now = None
     if linear <= CLOSE * policy.target_width:
         now = known["answer"] = answer(policy.question, inputs, budgets[eligible])
-        if now.width is not None and now.width <= policy.target_width and _is_wide(now.budgets_flops):
+        refused = ((start > 0).sum(1) >= MIN_SWEPT) & ~np.isin(budgets, now.budgets_flops)
+        information = replace(information, eligible=eligible & ~refused)
+        wide = _span(now.budgets_flops) >= _wanted_span(information)
+        if now.width is not None and now.width <= policy.target_width and wide:
             return Decision(cells=(), reason="the interval is as narrow as wanted", answered=True, **known)
+    if always_answer and now is None:
+        known["answer"] = answer(policy.question, inputs, budgets[eligible])
     left = policy.allowance_flops - spent_flops
     limits = Limits(
         run_flops=budgets,
@@ -158,7 +172,7 @@ def decide(policy: Policy, runs: pd.DataFrame, spent_flops: float, taken: Collec
         "expected_width": width if width < VAST else None,
     }
     if not added:
-        known["answer"] = now or answer(policy.question, inputs, budgets[eligible])
+        known.setdefault("answer", answer(policy.question, inputs, budgets[eligible]))
         return Decision(cells=(), reason="no run that the allowance still pays narrows the interval", **known)
     first = _first_part(plan, start, budgets, added, policy)
     cells = tuple(_cells(first, start, budgets, recurrences, runs, taken, policy.seed))
@@ -176,9 +190,14 @@ def _well_inside(log_optima: Array, recurrences: Array) -> Mask:
     return (log_optima > low) & (log_optima < high)
 
 
-def _is_wide(budgets_flops: Collection[float]) -> bool:
-    """Return True if budgets span enough for an exponent: a narrow range would be answered cheaply."""
-    return max(budgets_flops) >= (1 - 1e-9) * MIN_SPAN * min(budgets_flops)
+def _span(budgets_flops: Collection[float]) -> float:
+    """Return the factor between the least and the largest of some budgets."""
+    return max(budgets_flops) / min(budgets_flops) if len(budgets_flops) else 1.0
+
+
+def _wanted_span(information: FisherInformation) -> float:
+    """Return the least span of an answer: a narrow range is cheap, and a wide one may not be offered."""
+    return ROUNDED * min(MIN_SPAN, _span(information.budgets_flops[information.eligible].tolist()))
 
 
 def _goal(policy: Policy, linear: float, now: Answer | None) -> float:
@@ -196,7 +215,8 @@ def _goal(policy: Policy, linear: float, now: Answer | None) -> float:
 def cheapest(information: FisherInformation, start: Counts, limits: Limits, goal: float) -> Counts:
     """Return `start` and the cheapest runs after which the log width is `goal`, or else the narrowest."""
     trials, options = [], list(_openings(information, start, limits))
-    wide = [counts for counts in options if _reach(information, counts) >= (1 - 1e-9) * MIN_SPAN] or options
+    wanted = _wanted_span(information)
+    wide = [counts for counts in options if _reach(information, counts) >= wanted] or options
     for counts in sorted(wide, key=lambda item: _promise(information, item, start, limits))[:TRIED]:
         spent, runs = cost(counts, start, limits), int((counts - start).sum())
         trial = filled(information, counts, limits, spent, runs, 1.0, goal)
@@ -218,10 +238,9 @@ def _openings(information: FisherInformation, start: Counts, limits: Limits) -> 
 
 
 def _reach(information: FisherInformation, counts: Counts) -> float:
-    """Return the factor between the least and the largest budget whose optimum is expected inside."""
+    """Return the span of the budgets that `counts` opens and whose optimum is expected inside."""
     used = information.eligible & ((counts > 0).sum(1) >= MIN_SWEPT)
-    budgets = information.budgets_flops[used]
-    return float(budgets.max() / budgets.min()) if len(budgets) else 1.0
+    return _span(information.budgets_flops[used].tolist())
 
 
 def _promise(information: FisherInformation, counts: Counts, start: Counts, limits: Limits) -> float:

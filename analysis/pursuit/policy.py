@@ -28,7 +28,7 @@ from analysis.pursuit.question import Answer, Question, answer, inputs_of
 
 LEVELS = 7  # budgets to choose from, a factor of two apart
 LARGEST = 10.0  # runs of the largest budget that the whole allowance pays for
-PILOT_LEVELS = (1, 2, 3)  # of the budgets, the least is 0
+PILOT_BUDGETS = 3  # small ones, not the least where many are offered
 PILOT_RECURRENCES = 5  # of each pilot budget, evenly over the logs of those offered
 PILOT_REPLICATES = 4  # further seeds of two cells of the least pilot budget
 RESAMPLED_LAWS = 2  # beside the fitted one, that a choice has to serve
@@ -44,6 +44,11 @@ LEAST_STEP = 0.95  # of the width, in a round after a look that was not narrow e
 
 CLOSE = 1.5  # times the wanted width: below it to first order, the interval of the fit is taken
 VAST = 1e3  # a width that means none
+NOTHING_LEFT = "no run that the allowance still pays narrows the interval"
+TOO_FEW = (
+    "by the law of the runs no choice of cells brackets three optima: offer others with "
+    "assume.budgets_flops=[...] and assume.recurrences=[...], or raise the allowance"
+)
 
 Cell = tuple[int, float, int]  # mean recurrence, budget in FLOPs, seed
 
@@ -90,8 +95,8 @@ def pilot(policy: Policy) -> Decision:
     offered = np.log(policy.recurrences)
     wanted = np.linspace(offered[0], offered[-1], PILOT_RECURRENCES)
     chosen = sorted({policy.recurrences[int(np.argmin(np.abs(offered - each)))] for each in wanted})
-    first = min(PILOT_LEVELS[0], max(len(policy.budgets_flops) - len(PILOT_LEVELS), 0))
-    budgets = policy.budgets_flops[first : first + len(PILOT_LEVELS)]
+    first = max(len(policy.budgets_flops) - PILOT_BUDGETS, 0) // 4
+    budgets = policy.budgets_flops[first : first + PILOT_BUDGETS]
     cells = [(mu, flops, policy.seed) for flops in budgets for mu in chosen]
     seeds = range(policy.seed + 1, policy.seed + 1 + PILOT_REPLICATES)
     cells += [(mu, budgets[0], seed) for mu in chosen[1:3] for seed in seeds]
@@ -171,9 +176,9 @@ def decide(
         "planned_flops": added,
         "expected_width": width if width < VAST else None,
     }
-    if not added:
+    if not added or width > VAST:
         known.setdefault("answer", answer(policy.question, inputs, budgets[eligible]))
-        return Decision(cells=(), reason="no run that the allowance still pays narrows the interval", **known)
+        return Decision(cells=(), reason=TOO_FEW if width > VAST else NOTHING_LEFT, **known)
     first = _first_part(plan, start, budgets, added, policy)
     cells = tuple(_cells(first, start, budgets, recurrences, runs, taken, policy.seed))
     return Decision(

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from analysis.format import number
-from analysis.pursuit.policy import PILOT_LEVELS, Policy, ladder
+from analysis.pursuit.policy import PILOT_BUDGETS, Policy, ladder
 from analysis.pursuit.question import Question
 from model.config_validation import ConfigError
 from sweeps.config.study import StudyConfig
@@ -67,11 +67,11 @@ def offer(study: StudyConfig) -> tuple[Policy, pd.DataFrame]:
     planned = plan(replace(grid, sweep=replace(grid.sweep, budgets_flops=sorted(budgets)))).frame
     whole = planned.groupby("target_flops")["verdict"].agg(lambda verdicts: bool((verdicts == "OK").all()))
     kept = [float(flops) for flops in whole.index[whole]]
-    if len(kept) <= len(PILOT_LEVELS):
+    if len(kept) <= PILOT_BUDGETS:
         reasons = planned.loc[planned["verdict"] != "OK", "reason"]
         raise ConfigError(
             f"allowance={number(float(spend))} FLOPs offers {len(kept)} budgets, a pursuit needs "
-            f"{len(PILOT_LEVELS) + 1}; {reasons.iloc[0]}: raise allowance, or offer other cells with "
+            f"{PILOT_BUDGETS + 1}; {reasons.iloc[0]}: raise allowance, or offer other cells with "
             "assume.budgets_flops=[...] and assume.recurrences=[...]"
         )
     runs = planned_runs(replace(grid, sweep=replace(grid.sweep, budgets_flops=kept)))

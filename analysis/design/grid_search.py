@@ -33,7 +33,7 @@ class Limits:
     control_flops: Array
     allowance_flops: float
     runs: int
-    per_cell: int = 1  # seeds of one cell, those already run among them
+    per_cell: int | Counts = 1  # seeds of one cell, or of each, those already run among them
 
 
 def opened(information: FisherInformation, budget: int, seeds: int = 1) -> Counts:

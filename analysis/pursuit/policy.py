@@ -44,6 +44,7 @@ LEAST_STEP = 0.95  # of the width, in a round after a look that was not narrow e
 
 CLOSE = 1.5  # times the wanted width: below it to first order, the interval of the fit is taken
 VAST = 1e3  # a width that means none
+FAILED_SEEDS = 2  # of a cell after which it is not tried again
 NOTHING_LEFT = "no run that the allowance still pays narrows the interval"
 TOO_FEW = (
     "by the law of the runs no choice of cells brackets three optima: offer others with "
@@ -166,7 +167,7 @@ def decide(
         control_flops=0 * budgets,
         allowance_flops=left,
         runs=10_000,
-        per_cell=max(policy.max_seeds, int(start.max())),
+        per_cell=_most_seeds(policy, start, budgets, recurrences, taken),
     )
     plan = cheapest(information, start, limits, _goal(policy, linear, now))
     added = cost(plan, start, limits)
@@ -237,7 +238,7 @@ def _openings(information: FisherInformation, start: Counts, limits: Limits) -> 
         for chosen in combinations(closed, size):
             counts = start.copy()
             for k in chosen:
-                counts[k] = np.maximum(counts[k], opened(information, k))
+                counts[k] = np.clip(opened(information, k), counts[k], np.asarray(limits.per_cell)[k])
             if cost(counts, start, limits) <= limits.allowance_flops:
                 yield counts
 
@@ -266,6 +267,18 @@ def _first_part(plan: Counts, start: Counts, budgets: Array, added: float, polic
             break
         part[k], spent = plan[k], spent + own
     return part
+
+
+def _most_seeds(
+    policy: Policy, start: Counts, budgets: Array, recurrences: Array, taken: Collection[Cell]
+) -> Counts:
+    """Return how many seeds each cell may have; one that has failed with several gets no more."""
+    most = np.maximum(start, policy.max_seeds)
+    for mu, flops in {cell[:2] for cell in taken}:
+        place = np.searchsorted(budgets, flops), np.searchsorted(recurrences, mu)
+        if sum(cell[:2] == (mu, flops) for cell in taken) >= FAILED_SEEDS:
+            most[place] = start[place]
+    return most
 
 
 def _cells(

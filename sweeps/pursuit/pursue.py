@@ -8,13 +8,13 @@ plan of the cells, before they run.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.format import number
-from analysis.pursuit.policy import Decision, Policy, decide, pilot
+from analysis.pursuit.policy import Cell, Decision, Policy, decide, pilot
 from analysis.tables.readers import read_tables
 from analysis.tables.selection import select
 from harness.storage.files import exclusive
@@ -75,7 +75,7 @@ def pursue(study: StudyConfig, show: Callable[[str], None], ask: Ask, train: Tra
                 if not ask(now, number_ == 1):
                     return None
                 record = _with_last(folder, record, replace(now, state="launched"))
-            train(replace(study, sweep=added_cells(study.sweep, tuple(now.cells))))
+            train(of_round(study, now.cells))
             record = _with_last(folder, record, _ended(folder, record.rounds[-1]))
     return record
 
@@ -114,7 +114,7 @@ def chosen(folder: Path, study: StudyConfig, record: PursuitRecord) -> PursuitRe
     decision = pilot(policy) if not record.rounds else _decision(folder, study, record)
     affordable = decision.cells and record.spent_flops + decision.flops <= _most(policy)
     if affordable:
-        planned = planned_runs(replace(study, sweep=added_cells(study.sweep, decision.cells)))
+        planned = planned_runs(of_round(study, decision.cells))
         flops = float(planned["nominal_flops"].sum())
         rounds = [*record.rounds, _round(decision, flops)]
         record = replace(record, rounds=rounds)
@@ -129,6 +129,12 @@ def chosen(folder: Path, study: StudyConfig, record: PursuitRecord) -> PursuitRe
         record = replace(record, outcome=outcome)
     write(folder, record)
     return record
+
+
+def of_round(study: StudyConfig, cells: Sequence[Cell]) -> StudyConfig:
+    """Return the study with the cells of a round as its sweep."""
+    sweep = added_cells(study.sweep, tuple(cells))
+    return replace(study, sweep=replace(sweep, budgets_flops=sorted({flops for _, flops, _ in cells})))
 
 
 def _most(policy: Policy) -> float:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from model.config_validation import ConfigError
 from sweeps.cli.help import Command
+from sweeps.config.folders import CONF, STUDY
 from sweeps.config.next_command import next_command
 from sweeps.config.study import StudyConfig
 from sweeps.state.profile import study_of
@@ -62,10 +63,17 @@ def _pursue(overrides: list[str]) -> str | None:
     return "\n".join([summary(record), next_command("report", at)])
 
 
+def _keys() -> list[str]:
+    """Return the lines of the help on the keys of a pursuit, from the end of conf/loopscale.yaml."""
+    text = (CONF / f"{STUDY}.yaml").read_text(encoding="utf-8")
+    return ["", *text[text.index("# of pursue") :].strip().splitlines()]
+
+
 COMMANDS = {
     "pursue": Command(
         run=_pursue,
         summary="a question and an allowance in, an answer out: rounds of runs until it is narrow enough",
         example="loopscale pursue question=exponent target_width=0.1 allowance=300h cluster=mine",
+        more=_keys,
     )
 }

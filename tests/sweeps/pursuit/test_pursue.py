@@ -1,5 +1,6 @@
 """Pursuits on disk: each round is a sweep's, a stop anywhere continues with the same cells."""
 
+import io
 import json
 import zlib
 from dataclasses import asdict
@@ -192,7 +193,7 @@ def test_a_person_is_asked_before_the_first_launch_and_may_refuse(tmp_path):
 
 def test_another_question_does_not_continue_a_pursuit(whole):
     _, folder, _ = whole
-    with pytest.raises(ConfigError, match="target_width=0.3, the command says 0.2: an interval is honest"):
+    with pytest.raises(ConfigError, match=r"target_width=0\.3, the command says 0\.2: an interval is honest"):
         pursued(folder.parent, "target_width=0.2")
 
 
@@ -239,3 +240,36 @@ def test_the_run_folders_are_those_of_any_sweep(whole):
     _, folder, _ = whole
     for run_id in read_ledger(folder).run_ids:
         assert RunFolder(folder / run_id).status().state == "done"
+
+
+def test_status_shows_the_rounds(whole, capsys):
+    record, folder, _ = whole
+    loopscale.main(["status", f"sweep={folder.name}", f"root={folder.parent}"])
+    out = capsys.readouterr().out
+    assert "pursuit: exponent of µ*, wanted width 0.3" in out
+    assert out.count("(ended)") == len(record.rounds)
+    assert "end: the interval is as narrow as wanted" in out
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["detach=true"], "detach=true is not there yet"),
+        (["confirm=true"], "there is no terminal to ask"),
+    ],
+)
+def test_the_command_refuses_in_a_line(tmp_path, capsys, monkeypatch, more, message):
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    with pytest.raises(SystemExit):
+        loopscale.main(["pursue", *GRID, f"root={tmp_path}", *more])
+    assert message in capsys.readouterr().err
+
+
+def test_a_dry_run_simulates_pursuits_and_writes_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sweeps.pursuit.dry_run.PURSUITS", 1)
+    loopscale.main(["pursue", *GRID, f"root={tmp_path}", "dry_run=true"])
+    out = capsys.readouterr().out
+    assert "1 simulated pursuits under the law of" in out
+    assert "docs/study/study_15k/laws.json" in out
+    assert "pilot: 5 recurrences" in out
+    assert list(tmp_path.iterdir()) == []

@@ -48,6 +48,7 @@ COMMANDS = [
     "report",
     "compare",
     "serve_cost",
+    "pursue",
     "demo",
     "completion",
 ]

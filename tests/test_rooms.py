@@ -23,7 +23,7 @@ ROOM_ARROWS = {
 }
 _LOW = {"", "tables"}
 _ISOFLOP = {*_LOW, "stats", "laws", "isoflop"}
-_RESULTS = {*_ISOFLOP, "study", "compare", "published", "design"}
+_RESULTS = {*_ISOFLOP, "study", "compare", "published", "design", "pursuit"}
 ARROWS = {
     "model": {
         "": {"kernels"},
@@ -50,6 +50,7 @@ ARROWS = {
         "published": _ISOFLOP,
         "compare": {*_ISOFLOP, "study"},
         "design": {*_ISOFLOP, "compare", "published"},
+        "pursuit": {*_ISOFLOP, "compare", "published", "design"},
         "figures": _RESULTS,
         "report": {*_RESULTS, "figures"},
     },
@@ -61,7 +62,8 @@ ARROWS = {
         "planning": {"state", "grid", "backends", "config"},
         "workers": {"state", "grid", "backends", "config"},
         "launch": {"planning", "state", "grid", "backends", "config"},
-        "cli": {"launch", "planning", "state", "grid", "backends", "config"},
+        "pursuit": {"launch", "planning", "state", "grid", "backends", "config"},
+        "cli": {"pursuit", "launch", "planning", "state", "grid", "backends", "config"},
     },
 }
 

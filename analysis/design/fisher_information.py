@@ -10,15 +10,15 @@ chosen is simulated afterwards.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from scipy.special import ndtr, stdtrit
 
-from analysis.config import Array
+from analysis.config import Array, Mask
 from analysis.design.ground_truth import GroundTruth
-from analysis.isoflop.curves import EDGE_SHARE
+from analysis.isoflop.curves import EDGE_SHARE, Quantity
 from analysis.isoflop.geometry import (
     MIN_BUDGETS,
     MIN_SWEPT,
@@ -54,6 +54,8 @@ class FisherInformation:
     optima: Array
     in_exponents: Array
     in_amplitudes: Array
+    eligible: Mask  # [budgets]: whose optimum the asked quantity may use
+    worth: Array  # [laws, budgets]: change of the log of the asked quantity per change of the log optimum
 
     def widths(self, counts: Counts, *, penalised: bool = True) -> Array:
         """Return log widths of the 95 % interval [laws], the penalty for minima off the grid added."""
@@ -61,7 +63,7 @@ class FisherInformation:
         ends, freedom = self._ends(counts)[None], np.array([_freedom(counts)])
         return self._assembled(pieces, ends, freedom, PENALTY if penalised else 0.0)[:, 0]
 
-    def widths_with_one_more(self, counts: Counts) -> Array:
+    def widths_with_one_more(self, counts: Counts, *, penalised: bool = True) -> Array:
         """Return those of every choice of one more run [laws, budgets, recurrences]."""
         budgets, choices = counts.shape
         more = counts + np.eye(choices, dtype=counts.dtype)[:, None]  # [choices, budgets, recurrences]
@@ -76,7 +78,8 @@ class FisherInformation:
         freedom = np.array(
             [_freedom(np.where(own[k][:, None], row, counts)) for row in more for k in range(budgets)]
         )
-        widths = self._assembled(flat, ends.reshape(choices * budgets, budgets, 2), freedom, PENALTY)
+        ends = ends.reshape(choices * budgets, budgets, 2)
+        widths = self._assembled(flat, ends, freedom, PENALTY if penalised else 0.0)
         return np.swapaxes(widths.reshape(-1, choices, budgets), 1, 2)
 
     def _pieces(self, rows: Counts) -> list[Array]:
@@ -114,7 +117,8 @@ class FisherInformation:
             chance = ndtr((high - optima) / sd) - ndtr((low - optima) / sd)
         fitted = own > 0
         chance = np.where(fitted, chance, 1.0).prod(-1)
-        weight, enough = self._weights(fitted & (optima > low) & (optima < high))
+        weight, enough = self._weights(fitted & self.eligible & (optima > low) & (optima < high))
+        weight = weight * self.worth[:, None]
         gradient = (weight[..., None] * lever).sum(-2)
         variance = ((gradient[..., None, :] @ covariance)[..., 0, :] * gradient).sum(-1)
         variance = variance + (weight**2 * own).sum(-1) * self.sd_nats**2
@@ -165,17 +169,30 @@ def fisher_information(
     recurrences: Array,
     sd_nats: float,
     target_flops: float | None = None,
+    quantity: Quantity = "mean_recurrence",
+    start: Array | None = None,
 ) -> FisherInformation:
-    """Linearise the shared-shape fit under every law over all budgets and recurrences."""
+    """Linearise the shared-shape fit under every law over all budgets and recurrences.
+
+    The interval is that of `quantity`: of its exponent, or of its log optimum at `target_flops`. The fits
+    descend from the exponents `start`, by default from the best of a grid.
+    """
     budgets_flops, recurrences = np.asarray(budgets_flops, float), np.asarray(recurrences, float)
     flops, depth = (axis.ravel() for axis in np.meshgrid(budgets_flops, recurrences, indexing="ij"))
     tokens = shape.tokens(depth, flops)
     u, v = np.log(shape.params(depth)), np.log(tokens)
     index = np.repeat(np.arange(len(budgets_flops)), len(recurrences))
     losses = np.stack([law.loss(depth, tokens) for law in laws])
-    fit = fit_shared_shape(u, v, losses, index)
+    fit = fit_shared_shape(u, v, losses, index, start=start)
     path = IsoflopPath(shape=shape, budgets_flops=budgets_flops, middle=float(np.log(recurrences).mean()))
-    return _linearised(fit, path, u, v, recurrences, sd_nats, target_flops)
+    made = _linearised(fit, path, u, v, recurrences, sd_nats, target_flops)
+    return made if quantity == "mean_recurrence" else replace(made, worth=_worth_in_tokens(path, made))
+
+
+def _worth_in_tokens(path: IsoflopPath, information: FisherInformation) -> Array:
+    """Return d log D* / d log mu* = -f1 mu / f at the optima [laws, budgets]."""
+    s = np.where(np.isfinite(information.optima), information.optima, path.middle)
+    return -path.at(s)[3]
 
 
 def _linearised(
@@ -210,4 +227,6 @@ def _linearised(
         optima=np.where(np.isnan(s), np.inf, s),
         in_exponents=np.stack([in_a, in_b], -1),
         in_amplitudes=np.stack([0 * more, more / p, -more / r], -1),
+        eligible=np.ones(budgets, bool),
+        worth=np.ones_like(s),
     )

@@ -33,7 +33,7 @@ class Limits:
     control_flops: Array
     allowance_flops: float
     runs: int
-    per_cell: int = 1  # seeds of one cell, those already run among them
+    per_cell: int | Counts = 1  # seeds of one cell, or of each, those already run among them
 
 
 def opened(information: FisherInformation, budget: int, seeds: int = 1) -> Counts:
@@ -51,13 +51,22 @@ def opened(information: FisherInformation, budget: int, seeds: int = 1) -> Count
 
 
 def filled(
-    information: FisherInformation, counts: Counts, limits: Limits, spent: float, runs: int, thrift: float
+    information: FisherInformation,
+    counts: Counts,
+    limits: Limits,
+    spent: float,
+    runs: int,
+    thrift: float,
+    goal: float | None = None,
 ) -> Counts:
-    """Add runs to `counts` one by one, as long as they narrow the interval and the limits allow."""
-    counts = counts.copy()
-    width = score(information.widths(counts))
-    while runs < limits.runs:
-        after = score(information.widths_with_one_more(counts))
+    """Add runs to `counts` one by one, as long as they narrow the interval and the limits allow.
+
+    With a `goal` it ends at that log width, and widths are those without the penalty for minima off the grid.
+    """
+    counts, penalised = counts.copy(), goal is None
+    width = score(information.widths(counts, penalised=penalised))
+    while runs < limits.runs and (goal is None or width > goal):
+        after = score(information.widths_with_one_more(counts, penalised=penalised))
         affordable = (spent + limits.run_flops)[:, None] <= limits.allowance_flops
         after = np.where(affordable & (counts < limits.per_cell), after, np.inf)
         gain = (width - after) / limits.run_flops[:, None] ** thrift

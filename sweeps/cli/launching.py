@@ -19,6 +19,7 @@ from sweeps.state.profile import study_of
 if TYPE_CHECKING:
     from sweeps.launch.submit import Submission
 
+PURSUIT = "pursuit.json"  # in a sweep's folder, of a pursuit
 STATUS_COLUMNS = {
     "run_id": "run",
     "trunk_id": "trunk",
@@ -143,7 +144,14 @@ def _status_text(settings: StatusConfig, at: Sequence[str]) -> str:
     state = status(settings.folder)
     text = state.summary(at)
     columns = {"run_id": "run"} | dict.fromkeys(state.axes, "") | STATUS_COLUMNS
-    return f"{as_text(state.frame_with_trunks, columns)}\n{text}"
+    parts = [as_text(state.frame_with_trunks, columns), text]
+    if (settings.folder / PURSUIT).exists():
+        from sweeps.pursuit.pursue import summary
+        from sweeps.pursuit.record import read
+
+        record = read(settings.folder)
+        parts.insert(1, summary(record) if record else "")
+    return "\n".join(parts)
 
 
 def _status_json(folder: Path, notes: Sequence[str] = (), **more: object) -> str:

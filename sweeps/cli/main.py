@@ -24,6 +24,7 @@ FAMILIES = {
     "fitting": ("fit", "report"),
     "comparing": ("compare",),
     "serving": ("serve_cost",),
+    "pursue": ("pursue",),
     "demo": ("demo",),
     "completion": ("completion",),
 }

@@ -56,6 +56,7 @@ _STUDY_KEYS = (
         "tasks",
     ),
     *("design", "suggest", "allowance", "assume"),
+    *("question", "target_width", "confirm_rounds", "detach"),
 )
 
 

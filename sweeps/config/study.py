@@ -18,6 +18,9 @@ Seed = Annotated[int, Ge(0)]
 Control = Literal["fixed", "poisson", "none"]
 # Whether runs that differ in length alone are trained through a shared trunk: where it is exact, or refuse.
 TrunkMode = Literal["auto", True, False]
+Asked = Literal[
+    "exponent", "exponent_tokens", "optimum", "optimum_tokens", "looped_or_fixed", "multiplier", "rate"
+]
 ParameterCount = Literal["non_embedding", "no_token_embedding", "all", "flops_over_six"]
 
 
@@ -143,4 +146,8 @@ class StudyConfig:
     design: Literal[False, True, "search"] = False
     suggest: Annotated[int, Ge(1)] | None = None
     allowance: float | str | None = None
+    question: Asked = "exponent"
+    target_width: PositiveFloat = 0.1
+    confirm_rounds: bool = False
+    detach: bool = False
     assume: AssumeConfig = field(default_factory=AssumeConfig)

@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis.config import Array, FitConfig, Progress
+from analysis.config import FitConfig, Progress
 from analysis.design import simulate
 from analysis.design.fisher_information import Counts, FisherInformation, fisher_information
 from analysis.design.grid_search import Limits, cost, next_runs
-from analysis.design.ground_truth import GroundTruth
-from analysis.design.simulate import Grid
+from analysis.design.laws_of_runs import laws_of_runs
 from analysis.format import number
-from analysis.laws.surface import fit_surface, refit
 from analysis.serialize import Printed
 from analysis.stats.noise import noise_floor
 from analysis.tables.readers import read_tables
@@ -163,33 +161,6 @@ def suggest_runs(
         width_before=_width(knowledge, start),
         width_after=_width(knowledge, counts),
     )
-
-
-def laws_of_runs(grid: Grid, losses: Array, resamples: int, seed: int) -> tuple[list[GroundTruth], float]:
-    """Return the surface fitted to `losses` [runs], resamples of it, and the sd of its residuals."""
-    inputs = grid.inputs(losses, FitConfig(bootstrap=100), "")
-    u, v, observed = np.log(inputs.runs.params), np.log(inputs.runs.tokens), inputs.runs.loss_nats
-    surface = fit_surface(u, v, observed)
-    base = surface.losses(u, v)[0]
-    sd = float(np.sqrt(np.square(observed - base).sum() / max(len(observed) - 5, 1)))
-    errors = np.random.default_rng(seed).standard_normal((resamples, len(observed)))
-    resampled = refit(surface, base + sd * errors)
-    laws = []
-    for k, one in [(0, surface), *((k, resampled) for k in range(resamples))]:
-        values = one.coefficients(k)
-        laws.append(
-            GroundTruth(
-                name="law fitted to them, and resamples of it",
-                floor_nats=values["E"],
-                amplitude_params=values["A"],
-                alpha=values["alpha"],
-                amplitude_tokens=values["B"],
-                beta=values["beta"],
-                static_params=grid.shape.static_params,
-                looped_params=grid.shape.looped_params,
-            )
-        )
-    return laws, sd
 
 
 def _cells(

@@ -49,6 +49,7 @@ RULES = [
     Rule(pattern=r"--version|completion \w+|\w* ?--help.*"),
     Rule(pattern=r"demo\b", composed=True),  # tests/sweeps/cli/test_demo.py runs it
     Rule(pattern=r"new sweep "),
+    Rule(pattern=r"pursue ", composed=True),  # tests/sweeps/pursuit runs it
     Rule(pattern=r"plan .*suggest=", settings=["sweep=study_15k", *BRIEF, *MUCH_TEXT]),
     Rule(pattern=r"plan .*design=search", settings=[*BRIEF, *MUCH_TEXT], composed=True),  # see test_design.py
     Rule(pattern=r"plan .*design=true", settings=[*BRIEF, *MUCH_TEXT]),

@@ -12,6 +12,11 @@ def number(value: float | None, digits: int = 3) -> str:
     return re.sub(r"e([+-])0*(\d)", lambda m: f"e{m[1].strip('+')}{m[2]}", f"{value:.{digits}g}")
 
 
+def plural(count: int, noun: str) -> str:
+    """Return a count with its noun, in the plural unless it is one."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
 def span(low: float | None, high: float | None, digits: int = 3) -> str:
     """Return an interval in brackets."""
     return f"[{number(low, digits)}, {number(high, digits)}]"

@@ -12,7 +12,7 @@ import pandas as pd
 from analysis import serialize
 from analysis.compare.rows import BEST_MARK, NEAREST_MARK, BudgetRow, suite_names, table
 from analysis.config import FitConfig
-from analysis.format import number, percent, span
+from analysis.format import number, percent, plural, span
 from analysis.serialize import HIDDEN
 from analysis.stats.noise import NoiseFloor
 from analysis.tables.selection import LeftOut
@@ -201,7 +201,7 @@ def _location(row: BudgetRow, rows: Sequence[BudgetRow]) -> str:
 
 
 def _budgets(count: int) -> str:
-    return f"{count} budget{'s' * (count != 1)}"
+    return plural(count, "budget")
 
 
 def _filled(text: str) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.config import MIN_LADDER_SIZES, Array, FitConfig, ParameterCount
+from analysis.format import plural
 from analysis.isoflop.group import trunks_of
 from analysis.laws.fit import fit_law
 from analysis.laws.objective import Objective, minimise_resamples, predict
@@ -131,7 +132,7 @@ def too_few_sizes(ladder: pd.DataFrame, tokens: float | None) -> str | None:
     """Return why no law is fitted to a ladder, None if one is; `tokens` of its runs if all have the same."""
     sizes, at = _sizes(ladder), "" if tokens is None else f" at {tokens:.3g} tokens"
     if sizes < MIN_LADDER_SIZES:
-        return f"the ladder has {sizes} size{'s' * (sizes != 1)}{at}, at least {MIN_LADDER_SIZES} are needed"
+        return f"the ladder has {plural(sizes, 'size')}{at}, at least {MIN_LADDER_SIZES} are needed"
     return several_recipes(ladder)
 
 

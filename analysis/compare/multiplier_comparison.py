@@ -13,7 +13,7 @@ from analysis.compare.arm_differences import Estimate
 from analysis.compare.ladder import COUNTINGS, LADDERS, LadderChoice, LadderLaw
 from analysis.compare.rows import aligned
 from analysis.config import FitConfig, ParameterCount
-from analysis.format import fixed, number, percent, span
+from analysis.format import fixed, number, percent, plural, span
 from analysis.serialize import HIDDEN, Result, estimates_frame
 from analysis.stats.bootstrap import NoiseLevel
 from analysis.stats.noise import NoiseFloor
@@ -72,8 +72,8 @@ class ModelWorth:
         """Return what the model is, on how many tokens and FLOPs it was trained, its loss and the ladder."""
         bits = "" if self.bits_per_byte is None else f" ({self.bits_per_byte:.4f} bits per byte)"
         return (
-            f"{self.label}: {number(self.tokens)} tokens, {number(self.flops)} FLOPs, {self.runs} "
-            f"run{'s' * (self.runs != 1)}, loss {self.values['loss']:.4f} nats{bits}; beside "
+            f"{self.label}: {number(self.tokens)} tokens, {number(self.flops)} FLOPs, "
+            f"{plural(self.runs, 'run')}, loss {self.values['loss']:.4f} nats{bits}; beside "
             f"{len(self.sizes)} {LADDERS[self.ladder]}"
         )
 

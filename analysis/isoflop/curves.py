@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.config import Array, FitConfig, Indices, Mask
-from analysis.format import fixed, number, percent, span
+from analysis.format import fixed, number, percent, plural, span
 from analysis.isoflop.geometry import MIN_SWEPT, Geometry, on_isoflop_curve
 from analysis.serialize import HIDDEN
 from analysis.stats.bootstrap import interval, studentised
@@ -128,7 +128,7 @@ def too_few_values(cells: Curves, budget: int) -> str | None:
     """Return why a curve has too few swept values for a minimum with an error, None if it has enough."""
     count = cells.distinct(budget)
     if count < MIN_SWEPT:
-        return f"{count} {NOUNS[cells.variable]}{'s' * (count > 1)}, at least {MIN_SWEPT} are needed"
+        return f"{plural(count, NOUNS[cells.variable])}, at least {MIN_SWEPT} are needed"
     return None
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.config import FitConfig
-from analysis.format import number, percent
+from analysis.format import number, percent, plural
 from analysis.isoflop.curves import QUANTITY_NAMES, Curves
 from analysis.isoflop.estimator import LACK_OF_FIT_FLAG, EstimatorFit, Inputs
 from analysis.stats.noise import NoiseFloor
@@ -93,9 +93,10 @@ def _shared_trunks(table: pd.DataFrame, config: FitConfig) -> tuple[str, ...]:
     if not len(trunks):
         return ()
     runs = int(branched["trunk_id"].isin(trunks).sum())
-    count = f"{len(trunks)} trunk{'s' * (len(trunks) > 1)}"
+    count = plural(len(trunks), "trunk")
     text = (
-        f"{runs} runs branch from {count} over several budgets and share the noise of those steps: intervals "
+        f"{plural(runs, 'run')} branch from {count} over several budgets and share the noise of those "
+        "steps: intervals "
     )
     if config.resampling == "noise" and config.shared_noise == 1:
         return (f"{text}take all noise of a trunk's runs as common, the widest reading (shared_noise=1)",)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.config import FitConfig, Labels
-from analysis.format import fixed, number
+from analysis.format import fixed, number, plural
 from analysis.isoflop.curves import Curves, Quantity, isoflop_curves
 from analysis.isoflop.estimator import DEFAULT_ESTIMATOR, EstimatorFit, EstimatorName, Inputs, Points
 from analysis.isoflop.flags import group_flags
@@ -138,7 +138,9 @@ def fit_groups(
     fitted, skipped = [], []
     plain = runs["kind"] == "transformer"
     if plain.any():
-        skipped.append(f"{plain.sum()} runs of plain transformers: compare against=transformer reads them")
+        skipped.append(
+            f"{plural(int(plain.sum()), 'run')} of plain transformers: compare against=transformer reads them"
+        )
     for label, frame in groups(runs[~plain]):
         table = frame.reset_index(drop=True)
         looped = table[table["kind"] == "looped"]

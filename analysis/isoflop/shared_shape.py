@@ -12,6 +12,7 @@ from functools import partial
 import numpy as np
 
 from analysis.config import Array
+from analysis.format import plural
 from analysis.isoflop.curves import Quantity
 from analysis.isoflop.estimator import (
     EstimatorFit,
@@ -34,7 +35,9 @@ def fit_shared(inputs: Inputs) -> EstimatorFit:
     if not usable or inputs.no_curve:
         return not_fitted("shared shape", inputs, inputs.no_curve)
     if freedom < 1:
-        return not_fitted("shared shape", inputs, f"{at.sum()} runs for {3 * len(usable) + 2} parameters")
+        return not_fitted(
+            "shared shape", inputs, f"{plural(int(at.sum()), 'run')} for {3 * len(usable) + 2} parameters"
+        )
     index = np.searchsorted(usable, cells.budget[at])
     u, v = np.log(cells.params[at]), np.log(cells.tokens[at])
     point = fit_shared_shape(u, v, cells.loss_nats[at][None], index)

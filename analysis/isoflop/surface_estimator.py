@@ -9,6 +9,7 @@ import numpy as np
 from scipy.special import ndtr
 
 from analysis.config import MIN_SURFACE_RUNS, MIN_SURFACE_VALUES, Array
+from analysis.format import plural
 from analysis.isoflop.curves import Optimum, Quantity, interior_bounds
 from analysis.isoflop.estimator import (
     EstimatorFit,
@@ -33,7 +34,8 @@ def fit_parametric(inputs: Inputs) -> EstimatorFit:
     runs, count = inputs.runs, len(inputs.runs.rows)
     values = min(len(np.unique(runs.params)), len(np.unique(runs.tokens)))
     if count < MIN_SURFACE_RUNS:
-        reason = f"{count} runs for {len(PARAMETERS)} parameters, at least {MIN_SURFACE_RUNS} are needed"
+        has = f"{plural(count, 'run')} for {len(PARAMETERS)} parameters"
+        reason = f"{has}, at least {MIN_SURFACE_RUNS} are needed"
         return not_fitted("surface", inputs, reason)
     if values < MIN_SURFACE_VALUES:
         reason = f"{values} distinct sizes or token counts, at least {MIN_SURFACE_VALUES} are needed"

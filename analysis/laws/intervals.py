@@ -16,6 +16,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from analysis.config import Array
+from analysis.format import plural
 from analysis.laws.identification import (
     Ends,
     Intervals,
@@ -127,7 +128,7 @@ def describe_resampling(bootstrap: int, resampling: str, seed: int, few: Student
     text = f"{bootstrap} resamples, {resampling}, seed {seed}"
     if few is None:
         return text
-    freedom = f"{few.freedom} degree{'s' * (few.freedom > 1)} of freedom"
+    freedom = f"{plural(few.freedom, 'degree')} of freedom"
     units = f"{few.units} {'blocks' if resampling == 'block' else 'points'}"
     return f"{text}; {units} are too few for percentiles: Student's t with {freedom}"
 

@@ -13,7 +13,7 @@ import pandas as pd
 from scipy.special import stdtr
 
 from analysis.config import Array, FitConfig
-from analysis.format import number, span
+from analysis.format import number, plural, span
 from analysis.laws.fit import fit_law
 from analysis.laws.intervals import intervals
 from analysis.laws.objective import Objective, minimise_resamples, predict
@@ -41,7 +41,7 @@ class ScorePrediction:
 
     def summary(self) -> str:
         """Return the errors in one line."""
-        at = f"{self.runs} runs of {number(self.budget_flops)} FLOPs"
+        at = f"{plural(self.runs, 'run')} of {number(self.budget_flops)} FLOPs"
         how = "their measured losses" if self.losses == "measured" else f"losses predicted by {self.losses}"
         gap = f"{number(self.bias, 2)}, {number(self.error, 2)}"
         return f"left out, {at}, from {how}: prediction minus score, mean and mean size: {gap}"
@@ -78,7 +78,7 @@ class TaskLaw(Result):
 
     def summary(self) -> str:
         """Return the law, or its refusal, and the errors of its predictions."""
-        head = f"Loss to task: {self.task}, {self.runs} runs"
+        head = f"Loss to task: {self.task}, {plural(self.runs, 'run')}"
         if self.refusal is not None:
             return "\n".join([f"{head}: refused: {self.refusal}", *(f"  {note}" for note in self.notes)])
         values = (
@@ -161,7 +161,7 @@ def fit_task_score(
 
 def _refusal(points: pd.DataFrame) -> str | None:
     if len(points) < MIN_RUNS:
-        return f"{len(points)} runs with a score, at least {MIN_RUNS} are needed"
+        return f"{plural(len(points), 'run')} with a score, at least {MIN_RUNS} are needed"
     if points["score"].max() >= 1:
         return f"a score is {points['score'].max():g}: the error 1 - score must be positive"
     if not (points["loss"] > 0).all():

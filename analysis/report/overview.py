@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.compare.comparison import Comparison
-from analysis.format import number
+from analysis.format import number, plural
 from analysis.isoflop.geometry import backprop_share, on_isoflop_curve
 from analysis.study.study import StudyFit
 
@@ -60,8 +60,8 @@ def facts(runs: pd.DataFrame, study: StudyFit, version: str) -> list[tuple[str, 
         (
             "runs",
             f"{', '.join(counted)}; {budgets.nunique()} budgets from {number(budgets.min())} to "
-            f"{number(budgets.max())} FLOPs; {seeds} seed{'s' * (seeds > 1)}"
-            + (f"; {len(study.left_out)} runs left out" if study.left_out else "")
+            f"{number(budgets.max())} FLOPs; {plural(seeds, 'seed')}"
+            + (f"; {plural(len(study.left_out), 'run')} left out" if study.left_out else "")
             + _beside(runs[runs["kind"] == "looped"]),
         ),
         ("cost", _cost(runs)),

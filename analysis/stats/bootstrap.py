@@ -17,6 +17,7 @@ import numpy as np
 from scipy.special import chdtri, fdtrc, ndtri, stdtrit
 
 from analysis.config import Array, Counts, Labels
+from analysis.format import plural
 from analysis.serialize import HIDDEN
 from analysis.stats.noise import CONSTANT, NoiseFloor, NoiseTrend
 
@@ -264,7 +265,7 @@ def student_interval(
     their own scatter.
     """
     if blocks < 3:
-        raise ValueError(f"{blocks} block{'s' * (blocks > 1)} cannot give an interval, at least 3 are needed")
+        raise ValueError(f"{plural(blocks, 'block')} cannot give an interval, at least 3 are needed")
     error = draws.std(0, ddof=1) * np.sqrt(blocks / (blocks - used))
     half = float(stdtrit(blocks - used, (1 + confidence) / 2)) * error
     return value - half, value + half

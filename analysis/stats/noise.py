@@ -11,7 +11,7 @@ from scipy.optimize import brentq
 from scipy.special import ndtr
 
 from analysis.config import Array, Indices, Labels
-from analysis.format import number
+from analysis.format import number, plural
 from analysis.tables.selection import CELL, VARIANT
 
 ROUNDING = 1e-9  # of the loss: smaller differences are rounding
@@ -119,11 +119,8 @@ class NoiseFloor:
         if self.sd_nats is None:
             return "training noise unknown: no cell was trained with more than one seed"
         freedom, cells = self.degrees_of_freedom, len(self.cells)
-        source = f"pooled over {cells} replicated cell{'s' * (cells > 1)}" if cells else "within seeds"
-        return (
-            f"training noise {self.sd_nats:.4f} nats ({source}, {freedom} degree{'s' * (freedom > 1)} "
-            "of freedom)"
-        )
+        source = f"pooled over {plural(cells, 'replicated cell')}" if cells else "within seeds"
+        return f"training noise {self.sd_nats:.4f} nats ({source}, {plural(freedom, 'degree')} of freedom)"
 
 
 def paired_floor(runs: pd.DataFrame) -> NoiseFloor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from analysis.format import number
+from analysis.format import number, plural
 from analysis.isoflop.curves import SYMBOLS
 from analysis.isoflop.group import GroupFit
 from analysis.study.study import StudyFit
@@ -15,7 +15,7 @@ def brief(study: StudyFit) -> str:
     """Return what the study used and the optima of every group, what limits them, and last the laws."""
     reasons = Counter(item.reason.split(" (")[0] for item in study.left_out)
     left_out = "".join(f"; {count} left out, {reason}" for reason, count in reasons.items())
-    lines = [f"{study.runs_used} runs used{left_out}", study.noise.summary()]
+    lines = [f"{plural(study.runs_used, 'run')} used{left_out}", study.noise.summary()]
     for group in study.groups:
         lines += _optima(group)
     lines += [f"{law.group}, {law.fit.headline()}" if law.fit else law.summary() for law in study.run_laws]
@@ -26,7 +26,8 @@ def brief(study: StudyFit) -> str:
 def _optima(group: GroupFit) -> Iterator[str]:
     """Yield the optima of one group by the default estimator, and its flags."""
     estimator = group.estimator()
-    yield f"{group.label}: {group.runs} runs at {len(group.budgets_flops)} budgets; by {estimator.name}"
+    size = f"{plural(group.runs, 'run')} at {plural(len(group.budgets_flops), 'budget')}"
+    yield f"{group.label}: {size}; by {estimator.name}"
     if estimator.refusal:
         yield f"  refused: {estimator.refusal}"
     for row in zip(*estimator.optima.values(), strict=True):

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.config import MIN_CURVES, FitConfig, Progress
+from analysis.format import plural
 from analysis.isoflop.geometry import geometry
 from analysis.isoflop.group import GroupFit, blocks_of, fit_groups
 from analysis.laws.curve_laws import DEPTH_LAWS, CurveLaws, fit_curves
@@ -211,7 +212,7 @@ def _fit(label: str, law: Law, points: pd.DataFrame, config: FitConfig) -> Cross
     try:
         resampling, labels = _labels(law, points, config)
         if resampling == "block" and labels is not None and len(np.unique(labels)) < MIN_CURVES:
-            blocks = f"{len(np.unique(labels))} block{'s' * (len(np.unique(labels)) > 1)}"
+            blocks = plural(len(np.unique(labels)), "block")
             raise TableError(f"{blocks} of runs, at least {MIN_CURVES} are needed")
         fitted = fit_law(
             law,

@@ -21,6 +21,7 @@ import pandas as pd
 
 from analysis import serialize
 from analysis.config import FitConfig
+from analysis.format import plural
 from analysis.isoflop.curves import QUANTITY_NAMES
 from analysis.isoflop.estimator import DEFAULT_ESTIMATOR
 from analysis.isoflop.exponents import IsoflopResult
@@ -58,7 +59,7 @@ class IsoflopFit(IsoflopResult):
     def summary(self) -> str:
         """Return the fit as plain text."""
         count = len(self.group.budgets_flops)
-        size = f"{self.group.runs} points at {count} budget{'s' * (count > 1)}"
+        size = f"{plural(self.group.runs, 'point')} at {plural(count, 'budget')}"
         lines = [f"{size} (table {self.points_digest}), loss in {self.unit}", *self.remarks()]
         lines.append(self.group.summary())
         if self.validation is not None:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.config import Array
-from analysis.format import number, percent
+from analysis.format import number, percent, plural
 from analysis.tables.schema import TableError
 
 
@@ -31,8 +31,8 @@ class RunSeconds:
         """Return the function with its scatter."""
         return (
             f"{number(self.overhead_s)} s + tokens x ({number(1e6 * self.fixed_s_per_token)} + "
-            f"{number(1e6 * self.per_loop_s_per_token)} µ) µs on {self.device}, from {self.runs} runs that "
-            f"scatter by {percent(self.scatter, 1)} about it"
+            f"{number(1e6 * self.per_loop_s_per_token)} µ) µs on {self.device}, "
+            f"from {plural(self.runs, 'run')} that scatter by {percent(self.scatter, 1)} about it"
         )
 
 

@@ -15,7 +15,7 @@ from typing import Any, get_args
 import numpy as np
 
 from analysis.config import FitConfig, ParameterCount
-from analysis.format import fixed
+from analysis.format import fixed, plural
 from analysis.isoflop.curves import SYMBOLS
 from analysis.isoflop.geometry import Geometry, released_gap
 from analysis.isoflop.group import GroupFit
@@ -122,7 +122,7 @@ def _without_outliers(group: GroupFit, refit: Refit, config: FitConfig) -> list[
             residual[at] = np.abs(group.cells.loss_nats[at] - fitted)
     count = max(1, round(OUTLIERS * len(residual)))
     worst: Any = group.table["run_id"].iloc[group.cells.rows[np.argsort(-residual, kind="stable")[:count]]]
-    name = f"without the {count} run{'s' * (count > 1)} farthest from the fit"
+    name = f"without the {plural(count, 'run')} farthest from the fit"
     again = refit(config, tuple(str(run_id) for run_id in worst))
     return [_variant(refitted, name) for refitted in again if refitted.label == group.label]
 

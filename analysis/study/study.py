@@ -9,6 +9,7 @@ import pandas as pd
 
 from analysis import serialize
 from analysis.config import FitConfig, Progress
+from analysis.format import plural
 from analysis.isoflop.curves import QUANTITY_NAMES
 from analysis.isoflop.estimator import DEFAULT_ESTIMATOR
 from analysis.isoflop.exponents import IsoflopResult
@@ -69,14 +70,14 @@ class StudyFit(IsoflopResult):
     def summary(self) -> str:
         """Return the whole result as plain text."""
         lines = [
-            f"{self.runs_used} runs used, {len(self.left_out)} left out "
+            f"{plural(self.runs_used, 'run')} used, {len(self.left_out)} left out "
             f"(tables {self.runs_digest}, {self.depths_digest})",
             self.noise.summary(),
             *(f"  left out: {item.run_id}, {item.reason}" for item in self.left_out),
             *(f"  skipped: {item}" for item in self.skipped),
         ]
         for group in self.groups:
-            size = f"{group.runs} runs at {len(group.budgets_flops)} budgets"
+            size = f"{plural(group.runs, 'run')} at {plural(len(group.budgets_flops), 'budget')}"
             lines += ["", f"{group.label}: {size}", group.summary()]
         parts = [
             *(item.summary() for item in self.envelopes),

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.config import FitConfig
+from analysis.format import plural
 from analysis.laws.fit import fit_law
 from analysis.laws.task_score import TaskLaw, fit_task_score
 from analysis.tables.schema import TableError
@@ -49,7 +50,7 @@ def task_laws(
             block = alike[config.block].astype(str)
             points["block"] = block.where(block != "", points["run_id"])
         fewer = len(scored) - len(alike)
-        notes = (f"{fewer} runs left out: scored on fewer tasks",) if fewer else ()
+        notes = (f"{plural(fewer, 'run')} left out: scored on fewer tasks",) if fewer else ()
         laws.append(fit_task_score(name, _with_predicted(points, training, config), config, notes))
     return tuple(laws)
 

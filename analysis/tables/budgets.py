@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from analysis.config import Array, Indices
-from analysis.format import number, percent
+from analysis.format import number, percent, plural
 from analysis.serialize import HIDDEN
 from analysis.tables.schema import TableError
 
@@ -38,7 +38,7 @@ class Budgets:
 
     def summary(self) -> str:
         """Return the grouping as one line."""
-        text = f"{self.count} budget{'s' * (self.count > 1)} {self.how}"
+        text = f"{plural(self.count, 'budget')} {self.how}"
         text += f", FLOPs inside one within {percent(self.widest_spread, 1)}"
         if self.count < MIN_BUDGETS:
             text += f"; an exponent needs {MIN_BUDGETS}"
@@ -84,8 +84,9 @@ def _budgets(compute: Array, index: Indices, how: str) -> Budgets:
     sizes = np.bincount(index, minlength=count)
     if sizes[sizes >= CURVE].sum() <= len(logs) / 2:
         raise TableError(
-            f"{count} budgets for {len(logs)} points make no isoFLOP curves: fit the surface law instead "
-            "(law=surface), or say which points share a budget (budget_tolerance=0.05, columns.budget=NAME)"
+            f"{plural(count, 'budget')} for {plural(len(logs), 'point')} make no isoFLOP curves: fit the "
+            "surface law instead (law=surface), or say which points share a budget (budget_tolerance=0.05, "
+            "columns.budget=NAME)"
         )
     inside = np.argsort(index, kind="stable")
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])

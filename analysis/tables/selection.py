@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.format import plural
 from analysis.tables.schema import ADDED, RUNS, TableError, conform
 
 # Runs may share a fit only if these columns agree; a study varies seeds, depths and budgets.
@@ -104,7 +105,7 @@ def _reason(row: object, max_epochs: float) -> str | None:
 def _refuse_mixed_data(runs: pd.DataFrame) -> None:
     counts = runs["data_digest"].value_counts().sort_index()
     if len(counts) > 1:
-        listed = " and ".join(f"{digest} ({count} runs)" for digest, count in counts.items())
+        listed = " and ".join(f"{digest} ({plural(count, 'run')})" for digest, count in counts.items())
         raise TableError(
             f"runs of different data cannot share a fit: data_digest {listed}; collect them apart"
         )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from analysis.format import plural
 from model.config_validation import ConfigError
 from sweeps.cli.help import Command
 from sweeps.config.commands import CompareConfig
@@ -47,7 +48,10 @@ def run_study(study: StudyConfig) -> Path:
     with stage_progress() as progress:
         ledger = write_ledger(study, progress)
     folder = Path(study.root) / ledger.name
-    print(f"{len(ledger.run_ids)} runs in {folder}; stop with Ctrl-C, run again to continue", flush=True)
+    print(
+        f"{plural(len(ledger.run_ids), 'run')} in {folder}; stop with Ctrl-C, run again to continue",
+        flush=True,
+    )
     workers = LocalPool(study.cluster).start_workers(folder, owner=os.getpid())
     try:
         watch(folder, alive=lambda _: any(worker.poll() is None for worker in workers))

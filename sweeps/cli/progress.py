@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from analysis.format import plural
 from sweeps.cli import live_page
 from sweeps.cli.tables import clock
 from sweeps.state.eta import LOST, STALLED, SUSPENDED, UNDER_WAY, flops_left, flops_own, has_ended
@@ -173,11 +174,11 @@ class _Meter:
 
 def _in_training(state: SweepStatus) -> str:
     """Return how many runs and trunk segments train now, in words, empty if none does."""
-    counted = {
+    running = {
         name: sum(row["status"] == "running" for row in rows)
         for name, rows in (("run", state.rows), ("trunk segment", state.trunks))
     }
-    words = [f"{count} {name}{'s' * (count > 1)}" for name, count in counted.items() if count]
+    words = [plural(count, name) for name, count in running.items() if count]
     return f", {' and '.join(words)} in training" if words else ""
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
+from analysis.format import plural
 from harness.run.folder import RunFolder
 from harness.storage.files import write_json
 from model.config_validation import ConfigError
@@ -30,8 +31,8 @@ def rehearse(study: StudyConfig) -> Path:
     folder, ledger, cluster, launches = rehearse_with(study)
     failed = sum(run.status().state == "failed" for run in ledger.runs(folder))
     print(
-        f"rehearsal in {folder}: {len(ledger.run_ids)} runs, {failed} failed for good; {launches} launches, "
-        f"{cluster.submissions} arrays, {cluster.now_s / 3600:.1f} simulated hours",
+        f"rehearsal in {folder}: {plural(len(ledger.run_ids), 'run')}, {failed} failed for good; "
+        f"{launches} launches, {cluster.submissions} arrays, {cluster.now_s / 3600:.1f} simulated hours",
         file=sys.stderr,
     )
     return folder

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from analysis.format import plural
 from harness.storage.files import exclusive
 from model.config_validation import ConfigError
 from sweeps.backends.base import (
@@ -45,7 +46,11 @@ class Submission:
     def __str__(self) -> str:
         if not self.jobs:
             return "nothing to start"
-        return f"submitted {self.runs} runs: {', '.join(self.jobs)}" if self.runs else ", ".join(self.jobs)
+        return (
+            f"submitted {plural(self.runs, 'run')}: {', '.join(self.jobs)}"
+            if self.runs
+            else ", ".join(self.jobs)
+        )
 
 
 def submit_missing(folder: Path, ledger: Ledger, backend: Backend, *, resubmit: bool = False) -> Submission:
@@ -80,7 +85,9 @@ def submit_missing(folder: Path, ledger: Ledger, backend: Backend, *, resubmit: 
             who = "launch again submits them"
             if follows:
                 who = submit_follow_up(folder, ledger, backend, snapshot, [*arrays, *sent]) or who
-            named.append(f"{waiting} runs are not submitted yet, {who}: {why}")
+            named.append(
+                f"{plural(waiting, 'run')} {'is' if waiting == 1 else 'are'} not submitted yet, {who}: {why}"
+            )
         return Submission(jobs=jobs, runs=runs, notes=[*named, *notes])
 
 
@@ -185,7 +192,7 @@ def show_job_files(folder: Path, ledger: Ledger, backend: Backend, show: Callabl
         max_array = SHOWN_MAX_ARRAY
     for array in plan_arrays(ledger, reconciled, max_array, snapshot, read_arrays(folder)):
         path = array_folder(folder, array)
-        show(f"# {path}: {len(array.runs)} runs in {len(array.elements)} jobs")
+        show(f"# {path}: {plural(len(array.runs), 'run')} in {plural(len(array.elements), 'job')}")
         show(backend.job_file(folder, array, snapshot.version))
 
 

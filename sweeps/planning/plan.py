@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from analysis.format import plural
 from harness.run.folder import RunFolder
 from harness.run.pending_runs import pending_lines
 from harness.run.record import planned_columns
@@ -81,7 +82,7 @@ class Plan:
         hours = "unknown" if np.isnan(total["hours"]) else f"{total['hours']:.3g}"
         rest = "unknown" if np.isnan(total["remaining_hours"]) else f"{total['remaining_hours']:.3g}"
         lines = [
-            f"{total['cells']} cells: {total['cells_ok']} OK, {total['cells_dropped']} dropped, "
+            f"{plural(len(self.frame), 'cell')}: {total['cells_ok']} OK, {total['cells_dropped']} dropped, "
             f"{total['cells_done']} done; accounting={', '.join(sorted(set(self.frame['accounting'])))}",
             f"total {total['nominal_flops']:.4g} nominal FLOPs, {total['tokens']:.4g} tokens, "
             f"{hours} device-hours; "

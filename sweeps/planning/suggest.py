@@ -13,7 +13,7 @@ from analysis.design import simulate
 from analysis.design.fisher_information import Counts, FisherInformation, fisher_information
 from analysis.design.grid_search import Limits, cost, next_runs
 from analysis.design.laws_of_runs import laws_of_runs
-from analysis.format import number
+from analysis.format import number, plural
 from analysis.serialize import Printed
 from analysis.stats.noise import noise_floor
 from analysis.tables.readers import read_tables
@@ -58,8 +58,9 @@ class Suggestion(Printed):
         )
         return "\n".join(
             [
-                f"{len(self.cells)} runs to do next, {number(self.flops)} of at most "
-                f"{number(self.allowance_flops)} FLOPs, from {self.runs} finished runs ({self.law})"
+                f"{plural(len(self.cells), 'run')} to do next, {number(self.flops)} of at most "
+                f"{number(self.allowance_flops)} FLOPs, "
+                f"from {plural(self.runs, 'finished run')} ({self.law})"
                 + (f", beside {self.under_way} under way" if self.under_way else ""),
                 *(f"  µ = {mu} at {number(flops)} FLOPs, seed {seed}" for mu, flops, seed in self.cells),
                 f"  expected width of the 95 % interval, to first order: {before} before, {after} after",

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from analysis.format import plural
 from harness.data.documents import text_path
 from harness.data.text_files import find_text_files
 
@@ -104,10 +105,13 @@ def _note(name: str, cells: pd.DataFrame, prepare: str, max_epochs: float, estim
         dropped = int((cells["tokens"] > max_epochs * held).sum())
         repeated = int((cells["tokens"] > held).sum()) - dropped
         if dropped:
-            verb = "are" if prepared else "would be"
-            text += f"; {dropped} runs {verb} dropped, as they take more than sweep.max_epochs={max_epochs:g}"
+            verb = "would be" if not prepared else "is" if dropped == 1 else "are"
+            why = f"for taking more than sweep.max_epochs={max_epochs:g}"
+            text += f"; {plural(dropped, 'run')} {verb} dropped {why}"
         if repeated:
-            text += f"; {repeated} runs repeat their text, and fit leaves them out of laws (max_epochs=1)"
+            own = "repeats its" if repeated == 1 else "repeat their"
+            left_out = "which fit leaves out of laws (max_epochs=1)"
+            text += f"; {plural(repeated, 'run')} {own} text, {left_out}"
         if math.isinf(known):
             return f"{text}; give {epochs:.2g} times the text, or budgets that are smaller by as much{later}"
         better = sufficient_text(longest, vocabulary)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from analysis.format import plural
 from harness.run.config import RunConfig
 from harness.run.folder import RunFolder
 from harness.run.length import stable_steps
@@ -47,8 +48,8 @@ class TrunkSavings:
     def summary(self) -> str:
         """Return the savings, the time to solution and the disk space, a line each."""
         saved = 1 - self.nominal_flops / self.independent_flops
-        workers = f"{self.workers} worker{'s' if self.workers > 1 else ''}"
-        row = f"up to {self.jobs_in_a_row} jobs in a row"
+        workers = plural(self.workers, "worker")
+        row = f"up to {plural(self.jobs_in_a_row, 'job')} in a row"
         if self.time_h is None:
             time = f"time to solution with {workers}: {self.time_ratio:.2f} of independent runs' ({row})"
         else:
@@ -58,8 +59,9 @@ class TrunkSavings:
             )
         return "\n".join(
             [
-                f"shared trunks: {self.runs} runs on {self.trunks} trunks in {self.segments} segments, "
-                f"{self.nominal_flops:.4g} FLOPs, not {self.independent_flops:.4g}: "
+                f"shared trunks: {plural(self.runs, 'run')} on {plural(self.trunks, 'trunk')} "
+                f"in {plural(self.segments, 'segment')}, {self.nominal_flops:.4g} FLOPs, "
+                f"not {self.independent_flops:.4g}: "
                 f"{100 * saved:.0f} % saved",
                 f"{time}; {100 * self.annealing_fraction:.0f} % of the steps trained are cool-down",
                 f"disk: {self.trunk_checkpoints} trunk checkpoints stay, {_bytes(self.trunk_bytes)}; "

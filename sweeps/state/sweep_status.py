@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from analysis.format import plural
 from sweeps.config.next_command import command_line, next_command
 from sweeps.state.eta import UNDER_WAY, Forecast, counts, has_ended
 from sweeps.state.ledger import UNREADABLE
@@ -74,7 +75,7 @@ class SweepStatus:
         everything = [*self.rows, *self.trunks]
         if self.worked_on and not any(row["status"] in (*UNDER_WAY, "done") for row in everything):
             text += "; workers are starting and will take them up"
-        lines = [f"{len(statuses)} runs: {text}"]
+        lines = [f"{plural(len(statuses), 'run')}: {text}"]
         if self.forecast.remaining_flops:
             lines.append(_remaining(self.forecast))
         if self.trunks:
@@ -99,9 +100,9 @@ class SweepStatus:
 
     def _trunks_in_words(self, at: Sequence[str]) -> str:
         shown = counts(row["status"] for row in self.trunks)
-        counted = ", ".join(f"{count} {name}" for name, count in shown.items())
+        states = ", ".join(f"{count} {name}" for name, count in shown.items())
         failed = [row["run_id"] for row in self.trunks if row["status"].startswith("failed")]
-        text = f"{len(self.trunks)} trunk segments: {counted}"
+        text = f"{plural(len(self.trunks), 'trunk segment')}: {states}"
         if failed:
             text += f"; what starts from {', '.join(failed[:3])} is held back"
             text += f": {command_line('retry', at, 'failed=true')}"

@@ -67,7 +67,7 @@ def test_a_qos_takes_as_many_jobs_as_it_allows(sweep):
     """As accounting tells beforehand, and as the controller answers where the profile says more."""
     own = ["cluster.resources.qos=narrow", "cluster.resources.account=project"]
     made = sweep("narrow", *EVENT, "sweep.seeds=[0,1,2]", "sweep.tokens=[640]", *own)
-    with pytest.warns(UserWarning, match="1 runs are not submitted yet, launch again submits them"):
+    with pytest.warns(UserWarning, match="1 run is not submitted yet, launch again submits them"):
         made.launch()
     made.wait_until_idle()
     made.finish()

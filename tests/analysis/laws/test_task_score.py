@@ -102,7 +102,7 @@ def test_a_study_with_scores_shows_them_in_a_section_of_their_own():
     assert [row.losses for row in law.predictions] == ["measured", "the iso_depth law"]
     assert all(row.error < 1e-4 for row in law.predictions)
     assert "Loss to task: Core, 29 runs: chance" in fitted.summary()
-    assert "1 runs left out: scored on fewer tasks" in fitted.summary()
+    assert "1 run left out: scored on fewer tasks" in fitted.summary()
     assert fit_law_to_runs("task_score", scored, depths, CONFIG).parameters == pytest.approx(law.parameters)
     with pytest.raises(TableError, match="law=task_score: no run has a score: loopscale eval"):
         fit_law_to_runs("task_score", runs, depths, CONFIG)

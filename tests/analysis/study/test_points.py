@@ -127,9 +127,7 @@ def test_bad_tables_are_one_line(tmp_path):
         TableError, match=r"^columns.x=sise: points.csv has no such column \(did you mean size\?\)$"
     ):
         read_points(path, {"compute": "flops", "x": "sise"})
-    message = (
-        r"^1 budgets for 1 points make no isoFLOP curves.*; 1 left out, loss = 'bad' is no number: row 2$"
-    )
+    message = r"^1 budget for 1 point make no isoFLOP curves.*; 1 left out, loss = 'bad' is no number: row 2$"
     with pytest.raises(TableError, match=message):
         isoflop(read_points(path, {"compute": "flops", "x": "size"}))
     message = r"points need x: rename columns of the frame \(the table has compute, loss\)"

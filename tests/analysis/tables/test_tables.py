@@ -48,7 +48,7 @@ def test_a_damaged_table_is_one_line(tmp_path):
 def test_runs_of_two_data_sets_are_not_mixed():
     runs, depths = study(budgets=(1e18,))
     runs.loc[0, "data_digest"] = "feedbeef"
-    with pytest.raises(TableError, match=r"data_digest 0123abcd \(6 runs\) and feedbeef \(1 runs\)"):
+    with pytest.raises(TableError, match=r"data_digest 0123abcd \(6 runs\) and feedbeef \(1 run\)"):
         fit(runs, depths)
 
 

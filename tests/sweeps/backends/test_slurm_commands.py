@@ -370,7 +370,7 @@ def test_a_launch_needs_neither_pandas_nor_torch(commands, tiny):
         "print(sorted({'pandas', 'torch'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code, *launch], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.startswith("1 runs: 1 planned")
+    assert done.returncode == 0 and done.stdout.startswith("1 run: 1 planned")
     assert done.stdout.endswith("[]\n")
 
 

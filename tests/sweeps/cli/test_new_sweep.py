@@ -200,7 +200,7 @@ def test_the_text_suffices_for_the_longest_run(here, capsys):
     _, out, _ = command(capsys, "new", "sweep", "tiny", *tiny)
     assert "of about 4.92e+06 training tokens of installed_python_tiny (2.1 epochs); 5 runs would be d" in out
     _, out, _ = command(capsys, "plan", "sweep=tiny", "sweep.max_epochs=3")
-    assert "(2.1 epochs); 5 runs repeat their text, and fit leaves them out of laws" in out
+    assert "(2.1 epochs); 5 runs repeat their text, which fit leaves out of laws" in out
     assert "; data=installed_prose has enough; it is not prepared yet" in out
 
 

@@ -14,8 +14,9 @@ other, as without trunks.
 - `by_hand`: from the same pilots, `plan suggest=8` again and again until the interval is as narrow.
 
 Pursuit k of every case draws its noise from seed 100,000 + k: the widening of the intervals was chosen with
-other seeds. Studies by hand draw from seed k and stop by the intervals of `fit`, which are not widened. Finished chunks are kept in `folder`; the summary,
-docs/validation/pursue.json or `out`, is written after every chunk with the numbers that were really done.
+other seeds. Studies by hand draw from seed k and stop by the intervals of `fit`, which are not widened.
+Finished chunks are kept in `folder`; the summary, docs/validation/pursue.json or `out`, is written after
+every chunk with the numbers that were really done.
 """
 
 from __future__ import annotations

@@ -18,9 +18,9 @@ from analysis.isoflop.shared_shape import fit_shared
 Asked = Literal["exponent", "optimum", "looped_or_fixed"]
 RESAMPLES = 400
 # By how much the intervals of `fit` are widened about the value. Cells are chosen by looking at losses and a
-# pursuit stops when the interval happens to be narrow. Of 229 simulated pursuits that stopped by the intervals
-# of `fit` these held the truth in 92 %; of 307 that stopped by 1.2 times as wide ones, those did in 98 %.
-# `validation/pursue.py` measures the factor between with seeds of its own.
+# pursuit stops when the interval happens to be narrow. Of 229 simulated pursuits that stopped by the
+# intervals of `fit` these held the truth in 92 %; of 307 that stopped by 1.2 times as wide ones, those did in
+# 98 %. `validation/pursue.py` measures the factor between with seeds of its own.
 STRETCH = 1.1
 
 

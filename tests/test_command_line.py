@@ -143,7 +143,7 @@ def test_an_empty_text_folder_is_one_line(capsys, tmp_path):
 def test_help_shows_the_keys_of_the_sweep_first_and_fits_a_screen(capsys):
     _, out, _ = run(capsys, "plan", "--help")
     assert out.index("min_steps: 20 # a cell") < out.index("settings (key=value)") and "docs/" not in out
-    assert out.count("\n") < 65 and "loopscale plan --help all" in out and "model.width" not in out
+    assert out.count("\n") < 66 and "loopscale plan --help all" in out and "model.width" not in out
 
 
 def test_help_shows_the_defaults_of_every_key_of_a_sweep():

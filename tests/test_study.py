@@ -15,6 +15,8 @@ import loopscale
 from analysis import FitConfig, fit, read_tables
 from analysis.result_files import same_json
 from docs.study.tables import fill
+from sweeps.pursuit.pursue import summary
+from sweeps.pursuit.record import read
 
 STUDY = Path(__file__).resolve().parents[1] / "docs" / "study"
 SWEEPS = sorted(path.parent.name for path in STUDY.glob("*/runs.csv"))
@@ -44,7 +46,18 @@ def test_every_run_ended_and_executed_the_flops_expected_of_it(sweep):
     assert set(runs["sweep"]) == {sweep}
 
 
-@pytest.mark.parametrize("sweep", [name for name in SWEEPS if "english" not in name])
+def test_the_pursuit_trained_what_its_record_chose_and_paid_no_more():
+    record = read(STUDY / "pursuit")
+    runs, _ = read_tables(STUDY / "pursuit")
+    columns = (runs[name] for name in ("mean_recurrence", "target_flops", "seed"))
+    assert sorted(zip(*columns, strict=True)) == sorted(record.cells)
+    assert runs["nominal_flops"].sum() == pytest.approx(record.outcome.spent_flops)
+    assert record.outcome.spent_flops <= record.allowance_flops
+    lines = (STUDY / "pursuit" / "log.txt").read_text(encoding="utf-8").splitlines()
+    assert lines == [line.strip().removesuffix(" (ended)") for line in summary(record).splitlines()[1:]]
+
+
+@pytest.mark.parametrize("sweep", [name for name in SWEEPS if "english" not in name and name != "pursuit"])
 def test_the_runs_are_those_that_the_configuration_plans(sweep, tmp_path):
     runs, _ = read_tables(STUDY / sweep)
     plan = loopscale.plan([f"sweep={sweep}", f"root={tmp_path}", f"cache={tmp_path}"])

@@ -131,3 +131,28 @@ def test_a_study_waits_for_its_own_processes(tmp_path):
     assert (tmp_path / "done").exists()
     with pytest.raises(SystemExit):
         in_children([slow, failing])
+
+
+def test_the_designed_140m_grid_resolves_what_its_file_says():
+    study = RESULTS["designed_140m"]
+    flops = study["flops_with_control"]
+    assert flops["isoflop_140m_designed"] <= flops["isoflop_140m"]
+    assert len(study["rows"]) == 4
+    for row in study["rows"]:
+        assert row["isoflop_140m_designed"]["three_optima_inside"] >= 0.9
+        assert row["isoflop_140m_designed"]["all_inside"] >= 0.95
+        assert row["interval_ratio"] is None or row["interval_ratio"] <= 0.75
+    assert sum(row["interval_ratio"] is not None for row in study["rows"]) >= 3
+
+
+def test_pursuits_keep_to_their_allowance_and_their_intervals_hold_the_truth():
+    """Coverage within four standard errors of 0.95, in every case and over all of them."""
+    rows = RESULTS["pursue"]["rows"]
+    assert len(rows) == 3 * 2
+    counts = [round(row["pursuits"] * (1 - row["without_interval"])) for row in rows]
+    for row, count in zip(rows, counts, strict=True):
+        assert row["largest_spent_of_allowance"] <= 1
+        assert row["coverage"] >= 0.95 - 4 * (0.95 * 0.05 / count) ** 0.5
+        assert row["flops_ratio"]["high"] < 1
+    together = sum(row["coverage"] * count for row, count in zip(rows, counts, strict=True)) / sum(counts)
+    assert abs(together - 0.95) < 4 * (0.95 * 0.05 / sum(counts)) ** 0.5

@@ -1,6 +1,6 @@
 """What does a pursuit cost for a given interval, and does that interval hold the truth as often as it says?
 
-python validation/pursue.py [studies=1000] [by_hand=100] [minutes=M] [folder=DIR] [out=FILE]
+python validation/pursue.py [studies=1000] [by_hand=100] [processes=2] [minutes=M] [folder=DIR] [out=FILE]
 
 Three laws, each with two noises. The fixed grid is the one that `design=search` found for the FLOPs of the
 published 140M grid (`docs/validation/design.json`), with those laws known. Its median interval of the
@@ -13,8 +13,10 @@ other, as without trunks.
   accepted, under the policy and its stopping rule.
 - `by_hand`: from the same pilots, `plan suggest=8` again and again until the interval is as narrow.
 
-Pursuit k of every case draws its noise from seed k. Finished chunks are kept in `folder`; the summary,
-docs/validation/pursue.json or `out`, is written after every chunk with the numbers that were really done.
+Pursuit k of every case draws its noise from seed 200,000 + k: the widening of the intervals was chosen with
+other seeds. Studies by hand draw from seed k and stop by the intervals of `fit`, which are not widened.
+Finished chunks are kept in `folder`; the summary, docs/validation/pursue.json or `out`, is written after
+every chunk with the numbers that were really done.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import json
 import sys
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -38,7 +41,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from analysis.design.ground_truth import GroundTruth
 from analysis.design.simulate import Noise, grid
 from analysis.pursuit.policy import Policy, ladder, pilot
-from analysis.pursuit.question import Answer, Question, answer, inputs_of
+from analysis.pursuit.question import STRETCH, Answer, Question, answer, inputs_of
 from analysis.pursuit.simulate import simulate_pursuit, trained
 from sweeps.planning.design import planned_runs
 from sweeps.planning.suggest import suggest_runs
@@ -52,6 +55,7 @@ NOISES = {
 }
 ALLOWANCE = 5.7e20  # FLOPs of the published 140M grid's looped runs
 RECURRENCES = (2, 4, 6, 8, 10, 12, 16, 20, 24, 32)
+FIRST = 200_000  # seed of the first pursuit
 GRID_STUDIES = 100  # analyses of the fixed grid behind its median width
 Cases = list[tuple[str, str]]
 
@@ -98,7 +102,9 @@ def pursued(bench: Bench, law: GroundTruth, noise: Noise, wanted: float, numbers
     """Return how pursuits end."""
     records = []
     for k in numbers:
-        one = simulate_pursuit(replace(bench.policy, target_width=wanted), bench.candidates, law, noise, k)
+        one = simulate_pursuit(
+            replace(bench.policy, target_width=wanted), bench.candidates, law, noise, FIRST + k
+        )
         last = one.rounds[-1]
         records.append(
             {
@@ -137,11 +143,11 @@ def by_hand(bench: Bench, law: GroundTruth, noise: Noise, wanted: float, numbers
             runs = pd.concat([runs, done], ignore_index=True)
             spent += float(chosen["nominal_flops"].sum())
             found = _answered(runs)
-            if found.width is not None and found.width <= wanted:
+            if found.width is not None and found.width <= STRETCH * wanted:
                 break
             left = min(ALLOWANCE - spent, 8 * float(runs["target_flops"].max()))
             cells = suggest_runs(replace(asked, allowance=left), bench.candidates, runs).cells
-        answered = found is not None and found.width is not None and found.width <= wanted
+        answered = found is not None and found.width is not None and found.width <= STRETCH * wanted
         records.append({"spent": spent, "answered": answered})
     return records
 
@@ -187,6 +193,7 @@ def summary(bench: Bench, law: str, noise: str, wanted: float, done: list[Record
 def main(
     studies: int = 1000,
     hand: int = 100,
+    processes: int = 2,
     folder: str = "runs/.validation/pursue",
     out: str = str(ROOT / "docs" / "validation" / "pursue.json"),
 ) -> None:
@@ -201,7 +208,10 @@ def main(
         if not path.exists():
             path.write_text(json.dumps(bench.width(bench.laws[law], NOISES[noise])))
         wanted[f"{number}"] = json.loads(path.read_text())
+    pool = ProcessPoolExecutor(processes)
     for chunk in chunks(max(studies, hand)):
+        waiting = []
+        out_of_time()
         for number, (law, noise) in enumerate(cases):
             common = (bench, bench.laws[law], NOISES[noise], wanted[f"{number}"])
             works: dict[str, tuple[int, Callable[[range], list[Record]]]] = {
@@ -211,8 +221,9 @@ def main(
             for name, (count, work) in works.items():
                 path = place / f"{name}-{number}-{chunk.start:05}.json"
                 if chunk.stop <= count and not path.exists():
-                    out_of_time()
-                    keep(work, chunk, path)
+                    waiting.append(pool.submit(keep, work, chunk, path))
+        for job in waiting:
+            job.result()
         write(Path(out), result(bench, cases, wanted, place))
 
 
@@ -233,7 +244,8 @@ def result(bench: Bench, cases: Cases, wanted: dict[str, float], place: Path) ->
             }
     return {
         "command": "python validation/pursue.py",
-        "seed": "k for pursuit k",
+        "seed": f"{FIRST} + k for pursuit k, k for study k by hand",
+        "widened_by": STRETCH,
         "allowance_flops": ALLOWANCE,
         "fixed_grid_flops": float(bench.fixed.runs["nominal_flops"].sum()),
         "rows": rows,
@@ -251,8 +263,8 @@ if __name__ == "__main__":
     if "minutes" in given:
         os.environ["LOOPSCALE_VALIDATION_MINUTES"] = given.pop("minutes")
     numbers = {
-        {"studies": "studies", "by_hand": "hand"}[k]: int(given.pop(k))
-        for k in ("studies", "by_hand")
+        {"by_hand": "hand"}.get(k, k): int(given.pop(k))
+        for k in ("studies", "by_hand", "processes")
         if k in given
     }
     main(**numbers, **given)

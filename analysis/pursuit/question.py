@@ -17,6 +17,11 @@ from analysis.isoflop.shared_shape import fit_shared
 
 Asked = Literal["exponent", "optimum", "looped_or_fixed"]
 RESAMPLES = 400
+# By how much the intervals of `fit` are widened about the value. Cells are chosen by looking at losses and a
+# pursuit stops when the interval happens to be narrow. Of 229 simulated pursuits that stopped by the
+# intervals of `fit` these held the truth in 92 %; of 307 that stopped by 1.2 times as wide ones, those did in
+# 98 %. `validation/pursue.py` measures the factor between with seeds of its own.
+STRETCH = 1.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +55,7 @@ def inputs_of(grid: Grid, losses: Array, seed: int) -> Inputs:
 
 
 def answer(question: Question, inputs: Inputs, budgets_flops: Collection[float]) -> Answer:
-    """Return what finished runs say, by the intervals of `fit` over some of the budgets.
+    """Return what finished runs say, by the widened intervals of `fit` over some of the budgets.
 
     The budgets are chosen without a look at their own minima. `fit` keeps those with a minimum inside the
     recurrences, and near an end it keeps a budget only where noise has moved the minimum inwards.
@@ -76,5 +81,10 @@ def _answer(
 ) -> Answer:
     if low is None or high is None or not np.isfinite([low, high]).all():
         return Answer(value=value, budgets_flops=budgets, refusal="an end of the interval is open")
-    width = high - low if question.target_flops is None else float(np.log(high / low))
+    if question.target_flops is None:
+        low, high = value - STRETCH * (value - low), value + STRETCH * (high - value)
+        width = high - low
+    else:
+        low, high = value * (low / value) ** STRETCH, value * (high / value) ** STRETCH
+        width = float(np.log(high / low))
     return Answer(value=value, low=low, high=high, width=width, budgets_flops=budgets)

@@ -30,7 +30,7 @@ class OptimaOutside:
 
 def shipped_window(study: StudyConfig) -> Window:
     """Return where the shipped law of the scale has its optima inside, `everywhere` if there is none."""
-    if len(study.runs) != 1 or not study.sweep.budgets_flops:
+    if len(study.runs) != 1 or not (study.sweep.budgets_flops and study.sweep.mean_recurrences):
         return everywhere
     (scale,), (run,) = study.runs, study.runs.values()
     if run.model.kind != "looped":

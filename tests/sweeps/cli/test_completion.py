@@ -27,7 +27,10 @@ def offered(line: str) -> list[str]:
         ("loopscale pl", ["plan "]),
         ("loopscale st", ["status "]),
         ("loopscale --v", ["--version "]),
-        ("loopscale plan sweep=isoflop", ["sweep=isoflop_140m ", "sweep=isoflop_370m "]),
+        (
+            "loopscale plan sweep=isoflop",
+            ["sweep=isoflop_140m ", "sweep=isoflop_140m_designed ", "sweep=isoflop_370m "],
+        ),
         ("loopscale train -m model=looped_1m", ["model=looped_1m "]),
         ("loopscale plan swee", ["sweep.", "sweep="]),
         ("loopscale plan sweep.min", ["sweep.min_steps="]),
@@ -111,11 +114,11 @@ def test_bash_completes_commands_and_the_value_behind_the_equals_sign(here, caps
         "ask() { COMP_LINE=$1; COMP_POINT=${#1}; COMP_WORDS=($1); _loopscale loopscale; "
         'printf "<%s>" "${COMPREPLY[@]}"; echo; }'
     )
-    lines = ["loopscale pl", "loopscale plan sweep=isoflop_1", "loopscale fit boot"]
+    lines = ["loopscale pl", "loopscale plan sweep=isoflop_3", "loopscale fit boot"]
     asked = [*(f'ask "{line}"' for line in lines), "complete -p loopscale"]
     out = said_by("bash", here, "\n".join([f"source {path}", ask, *asked]))
     *answers, registered = out.splitlines()
-    assert answers == ["<plan >", "<isoflop_140m >", "<bootstrap=>"]
+    assert answers == ["<plan >", "<isoflop_370m >", "<bootstrap=>"]
     assert "-F _loopscale loopscale" in registered
 
 
@@ -127,12 +130,12 @@ compadd() {{ print -- "compadd $*" }}
 _files() {{ print files }}
 compset() {{ }}
 source {path}
-words=(loopscale plan sweep=isoflop_1); CURRENT=3; PREFIX=sweep=isoflop_1; _loopscale
+words=(loopscale plan sweep=isoflop_3); CURRENT=3; PREFIX=sweep=isoflop_3; _loopscale
 words=(loopscale plan swee); CURRENT=3; PREFIX=swee; _loopscale
 words=(loopscale plan path=x); CURRENT=3; PREFIX=path=x; _loopscale
 """
     assert said_by("zsh", here, text).splitlines() == [
-        "compadd -- sweep=isoflop_140m",
+        "compadd -- sweep=isoflop_370m",
         "compadd -S  --",
         "compadd --",
         "compadd -S  -- sweep. sweep=",
@@ -142,8 +145,8 @@ words=(loopscale plan path=x); CURRENT=3; PREFIX=path=x; _loopscale
 
 def test_fish_completes_by_its_own_engine(here, capsys):
     path = script(here, "fish", capsys)
-    asked = f"source {path}; complete -C 'loopscale plan sweep=isoflop_1'; complete -C 'loopscale expo'"
-    assert said_by("fish", here, asked).splitlines() == ["sweep=isoflop_140m", "export"]
+    asked = f"source {path}; complete -C 'loopscale plan sweep=isoflop_3'; complete -C 'loopscale expo'"
+    assert said_by("fish", here, asked).splitlines() == ["sweep=isoflop_370m", "export"]
 
 
 def test_the_scripts_are_those_of_the_help(capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import json
@@ -54,7 +55,7 @@ def _txt_rows(path: Path, file: IO[bytes], config: DataConfig) -> Iterator[Row]:
     lines: list[str] = []
     size = 0
     try:
-        with io.TextIOWrapper(file, encoding="utf-8", newline="") as text:
+        with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
             while line := text.readline(config.max_document_bytes):
                 lines.append(line)
                 size += len(line)
@@ -78,7 +79,7 @@ def _json_rows(path: Path, file: IO[bytes], config: DataConfig) -> Iterator[Row]
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line)
         except RecursionError:
             raise DataError(f"{place} is nested too deeply: write one flat JSON object per line") from None
         except ValueError as error:

@@ -7,6 +7,7 @@ in the sweep's planned.jsonl (`harness.run.pending_runs`).
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import time
 from collections.abc import Callable
@@ -43,6 +44,13 @@ class Status:
     ended_before: str = ""  # failure class of the attempt before, "lost" if it ended without a status
     updated_s: float = 0.0  # seconds since the epoch
     failures: dict[str, int] = field(default_factory=dict)  # so far, by class
+
+    def __post_init__(self) -> None:
+        for name in ("attempts", "step", "steps"):
+            if (value := getattr(self, name)) < 0:
+                raise ValueError(f"{name}={value}: it cannot be negative")
+        if not math.isfinite(self.updated_s):
+            raise ValueError(f"updated_s={self.updated_s}: it must be a finite number of seconds")
 
     def failed(self, failure_class: str, message: str) -> Status:
         """Return this status as a failure of `failure_class`, counted."""

@@ -77,7 +77,7 @@ def _next_command(study: StudyConfig, name: str) -> str:
     if study.quick:
         return "loopscale demo, since quick=true shows the works, not a law"
     root = "" if study.root == "runs" else f" root={quote(study.root)}"
-    return f"loopscale plan sweep={name} suggest=6{root}"
+    return f"loopscale plan sweep={name} suggest=8{root}"
 
 
 def _end(workers: list[subprocess.Popen[bytes]]) -> None:

@@ -12,7 +12,7 @@ from sweeps.cli.help import Command, profile_keys
 from sweeps.cli.tables import as_json, as_text, to_json
 from sweeps.config.commands import StatusConfig
 from sweeps.config.compose import compose_table
-from sweeps.config.next_command import next_command
+from sweeps.config.next_command import command_line, next_command
 from sweeps.config.study import StudyConfig
 from sweeps.state.profile import study_of
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sweeps.launch.submit import Submission
 
 PURSUIT = "pursuit.json"  # in a sweep's folder, of a pursuit
+MOST = 0.5  # share of the runs that are done, from which the laws come next
 STATUS_COLUMNS = {
     "run_id": "run",
     "trunk_id": "trunk",
@@ -212,8 +213,13 @@ def _collect(overrides: list[str]) -> str:
         return as_json(collected.runs)
     written = ", ".join(f"{name}.parquet ({count} rows)" for name, count in collected.rows.items())
     lines = [f"{settings.folder}: {written}", gaps(collected.runs)]
-    any_done = (collected.runs["status"] == "done").any()
-    lines.append(next_command("fit" if any_done else "status", overrides))
+    done = collected.runs["status"] == "done"
+    if done.mean() < MOST:
+        lines.append(next_command("status", overrides))
+        if done.any():
+            lines.append(f"or already: {command_line('fit', overrides)}")
+    else:
+        lines.append(next_command("fit", overrides))
     return "\n".join(lines)
 
 

@@ -18,6 +18,7 @@ from harness.run.length import ORIGIN, SEGMENT, Origin, set_origin
 from harness.run.pending_runs import pending_file, pending_files, pending_line, pending_lines, write_pending
 from harness.storage.files import exclusive, write_json
 from model.config_validation import ConfigError
+from sweeps.backends.base import Backend
 from sweeps.backends.registry import open_backend
 from sweeps.config.cluster import ClusterConfig
 from sweeps.config.study import StudyConfig
@@ -104,13 +105,29 @@ def start_missing(folder: Path, *, resubmit: bool = False) -> Submission:
     if not any(is_open(status, ledger.retry) for _, status in unfinished_runs(ledger, folder)):
         return Submission(jobs=[], notes=[])
     at_work = backend.workers(folder)
+    notes = _beside(folder, backend)
     started = backend.start_workers(folder)
     if at_work:  # they keep their slots, and what was started for those ends at once
         named = ", ".join(at_work)
-        note = f"at work already: worker process {named}; another starts only where one has ended"
+        notes.append(f"at work already: worker process {named}; another starts only where one has ended")
         new = [worker for worker in backend.workers(folder) if worker not in at_work]
-        return Submission(jobs=[f"worker process {worker}" for worker in new], notes=[note])
-    return Submission(jobs=[f"worker process {worker.pid}" for worker in started], notes=[])
+        return Submission(jobs=[f"worker process {worker}" for worker in new], notes=notes)
+    return Submission(jobs=[f"worker process {worker.pid}" for worker in started], notes=notes)
+
+
+def _beside(folder: Path, backend: Backend) -> list[str]:
+    """Return a note on the other sweeps under the root whose workers share this machine now."""
+    others = sorted(
+        ledger.parent.name
+        for ledger in folder.resolve().parent.glob("*/sweep.json")
+        if ledger.parent != folder.resolve() and backend.workers(ledger.parent)
+    )
+    if not others:
+        return []
+    return [
+        f"{', '.join(others)} {'trains' if len(others) == 1 else 'train'} on this machine too, and sweeps "
+        f"that share it take longer; loopscale cancel sweep={others[0]} stops one, launch continues it"
+    ]
 
 
 def dry_run(study: StudyConfig, show: Callable[[str], None]) -> None:

@@ -27,6 +27,18 @@ GRID = (
 )  # keys of a sweep that a design replaces
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes 3.4e+11, not 340000000000.0."""
+
+    def represent_large(self, value: float) -> yaml.ScalarNode:
+        if not 1e6 <= value < np.inf:
+            return self.represent_float(value)
+        return self.represent_scalar("tag:yaml.org,2002:float", np.format_float_scientific(value, trim="0"))
+
+
+_Dumper.add_representer(float, _Dumper.represent_large)
+
+
 def searched_sweep(sweep: SweepConfig, knowledge: FisherInformation, counts: Counts) -> SweepConfig:
     """Return `sweep` with its grid replaced by the chosen cells of each budget; the control stays."""
     cells: dict[str, ListedCells] = {}
@@ -78,7 +90,7 @@ def write_sweep(
     grid["cells"] = {name: _changed(cells) for name, cells in sweep.cells.items()}
     content["sweep"] = content.get("sweep", {}) | grid
     comments = [f"# {line}".rstrip() for line in head]
-    text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=110)
+    text = yaml.dump(content, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110)
     write_text(path, "\n".join(["# @package _global_", *comments, text]))
     return path
 

@@ -107,3 +107,9 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 )
 def test_the_name_decides_how_a_file_is_read(name, read_as):
     assert text_format(name) == read_as
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfword")
+    (tmp_path / "b.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "word"}\n')
+    assert read(tmp_path)[0] == {"a.txt": "word", "b.jsonl": "word"}

@@ -75,7 +75,7 @@ def test_a_killed_demo_continues_and_reports(overrides, tmp_path, capsys, monkey
         (plateau, "Test-time depth: "),
     ):
         assert line.startswith(start)
-    assert last == f"report: {page}; next: loopscale plan sweep=small suggest=6 root={tmp_path / 'runs'}"
+    assert last == f"report: {page}; next: loopscale plan sweep=small suggest=8 root={tmp_path / 'runs'}"
     assert "<html" in page.read_text() and "next: loopscale plan " in page.read_text()
     figures = {path.suffix for path in (page.parent / "figures").iterdir()}
     assert figures == {".pdf", ".png", ".csv"}

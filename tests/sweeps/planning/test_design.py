@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 import loopscale
 from analysis.config import FitConfig
@@ -298,6 +299,17 @@ def test_a_chosen_grid_needs_a_sweep_file_to_come_from(place):
     study = loopscale.compose(place)
     with pytest.raises(ConfigError, match="add sweep=NAME"):
         write_sweep(study.sweep, None, "next", [], rename=False)
+
+
+def test_a_written_sweep_shows_its_budgets_as_a_person_would_write_them(place, tmp_path):
+    from sweeps.planning.design_files import write_sweep
+
+    parent = tmp_path / "mine.yaml"
+    parent.write_text("# @package _global_\nsweep:\n  name: mine\n")
+    study = loopscale.compose([*place, "sweep.budgets_flops=[3.4e11,4e11]"])
+    path = write_sweep(study.sweep, parent, "next", [], rename=False)
+    assert "budgets_flops: [3.4e+11, 4.0e+11]" in path.read_text()
+    assert yaml.safe_load(path.read_text())["sweep"]["budgets_flops"] == [3.4e11, 4e11]
 
 
 def test_planning_a_sweep_without_cells_is_refused_and_listed_cells_suffice(place):

@@ -38,6 +38,16 @@ DAMAGES = {
         lambda path: change(path, attempts="two"),
         r"status\.json: attempts=two: must be a whole number, as",
     ),
+    "a negative count": (
+        "status.json",
+        lambda path: change(path, attempts=-1),
+        r"status\.json: attempts=-1: it cannot be negative",
+    ),
+    "a time that is none": (
+        "status.json",
+        lambda path: change(path, updated_s=float("nan")),
+        r"status\.json: updated_s=nan: it must be a finite number",
+    ),
     "a missing field": ("status.json", lambda path: drop(path, "state"), r"status\.json: state is not set"),
     "a list": (
         "record.json",

@@ -368,3 +368,20 @@ def test_a_second_launch_says_that_workers_are_at_work(tiny_study, tmp_path):
     assert submission.notes == [
         f"at work already: worker process {worker.pid}; another starts only where one has ended"
     ]
+
+
+def test_a_launch_names_the_other_sweep_whose_workers_share_the_machine(tiny_study, tmp_path):
+    root, study = tmp_path / "runs", tiny_study("cluster.parallel_runs=1")
+    folder = root / write_ledger(study).name
+    other = root / "other"
+    other.mkdir()
+    (other / "sweep.json").write_text("{}")
+    with subprocess.Popen(["sleep", "60"]) as worker, exclusive(slot(other, 0), wait=True):
+        slot(other, 0).with_suffix(".pid").write_text(str(worker.pid))
+        submission = start_missing(folder)
+        worker.kill()
+        started = local._DETACHED.pop()
+        started.terminate()
+        started.wait(60)
+    (note,) = submission.notes
+    assert note.startswith("other trains on this machine too") and "cancel sweep=other" in note

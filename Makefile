@@ -6,6 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
+# One apt-get at a time: apt waits for its lock of packages, not for that of its lists (also in tests/slurm/cluster.py).
+APT := flock /var/lock/loopscale-apt apt-get
+
 .DEFAULT_GOAL := help
 # The sweeps of docs/study in their order; study_30k_english is apart, its text is not in the repository.
 STUDY := study_60k_rates study_60k_rates_longer study_60k_pilot study_60k study_60k_probe \
@@ -42,8 +45,8 @@ study-figures: $(INSTALLED) ## every figure and number of docs/study, from its t
 
 browser: ## install headless Chromium, for the tests of the pages (root on Debian)
 	@command -v chromium > /dev/null || { \
-		apt-get -o DPkg::Lock::Timeout=300 -qq update && \
-		apt-get -o DPkg::Lock::Timeout=300 -qq install --no-install-recommends chromium > /dev/null; }
+		$(APT) -o DPkg::Lock::Timeout=300 -qq update && \
+		$(APT) -o DPkg::Lock::Timeout=300 -qq install --no-install-recommends chromium > /dev/null; }
 
 slurm-up: $(INSTALLED) ## start a real SLURM cluster on this machine (root installs its Debian packages)
 	$(BIN)/python tests/slurm/cluster.py up

@@ -124,7 +124,8 @@ def install(site: Site) -> None:
     missing = [package for program, package in wanted.items() if shutil.which(program) is None]
     if not missing:
         return
-    command = ["apt-get", "-o", "DPkg::Lock::Timeout=300", "-qq"]
+    # Under the lock of `make browser`: apt waits for its lock of packages, not for that of its lists.
+    command = ["flock", "/var/lock/loopscale-apt", "apt-get", "-o", "DPkg::Lock::Timeout=300", "-qq"]
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         sys.exit(f"SLURM is not installed here: as root on Debian, apt-get install {' '.join(missing)}")
     with no_autostart():

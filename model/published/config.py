@@ -56,6 +56,7 @@ _ONLY = {
     "injection": "diagonal",
     "exact_zero_order_hold": False,
     "readout": True,
+    "residual_scale": "none",
     "value_embeddings": True,
 }
 

@@ -44,7 +44,6 @@ class ModelConfig:
     prelude_norm: bool = True  # norm between prelude and loop
     readout: bool = True  # the matrix C between loop and coda
     state_init: Literal["like-init", "zero"] = "like-init"
-    residual_scale: Literal["none", "inverse_sqrt", "inverse"] = "none"  # of the core's branches, in µ
 
     mean_recurrence: Annotated[float | int, Ge(1), Le(4096)] = 8  # µ, mean number of loops
     backprop_depth: Positive | None = None  # loops that carry gradient at most; None: ceil(µ / 2)
@@ -105,17 +104,6 @@ class ModelConfig:
     def resolved_backprop_depth(self) -> int:
         """Return µ_bwd, the number of last loops that carry gradient: ceil(µ / 2) unless set."""
         return self.backprop_depth or max(1, math.ceil(self.mean_recurrence / 2))
-
-    @property
-    def residual_factor(self) -> float:
-        """Return the factor of what attention and MLP of a core layer add to the state.
-
-        1, 1/sqrt(µ) or 1/µ: with the last, the sum that all loops add stays of one size as µ grows
-        (arXiv 2606.18524; over layers, arXiv 2505.01618).
-        """
-        if self.kind != "looped" or self.residual_scale == "none":
-            return 1.0
-        return float(self.mean_recurrence) ** (-0.5 if self.residual_scale == "inverse_sqrt" else -1.0)
 
     @property
     def own_depth(self) -> int:

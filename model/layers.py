@@ -48,8 +48,7 @@ class RMSNorm(nn.Module):
 class Linear(nn.Module):
     """Multiply by a weight [out, in], without bias; its values are set by `model.transformer.initialise`."""
 
-    cast: Tensor | None = None  # the matrix as autocast would cast it, see `cast_once`
-    scale = 1.0  # of the product
+    cast: Tensor | None = None  # the weight as autocast would cast it, see `cast_once`
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -57,11 +56,7 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map the last dimension."""
-        return F.linear(x, self.matrix() if self.cast is None else self.cast)
-
-    def matrix(self) -> Tensor:
-        """Return the matrix [out, in] that multiplies: the weight times the scale."""
-        return self.weight if self.scale == 1 else self.scale * self.weight
+        return F.linear(x, self.weight if self.cast is None else self.cast)
 
 
 class Attention(nn.Module):
@@ -166,16 +161,12 @@ class Block(nn.Module):
             query=attn.c_q.weight,
             key=attn.c_k.weight,
             value=attn.c_v.weight,
-            merge=attn.c_proj.matrix(),
+            merge=attn.c_proj.weight,
             norm_2=self.norm_2.weight,
             fc=mlp.fc.weight,
-            proj=mlp.proj.matrix(),
+            proj=mlp.proj.weight,
             gate=None if attn.ve_gate is None else attn.ve_gate.weight,
         )
-
-    def scale_branches(self, factor: float) -> None:
-        """Multiply what attention and MLP add to the stream."""
-        self.attn.c_proj.scale = self.mlp.proj.scale = factor
 
     def has_hooks(self) -> bool:
         """Return True if something is to be called whenever the block is."""
@@ -186,7 +177,7 @@ class Block(nn.Module):
         linear = [self.attn.c_proj, self.mlp.fc, self.mlp.proj]
         if self.attn.ve_gate is not None:
             linear.append(self.attn.ve_gate)
-        return [(self.attn, self.attn.joint_weight()), *((layer, layer.matrix()) for layer in linear)]
+        return [(self.attn, self.attn.joint_weight()), *((layer, layer.weight) for layer in linear)]
 
 
 @contextmanager

@@ -48,8 +48,6 @@ class LoopedTransformer(nn.Module):
         self.prelude = nn.ModuleList(blocks[:core])
         self.core = nn.ModuleList(blocks[core:coda])
         self.coda = nn.ModuleList(blocks[coda:])
-        for block in blocks[core:coda]:
-            block.scale_branches(config.residual_factor)
         self.final_norm = RMSNorm(width, config.norm_eps)
         if config.kind == "looped":
             self.prelude_norm = RMSNorm(width, config.norm_eps) if config.prelude_norm else nn.Identity()

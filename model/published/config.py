@@ -56,7 +56,6 @@ _ONLY = {
     "injection": "diagonal",
     "exact_zero_order_hold": False,
     "readout": True,
-    "residual_scale": "none",
     "value_embeddings": True,
 }
 

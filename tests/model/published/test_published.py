@@ -108,7 +108,6 @@ EVEN = {"prelude_layers": 2, "core_layers": 2, "coda_layers": 2}
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"residual_scale": "inverse"}, "residual_scale=inverse has no published counterpart, only none"),
         ({"injection": "linear"}, "injection=linear has no published counterpart, only diagonal"),
         ({**EVEN, "depth_sampling": "stratified"}, "depth_sampling=stratified has no published counterpart"),
         ({}, "core_layers=1 has no published counterpart: the value gates"),

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.config import MIN_SURFACE_RUNS, FitConfig
-from analysis.format import error, number, plural
+from analysis.format import error, number
 from analysis.isoflop.estimator import Array
 from analysis.isoflop.group import GroupFit
 from analysis.laws.depth_curve import fit_depth_curves
@@ -152,7 +152,7 @@ def _without(label: str, fit: LawFit | None, left_out: Sequence[LeftOut]) -> lis
     for row, (name, mask) in enumerate(left_out):
         count, rest = int(mask.sum()), int((~mask).sum())
         if fit is None or (fit.law == "surface" and rest < MIN_SURFACE_RUNS):
-            reason = f"{plural(rest, 'run')} left to fit, at least {MIN_SURFACE_RUNS} are needed"
+            reason = f"{rest} runs are left to fit, at least {MIN_SURFACE_RUNS} are needed"
         elif reached[row]:
             predictions.append(_held_out(label, name, predicted[row, mask], losses[mask]))
             continue

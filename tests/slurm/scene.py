@@ -115,7 +115,7 @@ class Scene:
         text = self.ask("launch", *more)
         arrays = [read_array(path.parent) for path in set(self.made.batches()) - before]
         count = sum(len(array.runs) for array in arrays)
-        said = re.search(r"submitted (\d+) runs: ", text)
+        said = re.search(r"submitted (\d+) runs?: ", text)
         if (int(said[1]) if said else 0) != count:
             self.says(text, False, f"that {count} runs were submitted")
         live = Counter(self.live())
@@ -172,4 +172,4 @@ def output_of(process: subprocess.Popen, log: Path, start: int) -> str:
 
 def summary(text: str) -> str:
     """Return the line of a status that counts and advises."""
-    return next((line for line in text.splitlines() if " runs: " in line), text[-200:])
+    return next((line for line in text.splitlines() if re.search(r" runs?: ", line)), text[-200:])
